@@ -1,0 +1,18 @@
+"""Fine-tuning library: plain functions and configs; only `tuneline.workflow` knows ZenML.
+
+Importing it switches off the telemetry and the noise of the tools below it, unless the environment says otherwise.
+"""
+
+import os
+
+DEFAULT_ENVIRONMENT = {
+    "ZENML_ANALYTICS_OPT_IN": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+for _name, _value in DEFAULT_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

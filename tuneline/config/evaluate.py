@@ -1,0 +1,59 @@
+"""Configs of evaluation and promotion."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuneline.config.base import Config
+
+
+class EvaluateConfig(Config):
+    """How the base model and the new one are scored."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer that is generated; references are never cut."""
+
+    batch_size: int = Field(16, ge=1)
+    """Prompts generated side by side. It changes the speed, not the answers."""
+
+    max_items: int | None = Field(None, ge=2)
+    """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
+
+
+class ExamProtocol(Config):
+    """How one exam is taken."""
+
+    name: str
+    num_shots: int
+
+
+class EvaluateStepConfig(EvaluateConfig):
+    """The slice of the recipe that `evaluate` sees."""
+
+    exams: list[ExamProtocol] = []
+
+
+class GateConfig(Config):
+    """What a new model must prove before it is promoted (docs/decisions/0003)."""
+
+    metric: Literal["rouge1", "rouge2", "rougeL"] = "rougeL"
+    """Target: the mean over held-out items that must rise."""
+
+    min_gain: float = Field(0.0, ge=0)
+    """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE."""
+
+    level: float = Field(0.95, gt=0.5, lt=1)
+    """One-sided confidence of the paired bootstrap."""
+
+    num_resamples: int = Field(5000, ge=1000)
+    """Bootstrap resamples."""
+
+
+class RegisterConfig(Config):
+    """Under which name a model is registered, and which gate it meets."""
+
+    model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Name in the MLflow model registry."""
+
+    gate: GateConfig = GateConfig()
+    """The gate."""

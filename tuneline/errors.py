@@ -1,0 +1,53 @@
+"""Every error this project raises on purpose.
+
+TunelineError
+├── RecipeError      the recipe asks for something that cannot be done        (fix the YAML)
+├── DataError        a row does not have the shape its format promises        (fix the data)
+├── NotFoundError    a name is in no registry                                 (fix the name)
+├── SourceError      a model or data set is missing, or has other bytes       (fix the place)
+├── ProofError       a check of our own failed: masks, packing, merge         (the result is not trustworthy)
+└── TrackingError    MLflow, the registry or a registered model is unusable   (fix the stack)
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TunelineError(Exception):
+    """Base of all errors raised by this project; catch it to catch them all."""
+
+
+class RecipeError(TunelineError, ValueError):
+    """The recipe asks for a combination that cannot be trained."""
+
+
+class DataError(TunelineError, ValueError):
+    """A row does not have the shape that its declared format promises."""
+
+
+class SourceError(TunelineError, OSError):
+    """A model or a data set is not where the recipe says, or its bytes are not those expected."""
+
+
+class ProofError(TunelineError, RuntimeError):
+    """A proof obligation does not hold, so the result must not be used."""
+
+
+class TrackingError(TunelineError, RuntimeError):
+    """The tracking server, the model registry or a registered model cannot be used."""
+
+
+class NotFoundError(TunelineError, LookupError):
+    """A name was looked up in a registry that does not hold it."""
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str]) -> "NotFoundError":
+        """Say what was asked for, what is nearest, and everything that exists."""
+        known = sorted(known)
+        return cls(f"Unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` where a known name is near, or an empty string."""
+    nearest = get_close_matches(name, sorted(known), n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,101 @@
+"""Multiple-choice scoring (MMLU, arXiv:2009.03300): the log-likelihood of each letter as the next token.
+
+One forward pass a question. What the prompts of a subject share (the solved questions) is computed once: the longest
+common prefix of the *tokenized* prompts, so that no token is cut otherwise than in a prompt by itself. Left padding stands
+between that prefix and the question, and position ids skip it; only the last position's logits are computed.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneline.data.benchmarks import LETTERS, Question
+from tuneline.errors import SourceError
+
+BATCH_TOKENS = 4096
+
+
+def prompt(question: Question, shots: Sequence[Question]) -> str:
+    """Return the prompt of MMLU's authors: header, solved questions, the question."""
+    head = f"The following are multiple choice questions (with answers) about {question.subject.replace('_', ' ')}.\n\n"
+    solved = "".join(f"{_show(shot)} {shot.answer}\n\n" for shot in shots)
+    return head + solved + _show(question)
+
+
+def _show(question: Question) -> str:
+    choices = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
+    return "\n".join([question.text.strip(), *choices, "Answer:"])
+
+
+@torch.inference_mode()
+def letter_logprobs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+) -> torch.Tensor:
+    """Return the log-probability of each letter after each prompt, [prompts, letters], in order.
+
+    Raises:
+        SourceError: The tokenizer does not write each letter as one token.
+    """
+    rows = tokenizer(list(prompts))["input_ids"]
+    letters = torch.tensor(_letter_ids(tokenizer), device=model.device)
+    shared = _common_prefix(rows)
+    cache = _prefix_cache(model, rows[0][:shared]) if shared else None
+    scores = torch.empty(len(rows), len(LETTERS))
+    for members in _batches([len(row) - shared for row in rows], batch_tokens):
+        tails = [rows[i][shared:] for i in members]
+        logits = _last_logits(model, tails, shared, cache)
+        scores[members] = logits.float().log_softmax(-1)[:, letters].cpu()
+    return scores
+
+
+def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"] for letter in LETTERS]
+    if any(len(tokens) != 1 for tokens in ids):
+        raise SourceError("This tokenizer does not write ' A' to ' D' as one token each, so letters cannot be compared.")
+    return [tokens[0] for tokens in ids]
+
+
+def _common_prefix(rows: Sequence[list[int]]) -> int:
+    """Return how many tokens all rows begin with, leaving each at least one to score."""
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)
+    differs = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return min(next(differs, len(low)), min(map(len, rows)) - 1)
+
+
+def _prefix_cache(model: PreTrainedModel, ids: list[int]) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, batch_tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+def _last_logits(
+    model: PreTrainedModel, tails: list[list[int]], shared: int, cache: DynamicCache | None
+) -> torch.Tensor:
+    width = max(map(len, tails))
+    ids = torch.tensor([[0] * (width - len(tail)) + tail for tail in tails], device=model.device)
+    mask = torch.tensor([[1] * shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
+    mask = mask.to(model.device)
+    past = copy.deepcopy(cache)
+    if past is not None:
+        past.batch_repeat_interleave(len(tails))
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, shared:]
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=past,
+        use_cache=past is not None,
+        logits_to_keep=1,
+    ).logits[:, -1]

@@ -1,0 +1,114 @@
+"""Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuneline import progress
+from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
+from tuneline.data import benchmarks, render
+from tuneline.data.tokenize import load_tokenizer
+from tuneline.evaluation import choice, generate, rouge
+from tuneline.evaluation.items import Item, Score, remembered, score
+from tuneline.identity import Manifest, digest
+from tuneline.model.load import load_model
+
+HELD_OUT = "held_out"
+
+
+class Candidate:
+    """A model by its hash; its weights are loaded when a question has no answer in the store."""
+
+    def __init__(self, name: str, folder: Path, content_hash: str) -> None:
+        self.name, self.folder, self.content_hash = name, folder, content_hash
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Load the weights, once."""
+        return load_model(self.folder).eval()
+
+
+def score_all(
+    candidate: Candidate, tokenizer_manifest: Manifest, held_out: Dataset, exams: Manifest, config: EvaluateStepConfig
+) -> list[Score]:
+    """Return the scores of a model on every item of the recipe, in a fixed order."""
+    tokenizer = load_tokenizer(tokenizer_manifest)
+    items = held_out_items(held_out, tokenizer, config.max_items)
+    protocol = generation_protocol(tokenizer_manifest, config)
+    scores = remembered(candidate.content_hash, protocol, items, _generator(candidate, tokenizer, config))
+    for exam in config.exams:
+        scores += _sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
+    return scores
+
+
+def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig) -> str:
+    """Name how answers are made and scored; another way is another protocol."""
+    return digest(["greedy", tokenizer.content_hash(), config.max_new_tokens, rouge.VERSION, "float32"])
+
+
+def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
+    """Ask for the last answer of each held-out example."""
+    rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
+    return [Item(HELD_OUT, row["id"], *render.prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
+
+
+def _generator(
+    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig
+) -> Callable[[list[Item]], list[Score]]:
+    def answer(items: list[Item]) -> list[Score]:
+        prompts = [item.prompt for item in items]
+        title = f"answers of {candidate.name}"
+        outputs = generate.answers(
+            candidate.model, tokenizer, prompts, config.max_new_tokens, config.batch_size, title=title
+        )
+        references = [item.reference for item in items]
+        metric = rouge.Rouge(keep_in_memory=True)
+        columns = metric.compute(predictions=outputs, references=references, aggregate=False)
+        rows = [{kind: columns[kind][i] for kind in rouge.KINDS} for i in range(len(items))]
+        return [score(*parts) for parts in zip(items, outputs, rows, strict=True)]
+
+    return answer
+
+
+def _sit(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    exams: Manifest,
+    config: ExamProtocol,
+) -> list[Score]:
+    exam = benchmarks.read_exam(exams.item(config.name))
+    shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
+    items = [
+        Item(config.name, question.id(), choice.prompt(question, shots[subject]), question.answer)
+        for subject, questions in sorted(exam.test.items())
+        for question in questions
+    ]
+    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
+    protocol = digest(["letters", tokenizer_manifest.content_hash(), asked, "float32"])
+    return remembered(candidate.content_hash, protocol, items, _examinee(candidate, tokenizer))
+
+
+def _examinee(
+    candidate: Candidate, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[list[Item]], list[Score]]:
+    """Answer by the likeliest letter, subject by subject, so that the shots in front are computed once."""
+
+    def answer(items: list[Item]) -> list[Score]:
+        by_head: dict[str, list[Item]] = {}
+        for item in items:
+            by_head.setdefault(item.prompt.split("\n", 1)[0], []).append(item)
+        scores = []
+        with progress.bar(f"exam {items[0].benchmark} of {candidate.name}", len(items)) as advance:
+            for members in by_head.values():
+                table = choice.letter_logprobs(candidate.model, tokenizer, [item.prompt for item in members])
+                for item, row in zip(members, table.tolist(), strict=True):
+                    letter = benchmarks.LETTERS[row.index(max(row))]
+                    scores.append(score(item, letter, {"accuracy": float(letter == item.reference)}))
+                advance(len(scores))
+        return scores
+
+    return answer

@@ -1,0 +1,119 @@
+"""Identity by content: hashes of values, files and folders, and the manifest that carries them.
+
+A file is hashed once: the digest is kept beside its size, time and inode, and the bytes are read again only where
+those changed. Where a thing lies, when it was found and by whom is never part of its identity.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tuneline import state
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, no escapes of what UTF-8 can hold."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class FileEntry(BaseModel):
+    """One file, known by its bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Path relative to the folder that the manifest speaks of."""
+
+    size: int
+    sha256: str
+
+
+class Located(BaseModel):
+    """A named set of files: one data set, one exam, one model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    location: str
+    """Folder that holds the files, on this machine; no part of the identity."""
+
+    source: str
+    """Where it came from, in words: a path, a wheel, a hub name with its revision; no part of the identity."""
+
+    licence: str = "unknown"
+    files: list[FileEntry]
+
+    def paths(self) -> list[Path]:
+        """Return where the files lie."""
+        return [Path(self.location) / file.name for file in self.files]
+
+    def content_hash(self) -> str:
+        """Hash the names and the bytes of the files."""
+        return digest([[file.name, file.sha256] for file in sorted(self.files, key=lambda file: file.name)])
+
+
+class Manifest(BaseModel):
+    """What `resolve` hands on: which bytes a run starts from. Nothing is copied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    items: list[Located]
+
+    def content_hash(self) -> str:
+        """Hash names and bytes; equal for the same content found elsewhere."""
+        named = [[item.name if self.kind in ("sources", "benchmarks") else "", item.content_hash()] for item in self.items]
+        return digest([self.kind, named])
+
+    def item(self, name: str) -> Located:
+        """Return the item called `name`; a manifest without it is our own mistake."""
+        return next(item for item in self.items if item.name == name)
+
+    def only(self) -> Located:
+        """Return the item of a manifest that holds just one."""
+        (item,) = self.items
+        return item
+
+
+def file_entries(base: Path, paths: Iterable[Path]) -> list[FileEntry]:
+    """Hash files that lie below `base`; unchanged ones are known from the last time."""
+    paths = sorted(paths)
+    with state.lock("hashes"):
+        store = state.root() / "hashes.json"
+        known = json.loads(store.read_text()) if store.exists() else {}
+        entries = [_entry(base, path, known) for path in paths]
+        fresh = store.with_suffix(".new")
+        fresh.write_text(json.dumps(known))
+        fresh.replace(store)
+    return entries
+
+
+def _entry(base: Path, path: Path, known: dict[str, list[Any]]) -> FileEntry:
+    stat = path.stat()
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    key = str(path.resolve())
+    if known.get(key, [None])[:-1] != stamp:
+        known[key] = [*stamp, sha256_of(path)]
+    return FileEntry(name=path.relative_to(base).as_posix(), size=stat.st_size, sha256=known[key][-1])
+
+
+def sha256_of(path: Path) -> str:
+    """Hash the bytes of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_hash(folder: Path, ignore: Iterable[str] = ()) -> str:
+    """Hash the names and bytes of all files below a folder, but for those called as in `ignore`."""
+    skipped = set(ignore)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skipped)
+    return digest([[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files])

@@ -1,0 +1,22 @@
+"""Load a base model or a checkpoint for training or answering."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from tuneline.model import attention as _registers_segment  # noqa: F401
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> PreTrainedModel:
+    """Load a causal language model from a directory onto the device that there is.
+
+    Args:
+        folder: As `save_pretrained` leaves it.
+        dtype: Type of the weights.
+        attention: `sdpa`, or `segment` for packed rows.
+    """
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

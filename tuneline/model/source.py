@@ -1,0 +1,131 @@
+"""Base models by source: find one, and know it by its bytes.
+
+Weights and tokenizer are two manifests, so that a changed chat template leaves the weights' identity alone. A GGUF file
+is converted once (`tuneline.model.gguf`) and kept under the hash of what it was made from.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tuneline.config import model as config
+from tuneline.errors import SourceError
+from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
+from tuneline.model import gguf, wheel
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+TOKENIZER = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+CONFIGS = ("config.json", "generation_config.json")
+
+
+def resolve(source: config.ModelSource) -> tuple[Manifest, Manifest, str]:
+    """Find a base model.
+
+    Returns:
+        The manifests `tokenizer` and `base_model`, and a sentence that says which place was used.
+
+    Raises:
+        SourceError: No place can be reached, a hash does not match, or the folder is no model.
+    """
+    if isinstance(source, config.CatalogueModel):
+        return _first_reachable(source.name)
+    folder, licence, said = _fetch(source)
+    name = folder.name if isinstance(source, config.DirectoryModel) else said
+    return *_manifests(folder, name, said, licence), f"base model: {said}"
+
+
+def check_directory(path: Path) -> None:
+    """Check that a folder looks like a model; reads nothing.
+
+    Raises:
+        SourceError: Folder, config, weights or tokenizer are missing.
+    """
+    if not path.is_dir():
+        raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
+    needed = (("config.json",), "a config.json"), (WEIGHTS[:1], "weights (*.safetensors)"), (TOKENIZER[:1], "a tokenizer")
+    for patterns, what in needed:
+        if not _glob(path, patterns):
+            raise SourceError(f"model.path: {path} has no {what}. Give a folder that save_pretrained wrote.")
+
+
+def weights_hash(entries: list[FileEntry]) -> str:
+    """Return the hash that `model.sha256` of a directory is compared with: names and bytes of the weights."""
+    weights = [[entry.name, entry.sha256] for entry in entries if entry.name.endswith(".safetensors")]
+    return digest(sorted(weights))
+
+
+def _first_reachable(name: str) -> tuple[Manifest, Manifest, str]:
+    entry = config.entry(name)
+    failures = []
+    for place in entry.places:
+        try:
+            folder, licence, said = _fetch(place)
+        except SourceError as error:
+            failures.append(f"{place.type}: {error}")
+            continue
+        skipped = "".join(f" ({failure})" for failure in failures)
+        return *_manifests(folder, name, said, entry.licence or licence), f"base model {name}: taken from {said}{skipped}"
+    raise SourceError(f"The model {name!r} could not be had from any place. " + " ".join(failures))
+
+
+def _fetch(place: config.Place) -> tuple[Path, str, str]:
+    """Return the model's folder, its licence as far as known, and where it came from in words."""
+    match place:
+        case config.DirectoryModel():
+            check_directory(place.path)
+            _check_weights(place)
+            return place.path, "unknown", f"directory {place.path.name}"
+        case config.GgufModel():
+            if not place.path.is_file():
+                raise SourceError(f"model.path: there is no file {place.path}. Give a GGUF file.")
+            return gguf.converted(place.path, place.sha256), "unknown", f"GGUF {place.path.name}"
+        case config.WheelModel():
+            return wheel.converted_member(place), "unknown", f"wheel {place.requirement}"
+        case config.HubModel():
+            return _from_hub(place)
+
+
+def _check_weights(place: config.DirectoryModel) -> None:
+    if place.sha256 is None:
+        return
+    got = weights_hash(file_entries(place.path, _glob(place.path, WEIGHTS)))
+    if got != place.sha256:
+        raise SourceError(
+            f"model.sha256: the weights in {place.path} have the hash {got}, expected {place.sha256}. Restore them, or "
+            "correct the recipe."
+        )
+
+
+def _from_hub(place: config.HubModel) -> tuple[Path, str, str]:
+    """Download a snapshot; fails within seconds where the hub cannot be reached."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [*WEIGHTS, *TOKENIZER, *CONFIGS]
+    try:
+        folder = Path(snapshot_download(place.repo_id, revision=place.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise SourceError(f"{place.repo_id} cannot be had from the hub: {reason}") from error
+    check_directory(folder)
+    return folder, "see its model card", f"hub {place.repo_id}@{folder.name[:12]}"
+
+
+def _manifests(folder: Path, name: str, said: str, licence: str) -> tuple[Manifest, Manifest]:
+    parts = {"tokenizer": TOKENIZER, "base_model": (*WEIGHTS, *CONFIGS)}
+    made = {
+        kind: Located(
+            name=name,
+            location=str(folder),
+            source=said,
+            licence=licence,
+            files=file_entries(folder, _glob(folder, patterns)),
+        )
+        for kind, patterns in parts.items()
+    }
+    return tuple(Manifest(kind=kind, items=[item]) for kind, item in made.items())  # type: ignore[return-value]
+
+
+def _glob(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

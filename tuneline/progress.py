@@ -1,0 +1,56 @@
+"""One way to show that something is going on: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Advance(Protocol):
+    """Tell the bar how far the work is, and what else is worth seeing."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show `done` of the total."""
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Advance]:
+    """Show progress for the time of the block; call what it yields after each piece of work."""
+    if sys.stderr.isatty():
+        with _rich_bar(description, total) as advance:
+            yield advance
+        return
+    yield _lines(description, total)
+
+
+@contextmanager
+def _rich_bar(description: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+
+def _lines(description: str, total: int) -> Advance:
+    last = time.monotonic()
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{description}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return advance

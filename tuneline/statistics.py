@@ -1,0 +1,42 @@
+"""Intervals for means of per-item scores, paired where the same items were answered twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over items with the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+    num_items: int
+
+
+def bootstrap_mean(
+    values: Sequence[float], level: float = 0.95, num_resamples: int = 5000, seed: int = 0, *, one_sided: bool = False
+) -> Interval:
+    """Return the mean with its percentile bootstrap interval (Efron 1979).
+
+    Args:
+        values: One score an item; for a paired comparison, one difference an item.
+        level: Confidence of the interval; of its lower end alone where `one_sided`.
+        num_resamples: Draws of as many items, with replacement.
+        seed: Of the draws.
+        one_sided: The lower end leaves `1 - level` below it, rather than half of that.
+    """
+    scores = np.asarray(values, dtype=float)
+    if scores.size == 0:
+        raise ValueError("There are no items, so there is no mean.")
+    tail = (1 - level) if one_sided else (1 - level) / 2
+    generator = np.random.default_rng(seed)
+    rows = max(1, 2_000_000 // scores.size)
+    means = [
+        scores[generator.integers(0, scores.size, (min(rows, num_resamples - done), scores.size))].mean(axis=1)
+        for done in range(0, num_resamples, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(float(scores.mean()), float(low), float(high), int(scores.size))

@@ -1,0 +1,55 @@
+"""What the training loop tells while it goes on: a progress bar, a history, and whoever else listens."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tuneline.progress import Advance
+
+Listener = Callable[[dict[str, float], int], None]
+"""Gets the figures of an optimiser step, and its number."""
+
+KEPT = ("loss", "learning_rate", "grad_norm")
+
+
+class Recorder(TrainerCallback):
+    """Keep the figures of each step, and pass them on."""
+
+    def __init__(self, advance: Advance, listeners: tuple[Listener, ...], tokens_seen: Callable[[], int]) -> None:
+        self.history: list[dict[str, float]] = []
+        self.peak_memory_bytes = 0
+        self._advance, self._listeners, self._tokens_seen = advance, listeners, tokens_seen
+        self._last_time, self._last_tokens = time.monotonic(), 0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, tokens = time.monotonic(), self._tokens_seen()
+        speed = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_tokens = now, tokens
+        memory = memory_bytes()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
+        figures = {name: float(logs[name]) for name in KEPT if name in logs}
+        figures |= {"tokens_per_second": speed, "memory_bytes": float(memory)}
+        self.history.append({"step": float(state.global_step), **figures})
+        for listener in self._listeners:
+            listener(figures, state.global_step)
+        self._advance(state.global_step, f"loss {figures['loss']:.3f}, {speed:.0f} tokens/s")
+
+
+def memory_bytes() -> int:
+    """Return the memory in use: of the GPU at its peak, else of this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)

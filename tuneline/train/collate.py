@@ -1,0 +1,19 @@
+"""Collation without padding: rows of a batch are laid end to end, each example still attends to itself alone."""
+
+from typing import Any
+
+import torch
+
+from tuneline.model import attention
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join rows into one.
+
+    Returns:
+        `input_ids` and `labels`, both [1, tokens], and what tells a model where examples begin.
+    """
+    ids = [token for row in rows for token in row["input_ids"]]
+    labels = [label for row in rows for label in row["labels"]]
+    lengths = [length for row in rows for length in row["lengths"]]
+    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), **attention.packed_inputs(lengths)}
