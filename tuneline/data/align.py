@@ -5,6 +5,7 @@ A row that cannot be used is refused with its place, or dropped and counted by r
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 
 from datasets import Dataset
 
@@ -12,6 +13,7 @@ from tuneline.config.data import AlignConfig
 from tuneline.data import schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.formats import formats
+from tuneline.data.formats.base import Record
 from tuneline.data.schema import Message
 from tuneline.errors import DataError
 
@@ -34,7 +36,7 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
             messages = align_record(json.loads(row["record"]), config.format, config.system)
         except DataError as error:
             if config.bad_rows == "refuse":
-                raise DataError(f"{row['file']}:{row['line']}: {error} Mend the row, or set align.bad_rows: drop.") from None
+                raise _refused(row["file"], row["line"], error) from None
             dropped[str(error)[:80]] += 1
             places.append(f"{row['file']}:{row['line']}")
             continue
@@ -46,7 +48,32 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
     return Corpus({"examples": Dataset.from_list(examples, features=schema.EXAMPLE)}, {"source": source}, counts)
 
 
-def align_record(record: dict[str, object], format: str, system: str | None = None) -> list[Message]:
+def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> None:
+    """Try rows before a run; where bad rows are dropped, one good row is enough.
+
+    Raises:
+        DataError: A row cannot be used and `bad_rows` says refuse, or none can be used.
+    """
+    last: DataError | None = None
+    for file, line, record in rows:
+        try:
+            align_record(record, config.format, config.system)
+        except DataError as error:
+            last = _refused(file, line, error)
+            if config.bad_rows == "refuse":
+                raise last from None
+        else:
+            if config.bad_rows == "drop":
+                return
+    if last:
+        raise last
+
+
+def _refused(file: str, line: int, error: DataError) -> DataError:
+    return DataError(f"{file}:{line}: {error} Mend the row, or set align.bad_rows: drop.")
+
+
+def align_record(record: Record, format: str, system: str | None = None) -> list[Message]:
     """Turn one record into messages.
 
     Args:

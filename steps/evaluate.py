@@ -1,0 +1,40 @@
+"""Step: model and base model -> scores of both, item by item."""
+
+from pathlib import Path
+from typing import Annotated
+
+from zenml import step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import REPORT
+from steps.caching import code_behind
+from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.data.corpus import Corpus
+from tuneline.evaluation import score
+from tuneline.evaluation.report import Report
+from tuneline.identity import Manifest
+from tuneline.model.checkpoint import Checkpoint
+
+
+def watched() -> str:
+    """What the cache key sees beside this step."""
+    libraries = ("torch", "transformers", "evaluate", "rouge-score")
+    modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "data.corpus")
+    return code_behind(*modules, libraries=libraries)
+
+
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=REPORT)
+def evaluate(
+    model: Checkpoint,
+    base_model: Manifest,
+    tokenizer: Manifest,
+    mixture: Corpus,
+    benchmarks: Manifest,
+    config: EvaluateStepConfig,
+) -> Annotated[Report, "sft_report"]:
+    """Ask both models the same questions; answers that are known already are not asked for again."""
+    before = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
+    after = score.Candidate("new model", model.path, model.content_hash())
+    held_out = mixture.splits["validation"]
+    scores = [score.score_all(each, tokenizer, held_out, benchmarks, config) for each in (before, after)]
+    return Report(*scores, before.content_hash, after.content_hash)

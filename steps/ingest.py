@@ -1,0 +1,24 @@
+"""Step: one data set's files -> records with their places."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import CORPUS
+from steps.caching import code_behind
+from tuneline.config.data import IngestConfig
+from tuneline.data import sources as data_sources
+from tuneline.data.corpus import Corpus
+from tuneline.identity import Manifest
+
+
+def watched() -> str:
+    """What the cache key sees beside this step."""
+    return code_behind("data.sources", "data.corpus", libraries=("datasets",))
+
+
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+def ingest(sources: Manifest, config: IngestConfig) -> Annotated[Corpus, "sft_records"]:
+    """Read exactly the bytes that were resolved."""
+    return data_sources.ingest(sources, config)

@@ -1,0 +1,128 @@
+"""Step: report and model -> a registered version, judged. Never cached: it closes every run, whatever was cached."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+from zenml import get_step_context, log_metadata, step
+
+from materializers import DOCUMENT
+from tuneline.config.recipe import SFTRecipe
+from tuneline.data.corpus import Corpus
+from tuneline.evaluation import items, score
+from tuneline.evaluation import report as reports
+from tuneline.evaluation.report import Report
+from tuneline.identity import Manifest, digest
+from tuneline.model import source
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.tracking import gate, promotion, registry, runs
+from tuneline.tracking.promotion import Decision
+from tuneline.tracking.registry import Version
+from tuneline.train.report import TrainingReport
+
+
+@step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
+def register(
+    report: Report,
+    model: Checkpoint,
+    training_report: TrainingReport,
+    sources: Manifest,
+    benchmarks: Manifest,
+    mixture: Corpus,
+    rows: Corpus,
+    recipe: SFTRecipe,
+) -> Annotated[Decision, "sft_decision"]:
+    """Complete the MLflow run, register the model once, and let the gate decide."""
+    _log_run(report, training_report, sources, mixture, rows, recipe)
+    version, new = _register_version(model, sources, training_report, recipe)
+    champion = registry.champion(version.name)
+    findings = []
+    if champion is None or champion.version != version.version:
+        findings = _judge(report, champion, mixture, benchmarks, recipe)
+    decision = promotion.decide(version, new=new, champion=champion, findings=findings)
+    runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
+    log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
+    return decision
+
+
+def _judge(
+    report: Report, champion: Version | None, mixture: Corpus, benchmarks: Manifest, recipe: SFTRecipe
+) -> list[gate.Finding]:
+    """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
+    config = recipe.registry.gate
+    candidate = reports.by_metric(report.model)[config.metric]
+    opponents = {"the base model": report.base}
+    if champion:
+        folder = champion.folder()
+        opponents[f"champion version {champion.version}"] = score.score_all(
+            score.Candidate("champion", folder, champion.content_hash),
+            source.tokenizer_of(folder),
+            mixture.splits["validation"],
+            benchmarks,
+            recipe.for_evaluate(),
+        )
+    tables = {name: reports.by_metric(scores)[config.metric] for name, scores in opponents.items()}
+    return [gate.judge(candidate, table, name, config) for name, table in tables.items()]
+
+
+def _register_version(
+    model: Checkpoint, sources: Manifest, training_report: TrainingReport, recipe: SFTRecipe
+) -> tuple[Version, bool]:
+    context = get_step_context()
+    artifact = context.inputs["model"][0]
+    folder = Path(artifact.uri)
+    tags = {
+        "tuneline.recipe": digest(recipe.model_dump(mode="json")),
+        "tuneline.data": sources.content_hash(),
+        "tuneline.base_model": str(model.identity["base_model"]),
+        "tuneline.training_run": training_report.mlflow_run_id or "",
+        "zenml.run": context.pipeline_run.name,
+        "zenml.run_id": str(context.pipeline_run.id),
+        "zenml.artifact": str(artifact.id),
+    }
+    uri = folder.as_uri() if folder.is_dir() else artifact.uri
+    return registry.register(recipe.registry.model_name, model.content_hash(), uri, runs.active_id(), tags)
+
+
+def _log_run(
+    report: Report,
+    training_report: TrainingReport,
+    sources: Manifest,
+    mixture: Corpus,
+    rows: Corpus,
+    recipe: SFTRecipe,
+) -> None:
+    context = get_step_context()
+    runs.log_params(recipe.model_dump(mode="json"))
+    runs.log_history(training_report.history)
+    figures: dict[str, Any] = {f"training.{name}": value for name, value in training_report.summary.items()}
+    for name, parts in report.metrics().items():
+        figures[name] = parts["model"].mean
+        figures |= {f"{name}.{end}": getattr(parts["model"], end) for end in ("low", "high")}
+        figures |= {f"{name}.base": parts["base"].mean, f"{name}.gain": parts["gain"].mean}
+    runs.log_metrics(figures | _counts(mixture, rows))
+    runs.log_inputs(sources, "training")
+    runs.log_text("evaluation/report.html", report.to_html())
+    runs.log_text("evaluation/report.md", report.to_markdown())
+    for who, scores in (("base", report.base), ("model", report.model)):
+        runs.log_file("evaluation", f"{who}.parquet", lambda path, s=scores: pq.write_table(items.to_table(s), path))
+    inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
+    runs.set_tags(
+        {
+            "tuneline.kind": "pipeline",
+            "zenml.run": context.pipeline_run.name,
+            "zenml.run_id": str(context.pipeline_run.id),
+            "tuneline.git_commit": runs.git_commit(),
+            "tuneline.training_run": training_report.mlflow_run_id,
+            **inputs,
+        }
+    )
+
+
+def _counts(mixture: Corpus, rows: Corpus) -> dict[str, float]:
+    """What happened to the rows on the way: nothing dropped goes unseen."""
+    dropped = sum(sum(source["dropped"].values()) for source in mixture.counts["sources"])
+    plain = {"data.rows_dropped": dropped, "data.exact_copies_dropped": mixture.counts["exact_copies_dropped"]}
+    for split, counts in rows.counts.items():
+        plain |= {f"data.{split}.{name}": value for name, value in counts.items()}
+    return {name: float(value) for name, value in plain.items()}

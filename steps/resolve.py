@@ -1,0 +1,34 @@
+"""Step: what the recipe names -> manifests of the bytes it means. Never cached: it looks at the outside world."""
+
+import logging
+from typing import Annotated
+
+from zenml import step
+
+from materializers import DOCUMENT
+from tuneline.config.recipe import ResolveConfig
+from tuneline.data import sources
+from tuneline.identity import Manifest
+from tuneline.model import source
+from tuneline.tracking import registry
+from tuneline.workflow import tracker
+
+logger = logging.getLogger(__name__)
+
+
+@step(enable_cache=False, output_materializers=DOCUMENT)
+def resolve(
+    config: ResolveConfig,
+) -> tuple[
+    Annotated[Manifest, "sft_sources"],
+    Annotated[Manifest, "sft_benchmarks"],
+    Annotated[Manifest, "sft_tokenizer"],
+    Annotated[Manifest, "sft_base_model"],
+]:
+    """Find data sets, exams and base model; refuse early what would fail late."""
+    tracker.connect()
+    registry.check_champion(config.model_name)
+    found, exams = sources.locate(config.sources), sources.locate_exams(config.exams)
+    tokenizer, base_model, sentence = source.resolve(config.model)
+    logger.info(sentence)
+    return found, exams, tokenizer, base_model

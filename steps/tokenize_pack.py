@@ -1,0 +1,24 @@
+"""Step: mixture -> packed token rows with exact masks."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import CORPUS
+from steps.caching import code_behind
+from tuneline.config.data import TokenizeConfig
+from tuneline.data import tokenize
+from tuneline.data.corpus import Corpus
+from tuneline.identity import Manifest
+
+
+def watched() -> str:
+    """What the cache key sees beside this step."""
+    return code_behind("data.tokenize", "data.corpus", libraries=("datasets", "transformers", "tokenizers", "jinja2"))
+
+
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+def tokenize_pack(mixture: Corpus, tokenizer: Manifest, config: TokenizeConfig) -> Annotated[Corpus, "sft_rows"]:
+    """Render by the model's own template, encode, mask, pack."""
+    return tokenize.tokenize_pack(mixture, tokenizer, config)

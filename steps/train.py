@@ -1,0 +1,38 @@
+"""Step: token rows and base model -> checkpoint, with the report of its training."""
+
+from typing import Annotated
+
+from zenml import get_step_context, step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import CHECKPOINT, DOCUMENT
+from steps.caching import code_behind
+from tuneline.config.train import Method, TrainConfig
+from tuneline.data.corpus import Corpus
+from tuneline.identity import Manifest
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.tracking import runs
+from tuneline.train import sft
+from tuneline.train.report import TrainingReport
+
+
+def watched() -> str:
+    """What the cache key sees beside this step; the tracker does not change what is learned."""
+    libraries = ("torch", "transformers", "peft", "accelerate")
+    return code_behind("train.sft", "train.report", "model.checkpoint", "data.corpus", libraries=libraries)
+
+
+@step(
+    cache_policy=CachePolicy(cache_func=f"{__name__}.watched"),
+    experiment_tracker=True,
+    output_materializers={"sft_checkpoint": CHECKPOINT, "sft_training_report": DOCUMENT},
+)
+def train(
+    rows: Corpus, base_model: Manifest, method: Method, config: TrainConfig
+) -> tuple[Annotated[Checkpoint, "sft_checkpoint"], Annotated[TrainingReport, "sft_training_report"]]:
+    """Fine-tune, with live curves in a child of the MLflow run."""
+    with runs.training_child(f"{get_step_context().pipeline_run.name}-training") as (run_id, listener):
+        checkpoint, report = sft.train(rows, base_model, method, config, listeners=(listener,))
+        runs.log_params({"method": report.method, "train": report.train})
+        runs.log_metrics({f"training.{name}": value for name, value in report.summary.items()})
+    return checkpoint, report.model_copy(update={"mlflow_run_id": run_id})

@@ -1,0 +1,80 @@
+"""Are the files that a recipe names there? Reads nothing, imports nothing heavy: `tuneline plan` asks first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneline.config.data import ExamConfig, SourceConfig
+from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
+from tuneline.config.recipe import SFTRecipe
+from tuneline.errors import SourceError, TunelineError
+
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+def missing(recipe: SFTRecipe) -> list[str]:
+    """Return one line for each thing that a recipe names and that is not there."""
+    checks: list[Callable[[], None]] = [
+        *(lambda source=source: check_source(source) for source in recipe.sources),
+        *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
+        lambda: check_model(recipe.model),
+    ]
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except TunelineError as error:
+            problems.append(str(error))
+    return problems
+
+
+def check_source(source: SourceConfig) -> None:
+    """Check that a data set's file is there.
+
+    Raises:
+        SourceError: It is missing, or of a kind that is not read.
+    """
+    if not source.path.is_file():
+        raise SourceError(f"sources.{source.name}.path: there is no file {source.path}. Correct the path.")
+    if not source.path.name.endswith(ENDINGS):
+        raise SourceError(
+            f"sources.{source.name}.path: {source.path.name} is not read. Give one of {', '.join(ENDINGS)}."
+        )
+
+
+def check_exam(exam: ExamConfig) -> None:
+    """Check that an exam's folder is there.
+
+    Raises:
+        SourceError: It holds no test.
+    """
+    if not any(exam.path.glob("test/*.csv")):
+        raise SourceError(f"exams.{exam.name}.path: {exam.path} has no test/<subject>.csv. Give a folder like MMLU's.")
+
+
+def check_model(model: ModelSource) -> None:
+    """Check that a model's name is known, or its files are there.
+
+    Raises:
+        NotFoundError: The catalogue lacks the name.
+        SourceError: Folder, config, weights or tokenizer are missing.
+    """
+    match model:
+        case CatalogueModel():
+            entry(model.name)
+        case DirectoryModel():
+            check_directory(model.path)
+        case GgufModel() if not model.path.is_file():
+            raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
+
+
+def check_directory(path: Path) -> None:
+    """Check that a folder looks like a model.
+
+    Raises:
+        SourceError: Folder, config, weights or tokenizer are missing.
+    """
+    if not path.is_dir():
+        raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
+    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights"), ("tokenizer*", "tokenizer")):
+        if not any(path.glob(pattern)):
+            raise SourceError(f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote.")

@@ -1,0 +1,116 @@
+"""Promotion: the one place where aliases move.
+
+MLflow moves an alias whoever asks; nothing compares first. So every move happens under a lock that all processes on
+the state root share, against the champion that was judged, and leaves a line in the ledger.
+"""
+
+from collections.abc import Sequence
+
+from mlflow import MlflowClient
+from pydantic import BaseModel, ConfigDict
+
+from tuneline import state
+from tuneline.errors import TrackingError
+from tuneline.tracking import ledger, registry
+from tuneline.tracking.gate import Finding
+from tuneline.tracking.registry import Version
+
+
+class Decision(BaseModel):
+    """What became of a model: registered or known, promoted or not, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name: str
+    version: str
+    new: bool
+    promoted: bool
+    aliases: list[str]
+    sentence: str
+    findings: list[Finding] = []
+
+
+def decide(version: Version, *, new: bool, champion: Version | None, findings: Sequence[Finding]) -> Decision:
+    """Give a version the alias `challenger`, and `champion` where it won every comparison.
+
+    Args:
+        version: The registered version.
+        new: It was not registered before.
+        champion: The champion that the findings speak of, if there was one.
+        findings: One comparison an opponent.
+
+    Raises:
+        TrackingError: Another process moved the champion meanwhile.
+    """
+    if champion and champion.version == version.version:
+        return _decision(version, new=new, promoted=False, sentence="It has the very weights of the champion: nothing to do.")
+    lost = [finding for finding in findings if not finding.passed]
+    why = "; ".join(finding.sentence() for finding in (lost or findings))
+    with state.lock("promotion"):
+        if _number(registry.champion(version.name)) != _number(champion):
+            raise TrackingError(f"The champion of {version.name} changed while this model was judged. Run again.")
+        report = [finding.model_dump() for finding in findings]
+        _move(version.name, "challenger", version.version, why, report=report)
+        if not lost:
+            if champion:
+                _move(version.name, "previous", champion.version, f"was champion before version {version.version}")
+            _move(version.name, "champion", version.version, why, report=report)
+    sentence = f"Promoted to champion: {why}." if not lost else f"Kept as challenger: {why}."
+    return _decision(registry.find(version.name, version.version), new=new, promoted=not lost, sentence=sentence, findings=findings)
+
+
+def force(name: str, version: str, reason: str) -> Version:
+    """Make a version champion without the gate; the reason stands in the ledger."""
+    target = registry.find(name, version)
+    with state.lock("promotion"):
+        before = registry.champion(name)
+        if before and before.version != target.version:
+            _move(name, "previous", before.version, f"was champion before version {target.version}")
+        _move(name, "champion", target.version, f"forced: {reason}")
+    return registry.find(name, target.version)
+
+
+def rollback(name: str, reason: str = "rolled back") -> Version | None:
+    """Give `champion` back to `previous`; without one, take it away.
+
+    Raises:
+        TrackingError: There is no champion to roll back from.
+    """
+    with state.lock("promotion"):
+        known = {alias: version for version in registry.versions(name) for alias in version.aliases}
+        if "champion" not in known:
+            raise TrackingError(f"{name} has no champion, so nothing can be rolled back. `tuneline models` lists what there is.")
+        target = known.get("previous")
+        _move(name, "champion", target.version if target else None, reason)
+        if target:
+            _move(name, "previous", None, f"became champion again: {reason}")
+    return registry.champion(name)
+
+
+def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> None:
+    client = MlflowClient()
+    before = client.get_registered_model(name).aliases.get(alias)
+    if to is None:
+        client.delete_registered_model_alias(name, alias)
+    else:
+        client.set_registered_model_alias(name, alias, to)
+    if before is None or str(before) != to:
+        ledger.append(name, alias, None if before is None else str(before), to, why, **more)
+
+
+def _number(version: Version | None) -> str | None:
+    return version.version if version else None
+
+
+def _decision(
+    version: Version, *, new: bool, promoted: bool, sentence: str, findings: Sequence[Finding] = ()
+) -> Decision:
+    return Decision(
+        model_name=version.name,
+        version=version.version,
+        new=new,
+        promoted=promoted,
+        aliases=list(version.aliases),
+        sentence=sentence,
+        findings=list(findings),
+    )

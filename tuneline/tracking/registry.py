@@ -1,0 +1,131 @@
+"""Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases, never copied."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from tuneline.errors import NotFoundError, TrackingError
+from tuneline.tracking.flavor import FILES
+
+CONTENT_HASH = "tuneline.content_hash"
+ALIASES = ("challenger", "champion", "previous")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    content_hash: str
+    source: str
+    run_id: str
+    tags: dict[str, str]
+
+    def folder(self) -> Path:
+        """Return the directory with the weights, as transformers loads it.
+
+        Raises:
+            TrackingError: The files are gone.
+        """
+        parts = urlsplit(self.source)
+        if parts.scheme not in ("", "file"):
+            return _download(self)
+        folder = Path(unquote(parts.path)) / FILES
+        if not any(folder.glob("*.safetensors")):
+            raise TrackingError(
+                f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are gone from "
+                f"{folder}. Restore them, or take the alias away: `tuneline rollback {self.name}`."
+            )
+        return folder
+
+
+def register(name: str, content_hash: str, source: str, run_id: str, tags: Mapping[str, str]) -> tuple[Version, bool]:
+    """Register a model directory, once for the same content.
+
+    Args:
+        name: Registered model.
+        content_hash: Of weights, tokenizer and template.
+        source: URI of the folder that holds `MLmodel`.
+        run_id: MLflow run that made it.
+        tags: Lineage.
+
+    Returns:
+        The version, and whether it is new.
+    """
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in versions(name):
+        if known.content_hash == content_hash:
+            return known, False
+    made = client.create_model_version(name, source, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
+    return find(name, str(made.version)), True
+
+
+def versions(name: str | None = None) -> list[Version]:
+    """List versions, newest first; of one model, or of all."""
+    client = MlflowClient()
+    query = f"name = '{name}'" if name else None
+    found = client.search_model_versions(query, order_by=["version_number DESC"], max_results=1000)
+    aliases = {model: dict(client.get_registered_model(model).aliases) for model in {v.name for v in found}}
+    return [_version(v, aliases[v.name]) for v in found]
+
+
+def find(name: str, version_or_alias: str) -> Version:
+    """Return a version by number or alias.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    known = versions(name)
+    for version in known:
+        if version_or_alias in (version.version, *version.aliases):
+            return version
+    names = [label for version in known for label in (version.version, *version.aliases)]
+    raise NotFoundError.among(f"version of {name}", version_or_alias, names)
+
+
+def champion(name: str) -> Version | None:
+    """Return the version with the alias `champion`, if there is one."""
+    return next((version for version in versions(name) if "champion" in version.aliases), None)
+
+
+def check_champion(name: str) -> None:
+    """Check that the champion's files are there, since a new model will be measured against it.
+
+    Raises:
+        TrackingError: They are gone.
+    """
+    if present := champion(name):
+        present.folder()
+
+
+def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    number = str(version.version)
+    mine = tuple(sorted(alias for alias, target in aliases.items() if str(target) == number))
+    tags = dict(version.tags)
+    return Version(
+        version.name, number, mine, tags.get(CONTENT_HASH, ""), version.source or "", version.run_id or "", tags
+    )
+
+
+def _download(version: Version) -> Path:
+    import mlflow.artifacts
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(version.source)) / FILES
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The files of {version.name} version {version.version} cannot be had from {version.source}: {error}. Restore "
+            f"them, or take the alias away: `tuneline rollback {version.name}`."
+        ) from error

@@ -1,0 +1,122 @@
+"""MLflow runs: one parent a pipeline run, one child a training.
+
+The child holds the live curves of a training. What a cached step did travels in its artifacts and is logged into the
+parent at the end, so that each parent is complete and can be compared, whatever was cached.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import Metric
+
+from tuneline.identity import Manifest
+
+TRAINING = "tuneline.training_run"
+DIGEST_LENGTH = 36
+
+
+@contextmanager
+def training_child(name: str) -> Iterator[tuple[str, Callable[[dict[str, float], int], None]]]:
+    """Open a child of the active run for the live curves of a training; a crash marks it failed.
+
+    Yields:
+        The child's id, and what to call with the figures of a step.
+    """
+    with mlflow.start_run(run_name=name, nested=True, log_system_metrics=True, tags={"tuneline.kind": "training"}) as run:
+        yield run.info.run_id, lambda figures, step: mlflow.log_metrics(figures, step=step)
+
+
+def log_params(recipe: Mapping[str, Any]) -> None:
+    """Log the resolved recipe, one parameter a value."""
+    flat = {key: str(value)[:6000] for key, value in _flatten(recipe)}
+    for names in _chunks(sorted(flat), 100):
+        mlflow.log_params({name: flat[name] for name in names})
+
+
+def log_history(history: list[dict[str, float]]) -> None:
+    """Log the curves of a training into the active run."""
+    run = _active()
+    now = int(run.info.start_time)
+    metrics = [
+        Metric(name, value, now, int(entry["step"]))
+        for entry in history
+        for name, value in entry.items()
+        if name != "step" and value == value
+    ]
+    for chunk in _chunks(metrics, 1000):
+        mlflow.MlflowClient().log_batch(run.info.run_id, metrics=chunk)
+
+
+def log_metrics(metrics: Mapping[str, float]) -> None:
+    """Log plain figures; what is no number is left out."""
+    mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
+
+
+def log_inputs(manifest: Manifest, context: str) -> None:
+    """Log data sets by name and digest, so that MLflow shows which bytes a run used."""
+    for item in manifest.items:
+        source = LocalArtifactDatasetSource(str(item.paths()[0]))
+        dataset = MetaDataset(source, name=item.name, digest=item.content_hash()[:DIGEST_LENGTH])
+        mlflow.log_input(dataset, context=context)
+
+
+def log_text(name: str, text: str) -> None:
+    """Keep a text beside the run."""
+    mlflow.log_text(text, name)
+
+
+def log_file(folder: str, name: str, write: Callable[[Path], None]) -> None:
+    """Keep a file beside the run that `write` makes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        write(path)
+        mlflow.log_artifact(str(path), folder)
+
+
+def set_tags(tags: Mapping[str, str | None]) -> None:
+    """Tag the active run; what is not known is left out."""
+    mlflow.set_tags({name: value for name, value in tags.items() if value})
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working directory, marked where files differ from it; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if dirty.strip() else commit
+
+
+def active_id() -> str:
+    """Return the id of the active run."""
+    return str(_active().info.run_id)
+
+
+def _active() -> Any:
+    run = mlflow.active_run()
+    assert run is not None, "log into an active run"
+    return run
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for i, inner in enumerate(value):
+            yield from _flatten(inner, f"{prefix}.{inner.get('name', i)}")
+    else:
+        yield prefix, value
+
+
+def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

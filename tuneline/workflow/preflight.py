@@ -1,0 +1,38 @@
+"""Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
+
+from tuneline.config import places
+from tuneline.config.recipe import SFTRecipe
+from tuneline.errors import SourceError
+
+CHECKED_ROWS = 10_000
+
+
+def check_places(recipe: SFTRecipe) -> None:
+    """Look whether the files and folders of a recipe are there.
+
+    Raises:
+        SourceError: One line for each thing that is missing.
+    """
+    if problems := places.missing(recipe):
+        raise SourceError("\n".join(problems))
+
+
+def check_content(recipe: SFTRecipe) -> None:
+    """Read the first rows, the exams and the registry; what a step would refuse later is refused now.
+
+    Raises:
+        TunelineError: A row, an exam, a model or the tracking server is not as it must be.
+    """
+    from tuneline.data import align, benchmarks, sources
+    from tuneline.model import source as model_source
+    from tuneline.tracking import registry
+    from tuneline.workflow import tracker
+
+    tracker.connect()
+    registry.check_champion(recipe.registry.model_name)
+    found = sources.locate(recipe.sources)
+    for source in recipe.sources:
+        align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))
+    for exam in sources.locate_exams(recipe.exams).items:
+        benchmarks.read_exam(exam)
+    model_source.check_weights(recipe.model)

@@ -1,0 +1,76 @@
+"""Pipelines that check their configuration as a whole before they run.
+
+ZenML drops unknown keys of a run configuration without a word and reports bad parameters as a long traceback. Here
+`with_options`, which `zenml pipeline run --config` calls, answers with one line a mistake and exit code 2; an error of
+ours inside a step ends the same way.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from zenml.enums import ExecutionMode
+from zenml.models import PipelineRunResponse
+from zenml.pipelines.pipeline_definition import Pipeline
+
+from tuneline.config import load
+from tuneline.errors import TunelineError
+from tuneline.workflow import preflight, tracker
+
+
+class Refusal(click.ClickException, TunelineError):
+    """A mistake of the user's: the command line shows the message and exits with 2; in Python, an ordinary error."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Write the message as it is, so that its first word is the place of the mistake."""
+        click.echo(self.format_message(), err=True, file=file)
+
+
+class StrictPipeline(Pipeline):
+    """A pipeline whose configuration file and inputs are checked first."""
+
+    def with_options(self, *args: Any, config_path: str | None = None, **kwargs: Any) -> Pipeline:
+        """Check the file, then configure the pipeline with its paths made absolute.
+
+        Raises:
+            Refusal: The file is wrong, or names something that is not there.
+        """
+        if config_path is None:
+            return super().with_options(*args, **kwargs)
+        try:
+            checked = load.load(Path(config_path))
+            preflight.check_places(checked.recipe)
+        except TunelineError as error:
+            raise Refusal(str(error)) from error
+        scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
+        resolved = Path(scratch.name) / "run.yaml"
+        resolved.write_text(yaml.safe_dump(checked.content, sort_keys=False))
+        configured = super().with_options(*args, config_path=str(resolved), **kwargs)
+        configured._scratch = scratch  # type: ignore[attr-defined]  # the file lives as long as the pipeline
+        return configured
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PipelineRunResponse | None:
+        """Run on the active stack.
+
+        Raises:
+            Refusal: MLflow is out of reach, or a step refused its input.
+        """
+        try:
+            tracker.connect()
+            return super().__call__(*args, **kwargs)
+        except Refusal:
+            raise
+        except TunelineError as error:
+            raise Refusal(str(error)) from error
+
+
+def strict_pipeline(function: Callable[..., None]) -> StrictPipeline:
+    """Make a function a strict pipeline of the same name that stops at the first failed step."""
+    made = StrictPipeline(name=function.__name__, entrypoint=function, execution_mode=ExecutionMode.FAIL_FAST)
+    made.__doc__ = function.__doc__
+    return made
