@@ -31,6 +31,7 @@ class Finding(BaseModel):
     gain: float
     low: float
     needed: float
+    level: float
     num_items: int
     detectable: float
     """Smallest true gain that this gate lets pass in 8 of 10 tries, given these items' spread."""
@@ -42,8 +43,8 @@ class Finding(BaseModel):
         verdict = "above" if self.passed else "not above"
         return (
             f"{self.metric} {100 * self.candidate:.1f} against {100 * self.opponent:.1f} of {self.against}: "
-            f"{100 * self.gain:+.1f}, surely at least {100 * self.low:+.1f}, {verdict} the {100 * self.needed:.1f} asked for "
-            f"({self.num_items} items, detects {100 * self.detectable:.1f})"
+            f"{100 * self.gain:+.1f}, at {self.level:.0%} at least {100 * self.low:+.1f}, {verdict} the "
+            f"{100 * self.needed:.1f} asked for ({self.num_items} items, which detect {100 * self.detectable:.1f})"
         )
 
 
@@ -80,6 +81,7 @@ def judge(
         gain=interval.mean,
         low=interval.low,
         needed=config.min_gain,
+        level=config.level,
         num_items=interval.num_items,
         detectable=config.min_gain + quantiles * float(differences.std(ddof=1)) / sqrt(len(items)),
         passed=interval.low > config.min_gain,

@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Each makes .venv where it is missing, installs, and does its job.
+# PYTHON=python3.12 chooses the interpreter; README says how to choose a CPU or a CUDA build of torch.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-all check install clean-state
+
+demo: .venv/installed
+	$(BIN)/tuneline init
+	$(BIN)/tuneline run configs/demo.yaml
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint infra/Dockerfile
+	$(BIN)/systemdlint --norootfs infra/tuneline-scheduler.service
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean-state:
+	rm -rf .tuneline .zen

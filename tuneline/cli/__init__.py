@@ -1,0 +1,1 @@
+"""The command line: a face without logic. Heavy things are imported inside the commands that need them."""

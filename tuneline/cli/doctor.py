@@ -1,0 +1,91 @@
+"""`tuneline doctor`: what is installed, which device, which stack, what is reachable."""
+
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import urlsplit
+
+import typer
+
+from tuneline.cli import show
+from tuneline.errors import TunelineError
+
+PACKAGES = ("tuneline", "zenml", "mlflow", "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "evaluate")
+OPTIONAL = ("lm_eval", "vllm", "deepspeed", "liger-kernel", "galore-torch")
+TIMEOUT_SECONDS = 3.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """File the command."""
+    app.command()(doctor)
+
+
+def doctor(as_json: show.AsJson = False) -> None:
+    """Look at the installation, the device, the stack, and what can be reached; ends with 1 if something is wrong."""
+    show.quiet()
+    found = [*_installed(), *_device(), *_stack(), *_reachable()]
+    show.rows("Doctor", found, ("what", "status", "detail"), as_json=as_json, empty="")
+    if any(row["status"] == "wrong" for row in found):
+        raise typer.Exit(1)
+
+
+def _row(what: str, status: str, detail: str) -> dict[str, Any]:
+    return {"what": what, "status": status, "detail": detail}
+
+
+def _installed() -> list[dict[str, Any]]:
+    rows = [_row("python", "ok", platform.python_version())]
+    for name in (*PACKAGES, *OPTIONAL):
+        try:
+            rows.append(_row(name, "ok", version(name)))
+        except PackageNotFoundError:
+            optional = name in OPTIONAL
+            rows.append(_row(name, "absent" if optional else "wrong", "optional" if optional else "run `make install`"))
+    return rows
+
+
+def _device() -> list[dict[str, Any]]:
+    import torch
+
+    from tuneline.model import precision
+
+    if torch.cuda.is_available():
+        return [_row("device", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} in all")]
+    dtype, reason = precision.race()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return [
+        _row("device", "ok", f"CPU, {torch.get_num_threads()} threads, {capability}"),
+        _row("dtype", "ok", f"{dtype}: {reason}"),
+    ]
+
+
+def _stack() -> list[dict[str, Any]]:
+    from zenml.client import Client
+
+    from tuneline import state
+    from tuneline.tracking import ledger
+    from tuneline.workflow import stack, tracker
+
+    rows = [_row("state root", "ok" if state.root().is_dir() else "absent", str(state.root()))]
+    if not stack.is_ready():
+        return [*rows, _row("stack", "absent", "run `tuneline init` in this folder")]
+    rows.append(_row("stack", "ok", str(Client().active_stack_model.name)))
+    for what, check in (("mlflow", tracker.connect), ("ledger", lambda: f"{ledger.verify()} lines, whole")):
+        try:
+            rows.append(_row(what, "ok", check()))
+        except TunelineError as error:
+            rows.append(_row(what, "wrong", str(error)))
+    return rows
+
+
+def _reachable() -> list[dict[str, Any]]:
+    """The hub is optional: catalogue models with another place work without it."""
+    from huggingface_hub.constants import ENDPOINT
+
+    host = urlsplit(ENDPOINT).hostname or ENDPOINT
+    try:
+        socket.create_connection((host, 443), timeout=TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return [_row("model hub", "absent", f"{host} is out of reach ({error}); models from wheels and directories work")]
+    return [_row("model hub", "ok", host)]

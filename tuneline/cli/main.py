@@ -1,0 +1,31 @@
+"""`tuneline`: every command, and how errors are told: one line, exit code 2."""
+
+import sys
+
+import typer
+
+from tuneline.cli import doctor, models, runs, schedules, setup, train
+from tuneline.errors import TunelineError
+
+app = typer.Typer(
+    name="tuneline",
+    help="Fine-tune language models as cached, versioned, gated pipelines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for room in (setup, train, runs, models, schedules, doctor):
+    room.add_to(app)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends with its message alone."""
+    try:
+        app()
+    except TunelineError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`tuneline schedule` and `tuneline scheduler`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuneline.cli import show
+from tuneline.errors import RecipeError
+
+
+def add_to(app: typer.Typer) -> None:
+    """File the commands."""
+    app.command()(schedule)
+    app.command()(scheduler)
+
+
+def schedule(
+    config: Annotated[Path | None, typer.Argument(help="Run configuration with `schedule:`; without it, list.")] = None,
+    pause: Annotated[str | None, typer.Option(help="Name of a schedule to pause.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a paused schedule.")] = None,
+    delete: Annotated[str | None, typer.Option(help="Name of a schedule to forget.")] = None,
+    as_json: show.AsJson = False,
+) -> None:
+    """Record a schedule from a run configuration, list schedules, or pause, resume and delete one."""
+    show.quiet()
+    from tuneline.workflow import schedules
+
+    if config:
+        _record(config)
+    if pause:
+        schedules.set_active(pause, active=False)
+    if resume:
+        schedules.set_active(resume, active=True)
+    if delete:
+        schedules.delete(delete)
+    from tuneline.workflow.scheduler import recall
+
+    memory = recall()
+    found = [
+        each.row() | {f"last_{key}": memory.get(each.id, {}).get(key) for key in ("due", "status", "log")}
+        for each in schedules.all_schedules()
+    ]
+    columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
+    show.rows("Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE")
+
+
+def _record(config: Path) -> None:
+    from tuneline.config import load, places
+    from tuneline.workflow import schedules, stack, start
+
+    checked = load.load(config)
+    if problems := places.missing(checked.recipe):
+        raise RecipeError("\n".join(problems))
+    wanted = checked.content.get("schedule")
+    if not wanted:
+        raise RecipeError(f"{config}: schedule: is required to be scheduled. Add it with a cron_expression.")
+    if not stack.is_ready():
+        stack.init()
+    if wanted.get("name") in {known.name for known in schedules.all_schedules()}:
+        schedules.delete(wanted["name"])
+    start.start(checked)
+
+
+def scheduler(
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the clock.")] = 10.0,
+    max_firings: Annotated[int | None, typer.Option(min=1, help="Stop after so many runs; default: never.")] = None,
+    once: Annotated[bool, typer.Option(help="Look once and end, as from a system timer.")] = False,
+) -> None:
+    """Fire due schedules of this folder's stack, each in a fresh process, until stopped."""
+    show.quiet()
+    from tuneline.workflow import scheduler as engine
+    from tuneline.workflow.schedules import all_schedules
+
+    console = show.console()
+    watching = engine.Scheduler(all_schedules, tell=lambda line: console.print(line, soft_wrap=True))
+    if once:
+        with engine.only_one():
+            fired = watching.look()
+    else:
+        console.print(f"Watching {len(all_schedules())} schedules, every {poll_seconds:g} s; stop with Ctrl-C.")
+        fired = watching.run(poll_seconds, max_firings)
+    if any(firing.exit_code for firing in fired):
+        raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""`tuneline plan` and `tuneline run`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from tuneline.cli import show
+from tuneline.config import load, places
+from tuneline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tuneline.workflow.start import Outcome
+
+ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """File the commands."""
+    app.command()(plan)
+    app.command()(run)
+
+
+def plan(
+    config: ConfigFile, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON.")] = False
+) -> None:
+    """Check a recipe and show it with every default filled in; computes nothing."""
+    import yaml
+
+    checked = _checked(config)
+    if as_json:
+        typer.echo(checked.recipe.model_dump_json(indent=1))
+        return
+    typer.echo(yaml.safe_dump({"recipe": checked.recipe.model_dump(mode="json")}, sort_keys=False).rstrip())
+    show.console().print(f"\n{config} is valid: {checked.pipeline}, {len(checked.recipe.step_names())} steps.", soft_wrap=True)
+
+
+def run(
+    config: ConfigFile,
+    cache: Annotated[bool, typer.Option(help="Take finished steps from the cache.")] = True,
+) -> None:
+    """Check a recipe, its data and the stack, then run it; makes the embedded stack where none was chosen yet."""
+    from rich.console import Console
+
+    checked = _checked(config)
+    err = Console(stderr=True, highlight=False)
+    err.print(f"Checking {config} ...")
+    from tuneline.workflow import preflight, stack, start
+
+    if not stack.is_ready():
+        err.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
+    preflight.check_content(checked.recipe)
+    outcome = start.start(checked, use_cache=cache)
+    if outcome is None:
+        show.console().print("The schedule is recorded. `tuneline scheduler` fires it; `tuneline schedule` lists it.")
+        return
+    _show_outcome(outcome)
+
+
+def _checked(config: Path) -> load.RunConfig:
+    """Load a recipe and look for its files.
+
+    Raises:
+        RecipeError: One line for each mistake.
+    """
+    checked = load.load(config)
+    if problems := places.missing(checked.recipe):
+        raise RecipeError("\n".join(problems))
+    return checked
+
+
+def _show_outcome(outcome: "Outcome") -> None:
+    console, decision = show.console(), outcome.decision
+    if all(step.status == "cached" for step in outcome.steps if step.name not in ("resolve", "register")):
+        console.print("\nNothing has changed: every step between resolve and register was cached.")
+    console.print(_steps_table(outcome))
+    console.print(_metrics_table(outcome))
+    aliases = f" ({', '.join(decision.aliases)})" if decision.aliases else ""
+    state = "new" if decision.new else "known already, registered once"
+    console.print(f"Model    {decision.model_name} version {decision.version}{aliases}, {state}", soft_wrap=True)
+    console.print(f"Gate     {decision.sentence}", soft_wrap=True)
+    console.print(f"Weights  {outcome.model_folder}", soft_wrap=True)
+    console.print(
+        f"Next     tuneline ui | tuneline models | tuneline history | tuneline compare {outcome.run_name} <another run>",
+        soft_wrap=True,
+    )
+
+
+def _steps_table(outcome: "Outcome") -> Table:
+    table = Table(title=f"{outcome.pipeline}: {outcome.run_name}", title_justify="left")
+    for name in ("step", "status", "seconds"):
+        table.add_column(name, justify="right" if name == "seconds" else "left")
+    for step in outcome.steps:
+        seconds = "" if step.status == "cached" else f"{step.seconds:.1f}"
+        table.add_row(step.name, "cached" if step.status == "cached" else "ran", seconds)
+    return table
+
+
+def _metrics_table(outcome: "Outcome") -> Table:
+    from tuneline.evaluation.report import show as points
+
+    table = Table(title="Before and after, in points of 100 with 95 % intervals", title_justify="left")
+    for name in ("metric", "items", "base model", "new model", "gain"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, parts in outcome.report.metrics().items():
+        cells = [points(parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
+        table.add_row(name, str(parts["model"].num_items), *cells)
+    return table

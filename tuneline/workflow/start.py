@@ -1,0 +1,72 @@
+"""Start a pipeline by its import string, and tell what became of the run."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zenml.models import PipelineRunResponse
+
+from tuneline.config.load import RunConfig
+from tuneline.evaluation.report import Report
+from tuneline.tracking.promotion import Decision
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One step of a run: `cached`, `completed` or `failed`, and its seconds."""
+
+    name: str
+    status: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run left."""
+
+    run_name: str
+    pipeline: str
+    steps: list[StepOutcome]
+    report: Report
+    decision: Decision
+    model_folder: Path
+
+
+def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | None:
+    """Run the pipeline that a checked configuration names.
+
+    Args:
+        config: What `tuneline.config.load` returned.
+        use_cache: False runs every step again.
+
+    Returns:
+        What the run left; None where the configuration has a schedule, which was recorded instead.
+
+    Raises:
+        Refusal: Something of the user's is wrong.
+    """
+    pipeline = getattr(importlib.import_module("pipelines"), config.pipeline)
+    options = {} if use_cache else {"enable_cache": False}
+    run = pipeline.with_options(config_path=str(config.path), **options)()
+    return None if run is None else outcome(run)
+
+
+def outcome(run: PipelineRunResponse) -> Outcome:
+    """Read a finished run."""
+    steps = [StepOutcome(name, str(step.status), _seconds(step)) for name, step in run.steps.items()]
+    checkpoint = run.steps["merge_adapter"].outputs["sft_model"][0]
+    return Outcome(
+        run_name=run.name,
+        pipeline=run.pipeline.name if run.pipeline else "",
+        steps=steps,
+        report=run.steps["evaluate"].outputs["sft_report"][0].load(),
+        decision=run.steps["register"].outputs["sft_decision"][0].load(),
+        model_folder=Path(checkpoint.uri) / "files",
+    )
+
+
+def _seconds(step: Any) -> float:
+    if str(step.status) == "cached" or not (step.start_time and step.end_time):
+        return 0.0
+    return float((step.end_time - step.start_time).total_seconds())
