@@ -1,4 +1,4 @@
-"""Store small documents as JSON: manifests, training reports, decisions. A document that can say its hash is known by it."""
+"""Store small documents as JSON: manifests, training reports, decisions. A manifest is known by the bytes it names."""
 
 from typing import Any, ClassVar
 

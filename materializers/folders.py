@@ -50,9 +50,12 @@ def table_html(title: str, rows: list[dict[str, Any]]) -> str:
     """Write rows as a small page."""
     names = list(rows[0]) if rows else []
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(row[name])[:600])}</td>" for name in names) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(row[name])[:600])}</td>" for name in names) + "</tr>" for row in rows
+    )
     style = "body{font:14px system-ui;margin:2em}td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top}"
     return (
-        f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{style}table{{border-collapse:collapse}}"
+        "<!doctype html><meta "
+        f"charset=utf-8><title>{escape(title)}</title><style>{style}table{{border-collapse:collapse}}"
         f"</style><h1>{escape(title)}</h1><table><tr>{head}</tr>{body}</table>"
     )

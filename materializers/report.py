@@ -30,14 +30,12 @@ class ReportMaterializer(FolderMaterializer):
 
     def load(self, data_type: type[Report]) -> Report:
         folder = self.reading()
-        scores = {who: from_table(pq.read_table(folder / f"{who}.parquet")) for who in WHO}
-        return Report(**scores, **json.loads((folder / ABOUT).read_text()))
+        base, model = (from_table(pq.read_table(folder / f"{who}.parquet")) for who in WHO)
+        return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
         return {
-            f"{name}.{who}": interval.mean
-            for name, parts in data.metrics().items()
-            for who, interval in parts.items()
+            f"{name}.{who}": interval.mean for name, parts in data.metrics().items() for who, interval in parts.items()
         }
 
     def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
@@ -47,5 +45,9 @@ class ReportMaterializer(FolderMaterializer):
         }
 
     def compute_content_hash(self, data: Report) -> str:
-        rows = [[who, score.benchmark, score.item, score.output, score.metrics] for who in WHO for score in getattr(data, who)]
+        rows = [
+            [who, score.benchmark, score.item, score.output, score.metrics]
+            for who in WHO
+            for score in getattr(data, who)
+        ]
         return digest([data.base_hash, data.model_hash, rows])

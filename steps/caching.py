@@ -1,7 +1,7 @@
 """What a step's cache key must see beyond the step itself: the library behind it.
 
-ZenML hashes the source of the step function only. Our steps are thin, so a changed library function would go unseen and a
-stale artifact be reused. Every cached step therefore names a `cache_func` that returns `code_behind(...)`.
+ZenML hashes the source of the step function only. Our steps are thin, so a changed library function would go unseen
+and a stale artifact be reused. Every cached step therefore names a `cache_func` that returns `code_behind(...)`.
 
 Imports are followed in the text of the files: an import inside a function counts, a template or table beside the code
 counts, nothing heavy is imported to know it, and the digest is the same for a checkout, a wheel and any directory.

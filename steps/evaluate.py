@@ -36,5 +36,9 @@ def evaluate(
     before = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
     after = score.Candidate("new model", model.path, model.content_hash())
     held_out = mixture.splits["validation"]
-    scores = [score.score_all(each, tokenizer, held_out, benchmarks, config) for each in (before, after)]
-    return Report(*scores, before.content_hash, after.content_hash)
+    return Report(
+        base=score.score_all(before, tokenizer, held_out, benchmarks, config),
+        model=score.score_all(after, tokenizer, held_out, benchmarks, config),
+        base_hash=before.content_hash,
+        model_hash=after.content_hash,
+    )

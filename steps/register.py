@@ -1,5 +1,6 @@
 """Step: report and model -> a registered version, judged. Never cached: it closes every run, whatever was cached."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,7 @@ def _log_run(
     runs.log_text("evaluation/report.html", report.to_html())
     runs.log_text("evaluation/report.md", report.to_markdown())
     for who, scores in (("base", report.base), ("model", report.model)):
-        runs.log_file("evaluation", f"{who}.parquet", lambda path, s=scores: pq.write_table(items.to_table(s), path))
+        runs.log_file("evaluation", f"{who}.parquet", partial(pq.write_table, items.to_table(scores)))
     inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
     runs.set_tags(
         {

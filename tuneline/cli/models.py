@@ -15,8 +15,10 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def models(name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
-           as_json: show.AsJson = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
+    as_json: show.AsJson = False,
+) -> None:
     """List registered versions, one a row, with their aliases."""
     show.quiet()
     from tuneline.tracking import registry
@@ -37,7 +39,9 @@ def models(name: Annotated[str | None, typer.Argument(help="One registered model
         for version in registry.versions(name)
     ]
     columns = ("name", "version", "aliases", "run", "content_hash")
-    show.rows("Models", found, columns, as_json=as_json, empty="No model is registered yet. Make one: tuneline run FILE")
+    show.rows(
+        "Models", found, columns, as_json=as_json, empty="No model is registered yet. Make one: tuneline run FILE"
+    )
 
 
 def promote(
@@ -64,7 +68,9 @@ def promote(
         raise typer.Exit(1)
 
 
-def rollback(name: Name, reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "rolled back") -> None:
+def rollback(
+    name: Name, reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "rolled back"
+) -> None:
     """Give the alias champion back to the previous one."""
     show.quiet()
     from tuneline.tracking import promotion

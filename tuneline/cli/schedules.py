@@ -42,7 +42,9 @@ def schedule(
         for each in schedules.all_schedules()
     ]
     columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
-    show.rows("Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE")
+    show.rows(
+        "Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE"
+    )
 
 
 def _record(config: Path) -> None:

@@ -16,7 +16,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def init(
-    stack: Annotated[str | None, typer.Option(help="Use this ZenML stack of yours instead of the embedded one.")] = None,
+    stack: Annotated[
+        str | None, typer.Option(help="Use this ZenML stack of yours instead of the embedded one.")
+    ] = None,
 ) -> None:
     """Make a stack active in this folder: the embedded one (ZenML, MLflow, both on SQLite), or one of yours."""
     show.quiet()
@@ -26,14 +28,16 @@ def init(
 
     name = stacks.init(stack)
     uri = tracker.connect()
-    show.console().print(f"Stack {name} is active in this folder. State root: {state.root()}. MLflow: {uri}.", soft_wrap=True)
+    show.console().print(
+        f"Stack {name} is active in this folder. State root: {state.root()}. MLflow: {uri}.", soft_wrap=True
+    )
 
 
 def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine can then read all runs.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine can then read all runs.")
+    ] = ("127.0.0.1"),
 ) -> None:
     """Open the MLflow UI on the active stack's store."""
     show.quiet()
@@ -45,5 +49,16 @@ def ui(
         return
     show.console().print(f"MLflow at http://{host}:{port} (store {uri}); stop it with Ctrl-C.", soft_wrap=True)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     os.execve(sys.executable, command, environment)

@@ -23,7 +23,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def plan(
-    config: ConfigFile, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON.")] = False
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe as JSON.")] = False,
 ) -> None:
     """Check a recipe and show it with every default filled in; computes nothing."""
     import yaml
@@ -33,7 +34,9 @@ def plan(
         typer.echo(checked.recipe.model_dump_json(indent=1))
         return
     typer.echo(yaml.safe_dump({"recipe": checked.recipe.model_dump(mode="json")}, sort_keys=False).rstrip())
-    show.console().print(f"\n{config} is valid: {checked.pipeline}, {len(checked.recipe.step_names())} steps.", soft_wrap=True)
+    show.console().print(
+        f"\n{config} is valid: {checked.pipeline}, {len(checked.recipe.step_names())} steps.", soft_wrap=True
+    )
 
 
 def run(
@@ -82,7 +85,8 @@ def _show_outcome(outcome: "Outcome") -> None:
     console.print(f"Gate     {decision.sentence}", soft_wrap=True)
     console.print(f"Weights  {outcome.model_folder}", soft_wrap=True)
     console.print(
-        f"Next     tuneline ui | tuneline models | tuneline history | tuneline compare {outcome.run_name} <another run>",
+        f"Next     tuneline ui | tuneline models | tuneline history | tuneline compare {outcome.run_name} "
+        "<another run>",
         soft_wrap=True,
     )
 

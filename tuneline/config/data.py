@@ -101,7 +101,7 @@ class DataSection(Config):
     sources: list[SourceConfig] = Field(min_length=1)
     """The data sets, merged in this order."""
 
-    exams: list[ExamConfig] = []
+    exams: list[ExamConfig] = Field(default_factory=list)
     """Multiple-choice exams, taken before and after."""
 
     @model_validator(mode="after")

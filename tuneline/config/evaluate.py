@@ -30,7 +30,7 @@ class ExamProtocol(Config):
 class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
-    exams: list[ExamProtocol] = []
+    exams: list[ExamProtocol] = Field(default_factory=list)
 
 
 class GateConfig(Config):

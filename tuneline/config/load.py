@@ -58,7 +58,9 @@ def load(path: Path) -> RunConfig:
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     if not path.is_file():
-        raise RecipeError(f"{path}: there is no such file. Give the path of a run configuration, like configs/demo.yaml.")
+        raise RecipeError(
+            f"{path}: there is no such file. Give the path of a run configuration, like configs/demo.yaml."
+        )
     text = path.read_text()
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -109,7 +111,10 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[tuple[Key, str]]:
         from croniter import croniter
 
         if not croniter.is_valid(str(cron)):
-            yield ("schedule", "cron_expression"), f"{cron!r} is no cron expression. Write five fields, like '0 3 * * *'."
+            yield (
+                ("schedule", "cron_expression"),
+                f"{cron!r} is no cron expression. Write five fields, like '0 3 * * *'.",
+            )
 
 
 def _unknown_steps(content: dict[str, Any], recipe: SFTRecipe) -> Iterator[tuple[Key, str]]:
@@ -146,7 +151,7 @@ def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
     key: list[str | int] = []
     here = parent = raw
     for i, part in enumerate(loc):
-        inside = isinstance(here, dict) and part in here or isinstance(here, list) and isinstance(part, int)
+        inside = (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
         if inside:
             key.append(part)
             parent, here = here, here[part]  # type: ignore[index]

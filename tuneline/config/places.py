@@ -77,4 +77,6 @@ def check_directory(path: Path) -> None:
         raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
     for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights"), ("tokenizer*", "tokenizer")):
         if not any(path.glob(pattern)):
-            raise SourceError(f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote.")
+            raise SourceError(
+                f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote."
+            )

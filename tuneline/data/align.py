@@ -43,8 +43,13 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
         examples.append(schema.example(source, messages))
     if not examples:
         raise DataError(f"sources.{source}: none of {len(records.only())} rows is left. Is the format right?")
-    counts = {**records.counts, "format": config.format, "examples": len(examples), "dropped": dict(dropped),
-              "dropped_first": places[:SHOWN]}
+    counts = {
+        **records.counts,
+        "format": config.format,
+        "examples": len(examples),
+        "dropped": dict(dropped),
+        "dropped_first": places[:SHOWN],
+    }
     return Corpus({"examples": Dataset.from_list(examples, features=schema.EXAMPLE)}, {"source": source}, counts)
 
 

@@ -1,7 +1,8 @@
 """A corpus: rows in named splits, what they are, and what happened to them on the way.
 
-`identity` is part of the content hash, as the rows are: a tokenizer's hash, a mask policy. `counts` is not: how many rows
-were refused or dropped, shares, coverage. So a run whose rows came out equal is cached, and each run still has its counts.
+`identity` is part of the content hash, as the rows are: a tokenizer's hash, a mask policy. `counts` is not: how many
+rows were refused or dropped, shares, coverage. So a run whose rows came out equal is cached, and each run still has
+its counts.
 """
 
 import hashlib

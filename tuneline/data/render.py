@@ -1,7 +1,7 @@
 """Rendering: messages -> the text that the tokenizer's own chat template makes of them, and which of it carries loss.
 
-The template is the only truth; what the assistant said is found by rendering the conversation up to each of its turns. A
-template that rewrites earlier turns (so that one rendering is no prefix of the next) is refused.
+The template is the only truth; what the assistant said is found by rendering the conversation up to each of its
+turns. A template that rewrites earlier turns (so that one rendering is no prefix of the next) is refused.
 """
 
 import json
@@ -45,7 +45,8 @@ def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
         whole = apply(messages[: i + 1], tools, tokenizer)
         if not (whole.startswith(head) and text.startswith(whole)):
             raise ProofError(
-                f"The chat template rewrites earlier turns, so what the model sees at turn {i + 1} is not what it would "
+                f"The chat template rewrites earlier turns, so what the model sees at turn {i + 1} is not what it "
+                "would "
                 "see when it answers. Use a template that only appends."
             )
         spans.append((len(head), len(whole)))

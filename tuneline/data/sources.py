@@ -48,9 +48,7 @@ def _locate_file(source: SourceConfig) -> Located:
 def _locate_exam(exam: ExamConfig) -> Located:
     check_exam(exam)
     paths = [*exam.path.glob("dev/*.csv"), *exam.path.glob("test/*.csv")]
-    return Located(
-        name=exam.name, location=str(exam.path), source=exam.path.name, files=file_entries(exam.path, paths)
-    )
+    return Located(name=exam.name, location=str(exam.path), source=exam.path.name, files=file_entries(exam.path, paths))
 
 
 def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
@@ -104,7 +102,9 @@ def same_bytes(found: Located) -> None:
         if not path.is_file():
             raise SourceError(f"{found.name}: {path} is gone since it was resolved. Restore it, or run again.")
     now = file_entries(Path(found.location), found.paths())
-    changed = [file.name for file, was in zip(now, sorted(found.files, key=lambda f: f.name), strict=True) if file != was]
+    changed = [
+        file.name for file, was in zip(now, sorted(found.files, key=lambda f: f.name), strict=True) if file != was
+    ]
     if changed:
         raise SourceError(f"{found.name}: {changed[0]} changed while the run was going on. Run again on the new bytes.")
 
@@ -122,7 +122,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, _parse(path, number, line)
+                yield number, _parse(path, number, line.rstrip("\r\n"))
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -130,8 +130,10 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
         text = file.read()
     rows = _parse(path, 1, text)
     if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a JSON list of rows, got {type(rows).__name__}. Name the file .jsonl if "
-                        "it holds one object a line.")
+        raise DataError(
+            f"{path}: expected a JSON list of rows, got {type(rows).__name__}. Name the file .jsonl if "
+            "it holds one object a line."
+        )
     yield from enumerate(rows, start=1)
 
 

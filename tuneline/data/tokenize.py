@@ -1,8 +1,8 @@
 """Tokens and masks: rendered conversations -> `input_ids` and `labels`, then packed rows.
 
-Proved while it runs (a failure stops the run): every trained turn ends with a trained stop token, no example is without
-loss, and, for the first examples, the ids equal those of the tokenizer's own `apply_chat_template` and the prompt's ids are
-a prefix of them, so that training and answering see the same tokens.
+Proved while it runs (a failure stops the run): every trained turn ends with a trained stop token, no example is
+without loss, and, for the first examples, the ids equal those of the tokenizer's own `apply_chat_template` and the
+prompt's ids are a prefix of them, so that training and answering see the same tokens.
 """
 
 from dataclasses import dataclass
@@ -118,7 +118,8 @@ def check_parity(examples: Dataset, tokens: list[Tokens], tokenizer: PreTrainedT
         head = tokenizer(render.prompt(row["messages"], row["tools"], tokenizer)[0], add_special_tokens=False)
         if own.input_ids != theirs or own.input_ids[: len(head["input_ids"])] != head["input_ids"]:
             raise ProofError(
-                f"Example {row['id'][:12]}: the ids differ from those of the tokenizer's chat template, so training and "
+                f"Example {row['id'][:12]}: the ids differ from those of the tokenizer's chat template, so "
+                "training and "
                 "answering would not see the same tokens. Report this template."
             )
 

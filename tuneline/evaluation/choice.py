@@ -1,8 +1,8 @@
 """Multiple-choice scoring (MMLU, arXiv:2009.03300): the log-likelihood of each letter as the next token.
 
 One forward pass a question. What the prompts of a subject share (the solved questions) is computed once: the longest
-common prefix of the *tokenized* prompts, so that no token is cut otherwise than in a prompt by itself. Left padding stands
-between that prefix and the question, and position ids skip it; only the last position's logits are computed.
+common prefix of the *tokenized* prompts, so that no token is cut otherwise than in a prompt by itself. Left padding
+stands between that prefix and the question, and position ids skip it; only the last position's logits are computed.
 """
 
 import copy
@@ -53,7 +53,9 @@ def letter_logprobs(
 def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"] for letter in LETTERS]
     if any(len(tokens) != 1 for tokens in ids):
-        raise SourceError("This tokenizer does not write ' A' to ' D' as one token each, so letters cannot be compared.")
+        raise SourceError(
+            "This tokenizer does not write ' A' to ' D' as one token each, so letters cannot be compared."
+        )
     return [tokens[0] for tokens in ids]
 
 

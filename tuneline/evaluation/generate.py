@@ -35,7 +35,9 @@ def answers(
     with progress.bar(title, len(prompts)) as advance:
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            for i, text in zip(members, _batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens), strict=True):
+            for i, text in zip(
+                members, _batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens), strict=True
+            ):
                 texts[i] = text
             advance(start + len(members))
     return texts

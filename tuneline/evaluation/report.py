@@ -40,7 +40,9 @@ class Report:
             cells = "".join(f"<td>{show(parts[key], signed=key == 'gain')}</td>" for key in ("base", "model", "gain"))
             rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{cells}</tr>")
         texts = [
-            "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output)) + "</tr>"
+            "<tr>"
+            + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output))
+            + "</tr>"
             for b, m in list(zip(self.base, self.model, strict=True))[:20]
         ]
         return (

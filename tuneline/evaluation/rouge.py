@@ -41,7 +41,9 @@ def rouge(reference: Sequence[str], prediction: Sequence[str]) -> dict[str, floa
     """Return the F1 of one pair of token sequences, by kind."""
     scores = {}
     for n in (1, 2):
-        wanted, got = (Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (reference, prediction))
+        wanted, got = (
+            Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (reference, prediction)
+        )
         scores[f"rouge{n}"] = _f1((wanted & got).total(), wanted.total(), got.total())
     return scores | {"rougeL": _f1(common_subsequence(reference, prediction), len(reference), len(prediction))}
 

@@ -92,9 +92,7 @@ def _sit(
     return remembered(candidate.content_hash, protocol, items, _examinee(candidate, tokenizer))
 
 
-def _examinee(
-    candidate: Candidate, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[list[Item]], list[Score]]:
+def _examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], list[Score]]:
     """Answer by the likeliest letter, subject by subject, so that the shots in front are computed once."""
 
     def answer(items: list[Item]) -> list[Score]:

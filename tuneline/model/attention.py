@@ -5,6 +5,7 @@ most would be masked (Kundu et al. 2024, arXiv:2407.09105). It reads transformer
 padding masks, sliding windows, softcap or sinks: such a model is refused, and `train.attention: sdpa` is the way.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def segment_attention(
             scale=scaling,
             enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
         )
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in pairwise(bounds)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 

@@ -53,6 +53,8 @@ def _convert(file: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     except (ValueError, OSError, KeyError) as error:
-        raise SourceError(f"{file} cannot be read as a GGUF model: {error}. Give a file that transformers supports.") from error
+        raise SourceError(
+            f"{file} cannot be read as a GGUF model: {error}. Give a file that transformers supports."
+        ) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -15,7 +15,15 @@ from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, wheel
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-TOKENIZER = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+TOKENIZER = (
+    "tokenizer*",
+    "*.jinja",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "added_tokens.json",
+)
 CONFIGS = ("config.json", "generation_config.json")
 
 
@@ -56,7 +64,9 @@ def _first_reachable(name: str) -> tuple[Manifest, Manifest, str]:
             failures.append(f"{place.type}: {error}")
             continue
         skipped = "".join(f" ({failure})" for failure in failures)
-        return *_manifests(folder, name, said, entry.licence or licence), f"base model {name}: taken from {said}{skipped}"
+        return *_manifests(
+            folder, name, said, entry.licence or licence
+        ), f"base model {name}: taken from {said}{skipped}"
     raise SourceError(f"The model {name!r} could not be had from any place. " + " ".join(failures))
 
 

@@ -37,8 +37,15 @@ class Comparison:
     def to_html(self) -> str:
         """Write one page that needs nothing beside it."""
         picture = base64.b64encode(self.to_png()).decode()
-        tables = [("Parameters that differ", self.params), ("Metrics", self.metrics), ("Gain over the first", self.gains)]
-        style = "body{font:14px system-ui;margin:2em}td,th{border:1px solid #ccc;padding:4px 8px}table{border-collapse:collapse}"
+        tables: list[tuple[str, dict[str, Any]]] = [
+            ("Parameters that differ", self.params),
+            ("Metrics", self.metrics),
+            ("Gain over the first", self.gains),
+        ]
+        style = (
+            "body{font:14px system-ui;margin:2em}"
+            "td,th{border:1px solid #ccc;padding:4px 8px}table{border-collapse:collapse}"
+        )
         return (
             f"<!doctype html><meta charset=utf-8><title>Comparison</title><style>{style}</style><h1>Comparison</h1>"
             + "".join(_html_table(title, self.names, rows) for title, rows in tables if rows)

@@ -1,8 +1,8 @@
 """The gate: is the new model better, or only luckier?
 
-The same items were answered by both, so differences are taken item by item and their mean's one-sided bootstrap interval
-must lie above the wanted gain. Against an equal model this passes about one time in twenty, where `new >= old` passes half
-of the time.
+The same items were answered by both, so differences are taken item by item and their mean's one-sided bootstrap
+interval must lie above the wanted gain. Against an equal model this passes about one time in twenty, where `new >=
+old` passes half of the time.
 """
 
 from collections.abc import Mapping
@@ -48,9 +48,7 @@ class Finding(BaseModel):
         )
 
 
-def judge(
-    candidate: Mapping[str, float], opponent: Mapping[str, float], against: str, config: GateConfig
-) -> Finding:
+def judge(candidate: Mapping[str, float], opponent: Mapping[str, float], against: str, config: GateConfig) -> Finding:
     """Compare a candidate with an opponent on the same items.
 
     Args:
@@ -64,7 +62,8 @@ def judge(
     """
     if set(candidate) != set(opponent) or len(candidate) < 2:
         raise TrackingError(
-            f"The gate compares answers to the same items, at least two; the candidate has {len(candidate)}, {against} has "
+            f"The gate compares answers to the same items, at least two; the candidate has {len(candidate)}, "
+            f"{against} has "
             f"{len(opponent)}, and {len(set(candidate) & set(opponent))} are common. Evaluate both on one set."
         )
     items = sorted(candidate)

@@ -43,7 +43,9 @@ def decide(version: Version, *, new: bool, champion: Version | None, findings: S
         TrackingError: Another process moved the champion meanwhile.
     """
     if champion and champion.version == version.version:
-        return _decision(version, new=new, promoted=False, sentence="It has the very weights of the champion: nothing to do.")
+        return _decision(
+            version, new=new, promoted=False, sentence="It has the very weights of the champion: nothing to do."
+        )
     lost = [finding for finding in findings if not finding.passed]
     why = "; ".join(finding.sentence() for finding in (lost or findings))
     with state.lock("promotion"):
@@ -56,7 +58,9 @@ def decide(version: Version, *, new: bool, champion: Version | None, findings: S
                 _move(version.name, "previous", champion.version, f"was champion before version {version.version}")
             _move(version.name, "champion", version.version, why, report=report)
     sentence = f"Promoted to champion: {why}." if not lost else f"Kept as challenger: {why}."
-    return _decision(registry.find(version.name, version.version), new=new, promoted=not lost, sentence=sentence, findings=findings)
+    return _decision(
+        registry.find(version.name, version.version), new=new, promoted=not lost, sentence=sentence, findings=findings
+    )
 
 
 def force(name: str, version: str, reason: str) -> Version:
@@ -79,7 +83,9 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
     with state.lock("promotion"):
         known = {alias: version for version in registry.versions(name) for alias in version.aliases}
         if "champion" not in known:
-            raise TrackingError(f"{name} has no champion, so nothing can be rolled back. `tuneline models` lists what there is.")
+            raise TrackingError(
+                f"{name} has no champion, so nothing can be rolled back. `tuneline models` lists what there is."
+            )
         target = known.get("previous")
         _move(name, "champion", target.version if target else None, reason)
         if target:

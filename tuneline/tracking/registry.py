@@ -40,7 +40,8 @@ class Version:
         folder = Path(unquote(parts.path)) / FILES
         if not any(folder.glob("*.safetensors")):
             raise TrackingError(
-                f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are gone from "
+                f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are "
+                "gone from "
                 f"{folder}. Restore them, or take the alias away: `tuneline rollback {self.name}`."
             )
         return folder
@@ -126,6 +127,7 @@ def _download(version: Version) -> Path:
         return Path(mlflow.artifacts.download_artifacts(version.source)) / FILES
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"The files of {version.name} version {version.version} cannot be had from {version.source}: {error}. Restore "
+            f"The files of {version.name} version {version.version} cannot be had from {version.source}: {error}. "
+            "Restore "
             f"them, or take the alias away: `tuneline rollback {version.name}`."
         ) from error

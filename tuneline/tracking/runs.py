@@ -29,7 +29,9 @@ def training_child(name: str) -> Iterator[tuple[str, Callable[[dict[str, float],
     Yields:
         The child's id, and what to call with the figures of a step.
     """
-    with mlflow.start_run(run_name=name, nested=True, log_system_metrics=True, tags={"tuneline.kind": "training"}) as run:
+    with mlflow.start_run(
+        run_name=name, nested=True, log_system_metrics=True, tags={"tuneline.kind": "training"}
+    ) as run:
         yield run.info.run_id, lambda figures, step: mlflow.log_metrics(figures, step=step)
 
 
@@ -89,7 +91,9 @@ def git_commit() -> str | None:
     """Return the commit of the working directory, marked where files differ from it; None outside a repository."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}+changes" if dirty.strip() else commit

@@ -28,7 +28,9 @@ def _check_sqlite(path: Path) -> None:
         with sqlite3.connect(path) as database:
             database.execute("pragma schema_version")
     except (OSError, sqlite3.Error) as error:
-        raise TrackingError(f"MLflow's database {path} cannot be opened: {error}. Mend it, or run `tuneline init`.") from error
+        raise TrackingError(
+            f"MLflow's database {path} cannot be opened: {error}. Mend it, or run `tuneline init`."
+        ) from error
 
 
 def _check_http(uri: str) -> None:
@@ -38,8 +40,11 @@ def _check_http(uri: str) -> None:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         raise TrackingError(
-            f"MLflow does not answer at {uri} ({type(error).__name__}). Start the server, or choose a stack with another "
+            f"MLflow does not answer at {uri} ({type(error).__name__}). Start the server, or choose a stack with "
+            "another "
             "tracker (`tuneline init --stack NAME`)."
         ) from error
     if answer.status_code >= 500:
-        raise TrackingError(f"MLflow at {uri} answers with status {answer.status_code}. Mend the server, then run again.")
+        raise TrackingError(
+            f"MLflow at {uri} answers with status {answer.status_code}. Mend the server, then run again."
+        )

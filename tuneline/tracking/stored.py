@@ -38,5 +38,7 @@ def _gate(version: Version) -> GateConfig:
 def _scores(version: Version, who: str, metric: str) -> dict[str, float]:
     table = compare.scores(compare.run_of(version.run_id), who)
     if metric not in table:
-        raise TrackingError(f"{version.name} version {version.version} has no score {metric!r}. It has {sorted(table)}.")
+        raise TrackingError(
+            f"{version.name} version {version.version} has no score {metric!r}. It has {sorted(table)}."
+        )
     return table[metric]

@@ -1,1 +1,1 @@
-"""Trainer: stages, each a function of rows, model and config that leaves a checkpoint and a report. No tracking here."""
+"""Trainer: a stage is a function of rows, model and config that leaves a checkpoint and a report. Tracks nothing."""

@@ -16,7 +16,7 @@ class TrainingReport(BaseModel):
     """Automatic choices with their reasons."""
 
     history: list[dict[str, float]]
-    """One entry an optimiser step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `memory_bytes`."""
+    """An entry a step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `memory_bytes`."""
 
     summary: dict[str, float]
     """`seconds`, `tokens`, `trained_tokens`, `peak_memory_bytes`, `trainable_parameters`, `parameters`, losses."""

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on a thin `transformers.Trainer`.
 
-Ours: rows are packed without padding, logits are computed at trained positions only, and the loss is the sum over trained
-tokens divided by their number in the whole optimiser step, so that accumulation and batch size do not weigh rows.
+Ours: rows are packed without padding, logits are computed at trained positions only, and the loss is the sum over
+trained tokens divided by their number in the whole optimiser step, so that accumulation and batch size do not weigh
+rows.
 """
 
 import platform
@@ -103,6 +104,7 @@ def _trainer(model: Any, rows: Corpus, config: TrainConfig, work: Path) -> SFTTr
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=not on_gpu,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # the filter would show the last finite loss instead
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,

@@ -1,8 +1,9 @@
 """The scheduler: fires due schedules of this stack, each in a fresh process.
 
-A fresh process imports and compiles the pipeline anew, so that edited code and changed data are seen; a stored snapshot
-would keep the old hashes of the code. Times are UTC. Times that passed while nobody looked are made up for by one run. One
-scheduler a state root; its memory is `scheduler.json`, so a restart neither repeats a run nor loses one.
+A fresh process imports and compiles the pipeline anew, so that edited code and changed data are seen; a stored
+snapshot would keep the old hashes of the code. Times are UTC. Times that passed while nobody looked are made up for
+by one run. One scheduler a state root; its memory is `scheduler.json`, so a restart neither repeats a run nor loses
+one.
 """
 
 import json

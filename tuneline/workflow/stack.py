@@ -1,10 +1,11 @@
 """The embedded stack: artifacts, MLflow and its registry under the state root, and a local orchestrator with schedules.
 
-It is registered in whatever ZenML the user has, under a name of its own, and made active for one folder only: the folder's
-`.zen/config.yaml` says so, and the user's other folders keep their stack. The name carries an id that lies in the state
-root, so a state root that was deleted and made anew never meets cache entries of the old one.
+It is registered in whatever ZenML the user has, under a name of its own, and made active for one folder only: the
+folder's `.zen/config.yaml` says so, and the user's other folders keep their stack. The name carries an id that lies
+in the state root, so a state root that was deleted and made anew never meets cache entries of the old one.
 """
 
+import contextlib
 import json
 import uuid
 from pathlib import Path
@@ -70,7 +71,11 @@ def _one_at_a_time() -> FileLock:
 
 def _folder() -> Path:
     """Return the folder that gets the stack: that of the state root in a checkout, else the working directory."""
-    return state.root().parent if state.root().name == ".tuneline" and Path.cwd().is_relative_to(state.root().parent) else Path.cwd()
+    return (
+        state.root().parent
+        if state.root().name == ".tuneline" and Path.cwd().is_relative_to(state.root().parent)
+        else Path.cwd()
+    )
 
 
 def _ensure(client: Any) -> str:
@@ -81,10 +86,8 @@ def _ensure(client: Any) -> str:
 
     name = _name()
     store = state.folder("artifacts")
-    try:
+    with contextlib.suppress(EntityExistsError):
         client.create_flavor(f"{orchestrator.__name__}.ScheduledLocalOrchestratorFlavor", Kind.ORCHESTRATOR)
-    except EntityExistsError:
-        pass
     wanted: dict[Kind, tuple[str, dict[str, Any]]] = {
         Kind.ORCHESTRATOR: (orchestrator.FLAVOR, {}),
         Kind.ARTIFACT_STORE: ("local", {"path": str(store)}),

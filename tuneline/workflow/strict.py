@@ -50,7 +50,7 @@ class StrictPipeline(Pipeline):
         scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
         resolved = Path(scratch.name) / "run.yaml"
         resolved.write_text(yaml.safe_dump(checked.content, sort_keys=False))
-        configured = super().with_options(*args, config_path=str(resolved), **kwargs)
+        configured = super().with_options(*args, **{**kwargs, "config_path": str(resolved)})
         configured._scratch = scratch  # type: ignore[attr-defined]  # the file lives as long as the pipeline
         return configured
 

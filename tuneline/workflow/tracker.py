@@ -22,12 +22,15 @@ def connect() -> str:
     tracker = stack.experiment_tracker
     if not isinstance(tracker, MLFlowExperimentTracker):
         raise TrackingError(
-            f"The active ZenML stack {stack.name!r} has no MLflow experiment tracker. Run `tuneline init` for an embedded "
+            f"The active ZenML stack {stack.name!r} has no MLflow experiment tracker. Run `tuneline init` for an "
+            "embedded "
             "one, or add a tracker of flavor mlflow to the stack."
         )
     store = stack.artifact_store
     if store.config.is_local and not Path(store.path).is_dir():
-        raise TrackingError(f"The artifact store of stack {stack.name!r} is gone from {store.path}. Run `tuneline init`.")
+        raise TrackingError(
+            f"The artifact store of stack {stack.name!r} is gone from {store.path}. Run `tuneline init`."
+        )
     uri = tracker.get_tracking_uri()
     server.check_reachable(uri)
     tracker.configure_mlflow()

@@ -1,0 +1,1 @@
+"""Measurements, each a program with a table and `--json`; nothing here is a timed test."""

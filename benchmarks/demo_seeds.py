@@ -1,0 +1,86 @@
+"""Does the demo's gain clear the gate whatever the seed?
+
+    python -m benchmarks.demo_seeds --seeds 5
+
+Trains configs/demo.yaml once a seed, scores each model on the held-out rows and the exam, and puts each before the gate
+against the base model, as in an empty registry. State lies in the active state root: known answers are not asked again.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+from tuneline.config import load
+from tuneline.config.data import IngestConfig
+from tuneline.config.recipe import SFTRecipe
+from tuneline.data import align, merge, sources, tokenize
+from tuneline.evaluation import report, score
+from tuneline.model import merge as merging
+from tuneline.model import source
+from tuneline.tracking import gate
+from tuneline.train import sft
+
+
+def measure(recipe: SFTRecipe, seeds: list[int]) -> list[dict[str, object]]:
+    """Train and judge once a seed."""
+    found, exams = sources.locate(recipe.sources), sources.locate_exams(recipe.exams)
+    tokenizer, base_model, _ = source.resolve(recipe.model)
+    examples = [
+        align.align(sources.ingest(found, IngestConfig(name=each.name)), recipe.for_align(each))
+        for each in recipe.sources
+    ]
+    mixture = merge.merge(examples, exams, recipe.merge)
+    rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.tokenize)
+    asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
+    base = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
+    before = report.by_metric(score.score_all(base, *asked))
+    results = []
+    for seed in seeds:
+        start = time.monotonic()
+        config = recipe.train.model_copy(update={"seed": seed})
+        checkpoint, training = sft.train(rows, base_model, recipe.method, config)
+        model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.merge_adapter)
+        candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
+        after = report.by_metric(score.score_all(candidate, *asked))
+        metric = recipe.registry.gate.metric
+        finding = gate.judge(after[metric], before[metric], "the base model", recipe.registry.gate)
+        gains = {name: report.compare(before[name], after[name])["gain"].mean for name in after}
+        results.append(
+            {
+                "seed": seed,
+                "passed": finding.passed,
+                "low": finding.low,
+                **{f"gain_{name}": value for name, value in gains.items()},
+                "validation_loss": training.summary["validation_loss"],
+                "training_seconds": training.summary["seconds"],
+                "seconds": time.monotonic() - start,
+            }
+        )
+        for folder in (checkpoint.path, model.path):
+            shutil.rmtree(folder)
+    return results
+
+
+def main() -> None:
+    """Print one line a seed, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    results = measure(load.load(arguments.config).recipe, list(range(arguments.seeds)))
+    if arguments.json:
+        print(json.dumps(results, indent=1))  # noqa: T201
+        return
+    for result in results:
+        print(
+            "  ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
+            )
+        )  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

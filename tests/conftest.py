@@ -1,0 +1,68 @@
+"""Fixtures shared by every test; nothing here downloads a model, and no test touches the user's ZenML or state."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("ZENML_ACTIVE_STACK_ID", None)  # it would overwrite the active stack that a test chose
+
+from tests import tiny
+
+DATA = "TUNELINE_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model; do not write into it."""
+    return tiny.build_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty state root."""
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data; tests that need it are skipped where it is not given."""
+    if not os.environ.get(DATA):
+        pytest.skip(f"{DATA} does not name the folder with the real data")
+    return Path(os.environ[DATA])
+
+
+@pytest.fixture(scope="session")
+def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project around the tiny model; copy it before changing it."""
+    return tiny.build_project(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture(scope="session")
+def zenml_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A ZenML of our own for the session: its folder."""
+    world = tmp_path_factory.mktemp("zenml")
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("ZENML_CONFIG_PATH", str(world))
+        env.setenv("ZENML_LOGGING_VERBOSITY", "WARN")
+        env.setenv("ZENML_ENABLE_RICH_TRACEBACK", "false")
+        yield world
+
+
+@pytest.fixture(scope="module")
+def project(zenml_world: Path, project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project with the embedded stack active in it; the working directory for a module's tests."""
+    from tuneline.workflow import stack
+
+    folder = tmp_path_factory.mktemp("project") / "it"
+    shutil.copytree(project_template, folder)
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("TUNELINE_HOME", raising=False)
+        env.chdir(folder)
+        stack.init()
+        yield folder

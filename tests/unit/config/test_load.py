@@ -1,0 +1,146 @@
+"""A run configuration is checked as a whole: one line a mistake, with the key as it was written."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+from tuneline.config import load, run_keys
+from tuneline.errors import RecipeError
+
+
+def problems(tmp_path, recipe, **top) -> list[str]:
+    path = tiny.write_config(tmp_path / "run.yaml", recipe, **top)
+    with pytest.raises(RecipeError) as caught:
+        load.load(path)
+    return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
+
+
+def changed(section, **values):
+    return tiny.recipe(**{section: tiny.recipe()[section] | values})
+
+
+def test_a_valid_file_gives_the_recipe_with_absolute_paths(tmp_path):
+    checked = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe()))
+
+    assert checked.recipe.sources[0].path == tmp_path / "data" / "first.jsonl"
+    assert checked.recipe.model.path == tmp_path / "model"
+    assert checked.pipeline == "sft_pipeline"
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
+    (line,) = problems(tmp_path, changed("train", learing_rate=1e-4))
+
+    assert line.endswith("train.learing_rate: unknown key. Did you mean 'learning_rate'?")
+    written = (tmp_path / "run.yaml").read_text().splitlines()
+    assert "learing_rate" in written[int(line.split(":")[0]) - 1]
+
+
+def test_an_unknown_key_of_a_method_is_compared_with_that_methods_keys(tmp_path):
+    (line,) = problems(tmp_path, changed("method", lora_alfa=8))
+
+    assert line.endswith("method.lora_alfa: unknown key. Did you mean 'lora_alpha'?")
+
+
+def test_a_wrong_type_says_what_was_given(tmp_path):
+    (line,) = problems(tmp_path, changed("train", learning_rate="fast"))
+
+    assert "train.learning_rate: Input should be a valid number" in line
+    assert line.endswith("got 'fast'.")
+
+
+def test_an_unknown_method_and_format_are_told_with_what_is_known(tmp_path):
+    sources = [{"name": "first", "path": "x.jsonl", "format": "alpacca"}]
+    lines = problems(tmp_path, tiny.recipe(method={"type": "lorra"}, sources=sources))
+
+    assert any("unknown method 'lorra'. Did you mean 'lora'?" in line for line in lines)
+    assert any("sources.0.format: unknown format 'alpacca'. Did you mean 'alpaca'?" in line for line in lines)
+
+
+def test_every_mistake_has_its_own_line(tmp_path):
+    recipe = changed("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
+    lines = problems(tmp_path, recipe, paramters=1, steps={"trian": {}, "train": {"enable_cahce": True}})
+
+    assert len(lines) == 4, "a wrong recipe hides unknown steps, nothing else"
+    assert any("paramters: unknown key. Did you mean 'parameters'?" in line for line in lines)
+    assert any("steps.train.enable_cahce: unknown key. Did you mean 'enable_cache'?" in line for line in lines)
+
+
+def test_an_unknown_step_is_named(tmp_path):
+    (line,) = problems(tmp_path, tiny.recipe(), steps={"ingest_frist": {}})
+
+    assert line.endswith("steps.ingest_frist: unknown step. Did you mean 'ingest_first'?")
+
+
+def test_a_key_written_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("parameters: {}\nrun_name: a\nrun_name: b\n")
+
+    with pytest.raises(RecipeError, match=r"run.yaml:3: run_name: is written twice \(first in line 2\)"):
+        load.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "run.yaml:1: expected a mapping with the key 'parameters', got NoneType"),
+        ("a: [1", "run.yaml:1: not valid YAML"),
+        ("run_name: x\n", "run.yaml:1: parameters.recipe: is required"),
+        ("parameters: {recipe: {}}\n", "run.yaml:1: stage: is required"),
+    ],
+)
+def test_a_file_that_is_no_run_configuration_is_told(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+
+    with pytest.raises(RecipeError, match=message):
+        load.load(path)
+
+
+def test_a_cron_expression_is_checked(tmp_path):
+    (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": "every day"})
+
+    assert line.endswith("'every day' is no cron expression. Write five fields, like '0 3 * * *'.")
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path):
+    source = tiny.recipe()["sources"][0]
+    (line,) = problems(tmp_path, tiny.recipe(sources=[source, source]))
+
+    assert "sources holds the name 'first' twice" in line
+
+
+def test_an_unknown_pipeline_is_named(tmp_path):
+    (line,) = problems(tmp_path, tiny.recipe(), extra={"pipeline": "stf_pipeline"})
+
+    assert line.endswith("unknown pipeline 'stf_pipeline'. Did you mean 'sft_pipeline'?")
+
+
+def test_the_written_down_keys_are_those_of_zenml():
+    from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+    from zenml.config.schedule import Schedule
+    from zenml.config.step_configurations import StepConfigurationUpdate
+
+    assert set(run_keys.RUN) == set(PipelineRunConfiguration.model_fields)
+    assert set(run_keys.STEP) == set(StepConfigurationUpdate.model_fields)
+    assert set(run_keys.SCHEDULE) == set(Schedule.model_fields)
+
+
+RECIPES = [path for path in sorted(Path("configs").rglob("*.yaml")) if "recipe:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_every_shipped_recipe_loads_finds_its_files_and_says_how_to_run_it(path):
+    from tuneline.config import places
+
+    checked = load.load(path)
+
+    assert places.missing(checked.recipe) == []
+    assert f"--config {path}" in path.read_text(), "the header must show the command that runs this file"
+
+
+def test_the_schedule_trains_the_very_recipe_of_the_demo():
+    demo, schedule = (yaml.safe_load(Path(f"configs/{name}.yaml").read_text()) for name in ("demo", "retrain_demo"))
+
+    assert demo["parameters"] == schedule["parameters"]

@@ -1,0 +1,44 @@
+"""What a recipe names must be there, and is asked for before anything else."""
+
+import pytest
+
+from tests import tiny
+from tuneline.config import load, places
+
+
+@pytest.fixture
+def missing(project_template, tmp_path):
+    def find(**changes):
+        path = tiny.write_config(project_template / "other.yaml", tiny.recipe(**changes))
+        try:
+            return places.missing(load.load(path).recipe)
+        finally:
+            path.unlink()
+
+    return find
+
+
+def test_nothing_is_missing_where_all_is_there(missing):
+    assert missing() == []
+
+
+def test_each_missing_thing_has_its_line(missing):
+    source = {"name": "gone", "path": "data/gone.jsonl", "format": "alpaca"}
+    exam = {"name": "exam", "path": "nowhere"}
+    lines = missing(sources=[source], exams=[exam], model={"type": "directory", "path": "no-model"})
+
+    assert [line.split(":")[0] for line in lines] == ["sources.gone.path", "exams.exam.path", "model.path"]
+
+
+def test_a_model_directory_without_weights_is_refused(missing, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+
+    (line,) = missing(model={"type": "directory", "path": str(tmp_path)})
+
+    assert "has no weights (*.safetensors). Give a folder that save_pretrained wrote." in line
+
+
+def test_an_unknown_name_of_the_catalogue_is_told_with_the_nearest(missing):
+    (line,) = missing(model={"type": "catalogue", "name": "smollm2-135m-instrukt"})
+
+    assert "Did you mean 'smollm2-135m-instruct'?" in line

@@ -1,0 +1,27 @@
+"""Packing keeps every example once, in rows that are never overfull."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneline.data.pack import best_fit_decreasing
+
+
+@given(lengths=st.lists(st.integers(1, 16), max_size=64))
+def test_every_example_lands_in_one_row_that_holds_it(lengths):
+    rows = best_fit_decreasing(lengths, capacity=16)
+
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 16 for row in rows)
+
+
+@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=64))
+def test_no_two_rows_could_be_one(lengths):
+    sizes = sorted(sum(lengths[i] for i in row) for row in best_fit_decreasing(lengths, capacity=16))
+
+    assert len(sizes) < 2 or sizes[0] + sizes[1] > 16
+
+
+def test_an_example_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="9 tokens cannot fit a row of 8"):
+        best_fit_decreasing([9], capacity=8)

