@@ -72,14 +72,14 @@ def main() -> None:
     arguments = parser.parse_args()
     results = measure(load.load(arguments.config).recipe, list(range(arguments.seeds)))
     if arguments.json:
-        print(json.dumps(results, indent=1))  # noqa: T201
+        print(json.dumps(results, indent=1))
         return
     for result in results:
         print(
             "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
             )
-        )  # noqa: T201
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Tests; `tests.tiny` builds what they need."""

@@ -6,15 +6,15 @@ prompt's ids are a prefix of them, so that training and answering see the same t
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
 from tuneline.data import pack, render
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenizer import load_tokenizer
 from tuneline.errors import DataError, ProofError
 from tuneline.identity import Manifest, digest
 
@@ -39,16 +39,6 @@ class Tokens:
     example_id: str
     input_ids: list[int]
     labels: list[int]
-
-
-def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a manifest speaks of."""
-    return load_tokenizer_from(Path(manifest.only().location))
-
-
-def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory."""
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: TokenizeConfig) -> Corpus:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuneline import progress
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import benchmarks, render
-from tuneline.data.tokenize import load_tokenizer
+from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import choice, generate, rouge
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest

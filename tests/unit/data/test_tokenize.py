@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tuneline.config.data import TokenizeConfig
 from tuneline.data import schema, tokenize
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import DataError, ProofError, SourceError
 from tuneline.model import source
 
@@ -17,7 +18,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model):
-    return tokenize.load_tokenizer_from(tiny_model)
+    return load_tokenizer_from(tiny_model)
 
 
 def chat(*contents, trains=None):
@@ -82,7 +83,7 @@ def test_an_example_without_loss_is_refused(tokenizer):
     ],
 )
 def test_a_template_that_cannot_be_trained_with_is_refused(tiny_model, template, error, message):
-    tokenizer = tokenize.load_tokenizer_from(tiny_model)
+    tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template = template
 
     with pytest.raises(error, match=message):

@@ -13,6 +13,7 @@ from tuneline.config.model import DirectoryModel
 from tuneline.config.train import FullMethod, LoraMethod, MergeAdapterConfig, TrainConfig
 from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError
 from tuneline.model import merge, source
 from tuneline.model.load import load_model
@@ -135,7 +136,7 @@ def test_the_merged_model_answers_like_the_adapter(parts):
     assert model.kind == "merged"
     assert model.facts["kl"] < 1e-6
     assert model.facts["greedy_agreement"] == 1.0
-    assert tokenize.load_tokenizer_from(model.path).chat_template == tiny.CHATML
+    assert load_tokenizer_from(model.path).chat_template == tiny.CHATML
 
 
 def test_a_merge_that_strays_is_refused(parts, monkeypatch):

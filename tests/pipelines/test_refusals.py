@@ -1,0 +1,162 @@
+"""Bad input ends before any training with one clear error, exit code 2, and nothing half-registered.
+
+Each case runs twice: through `tuneline run`, whose only line is the message, and through ZenML's own `pipeline run`, whose
+last line it is.
+"""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner as ClickRunner
+
+from tests import tiny
+from tuneline.cli import main as cli
+
+pytestmark = pytest.mark.zenml
+
+
+def jsonl(project, text):
+    (project / "data" / "bad.jsonl").write_text(text)
+    return {"sources": [{"name": "bad", "path": "data/bad.jsonl", "format": "alpaca"}]}
+
+
+def no_weights(project):
+    folder = shutil.copytree(project / "model", project / "empty", dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    return {"model": {"type": "directory", "path": "empty"}}
+
+
+GOOD = json.dumps(tiny.alpaca_rows(1)[0])
+CASES = {
+    "unknown key": (
+        lambda p: {"train": {**tiny.recipe()["train"], "learing_rate": 1}},
+        "train.learing_rate: unknown key. Did you mean 'learning_rate'?",
+    ),
+    "wrong type": (
+        lambda p: {"tokenize": {"max_length": "long"}},
+        "tokenize.max_length: Input should be a valid integer",
+    ),
+    "missing data file": (
+        lambda p: {"sources": [{"name": "gone", "path": "data/gone.jsonl", "format": "alpaca"}]},
+        "sources.gone.path: there is no file",
+    ),
+    "malformed JSONL": (lambda p: jsonl(p, f'{GOOD}\n{{"instruction": \n'), "bad.jsonl:2: not valid JSON"),
+    "missing column": (
+        lambda p: jsonl(p, f'{GOOD}\n{{"instruction": "a"}}\n'),
+        "bad.jsonl:2: a row in alpaca format needs",
+    ),
+    "empty data set": (lambda p: jsonl(p, "\n"), "bad.jsonl holds no rows"),
+    "unknown format": (
+        lambda p: {"sources": [{"name": "first", "path": "data/first.jsonl", "format": "alpacca"}]},
+        "unknown format 'alpacca'. Did you mean 'alpaca'?",
+    ),
+    "unknown method": (lambda p: {"method": {"type": "lorra"}}, "unknown method 'lorra'. Did you mean 'lora'?"),
+    "no weights": (no_weights, "has no weights (*.safetensors)"),
+    "other hash": (
+        lambda p: {"model": {"type": "directory", "path": "model", "sha256": "0" * 64}},
+        "expected 0000000000000000000000000000000000000000000000000000000000000000",
+    ),
+}
+
+
+@pytest.fixture
+def refused(project, capfd, monkeypatch):
+    """Run a recipe both ways and return the lines that each wrote to standard error."""
+    import logging
+
+    from zenml.cli.cli import cli as zenml_cli
+
+    def run(**changes):
+        path = tiny.write_config(project / "bad.yaml", tiny.recipe(**changes))
+        monkeypatch.setattr("sys.argv", ["tuneline", "run", str(path)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ours:
+            cli.main()
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+        logging.getLogger("zenml").setLevel(logging.CRITICAL)
+        theirs = ClickRunner().invoke(zenml_cli, ["pipeline", "run", "sft_pipeline", "--config", str(path)])
+        last = [line for line in (theirs.output + capfd.readouterr().err).splitlines() if line.strip()]
+        return (ours.value.code, lines), (theirs.exit_code, last)
+
+    return run
+
+
+def versions():
+    from tuneline.tracking import registry
+    from tuneline.workflow import tracker
+
+    tracker.connect()
+    return registry.versions()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_clear_error_before_training(case, project, refused, monkeypatch):
+    make, message = CASES[case]
+    monkeypatch.setattr("tuneline.train.sft.train", lambda *a, **k: pytest.fail("training began"))
+
+    (code, lines), (zenml_code, zenml_lines) = refused(**make(project))
+
+    assert code == zenml_code == 2
+    assert [line for line in lines if not line.startswith("Checking ")] == lines[-1:], "one line"
+    assert message in lines[-1]
+    assert message in zenml_lines[-1]
+    assert versions() == []
+
+
+def test_an_mlflow_server_that_does_not_answer_is_told(project, refused):
+    from zenml.client import Client
+    from zenml.enums import StackComponentType as Kind
+
+    client = Client()
+    ours = client.active_stack_model
+    parts = {kind: found[0].id for kind, found in ours.components.items()}
+    parts[Kind.EXPERIMENT_TRACKER] = client.create_stack_component(
+        "dead", "mlflow", Kind.EXPERIMENT_TRACKER, {"tracking_uri": "http://127.0.0.1:9", "tracking_token": "unused"}
+    ).id
+    client.create_stack("with-dead-tracker", {kind: parts[kind] for kind in parts})
+    client.activate_stack("with-dead-tracker")
+    try:
+        (code, lines), (zenml_code, zenml_lines) = refused()
+    finally:
+        client.activate_stack(ours.name)
+
+    assert code == zenml_code == 2
+    assert "MLflow does not answer at http://127.0.0.1:9" in lines[-1]
+    assert "MLflow does not answer at http://127.0.0.1:9" in zenml_lines[-1]
+
+
+def test_a_stack_without_a_tracker_is_told(project, refused):
+    from zenml.client import Client
+
+    client = Client()
+    ours = client.active_stack_model.name
+    client.activate_stack("default")
+    try:
+        (code, lines), (zenml_code, zenml_lines) = refused()
+    finally:
+        client.activate_stack(ours)
+
+    assert code == zenml_code == 2
+    assert "The active ZenML stack 'default' has no MLflow experiment tracker. Run `tuneline init`" in lines[-1]
+    assert zenml_lines[-1] == lines[-1]
+
+
+def test_a_champion_whose_files_are_gone_is_told_before_training(project, refused):
+    import mlflow
+
+    from tuneline.tracking import promotion, registry
+    from tuneline.workflow import tracker
+
+    tracker.connect()
+    with mlflow.start_run() as run:
+        version, _ = registry.register("tiny", "hash", (project / "nowhere").as_uri(), run.info.run_id, {})
+    promotion.force("tiny", version.version, "for the test")
+
+    (code, lines), (zenml_code, zenml_lines) = refused()
+
+    assert code == zenml_code == 2
+    assert "The files of tiny version 1 (champion) are gone from" in lines[-1]
+    assert "The files of tiny version 1 (champion) are gone from" in zenml_lines[-1]
+    tracker.connect()
+    assert [each.version for each in registry.versions("tiny")] == ["1"], "nothing half-registered"

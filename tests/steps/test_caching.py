@@ -1,0 +1,66 @@
+"""A step's cache key covers the library files behind it."""
+
+import shutil
+
+import pytest
+
+from steps import caching
+from steps.caching import code_behind, files_behind
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library of two modules, one importing the other inside a function, a template and a table."""
+    root = tmp_path / "tuneline"
+    root.mkdir()
+    (root / "outer.py").write_text("TABLE = 'table.yaml'\ndef run():\n    from tuneline import inner\n")
+    (root / "inner.py").write_text("")
+    (root / "other.py").write_text("")
+    (root / "chat.jinja").write_text("")
+    (root / "table.yaml").write_text("")
+    monkeypatch.setattr(caching, "LIBRARY", root)
+    return root
+
+
+def test_imports_are_followed_through_the_library():
+    names = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.pack")}
+    more = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.align")}
+
+    assert names == {"data/pack.py"}
+    assert {"data/formats/alpaca.py", "data/formats/base.py", "errors.py", "registry.py"} <= more
+
+
+@pytest.mark.parametrize("name", ["outer.py", "inner.py", "chat.jinja", "table.yaml"])
+def test_a_change_in_any_file_behind_the_step_changes_the_digest(library, name):
+    before = code_behind("outer")
+
+    (library / name).write_text("# changed, still naming table.yaml\nfrom tuneline import inner\n")
+
+    assert code_behind("outer") != before
+
+
+def test_a_file_that_the_step_does_not_use_does_not_count(library):
+    before = code_behind("outer")
+
+    (library / "other.py").write_text("# changed")
+
+    assert code_behind("outer") == before
+
+
+def test_the_digest_does_not_depend_on_where_the_library_lies(library, tmp_path, monkeypatch):
+    before = code_behind("outer")
+
+    elsewhere = shutil.copytree(library, tmp_path / "site-packages" / "tuneline")
+    monkeypatch.setattr(caching, "LIBRARY", elsewhere)
+
+    assert code_behind("outer") == before
+
+
+def test_versions_of_libraries_count():
+    assert "jinja2=" in code_behind("errors", libraries=("jinja2",))
+    assert "no-such-thing=absent" in code_behind("errors", libraries=("no-such-thing",))
+
+
+def test_a_module_that_does_not_exist_is_an_error():
+    with pytest.raises(LookupError, match=r"no module 'tuneline.data.allign'"):
+        code_behind("data.allign")
