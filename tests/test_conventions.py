@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -115,7 +116,7 @@ print(sorted(report.by_metric(scores)))
 """
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env={**__import__("os").environ, "TUNELINE_HOME": str(tmp_path / "state")},
+        env={**os.environ, "TUNELINE_HOME": str(tmp_path / "state")},
         capture_output=True,
         text=True,
     )

@@ -1,7 +1,7 @@
 """Bad input ends before any training with one clear error, exit code 2, and nothing half-registered.
 
-Each case runs twice: through `tuneline run`, whose only line is the message, and through ZenML's own `pipeline run`, whose
-last line it is.
+Each case runs twice: through `tuneline run`, whose only line is the message, and through ZenML's own `pipeline run`,
+whose last line it is.
 """
 
 import json

@@ -1,0 +1,125 @@
+"""Across processes, directories and installations: one cache, one stack, schedules that fire."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+pytestmark = pytest.mark.zenml
+BIN = Path(sys.executable).parent
+
+
+def call(*command, cwd, **environment):
+    """Run a command as a user would, in a process of its own; return its output."""
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **{k: str(v) for k, v in environment.items()}}
+    run = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, f"{command}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    return run.stdout
+
+
+def cached_steps(cwd, **environment):
+    (latest,) = json.loads(call("tuneline", "runs", "--limit", 1, "--json", cwd=cwd, **environment))
+    assert latest["status"] == "completed"
+    return latest["steps_cached"], latest["steps_run"]
+
+
+def test_two_processes_may_start_on_an_empty_machine(tmp_path):
+    env = {**os.environ, "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
+    env.pop("TUNELINE_HOME", None)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    code = "from tuneline.workflow import stack; print('made', stack.init())"
+
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    names = {process.communicate(timeout=300)[0].splitlines()[-1] for process in started}
+
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(names) == 1
+
+
+def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(project):
+    call("zenml", "pipeline", "run", "sft_pipeline", "--config", "run.yaml", cwd=project)
+    assert cached_steps(project) == (0, 11)
+
+    shown = call("tuneline", "run", "run.yaml", cwd=project)
+
+    assert cached_steps(project) == (9, 2)
+    assert "Nothing has changed" in shown
+    assert "known already, registered once" in shown
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel, installed beside what the environment has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = shutil.copytree(
+        Path.cwd() if (Path.cwd() / "pyproject.toml").exists() else Path(__file__).parents[2],
+        folder / "source",
+        ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"),
+    )
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
+    (built,) = folder.glob("tuneline-*.whl")
+    call(*pip, "install", "--no-deps", "--target", folder / "site", built, cwd=folder)
+    return folder / "site"
+
+
+def test_an_installed_wheel_in_another_directory_hits_the_same_cache(project, wheel, tmp_path):
+    call("zenml", "pipeline", "run", "sft_pipeline", "--config", "run.yaml", cwd=project)
+    environment = {"TUNELINE_HOME": project / ".tuneline", "PYTHONPATH": wheel}
+    where = call(sys.executable, "-c", "import steps, tuneline; print(tuneline.__file__)", cwd=tmp_path, **environment)
+    assert str(wheel) in where
+
+    call("tuneline", "init", cwd=tmp_path, **environment)
+    call("zenml", "pipeline", "run", "sft_pipeline", "--config", project / "run.yaml", cwd=tmp_path, **environment)
+
+    assert cached_steps(tmp_path, **environment) == (9, 2)
+
+
+def schedule_file(project, cron):
+    return tiny.write_config(
+        project / "retrain.yaml",
+        tiny.recipe(),
+        extra={"pipeline": "retrain_pipeline"},
+        schedule={"name": "nightly", "cron_expression": cron},
+    )
+
+
+def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
+    from tuneline.workflow import scheduler, schedules
+
+    call("zenml", "pipeline", "run", "retrain_pipeline", "--config", schedule_file(project, "0 3 * * *"), cwd=project)
+    assert "nightly" in call("zenml", "pipeline", "schedule", "list", cwd=project)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=3, minute=0, second=5)
+    early = scheduler.Scheduler(schedules.all_schedules, clock=lambda: datetime.now(UTC) + timedelta(seconds=1))
+    due = scheduler.Scheduler(schedules.all_schedules, clock=lambda: tomorrow)
+
+    assert early.look() == []
+    (firing,) = due.look()
+
+    assert firing.exit_code == 0, Path(firing.log).read_text()[-2000:]
+    assert Path(firing.log).read_text().splitlines()[-1].startswith("retrain_pipeline-scheduled-")
+    assert due.look() == [], "a firing is remembered"
+    (latest,) = json.loads(call("tuneline", "runs", "--limit", 1, "--json", cwd=project))
+    assert latest["pipeline"] == "retrain_pipeline"
+
+
+@pytest.mark.slow
+def test_a_schedule_by_the_minute_fires_by_itself(project):
+    call("tuneline", "schedule", schedule_file(project, "* * * * *"), cwd=project)
+
+    told = call("tuneline", "scheduler", "--poll-seconds", 1, "--max-firings", 1, cwd=project)
+
+    assert "nightly: completed" in told
+    (listed,) = json.loads(call("tuneline", "schedule", "--json", cwd=project))
+    assert listed["last_status"] == "completed"

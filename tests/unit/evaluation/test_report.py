@@ -1,0 +1,87 @@
+"""The report adds up per-item scores and shows them."""
+
+import pytest
+
+from tuneline.evaluation import report as reports
+from tuneline.evaluation.items import Score
+from tuneline.evaluation.report import Report
+from tuneline.statistics import Interval, bootstrap_mean
+
+
+def make_score(i, benchmark="held_out", output="an answer", **metrics):
+    return Score(benchmark, f"{benchmark}-{i}", f"prompt {i}", f"reference {i}", output, metrics)
+
+
+def make_report(base=(0.1, 0.5, 0.9), gain=0.05, accuracy=(0.0, 1.0)):
+    """Three held-out items that all gain the same, and an exam of two questions."""
+    exam = [make_score(i, benchmark="mmlu", accuracy=value) for i, value in enumerate(accuracy)]
+    before = [make_score(i, rougeL=value) for i, value in enumerate(base)]
+    after = [make_score(i, rougeL=value + gain) for i, value in enumerate(base)]
+    return Report(base=[*before, *exam], model=[*after, *exam], base_hash="a", model_hash="b")
+
+
+def test_metrics_of_an_exam_carry_its_name():
+    scores = [make_score(1, rouge1=0.5, rougeL=0.25), make_score(2, benchmark="mmlu", accuracy=1.0)]
+
+    assert reports.by_metric(scores) == {
+        "rouge1": {"held_out-1": 0.5},
+        "rougeL": {"held_out-1": 0.25},
+        "mmlu_accuracy": {"mmlu-2": 1.0},
+    }
+
+
+def test_the_gain_is_taken_item_by_item():
+    """All items gain the same, so the paired interval has no width, however far the items lie apart."""
+    parts = make_report(gain=0.05).metrics()["rougeL"]
+
+    assert [parts["gain"].low, parts["gain"].mean, parts["gain"].high] == pytest.approx([0.05] * 3)
+    assert parts["base"].high - parts["base"].low > 0.3
+
+
+def test_the_intervals_are_those_of_the_bootstrap():
+    parts = make_report(base=(0.1, 0.5, 0.9), gain=0.05).metrics()["rougeL"]
+
+    assert parts["base"] == bootstrap_mean([0.1, 0.5, 0.9])
+    assert parts["model"] == bootstrap_mean([0.1 + 0.05, 0.5 + 0.05, 0.9 + 0.05])
+
+
+def test_items_are_matched_by_their_id_not_their_place():
+    before, after = {"x": 0.25, "y": 1.0}, {"y": 1.0, "x": 0.5}
+
+    assert reports.compare(before, after)["gain"].mean == pytest.approx(0.125)
+
+
+def test_markdown_has_a_row_for_each_metric():
+    lines = make_report(base=(0.5, 0.5), gain=0.25).to_markdown().splitlines()
+
+    assert lines[0] == "| metric | items | base | model | gain |"
+    assert lines[2] == "| rougeL | 2 | 50.0 [50.0, 50.0] | 75.0 [75.0, 75.0] | +25.0 [+25.0, +25.0] |"
+    assert lines[3].startswith("| mmlu_accuracy | 2 | 50.0 [0.0, 100.0] | ")
+    assert len(lines) == 4
+
+
+def test_html_shows_text_as_text():
+    wicked = "<script>alert('x')</script> & co"
+    base, model = (make_score(1, output=text, rougeL=0.5) for text in ("quiet", wicked))
+
+    page = Report(base=[base], model=[model], base_hash="a", model_hash="b").to_html()
+
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; co" in page
+    assert "<td>rougeL</td><td>1</td><td>50.0 [50.0, 50.0]</td>" in page
+
+
+def test_html_shows_the_first_answers_only():
+    many = [make_score(i, rougeL=0.5) for i in range(25)]
+
+    page = Report(base=many, model=many, base_hash="a", model_hash="b").to_html()
+
+    assert "prompt 19<" in page
+    assert "prompt 20<" not in page
+
+
+def test_points_are_of_a_hundred_and_signed_where_asked():
+    interval = Interval(mean=0.123, low=-0.01, high=0.25, num_items=9)
+
+    assert reports.show(interval) == "12.3 [-1.0, 25.0]"
+    assert reports.show(interval, signed=True) == "+12.3 [-1.0, +25.0]"

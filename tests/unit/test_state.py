@@ -1,0 +1,71 @@
+"""Where the state root lies."""
+
+import pytest
+from filelock import Timeout
+
+from tuneline import state
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working directory two levels deep, with no home given."""
+    monkeypatch.delenv("TUNELINE_HOME", raising=False)
+    folder = tmp_path / "project" / "deep"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return tmp_path / "project"
+
+
+def test_the_environment_decides(project, monkeypatch):
+    (project / ".tuneline").mkdir()
+    monkeypatch.setenv("TUNELINE_HOME", str(project / "elsewhere"))
+
+    assert state.root() == project / "elsewhere"
+
+
+def test_a_home_may_be_relative_or_begin_with_a_tilde(project, monkeypatch):
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.setenv("TUNELINE_HOME", "~/mine")
+    tilde = state.root()
+    monkeypatch.setenv("TUNELINE_HOME", "here")
+
+    assert (tilde, state.root()) == (project / "mine", project / "deep" / "here")
+
+
+def test_a_root_above_the_working_directory_is_found(project):
+    (project / ".tuneline").mkdir()
+
+    assert state.root() == project / ".tuneline"
+
+
+def test_the_nearest_root_wins(project):
+    (project / ".tuneline").mkdir()
+    (project / "deep" / ".tuneline").mkdir()
+
+    assert state.root() == project / "deep" / ".tuneline"
+
+
+def test_without_any_the_root_is_in_the_working_directory_and_is_not_made(project):
+    assert state.root() == project / "deep" / ".tuneline"
+    assert not state.root().exists()
+
+
+def test_a_file_of_that_name_is_no_root(project):
+    (project / ".tuneline").touch()
+
+    assert state.root() == project / "deep" / ".tuneline"
+
+
+def test_a_folder_is_made_where_it_is_missing(home):
+    assert state.folder("scores") == home / "scores"
+    assert (home / "scores").is_dir()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_lock_is_held_by_one_at_a_time():
+    with state.lock("x"):
+        with pytest.raises(Timeout):
+            state.lock("x", timeout_seconds=0).acquire()
+        state.lock("other", timeout_seconds=0).acquire().lock.release()
+
+    state.lock("x", timeout_seconds=0).acquire().lock.release()
