@@ -45,6 +45,7 @@ def test_two_processes_may_start_on_an_empty_machine(tmp_path):
 
     assert [process.returncode for process in started] == [0, 0]
     assert len(names) == 1
+    assert "analytics_opt_in: false" in (tmp_path / "zenml" / "config.yaml").read_text()
 
 
 def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(project):

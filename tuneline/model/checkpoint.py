@@ -28,8 +28,8 @@ class Checkpoint:
     """The maker owns `path`, a scratch folder: the files may be moved into the artifact."""
 
     def content_hash(self) -> str:
-        """Hash weights, configs, tokenizer and template; no times, runs or environment."""
-        return self.sha256 or digest([self.kind, tree_hash(self.path, ignore=NOT_CONTENT)])
+        """Hash weights, configs, tokenizer, template and identity; no times, runs or environment."""
+        return self.sha256 or digest([self.kind, self.identity, tree_hash(self.path, ignore=NOT_CONTENT)])
 
     def num_bytes(self) -> int:
         """Add up the sizes of the files."""

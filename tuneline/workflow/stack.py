@@ -34,8 +34,9 @@ def init(existing: str | None = None) -> str:
     with _one_at_a_time():
         from zenml.client import Client
 
+        _keep_analytics_off()
         state.root().mkdir(parents=True, exist_ok=True)
-        folder = Client.find_repository() or _folder()
+        folder = _folder()
         if not Client.is_repository_directory(folder):
             Client.initialize(folder)
         client = Client()
@@ -62,20 +63,31 @@ def is_ready() -> bool:
 
 def _one_at_a_time() -> FileLock:
     """ZenML's first start creates a database, which two processes at once break: one lock for all of a user's ZenML."""
-    from zenml.utils.io_utils import get_global_config_directory
-
-    folder = Path(get_global_config_directory())
+    folder = _zenml_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "tuneline-init.lock", timeout=600)
 
 
+def _zenml_folder() -> Path:
+    from zenml.utils.io_utils import get_global_config_directory
+
+    return Path(get_global_config_directory())
+
+
+def _keep_analytics_off() -> None:
+    """Where this is ZenML's first start, write down that nothing is sent; a choice that was made before stays."""
+    if (_zenml_folder() / "config.yaml").exists():
+        return
+    from zenml.config.global_config import GlobalConfiguration
+
+    GlobalConfiguration().analytics_opt_in = False
+
+
 def _folder() -> Path:
     """Return the folder that gets the stack: that of the state root in a checkout, else the working directory."""
-    return (
-        state.root().parent
-        if state.root().name == ".tuneline" and Path.cwd().is_relative_to(state.root().parent)
-        else Path.cwd()
-    )
+    root, here = state.root(), Path.cwd()
+    in_checkout = root.name == ".tuneline" and here.is_relative_to(root.parent)
+    return root.parent if in_checkout else here
 
 
 def _ensure(client: Any) -> str:

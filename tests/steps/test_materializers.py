@@ -1,0 +1,134 @@
+"""Artifacts come back as they went in, from a local store in place and from a remote one as a copy."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from materializers.checkpoint import CheckpointMaterializer
+from materializers.dataset import CorpusMaterializer
+from materializers.document import DocumentMaterializer
+from materializers.folders import FolderMaterializer
+from materializers.report import ReportMaterializer
+from tuneline.data.corpus import Corpus
+from tuneline.evaluation.items import Score
+from tuneline.evaluation.report import Report
+from tuneline.identity import FileEntry, Located, Manifest
+from tuneline.model.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.zenml
+
+
+@pytest.fixture
+def store(zenml_world, tmp_path):
+    from zenml.client import Client
+
+    return Client().active_stack.artifact_store
+
+
+@pytest.fixture(params=["local", "remote"])
+def artifact(request, store, tmp_path, monkeypatch):
+    """Save with one materializer and load with another, as two steps do."""
+    monkeypatch.setattr(FolderMaterializer, "is_local", property(lambda self: request.param == "local"))
+    uri = Path(store.path) / "tests" / tmp_path.name
+    uri.mkdir(parents=True)
+
+    def round_trip(kind, data):
+        writer = kind(str(uri), artifact_store=store)
+        writer.save(data)
+        back = kind(str(uri), artifact_store=store).load(type(data))
+        pages = writer.save_visualizations(data)
+        assert all(Path(page).stat().st_size for page in pages)
+        return back, writer.compute_content_hash(data), writer.extract_metadata(data), uri
+
+    round_trip.is_local = request.param == "local"
+    return round_trip
+
+
+def test_a_corpus_keeps_rows_identity_and_counts(artifact):
+    rows = Dataset.from_dict({"a": [1, 2, 3]})
+    corpus = Corpus(
+        {"train": rows, "validation": rows.select([0])}, {"tokenizer": "t"}, {"dropped": 2, "more": {"x": 1}}
+    )
+
+    back, content_hash, metadata, uri = artifact(CorpusMaterializer, corpus)
+
+    assert back.splits["train"]["a"][:] == [1, 2, 3]
+    assert (back.identity, back.counts) == (corpus.identity, corpus.counts)
+    assert content_hash == back.content_hash() == corpus.content_hash()
+    assert metadata["rows"] == {"train": 3, "validation": 1}
+    if artifact.is_local:
+        assert back.splits["train"].cache_files[0]["filename"].startswith(str(uri)), "mapped where it lies"
+
+
+def test_counts_are_no_part_of_a_corpuss_identity_but_values_are():
+    rows = Dataset.from_dict({"a": [1, 2]})
+    same = Corpus({"x": Dataset.from_dict({"a": [0, 1, 2]}).select([1, 2])}, {}, {"dropped": 1})
+
+    assert Corpus({"x": rows}).content_hash() == same.content_hash()
+    assert Corpus({"x": rows}, {"k": 1}).content_hash() != same.content_hash()
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("disposable", [True, False])
+def test_a_checkpoint_is_moved_or_linked_never_copied_on_a_local_store(artifact, files, disposable):
+    inode = (files / "model.safetensors").stat().st_ino
+    checkpoint = Checkpoint(files, "merged", {"base_model": "b"}, {"kl": 0.0}, disposable=disposable)
+
+    back, content_hash, metadata, uri = artifact(CheckpointMaterializer, checkpoint)
+
+    assert (back.kind, back.identity, back.facts, back.sha256) == (
+        "merged",
+        {"base_model": "b"},
+        {"kl": 0.0},
+        content_hash,
+    )
+    assert (back.path / "model.safetensors").read_bytes() == b"weights"
+    assert metadata["bytes"] == 9
+    assert (uri / "MLmodel").exists()
+    if artifact.is_local:
+        assert (back.path / "model.safetensors").stat().st_ino == inode
+        assert (files / "model.safetensors").exists() != disposable
+
+
+def test_equal_weights_have_one_hash_whatever_lies_beside_them(files):
+    before = Checkpoint(files, "merged").content_hash()
+    (files / "README.md").write_text("made on a Sunday")
+
+    assert Checkpoint(files, "merged", {"rows": "other"}).content_hash() == before
+    (files / "config.json").write_text("{ }")
+    assert Checkpoint(files, "merged").content_hash() != before
+
+
+def test_a_manifest_is_known_by_bytes_not_places(artifact):
+    entry = FileEntry(name="x", size=1, sha256="s")
+    here, there = (
+        Manifest(kind="sources", items=[Located(name="n", location=place, source=place, files=[entry])])
+        for place in ("here", "there")
+    )
+
+    back, content_hash, metadata, _ = artifact(DocumentMaterializer, here)
+
+    assert back == here
+    assert content_hash == there.content_hash()
+    assert metadata["bytes"] == 1
+
+
+def test_a_report_keeps_every_item(artifact):
+    def scores(value):
+        return [Score("held_out", str(i), "p", "r", "o", {"rougeL": value + i}) for i in range(3)]
+
+    report = Report(scores(0.0), scores(1.0), "b", "m")
+
+    back, _, metadata, _ = artifact(ReportMaterializer, report)
+
+    assert back == report
+    assert metadata["rougeL.gain"] == 1.0

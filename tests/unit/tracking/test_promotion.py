@@ -1,0 +1,265 @@
+"""Promotion in a real MLflow registry: compare, set, write down."""
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import pytest
+
+from tuneline.config.evaluate import GateConfig
+from tuneline.errors import NotFoundError, TrackingError
+from tuneline.tracking import gate, ledger, promotion, registry
+from tuneline.tracking.promotion import Decision
+
+CONFIG = GateConfig(num_resamples=1000)
+
+
+@pytest.fixture(scope="module")
+def run_id(tmp_path_factory):
+    """A finished run in an MLflow of our own, which lives as long as this module's tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("MLFLOW_TRACKING_URI", raising=False)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        experiment = mlflow.create_experiment("promotion", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment) as run:
+            pass
+        yield run.info.run_id
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def make_version(run_id, home, tmp_path):
+    """Register a model directory under the test's own name; returns the version and whether it is new."""
+
+    def make(content):
+        folder = tmp_path / f"m {content}"
+        (folder / "files").mkdir(parents=True, exist_ok=True)
+        (folder / "files" / "model.safetensors").write_text(content)
+        return registry.register(tmp_path.name, content, folder.as_uri(), run_id, {"zenml.run": f"run of {content}"})
+
+    return make
+
+
+def finding(gain=0.1, against="the base model"):
+    """Compare two models that differ by `gain` on every item."""
+    scores = {f"item-{i}": 0.3 + i / 100 for i in range(20)}
+    return gate.judge({item: value + gain for item, value in scores.items()}, scores, against, CONFIG)
+
+
+def decide(version, *, champion=None, gain=0.1):
+    return promotion.decide(version, new=True, champion=champion, findings=[finding(gain)])
+
+
+def champion_of(make_version, content="one"):
+    version, _ = make_version(content)
+    decide(version)
+    return registry.find(version.name, version.version)
+
+
+def aliases(name):
+    return {alias: version.version for version in registry.versions(name) for alias in version.aliases}
+
+
+def moves(name, start=0):
+    return [(line["alias"], line["from"], line["to"]) for line in ledger.entries(name)][start:]
+
+
+def test_the_same_content_is_registered_once(make_version):
+    first, new = make_version("one")
+    again, new_again = make_version("one")
+
+    assert (new, new_again) == (True, False)
+    assert again == first
+    assert len(registry.versions(first.name)) == 1
+    assert first.tags == {registry.CONTENT_HASH: "one", "zenml.run": "run of one"}
+
+
+def test_other_content_is_another_version_and_the_newest_comes_first(make_version):
+    first, second = make_version("one")[0], make_version("two")[0]
+
+    assert (
+        [version.version for version in registry.versions(first.name)] == [second.version, first.version] == ["2", "1"]
+    )
+
+
+def test_a_version_knows_where_its_weights_lie(make_version):
+    version, _ = make_version("one")
+
+    assert (version.folder() / "model.safetensors").read_text() == "one"
+
+
+def test_a_version_that_does_not_exist_is_told_with_those_that_do(make_version):
+    version = champion_of(make_version)
+
+    with pytest.raises(NotFoundError, match=r"'champoin'. Did you mean 'champion'\? Known: 1, challenger, champion"):
+        registry.find(version.name, "champoin")
+
+
+def test_the_first_version_that_passes_becomes_champion(make_version):
+    version, new = make_version("one")
+
+    decision = decide(version)
+
+    assert decision == Decision(
+        model_name=version.name,
+        version="1",
+        new=new,
+        promoted=True,
+        aliases=["challenger", "champion"],
+        sentence=f"Promoted to champion: {finding().sentence()}.",
+        findings=[finding()],
+    )
+    assert moves(version.name) == [("challenger", None, "1"), ("champion", None, "1")]
+    assert ledger.entries(version.name)[1]["report"] == [finding().model_dump()]
+
+
+def test_the_first_version_that_fails_stays_challenger(make_version):
+    version, _ = make_version("one")
+
+    decision = decide(version, gain=-0.1)
+
+    assert (decision.promoted, decision.aliases) == (False, ["challenger"])
+    assert registry.champion(version.name) is None
+
+
+def test_a_later_version_that_fails_leaves_the_champion(make_version):
+    champion = champion_of(make_version)
+    version, _ = make_version("two")
+
+    decision = decide(version, champion=champion, gain=0.0)
+
+    assert (decision.promoted, decision.aliases) == (False, ["challenger"])
+    assert decision.sentence == f"Kept as challenger: {finding(0.0).sentence()}."
+    assert aliases(version.name) == {"champion": "1", "challenger": "2"}
+    assert moves(version.name, start=2) == [("challenger", "1", "2")]
+
+
+def test_a_later_version_that_passes_moves_champion_and_previous(make_version):
+    champion = champion_of(make_version)
+    version, _ = make_version("two")
+
+    decision = decide(version, champion=champion)
+
+    assert (decision.promoted, decision.aliases) == (True, ["challenger", "champion"])
+    assert aliases(version.name) == {"previous": "1", "champion": "2", "challenger": "2"}
+    assert moves(version.name, start=2) == [("challenger", "1", "2"), ("previous", None, "1"), ("champion", "1", "2")]
+    assert ledger.verify() == 5
+
+
+def test_one_lost_comparison_is_enough(make_version):
+    version, _ = make_version("one")
+    won, lost = finding(0.1), finding(-0.1, against="champion version 1")
+
+    decision = promotion.decide(version, new=True, champion=None, findings=[won, lost])
+
+    assert not decision.promoted
+    assert decision.sentence == f"Kept as challenger: {lost.sentence()}."
+    assert decision.findings == [won, lost]
+
+
+def test_the_champion_itself_is_left_alone(make_version):
+    champion = champion_of(make_version)
+    before = moves(champion.name)
+
+    decision = promotion.decide(champion, new=False, champion=champion, findings=[])
+
+    assert "the very weights of the champion" in decision.sentence
+    assert (decision.promoted, decision.new, decision.aliases) == (False, False, ["challenger", "champion"])
+    assert moves(champion.name) == before
+
+
+def test_rollback_gives_the_champion_back(make_version):
+    champion = champion_of(make_version)
+    decide(make_version("two")[0], champion=champion)
+
+    back = promotion.rollback(champion.name, "it answers in French")
+
+    assert (back.version, back.content_hash) == ("1", "one")
+    assert aliases(champion.name) == {"champion": "1", "challenger": "2"}
+    assert moves(champion.name, start=5) == [("champion", "2", "1"), ("previous", "1", None)]
+    assert ledger.entries()[-2]["why"] == "it answers in French"
+
+
+def test_rollback_of_the_first_champion_leaves_none(make_version):
+    champion = champion_of(make_version)
+
+    assert promotion.rollback(champion.name) is None
+    assert aliases(champion.name) == {"challenger": "1"}
+    assert moves(champion.name, start=2) == [("champion", "1", None)]
+
+
+def test_rollback_without_a_champion_is_refused(make_version):
+    version, _ = make_version("one")
+
+    with pytest.raises(TrackingError, match="has no champion, so nothing can be rolled back"):
+        promotion.rollback(version.name)
+    assert ledger.entries() == []
+
+
+@pytest.mark.parametrize("now", ["another", "none"])
+def test_a_champion_that_changed_while_a_model_was_judged_is_not_replaced(make_version, now):
+    champion = champion_of(make_version)
+    late, _ = make_version("two")
+    if now == "another":
+        decide(make_version("three")[0], champion=champion)
+    else:
+        promotion.rollback(champion.name)
+    before = aliases(champion.name), moves(champion.name)
+
+    with pytest.raises(TrackingError, match=f"The champion of {champion.name} changed while"):
+        decide(late, champion=champion)
+    assert (aliases(champion.name), moves(champion.name)) == before
+
+
+def test_force_writes_the_reason_down(make_version):
+    champion = champion_of(make_version)
+    version, _ = make_version("two")
+
+    forced = promotion.force(version.name, "2", "the exam was wrong")
+
+    assert (forced.version, forced.aliases) == ("2", ("champion",))
+    assert aliases(champion.name) == {"previous": "1", "champion": "2", "challenger": "1"}
+    assert moves(version.name, start=2) == [("previous", None, "1"), ("champion", "1", "2")]
+    assert ledger.entries()[-1]["why"] == "forced: the exam was wrong"
+
+
+def test_a_champion_whose_files_are_gone_is_found_out(make_version):
+    champion = champion_of(make_version)
+    registry.check_champion(champion.name)
+    shutil.rmtree(champion.folder())
+
+    with pytest.raises(TrackingError, match=r"version 1 \(challenger, champion\) are gone from .*tuneline rollback"):
+        registry.check_champion(champion.name)
+
+
+def test_without_a_champion_there_is_nothing_to_check(make_version):
+    version, _ = make_version("one")
+    shutil.rmtree(version.folder())
+
+    registry.check_champion(version.name)
+
+
+def test_of_two_that_decide_at_once_one_wins_and_nothing_is_lost(make_version, monkeypatch):
+    """Both judged themselves against no champion; the pause lets both look before either moves, were it not locked."""
+    rivals = [make_version(content)[0] for content in ("one", "two")]
+    look = registry.champion
+    monkeypatch.setattr(registry, "champion", lambda name: (look(name), time.sleep(0.3))[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(decide, version) for version in rivals]
+    refused = [attempt.exception() for attempt in tries if attempt.exception()]
+    won = [attempt.result() for attempt in tries if not attempt.exception()]
+
+    assert [type(error) for error in refused] == [TrackingError]
+    assert [decision.promoted for decision in won] == [True]
+    winner = won[0].version
+    assert aliases(rivals[0].name) == {"challenger": winner, "champion": winner}
+    assert moves(rivals[0].name) == [("challenger", None, winner), ("champion", None, winner)]
+    assert ledger.verify() == 2
+
+    loser = next(version for version in rivals if version.version != winner)
+    assert decide(loser, champion=look(loser.name)).promoted, "the loser may try again against the new champion"
+    assert aliases(loser.name) == {"challenger": loser.version, "champion": loser.version, "previous": winner}
+    assert ledger.verify() == 5
