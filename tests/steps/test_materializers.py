@@ -103,7 +103,8 @@ def test_equal_weights_have_one_hash_whatever_lies_beside_them(files):
     before = Checkpoint(files, "merged").content_hash()
     (files / "README.md").write_text("made on a Sunday")
 
-    assert Checkpoint(files, "merged", {"rows": "other"}).content_hash() == before
+    assert Checkpoint(files, "merged", facts={"kl": 1.0}).content_hash() == before
+    assert Checkpoint(files, "merged", {"rows": "other"}).content_hash() != before
     (files / "config.json").write_text("{ }")
     assert Checkpoint(files, "merged").content_hash() != before
 
