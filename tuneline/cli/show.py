@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -9,12 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+WIDTH_OF_FILES = 110
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")]
 
 
 def console() -> Console:
     """Return the console for results."""
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 
 def quiet() -> None:

@@ -52,7 +52,7 @@ def letter_logprobs(
 
 def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"] for letter in LETTERS]
-    if any(len(tokens) != 1 for tokens in ids):
+    if any(len(tokens) != 1 for tokens in ids) or len({tokens[0] for tokens in ids}) != len(LETTERS):
         raise SourceError(
             "This tokenizer does not write ' A' to ' D' as one token each, so letters cannot be compared."
         )

@@ -17,6 +17,8 @@ from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
 
 POWER = 0.8
+FEWEST_ITEMS = 5
+"""Below this no interval can be believed, whatever the method."""
 
 
 class Finding(BaseModel):
@@ -58,13 +60,14 @@ def judge(candidate: Mapping[str, float], opponent: Mapping[str, float], against
         config: Metric, wanted gain, level.
 
     Raises:
-        TrackingError: The items differ, or there are fewer than two.
+        TrackingError: The items differ, or there are fewer than five.
     """
-    if set(candidate) != set(opponent) or len(candidate) < 2:
+    if set(candidate) != set(opponent) or len(candidate) < FEWEST_ITEMS:
+        common = len(set(candidate) & set(opponent))
         raise TrackingError(
-            f"The gate compares answers to the same items, at least two; the candidate has {len(candidate)}, "
-            f"{against} has "
-            f"{len(opponent)}, and {len(set(candidate) & set(opponent))} are common. Evaluate both on one set."
+            f"The gate compares answers to the same items, at least {FEWEST_ITEMS}; the candidate has "
+            f"{len(candidate)}, "
+            f"{against} has {len(opponent)}, and {common} are common. Evaluate both on one set."
         )
     items = sorted(candidate)
     differences = np.array([candidate[item] - opponent[item] for item in items])

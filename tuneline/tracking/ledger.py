@@ -1,6 +1,6 @@
 """The ledger of promotions: one line a move of an alias, only ever appended, each line holding the hash of the last.
 
-So a line that was changed or taken out later is found (`verify`).
+So a line that was changed, put in or taken out is found (`verify`), but for the last, which nothing follows.
 """
 
 import getpass
@@ -55,12 +55,20 @@ def entries(model: str | None = None) -> list[dict[str, Any]]:
     """Return the moves, oldest first; of one model, or of all."""
     if not path().exists():
         return []
-    lines = [json.loads(line) for line in path().read_text().splitlines() if line]
+    lines = [_parse(number, line) for number, line in enumerate(path().read_text().splitlines(), start=1) if line]
     return [line for line in lines if model in (None, line["model"])]
 
 
+def _parse(number: int, line: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TrackingError(f"{path()}:{number}: the line is torn: {error.msg}. Restore it from a backup.") from error
+    return entry
+
+
 def verify() -> int:
-    """Check the chain.
+    """Check the chain: that no line was changed, put in, or taken out before the last one.
 
     Returns:
         The number of lines.

@@ -15,6 +15,8 @@ from tuneline.tracking import ledger, registry
 from tuneline.tracking.gate import Finding
 from tuneline.tracking.registry import Version
 
+FORCED = "forced: "
+
 
 class Decision(BaseModel):
     """What became of a model: registered or known, promoted or not, and why."""
@@ -70,7 +72,7 @@ def force(name: str, version: str, reason: str) -> Version:
         before = registry.champion(name)
         if before and before.version != target.version:
             _move(name, "previous", before.version, f"was champion before version {target.version}")
-        _move(name, "champion", target.version, f"forced: {reason}")
+        _move(name, "champion", target.version, f"{FORCED}{reason}")
     return registry.find(name, target.version)
 
 
@@ -94,13 +96,14 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
 
 
 def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> None:
+    ledger.entries()  # a ledger that cannot be read must stop a move, not follow it
     client = MlflowClient()
     before = client.get_registered_model(name).aliases.get(alias)
     if to is None:
         client.delete_registered_model_alias(name, alias)
     else:
         client.set_registered_model_alias(name, alias, to)
-    if before is None or str(before) != to:
+    if (None if before is None else str(before)) != to or why.startswith(FORCED):
         ledger.append(name, alias, None if before is None else str(before), to, why, **more)
 
 

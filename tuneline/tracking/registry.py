@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from tuneline import state
 from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking.flavor import FILES
 
@@ -66,10 +67,11 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in versions(name):
-        if known.content_hash == content_hash:
-            return known, False
-    made = client.create_model_version(name, source, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
+    with state.lock("registry"):
+        for known in versions(name):
+            if known.content_hash == content_hash:
+                return known, False
+        made = client.create_model_version(name, source, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
     return find(name, str(made.version)), True
 
 

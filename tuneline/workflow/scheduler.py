@@ -7,6 +7,7 @@ one.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tuneline.errors import TunelineError
 from tuneline.workflow.schedules import Schedule
 
 MEMORY = "scheduler.json"
+RUNNING = "running"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ class Scheduler:
         """Return the last time of the schedule that has passed and was not fired yet."""
         if not schedule.active:
             return None
-        last = recall().get(schedule.id, {}).get("due")
-        since = datetime.fromisoformat(last) if last else schedule.created
+        last = recall().get(schedule.id, {})
+        if last.get("status") == RUNNING:  # the scheduler was stopped in the middle: the run is started again
+            return datetime.fromisoformat(last["due"])
+        since = datetime.fromisoformat(last["due"]) if last else schedule.created
         now = self.clock()
         if croniter(schedule.cron_expression, since).get_next(datetime) > now:
             return None
@@ -94,10 +98,14 @@ class Scheduler:
 
     def _fire(self, schedule: Schedule, due: datetime) -> Firing:
         stamp = due.strftime("%Y%m%dT%H%M%SZ")
-        log = state.folder("logs") / f"{schedule.name}-{stamp}.log"
-        remember(schedule.id, {"name": schedule.name, "due": due.isoformat(), "status": "running", "log": str(log)})
+        log = state.folder("logs") / f"{re.sub(r'[^A-Za-z0-9._-]', '_', schedule.name)}-{stamp}.log"
+        remember(schedule.id, {"name": schedule.name, "due": due.isoformat(), "status": RUNNING, "log": str(log)})
         self.tell(f"{schedule.name}: due {due:%Y-%m-%d %H:%M} UTC, started")
-        code = self.launch(schedule, log)
+        try:
+            code = self.launch(schedule, log)
+        except OSError as error:  # no process could be started; the other schedules must still be looked at
+            log.write_text(f"The run could not be started: {error}\n")
+            code = 127
         status = "completed" if code == 0 else f"failed with exit code {code}"
         remember(schedule.id, {"name": schedule.name, "due": due.isoformat(), "status": status, "log": str(log)})
         self.tell(f"{schedule.name}: {status}, output in {log}")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
@@ -34,24 +33,10 @@ def share_passed(num_trials, num_items, gain=0.0):
     return np.mean([judge(*draw(generator, num_items, gain)).passed for _ in range(num_trials)])
 
 
-def test_an_equal_model_passes_one_time_in_twenty():
-    """Within two standard errors of 2,000 trials; `new >= old` would pass half of the time.
-
-    Student's t-test errs in 5 % of such trials, so what it makes of the very same draws tells their luck, which is
-    taken off (a control variate): this seed draws 0.0615 for the gate and 0.0600 for the t-test.
-    """
-    generator = np.random.default_rng(0)
-    trials = [draw(generator, num_items=100) for _ in range(2000)]
-    luck = np.mean([student_passes(*trial) for trial in trials]) - 0.05
-
-    share = np.mean([judge(*trial).passed for trial in trials])
-
-    assert abs(luck) < 0.015
-    assert 0.04 < share - luck <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
-
-
-def student_passes(candidate, opponent):
-    return stats.ttest_rel([*candidate.values()], [*opponent.values()], alternative="greater").pvalue < 0.05
+@pytest.mark.parametrize("num_items", [5, 10, 100])
+def test_an_equal_model_passes_at_most_one_time_in_twenty(num_items):
+    """At most 5 % and two Monte-Carlo errors of 2,000 trials; `new >= old` would pass half of the time."""
+    assert share_passed(num_trials=2000, num_items=num_items) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
 
 
 def test_a_true_gain_of_five_points_is_found():
@@ -85,7 +70,7 @@ def test_the_wanted_gain_is_on_top():
 
 
 def test_the_same_answers_do_not_pass():
-    scores = by_item([0.1, 0.5, 0.9])
+    scores = by_item([0.1, 0.3, 0.5, 0.7, 0.9])
 
     assert not judge(scores, scores).passed
 
@@ -112,8 +97,8 @@ def test_the_order_of_items_does_not_matter():
     [
         ({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1}, "the candidate has 3, the base model has 2, and 2 are common"),
         ({"a": 1, "b": 1}, {"c": 1, "b": 1}, "the candidate has 2, the base model has 2, and 1 are common"),
-        ({"a": 1}, {"a": 1}, "at least two"),
-        ({}, {}, "at least two"),
+        ({"a": 1}, {"a": 1}, "at least 5"),
+        ({}, {}, "at least 5"),
     ],
 )
 def test_answers_to_different_items_are_refused(candidate, opponent, message):

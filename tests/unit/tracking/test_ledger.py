@@ -106,3 +106,12 @@ def test_a_line_with_its_hash_made_anew_breaks_the_next():
 
     with pytest.raises(TrackingError, match=r"ledger.jsonl:3: the ledger was changed here"):
         ledger.verify()
+
+
+def test_a_torn_line_is_told_with_its_place():
+    ledger.append("m", "champion", None, "1", "first")
+    with ledger.path().open("a") as file:
+        file.write('{"when": ')
+
+    with pytest.raises(TrackingError, match=r"ledger.jsonl:2: the line is torn"):
+        ledger.entries()

@@ -168,7 +168,7 @@ def test_a_scheduler_at_work_refuses_another(world):
 
     def second(schedule, log):
         with pytest.raises(TunelineError, match="Another scheduler"):
-            world.scheduler().run(poll_seconds=0, max_firings=1)
+            world.scheduler().run(poll_seconds=0, max_firings=0)
         return 0
 
     first = Scheduler(lambda: world.schedules, launch=second, clock=lambda: world.now)
@@ -187,3 +187,39 @@ def test_a_launched_process_leaves_its_output_and_its_exit_code(tmp_path, monkey
 
     assert code == 3
     assert (tmp_path / "log").read_text() == "-m tuneline.workflow.fire id of nightly\ntrouble\n"
+
+
+def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monkeypatch):
+    def killed(schedule, log):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world, "launch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        world.look(TWO)
+    monkeypatch.undo()
+
+    assert dues(world.look(TWO + timedelta(hours=1))) == [TWO]
+    assert world.look(TWO + timedelta(hours=2)) == []
+
+
+def test_a_name_that_is_no_file_name_is_no_trouble(home):
+    world = World(make_schedule(name="team/nightly"))
+
+    (firing,) = world.look(TWO)
+
+    assert firing.log.endswith("team_nightly-20260302T020000Z.log")
+
+
+def test_a_process_that_cannot_be_started_stops_no_other(home, monkeypatch):
+    world = World(make_schedule(name="a"), make_schedule(name="b"))
+    launch = world.launch
+
+    def refuse_first(schedule, log):
+        if schedule.name == "a":
+            raise OSError("no process left")
+        return launch(schedule, log)
+
+    monkeypatch.setattr(world, "launch", refuse_first)
+
+    assert [firing.exit_code for firing in world.look(TWO)] == [127, 0]
+    assert world.look(TWO + timedelta(minutes=1)) == []
