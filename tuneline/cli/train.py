@@ -48,12 +48,12 @@ def run(
 
     checked = _checked(config)
     err = Console(stderr=True, highlight=False)
-    err.print(f"Checking {config} ...")
-    from tuneline.workflow import preflight, stack, start
+    with err.status(f"Checking {config}"):
+        from tuneline.workflow import preflight, stack, start
 
-    if not stack.is_ready():
-        err.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
-    preflight.check_content(checked.recipe)
+        if not stack.is_ready():
+            err.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
+        preflight.check_content(checked.recipe)
     outcome = start.start(checked, use_cache=cache)
     if outcome is None:
         show.console().print("The schedule is recorded. `tuneline scheduler` fires it; `tuneline schedule` lists it.")

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
 
+FEWEST_HELD_OUT = 5
+"""With fewer items no interval can be believed, whatever the method."""
+
 DatasetFormat = Literal["alpaca", "openai", "sharegpt"]
 
 

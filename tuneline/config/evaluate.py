@@ -16,7 +16,7 @@ class EvaluateConfig(Config):
     batch_size: int = Field(16, ge=1)
     """Prompts generated side by side. It changes the speed, not the answers."""
 
-    max_items: int | None = Field(None, ge=2)
+    max_items: int | None = Field(None, ge=5)
     """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
 
 

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from tuneline.config.base import Config
 from tuneline.config.data import (
     AlignConfig,
@@ -49,6 +51,15 @@ class SFTRecipe(DataSection):
     evaluate: EvaluateConfig = EvaluateConfig()
     registry: RegisterConfig
     """Registry and gate."""
+
+    @model_validator(mode="after")
+    def _the_gate_needs_held_out_rows(self) -> "SFTRecipe":
+        if self.merge.validation_fraction == 0:
+            raise ValueError(
+                "merge.validation_fraction is 0, so nothing would be held out, and no model could be judged. "
+                "Hold out a share, like 0.1."
+            )
+        return self
 
     def for_resolve(self) -> ResolveConfig:
         """Return what `resolve` sees."""

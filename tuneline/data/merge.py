@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from datasets import Dataset, concatenate_datasets
 
-from tuneline.config.data import MergeConfig
+from tuneline.config.data import FEWEST_HELD_OUT, MergeConfig
 from tuneline.data import benchmarks
 from tuneline.data.corpus import Corpus
 from tuneline.errors import DataError
@@ -99,8 +99,9 @@ def _shares(names: Iterable[str]) -> dict[str, float]:
 def _check_sizes(train: Dataset, validation: Dataset, config: MergeConfig) -> None:
     if not train.num_rows:
         raise DataError("merge.validation_fraction holds out every example, so none is left to train on. Lower it.")
-    if config.validation_fraction and not validation.num_rows:
+    if config.validation_fraction and validation.num_rows < FEWEST_HELD_OUT:
         raise DataError(
-            f"merge.validation_fraction {config.validation_fraction} holds out none of {train.num_rows} examples, so "
-            "nothing could be measured. Raise it, or give more rows."
+            f"merge.validation_fraction {config.validation_fraction} holds out {validation.num_rows} of "
+            f"{train.num_rows + validation.num_rows} examples; {FEWEST_HELD_OUT} are the fewest that can be measured. "
+            "Raise it, or give more rows."
         )

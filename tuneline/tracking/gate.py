@@ -13,12 +13,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tuneline import statistics
+from tuneline.config.data import FEWEST_HELD_OUT
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
 
 POWER = 0.8
-FEWEST_ITEMS = 5
-"""Below this no interval can be believed, whatever the method."""
 
 
 class Finding(BaseModel):
@@ -62,10 +61,10 @@ def judge(candidate: Mapping[str, float], opponent: Mapping[str, float], against
     Raises:
         TrackingError: The items differ, or there are fewer than five.
     """
-    if set(candidate) != set(opponent) or len(candidate) < FEWEST_ITEMS:
+    if set(candidate) != set(opponent) or len(candidate) < FEWEST_HELD_OUT:
         common = len(set(candidate) & set(opponent))
         raise TrackingError(
-            f"The gate compares answers to the same items, at least {FEWEST_ITEMS}; the candidate has "
+            f"The gate compares answers to the same items, at least {FEWEST_HELD_OUT}; the candidate has "
             f"{len(candidate)}, "
             f"{against} has {len(opponent)}, and {common} are common. Evaluate both on one set."
         )

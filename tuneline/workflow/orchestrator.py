@@ -5,6 +5,7 @@ ZenML's own commands; `tuneline scheduler` fires it. Without a schedule it is th
 unchanged on Kubernetes, as a CronJob.
 """
 
+import logging
 from typing import Any
 
 from zenml.models import ScheduleResponse, ScheduleUpdate
@@ -16,6 +17,7 @@ from zenml.orchestrators.local.local_orchestrator import (
 )
 
 FLAVOR = "tuneline_local"
+logger = logging.getLogger(__name__)
 
 
 class ScheduledLocalOrchestratorConfig(LocalOrchestratorConfig):
@@ -31,6 +33,7 @@ class ScheduledLocalOrchestrator(LocalOrchestrator):
 
     def submit_pipeline(self, snapshot: Any, *args: Any, **kwargs: Any) -> SubmissionResult | None:
         if snapshot.schedule and kwargs.get("placeholder_run") is None:
+            logger.info("The schedule is recorded: `tuneline scheduler` fires it.")
             return SubmissionResult(metadata={"fired_by": "tuneline scheduler"})
         return super().submit_pipeline(snapshot, *args, **kwargs)
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import yaml
 from zenml.enums import ExecutionMode
+from zenml.exceptions import EntityExistsError
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
@@ -65,6 +66,11 @@ class StrictPipeline(Pipeline):
             return super().__call__(*args, **kwargs)
         except Refusal:
             raise
+        except EntityExistsError as error:
+            raise Refusal(
+                f"schedule.name: {' '.join(str(error).split())} Choose another name, delete that one (`zenml pipeline "
+                "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
+            ) from error
         except TunelineError as error:
             raise Refusal(str(error)) from error
 

@@ -111,6 +111,12 @@ def test_two_data_sets_of_one_name_are_refused(tmp_path):
     assert "sources holds the name 'first' twice" in line
 
 
+def test_a_recipe_that_holds_nothing_out_is_refused(tmp_path):
+    (line,) = problems(tmp_path, tiny.recipe(merge={"validation_fraction": 0}))
+
+    assert "merge.validation_fraction is 0, so nothing would be held out" in line
+
+
 def test_an_unknown_pipeline_is_named(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(), extra={"pipeline": "stf_pipeline"})
 

@@ -54,7 +54,7 @@ def test_exact_copies_are_dropped_and_counted():
 
 
 def test_nothing_to_hold_out_is_told():
-    with pytest.raises(DataError, match="holds out none of 1 examples"):
+    with pytest.raises(DataError, match="holds out 0 of 1 examples; 5 are the fewest"):
         merge.merge([corpus("a", "x")], NO_EXAMS, MergeConfig(validation_fraction=1e-9))
 
 
