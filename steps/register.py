@@ -33,13 +33,12 @@ def register(
     rows: Corpus,
     recipe: SFTRecipe,
 ) -> Annotated[Decision, "sft_decision"]:
-    """Complete the MLflow run, register the model once, and let the gate decide."""
+    """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
     _log_run(report, training_report, sources, mixture, rows, recipe)
+    champion = registry.champion(recipe.registry.model_name)
+    itself = champion is not None and champion.content_hash == model.content_hash()
+    findings = [] if itself else _judge(report, champion, mixture, benchmarks, recipe)
     version, new = _register_version(model, sources, training_report, recipe)
-    champion = registry.champion(version.name)
-    findings = []
-    if champion is None or champion.version != version.version:
-        findings = _judge(report, champion, mixture, benchmarks, recipe)
     decision = promotion.decide(version, new=new, champion=champion, findings=findings)
     runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
