@@ -112,6 +112,7 @@ def _trainer(model: Any, rows: Corpus, config: TrainConfig, work: Path) -> SFTTr
         dataloader_pin_memory=on_gpu,
         average_tokens_across_devices=True,
     )
+    args._n_gpu = min(args.n_gpu, 1)  # one process uses one device: DataParallel would split the packed row
     trainer = SFTTrainer(model=model, args=args, train_dataset=rows.splits["train"], data_collator=collate)
     trainer.model_accepts_loss_kwargs = True
     return trainer
