@@ -24,10 +24,17 @@ def call(*command, cwd, **environment):
     return run.stdout
 
 
-def cached_steps(cwd, **environment):
-    (latest,) = json.loads(call("tuneline", "runs", "--limit", 1, "--json", cwd=cwd, **environment))
+def latest_run():
+    """Return the newest run, read in this process, which sees the same store."""
+    from tuneline.workflow import runs
+
+    (latest,) = runs.latest(1)
     assert latest["status"] == "completed"
-    return latest["steps_cached"], latest["steps_run"]
+    return latest
+
+
+def cached_steps():
+    return latest_run()["steps_cached"], latest_run()["steps_run"]
 
 
 def test_two_processes_may_start_on_an_empty_machine(tmp_path):
@@ -48,13 +55,19 @@ def test_two_processes_may_start_on_an_empty_machine(tmp_path):
     assert "analytics_opt_in: false" in (tmp_path / "zenml" / "config.yaml").read_text()
 
 
-def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(project):
+@pytest.fixture(scope="module")
+def first_run(project):
+    """A run by ZenML's own command."""
     call("zenml", "pipeline", "run", "sft_pipeline", "--config", "run.yaml", cwd=project)
-    assert cached_steps(project) == (0, 11)
+    return cached_steps()
+
+
+def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(project, first_run):
+    assert first_run == (0, 11)
 
     shown = call("tuneline", "run", "run.yaml", cwd=project)
 
-    assert cached_steps(project) == (9, 2)
+    assert cached_steps() == (9, 2)
     assert "Nothing has changed" in shown
     assert "known already, registered once" in shown
 
@@ -75,8 +88,7 @@ def wheel(tmp_path_factory):
     return folder / "site"
 
 
-def test_an_installed_wheel_in_another_directory_hits_the_same_cache(project, wheel, tmp_path):
-    call("zenml", "pipeline", "run", "sft_pipeline", "--config", "run.yaml", cwd=project)
+def test_an_installed_wheel_in_another_directory_hits_the_same_cache(project, first_run, wheel, tmp_path):
     environment = {"TUNELINE_HOME": project / ".tuneline", "PYTHONPATH": wheel}
     where = call(sys.executable, "-c", "import steps, tuneline; print(tuneline.__file__)", cwd=tmp_path, **environment)
     assert str(wheel) in where
@@ -84,7 +96,7 @@ def test_an_installed_wheel_in_another_directory_hits_the_same_cache(project, wh
     call("tuneline", "init", cwd=tmp_path, **environment)
     call("zenml", "pipeline", "run", "sft_pipeline", "--config", project / "run.yaml", cwd=tmp_path, **environment)
 
-    assert cached_steps(tmp_path, **environment) == (9, 2)
+    assert cached_steps() == (9, 2)
 
 
 def schedule_file(project, cron):
@@ -111,8 +123,7 @@ def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
     assert firing.exit_code == 0, Path(firing.log).read_text()[-2000:]
     assert Path(firing.log).read_text().splitlines()[-1].startswith("retrain_pipeline-scheduled-")
     assert due.look() == [], "a firing is remembered"
-    (latest,) = json.loads(call("tuneline", "runs", "--limit", 1, "--json", cwd=project))
-    assert latest["pipeline"] == "retrain_pipeline"
+    assert latest_run()["pipeline"] == "retrain_pipeline"
 
 
 @pytest.mark.slow

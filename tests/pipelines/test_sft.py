@@ -184,9 +184,9 @@ def test_a_run_with_cached_steps_is_complete_in_mlflow(first, run):
     client = mlflow.MlflowClient()
     assert [point.step for point in client.get_metric_history(cached.info.run_id, "loss")] == [1, 2]
     assert {each.dataset.name for each in cached.inputs.dataset_inputs} == {"first", "second"}
-    assert cached.data.tags["tuneline.training_run"] == original.data.tags["tuneline.training_run"]
-    child = client.get_run(original.data.tags["tuneline.training_run"])
-    assert child.data.tags["mlflow.parentRunId"] == original.info.run_id
+    child = client.get_run(cached.data.tags["tuneline.training_run"])
+    parents = {run.info.run_id for run in compare.pipeline_runs()} - {cached.info.run_id}
+    assert child.data.tags["mlflow.parentRunId"] in parents, "an earlier run trained what this one took from the cache"
     assert {"loss", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(child.data.metrics)
 
 
