@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +60,9 @@ def remembered(
         protocol: Id of how questions are put and scored.
         items: Items in order.
         answer: Scores the items that are missing; not called where none is.
+
+    Returns:
+        Scores in the order of the items, under the benchmark's present name: a renamed exam asks nothing again.
     """
     path = state.folder("scores") / model_hash[:32] / f"{protocol[:32]}.parquet"
     known = {score.item: score for score in _read(path)}
@@ -69,7 +72,7 @@ def remembered(
         with state.lock(f"scores-{model_hash[:32]}"):
             known = {score.item: score for score in [*_read(path), *fresh]}
             _write(path, known.values())
-    return [known[item.id] for item in items]
+    return [replace(known[item.id], benchmark=item.benchmark) for item in items]
 
 
 def _read(path: Path) -> list[Score]:

@@ -111,3 +111,13 @@ def test_nothing_lies_beside_the_stored_scores():
     names = [path.name for path in (state.root() / "scores").rglob("*") if path.is_file()]
 
     assert names == [f"{PROTOCOL[:32]}.parquet"]
+
+
+def test_a_renamed_benchmark_keeps_its_answers_under_the_new_name():
+    ask("a")
+    model = Model()
+
+    (score,) = items.remembered(MODEL, PROTOCOL, [Item("new name", "a", "p", "r")], model)
+
+    assert model.asked == []
+    assert score.benchmark == "new name"
