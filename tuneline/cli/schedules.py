@@ -52,8 +52,7 @@ def _record(config: Path) -> None:
     from tuneline.workflow import schedules, stack, start
 
     checked = load.load(config)
-    if problems := places.missing(checked.recipe):
-        raise RecipeError("\n".join(problems))
+    places.check(checked.recipe)
     wanted = checked.content.get("schedule")
     if not wanted:
         raise RecipeError(f"{config}: schedule: is required to be scheduled. Add it with a cron_expression.")

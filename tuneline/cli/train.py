@@ -8,7 +8,6 @@ from rich.table import Table
 
 from tuneline.cli import show
 from tuneline.config import load, places
-from tuneline.errors import RecipeError
 
 if TYPE_CHECKING:
     from tuneline.workflow.start import Outcome
@@ -65,11 +64,10 @@ def _checked(config: Path) -> load.RunConfig:
     """Load a recipe and look for its files.
 
     Raises:
-        RecipeError: One line for each mistake.
+        TunelineError: One line for each mistake.
     """
     checked = load.load(config)
-    if problems := places.missing(checked.recipe):
-        raise RecipeError("\n".join(problems))
+    places.check(checked.recipe)
     return checked
 
 

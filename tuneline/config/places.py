@@ -11,6 +11,16 @@ from tuneline.errors import SourceError, TunelineError
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
+def check(recipe: SFTRecipe) -> None:
+    """Look whether everything that a recipe names is there.
+
+    Raises:
+        SourceError: One line for each thing that is missing.
+    """
+    if problems := missing(recipe):
+        raise SourceError("\n".join(problems))
+
+
 def missing(recipe: SFTRecipe) -> list[str]:
     """Return one line for each thing that a recipe names and that is not there."""
     checks: list[Callable[[], None]] = [

@@ -1,20 +1,8 @@
 """Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
 
-from tuneline.config import places
 from tuneline.config.recipe import SFTRecipe
-from tuneline.errors import SourceError
 
 CHECKED_ROWS = 10_000
-
-
-def check_places(recipe: SFTRecipe) -> None:
-    """Look whether the files and folders of a recipe are there.
-
-    Raises:
-        SourceError: One line for each thing that is missing.
-    """
-    if problems := places.missing(recipe):
-        raise SourceError("\n".join(problems))
 
 
 def check_content(recipe: SFTRecipe) -> None:

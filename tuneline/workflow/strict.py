@@ -17,9 +17,9 @@ from zenml.exceptions import EntityExistsError
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from tuneline.config import load
+from tuneline.config import load, places
 from tuneline.errors import TunelineError
-from tuneline.workflow import preflight, tracker
+from tuneline.workflow import tracker
 
 
 class Refusal(click.ClickException, TunelineError):
@@ -45,7 +45,7 @@ class StrictPipeline(Pipeline):
             return super().with_options(*args, **kwargs)
         try:
             checked = load.load(Path(config_path))
-            preflight.check_places(checked.recipe)
+            places.check(checked.recipe)
         except TunelineError as error:
             raise Refusal(str(error)) from error
         scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
