@@ -1,32 +1,16 @@
 """Configs of the data steps, one per step, so that a step's cache sees only its own knobs."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.sources import SourceConfig
 
 FEWEST_HELD_OUT = 5
 """With fewer items no interval can be believed, whatever the method."""
-
-DatasetFormat = Literal["alpaca", "openai", "sharegpt"]
-
-
-class SourceConfig(Config):
-    """One data set: rows in a local file."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """Name that the rows carry from here on."""
-
-    path: Path
-    """A `.jsonl` or `.json` file, plain or `.gz`, relative to the recipe's file."""
-
-    format: DatasetFormat
-    """Shape of the rows."""
-
-    max_rows: int | None = Field(None, ge=1)
-    """Take the first rows only; the rest are counted."""
 
 
 class ExamConfig(Config):
@@ -42,38 +26,14 @@ class ExamConfig(Config):
     """Solved questions in front of each question, the first of `dev/`."""
 
 
-class IngestConfig(Config):
-    """Which data set to read, and how much of it."""
-
-    name: str
-    max_rows: int | None = None
-
-
-class AlignConfig(Config):
-    """How records become examples."""
-
-    format: DatasetFormat
-    """Shape of the records."""
-
-    system: str | None = None
-    """System message for examples that carry none; null leaves them as they are."""
-
-    bad_rows: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that its format cannot read: stop with its place, or leave it out and count it."""
-
-
-class AlignPolicy(Config):
-    """What all data sets of a recipe share in `align`."""
-
-    system: str | None = None
-    """System message for examples that carry none; null leaves them as they are."""
-
-    bad_rows: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that its format cannot read: stop with its place, or leave it out and count it."""
-
-
 class MergeConfig(Config):
     """How data sets become one mixture."""
+
+    strategy: Literal["concatenate", "interleave_under", "interleave_over"] = "concatenate"
+    """One after another; or drawn in turn by their weights until the first is used up (under), or the last (over)."""
+
+    mix_seed: int = 0
+    """Seed of the draw where data sets are interleaved."""
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of examples held out. The side follows from an example's content: it stays when others come and go."""
@@ -82,20 +42,54 @@ class MergeConfig(Config):
     """Another seed holds out other examples."""
 
 
+class Share(Config):
+    """How much of one data set goes into the mixture."""
+
+    name: str
+    repeats: int = 1
+    weight: float | None = None
+
+
+class MergeStepConfig(MergeConfig):
+    """What `merge` sees: the policy, and each data set's share."""
+
+    shares: list[Share] = Field(default_factory=list)
+
+
 class TokenizeConfig(Config):
     """How examples become training rows."""
 
     max_length: int = Field(2048, ge=8)
     """Tokens a row. LlamaFactory calls this `cutoff_len`."""
 
-    packing: bool = True
-    """Put several examples into one row, each blind to the others."""
+    packing: bool | Literal["wrapped"] = True
+    """Put several examples into one row, each blind to the others; `wrapped` cuts one long stream of texts instead."""
 
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """What happens to an example longer than `max_length`: stop, or leave it out and count it."""
+    overlong: Literal["refuse", "drop", "right", "left", "proportional", "split"] = "refuse"
+    """What happens to an example longer than `max_length`: stop; leave it out; cut its end, its beginning, or prompt
+    and answer in proportion (LlamaFactory's rule); or make several examples of it. All are counted."""
 
-    train_on: Literal["assistant", "last_assistant"] = "assistant"
-    """Which turns carry loss: all of the assistant's, or the last one."""
+    max_cut_fraction: float = Field(0.1, ge=0, le=1)
+    """More than this share of examples cut or dropped for their length is an error."""
+
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which turns carry loss: all of the assistant's, the last one, or everything. LlamaFactory calls the second
+    `mask_history` and the third `train_on_prompt`."""
+
+    rewritten_history: Literal["refuse", "last_turn", "each_turn"] = "refuse"
+    """For templates that change earlier turns (thinking models): stop; train the last turn only; or make one example
+    of each turn, with the history as the model will see it."""
+
+    thinking: Literal["train", "mask"] = "train"
+    """Whether `<think>` blocks in answers carry loss."""
+
+
+class TokenizeStepConfig(TokenizeConfig):
+    """What `tokenize_pack` sees: the policy, and the token budgets of data sets."""
+
+    max_tokens: dict[str, int] = Field(default_factory=dict)
+    stage: Literal["pretrain", "sft", "preference", "kto"] = "sft"
+    """What the rows are for; another kind of example is refused."""
 
 
 class DataSection(Config):
@@ -107,10 +101,23 @@ class DataSection(Config):
     exams: list[ExamConfig] = Field(default_factory=list)
     """Multiple-choice exams, taken before and after."""
 
+    def sources_once(self) -> list[SourceConfig]:
+        """Return the data sets without repetition, in order."""
+        return list({source.model_dump_json(): source for source in self.sources}.values())
+
+    def shares(self) -> list[Share]:
+        """Return how much of each data set goes into the mixture; an entry written twice counts twice."""
+        written = Counter(source.name for source in self.sources)
+        return [
+            Share(name=source.name, repeats=source.repeats * written[source.name], weight=source.weight)
+            for source in self.sources_once()
+        ]
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> "DataSection":
-        for key, names in (("sources", [s.name for s in self.sources]), ("exams", [e.name for e in self.exams])):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        different = Counter(source.name for source in self.sources_once())
+        for key, counted in (("sources", different), ("exams", Counter(exam.name for exam in self.exams))):
+            twice = sorted(name for name, count in counted.items() if count > 1)
             if twice:
                 raise ValueError(f"{key} holds the name {twice[0]!r} twice. Give each entry a name of its own.")
         return self

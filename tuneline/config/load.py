@@ -9,21 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from tuneline.config import run_keys
+from tuneline.config import descriptions, run_keys, strict_file
 from tuneline.config.recipe import SFTRecipe
-from tuneline.errors import RecipeError, did_you_mean
+from tuneline.config.strict_file import Key, Problem, at, hint
+from tuneline.errors import RecipeError
 
 PIPELINES = ("sft_pipeline", "retrain_pipeline")
-Key = tuple[str | int, ...]
+RECIPE: Key = ("parameters", "recipe")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A checked file: what it trains, by which pipeline, and its content with absolute paths."""
+    """A checked file: what it trains, by which pipeline, and its content, complete and with absolute paths."""
 
     path: Path
     pipeline: str
@@ -32,82 +29,61 @@ class RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """Read and check a run configuration.
+    """Read and check a run configuration; sources that name a description become complete.
 
     Raises:
         RecipeError: One line for each mistake: `file:line: key: what is wrong, what to do`.
     """
-    content, lines = _parse(path)
-    recipe_key: Key = ("parameters", "recipe")
-    problems = list(_unknown_keys(content))
-    recipe = None
-    if isinstance(raw := _at(content, recipe_key), dict):
+    document = strict_file.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE)
+    content = document.content
+    told = document.tell(_unknown_keys(content))
+    recipe, raw = None, at(content, RECIPE)
+    if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
-        try:
-            recipe = SFTRecipe.model_validate(raw)
-        except ValidationError as error:
-            problems += [_explain(problem, raw, recipe_key) for problem in error.errors()]
+        unresolved = descriptions.expand(document, raw)
+        recipe, problems = strict_file.check(SFTRecipe, raw, RECIPE, _known_keys)
+        told += unresolved
+        told += document.tell(each for each in problems if not (unresolved and _is_of_sources(each)))
     else:
-        problems.append((recipe_key, "is required: it holds the recipe. See configs/demo.yaml for a complete one."))
+        told += document.tell([(RECIPE, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")])
     if recipe:
-        problems += _unknown_steps(content, recipe)
-    if problems or recipe is None:
-        raise RecipeError("\n".join(f"{path}:{_line(lines, key)}: {_name(key)}: {text}" for key, text in problems))
+        told += document.tell(_unknown_steps(content, recipe))
+    if told or recipe is None:
+        raise RecipeError("\n".join(told))
     return RunConfig(path, (content.get("extra") or {}).get("pipeline", "sft_pipeline"), recipe, content)
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    if not path.is_file():
-        raise RecipeError(
-            f"{path}: there is no such file. Give the path of a run configuration, like configs/demo.yaml."
-        )
-    text = path.read_text()
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}. Correct the syntax there.") from error
-    if node is None or not isinstance(content, dict):
-        raise RecipeError(f"{path}:1: expected a mapping with the key 'parameters', got {type(content).__name__}.")
-    lines: dict[Key, int] = {}
-    for key, line in _marks(node, ()):
-        if key in lines:
-            raise RecipeError(f"{path}:{line}: {_name(key)}: is written twice (first in line {lines[key]}). Keep one.")
-        lines[key] = line
-    return content, lines
+def _known_keys(loc: Key, parent: Any) -> list[str]:
+    """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
+    known = strict_file.fields_beside(SFTRecipe, loc, parent)
+    if len(loc) == 1:
+        return [*known, "datasets"]
+    return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
 
 
-def _marks(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
-    """Yield every key with the line that it stands in."""
-    children: Iterable[tuple[Any, yaml.Node, yaml.Node]] = ()
-    if isinstance(node, yaml.MappingNode):
-        children = [(name.value, name, value) for name, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(i, value, value) for i, value in enumerate(node.value)]
-    for name, place, value in children:
-        yield (*prefix, name), place.start_mark.line + 1
-        yield from _marks(value, (*prefix, name))
+def _is_of_sources(problem: Problem) -> bool:
+    """Tell whether a problem may only follow from a description that was not found."""
+    return problem[0][len(RECIPE) :][:1] in (("sources",), ("datasets",))
 
 
-def _unknown_keys(content: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     groups: list[tuple[Key, Iterable[str]]] = [
         ((), run_keys.RUN),
         (("parameters",), ("recipe",)),
         (("schedule",), run_keys.SCHEDULE),
         (("extra",), ("pipeline",)),
     ]
-    steps = _at(content, ("steps",))
+    steps = at(content, ("steps",))
     groups += [(("steps", name), run_keys.STEP) for name in steps] if isinstance(steps, dict) else []
     for prefix, known in groups:
-        section = _at(content, prefix)
+        section = at(content, prefix)
         for name in section if isinstance(section, dict) else ():
             if name not in known:
-                yield (*prefix, name), f"unknown key.{_hint(name, known)}"
-    pipeline = _at(content, ("extra", "pipeline"))
+                yield (*prefix, name), f"unknown key.{hint(name, known)}"
+    pipeline = at(content, ("extra", "pipeline"))
     if pipeline is not None and pipeline not in PIPELINES:
-        yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{_hint(str(pipeline), PIPELINES)}"
-    if (cron := _at(content, ("schedule", "cron_expression"))) is not None:
+        yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{hint(pipeline, PIPELINES)}"
+    if (cron := at(content, ("schedule", "cron_expression"))) is not None:
         from croniter import croniter
 
         if not croniter.is_valid(str(cron)):
@@ -117,89 +93,19 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[tuple[Key, str]]:
             )
 
 
-def _unknown_steps(content: dict[str, Any], recipe: SFTRecipe) -> Iterator[tuple[Key, str]]:
+def _unknown_steps(content: dict[str, Any], recipe: SFTRecipe) -> Iterator[Problem]:
     known = recipe.step_names()
     for name in content.get("steps") or {}:
         if name not in known:
-            yield ("steps", name), f"unknown step.{_hint(name, known)}"
-
-
-def _explain(problem: ErrorDetails, raw: Any, prefix: Key) -> tuple[Key, str]:
-    key, parent = _written_key(problem["loc"], raw)
-    match problem["type"]:
-        case "extra_forbidden":
-            known = _fields_beside(problem["loc"], parent)
-            return (*prefix, *key), f"unknown key.{_hint(str(key[-1]), known)}"
-        case "missing":
-            return (*prefix, *key), "is required."
-        case "value_error":
-            return (*prefix, *key), str(problem["ctx"]["error"])
-        case "union_tag_not_found":
-            return (*prefix, *key, "type"), "is required; it says which kind this is."
-        case "union_tag_invalid":
-            tag, known = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
-            return (*prefix, *key, "type"), f"unknown {key[-1]} {tag!r}.{_hint(tag, known)}"
-        case "literal_error" if isinstance(problem["input"], str):
-            known = _quoted(problem["ctx"]["expected"])
-            return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{_hint(problem['input'], known)}"
-        case _:
-            return (*prefix, *key), f"{problem['msg']}, got {problem['input']!r}."
-
-
-def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
-    """Drop from pydantic's location the tags of unions, which nobody wrote; also return the mapping around it."""
-    key: list[str | int] = []
-    here = parent = raw
-    for i, part in enumerate(loc):
-        inside = (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
-        if inside:
-            key.append(part)
-            parent, here = here, here[part]  # type: ignore[index]
-        elif i == len(loc) - 1 and isinstance(here, dict):
-            key.append(part)
-            parent = here
-    return tuple(key), parent
-
-
-def _fields_beside(loc: Key, parent: Any) -> list[str]:
-    """Return the known keys where an unknown one stands: found by asking the recipe's own schema."""
-    from tuneline.config.schema import fields_at
-
-    return fields_at(SFTRecipe, loc[:-1], parent)
+            yield ("steps", name), f"unknown step.{hint(name, known)}"
 
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     """Paths in a recipe are relative to the recipe's file."""
-    sections = [raw.get("model"), *(raw.get("sources") or []), *(raw.get("exams") or [])]
+    lists = [raw.get(key) for key in ("sources", "exams")]
+    sections = [raw.get("model"), *(entry for entries in lists if isinstance(entries, list) for entry in entries)]
     for section in sections:
         if isinstance(section, dict) and isinstance(section.get("path"), str):
-            section["path"] = str((base / section["path"]).resolve())
-
-
-def _at(content: Any, key: Key) -> Any:
-    for part in key:
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
-
-
-def _line(lines: dict[Key, int], key: Key) -> int:
-    """Return the line of a key, or of the nearest one around it that is written."""
-    while key and key not in lines:
-        key = key[:-1]
-    return lines.get(key, 1)
-
-
-def _name(key: Key) -> str:
-    """Write a key as the user thinks of it: inside the recipe, without the way to it."""
-    shown = key[2:] if key[:2] == ("parameters", "recipe") and len(key) > 2 else key
-    return ".".join(map(str, shown))
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    return did_you_mean(name, known) or f" Known: {', '.join(sorted(known))}."
-
-
-def _quoted(expected: str) -> list[str]:
-    """Read the names in pydantic's `'a', 'b' or 'c'`."""
-    return expected.split("'")[1::2]
+            section["path"] = strict_file.absolute(section["path"], base)
+    if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
+        raw["template"] = strict_file.absolute(template, base)

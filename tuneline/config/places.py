@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneline.config.data import ExamConfig, SourceConfig
+from tuneline.config import files
+from tuneline.config.data import ExamConfig
+from tuneline.config.files import Files
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
 from tuneline.config.recipe import SFTRecipe
+from tuneline.config.sources import SourceConfig
 from tuneline.errors import SourceError, TunelineError
-
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 def check(recipe: SFTRecipe) -> None:
@@ -38,17 +39,25 @@ def missing(recipe: SFTRecipe) -> list[str]:
 
 
 def check_source(source: SourceConfig) -> None:
-    """Check that a data set's file is there.
+    """Check that a data set's files are there; those of the hub are looked for when they are fetched.
 
     Raises:
-        SourceError: It is missing, or of a kind that is not read.
+        SourceError: They are missing, or of kinds that are not read together.
     """
-    if not source.path.is_file():
-        raise SourceError(f"sources.{source.name}.path: there is no file {source.path}. Correct the path.")
-    if not source.path.name.endswith(ENDINGS):
-        raise SourceError(
-            f"sources.{source.name}.path: {source.path.name} is not read. Give one of {', '.join(ENDINGS)}."
-        )
+    if source.path is not None:
+        files_of(source.name, source.path)
+
+
+def files_of(name: str, path: Path) -> Files:
+    """Find the files that the path of a data set means.
+
+    Raises:
+        SourceError: They are missing, or of kinds that are not read together.
+    """
+    try:
+        return files.find(path)
+    except SourceError as error:
+        raise SourceError(f"sources.{name}.path: {error}") from None
 
 
 def check_exam(exam: ExamConfig) -> None:

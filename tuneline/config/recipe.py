@@ -2,20 +2,21 @@
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.custom import format_hash
 from tuneline.config.data import (
-    AlignConfig,
-    AlignPolicy,
     DataSection,
     ExamConfig,
     MergeConfig,
-    SourceConfig,
+    MergeStepConfig,
     TokenizeConfig,
+    TokenizeStepConfig,
 )
 from tuneline.config.evaluate import EvaluateConfig, EvaluateStepConfig, ExamProtocol, RegisterConfig
 from tuneline.config.model import ModelSource
+from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
 from tuneline.config.train import MergeAdapterConfig, Method, TrainConfig
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
@@ -30,6 +31,11 @@ class ResolveConfig(Config):
     model_name: str
     """Registered model whose champion must still be there."""
 
+    template: str = "auto"
+    """Chat template, as in the recipe."""
+
+    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+
 
 class SFTRecipe(DataSection):
     """Supervised fine-tuning of one base model."""
@@ -39,6 +45,13 @@ class SFTRecipe(DataSection):
 
     model: ModelSource
     """The base model."""
+
+    template: str = "auto"
+    """Chat template: `auto` takes the model's own, or, where it has none, the one of its family; or a name of the
+    catalogue, or the path of a Jinja file."""
+
+    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Variables that the template sees in training, evaluation and serving alike, like `enable_thinking: false`."""
 
     align: AlignPolicy = AlignPolicy()
     merge: MergeConfig = MergeConfig()
@@ -61,15 +74,58 @@ class SFTRecipe(DataSection):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weights_need_interleaving(self) -> "SFTRecipe":
+        weighted = [source.name for source in self.sources if source.weight is not None]
+        if weighted and self.merge.strategy == "concatenate":
+            raise ValueError(
+                f"sources: {weighted[0]} has a weight, and merge.strategy is 'concatenate', which draws nothing by "
+                "weight. Set merge.strategy to interleave_under or interleave_over, or leave weight out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_exam_is_called_held_out(self) -> "SFTRecipe":
+        if any(exam.name == "held_out" for exam in self.exams):
+            raise ValueError(
+                "exams: 'held_out' is the name of the held-out rows where contamination is counted. "
+                "Give the exam another name."
+            )
+        return self
+
     def for_resolve(self) -> ResolveConfig:
         """Return what `resolve` sees."""
         return ResolveConfig(
-            model=self.model, sources=self.sources, exams=self.exams, model_name=self.registry.model_name
+            model=self.model,
+            sources=self.sources_once(),
+            exams=self.exams,
+            model_name=self.registry.model_name,
+            template=self.template,
+            template_arguments=self.template_arguments,
         )
+
+    def for_ingest(self, source: SourceConfig) -> IngestConfig:
+        """Return what `ingest` sees of one data set."""
+        return IngestConfig(name=source.name, max_rows=source.max_rows, sample=source.sample)
 
     def for_align(self, source: SourceConfig) -> AlignConfig:
         """Return what `align` sees of one data set."""
-        return AlignConfig(format=source.format, **self.align.model_dump())
+        return AlignConfig(
+            format=source.format,
+            columns=source.columns,
+            tags=source.tags,
+            format_hash=format_hash(source.format),
+            **self.align.model_dump(),
+        )
+
+    def for_merge(self) -> MergeStepConfig:
+        """Return what `merge` sees."""
+        return MergeStepConfig(**self.merge.model_dump(), shares=self.shares())
+
+    def for_tokenize(self) -> TokenizeStepConfig:
+        """Return what `tokenize_pack` sees."""
+        budgets = {source.name: source.max_tokens for source in self.sources if source.max_tokens}
+        return TokenizeStepConfig(**self.tokenize.model_dump(), max_tokens=budgets)
 
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
@@ -78,5 +134,5 @@ class SFTRecipe(DataSection):
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""
-        per_source = [f"{step}_{source.name}" for source in self.sources for step in ("ingest", "align")]
+        per_source = [f"{step}_{source.name}" for source in self.sources_once() for step in ("ingest", "align")]
         return ["resolve", *per_source, *STEPS]

@@ -84,7 +84,7 @@ def test_a_key_written_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "run.yaml:1: expected a mapping with the key 'parameters', got NoneType"),
+        ("", "run.yaml:1: expected a mapping, got NoneType. Give a run configuration"),
         ("a: [1", "run.yaml:1: not valid YAML"),
         ("run_name: x\n", "run.yaml:1: parameters.recipe: is required"),
         ("parameters: {recipe: {}}\n", "run.yaml:1: stage: is required"),
@@ -98,23 +98,76 @@ def test_a_file_that_is_no_run_configuration_is_told(tmp_path, text, message):
         load.load(path)
 
 
+def test_a_file_that_is_no_text_is_told(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("run_name: caf\xe9\n".encode("latin-1"))
+
+    with pytest.raises(RecipeError, match="is not UTF-8 text: byte 13 cannot be read. Save it as UTF-8."):
+        load.load(path)
+
+
+def test_a_value_that_yaml_cannot_read_is_told(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("run_name: 2024-13-45\n")
+
+    with pytest.raises(RecipeError, match="run.yaml: not valid YAML: month must be in 1..12. Correct the value"):
+        load.load(path)
+
+
 def test_a_cron_expression_is_checked(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": "every day"})
 
     assert line.endswith("'every day' is no cron expression. Write five fields, like '0 3 * * *'.")
 
 
-def test_two_data_sets_of_one_name_are_refused(tmp_path):
+def test_two_data_sets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
     source = tiny.recipe()["sources"][0]
-    (line,) = problems(tmp_path, tiny.recipe(sources=[source, source]))
+    (line,) = problems(tmp_path, tiny.recipe(sources=[source, {**source, "max_rows": 3}]))
+    twice = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=[source, source])))
 
     assert "sources holds the name 'first' twice" in line
+    assert [share.repeats for share in twice.recipe.shares()] == [2]
+
+
+def test_a_pattern_and_a_template_file_are_relative_to_the_recipe(tmp_path):
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    (folder / "kept[2].jsonl").touch()
+    sources = [{"name": name, "path": path} for name, path in (("many", "data/*.jsonl"), ("kept", "kept[2].jsonl"))]
+
+    def loaded(template):
+        return load.load(tiny.write_config(folder / "run.yaml", tiny.recipe(sources=sources, template=template)))
+
+    many, kept = loaded("chat.jinja").recipe.sources
+    assert str(many.path) == f"{tmp_path}/run[[]1]/data/*.jsonl", "the folder's own brackets are no pattern"
+    assert kept.path == folder / "kept[2].jsonl", "a file that is there is no pattern"
+    assert loaded("chat.jinja").recipe.template == str(folder / "chat.jinja")
+    assert loaded("chatml").recipe.template == "chatml"
 
 
 def test_a_recipe_that_holds_nothing_out_is_refused(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(merge={"validation_fraction": 0}))
 
     assert "merge.validation_fraction is 0, so nothing would be held out" in line
+
+
+def test_a_weight_needs_a_strategy_that_draws(tmp_path):
+    first, second = tiny.recipe()["sources"]
+    weighted = [first, second | {"weight": 2}]
+
+    (line,) = problems(tmp_path, tiny.recipe(sources=weighted))
+
+    assert "second has a weight, and merge.strategy is 'concatenate'" in line
+    assert line.endswith("Set merge.strategy to interleave_under or interleave_over, or leave weight out.")
+    merge = {"validation_fraction": 0.3, "strategy": "interleave_over"}
+    drawn = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
+    assert [share.weight for share in drawn.recipe.for_merge().shares] == [None, 2]
+
+
+def test_an_exam_may_not_take_the_name_of_the_held_out_rows(tmp_path):
+    (line,) = problems(tmp_path, tiny.recipe(exams=[{"name": "held_out", "path": "exam"}]))
+
+    assert "'held_out' is the name of the held-out rows" in line
 
 
 def test_an_unknown_pipeline_is_named(tmp_path):

@@ -42,3 +42,16 @@ def test_an_unknown_name_of_the_catalogue_is_told_with_the_nearest(missing):
     (line,) = missing(model={"type": "catalogue", "name": "smollm2-135m-instrukt"})
 
     assert "Did you mean 'smollm2-135m-instruct'?" in line
+
+
+def test_a_path_that_is_nearly_right_is_told_with_the_nearest(missing):
+    (line,) = missing(sources=[{"name": "first", "path": "data/frist.jsonl"}])
+
+    assert line.startswith("sources.first.path: there is no file ")
+    assert line.endswith("Did you mean 'first.jsonl'? Correct the path.")
+
+
+def test_a_folder_a_pattern_and_the_hub_are_places_too(missing):
+    paths = [{"path": "data"}, {"path": "data/*.jsonl"}, {"hub": "team/rows"}]
+
+    assert missing(sources=[{"name": f"s{i}", **path} for i, path in enumerate(paths)]) == []

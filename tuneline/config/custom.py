@@ -1,0 +1,53 @@
+"""A format of the user's own, `module:function`: where its source lies, found without importing anything.
+
+The working directory comes first, as with `python -m`.
+"""
+
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from tuneline.errors import RecipeError
+from tuneline.identity import sha256_of
+
+
+def format_hash(name: str) -> str:
+    """Return the sha256 of the source file behind `module:function`; of a built-in format, an empty string.
+
+    Modules that the file imports do not count.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
+    return sha256_of(source_file(name)) if ":" in name else ""
+
+
+def source_file(name: str) -> Path:
+    """Return the file that `module` of `module:function` stands for.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
+    module, _, function = name.partition(":")
+    found = _find(module) if module and function else None
+    if found is None or not found.has_location or found.origin is None:
+        raise RecipeError(
+            f"sources.format {name!r}: there is no module {module!r} in {Path.cwd()} or among the installed packages. "
+            "Write module:function, like my_formats:read_row for the function read_row in my_formats.py."
+        )
+    return Path(found.origin)
+
+
+def _find(module: str) -> ModuleSpec | None:
+    """Go down the dots of a module's name; `importlib.util.find_spec` would import its parents."""
+    path: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec: ModuleSpec | None = None
+    parts = module.split(".")
+    for depth in range(len(parts)):
+        if path is None:
+            return None
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+        if spec is None:
+            return None
+        path = None if spec.submodule_search_locations is None else list(spec.submodule_search_locations)
+    return spec

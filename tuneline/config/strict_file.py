@@ -1,0 +1,210 @@
+"""Read a YAML or JSON file strictly: every key keeps its line, so that a mistake is told where it was written.
+
+Knows nothing of recipes: `load` reads run configurations with it, `descriptions` the descriptions of data sets.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tuneline.errors import RecipeError, did_you_mean
+
+Key = tuple[str | int, ...]
+Problem = tuple[Key, str]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file's content, and the line of every key."""
+
+    path: Path
+    content: dict[str, Any]
+    lines: dict[Key, int]
+    inside: Key = ()
+    """Way to the part that the file is about; messages leave it out of keys."""
+
+    def tell(self, problems: Iterable[Problem]) -> list[str]:
+        """Write problems down, each as `file:line: key: what is wrong`."""
+        return [f"{self.path}:{self._line(key)}: {_name(key, self.inside)}: {text}" for key, text in problems]
+
+    def _line(self, key: Key) -> int:
+        """Return the line of a key, or of the nearest one around it that is written."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+
+def read(path: Path, *, what: str, inside: Key = ()) -> Document:
+    """Read a mapping.
+
+    Args:
+        path: A YAML file, or a JSON file by its ending `.json`.
+        what: What the file should be, for messages: `a run configuration, like configs/demo.yaml`.
+        inside: Way to the part that the file is about.
+
+    Raises:
+        RecipeError: There is no such file, its syntax is wrong, it is no mapping, or a key is written twice.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no such file. Give the path of {what}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 text: byte {error.start} cannot be read. Save it as UTF-8.") from None
+    content, node = _json(path, text) if path.suffix == ".json" else _yaml(path, text)
+    if node is None or not isinstance(content, dict):
+        raise RecipeError(f"{path}:1: expected a mapping, got {type(content).__name__}. Give {what}.")
+    lines: dict[Key, int] = {}
+    for key, line in _marks(node, ()):
+        if key in lines:
+            first = lines[key]
+            raise RecipeError(
+                f"{path}:{line}: {_name(key, inside)}: is written twice (first in line {first}). Keep one."
+            )
+        lines[key] = line
+    return Document(path, content, lines, inside)
+
+
+def _yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}. Correct the syntax there.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(f"{path}: not valid YAML: {told}. Correct the value, or put it in quotes.") from error
+
+
+def _json(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
+    """Parse JSON; the lines come from reading it as YAML, which valid JSON is but for tabs between its words."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg.lower()} at column {error.colno}. "
+            "Correct the syntax there."
+        ) from None
+    try:
+        return content, yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return content, yaml.MappingNode("", [])  # a word that YAML refuses: then only the lines are unknown
+
+
+def _marks(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
+    """Yield every key with the line that it stands in."""
+    children: Iterable[tuple[Any, yaml.Node, yaml.Node]] = ()
+    if isinstance(node, yaml.MappingNode):
+        children = [(name.value, name, value) for name, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(i, value, value) for i, value in enumerate(node.value)]
+    for name, place, value in children:
+        yield (*prefix, name), place.start_mark.line + 1
+        yield from _marks(value, (*prefix, name))
+
+
+def check(
+    model: type[BaseModel], raw: Any, prefix: Key, known: Callable[[Key, Any], list[str]] | None = None
+) -> tuple[Any, list[Problem]]:
+    """Validate a part of a document.
+
+    Args:
+        model: What it should be.
+        raw: The part, as it was written.
+        prefix: Where it stands in the document.
+        known: Which keys are known at a location of pydantic's, given the mapping there; default: the model's fields.
+
+    Returns:
+        The valid model, or None; and what is wrong.
+    """
+    try:
+        return model.model_validate(raw), []
+    except ValidationError as error:
+        ask = known or (lambda loc, parent: fields_beside(model, loc, parent))
+        return None, [_explain(problem, raw, prefix, ask) for problem in error.errors()]
+
+
+def fields_beside(model: type[BaseModel], loc: Key, parent: Any) -> list[str]:
+    """Return the known keys where an unknown one stands: found by asking the model's own schema."""
+    from tuneline.config.schema import fields_at
+
+    return fields_at(model, loc[:-1], parent)
+
+
+def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key, Any], list[str]]) -> Problem:
+    key, parent = _written_key(problem["loc"], raw)
+    match problem["type"]:
+        case "extra_forbidden":
+            return (*prefix, *key), f"unknown key.{hint(str(key[-1]), known(problem['loc'], parent))}"
+        case "missing":
+            return (*prefix, *key), "is required."
+        case "model_type" | "dict_type":
+            return (*prefix, *key), f"expected a mapping, got {problem['input']!r}."
+        case "value_error":
+            return (*prefix, *key), str(problem["ctx"]["error"])
+        case "union_tag_not_found":
+            return (*prefix, *key, "type"), "is required; it says which kind this is."
+        case "union_tag_invalid":
+            tag, tags = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
+            return (*prefix, *key, "type"), f"unknown {key[-1]} {tag!r}.{hint(tag, tags)}"
+        case "literal_error" if isinstance(problem["input"], str):
+            values = _quoted(problem["ctx"]["expected"])
+            return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{hint(problem['input'], values)}"
+        case _:
+            return (*prefix, *key), f"{problem['msg']}, got {problem['input']!r}."
+
+
+def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
+    """Drop from pydantic's location the tags of unions, which nobody wrote; also return the mapping around it."""
+    key: list[str | int] = []
+    here = parent = raw
+    for i, part in enumerate(loc):
+        inside = (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
+        if inside:
+            key.append(part)
+            parent, here = here, here[part]  # type: ignore[index]
+        elif i == len(loc) - 1 and isinstance(here, dict):
+            key.append(part)
+            parent = here
+    return tuple(key), parent
+
+
+def at(content: Any, key: Key) -> Any:
+    """Return what stands at a key of nested mappings, or None."""
+    for part in key:
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def absolute(written: str, base: Path) -> str:
+    """Make a path, or a pattern like `data/*.jsonl`, that is relative to a file's folder absolute."""
+    if glob.has_magic(written) and not (base / written).exists():
+        return os.path.normpath(Path(glob.escape(str(base)), written))
+    return str((base / written).resolve())
+
+
+def hint(name: Any, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?`, or what is known."""
+    known = list(known)
+    return did_you_mean(str(name), known) or f" Known: {', '.join(sorted(known))}."
+
+
+def _name(key: Key, inside: Key) -> str:
+    """Write a key as the user thinks of it."""
+    shown = key[len(inside) :] if key[: len(inside)] == inside and len(key) > len(inside) else key
+    return ".".join(map(str, shown))
+
+
+def _quoted(expected: str) -> list[str]:
+    """Read the names in pydantic's `'a', 'b' or 'c'`."""
+    return expected.split("'")[1::2]
