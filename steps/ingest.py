@@ -7,7 +7,7 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import IngestConfig
+from tuneline.config.sources import IngestConfig
 from tuneline.data import sources as data_sources
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest

@@ -1,33 +1,41 @@
-"""Local data sets and exams: find the files, know them by their bytes, read the rows.
+"""Data sets and exams: find them, know them by their bytes, read their rows.
 
 A row travels as its own JSON text with the file and line it stands in, so nothing is unified, filled or retyped before
-its format has read it, and every later complaint can name its place.
+its format has read it, and every later complaint can name its place. Rows stream from the file into an Arrow file.
 """
 
-import gzip
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
+import orjson
+import pyarrow as pa
 
-from tuneline.config.data import ExamConfig, IngestConfig, SourceConfig
-from tuneline.config.places import check_exam, check_source
-from tuneline.data import schema
-from tuneline.data.corpus import Corpus
+from tuneline.config.data import ExamConfig
+from tuneline.config.places import check_exam, files_of
+from tuneline.config.sources import IngestConfig, SourceConfig
+from tuneline.data import hub, readers, schema
+from tuneline.data.corpus import Corpus, Writer
 from tuneline.errors import DataError, SourceError
-from tuneline.identity import Located, Manifest, canonical_json, file_entries
+from tuneline.identity import Located, Manifest, file_entries
+
+SEED = 0
+"""Of the draw where `sample` is random; drawn rows are the same in every run."""
+
+COMPARED_ROWS = 100
+"""Rows of each file whose keys are compared: an optional key need not be in the first."""
 
 
 def locate(sources: list[SourceConfig]) -> Manifest:
-    """Find the data sets of a recipe and hash their bytes.
+    """Find the data sets of a recipe and hash their bytes; those of the hub are copied first.
 
     Raises:
-        SourceError: A file is missing, or is of a kind that is not read.
+        SourceError: A file is missing, or is of a kind that is not read; the hub does not give the rows.
     """
-    return Manifest(kind="sources", items=[_locate_file(source) for source in sources])
+    return Manifest(kind="sources", items=[_locate_source(source) for source in sources])
 
 
 def locate_exams(exams: list[ExamConfig]) -> Manifest:
@@ -39,10 +47,12 @@ def locate_exams(exams: list[ExamConfig]) -> Manifest:
     return Manifest(kind="benchmarks", items=[_locate_exam(exam) for exam in exams])
 
 
-def _locate_file(source: SourceConfig) -> Located:
-    check_source(source)
-    files = file_entries(source.path.parent, [source.path])
-    return Located(name=source.name, location=str(source.path.parent), source=source.path.name, files=files)
+def _locate_source(source: SourceConfig) -> Located:
+    if source.path is None:
+        return hub.locate(source)
+    found = files_of(source.name, source.path)
+    files = file_entries(found.folder, found.paths)
+    return Located(name=source.name, location=str(found.folder), source=source.path.name, files=files)
 
 
 def _locate_exam(exam: ExamConfig) -> Located:
@@ -55,25 +65,28 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
     """Read the rows of one data set.
 
     Returns:
-        Records: `file`, `line` (from 1; the row's number in a JSON list), `record` (JSON text).
+        Records: `file`, `line` (from 1; the row's number in Parquet and Arrow), `record` (JSON text). Counts hold the
+        rows taken, those beyond `max_rows`, blank lines and files.
 
     Raises:
-        DataError: A line does not parse, a row is no object, or there are no rows.
-        SourceError: The file is not the one that was resolved.
+        DataError: A file does not parse, files have other columns than the first, or there are no rows.
+        SourceError: A file is not the one that was resolved, or changed while it was read.
     """
     found = sources.item(config.name)
-    same_bytes(found)
-    rows: list[dict[str, Any]] = []
-    left_out = 0
-    for place, number, record in _records(found):
-        if config.max_rows is not None and len(rows) >= config.max_rows:
-            left_out += 1
-            continue
-        rows.append({"file": place, "line": number, "record": canonical_json(record)})
-    if not rows:
+    counts = {"rows": 0, "rows_beyond_max_rows": 0, "blank_lines": 0, "files": len(found.files)}
+    with _unchanged(found), Writer(schema.RECORD) as writer:
+        same_columns = _SameColumns(found.name)
+        for file, chunk, taken in _taken(found, config):
+            texts = chunk.read(taken)
+            same_columns.check(file, texts)
+            lines = [chunk.lines[i] for i in taken]
+            writer.write({"file": [file] * len(texts), "line": lines, "record": pa.array(texts, pa.large_string())})
+            counts["rows"] += len(texts)
+            counts["rows_beyond_max_rows"] += len(chunk.lines) - len(texts)
+            counts["blank_lines"] += chunk.num_blank
+    if not counts["rows"]:
         raise _no_rows(found)
-    counts = {"rows": len(rows), "rows_beyond_max_rows": left_out}
-    return Corpus({"records": Dataset.from_list(rows, features=schema.RECORD)}, {"source": config.name}, counts)
+    return Corpus({"records": writer.rows()}, {"source": config.name}, counts)
 
 
 def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, Any]]]:
@@ -88,10 +101,6 @@ def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, 
     return rows
 
 
-def _no_rows(found: Located) -> DataError:
-    return DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
-
-
 def same_bytes(found: Located) -> None:
     """Check that the files are still those that the manifest speaks of.
 
@@ -101,51 +110,83 @@ def same_bytes(found: Located) -> None:
     for path in found.paths():
         if not path.is_file():
             raise SourceError(f"{found.name}: {path} is gone since it was resolved. Restore it, or run again.")
-    now = file_entries(Path(found.location), found.paths())
-    changed = [
-        file.name for file, was in zip(now, sorted(found.files, key=lambda f: f.name), strict=True) if file != was
-    ]
+    now = {file.name: file for file in file_entries(Path(found.location), found.paths())}
+    changed = [file.name for file in found.files if now[file.name] != file]
     if changed:
         raise SourceError(f"{found.name}: {changed[0]} changed while the run was going on. Run again on the new bytes.")
 
 
-def _records(found: Located) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for path in found.paths():
-        rows = _json_lines(path) if ".jsonl" in path.name else _json_list(path)
-        for number, row in rows:
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: a row must be a JSON object, got {type(row).__name__} {row!r:.60}.")
-            yield path.name, number, row
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parse(path, number, line.rstrip("\r\n"))
-
-
-def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
-    with _open(path) as file:
-        text = file.read()
-    rows = _parse(path, 1, text)
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: expected a JSON list of rows, got {type(rows).__name__}. Name the file .jsonl if "
-            "it holds one object a line."
-        )
-    yield from enumerate(rows, start=1)
-
-
-def _parse(path: Path, first_line: int, text: str) -> Any:
+@contextmanager
+def _unchanged(found: Located) -> Iterator[None]:
+    """Check the bytes before and after; a file that changed explains whatever went wrong in between."""
+    same_bytes(found)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{first_line + error.lineno - 1}"
-        near = text[max(0, error.pos - 20) : error.pos + 20].strip()
-        raise DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}, near {near!r}.") from None
+        yield
+    finally:
+        same_bytes(found)
 
 
-def _open(path: Path) -> Any:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8", newline="\n")
+def _no_rows(found: Located) -> DataError:
+    return DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
+
+
+def _chunks(found: Located) -> Iterator[tuple[str, readers.Chunk]]:
+    for path in found.paths():
+        for chunk in readers.chunks(path):
+            yield path.relative_to(found.location).as_posix(), chunk
+
+
+def _records(found: Located) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for file, chunk in _chunks(found):
+        for position, line in enumerate(chunk.lines):
+            yield file, line, orjson.loads(chunk.read([position])[0])
+
+
+def _taken(found: Located, config: IngestConfig) -> Iterator[tuple[str, readers.Chunk, Sequence[int]]]:
+    """Yield chunks with the positions of the rows that are taken of each."""
+    take = _taker(found, config)
+    start = 0
+    for file, chunk in _chunks(found):
+        yield file, chunk, take(start, len(chunk.lines))
+        start += len(chunk.lines)
+
+
+def _taker(found: Located, config: IngestConfig) -> Callable[[int, int], Sequence[int]]:
+    """Return what tells which of so many rows from a start on are taken, as positions from that start."""
+    limit = config.max_rows
+    if limit is None:
+        return lambda start, num_rows: range(num_rows)
+    if config.sample == "first":
+        return lambda start, num_rows: range(max(0, min(num_rows, limit - start)))
+    total = sum(len(chunk.lines) for _, chunk in _chunks(found))
+    drawn = np.sort(np.random.default_rng(SEED).choice(total, size=min(limit, total), replace=False))
+
+    def draw(start: int, num_rows: int) -> Sequence[int]:
+        begin, end = np.searchsorted(drawn, [start, start + num_rows])
+        return list((drawn[begin:end] - start).tolist())
+
+    return draw
+
+
+class _SameColumns:
+    """Compare the keys of each file's rows to those of the first file."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.first: tuple[str, set[str]] | None = None
+        self.seen = ""
+
+    def check(self, file: str, texts: list[bytes]) -> None:
+        """Look at rows of a file; only the first of each that are not bad count."""
+        rows = [orjson.loads(text) for text in texts[:COMPARED_ROWS]] if file != self.seen else []
+        keys = {key for row in rows if schema.BAD_ROW not in row for key in row}
+        if not keys:
+            return
+        self.seen = file
+        first, known = self.first = self.first or (file, keys)
+        if keys != known:
+            raise DataError(
+                f"sources.{self.source}: its files do not have the same columns: only {first} has "
+                f"{sorted(known - keys)}, only {file} has {sorted(keys - known)}. Make them data sets of their own, or "
+                "name the columns alike."
+            )

@@ -1,24 +1,30 @@
-"""Reading data sets: exact bytes, exact places."""
+"""Data sets: exact bytes, exact places, counts of all that is left out."""
 
 import gzip
 import json
+import re
 
 import pytest
 
 from tests import tiny
-from tuneline.config.data import ExamConfig, IngestConfig, SourceConfig
-from tuneline.data import benchmarks, sources
+from tuneline.config.data import ExamConfig
+from tuneline.config.sources import IngestConfig, SourceConfig
+from tuneline.data import benchmarks, readers, sources
 from tuneline.errors import DataError, SourceError
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
 def source(path, **more):
-    return SourceConfig(name="rows", path=path, format="alpaca", **more)
+    return SourceConfig(name="rows", path=path, **more)
 
 
-def ingest(path, max_rows=None):
-    return sources.ingest(sources.locate([source(path)]), IngestConfig(name="rows", max_rows=max_rows))
+def ingest(path, **more):
+    return sources.ingest(sources.locate([source(path)]), IngestConfig(name="rows", **more))
+
+
+def places(corpus):
+    return [(row["file"], row["line"]) for row in corpus.only()]
 
 
 def test_rows_keep_their_text_and_their_line(tmp_path):
@@ -33,24 +39,65 @@ def test_rows_keep_their_text_and_their_line(tmp_path):
     ]
 
 
-def test_a_packed_list_is_read(tmp_path):
-    path = tmp_path / "rows.json.gz"
-    path.write_bytes(gzip.compress(json.dumps(tiny.alpaca_rows(3)).encode()))
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    tiny.write_jsonl(tmp_path / "b.jsonl", tiny.alpaca_rows(1))
+    tiny.write_jsonl(tmp_path / "a" / "rows.jsonl", tiny.alpaca_rows(2))
 
-    assert ingest(path).num_rows() == {"records": 3}
+    corpus = ingest(tmp_path)
+
+    assert places(corpus) == [("a/rows.jsonl", 1), ("a/rows.jsonl", 2), ("b.jsonl", 1)]
+    assert corpus.counts["files"] == 2
 
 
-def test_rows_beyond_the_limit_are_counted(tmp_path):
-    corpus = ingest(tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(5)), max_rows=2)
+def test_what_is_not_taken_is_counted(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(5))
+    path.write_text("\n" + path.read_text() + "\n \n")
 
-    assert corpus.counts == {"rows": 2, "rows_beyond_max_rows": 3}
+    assert ingest(path, max_rows=2).counts == {"rows": 2, "rows_beyond_max_rows": 3, "blank_lines": 3, "files": 1}
+
+
+def test_a_drawn_sample_keeps_the_order_and_is_the_same_again(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(1000))
+
+    first, again = (places(ingest(path, max_rows=300, sample="random")) for _ in range(2))
+
+    assert first == again == sorted(first, key=lambda place: place[1])
+    assert len(set(first)) == 300
+    assert 400 < sum(line for _, line in first) / 300 < 600, "drawn from all of the file"
+
+
+def test_a_draw_of_more_than_there_is_takes_all(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(3))
+
+    assert ingest(path, max_rows=9, sample="random").counts["rows"] == 3
+
+
+def test_rows_beyond_the_limit_are_not_parsed(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(1))
+    path.write_text(path.read_text() + "broken\n")
+
+    assert ingest(path, max_rows=1).counts["rows_beyond_max_rows"] == 1
+
+
+def test_files_with_other_columns_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("q,a\n1,2\n")
+    (tmp_path / "b.csv").write_text("q,answer\n1,2\n")
+
+    with pytest.raises(DataError, match=r"only a.csv has \['a'\], only b.csv has \['answer'\]. Make them"):
+        ingest(tmp_path)
+
+
+def test_a_key_that_some_rows_lack_makes_no_difference_between_files(tmp_path):
+    tiny.write_jsonl(tmp_path / "a.jsonl", [{"q": 1}, {"q": 2, "system": "s"}])
+    tiny.write_jsonl(tmp_path / "b.jsonl", [{"q": 1, "system": "s"}, {"q": 2}])
+
+    assert ingest(tmp_path).counts["rows"] == 4
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"a": 1}\n{"a": \n', r"rows.jsonl:2: not valid JSON: Expecting value"),
-        ("[1]\n", r"rows.jsonl:1: a row must be a JSON object, got list"),
         ("\n\n", r"holds no rows. Give a file with at least one."),
     ],
 )
@@ -60,6 +107,17 @@ def test_a_bad_file_is_told_with_its_line(tmp_path, text, message):
 
     with pytest.raises(DataError, match=message):
         ingest(path)
+    with pytest.raises(DataError, match=message):
+        sources.first_rows(sources.locate([source(path)]).only(), 10)
+
+
+def test_the_first_rows_need_not_read_the_rest(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": 2}])
+    path.write_text(path.read_text() + "broken\n")
+
+    rows = sources.first_rows(sources.locate([source(path)]).only(), 2)
+
+    assert rows == [("rows.jsonl", 1, {"a": 1}), ("rows.jsonl", 2, {"a": 2})]
 
 
 def test_a_file_that_changed_since_it_was_resolved_is_refused(tmp_path):
@@ -68,6 +126,33 @@ def test_a_file_that_changed_since_it_was_resolved_is_refused(tmp_path):
     tiny.write_jsonl(path, tiny.alpaca_rows(3))
 
     with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
+        sources.ingest(manifest, IngestConfig(name="rows"))
+
+
+@pytest.mark.parametrize("added", ['{"a": 1}\n', "broken\n"])
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, added):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(600))
+    plain = readers.chunks
+
+    def growing(path):
+        for number, chunk in enumerate(plain(path)):
+            if number == 1:
+                with path.open("a") as file:
+                    file.write(added)
+            yield chunk
+
+    monkeypatch.setattr(readers, "chunks", growing)
+
+    with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
+        ingest(path)
+
+
+def test_a_file_that_goes_away_is_refused(tmp_path):
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(2))
+    manifest = sources.locate([source(path)])
+    path.unlink()
+
+    with pytest.raises(SourceError, match="rows.jsonl is gone since it was resolved"):
         sources.ingest(manifest, IngestConfig(name="rows"))
 
 
@@ -98,8 +183,26 @@ def test_a_bad_exam_row_is_told_with_its_line(tmp_path, row, message):
         benchmarks.read_exam(sources.locate_exams([ExamConfig(name="e", path=tmp_path)]).only())
 
 
-def test_the_public_malformed_files_are_refused_with_their_line(test_data):
-    with pytest.raises(DataError, match=r"garbage_prefix.jsonl:1: not valid JSON"):
-        ingest(test_data / "malformed" / "garbage_prefix.jsonl")
-    with pytest.raises(DataError, match=r"alpaca_zh_trailing_comma.json.gz:1400[67]: not valid JSON"):
-        ingest(test_data / "malformed" / "alpaca_zh_trailing_comma.json.gz")
+def test_every_public_row_file_gives_the_rows_that_it_is_said_to_hold(test_data):
+    table = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", (test_data / "MANIFEST.md").read_text(), flags=re.MULTILINE)
+    others = ("exams/", "malformed/", "llamafactory/dataset_info", "pubmed/ori_pqal")
+    stated = {
+        name: int(rows.replace(",", ""))
+        for name, rows in table
+        if not name.startswith(others) and not name.endswith(".rouge")
+    }
+
+    found = {name: ingest(test_data / name).counts["rows"] for name in stated}
+
+    assert len(found) > 20
+    assert found == stated
+
+
+def test_raw_paragraph_separators_cut_no_row(test_data):
+    path = test_data / "pubmed" / "pubmed_abstracts.jsonl.gz"
+    raw = gzip.decompress(path.read_bytes())
+
+    texts = ingest(path).only()["record"]
+
+    assert "\u2029" in "".join(texts)
+    assert [text.encode() for text in texts] == raw.rstrip(b"\n").split(b"\n")
