@@ -7,7 +7,7 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import AlignConfig
+from tuneline.config.sources import AlignConfig
 from tuneline.data import align as alignment
 from tuneline.data.corpus import Corpus
 

@@ -22,7 +22,14 @@ class RecipeError(TunelineError, ValueError):
 
 
 class DataError(TunelineError, ValueError):
-    """A row does not have the shape that its declared format promises."""
+    """A row does not have the shape that its declared format promises.
+
+    `reason` names the kind of fault without any value of the row, so that faults can be counted.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SourceError(TunelineError, OSError):

@@ -1,6 +1,6 @@
-"""Data set formats: each turns one record into messages. One small module and one registry entry a format."""
+"""Data set formats: each reads one record into what it says. One small module and one registry entry a format."""
 
-from tuneline.data.formats import alpaca, openai, sharegpt
+from tuneline.data.formats import alpaca, kto, openai, preference, sharegpt, standard, text
 from tuneline.data.formats.base import formats
 
-__all__ = ["alpaca", "formats", "openai", "sharegpt"]
+__all__ = ["alpaca", "formats", "kto", "openai", "preference", "sharegpt", "standard", "text"]

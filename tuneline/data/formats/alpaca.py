@@ -1,19 +1,26 @@
 """Alpaca: `instruction`, optional `input`, `output`, optional `system` and `history` (Taori et al. 2023)."""
 
-from tuneline.data.formats.base import Record, formats, text
-from tuneline.data.schema import Message, message
-from tuneline.errors import DataError
+from tuneline.config.sources import Tags
+from tuneline.data.formats import fields, preference
+from tuneline.data.formats.base import Format, Record, formats
+from tuneline.data.schema import Content, content, message
 
 
-@formats.register("alpaca")
-def align_alpaca(record: Record) -> list[Message]:
-    """Join instruction and input by a line break; earlier rounds come from `history`, a list of pairs."""
-    instruction, output = text(record, "instruction", "alpaca"), text(record, "output", "alpaca")
-    prompt = "\n".join(part for part in (instruction, text(record, "input", "alpaca", default="")) if part)
-    system = text(record, "system", "alpaca", default="")
-    messages = [message("system", system)] if system else []
-    for pair in record.get("history") or []:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(turn, str) for turn in pair)):
-            raise DataError(f"'history' must be a list of [question, answer] pairs, got {pair!r:.60}.")
-        messages += [message("user", pair[0]), message("assistant", pair[1])]
-    return [*messages, message("user", prompt), message("assistant", output)]
+def align_alpaca(record: Record, tags: Tags) -> Content:
+    """Join instruction and input by a line break; earlier rounds come from `history`, a list of pairs.
+
+    A row with `chosen` and `rejected`, or with several answers, is a preference.
+    """
+    one_answer = isinstance(record.get("output"), str) and "chosen" not in record
+    if not one_answer and preference.is_pair(record):
+        return preference.align_preference(record, tags)
+    asked = fields.question(record, "instruction", "alpaca")
+    return content([*asked, message("assistant", fields.text(record, "output", "alpaca"))])
+
+
+def looks_like_alpaca(record: Record) -> bool:
+    """Tell whether a record has an instruction and one answer to it."""
+    return isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str)
+
+
+formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca))

@@ -1,23 +1,26 @@
-"""OpenAI chat: `messages`, a list of `{"role", "content"}`, with optional `tool_calls`, and `tools` beside it."""
+"""OpenAI chat: `messages`, a list of `{"role", "content"}`, with `tool_calls` in it and `tools` beside it.
 
-from tuneline.data.formats.base import Record, formats, role, text, turns
-from tuneline.data.schema import Message, message
-from tuneline.errors import DataError
-from tuneline.identity import canonical_json
+`parallel_tool_calls` and other keys beside the messages say nothing that is trained, and are left out.
+"""
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-
-
-@formats.register("openai")
-def align_openai(record: Record) -> list[Message]:
-    """Take the messages as they are; `train: false` on an assistant message leaves it out of the loss."""
-    return [_message(turn) for turn in turns(record, "messages", "openai")]
+from tuneline.config.sources import Tags
+from tuneline.data.formats import calls, chat, fields
+from tuneline.data.formats.base import Format, Record, formats
+from tuneline.data.schema import Content, content
 
 
-def _message(turn: Record) -> Message:
-    calls = turn.get("tool_calls")
-    train = turn.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise DataError(f"'train' must be true or false, got {train!r}.")
-    content = text(turn, "content", "openai message", default="" if calls else None)
-    return message(role(turn.get("role"), ROLES), content, canonical_json(calls) if calls else None, train)
+def align_openai(record: Record, tags: Tags) -> Content:
+    """Take the messages as they are; `train: false` or `weight: 0` leaves one out of the loss. No system is added."""
+    if record.get("messages") is None:
+        raise fields.missing(record, "messages", "openai")
+    said = chat.messages(record["messages"], "messages", tags, "openai")
+    return content(said, tools=calls.tools(record.get("tools") or record.get("functions")))
+
+
+def looks_like_openai(record: Record) -> bool:
+    """Tell whether a record has messages with roles."""
+    said = record.get("messages")
+    return fields.is_list(said) and "role" in said[0]
+
+
+formats.register("openai")(Format(align_openai, looks_like_openai))

@@ -1,15 +1,29 @@
-"""ShareGPT: `conversations`, a list of `{"from", "value"}`, optional `system`."""
+"""ShareGPT: `conversations`, a list of `{"from", "value"}`, with optional `system` and `tools` beside it.
 
-from tuneline.data.formats.base import Record, formats, role, text, turns
-from tuneline.data.schema import Message, message
+Speakers are known in every common spelling. A `function_call` turn holds one call or a list of them as JSON.
+"""
 
-ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+from tuneline.config.sources import Tags
+from tuneline.data.formats import calls, chat, fields
+from tuneline.data.formats.base import Format, Record, formats
+from tuneline.data.schema import Content, content
 
 
-@formats.register("sharegpt")
-def align_sharegpt(record: Record) -> list[Message]:
+def align_sharegpt(record: Record, tags: Tags) -> Content:
     """Translate the roles; `system` beside the conversation comes first."""
-    system = text(record, "system", "sharegpt", default="")
-    first = [message("system", system)] if system else []
-    said = turns(record, "conversations", "sharegpt")
-    return first + [message(role(turn.get("from"), ROLES), text(turn, "value", "sharegpt turn")) for turn in said]
+    name = fields.first_of(record, fields.TURNS)
+    if name is None:
+        raise fields.missing(record, "conversations", "sharegpt")
+    said = chat.messages(record[name], name, tags)
+    return content([*fields.system(record), *said], tools=calls.tools(record.get("tools")))
+
+
+def looks_like_sharegpt(record: Record) -> bool:
+    """Tell whether a record has turns, and is not in OpenAI's words."""
+    name = fields.first_of(record, fields.TURNS)
+    if name is None or not fields.is_list(record[name]):
+        return False
+    return name != "messages" or "role" not in record[name][0]
+
+
+formats.register("sharegpt")(Format(align_sharegpt, looks_like_sharegpt))
