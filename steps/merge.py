@@ -7,18 +7,18 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import MergeConfig
-from tuneline.data import merge as mixing
+from tuneline.config.data import MergeStepConfig
+from tuneline.data import merge as merging
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.merge", "data.corpus", libraries=("datasets",))
+    return code_behind("data.merge", "data.corpus", libraries=("datasets", "numpy"))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def merge(examples: list[Corpus], benchmarks: Manifest, config: MergeConfig) -> Annotated[Corpus, "sft_mixture"]:
-    """Join the data sets, hold some examples out, look for the exams in the rest."""
-    return mixing.merge(examples, benchmarks, config)
+def merge(examples: list[Corpus], benchmarks: Manifest, config: MergeStepConfig) -> Annotated[Corpus, "sft_mixture"]:
+    """Mix the data sets, hold some examples out, look for all evaluation sets in the rest."""
+    return merging.merge(examples, benchmarks, config)

@@ -123,6 +123,8 @@ def _counts(mixture: Corpus, rows: Corpus) -> dict[str, float]:
     """What happened to the rows on the way: nothing dropped goes unseen."""
     dropped = sum(sum(source["dropped"].values()) for source in mixture.counts["sources"])
     plain = {"data.rows_dropped": dropped, "data.exact_copies_dropped": mixture.counts["exact_copies_dropped"]}
+    for name, found in mixture.counts["contamination"].items():
+        plain[f"data.contaminated.{name}"] = found["exact"] + found["ngram"]
     for split, counts in rows.counts.items():
         plain |= {f"data.{split}.{name}": value for name, value in counts.items()}
     return {name: float(value) for name, value in plain.items()}

@@ -1,107 +1,184 @@
-"""Merge: examples of several data sets -> one mixture with a held-out part, free of copies, checked against the exams.
+"""Merge: examples of several data sets -> one mixture with a held-out part, free of copies, checked for contamination.
 
 Whether an example is held out follows from its content alone (a hash, compared with the fraction), so it stays on its
-side when others come and go, and equal examples stand on one side.
+side when others come and go, and equal examples stand on one side. Rows are read twice: once for what decides (ids,
+kinds), once to be written in their final order; between the two some fifty bytes a row are kept.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import get_args
 
-from datasets import Dataset, concatenate_datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
 
-from tuneline.config.data import FEWEST_HELD_OUT, MergeConfig
-from tuneline.data import benchmarks
-from tuneline.data.corpus import Corpus
+from tuneline.config.data import FEWEST_HELD_OUT, MergeConfig, MergeStepConfig, Share
+from tuneline.data import contamination, mixing, schema
+from tuneline.data.corpus import Corpus, batches
+from tuneline.data.mixing import Chosen
 from tuneline.errors import DataError
 from tuneline.identity import Manifest
 
-NGRAM_WORDS = 13
-"""Words in a row that count as a copy of an exam question (Brown et al. 2020, arXiv:2005.14165, appendix C)."""
+KINDS = get_args(schema.Kind)
 
 
-def merge(examples: list[Corpus], exams: Manifest, config: MergeConfig) -> Corpus:
-    """Put data sets one after another, drop exact copies, hold some out.
+@dataclass(frozen=True)
+class Facts:
+    """What is known of all rows, data set after data set, before any is written: one value a row."""
+
+    ids: NDArray[np.bytes_]
+    """The first 16 bytes of the content's hash."""
+
+    held_out: NDArray[np.bool_]
+    """The side, were the row to stay."""
+
+    kinds: NDArray[np.uint8]
+    """Positions in `KINDS`."""
+
+
+def merge(examples: list[Corpus], exams: Manifest, config: MergeStepConfig) -> Corpus:
+    """Mix data sets, drop exact copies, hold some out, look for the evaluation sets in the rest.
 
     Args:
         examples: One corpus a data set, in the recipe's order.
         exams: Exams whose questions are looked for in the training examples.
-        config: Held-out share and seed.
+        config: Strategy, held-out share, seeds, and each data set's share; one that is not given counts once.
+
+    Returns:
+        Splits `train` and `validation` (rows of `MIXED`), and `contamination` (a row for each item of an evaluation set
+        that a training example holds).
 
     Raises:
-        DataError: Nothing is left to train on, or nothing to hold out though the recipe asks for it.
+        DataError: Kinds are mixed, nothing is left to train on, or too few are held out.
     """
-    rows = concatenate_datasets([corpus.only() for corpus in examples])
-    ids = list(rows["id"])
-    kept = _first_copies(ids)
-    held_out = {i for i in kept if is_held_out(ids[i], config.validation_fraction, config.split_seed)}
-    train = rows.select([i for i in kept if i not in held_out]).flatten_indices()
-    validation = rows.select(sorted(held_out)).flatten_indices()
-    _check_sizes(train, validation, config)
+    rows, shares = [corpus.only() for corpus in examples], _shares(examples, config)
+    train, held_out, kind = _sides(rows, shares, config)
+    order = mixing.order([_size(side) for side in train], shares, config)
+    one_by_one = mixing.concatenated([_size(side) for side in held_out])
+    splits = {"train": mixing.mix(rows, train, order), "validation": mixing.mix(rows, held_out, one_by_one)}
+    found = contamination.find(splits["train"], splits["validation"], exams)
+    by_source = _by_source(shares, train, held_out, order)
     counts = {
         "sources": [corpus.counts | corpus.identity for corpus in examples],
-        "examples": len(kept),
-        "exact_copies_dropped": len(ids) - len(kept),
-        "train": train.num_rows,
-        "validation": validation.num_rows,
-        "train_share": _shares(train["source"]),
-        "contaminated_exam_questions": contaminated(train, exams),
+        "by_source": by_source,
+        "kind": kind,
+        "examples": sum(map(_size, train)) + len(one_by_one),
+        "exact_copies_dropped": sum(source["exact_copies_dropped"] for source in by_source.values()),
+        "train": len(order),
+        "validation": len(one_by_one),
+        "train_share": {name: round(source["train"] / len(order), 4) for name, source in sorted(by_source.items())},
+        "contamination": found.counts,
     }
-    return Corpus({"train": train, "validation": validation}, {}, counts)
+    return Corpus({**splits, "contamination": found.rows}, {}, counts)
 
 
-def is_held_out(example_id: str, fraction: float, seed: int = 0) -> bool:
-    """Decide the side of an example from its id."""
-    point = int.from_bytes(hashlib.sha256(f"{seed}:{example_id}".encode()).digest()[:8], "big") / 2**64
-    return point < fraction
+def _sides(rows: list[Dataset], shares: list[Share], config: MergeConfig) -> tuple[list[Chosen], list[Chosen], str]:
+    """Return which rows of each data set are trained on, which are held out, and the kind of all."""
+    facts = look(rows, config)
+    ends = np.cumsum([part.num_rows for part in rows])[:-1]
+    kind = _one_kind(np.split(facts.kinds, ends), shares)
+    first = first_copies(facts.ids)
+    train, held_out = (np.split(first & side, ends) for side in (~facts.held_out, facts.held_out))
+    _check_sizes(sum(map(_size, train)), sum(map(_size, held_out)), config)
+    return train, held_out, kind
 
 
-def contaminated(train: Dataset, exams: Manifest) -> dict[str, int]:
-    """Count, for each exam, the questions that a training example holds: whole, or 13 words of them in a row."""
-    texts = [" ".join(_words(turn["content"] for turn in row["messages"])) for row in train]
-    grams = {gram for text in texts for gram in _ngrams(text.split())}
-    found = {}
-    for item in exams.items:
-        questions = [q for subject in benchmarks.read_exam(item).test.values() for q in subject]
-        found[item.name] = sum(_is_inside(question.text, texts, grams) for question in questions)
-    return found
+def _size(side: Chosen) -> int:
+    return int(np.count_nonzero(side))
 
 
-def _is_inside(question: str, texts: list[str], grams: set[tuple[str, ...]]) -> bool:
-    words = list(_words([question]))
-    if len(words) >= NGRAM_WORDS:
-        return any(gram in grams for gram in _ngrams(words))
-    whole = f" {' '.join(words)} "
-    return any(whole in f" {text} " for text in texts)
+def look(examples: list[Dataset], config: MergeConfig) -> Facts:
+    """Read all rows once for what decides about them."""
+    num_rows = sum(rows.num_rows for rows in examples)
+    facts = Facts(np.empty(num_rows, "S16"), np.empty(num_rows, np.bool_), np.empty(num_rows, np.uint8))
+    start = 0
+    for batch in chain.from_iterable(map(batches, examples)):
+        here = slice(start, start + batch.num_rows)
+        ids = batch.column("id").to_pylist()
+        facts.ids[here] = np.frombuffer(bytes.fromhex("".join(ids)), "S32").astype("S16")
+        facts.held_out[here] = are_held_out(ids, config.validation_fraction, config.split_seed)
+        facts.kinds[here] = kinds(batch)
+        start += batch.num_rows
+    return facts
 
 
-def _words(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        yield from "".join(c.lower() if c.isalnum() else " " for c in text).split()
+def are_held_out(example_ids: list[str], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Decide the side of examples from their ids."""
+    hashes = (hashlib.sha256(f"{seed}:{example_id}".encode()).digest()[:8] for example_id in example_ids)
+    points: NDArray[np.float64] = np.frombuffer(b"".join(hashes), ">u8") / 2.0**64
+    return points < fraction
 
 
-def _ngrams(words: list[str]) -> Iterator[tuple[str, ...]]:
-    return zip(*(words[i:] for i in range(NGRAM_WORDS)), strict=False)
+def kinds(batch: pa.RecordBatch) -> NDArray[np.uint8]:
+    """Return the examples' kinds as positions in `KINDS`, by the rules of `schema.kind`."""
+    rules = {
+        "text": pc.not_equal(batch.column("text"), ""),
+        "preference": pc.greater(pc.list_value_length(batch.column("chosen")), 0),
+        "kto": pc.is_valid(batch.column("label")),
+    }
+    holds = [rule.to_numpy(zero_copy_only=False) for rule in rules.values()]
+    return np.select(holds, [KINDS.index(name) for name in rules], KINDS.index("chat")).astype(np.uint8)
 
 
-def _first_copies(ids: list[str]) -> list[int]:
-    seen: dict[str, int] = {}
-    for i, example_id in enumerate(ids):
-        seen.setdefault(example_id, i)
-    return list(seen.values())
+def first_copies(ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Return which rows are the first with their id."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    first = np.ones(len(ids), np.bool_)
+    first[order[1:]] = ordered[1:] != ordered[:-1]
+    return first
 
 
-def _shares(names: Iterable[str]) -> dict[str, float]:
-    counted = Counter(names)
-    return {name: round(count / counted.total(), 4) for name, count in sorted(counted.items())}
+def _shares(examples: list[Corpus], config: MergeStepConfig) -> list[Share]:
+    given = {share.name: share for share in config.shares}
+    names = [corpus.identity["source"] for corpus in examples]
+    return [given.get(name, Share(name=name)) for name in names]
 
 
-def _check_sizes(train: Dataset, validation: Dataset, config: MergeConfig) -> None:
-    if not train.num_rows:
-        raise DataError("merge.validation_fraction holds out every example, so none is left to train on. Lower it.")
-    if config.validation_fraction and validation.num_rows < FEWEST_HELD_OUT:
+def _one_kind(kinds_by_source: list[NDArray[np.uint8]], shares: list[Share]) -> str:
+    counts = np.array([np.bincount(found, minlength=len(KINDS)) for found in kinds_by_source])
+    there = np.flatnonzero(counts.sum(axis=0))
+    if len(there) > 1:
+        told = [
+            f"{share.name}: {', '.join(f'{found[kind]} {KINDS[kind]}' for kind in there if found[kind])}"
+            for share, found in zip(shares, counts, strict=True)
+            if found.any()
+        ]
         raise DataError(
-            f"merge.validation_fraction {config.validation_fraction} holds out {validation.num_rows} of "
-            f"{train.num_rows + validation.num_rows} examples; {FEWEST_HELD_OUT} are the fewest that can be measured. "
+            f"sources hold examples of different kinds ({'; '.join(told)}), and one recipe trains one kind. "
+            "Give each kind a recipe of its own."
+        )
+    return KINDS[there[0]] if len(there) else ""
+
+
+def _check_sizes(num_train: int, num_held_out: int, config: MergeConfig) -> None:
+    if not num_train:
+        raise DataError("merge.validation_fraction holds out every example, so none is left to train on. Lower it.")
+    if config.validation_fraction and num_held_out < FEWEST_HELD_OUT:
+        raise DataError(
+            f"merge.validation_fraction {config.validation_fraction} holds out {num_held_out} of "
+            f"{num_train + num_held_out} examples; {FEWEST_HELD_OUT} are the fewest that can be measured. "
             "Raise it, or give more rows."
         )
+
+
+def _by_source(
+    shares: list[Share], train: list[Chosen], held_out: list[Chosen], order: mixing.Order
+) -> dict[str, dict[str, int]]:
+    """Count what became of each data set's examples; `train` counts rows, so an example seen twice counts twice."""
+    drawn = np.bincount(order, minlength=len(shares)).tolist()
+    return {
+        share.name: {
+            "examples": len(trained),
+            "exact_copies_dropped": len(trained) - _size(trained) - _size(held),
+            "repeats": share.repeats,
+            "train": rows,
+            "train_never_drawn": max(_size(trained) - rows, 0),
+            "validation": _size(held),
+        }
+        for share, trained, held, rows in zip(shares, train, held_out, drawn, strict=True)
+    }

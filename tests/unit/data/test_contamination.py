@@ -1,0 +1,243 @@
+"""Evaluation sets are looked for in the training examples: planted items are found, and no others."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneline.config.data import ExamConfig
+from tuneline.data import benchmarks, contamination, phrases, schema, sources, watch
+from tuneline.data.corpus import Writer
+from tuneline.identity import Manifest
+
+pytestmark = pytest.mark.usefixtures("home")
+NO_EXAMS = Manifest(kind="benchmarks", items=[])
+LONG = "In which year did the first of the two brothers leave the small town near the river for good?"
+CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的。"
+
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_questions_count():
+    """Short questions stand for long ones in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contamination, "TELLING_WORDS", 0)
+        yield
+
+
+def test_a_short_question_is_looked_for_with_its_choices(monkeypatch):
+    monkeypatch.setattr(contamination, "TELLING_WORDS", 8)
+    short = benchmarks.Question("s", "Which is true?", ("one", "two", "three", "four"), "A")
+    long = benchmarks.Question("s", "Which of these eight words is the longest of all?", ("a", "b", "c", "d"), "A")
+
+    assert contamination._told_apart(short) == "Which is true? one two three four"
+    assert contamination._told_apart(long) == long.text
+
+
+def chat(*said, **more):
+    roles = ("user", "assistant") * len(said)
+    return schema.content([schema.message(role, text) for role, text in zip(roles, said, strict=False)], **more)
+
+
+def mixed(contents, copies=None):
+    examples = [schema.example("a", content) for content in contents]
+    with Writer(schema.MIXED) as writer:
+        writer.write(schema.to_columns(examples) | {"copy": copies or [0] * len(examples)})
+    return writer.rows()
+
+
+def exam(folder, questions):
+    for split in ("dev", "test"):
+        path = folder / split / "things.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"{json.dumps(question, ensure_ascii=False)},a,b,c,d,A\n" for question in questions))
+    return sources.locate_exams([ExamConfig(name="exam", path=folder)])
+
+
+def asked(tmp_path, question, *examples):
+    found = contamination.find(mixed(examples), mixed([]), exam(tmp_path / "exam", [question]))
+    return found.rows["kind"][:]
+
+
+def held(training, held_out):
+    return contamination.find(mixed(training), mixed(held_out), NO_EXAMS).rows["kind"][:]
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "kind"),
+    [
+        (LONG, f"They asked me: {LONG} I said 1912.", ["exact"]),
+        (LONG, LONG.upper().replace(" ", " - "), ["exact"]),
+        (LONG, LONG.replace("for good", "forever"), ["ngram"]),
+        (LONG, " ".join(LONG.split()[3:16]), ["ngram"]),
+        (LONG, " ".join(LONG.split()[3:15]), []),
+        (LONG, LONG.replace("two", "three"), []),
+        ("What is it?", "'what is IT' is a question", ["exact"]),
+        ("What is it?", "what is item", []),
+        ("What is it?", "What it is?", []),
+        (CHINESE, f"问 {CHINESE}答 甲。", ["exact"]),
+        (CHINESE, CHINESE.replace("长江中下游", "华北"), ["ngram"]),
+        (CHINESE, CHINESE.replace("平原的说法", "农业"), []),
+        ("∫?", "∫? ∫? ...", []),
+    ],
+)
+def test_an_exams_question_is_found_whole_or_by_thirteen_words_in_a_row(tmp_path, question, text, kind):
+    assert asked(tmp_path, question, chat("hello", "yes"), chat(text, "yes")) == kind
+
+
+def test_words_of_two_examples_make_no_question(tmp_path):
+    assert asked(tmp_path, "What is it?", chat("a", "so what"), chat("is it", "b")) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        chat("say", LONG),
+        chat("a", LONG, "b", "c"),
+        chat("say", chosen=[schema.message("assistant", LONG)], rejected=[schema.message("assistant", "no")]),
+        chat("say", chosen=[schema.message("assistant", "no")], rejected=[schema.message("assistant", LONG)]),
+        schema.content(text=f"Once upon a time. {LONG}"),
+        schema.content([schema.message("assistant", "", tool_calls=json.dumps([{"arguments": {"q": LONG}}]))]),
+    ],
+)
+def test_every_part_of_an_example_is_looked_at(tmp_path, content):
+    assert asked(tmp_path, LONG, content) == ["exact"]
+
+
+def test_an_item_is_told_once_with_the_first_example_that_holds_it(tmp_path):
+    almost, first, second = chat(LONG[:-6], "yes"), chat(LONG, "yes"), chat(LONG, "no")
+    questions = exam(tmp_path, [LONG, "Who?", LONG + " And why?"])
+
+    found = contamination.find(mixed([almost, first, second, first], copies=[0, 0, 0, 1]), mixed([]), questions)
+
+    rows = found.rows.to_list()
+    assert [(row["benchmark"], row["kind"]) for row in rows] == [("exam", "exact"), ("exam", "ngram")]
+    assert [row["example_id"] for row in rows] == [schema.content_id(first), schema.content_id(almost)]
+    assert len({row["item"] for row in rows}) == 2
+    assert found.counts == {
+        "exam": {"exact": 1, "ngram": 1, "items": 3},
+        "held_out": {"exact": 0, "ngram": 0, "items": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("training", "kind"),
+    [
+        (chat("is it one?", "YES - it is"), ["exact"]),
+        (chat("Before.", "Yes.", "Is it one?", "Yes, it is!"), ["exact"]),
+        (chat("Is it one?", "Yes, it is! Now."), []),
+        (chat("Is it two?", "Yes, it is!"), []),
+    ],
+)
+def test_a_held_out_example_is_found_where_only_case_or_punctuation_differ(training, kind):
+    assert held([chat("a", "b"), training], [chat("Hello", "Hi", "Is it one?", "Yes, it is!")]) == kind
+
+
+def test_a_held_out_example_is_found_by_thirteen_words_in_a_row():
+    held_out = [chat("When?", LONG), chat("What?", "nothing of this"), chat("Nobody", LONG[:40])]
+
+    assert held([chat("a", f"Tell me: {LONG}")], held_out) == ["ngram"]
+    assert held([chat("a", " ".join(LONG.split()[:12]))], held_out) == []
+
+
+def test_what_was_said_before_the_last_question_is_not_looked_for():
+    assert held([chat(LONG, "x")], [chat(LONG, "a", "b", "c")]) == []
+
+
+def test_examples_without_words_are_no_copies_of_each_other():
+    assert held([chat("?", "!")], [chat("!", "?")]) == []
+
+
+some_words = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
+chats = st.lists(st.lists(some_words, min_size=2, max_size=4), max_size=6)
+
+
+def naive(train, held_out, questions):
+    """Look for everything everywhere, word by word."""
+    texts = [f" {' '.join(' '.join(said).split())} " for said in train]
+    tails = [" ".join(tail_of(said).split()) for said in train]
+    kinds = []
+    for item, inside in [*((question, True) for question in questions), *((tail_of(said), False) for said in held_out)]:
+        words = item.split()
+        grams = [f" {' '.join(words[i : i + 3])} " for i in range(len(words) - 2)]
+        whole = any(f" {' '.join(words)} " in text for text in texts) if inside else " ".join(words) in tails
+        part = any(gram in text for gram in grams for text in texts)
+        kinds += ["exact"] if words and whole else ["ngram"] if part else []
+    return kinds
+
+
+def tail_of(said):
+    return " ".join(said[(len(said) - 1) // 2 * 2 :])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    train=chats,
+    held_out=chats,
+    questions=st.lists(some_words, min_size=1, max_size=5),
+    at_once=st.sampled_from([1, 20, 10_000]),
+    portion=st.sampled_from([1, 20, 10_000]),
+)
+def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
+    tmp_path_factory, train, held_out, questions, at_once, portion
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "NGRAM_WORDS", 3)
+        patch.setattr(phrases, "WORDS_AT_ONCE", at_once)
+        patch.setattr(contamination, "WORDS_A_PORTION", portion)
+        located = exam(tmp_path_factory.mktemp("exam"), questions)
+        found = contamination.find(mixed([chat(*said) for said in train]), mixed([chat(*x) for x in held_out]), located)
+
+    assert found.rows["kind"][:] == naive(train, held_out, questions)
+    assert found.counts["held_out"]["items"] == len(held_out)
+    assert found.counts["exam"]["items"] == len(questions)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It's 3.5 o'Clock_now!", ["it", "s", "3", "5", "o", "clock", "now"]),
+        ("Ça, déjà-vu?", ["ça", "déjà", "vu"]),
+        ("用GPT4写、诗。", ["用", "gpt4", "写", "诗"]),
+        ("カナ・かな 한국어 말", ["カ", "ナ", "か", "な", "한국어", "말"]),
+        ("\x1f\x00 —", []),
+    ],
+)
+def test_words_are_runs_of_letters_and_digits_or_single_characters_where_none_are_spaced(text, words):
+    assert phrases.words(text) == words
+
+
+def test_runs_of_words_hash_alike_wherever_they_stand():
+    (texts,) = phrases.lay_out([(4, "x y", "a b c"), (9, "", "b c"), (11, "", ""), (12, "c", "a")])
+
+    assert texts.runs(np.array([3]), 2) == texts.runs(np.array([5]), 2)
+    assert texts.runs(np.array([3]), 2) != texts.runs(np.array([7]), 2)
+    assert texts.room().tolist() == [5, 4, 3, 2, 1, 2, 1, 2, 1]
+    assert (texts.starts.tolist(), texts.tails.tolist(), texts.ends.tolist()) == (
+        [0, 5, 7, 7],
+        [2, 5, 7, 8],
+        [5, 7, 7, 9],
+    )
+
+
+def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_planted(test_data, tmp_path):
+    with zipfile.ZipFile(test_data / "exams" / "mmlu.zip") as archive:
+        archive.extractall(tmp_path)
+    (tests,) = tmp_path.rglob("test")
+    located = sources.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
+    by_subject = benchmarks.read_exam(located.items[0]).test
+    questions = [question for subject in by_subject.values() for question in subject]
+    long = [question for question in questions if len(phrases.words(question.text)) >= 20]
+    planted = [chat(f"Exam: {question.text}", question.answer) for question in long[::50]]
+
+    found = contamination.find(mixed(planted), mixed([]), located)
+
+    texts = {question.id(): " ".join(phrases.words(question.text)) for question in questions}
+    everything = " ".join(" ".join(phrases.words(content["messages"][0]["content"])) for content in planted)
+    exact = {row["item"] for row in found.rows if row["kind"] == "exact"}
+    assert exact >= {question.id() for question in long[::50]}
+    assert all(texts[item] in everything for item in exact)
+    assert found.counts["mmlu"]["items"] == len(questions) > 9000

@@ -1,0 +1,170 @@
+"""What of the evaluation sets stands in the training examples: exam questions, and the held-out examples themselves.
+
+An exam's question is found `exact` where a training example holds all its words in a row, and `ngram` where it holds 13
+of them in a row (Brown et al. 2020, arXiv:2005.14165, appendix C). Of a held-out example, the last question with its
+answer is looked for: `exact` where a training example ends in the same words, so that only case or punctuation made
+them two, `ngram` as above. Memory is bounded: the evaluation sets are looked for in portions, the training rows stream.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
+
+from tuneline.data import benchmarks, corpus, phrases
+from tuneline.data.phrases import NOWHERE, Numbers, Texts
+from tuneline.data.watch import EvaluationSet, Part, Watch
+from tuneline.identity import Manifest
+
+HELD_OUT = "held_out"
+"""The name under which the held-out examples stand beside the exams."""
+
+WORDS_A_PORTION = 2**21
+"""Words of evaluation sets looked for at once, 20 bytes each; the training rows are read once a portion."""
+
+FOUND = Features(
+    {"benchmark": Value("string"), "item": Value("string"), "kind": Value("string"), "example_id": Value("string")}
+)
+"""One row for each item found: `kind` is exact or ngram, `example_id` the first training example that holds it."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Items found in the training examples, and how many by evaluation set."""
+
+    rows: Dataset
+    counts: dict[str, dict[str, int]]
+
+
+def find(train: Dataset, validation: Dataset, exams: Manifest) -> Findings:
+    """Look for every evaluation set's items in the training examples.
+
+    Returns:
+        Rows of `FOUND`, in the order of the evaluation sets and their items, and for each evaluation set the numbers of
+        items found `exact` and `ngram` (each item once) among its `items`.
+    """
+    sets: list[EvaluationSet] = [
+        *(_Exam(exam.name, benchmarks.read_exam(exam)) for exam in exams.items),
+        _HeldOut(validation),
+    ]
+    counts = {one.name: {"exact": 0, "ngram": 0, "items": 0} for one in sets}
+    with corpus.Writer(FOUND) as writer:
+        for watch in _portions(sets):
+            for texts in phrases.lay_out(_numbered(train)):
+                watch.look(texts)
+            for one, texts in watch.texts():
+                exact, ngram = watch.found(one, texts)
+                writer.write(_columns(one, texts, exact, ngram, train))
+                _count(counts[one.name], exact, ngram)
+    return Findings(writer.rows(), counts)
+
+
+TELLING_WORDS = 8
+"""A question of fewer words is looked for together with its choices."""
+
+
+class _Exam:
+    inside = True
+
+    def __init__(self, name: str, exam: benchmarks.Exam) -> None:
+        self.name = name
+        self._questions = [question for subject in exam.test.values() for question in subject]
+
+    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]:
+        questions = enumerate(self._questions[start:stop], start)
+        return phrases.lay_out((number, "", _told_apart(question)) for number, question in questions)
+
+    def ids(self, numbers: list[int]) -> list[str]:
+        return [self._questions[number].id() for number in numbers]
+
+
+def _told_apart(question: benchmarks.Question) -> str:
+    """Return a question, with its choices where it is too short to be known by itself ("Which is true?")."""
+    if len(phrases.words(question.text)) >= TELLING_WORDS:
+        return question.text
+    return " ".join((question.text, *question.choices))
+
+
+class _HeldOut:
+    inside = False
+    name = HELD_OUT
+
+    def __init__(self, validation: Dataset) -> None:
+        self._rows = validation
+
+    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]:
+        rows = self._rows if stop is None else self._rows.select(range(start, stop))
+        return phrases.lay_out((start + number, "", tail) for number, _, tail in _numbered(rows))
+
+    def ids(self, numbers: list[int]) -> list[str]:
+        return _ids(self._rows, numbers)
+
+
+def _portions(sets: list[EvaluationSet]) -> Iterator[Watch]:
+    parts, total = list[Part](), 0
+    for one in sets:
+        for texts in one.texts():
+            parts.append(Part(one, texts))
+            total += len(texts)
+            if total >= WORDS_A_PORTION:
+                yield Watch(parts)
+                parts, total = [], 0
+    if parts:
+        yield Watch(parts)
+
+
+def _columns(one: EvaluationSet, texts: Texts, exact: Numbers, ngram: Numbers, train: Dataset) -> dict[str, list[str]]:
+    """Lay out the rows of `FOUND` for some items."""
+    rows = np.where(exact == NOWHERE, ngram, exact)
+    hit = np.flatnonzero(rows != NOWHERE)
+    return {
+        "benchmark": [one.name] * len(hit),
+        "item": one.ids(texts.numbers[hit].tolist()),
+        "kind": np.where(exact[hit] == NOWHERE, "ngram", "exact").tolist(),
+        "example_id": _ids(train, rows[hit].tolist()),
+    }
+
+
+def _ids(rows: Dataset, numbers: list[int]) -> list[str]:
+    return rows.select_columns("id").with_format("arrow")[numbers].column("id").to_pylist() if numbers else []
+
+
+def _count(counts: dict[str, int], exact: Numbers, ngram: Numbers) -> None:
+    whole = exact != NOWHERE
+    counts["exact"] += int(whole.sum())
+    counts["ngram"] += int((~whole & (ngram != NOWHERE)).sum())
+    counts["items"] += len(exact)
+
+
+def _numbered(rows: Dataset) -> Iterator[tuple[int, str, str]]:
+    """Yield the number of each example, what was said before its last question, and that question with its answer."""
+    number = 0
+    for batch in corpus.batches(rows):
+        first = np.flatnonzero(batch.column("copy").to_numpy() == 0)
+        heads, tails = _heads_and_tails(batch.take(pa.array(first)))
+        yield from zip((number + first).tolist(), heads.to_pylist(), tails.to_pylist(), strict=True)
+        number += batch.num_rows
+
+
+def _heads_and_tails(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    messages = batch.column("messages")
+    offsets = messages.offsets.to_numpy()
+    by_user = pc.equal(messages.values.field("role"), "user").to_numpy(zero_copy_only=False)
+    asked = np.append(-1, np.flatnonzero(by_user))
+    last = np.maximum(asked[np.searchsorted(asked, offsets[1:]) - 1], offsets[:-1])  # without a question: all is tail
+    edges = np.append(np.stack([offsets[:-1], last], axis=1), offsets[-1:])
+    halves = _said(messages.values, edges)
+    chosen, rejected = (_said(turns.values, turns.offsets) for turns in map(batch.column, ("chosen", "rejected")))
+    heads = pc.binary_join_element_wise(rejected, halves[::2], " ")
+    return heads, pc.binary_join_element_wise(halves[1::2], chosen, batch.column("text"), " ")
+
+
+def _said(turns: pa.StructArray, edges: Any) -> pa.Array:
+    """Join what is said in the turns between edges."""
+    calls = pc.fill_null(turns.field("tool_calls"), "")
+    said = pc.binary_join_element_wise(turns.field("content"), calls, " ")
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(edges, pa.int32()), said), " ")
