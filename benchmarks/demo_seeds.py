@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 from tuneline.config import load
-from tuneline.config.data import IngestConfig
 from tuneline.config.recipe import SFTRecipe
-from tuneline.data import align, merge, sources, tokenize
+from tuneline.data import sources, template, tokenize, worker
 from tuneline.evaluation import report, score
 from tuneline.model import merge as merging
 from tuneline.model import source
@@ -25,14 +24,11 @@ from tuneline.train import sft
 
 def measure(recipe: SFTRecipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
-    found, exams = sources.locate(recipe.sources), sources.locate_exams(recipe.exams)
-    tokenizer, base_model, _ = source.resolve(recipe.model)
-    examples = [
-        align.align(sources.ingest(found, IngestConfig(name=each.name)), recipe.for_align(each))
-        for each in recipe.sources
-    ]
-    mixture = merge.merge(examples, exams, recipe.merge)
-    rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.tokenize)
+    exams = sources.locate_exams(recipe.exams)
+    own, base_model, _ = source.resolve(recipe.model)
+    tokenizer, _ = template.with_template(own, recipe.template, source.model_type(base_model))
+    mixture = worker.mix(recipe)
+    rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
     base = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
     before = report.by_metric(score.score_all(base, *asked))

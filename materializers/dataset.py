@@ -14,7 +14,7 @@ PREVIEW_ROWS = 20
 
 
 class CorpusMaterializer(FolderMaterializer):
-    """One Arrow directory a split, with what the corpus says of itself."""
+    """One Arrow file a split, with what the corpus says of itself."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Corpus,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
@@ -32,6 +32,8 @@ class CorpusMaterializer(FolderMaterializer):
         return plain | {f"count.{name}": _small(value) for name, value in data.counts.items()}
 
     def save_visualizations(self, data: Corpus) -> dict[str, VisualizationType]:
+        if data.page:
+            return {self.keep_text("preview.html", data.page): VisualizationType.HTML}
         pages = []
         for name, rows in data.splits.items():
             first = [rows[i] for i in range(min(PREVIEW_ROWS, rows.num_rows))]

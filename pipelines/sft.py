@@ -9,7 +9,6 @@ from steps.register import register
 from steps.resolve import resolve
 from steps.tokenize_pack import tokenize_pack
 from steps.train import train
-from tuneline.config.data import IngestConfig
 from tuneline.config.recipe import SFTRecipe
 from tuneline.workflow.strict import strict_pipeline
 
@@ -19,12 +18,11 @@ def sft_pipeline(recipe: SFTRecipe) -> None:
     """Fine-tune as `recipe` says."""
     sources, benchmarks, tokenizer, base_model = resolve(recipe.for_resolve())
     examples = []
-    for source in recipe.sources:
-        config = IngestConfig(name=source.name, max_rows=source.max_rows)
-        records = ingest(sources, config, id=f"ingest_{source.name}")
+    for source in recipe.sources_once():
+        records = ingest(sources, recipe.for_ingest(source), id=f"ingest_{source.name}")
         examples.append(align(records, recipe.for_align(source), id=f"align_{source.name}"))
-    mixture = merge(examples, benchmarks, recipe.merge)
-    rows = tokenize_pack(mixture, tokenizer, recipe.tokenize)
+    mixture = merge(examples, benchmarks, recipe.for_merge())
+    rows = tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     checkpoint, training_report = train(rows, base_model, recipe.method, recipe.train)
     model = merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.merge_adapter)
     report = evaluate(model, base_model, tokenizer, mixture, benchmarks, recipe.for_evaluate())

@@ -7,7 +7,7 @@ from zenml import step
 
 from materializers import DOCUMENT
 from tuneline.config.recipe import ResolveConfig
-from tuneline.data import sources
+from tuneline.data import sources, template
 from tuneline.identity import Manifest
 from tuneline.model import source
 from tuneline.tracking import registry
@@ -29,6 +29,9 @@ def resolve(
     tracker.connect()
     registry.check_champion(config.model_name)
     found, exams = sources.locate(config.sources), sources.locate_exams(config.exams)
-    tokenizer, base_model, sentence = source.resolve(config.model)
-    logger.info(sentence)
+    own, base_model, sentence = source.resolve(config.model)
+    tokenizer, chosen = template.with_template(
+        own, config.template, source.model_type(base_model), config.template_arguments
+    )
+    logger.info("%s; %s", sentence, chosen)
     return found, exams, tokenizer, base_model

@@ -7,7 +7,7 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import TokenizeConfig
+from tuneline.config.data import TokenizeStepConfig
 from tuneline.data import tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
@@ -19,6 +19,6 @@ def watched() -> str:
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def tokenize_pack(mixture: Corpus, tokenizer: Manifest, config: TokenizeConfig) -> Annotated[Corpus, "sft_rows"]:
+def tokenize_pack(mixture: Corpus, tokenizer: Manifest, config: TokenizeStepConfig) -> Annotated[Corpus, "sft_rows"]:
     """Render by the model's own template, encode, mask, pack."""
     return tokenize.tokenize_pack(mixture, tokenizer, config)

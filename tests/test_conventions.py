@@ -97,7 +97,6 @@ import sys; sys.modules["zenml"] = None
 from pathlib import Path
 from tests import tiny
 from tuneline.config.load import load
-from tuneline.config.data import IngestConfig
 from tuneline.data import align, merge, sources, tokenize
 from tuneline.evaluation import report, score
 from tuneline.model import merge as merging, source
@@ -105,9 +104,9 @@ from tuneline.train import sft
 r = load(tiny.build_project(Path({str(tmp_path)!r})) / "run.yaml").recipe
 tokenizer, base, _ = source.resolve(r.model)
 found, exams = sources.locate(r.sources), sources.locate_exams(r.exams)
-examples = [align.align(sources.ingest(found, IngestConfig(name=s.name)), r.for_align(s)) for s in r.sources]
-mixture = merge.merge(examples, exams, r.merge)
-rows = tokenize.tokenize_pack(mixture, tokenizer, r.tokenize)
+examples = [align.align(sources.ingest(found, r.for_ingest(s)), r.for_align(s)) for s in r.sources]
+mixture = merge.merge(examples, exams, r.for_merge())
+rows = tokenize.tokenize_pack(mixture, tokenizer, r.for_tokenize())
 checkpoint, training = sft.train(rows, base, r.method, r.train)
 model = merging.merge_adapter(checkpoint, base, tokenizer, rows, r.merge_adapter)
 candidate = score.Candidate("model", model.path, model.content_hash())

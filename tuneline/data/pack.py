@@ -3,14 +3,15 @@
 Best-fit decreasing: the longest example first, each into the fullest row that still holds it.
 """
 
-from bisect import bisect_left, insort
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
+def best_fit_decreasing(lengths: ArrayLike, capacity: int) -> list[NDArray[np.int64]]:
     """Group examples into rows.
 
     Args:
-        lengths: Tokens in each example, each at most `capacity`.
+        lengths: Tokens in each example, [examples], each at most `capacity`.
         capacity: Tokens in a row.
 
     Returns:
@@ -19,18 +20,41 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
     Raises:
         ValueError: An example is longer than a row.
     """
-    longest = max(lengths, default=0)
-    if longest > capacity:
-        raise ValueError(f"An example of {longest} tokens cannot fit a row of {capacity}.")
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = bisect_left(room, (lengths[i], -1))
-        if place == len(room):
-            rows.append([i])
-            insort(room, (capacity - lengths[i], len(rows) - 1))
-            continue
-        free, row = room.pop(place)
-        rows[row].append(i)
-        insort(room, (free - lengths[i], row))
-    return [sorted(row) for row in rows]
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if sizes.size == 0:
+        return []
+    if sizes.max() > capacity:
+        raise ValueError(f"An example of {sizes.max()} tokens cannot fit a row of {capacity}.")
+    row_of = _assign(sizes, capacity)
+    order = np.argsort(row_of, kind="stable")
+    bounds = np.cumsum(np.bincount(row_of))[:-1]
+    return np.split(order, bounds)
+
+
+def _assign(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int32]:
+    """Return the row of each example.
+
+    Rows wait in buckets by the tokens that still fit; bit `n` of `open_buckets` says that bucket `n` holds a row, so
+    the fullest row that fits is one shift and one lowest bit away.
+    """
+    row_of = np.empty(len(sizes), np.int32)
+    buckets: list[list[int]] = [[] for _ in range(capacity + 1)]
+    open_buckets, num_rows = 0, 0
+    order = np.argsort(-sizes, kind="stable")
+    for i, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        fitting = open_buckets >> size
+        if fitting:
+            free = size + (fitting & -fitting).bit_length() - 1
+            bucket = buckets[free]
+            row = bucket.pop()
+            if not bucket:
+                open_buckets ^= 1 << free
+        else:
+            free, row = capacity, num_rows
+            num_rows += 1
+        row_of[i] = row
+        left = free - size
+        if left:
+            buckets[left].append(row)
+            open_buckets |= 1 << left
+    return row_of

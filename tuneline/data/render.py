@@ -1,56 +1,100 @@
-"""Rendering: messages -> the text that the tokenizer's own chat template makes of them, and which of it carries loss.
+"""Rendering: messages -> the text that the tokenizer's own chat template makes of them, and where its answers stand.
 
-The template is the only truth; what the assistant said is found by rendering the conversation up to each of its
-turns. A template that rewrites earlier turns (so that one rendering is no prefix of the next) is refused.
+The template is the only truth. An answer is what follows the prompt that a server would send (the template rendered
+up to that turn, with the generation header) in the rendering of the conversation up to and with that turn. A template
+that rewrites earlier turns, as those of thinking models do, has no such place for them: it needs an explicit choice.
 """
 
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.schema import Message
-from tuneline.errors import ProofError, SourceError
+from tuneline.errors import DataError, ProofError, SourceError
+
+_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+OPENED = re.compile(r"<think>\s*\Z")
+OPENING = re.compile(r"\A\s*<think>\s*")
+CLOSING = "</think>"
+
+Turns = Literal["all", "last"]
+
+
+class RewrittenHistoryError(ProofError):
+    """The template shows an earlier turn otherwise once others follow."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An answer in a rendered text: `text[start:end]` follows the generation header of message number `message`."""
+
+    message: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a conversation, and where each trained turn begins and ends in it (characters)."""
+    """The text of a conversation, and its answers."""
 
     text: str
-    trained: list[tuple[int, int]]
+    turns: list[Turn]
 
 
-def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Rendered:
+def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, turns: Turns = "all") -> Rendered:
     """Render a conversation.
 
     Args:
         messages: Turns in order.
         tools: JSON schemas of functions, or empty.
         tokenizer: Its chat template is used.
-        train_on: `assistant` (all turns) or `last_assistant`.
+        turns: Which answers are looked for: all of the assistant's, or the last one.
 
     Raises:
         SourceError: The tokenizer has no chat template.
-        ProofError: The template rewrites earlier turns.
+        RewrittenHistoryError: The template rewrites an earlier turn.
+        DataError: The template refuses the conversation.
     """
-    turns = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn["train"] is not False]
-    if train_on == "last_assistant":
-        turns = turns[-1:]
     text = apply(messages, tools, tokenizer)
-    spans = []
-    for i in turns:
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    found = []
+    for i in answers[-1:] if turns == "last" else answers:
         head = apply(messages[:i], tools, tokenizer, add_generation_prompt=True)
-        whole = apply(messages[: i + 1], tools, tokenizer)
-        if not (whole.startswith(head) and text.startswith(whole)):
-            raise ProofError(
-                f"The chat template rewrites earlier turns, so what the model sees at turn {i + 1} is not what it "
-                "would "
-                "see when it answers. Use a template that only appends."
+        whole = text if i == len(messages) - 1 else apply(messages[: i + 1], tools, tokenizer)
+        if whole.startswith(head) and text.startswith(whole):
+            found.append(Turn(i, len(head), len(whole)))
+        elif turns == "last" and whole == text and OPENED.search(head):
+            return _answered(head, text, messages[i]["content"], i)
+        else:
+            raise RewrittenHistoryError(
+                f"The chat template rewrites earlier turns, so what the model is shown of turn {i + 1} in a longer "
+                "conversation is not what it answered. Set tokenize.rewritten_history: each_turn (one example a turn) "
+                "or last_turn."
             )
-        spans.append((len(head), len(whole)))
-    return Rendered(text, spans)
+    return Rendered(text, found)
+
+
+def _answered(head: str, text: str, answer: str, i: int) -> Rendered:
+    """Put an answer with its thoughts behind a header that opens them; the template would leave them out.
+
+    Raises:
+        RewrittenHistoryError: The answer has no thoughts, or the template shows something else of it.
+    """
+    thoughts, closed, said = answer.partition(CLOSING)
+    behind = text.rpartition(said.strip())[2] if said.strip() else ""
+    if not closed or not behind:
+        raise RewrittenHistoryError(
+            f"The chat template opens a thinking block in front of answer {i + 1}, and that answer has none. Give it "
+            "one (<think>...</think>), set template_arguments: {enable_thinking: false} if the template knows it, or "
+            "name another template."
+        )
+    whole = head + OPENING.sub("", thoughts) + closed + said.rstrip() + behind
+    return Rendered(whole, [Turn(i, len(head), len(whole))])
 
 
 def apply(
@@ -60,12 +104,38 @@ def apply(
 
     Raises:
         SourceError: The tokenizer has no chat template.
+        DataError: The template refuses the conversation.
     """
     if not tokenizer.chat_template:
-        raise SourceError("The base model's tokenizer has no chat template. Take an instruction-tuned model.")
+        raise SourceError(
+            "The base model's tokenizer has no chat template. Name one in the recipe: template: chatml, for example."
+        )
+    try:
+        return _rendered(messages, tools, tokenizer, add_generation_prompt, as_text=False)
+    except _TEMPLATE_FAULTS as error:
+        fault = error
+    if any(message["tool_calls"] for message in messages):
+        try:  # some templates write the arguments of a call as they are given, and need text
+            return _rendered(messages, tools, tokenizer, add_generation_prompt, as_text=True)
+        except _TEMPLATE_FAULTS as error:
+            fault = error
+    roles = ", ".join(message["role"] for message in messages)
+    raise DataError(
+        f"the chat template refuses a conversation of {roles}: {fault}. Leave such rows out, or set template."
+    )
+
+
+def _rendered(
+    messages: list[Message],
+    tools: str,
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool,
+    *,
+    as_text: bool,
+) -> str:
     return str(
         tokenizer.apply_chat_template(
-            [_plain(message) for message in messages],
+            [plain(message, arguments_as_text=as_text) for message in messages],
             tools=json.loads(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -78,8 +148,11 @@ def prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
     return apply(messages[:-1], tools, tokenizer, add_generation_prompt=True), messages[-1]["content"]
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    plain: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+def plain(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
+    """Return a message as templates expect it; the arguments of calls as objects, or as JSON text."""
+    said: dict[str, Any] = {"role": message["role"], "content": message["content"]}
     if message["tool_calls"]:
-        plain["tool_calls"] = json.loads(message["tool_calls"])
-    return plain
+        said["tool_calls"] = json.loads(message["tool_calls"])
+        for call in said["tool_calls"] if arguments_as_text else ():
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return said

@@ -1,14 +1,27 @@
-"""The one shape of an example, whatever format it came in (the paper's "standardized data", in chat vocabulary).
+"""The one schema that every data set is brought to (the paper's "standardized data", in chat vocabulary).
 
 Values of unknown shape (tool calls, function schemas) travel as canonical JSON text: Arrow unifies the keys of structs
 over all rows and fills them with nulls, which would change what is rendered.
 """
 
-from typing import Any, TypedDict
+import hashlib
+import itertools
+from collections.abc import Iterable
+from typing import Any, Literal, TypedDict
 
+import orjson
+import pyarrow as pa
 from datasets import Features, List, Value
 
-from tuneline.identity import digest
+from tuneline.errors import DataError
+
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss (PyTorch's `cross_entropy`)."""
+
+BAD_ROW = "__bad_row__"
+"""Key of a record that stands for a row which could not be read, with the reason as its value."""
+
+Kind = Literal["chat", "preference", "kto", "text"]
 
 
 class Message(TypedDict):
@@ -20,6 +33,25 @@ class Message(TypedDict):
     train: bool | None
 
 
+class Content(TypedDict):
+    """What a row says, whatever data set it is from."""
+
+    messages: list[Message]
+    tools: str
+    chosen: list[Message]
+    rejected: list[Message]
+    label: bool | None
+    text: str
+
+
+_MESSAGE = pa.struct(
+    [
+        pa.field("role", pa.string()),
+        pa.field("content", pa.string()),
+        pa.field("tool_calls", pa.string()),
+        pa.field("train", pa.bool_()),
+    ]
+)
 _MESSAGES = List(
     {"role": Value("string"), "content": Value("string"), "tool_calls": Value("string"), "train": Value("bool")}
 )
@@ -39,13 +71,106 @@ EXAMPLE = Features(
     }
 )
 
+MIXED = Features({**EXAMPLE, "copy": Value("int32")})
+"""Examples of a mixture: `copy` counts from 0 where the recipe lets the training see an example several times."""
+
 
 def message(role: str, content: str, tool_calls: str | None = None, train: bool | None = None) -> Message:
     """Build a turn."""
     return {"role": role, "content": content, "tool_calls": tool_calls, "train": train}
 
 
-def example(source: str, messages: list[Message], tools: str = "") -> dict[str, Any]:
-    """Build an example for supervised fine-tuning; its id is the hash of its content, whatever data set it is from."""
-    content = {"messages": messages, "tools": tools, "chosen": [], "rejected": [], "label": None, "text": ""}
-    return {"id": digest(content), "source": source, **content}
+def content(
+    messages: list[Message] | None = None,
+    *,
+    tools: str = "",
+    chosen: list[Message] | None = None,
+    rejected: list[Message] | None = None,
+    label: bool | None = None,
+    text: str = "",
+) -> Content:
+    """Build what a row says.
+
+    Args:
+        messages: Turns of a chat; of a pair, the prompt; empty for a text.
+        tools: Functions' JSON schemas as one canonical JSON text.
+        chosen: Turns of the preferred answer (preference).
+        rejected: Turns of the other answer (preference).
+        label: Whether the last answer is desirable (KTO).
+        text: Text to continue (pre-training).
+    """
+    return {
+        "messages": messages or [],
+        "tools": tools,
+        "chosen": chosen or [],
+        "rejected": rejected or [],
+        "label": label,
+        "text": text,
+    }
+
+
+def kind(example: Content) -> Kind:
+    """Tell what an example can be used for."""
+    if example["text"]:
+        return "text"
+    if example["chosen"]:
+        return "preference"
+    return "chat" if example["label"] is None else "kto"
+
+
+def example(source: str, said: Content) -> dict[str, Any]:
+    """Build an example; its id is the hash of its content, whatever data set it is from.
+
+    Raises:
+        DataError: A text cannot be written as UTF-8.
+    """
+    return {"id": content_id(said), "source": source, **said}
+
+
+def content_id(said: Content) -> str:
+    """Return the sha256 of the canonical JSON of a content.
+
+    Raises:
+        DataError: A text holds half of a surrogate pair, so it is no Unicode text.
+    """
+    try:
+        return hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise DataError(f"a text cannot be written as UTF-8 ({error}).", "text that is not Unicode") from None
+
+
+def to_columns(examples: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    """Lay examples out as Arrow columns in the order of `EXAMPLE`; about five times faster than dict by dict."""
+    plain = {name: pa.array([row[name] for row in examples], pa.string()) for name in ("id", "source", "tools", "text")}
+    chats = {name: _messages([row[name] for row in examples]) for name in ("messages", "chosen", "rejected")}
+    label = pa.array([row["label"] for row in examples], pa.bool_())
+    columns = {**plain, **chats, "label": label}
+    return {name: columns[name] for name in EXAMPLE}
+
+
+def _messages(chats: list[list[Message]]) -> pa.Array:
+    offsets = [0]
+    for chat in chats:
+        offsets.append(offsets[-1] + len(chat))
+    turns = [turn for chat in chats for turn in chat]
+    rows: list[dict[str, Any]] = turns  # type: ignore[assignment]
+    fields = [pa.array([turn[field.name] for turn in rows], field.type) for field in _MESSAGE]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(fields, fields=_MESSAGE))
+
+
+def from_batch(batch: pa.RecordBatch, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """Read examples out of an Arrow batch; the counterpart of `to_columns`."""
+    wanted = list(names or batch.schema.names)
+    columns = [_values(batch.column(name)) for name in wanted]
+    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if not (pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)):
+        return list(column.to_pylist())
+    offsets = column.offsets.to_pylist()
+    turns = column.values
+    fields = [turns.field(i).to_pylist() for i in range(turns.type.num_fields)]
+    names = [field.name for field in turns.type]
+    said = [dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True)]
+    return [said[a:b] for a, b in itertools.pairwise(offsets)]

@@ -4,6 +4,7 @@ The adapter's model and the merged one see the same held-out rows; KL divergence
 position that carries loss. Beyond the recipe's bound the merge is refused.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from datasets import Dataset
 from tuneline import state
 from tuneline.config.train import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
+from tuneline.data.schema import IGNORE_INDEX
+from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError
 from tuneline.identity import Manifest
 from tuneline.model import attention
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_model
-
-IGNORE_INDEX = -100
 
 
 def merge_adapter(
@@ -43,9 +44,22 @@ def merge_adapter(
         facts = {}
     for file in tokenizer.only().paths():
         shutil.copy2(file, target / file.name)
+    _stop_where_answers_end(target)
     kind = "merged" if checkpoint.kind == "adapter" else "full"
     identity = {"checkpoint": checkpoint.content_hash(), "tokenizer": tokenizer.content_hash(), **checkpoint.identity}
     return Checkpoint(target, kind, identity, facts, disposable=True)
+
+
+def _stop_where_answers_end(folder: Path) -> None:
+    """Let generation stop at the token that ends an answer in training, beside those at which the base stops."""
+    path = folder / "generation_config.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    known = about.get("eos_token_id")
+    ids = known if isinstance(known, list) else [known] if known is not None else []
+    end = load_tokenizer_from(folder).eos_token_id
+    if end is not None and end not in ids:
+        about["eos_token_id"] = [end, *ids] if ids else end
+        path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
 def _merge_into(

@@ -4,6 +4,7 @@ Weights and tokenizer are two manifests, so that a changed chat template leaves 
 is converted once (`tuneline.model.gguf`) and kept under the hash of what it was made from.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,6 +47,12 @@ def resolve(source: config.ModelSource) -> tuple[Manifest, Manifest, str]:
 def tokenizer_of(folder: Path) -> Manifest:
     """Return the manifest of the tokenizer in a model directory."""
     return _manifests(folder, folder.name, f"directory {folder.name}", "unknown")[0]
+
+
+def model_type(base_model: Manifest) -> str:
+    """Return the architecture's name in the model's config, or an empty text."""
+    path = Path(base_model.only().location) / "config.json"
+    return str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
 
 
 def weights_hash(entries: list[FileEntry]) -> str:

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from tuneline import progress, state
 from tuneline.config.train import Method, TrainConfig
 from tuneline.data.corpus import Corpus
+from tuneline.data.schema import IGNORE_INDEX
 from tuneline.errors import ProofError
 from tuneline.identity import Manifest, digest
 from tuneline.model import attention, precision
@@ -29,7 +30,6 @@ from tuneline.train.callbacks import Listener, Recorder, memory_bytes
 from tuneline.train.collate import collate
 from tuneline.train.report import TrainingReport
 
-IGNORE_INDEX = -100
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 

@@ -6,20 +6,37 @@ from hypothesis import strategies as st
 
 from tuneline.data.pack import best_fit_decreasing
 
+lists = st.lists(st.integers(1, 16), max_size=64)
 
-@given(lengths=st.lists(st.integers(1, 16), max_size=64))
+
+@given(lengths=lists)
 def test_every_example_lands_in_one_row_that_holds_it(lengths):
     rows = best_fit_decreasing(lengths, capacity=16)
 
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert sorted(int(i) for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= 16 for row in rows)
+    assert all(list(row) == sorted(row) for row in rows)
 
 
-@given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=64))
+@given(lengths=lists.filter(bool))
 def test_no_two_rows_could_be_one(lengths):
     sizes = sorted(sum(lengths[i] for i in row) for row in best_fit_decreasing(lengths, capacity=16))
 
     assert len(sizes) < 2 or sizes[0] + sizes[1] > 16
+
+
+@given(lengths=lists.filter(bool))
+def test_rows_are_those_of_a_plain_best_fit(lengths):
+    rows: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = [16 - sum(lengths[j] for j in row) for row in rows]
+        fits = [k for k, free in enumerate(room) if free >= lengths[i]]
+        if fits:
+            rows[min(fits, key=lambda k: room[k])].append(i)
+        else:
+            rows.append([i])
+
+    assert len(best_fit_decreasing(lengths, capacity=16)) == len(rows)
 
 
 def test_an_example_longer_than_a_row_is_refused():

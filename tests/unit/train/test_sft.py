@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from tests import tiny
-from tuneline.config.data import TokenizeConfig
+from tuneline.config.data import TokenizeStepConfig
 from tuneline.config.model import DirectoryModel
 from tuneline.config.train import FullMethod, LoraMethod, MergeAdapterConfig, TrainConfig
 from tuneline.data import align, schema, tokenize
@@ -32,7 +32,7 @@ def parts(tiny_model, home):
         "train": Dataset.from_list(rows[:8], features=schema.EXAMPLE),
         "validation": Dataset.from_list(rows[8:], features=schema.EXAMPLE),
     }
-    return tokenizer, base_model, tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeConfig(max_length=64))
+    return tokenizer, base_model, tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64))
 
 
 def config(**changes):

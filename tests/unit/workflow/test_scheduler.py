@@ -193,10 +193,9 @@ def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monke
     def killed(schedule, log):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(world, "launch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(world, "launch", killed)
         world.look(TWO)
-    monkeypatch.undo()
 
     assert dues(world.look(TWO + timedelta(hours=1))) == [TWO]
     assert world.look(TWO + timedelta(hours=2)) == []

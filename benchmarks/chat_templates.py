@@ -1,0 +1,144 @@
+"""Run every chat template that trl ships, and our own, through the data worker; print the table of docs/templates.md.
+
+    python -m benchmarks.chat_templates [--write]
+
+Each template gets a byte-level tokenizer to which the tags that it writes were added. `exact` means: the ids of the
+compiled template equal those of the template itself, every answer ends with a stop token, and the prompt's ids are the
+beginning of the example's.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneline.config.data import TokenizeConfig
+from tuneline.data import schema, template
+from tuneline.data.sequences import Sequencer
+from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.data.tokens import Tokens
+from tuneline.errors import TunelineError
+
+DOC = Path(__file__).parents[1] / "docs" / "templates.md"
+TAG = re.compile(r"<[^<>\s'\"{}]{1,40}>|\[/?[A-Z_]{3,24}\]|<\|[^|]{1,40}\|>")
+CHOICES: tuple[tuple[str, str, template.Arguments], ...] = (
+    ("exact", "refuse", {}),
+    ("each_turn", "each_turn", {}),
+    ("thinking off", "refuse", {"enable_thinking": False, "thinking": False}),
+    ("thinking off, each_turn", "each_turn", {"enable_thinking": False, "thinking": False}),
+)
+"""What is tried in turn: a name for the table, `tokenize.rewritten_history`, `template_arguments`."""
+
+
+def chats() -> dict[str, schema.Content]:
+    """Return the conversations that each template is tried on."""
+    system = schema.message("system", "Be brief.")
+    ask, answer = schema.message("user", "What is 2+2?\n\nSay it."), schema.message("assistant", "It is 4.")
+    thinking = schema.message("assistant", "<think>\nTwo and two.\n</think>\n\nIt is 4.")
+    more, last = schema.message("user", "And 3+3?"), schema.message("assistant", "6, of course.\n\n```\n6\n```")
+    call = '[{"type":"function","function":{"name":"add","arguments":{"a":2,"b":2}}}]'
+    tools = (
+        '[{"type":"function","function":{"name":"add","description":"Adds.","parameters":{"type":"object",'
+        '"properties":{"a":{"type":"integer","description":"one"},"b":{"type":"integer","description":"two"}},'
+        '"required":["a","b"]}}}]'
+    )
+    calling = [ask, schema.message("assistant", "", call), schema.message("tool", "4"), answer]
+    return {
+        "one round": schema.content([ask, answer]),
+        "system": schema.content([system, ask, answer]),
+        "two rounds": schema.content([ask, answer, more, last]),
+        "thoughts": schema.content([ask, thinking]),
+        "tools": schema.content(calling, tools=tools),
+    }
+
+
+def tokenizer_for(text: str, folder: Path) -> Any:
+    """Return a tokenizer that has the tags of a template, and ends where the template's turns end."""
+    tokenizer = load_tokenizer_from(folder)
+    tokenizer.bos_token = "<s>"
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted({*TAG.findall(text), "</s>", "<s>"})})
+    tokenizer.eos_token = "</s>"
+    tokenizer.chat_template = text
+    end = template.turn_end(tokenizer, text)
+    if end:
+        tokenizer.eos_token = end
+    return tokenizer
+
+
+def verdict(text: str, chat: schema.Content, folder: Path) -> str:
+    """Say what becomes of a conversation: `exact`, the choice under which it is, or why it is refused."""
+    reasons = []
+    for name, history, arguments in CHOICES:
+        config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
+        tokenizer = tokenizer_for(template.with_arguments(text, arguments), folder)
+        try:
+            sequencer = Sequencer(tokenizer, config)
+            made = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
+        except TunelineError as error:
+            reasons.append(str(error))
+            continue
+        by_template = " (by template)" if sequencer.counts["rendered_by_template"] else ""
+        lost = missing(chat, made, tokenizer)
+        return f"{name}{by_template}{f', without {lost}' if lost else ''}"
+    return f"refused: {short(next((reason for reason in reasons if 'rewrites earlier' not in reason), reasons[0]))}"
+
+
+def missing(chat: schema.Content, made: list[Tokens], tokenizer: Any) -> str:
+    """Return what of a conversation the template does not write."""
+    seen = "".join(tokenizer.decode(tokens.input_ids) for tokens in made)
+    answers = "".join(tokenizer.decode(tokens.input_ids[a:b]) for tokens in made for a, b in tokens.trained)
+    said = {
+        "the system message": "Be brief." if chat["messages"][0]["role"] == "system" else "",
+        "thoughts": "Two and two." if "<think>" in chat["messages"][-1]["content"] else "",
+        "functions": "Adds." if chat["tools"] else "",
+    }
+    lost = [what for what, text in said.items() if text not in seen]
+    return " and ".join([*lost, *(["calls"] if chat["tools"] and "add" not in answers else [])])
+
+
+def short(reason: str) -> str:
+    """Shorten an error to what the template said."""
+    found = re.search(r"refuses a conversation of [\w, ]+: (.*?) Leave such", reason, re.S)
+    text = found.group(1) if found else reason.split(". ")[0]
+    return " ".join(text.split())[:90].replace("|", "\\|")
+
+
+def templates() -> dict[str, str]:
+    """Return every template by name: trl's, its training variants, and the catalogue's."""
+    import trl
+
+    folder = Path(trl.__file__).parent / "chat_templates"
+    theirs = {f"trl: {path.stem}": path.read_text() for path in sorted(folder.glob("*.jinja"))}
+    return theirs | {f"tuneline: {name}": template.read(name) for name in template.names()}
+
+
+def table(folder: Path) -> list[str]:
+    """Return the lines of the table."""
+    names = list(chats())
+    lines = [f"| template | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, text in templates().items():
+        cells = [verdict(text, chat, folder) for chat in chats().values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Print the table, or write it between the marks of the page."""
+    import tempfile
+
+    from tests import tiny
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write it into docs/templates.md")
+    write = parser.parse_args().write
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = table(tiny.build_model(Path(scratch) / "model"))
+    if write:
+        before, mark, _ = DOC.read_text().partition("<!-- table -->\n")
+        DOC.write_text(before + mark + "\n".join(lines) + "\n")
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""How many rows a CPU-second prepares: our data worker beside LlamaFactory's and trl's, on the same file, in one run.
+
+    TUNELINE_TEST_DATA=... python -m benchmarks.data_preparation [--json] [--llamafactory-python .../bin/python]
+
+CPU-seconds are user and system time, children included; a machine that is shared changes them less than wall time.
+Each measurement is a process of its own, the measurements take turns, and medians are compared. Imports and loading
+the tokenizer are not timed; building our encoder and compiling the template are, as they are part of the step.
+
+`cold_ratio` compares like with like: both start from records that were read, and end with packed, masked rows of
+`--max-length` tokens. The ratios from the file count reading too, and on our side what LlamaFactory does not do: hashes
+of the file, exact copies, a held-out part, and the search for it in the rest.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.peers import process
+
+FILE = "sft/alpaca_data_50k.jsonl.gz"
+PACKAGES = ("tuneline", "transformers", "tokenizers", "tiktoken", "datasets", "pyarrow", "trl")
+FROM_RECORDS = ("align", "tokenize_pack")
+RATIOS = {
+    "cold_ratio": ("prepare", "llamafactory packed", FROM_RECORDS),
+    "cold_ratio_unpacked": ("prepare", "llamafactory unpacked", FROM_RECORDS),
+    "from_file": ("whole", "llamafactory packed", None),
+    "from_file_unpacked": ("whole", "llamafactory unpacked", None),
+    "vs_trl": ("prepare", "trl packed", None),
+}
+"""Ours, theirs, and the pieces that count (None: all that were timed). Ours is packed in each."""
+
+TRL_COMPARED = 2000
+
+
+def data_file() -> Path:
+    """Return the measured file.
+
+    Raises:
+        SystemExit: `TUNELINE_TEST_DATA` does not lead to it.
+    """
+    path = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / FILE
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing. Set TUNELINE_TEST_DATA to the folder that holds {FILE}.")
+    return path
+
+
+def model_folder(given: Path | None) -> Path:
+    """Return the directory of the model whose tokenizer is used: the given one, or the catalogue's SmolLM2."""
+    if given is not None:
+        return given.resolve()
+    from tuneline.config.model import CatalogueModel
+    from tuneline.model import source
+
+    tokenizer, _, _ = source.resolve(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
+    return Path(tokenizer.only().location)
+
+
+def jobs(told: argparse.Namespace) -> dict[str, tuple[str, process.Result, str]]:
+    """Return what is measured, by name: the job, its arguments and its interpreter."""
+    ours = {what: ("ours", {"what": what}, sys.executable) for what in ("whole", "prepare")}
+    trl = {"trl packed": ("trl_preparation", {"every": told.trl_every}, sys.executable)}
+    if told.llamafactory_python is None:
+        return {**ours, **trl}
+    theirs = {
+        f"llamafactory {'packed' if packing else 'unpacked'}": (
+            "llamafactory_preparation",
+            {"packing": packing, "template": told.llamafactory_template},
+            str(told.llamafactory_python),
+        )
+        for packing in (True, False)
+    }
+    return {**ours, **theirs, **trl}
+
+
+def measure(told: argparse.Namespace) -> dict[str, Any]:
+    """Take all measurements in turns and compare them; every job reads the same unpacked file."""
+    with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
+        path = Path(folder) / "alpaca.jsonl"
+        with gzip.open(data_file(), "rb") as packed, path.open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
+        common = {"data": str(path), "model": str(model_folder(told.model)), "max_length": told.max_length}
+        rounds: dict[str, list[process.Result]] = {name: [] for name in jobs(told)}
+        for number in range(told.rounds):
+            for name, (job, arguments, python) in jobs(told).items():
+                print(f"round {number + 1} of {told.rounds}: {name}", file=sys.stderr)
+                rounds[name].append(process.run(job, {**common, **arguments}, python))
+        print("comparing ids", file=sys.stderr)
+        rows = rounds["prepare"][0]["rows"]
+        same = process.run("parity", {**common, "trl_every": max(rows // TRL_COMPARED, 1)})
+    return {**compared(rounds), **same, "rounds": told.rounds, "machine": machine(rounds)}
+
+
+def compared(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return ratios and the figures they are made of; a ratio whose peer was not measured is null."""
+    ratios = {
+        name: round(speed(rounds[ours], pieces) / speed(rounds[theirs], pieces), 2) if theirs in rounds else None
+        for name, (ours, theirs, pieces) in RATIOS.items()
+    }
+    meanings = {
+        name: f"{ours} / {theirs}, {'align + tokenize_pack' if pieces else 'all that was timed'}"
+        for name, (ours, theirs, pieces) in RATIOS.items()
+    }
+    return {
+        **ratios,
+        "ratios_are": meanings,
+        "rows_per_cpu_second": {name: round(speed(found, None)) for name, found in rounds.items()},
+        "rows_per_cpu_second_from_records": {
+            name: round(speed(found, FROM_RECORDS)) for name, found in rounds.items() if name != "trl packed"
+        },
+        "seconds": {name: _by_piece(found) for name, found in rounds.items()},
+        "spread": {name: [round(min(taken), 2), round(max(taken), 2)] for name, taken in _totals(rounds).items()},
+        "made": {name: _made(found[0]) for name, found in rounds.items()},
+    }
+
+
+def speed(found: list[process.Result], pieces: tuple[str, ...] | None) -> float:
+    """Return rows a CPU-second, by the median of the rounds; of some pieces of the work, or of all."""
+    return float(found[0]["rows"] / median(sum(each["cpu"][name] for name in pieces or each["cpu"]) for each in found))
+
+
+def _by_piece(found: list[process.Result]) -> dict[str, float]:
+    return {name: round(median(each["cpu"][name] for each in found), 2) for name in found[0]["cpu"]}
+
+
+def _totals(rounds: dict[str, list[process.Result]]) -> dict[str, list[float]]:
+    return {name: [sum(each["cpu"].values()) for each in found] for name, found in rounds.items()}
+
+
+def _made(found: process.Result) -> process.Result:
+    return {name: value for name, value in found.items() if name not in ("cpu", "wall", "versions")}
+
+
+def machine(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return where this was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    theirs = rounds.get("llamafactory packed", [{}])[0].get("versions", "not measured: no --llamafactory-python")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "llamafactory": theirs,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the figures for reading."""
+    lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  pieces"]
+    for name, pieces in found["seconds"].items():
+        low, high = found["spread"][name]
+        shown = ", ".join(f"{piece} {seconds:.2f}" for piece, seconds in pieces.items())
+        total, rate = sum(pieces.values()), found["rows_per_cpu_second"][name]
+        lines.append(f"{name:24}{rate:>12}{total:>9.2f}{f'{low} to {high}':>16}  {shown}")
+    lines += ["", *(f"{name:24}{found[name]!s:>12}  {said}" for name, said in found["ratios_are"].items())]
+    lines.append(f"ids and labels equal the template's: {found['same_as_template']} ({found['compared']} examples)")
+    lines.append(f"ids equal trl's: {found['same_as_trl']} ({found['compared_with_trl']} examples)")
+    for name, made in found["made"].items():
+        lines.append(f"{name}: {made}")
+    return "\n".join([*lines, f"{found['machine']}"])
+
+
+def parsed() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--llamafactory-python", type=Path, help="Python of an environment with llamafactory 0.9.5")
+    parser.add_argument("--llamafactory-template", default="smollm2", help="its name for the model's template")
+    parser.add_argument("--trl-every", type=int, default=1, help="give trl one of so many rows, as it is slow")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    told = parsed()
+    found = measure(told)
+    print(json.dumps(found, indent=1) if told.json else table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Are our packed rows what the tokenizer's own template makes, token by token, and what trl makes?
+
+The reference is written without our data worker: the template renders prompt and conversation, the tokenizer encodes
+the prompt and what follows it apart, and loss is carried from there up to and with the stop token.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars
+
+from benchmarks.peers import ours, process, trl_preparation
+from tuneline.data import corpus, schema
+from tuneline.data.corpus import Corpus
+from tuneline.data.schema import IGNORE_INDEX, Message
+from tuneline.data.tokenizer import load_tokenizer_from
+
+Sequence = tuple[list[int], list[int]]
+
+
+def unpacked(rows: Corpus) -> Iterator[tuple[str, list[int], list[int], list[int]]]:
+    """Yield each packed example: id, `input_ids`, `labels`, `position_ids`."""
+    names = ("input_ids", "labels", "position_ids")
+    for row in rows.splits["train"]:
+        end = 0
+        for example, length in zip(row["example_ids"], row["lengths"], strict=True):
+            start, end = end, end + length
+            ids, labels, positions = (row[name][start:end] for name in names)
+            yield example, ids, labels, positions
+
+
+def reference(messages: list[Message], tokenizer: Any) -> tuple[Sequence, bool]:
+    """Return ids and labels of a conversation of one round, and whether encoding it as a whole gives other ids."""
+    said = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(said, tokenize=False)
+    assert whole.startswith(prompt)
+    texts = [prompt, whole[len(prompt) :], whole]
+    head, answer, joined = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end = len(answer) - answer[::-1].index(tokenizer.eos_token_id)
+    labels = [IGNORE_INDEX] * len(head) + answer[:end] + [IGNORE_INDEX] * (len(answer) - end)
+    return (head + answer, labels), joined != head + answer
+
+
+def compare(arguments: process.Result) -> process.Result:
+    """Compare all packed examples with the template, and one of `trl_every` with trl."""
+    disable_progress_bars()
+    model = Path(arguments["model"])
+    tokenizer = load_tokenizer_from(model)
+    examples = ours.shape(ours.read(Path(arguments["data"])))
+    said = {example["id"]: example["messages"] for example in _examples(examples)}
+    asked = set(examples.only()["id"][:: arguments["trl_every"]])
+    seen, different, otherwise_whole = Counter[str](), list[str](), set[str]()
+    kept: dict[str, list[int]] = {}
+    for name, ids, labels, positions in unpacked(ours.rows(ours.unmixed(examples), model, arguments["max_length"])):
+        expected, otherwise = reference(said[name], tokenizer)
+        seen[name] += 1
+        different += [] if (ids, labels, positions) == (*expected, list(range(len(ids)))) else [name]
+        otherwise_whole |= {name} if otherwise else set()
+        kept |= {name: ids} if name in asked else {}
+    same_rows = seen == Counter(examples.only()["id"])
+    return {
+        "same_as_template": same_rows and not different,
+        "compared": seen.total(),
+        "different": different[:5],
+        "whole_text_differs": len(otherwise_whole),
+        **_compared_with_trl(arguments, examples, {name: kept[name] for name in kept.keys() - otherwise_whole}),
+    }
+
+
+def _examples(examples: Corpus) -> Iterator[dict[str, Any]]:
+    for batch in corpus.batches(examples.only()):
+        yield from schema.from_batch(batch, ("id", "messages"))
+
+
+def _compared_with_trl(arguments: process.Result, examples: Corpus, ours_by_id: dict[str, list[int]]) -> process.Result:
+    """Compare ids where encoding the whole text, as trl does, is no other thing; trl keeps the order of rows."""
+    every, tokenizer = arguments["trl_every"], load_tokenizer_from(Path(arguments["model"]))
+    asked = trl_preparation.conversations(examples, every)
+    scratch = Path(arguments["scratch"])
+    theirs = trl_preparation.prepared(asked, tokenizer, arguments["max_length"], scratch, packing=False)
+    by_name = zip(examples.only()["id"][::every], theirs["input_ids"], strict=True)
+    both = [(ours_by_id[name], ids) for name, ids in by_name if name in ours_by_id]
+    return {"same_as_trl": all(mine == ids for mine, ids in both), "compared_with_trl": len(both)}
+
+
+if __name__ == "__main__":
+    process.job(compare)

@@ -1,0 +1,73 @@
+"""trl's own preparation as a job: building an `SFTTrainer` renders, tokenizes, masks and packs its data set.
+
+What building a trainer costs by itself is taken from one with a handful of rows.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.peers import ours, process
+from tuneline.data import corpus, schema
+from tuneline.data.corpus import Corpus
+from tuneline.data.tokenizer import load_tokenizer_from
+
+FEW = 16
+
+
+def conversations(examples: Corpus, every: int = 1) -> Dataset:
+    """Return examples as trl takes them, `prompt` and `completion`; one of so many."""
+    said = [
+        [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"]]
+        for batch in corpus.batches(examples.only())
+        for example in schema.from_batch(batch, ("messages",))
+    ]
+    return Dataset.from_list([{"prompt": turns[:-1], "completion": turns[-1:]} for turns in said[::every]])
+
+
+def prepared(rows: Dataset, tokenizer: Any, max_length: int, scratch: Path, *, packing: bool) -> Dataset:
+    """Return the data set of a trainer that was built around a model of almost no size."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    arguments = SFTConfig(
+        output_dir=str(scratch / "output"),
+        max_length=max_length,
+        packing=packing,
+        dataset_num_proc=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+    )
+    model = LlamaForCausalLM(config)
+    return SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer).train_dataset
+
+
+def measure(arguments: process.Result) -> process.Result:
+    """Time trl on the examples that our alignment made of a file."""
+    disable_progress_bars()
+    tokenizer, scratch = load_tokenizer_from(Path(arguments["model"])), Path(arguments["scratch"])
+    rows = conversations(ours.shape(ours.read(Path(arguments["data"]))), arguments["every"])
+    build = lambda taken: prepared(taken, tokenizer, arguments["max_length"], scratch, packing=True)  # noqa: E731
+    few = rows.select(range(FEW))
+    build(few)  # what is imported late, or made once
+    clock = process.Clock()
+    clock.timed("without rows", lambda: build(few))
+    made = clock.timed("tokenize_pack", lambda: build(rows))
+    for seconds in (clock.cpu, clock.wall):
+        seconds["tokenize_pack"] -= seconds.pop("without rows")
+    return {
+        "cpu": clock.cpu,
+        "wall": clock.wall,
+        "rows": rows.num_rows - FEW,
+        "rows_out": made.num_rows,
+        "tokens": sum(len(ids) for ids in made["input_ids"]),
+    }
+
+
+if __name__ == "__main__":
+    process.job(measure)

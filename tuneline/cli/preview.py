@@ -1,0 +1,173 @@
+"""`tuneline data preview`: what the model will see of a recipe's first rows, before anything is trained."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tuneline.cli import show
+from tuneline.config import load, places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tuneline.data.look import Look
+    from tuneline.data.preview import Part, Section
+
+HEAD, TAIL = 1500, 500
+"""Characters shown of the beginning and the end of a long sequence; the HTML page shows all."""
+
+MARKS = ("⟦", "⟧")
+"""Stand around trained text where there are no colours."""
+
+STYLES = {(True, False): "green", (True, True): "bold green", (False, True): "magenta", (False, False): ""}
+"""By whether text is trained, and special."""
+
+BAR = 40
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Signs that would move the cursor are shown as pictures of themselves."""
+
+
+def preview(
+    recipe: Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")],
+    rows: Annotated[int, typer.Option(min=0, help="Sequences to show of each data set.")] = 5,
+    source: Annotated[str | None, typer.Option(help="Name of the one data set to look at.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page, with the sequences in full length.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
+    checked = load.load(recipe)
+    places.check(checked.recipe)
+    with Console(stderr=True, highlight=False).status(f"Reading the first rows of {recipe}"):
+        from tuneline.data import look as looking
+        from tuneline.data import template
+        from tuneline.data.tokenizer import load_tokenizer
+        from tuneline.model import source as models
+
+        own, base_model, found = models.resolve(checked.recipe.model)
+        wanted, arguments = checked.recipe.template, checked.recipe.template_arguments
+        manifest, chosen = template.with_template(own, wanted, models.model_type(base_model), arguments)
+        tokenizer = load_tokenizer(manifest)
+        seen = looking.look(checked.recipe, tokenizer, num_shown=rows, only=source)
+    said = [found, chosen]
+    if html:
+        _write(html, recipe, said, seen, tokenizer)
+    if as_json:
+        typer.echo(json.dumps(_as_json(said, seen, tokenizer), indent=1, ensure_ascii=False))
+    else:
+        _show(said, seen, tokenizer, html)
+    if seen.problem:
+        raise seen.problem
+
+
+def _write(html: Path, recipe: Path, said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> None:
+    from tuneline.data import preview as pages
+
+    told = [*said, f"A run would stop: {seen.problem}"] if seen.problem else said
+    html.write_text(pages.document(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
+
+
+def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    from tuneline.data import preview as pages
+
+    found = []
+    for section in seen.sections:
+        shown = [
+            {
+                "example_id": tokens.example_id,
+                "tokens": len(tokens.input_ids),
+                "trained_tokens": pages.num_trained(tokens),
+                "parts": [part._asdict() for part in pages.parts(tokens, tokenizer)],
+            }
+            for tokens in section.shown
+        ]
+        found.append({"name": section.title, **section.counts, "shown": shown})
+    problem = str(seen.problem) if seen.problem else None
+    return {"model": said[0], "template": said[1], "sources": found, "problem": problem}
+
+
+def _show(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase", html: Path | None) -> None:
+    console = show.console()
+    for sentence in [*said, _legend(console)]:
+        console.print(Text(sentence), soft_wrap=True)
+    for section in seen.sections:
+        console.print()
+        console.rule(Text(section.title, "bold"), align="left")
+        _show_sequences(console, section, tokenizer)
+        _show_facts(console, section)
+    if html:
+        console.print(f"\nThe page: {html}", soft_wrap=True)
+
+
+def _legend(console: Console) -> str:
+    how = "is green" if _has_colours(console) else f"stands in {MARKS[0]} {MARKS[1]}"
+    return f"what the model sees: trained text {how}"
+
+
+def _has_colours(console: Console) -> bool:
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
+def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrainedTokenizerBase") -> None:
+    from tuneline.data import preview as pages
+
+    for number, tokens in enumerate(section.shown, start=1):
+        parts = pages.parts(tokens, tokenizer)
+        title = f"\n{number}: {len(tokens.input_ids):,} tokens, {pages.num_trained(tokens):,} trained"
+        console.print(Text(title, "bold"))
+        console.print(_coloured(parts) if _has_colours(console) else Text(_marked(parts)), soft_wrap=True)
+
+
+def _coloured(parts: "list[Part]") -> Text:
+    text = Text()
+    for part in _shortened(parts):
+        style = STYLES[part.trained, part.special]
+        for i, line in enumerate(part.text.split("\n")):
+            if i:
+                text.append("↵\n", f"dim {style}")
+            text.append(line, style)
+    return text
+
+
+def _marked(parts: "list[Part]") -> str:
+    text = "".join(f"{MARKS[0]}{part.text}{MARKS[1]}" if part.trained else part.text for part in _shortened(parts))
+    return text.replace("".join(reversed(MARKS)), "")
+
+
+def _shortened(parts: "list[Part]") -> "Iterator[Part]":
+    """Leave out the middle of a long sequence, and make control characters visible."""
+    total, start = sum(len(part.text) for part in parts), 0
+    left_out = range(HEAD, max(total - TAIL, HEAD))
+    for part in parts:
+        head, tail = part.text[: max(HEAD - start, 0)], part.text[max(left_out.stop - start, 0) :]
+        start += len(part.text)
+        if not left_out:
+            head, tail = part.text, ""
+        yield part._replace(text=head.translate(CONTROLS))
+        if left_out and start - len(part.text) <= HEAD < start:
+            yield part._replace(text=f" […{len(left_out):,} characters…] ", trained=False, special=False)
+        yield part._replace(text=tail.translate(CONTROLS))
+
+
+def _show_facts(console: Console, section: "Section") -> None:
+    from tuneline.data import preview as pages
+
+    facts = Table.grid(padding=(0, 3, 0, 0))
+    for name, said in section.facts:
+        facts.add_row(Text(name, "dim"), Text(said.translate(CONTROLS)))
+    console.print()
+    console.print(facts)
+    found = pages.bars(section.counts)
+    most = max([count for *_, count in found], default=0) or 1
+    bars = Table.grid(padding=(0, 2, 0, 0))
+    bars.add_column(justify="right")
+    bars.add_column(justify="right")
+    for low, high, count in found:
+        bars.add_row(f"{low:,} to {high:,}", f"{count:,}", "█" * round(BAR * count / most))
+    console.print("\ntokens a sequence")
+    console.print(bars)

@@ -1,0 +1,191 @@
+"""Cutting conversations that are longer than a row, so that what is left is still one a model can learn from.
+
+Whole rounds (a question and its answer) go first, and what is left is rendered anew, so its ids are again those of the
+template. Only a single round that is too long is cut inside: tokens of the question's content or of the answer go; the
+generation header and the stop token always stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tuneline.data.schema import Message
+from tuneline.data.tokens import Answer
+
+SHORTEST_ANSWER = 2
+"""Tokens: one that is said, and the stop token."""
+
+Read = Callable[[list[Message]], tuple[list[int], list[Answer]]]
+Cut = tuple[list[Message], list[int], list[Answer]]
+
+
+def cut(messages: list[Message], read: Read, policy: str, max_length: int) -> list[Cut]:
+    """Shorten a conversation.
+
+    Args:
+        messages: Turns in order; too long as they are.
+        read: Renders and encodes messages.
+        policy: `right`, `left`, `proportional` or `split`.
+        max_length: Tokens that are allowed.
+
+    Returns:
+        Conversations with ids and answers, each at most `max_length` long; none where no answer would be left.
+    """
+    system, rounds = _rounds(messages)
+    if policy == "split":
+        return _split(system, rounds, read, max_length)
+    found = {"right": _right, "left": _left, "proportional": _proportional}[policy](system, rounds, read, max_length)
+    return [found] if found else []
+
+
+def lengths_of(source: int, target: int, budget: int) -> tuple[int, int]:
+    """Divide a budget between a prompt and its answer in proportion; a short one of the two keeps all it has.
+
+    The rule is LlamaFactory's `infer_seqlen` (`cutoff_len`); tokens.
+    """
+    if target * 2 < budget:
+        most = budget
+    elif source * 2 < budget:
+        most = budget - source
+    else:
+        most = int(budget * (target / (source + target)))
+    kept = min(most, target)
+    return min(max(budget - kept, 0), source), kept
+
+
+def cut_pair(
+    prompt: list[int], answers: list[list[int]], content: tuple[int, int] | None, policy: str, max_length: int
+) -> tuple[list[int], list[list[int]]] | None:
+    """Shorten a prompt and its answers, each of which follows the same prompt.
+
+    Args:
+        prompt: Ids up to the answers.
+        answers: Ids of each answer, stop token last.
+        content: Bounds in the prompt of what was asked last; tokens are taken there.
+        policy: `right` takes from the answers only, `left` from the beginning of the content, others in proportion.
+        max_length: Tokens that prompt and answer may have together.
+    """
+    longest = max(map(len, answers))
+    source, target = len(prompt), max_length - len(prompt)
+    if policy == "left":
+        source, target = max_length - longest, longest
+    elif policy != "right":
+        source, target = lengths_of(len(prompt), longest, max_length)
+    start, end = content or (len(prompt), len(prompt))
+    removed = min(max(len(prompt) - max(source, 0), 0), end - start)
+    gap = (start, start + removed) if policy == "left" else (end - removed, end)
+    shorter = [*prompt[: gap[0]], *prompt[gap[1] :]]
+    room = min(max(target, SHORTEST_ANSWER), max_length - len(shorter))
+    if room < SHORTEST_ANSWER:
+        return None
+    return shorter, [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in answers]
+
+
+def _rounds(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
+    first = 1 if messages[0]["role"] == "system" else 0
+    rounds: list[list[Message]] = []
+    for i, message in enumerate(messages[first:]):
+        if i == 0 or message["role"] == "user":
+            rounds.append([])
+        rounds[-1].append(message)
+    return messages[:first], rounds
+
+
+def _joined(system: list[Message], rounds: list[list[Message]]) -> list[Message]:
+    return [*system, *(message for part in rounds for message in part)]
+
+
+def _right(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+    """Keep as many rounds as begin in time; the last answer may lose its end."""
+    for count in range(len(rounds), 0, -1):
+        messages = _joined(system, rounds[:count])
+        ids, answers = read(messages)
+        if answers and answers[-1].start + SHORTEST_ANSWER <= max_length:
+            return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].start)
+    return None
+
+
+def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+    """Keep the last rounds; if one alone is too long, its question loses its beginning."""
+    for first in range(len(rounds)):
+        messages = _joined(system, rounds[first:])
+        ids, answers = read(messages)
+        if answers and answers[-1].end <= max_length:
+            return messages, ids[: answers[-1].end], answers
+    return _inside(messages, ids, answers, "left", max_length, lambda source, target: (max_length - target, target))
+
+
+def _proportional(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+    """Keep rounds from the first; the one that does not fit is cut in proportion."""
+    kept: Cut | None = None
+    for count in range(1, len(rounds) + 1):
+        messages = _joined(system, rounds[:count])
+        ids, answers = read(messages)
+        if not answers:
+            continue
+        if answers[-1].end <= max_length:
+            kept = messages, ids[: answers[-1].end], answers
+            continue
+        before = kept[2][-1].end if kept else 0
+        shared = lengths_of(answers[-1].start - before, answers[-1].end - answers[-1].start, max_length - before)
+        sizes = (shared[0] + before, shared[1])
+        return _inside(messages, ids, answers, "right", max_length, lambda *_, sizes=sizes: sizes) or kept
+    return kept
+
+
+def _split(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> list[Cut]:
+    """Make several conversations of one, each with the system message; a single round is cut in proportion."""
+    made: list[Cut] = []
+    first = 0
+    while first < len(rounds):
+        best: Cut | None = None
+        count = 0
+        for end in range(first + 1, len(rounds) + 1):
+            messages = _joined(system, rounds[first:end])
+            ids, answers = read(messages)
+            if not answers or answers[-1].end > max_length:
+                break
+            best, count = (messages, ids[: answers[-1].end], answers), end - first
+        if best is None:
+            best, count = _proportional(system, rounds[first : first + 1], read, max_length), 1
+        made += [best] if best else []
+        first += count
+    return made
+
+
+def _inside(
+    messages: list[Message],
+    ids: list[int],
+    answers: list[Answer],
+    side: str,
+    max_length: int,
+    sizes: Callable[[int, int], tuple[int, int]],
+) -> Cut | None:
+    """Cut the last round inside: `sizes` says how many tokens prompt and answer may keep."""
+    if not answers:
+        return None
+    last = answers[-1]
+    target = last.end - last.start
+    source, room = sizes(last.start, target)
+    content = last.content[1] - last.content[0] if last.content else 0
+    removed = min(max(last.start - max(source, 0), 0), content)
+    kept = min(max(room, SHORTEST_ANSWER), max_length - (last.start - removed), target)
+    if kept < min(SHORTEST_ANSWER, target):
+        return None
+    return messages, *_shorten(ids, answers, removed, side, kept)
+
+
+def _shorten(
+    ids: list[int], answers: list[Answer], removed: int, side: str, kept: int
+) -> tuple[list[int], list[Answer]]:
+    """Take `removed` tokens from one side of the last question, and leave `kept` of its answer with its stop token."""
+    last = answers[-1]
+    start, end = last.content or (last.start, last.start)
+    gap = (start, start + removed) if side == "left" else (end - removed, end)
+    answer = ids[last.start : last.end]
+    if kept < len(answer):
+        answer = [*answer[: kept - 1], answer[-1]]
+    shorter = [*ids[: gap[0]], *ids[gap[1] : last.start], *answer]
+    begin = last.start - removed
+    thought = -1 if last.thought < 0 else min(last.thought - removed, begin + len(answer))
+    moved = replace(last, start=begin, end=begin + len(answer), thought=thought, content=None)
+    return shorter, [*answers[:-1], moved]

@@ -1,0 +1,79 @@
+"""What a chat template looks for in what it is given, read from its syntax tree."""
+
+import re
+from collections.abc import Iterator
+
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+
+from tuneline.errors import DataError
+
+SEARCHES = frozenset({"startswith", "endswith", "split", "rsplit", "replace", "find", "rfind", "index", "count"}) | {
+    *("partition", "rpartition", "removeprefix", "removesuffix", "strip", "lstrip", "rstrip")
+}
+"""Methods and filters whose words are looked for in a text."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`, with which templates mark answers; transparent here."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def looked_for(template: str) -> "re.Pattern[str]":
+    """Return a pattern of the words that a template looks for; it never matches where there are none.
+
+    A word that is compared for equality counts where it is the whole content.
+
+    Raises:
+        DataError: The template is no valid Jinja.
+    """
+    tree = parse(template)
+    inside = {word for word in _searched(tree) if word.strip()}
+    whole = {word for word in _compared(tree) if word.strip()}
+    parts = [re.escape(word) for word in sorted(inside)]
+    parts += [rf"\A\s*{re.escape(word.strip())}\s*\Z" for word in sorted(whole)]
+    return re.compile("|".join(parts) or "(?!)")
+
+
+def parse(template: str) -> nodes.Template:
+    """Parse a chat template with the extensions that transformers gives it.
+
+    Raises:
+        DataError: The template is no valid Jinja.
+    """
+    environment = Environment(extensions=["jinja2.ext.loopcontrols", GenerationTag])
+    try:
+        return environment.parse(template)
+    except TemplateError as error:
+        line = getattr(error, "lineno", 1)
+        raise DataError(f"The chat template is no valid Jinja: {error} (its line {line}). Correct it there.") from error
+
+
+def _searched(tree: nodes.Template) -> Iterator[str]:
+    for test in tree.find_all(nodes.Compare):
+        if isinstance(test.expr, nodes.Const) and any(operand.op in ("in", "notin") for operand in test.ops):
+            yield from _strings(test.expr)
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCHES:
+            yield from (word for argument in call.args for word in _strings(argument))
+    for used in tree.find_all(nodes.Filter):
+        if used.name in SEARCHES:
+            yield from (word for argument in used.args for word in _strings(argument))
+
+
+def _compared(tree: nodes.Template) -> Iterator[str]:
+    for test in tree.find_all(nodes.Compare):
+        if not isinstance(test.expr, nodes.Const) or test.ops[0].op in ("eq", "ne"):
+            yield from _strings(test)
+
+
+def _strings(node: nodes.Node) -> Iterator[str]:
+    found = [node] if isinstance(node, nodes.Const) else node.find_all(nodes.Const)
+    return (word.value for word in found if isinstance(word.value, str))

@@ -1,0 +1,100 @@
+"""Pairs and labelled answers -> token rows, with the column names of trl's preference trainers.
+
+A prompt is what a server would send; an answer is what follows it, with its stop token. Both answers of a pair have the
+same prompt, so a cut of it is the same for both.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from tuneline.config.data import TokenizeConfig
+from tuneline.data import corpus, cutoff, schema
+from tuneline.data.corpus import Writer
+from tuneline.data.sequences import Example, Sequencer
+from tuneline.data.tokens import Answer
+from tuneline.errors import DataError
+
+_IDS = List(Value("int32"))
+PAIR = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "example_id": Value("string")})
+LABELLED = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")})
+COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
+ANSWERS = {"preference": ("chosen", "rejected"), "kto": ("completion",)}
+
+Row = dict[str, Any]
+
+
+def tokenize_split(examples: Dataset, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> tuple[Dataset, Row]:
+    """Tokenize one split.
+
+    Returns:
+        Rows (`PAIR` or `LABELLED`), and counts.
+
+    Raises:
+        DataError: A pair is longer than `max_length` and `overlong` says refuse, or too many are cut.
+    """
+    sequencer.start()
+    totals = {"tokens": 0, "trained_tokens": 0}
+    with Writer(PAIR if kind == "preference" else LABELLED) as writer:
+        for batch in corpus.batches(examples):
+            rows = list(_rows(schema.from_batch(batch, COLUMNS), sequencer, config, ANSWERS[kind]))
+            if rows:
+                writer.write({name: [row[name] for row in rows] for name in writer.features})
+            for row in rows:
+                answered = sum(len(row[f"{name}_ids"]) for name in ANSWERS[kind])
+                totals["tokens"] += len(row["prompt_ids"]) * len(ANSWERS[kind]) + answered
+                totals["trained_tokens"] += answered
+    sequencer.check_cuts()
+    coverage = round(totals["trained_tokens"] / max(totals["tokens"], 1), 4)
+    counts = {**sequencer.counts, "rows": writer.num_rows, **totals, "coverage": coverage}
+    return writer.rows(), counts | {"rendering": sequencer.rendering}
+
+
+def _rows(
+    examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, names: tuple[str, ...]
+) -> Iterator[Row]:
+    said = [_conversation(example, name) for example in examples for name in names]
+    read = sequencer.read_checked(said)
+    for number, example in enumerate(examples):
+        sequencer.counts["examples"] += 1
+        found = read[number * len(names) : (number + 1) * len(names)]
+        first = len(_prompt_of(example))
+        split = [_split(ids, answers, first) for ids, answers in found]
+        prompt, answers = split[0][0], [answer for _, answer in split]
+        if any(other != prompt for other, _ in split):
+            raise DataError(f"{example['source']}: the template shows the two answers of a pair different prompts.")
+        fitted = _fitted(prompt, answers, said[number * len(names)], sequencer, config)
+        if fitted:
+            columns = {f"{name}_ids": ids for name, ids in zip(names, fitted[1], strict=True)}
+            yield {"prompt_ids": fitted[0], **columns, "label": example["label"], "example_id": example["id"]}
+
+
+def _prompt_of(example: Example) -> list[schema.Message]:
+    """Return what comes before the answer; of a labelled chat, all but its last message."""
+    messages: list[schema.Message] = example["messages"]
+    return messages if example["chosen"] else messages[:-1]
+
+
+def _conversation(example: Example, name: str) -> Example:
+    answer = example[name] if name in ("chosen", "rejected") else example["messages"][-1:]
+    return {**example, "messages": [*_prompt_of(example), *answer], "chosen": [], "rejected": []}
+
+
+def _split(ids: list[int], answers: list[Answer], first: int) -> tuple[list[int], list[int]]:
+    own = [answer for answer in answers if answer.message >= first]
+    return ids[: own[0].start], ids[own[0].start : own[-1].end]
+
+
+def _fitted(
+    prompt: list[int], answers: list[list[int]], longest: Example, sequencer: Sequencer, config: TokenizeConfig
+) -> tuple[list[int], list[list[int]]] | None:
+    if len(prompt) + max(map(len, answers)) <= config.max_length:
+        return prompt, answers
+    sequencer.refuse_overlong(longest, len(prompt) + max(map(len, answers)))
+    fitted = None
+    if config.overlong != "drop":
+        content = sequencer.content_of_last_question(longest)
+        fitted = cutoff.cut_pair(prompt, answers, content, config.overlong, config.max_length)
+    sequencer.counts["cut" if fitted else "dropped"] += 1
+    return fitted

@@ -1,0 +1,238 @@
+"""Examples -> token sequences: rendered, encoded, masked, and cut to length, each by itself.
+
+Conversations go through compiled templates; what those cannot do goes through the template, one by one. Both ways are
+compared on the first examples and on a sample of the rest; where they differ, everything goes through the template.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.config.data import TokenizeConfig
+from tuneline.data import cutoff, encode, render
+from tuneline.data.compiled import CompiledTemplate, Pattern, Slot
+from tuneline.data.schema import Message
+from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
+from tuneline.errors import DataError, ProofError
+
+COLUMNS = ("id", "source", "messages", "tools", "text", "label", "chosen")
+CHECKED_FIRST = 32
+CHECKED_THEN = 512
+"""After the first, one example of so many is compared with the template."""
+
+Example = dict[str, Any]
+Conversation = cutoff.Cut
+
+
+class CompiledDiffersError(ProofError):
+    """A compiled template gave other ids than the template itself."""
+
+
+class Sequencer:
+    """Makes token sequences of examples; `counts` says what happened to them since `start`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._encoder = encode.encoder(tokenizer)
+        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer))
+        last_only = config.train_on == "last_assistant" or config.rewritten_history != "refuse"
+        self._turns: render.Turns = "last" if last_only else "all"
+        self._compiled: CompiledTemplate | None = None
+        if self._encoder.joins and tokenizer.chat_template:
+            self._compiled = CompiledTemplate(tokenizer, self._encoder, self._reader.stop_ids, self._turns)
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count anew."""
+        self._num_read = 0
+        self.counts: dict[str, int] = Counter(
+            examples=0, rendered_by_template=0, overlong=0, cut=0, dropped=0, made_by_split=0, joined_at_answer=0
+        )
+
+    def distrust(self) -> None:
+        """Render by the template alone from now on."""
+        self._compiled = None
+
+    @property
+    def rendering(self) -> str:
+        """Say how texts become ids."""
+        way = "compiled template" if self._compiled else "template, example by example"
+        return f"{way}, {self._encoder.engine}"
+
+    def sequences(self, examples: list[Example]) -> Iterator[tuple[str, Tokens]]:
+        """Yield (source, sequence) in order.
+
+        Raises:
+            DataError: An example is too long and `overlong` says refuse, or is of a kind that has no answers.
+            ProofError: The template rewrites earlier turns, no stop token ends an answer, or nothing carries loss.
+        """
+        parts = [part for example in examples for part in self._parts(example)]
+        for example, made in zip(parts, self.read_checked(parts), strict=True):
+            self.counts["examples"] += 1
+            for messages, ids, answers in self._fitting(example, made):
+                yield example["source"], self._masked(example, messages, ids, answers)
+
+    def read_checked(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
+        """Return ids and answers of examples, some of them compared with the template.
+
+        Raises:
+            CompiledDiffersError: The compiled template gave other ids.
+            ProofError: Training and answering would not see the same tokens.
+        """
+        read = self._read_all(examples)
+        for number, (example, made) in enumerate(zip(examples, read, strict=True), start=self._num_read):
+            if number < CHECKED_FIRST or number % CHECKED_THEN == 0:
+                self._check(example, made)
+        self._num_read += len(examples)
+        return read
+
+    def content_of_last_question(self, example: Example) -> tuple[int, int] | None:
+        """Return the bounds, in tokens, of what was said last before the last answer."""
+        return self._reader.read(example["messages"], example["tools"], self._turns)[1][-1].content
+
+    def _parts(self, example: Example) -> Iterable[Example]:
+        """Return the example, or one for each of its answers where the recipe asks for it."""
+        if self._config.rewritten_history != "each_turn" or example["text"]:
+            return [example]
+        said = example["messages"]
+        ends = [i + 1 for i, m in enumerate(said) if m["role"] == "assistant" and m["train"] is not False]
+        return [{**example, "messages": said[:end]} for end in ends]
+
+    def _read_all(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
+        """Read examples in order: those that have a pattern all at once, the others one by one."""
+        patterns = [self._pattern(example) for example in examples]
+        texts = [
+            piece.fill(example["messages"])
+            for example, pattern in zip(examples, patterns, strict=True)
+            if pattern
+            for piece in pattern.pieces
+            if isinstance(piece, Slot)
+        ]
+        encoded = iter(self._encoder(texts))
+        return [
+            self._assembled(pattern, encoded) if pattern else self._read(example)
+            for example, pattern in zip(examples, patterns, strict=True)
+        ]
+
+    def _pattern(self, example: Example) -> Pattern | None:
+        if self._compiled is None or example["text"]:
+            return None
+        messages = example["messages"]
+        if self._config.thinking == "mask" and any(THOUGHT_END in message["content"] for message in messages):
+            return None
+        return self._compiled.pattern(messages, example["tools"])
+
+    def _assembled(self, pattern: Pattern, encoded: Iterator[list[int]]) -> tuple[list[int], list[Answer]]:
+        ids, answers = pattern.assemble(encoded)
+        return ids, [Answer(*answer) for answer in answers]
+
+    def _read(self, example: Example) -> tuple[list[int], list[Answer]]:
+        if example["text"]:
+            return self._text(example["text"]), []
+        self.counts["rendered_by_template"] += 1
+        return self._reader.read(example["messages"], example["tools"], self._turns)
+
+    def _text(self, text: str) -> list[int]:
+        """Encode a document, between the tokens that mark its beginning (where the tokenizer has one) and its end."""
+        ids = list(self._tokenizer(text)["input_ids"])
+        end = self._tokenizer.eos_token_id
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+    def _check(self, example: Example, made: tuple[list[int], list[Answer]]) -> None:
+        """Compare with the template itself.
+
+        Raises:
+            ProofError: The ids or the answers differ, or the prompt's ids are no beginning of the example's.
+        """
+        if example["text"]:
+            return
+        ids, answers = made
+        messages, tools = example["messages"], example["tools"]
+        exact, exact_answers = self._reader.read(messages, tools, self._turns)
+        whole = self._tokenizer(render.apply(messages, tools, self._tokenizer), add_special_tokens=False)["input_ids"]
+        self.counts["joined_at_answer"] += whole != exact
+        spans, exact_spans = ([(a.message, a.start, a.end) for a in found] for found in (answers, exact_answers))
+        if ids != exact or spans != exact_spans:
+            raise CompiledDiffersError(
+                f"Example {example['id'][:12]}: the compiled chat template gives other ids than the template itself."
+            )
+        for answer in exact_answers:
+            head = render.apply(messages[: answer.message], tools, self._tokenizer, add_generation_prompt=True)
+            prompt = self._tokenizer(head, add_special_tokens=False)["input_ids"]
+            if exact[: answer.start] != prompt and whole == exact:
+                raise ProofError(
+                    f"Example {example['id'][:12]}: the ids of the prompt are not the beginning of the example's, so "
+                    "the model would answer from other tokens than it was trained on. Set template to one whose "
+                    "generation header ends where a token ends."
+                )
+
+    def _fitting(self, example: Example, made: tuple[list[int], list[Answer]]) -> list[Conversation]:
+        ids, answers = made
+        limit, policy = self._config.max_length, self._config.overlong
+        messages = example["messages"]
+        if len(ids) <= limit:
+            return [(messages, ids, answers)]
+        self.refuse_overlong(example, len(ids))
+        if policy == "drop":
+            kept = list[Conversation]()
+        elif example["text"]:
+            kept = [([], part, []) for part in _cut_text(ids, limit, policy)]
+        else:
+            read = self._reader.read
+            kept = cutoff.cut(messages, lambda said: read(said, example["tools"], self._turns), policy, limit)
+        self.counts["cut" if kept else "dropped"] += 1
+        self.counts["made_by_split"] += max(len(kept) - 1, 0)
+        return kept
+
+    def refuse_overlong(self, example: Example, length: int) -> None:
+        """Count an example that is too long.
+
+        Raises:
+            DataError: The recipe says refuse.
+        """
+        self.counts["overlong"] += 1
+        if self._config.overlong == "refuse":
+            raise DataError(
+                f"an example of {example['source']} has {length} tokens, more than tokenize.max_length "
+                f"{self._config.max_length} (it begins {_beginning(example)!r}). Raise max_length, or set "
+                "tokenize.overlong: drop, right, left, proportional or split."
+            )
+
+    def check_cuts(self) -> None:
+        """Compare what was cut or dropped for its length with the recipe's bound.
+
+        Raises:
+            DataError: It is more.
+        """
+        changed, total = self.counts["cut"] + self.counts["dropped"], max(self.counts["examples"], 1)
+        allowed = self._config.max_cut_fraction
+        if changed / total > allowed:
+            raise DataError(
+                f"{changed} of {total} examples are longer than tokenize.max_length {self._config.max_length} and "
+                f"would be cut or dropped; tokenize.max_cut_fraction allows {allowed:.0%}. Raise one of the two."
+            )
+
+    def _masked(self, example: Example, messages: list[Message], ids: list[int], answers: list[Answer]) -> Tokens:
+        if example["text"]:
+            return Tokens(example["id"], ids, [], [(0, len(ids))])
+        thinking = self._config.thinking == "train"
+        spans = trained_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
+        if not any(end > max(start, 1) for start, end in spans):
+            raise ProofError(
+                f"Example {example['id'][:12]} carries no loss: none of its turns is trained. Leave it out."
+            )
+        return Tokens(example["id"], ids, answers, spans)
+
+
+def _beginning(example: Example) -> str:
+    said = example["text"] or next((m["content"] for m in example["messages"] if m["role"] == "user"), "")
+    return str(said)[:40]
+
+
+def _cut_text(ids: list[int], limit: int, policy: str) -> list[list[int]]:
+    if policy == "split":
+        return [ids[i : i + limit] for i in range(0, len(ids), limit) if len(ids) - i > 1]
+    return [ids[-limit:]] if policy == "left" else [ids[: limit - 1] + ids[-1:]]

@@ -1,0 +1,147 @@
+"""Token ids of one example, exactly as the chat template says, and where its answers stand in them.
+
+Encoding stops at added tokens and where an answer begins, since the prompt ends there when a model answers. Tokenizers
+that put a space in front of every piece (SentencePiece) encode the text as a whole; their offsets tell the rest.
+"""
+
+import itertools
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data import render
+from tuneline.data.encode import Encoder
+from tuneline.data.schema import Message
+from tuneline.errors import ProofError, SourceError
+
+THOUGHT_END = "</think>"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens `start` to `end` answer, the stop token included; loss may begin at `thought`, after a thinking block.
+
+    `content` are the bounds of what was said last before the answer; a cut takes tokens there.
+    """
+
+    message: int
+    start: int
+    end: int
+    thought: int = -1
+    content: tuple[int, int] | None = None
+
+    def trained_from(self, *, thinking: bool) -> int:
+        """Return where loss begins."""
+        return self.start if thinking or self.thought < 0 else self.thought
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One example: `input_ids` [length], its answers, and the tokens that carry loss as [start, end) pairs."""
+
+    example_id: str
+    input_ids: list[int]
+    answers: list[Answer] = field(default_factory=list)
+    trained: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What it takes to read conversations: a tokenizer, its encoder, and the ids that end an answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    stop_ids: frozenset[int]
+
+    def read(self, messages: list[Message], tools: str, turns: render.Turns) -> tuple[list[int], list[Answer]]:
+        """Render a conversation by the template and encode it.
+
+        Raises:
+            ProofError: The template rewrites earlier turns, or an answer has no stop token.
+        """
+        rendered = render.render(messages, tools, self.tokenizer, turns)
+        ids, starts = self.encode(rendered.text, [turn.start for turn in rendered.turns])
+        return ids, [self._answer(turn, rendered.text, messages, ids, starts) for turn in rendered.turns]
+
+    def encode(self, text: str, cuts: list[int]) -> tuple[list[int], list[int]]:
+        """Return ids, and the character at which each begins."""
+        backend = getattr(self.tokenizer, "_tokenizer", None)
+        if backend is None:
+            raise SourceError(
+                "The base model's tokenizer does not tell where its tokens stand in a text. Give it a tokenizer.json."
+            )
+        pieces = self._pieces(text, cuts) if self.encoder.joins else [text]
+        ids, starts, position = [], [], 0
+        for piece, found in zip(pieces, backend.encode_batch(pieces, add_special_tokens=False), strict=True):
+            ids += found.ids
+            starts += [position + start for start, _ in found.offsets]
+            position += len(piece)
+        return ids, starts
+
+    def _pieces(self, text: str, cuts: list[int]) -> list[str]:
+        bounds = [0, *cuts, len(text)]
+        chunks = [text[a:b] for a, b in itertools.pairwise(bounds) if a < b]
+        return [piece for chunk in chunks for piece in self.encoder.pieces(chunk)]
+
+    def _answer(
+        self, turn: render.Turn, text: str, messages: list[Message], ids: list[int], starts: list[int]
+    ) -> Answer:
+        first, last = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
+        stop = next((i for i in range(last - 1, first - 1, -1) if ids[i] in self.stop_ids), None)
+        if stop is None:
+            raise ProofError(self._no_stop(text[turn.start : turn.end]))
+        thought = text.rfind(THOUGHT_END, turn.start, turn.end)
+        after = -1
+        if thought >= 0:
+            rest = text[thought + len(THOUGHT_END) : turn.end]
+            after = bisect_left(starts, turn.end - len(rest.lstrip()))
+        return Answer(turn.message, first, stop + 1, after, _content(turn, text, messages, starts))
+
+    def _no_stop(self, answer: str) -> str:
+        known = ", ".join(repr(self.tokenizer.decode([i])) for i in sorted(self.stop_ids))
+        return (
+            f"The chat template does not end the assistant's turn with a token at which answering stops ({known}); it "
+            f"ends with {answer[-24:]!r}, so the model would not learn to stop. Set template to one that does."
+        )
+
+
+def _content(turn: render.Turn, text: str, messages: list[Message], starts: list[int]) -> tuple[int, int] | None:
+    said = messages[turn.message - 1]["content"].strip() if turn.message else ""
+    place = text.rfind(said, 0, turn.start) if said else -1
+    return None if place < 0 else (bisect_left(starts, place), bisect_left(starts, place + len(said)))
+
+
+def trained_spans(
+    answers: list[Answer], messages: list[Message], length: int, train_on: str, *, thinking: bool
+) -> list[tuple[int, int]]:
+    """Return the spans that carry loss.
+
+    Args:
+        answers: Answers of an example.
+        messages: Its messages; `train: false` leaves one out.
+        length: Tokens of the example.
+        train_on: `assistant`, `last_assistant` or `all`.
+        thinking: Whether thinking blocks carry loss.
+    """
+    if train_on == "all":
+        return [(0, length)]
+    chosen = [answer for answer in answers if messages[answer.message]["train"] is not False]
+    if train_on == "last_assistant":
+        chosen = [answer for answer in chosen if answer is answers[-1]]
+    spans = [(answer.trained_from(thinking=thinking), answer.end) for answer in chosen]
+    return [(a, b) for a, b in spans if a < b]
+
+
+def labels(input_ids: list[int], trained: list[tuple[int, int]], ignore_index: int) -> list[int]:
+    """Return `input_ids` where loss is carried and `ignore_index` elsewhere; [length]."""
+    made = [ignore_index] * len(input_ids)
+    for start, end in trained:
+        made[start:end] = input_ids[start:end]
+    return made
+
+
+def stop_ids_of(tokenizer: Any) -> frozenset[int]:
+    """Return the ids at which answering stops."""
+    return frozenset(i for i in (tokenizer.eos_token_id,) if i is not None)

@@ -1,0 +1,32 @@
+"""The data worker in one call: what a recipe names -> mixture -> training rows, without ZenML.
+
+The same functions as the pipeline's steps, in the same order, for tests, benchmarks, previews and notebooks.
+"""
+
+from tuneline.config.recipe import SFTRecipe
+from tuneline.data import align, merge, sources, tokenize
+from tuneline.data.corpus import Corpus
+from tuneline.identity import Manifest
+
+
+def mix(recipe: SFTRecipe) -> Corpus:
+    """Read, align and merge the data sets of a recipe.
+
+    Raises:
+        TunelineError: As each step does.
+    """
+    found, exams = sources.locate(recipe.sources_once()), sources.locate_exams(recipe.exams)
+    examples = [
+        align.align(sources.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
+        for source in recipe.sources_once()
+    ]
+    return merge.merge(examples, exams, recipe.for_merge())
+
+
+def prepare(recipe: SFTRecipe, tokenizer: Manifest) -> Corpus:
+    """Make the training rows of a recipe.
+
+    Raises:
+        TunelineError: As each step does.
+    """
+    return tokenize.tokenize_pack(mix(recipe), tokenizer, recipe.for_tokenize())
