@@ -9,6 +9,7 @@ beginning of the example's.
 
 import argparse
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tuneline.errors import TunelineError
 
 DOC = Path(__file__).parents[1] / "docs" / "templates.md"
 TAG = re.compile(r"<[^<>\s'\"{}]{1,40}>|\[/?[A-Z_]{3,24}\]|<\|[^|]{1,40}\|>")
+REFUSED = "refused"
 CHOICES: tuple[tuple[str, str, template.Arguments], ...] = (
     ("exact", "refuse", {}),
     ("each_turn", "each_turn", {}),
@@ -65,14 +67,21 @@ def tokenizer_for(text: str, folder: Path) -> Any:
     return tokenizer
 
 
+@lru_cache(maxsize=len(CHOICES))
+def sequencer_for(text: str, history: str, folder: Path) -> tuple[Sequencer, Any]:
+    """Return what makes sequences by a template, and its tokenizer."""
+    tokenizer = tokenizer_for(text, folder)
+    config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
+    return Sequencer(tokenizer, config), tokenizer
+
+
 def verdict(text: str, chat: schema.Content, folder: Path) -> str:
     """Say what becomes of a conversation: `exact`, the choice under which it is, or why it is refused."""
     reasons = []
     for name, history, arguments in CHOICES:
-        config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
-        tokenizer = tokenizer_for(template.with_arguments(text, arguments), folder)
         try:
-            sequencer = Sequencer(tokenizer, config)
+            sequencer, tokenizer = sequencer_for(template.with_arguments(text, arguments), history, folder)
+            sequencer.start()
             made = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
         except TunelineError as error:
             reasons.append(str(error))
@@ -80,7 +89,7 @@ def verdict(text: str, chat: schema.Content, folder: Path) -> str:
         by_template = " (by template)" if sequencer.counts["rendered_by_template"] else ""
         lost = missing(chat, made, tokenizer)
         return f"{name}{by_template}{f', without {lost}' if lost else ''}"
-    return f"refused: {short(next((reason for reason in reasons if 'rewrites earlier' not in reason), reasons[0]))}"
+    return f"{REFUSED}: {short(next((reason for reason in reasons if 'rewrites earlier' not in reason), reasons[0]))}"
 
 
 def missing(chat: schema.Content, made: list[Tokens], tokenizer: Any) -> str:
@@ -100,7 +109,7 @@ def short(reason: str) -> str:
     """Shorten an error to what the template said."""
     found = re.search(r"refuses a conversation of [\w, ]+: (.*?) Leave such", reason, re.S)
     text = found.group(1) if found else reason.split(". ")[0]
-    return " ".join(text.split())[:90].replace("|", "\\|")
+    return re.sub(r"(answer|turn) \d+", r"\1 N", " ".join(text.split())).rstrip(".")
 
 
 def templates() -> dict[str, str]:
@@ -113,13 +122,17 @@ def templates() -> dict[str, str]:
 
 
 def table(folder: Path) -> list[str]:
-    """Return the lines of the table."""
-    names = list(chats())
+    """Return the lines of the table, and below it why conversations are refused."""
+    names, reasons = list(chats()), dict[str, int]()
     lines = [f"| template | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, text in templates().items():
         cells = [verdict(text, chat, folder) for chat in chats().values()]
+        for i, cell in enumerate(cells):
+            said, _, reason = cell.partition(": ")
+            if said == REFUSED:
+                cells[i] = f"{REFUSED} ({reasons.setdefault(reason, len(reasons) + 1)})"
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", "Refused, because:", "", *(f"{number}. `{reason}`" for reason, number in reasons.items())]
 
 
 def main() -> None:

@@ -126,5 +126,6 @@ def _counts(mixture: Corpus, rows: Corpus) -> dict[str, float]:
     for name, found in mixture.counts["contamination"].items():
         plain[f"data.contaminated.{name}"] = found["exact"] + found["ngram"]
     for split, counts in rows.counts.items():
-        plain |= {f"data.{split}.{name}": value for name, value in counts.items()}
+        plain |= {f"data.{split}.{name}": value for name, value in counts.items() if isinstance(value, int | float)}
+        plain[f"data.{split}.beyond_max_tokens"] = sum(counts.get("beyond_max_tokens", {}).values())
     return {name: float(value) for name, value in plain.items()}

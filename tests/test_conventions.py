@@ -141,16 +141,22 @@ def test_the_file_map_of_the_readme_is_true():
     assert [path for path in named if not Path(path).exists()] == []
 
 
+def names_of(app):
+    return {command.name or command.callback.__name__ for command in app.registered_commands}
+
+
 def test_the_commands_of_the_readme_parse():
     from typer.testing import CliRunner
 
     from tuneline.cli.main import app
 
-    commands = set(re.findall(r"^tuneline ([a-z]+)", Path("README.md").read_text(), flags=re.MULTILINE))
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    written = re.findall(r"^tuneline ([a-z]+)(?: ([a-z]+)\b)?", Path("README.md").read_text(), flags=re.MULTILINE)
+    groups = {group.name: names_of(group.typer_instance) for group in app.registered_groups}
 
-    assert commands
-    assert commands <= known
+    assert written
+    assert {first for first, _ in written} <= names_of(app) | groups.keys()
+    assert {"preview", "list", "import"} <= {second for first, second in written if first == "data"}
+    assert all(second in groups[first] for first, second in written if first in groups)
     assert CliRunner().invoke(app, ["--help"]).exit_code == 0
 
 

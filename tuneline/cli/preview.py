@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tuneline.data.look import Look
     from tuneline.data.preview import Part, Section
 
-HEAD, TAIL = 1500, 500
+HEAD, TAIL = 2000, 1000
 """Characters shown of the beginning and the end of a long sequence; the HTML page shows all."""
 
 MARKS = ("⟦", "⟧")
@@ -29,8 +29,6 @@ STYLES = {(True, False): "green", (True, True): "bold green", (False, True): "ma
 """By whether text is trained, and special."""
 
 BAR = 40
-CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Signs that would move the cursor are shown as pictures of themselves."""
 
 
 def preview(
@@ -140,18 +138,16 @@ def _marked(parts: "list[Part]") -> str:
 
 
 def _shortened(parts: "list[Part]") -> "Iterator[Part]":
-    """Leave out the middle of a long sequence, and make control characters visible."""
-    total, start = sum(len(part.text) for part in parts), 0
-    left_out = range(HEAD, max(total - TAIL, HEAD))
+    """Leave out the middle of a long sequence."""
+    total = sum(len(part.text) for part in parts)
+    resume = total - TAIL if total > 1.5 * (HEAD + TAIL) else HEAD
+    start = 0
     for part in parts:
-        head, tail = part.text[: max(HEAD - start, 0)], part.text[max(left_out.stop - start, 0) :]
+        yield part._replace(text=part.text[: max(HEAD - start, 0)])
+        if start <= HEAD < start + len(part.text) and resume > HEAD:
+            yield part._replace(text=f" […{resume - HEAD:,} characters…] ", trained=False, special=False)
+        yield part._replace(text=part.text[max(resume - start, 0) :])
         start += len(part.text)
-        if not left_out:
-            head, tail = part.text, ""
-        yield part._replace(text=head.translate(CONTROLS))
-        if left_out and start - len(part.text) <= HEAD < start:
-            yield part._replace(text=f" […{len(left_out):,} characters…] ", trained=False, special=False)
-        yield part._replace(text=tail.translate(CONTROLS))
 
 
 def _show_facts(console: Console, section: "Section") -> None:
@@ -159,7 +155,7 @@ def _show_facts(console: Console, section: "Section") -> None:
 
     facts = Table.grid(padding=(0, 3, 0, 0))
     for name, said in section.facts:
-        facts.add_row(Text(name, "dim"), Text(said.translate(CONTROLS)))
+        facts.add_row(Text(name, "dim"), Text(pages.visible(said)))
     console.print()
     console.print(facts)
     found = pages.bars(section.counts)

@@ -9,7 +9,9 @@ from tuneline.config.files import Files
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
 from tuneline.config.recipe import SFTRecipe
 from tuneline.config.sources import SourceConfig
-from tuneline.errors import SourceError, TunelineError
+from tuneline.errors import NotFoundError, SourceError, TunelineError
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
 def check(recipe: SFTRecipe) -> None:
@@ -25,9 +27,10 @@ def check(recipe: SFTRecipe) -> None:
 def missing(recipe: SFTRecipe) -> list[str]:
     """Return one line for each thing that a recipe names and that is not there."""
     checks: list[Callable[[], None]] = [
-        *(lambda source=source: check_source(source) for source in recipe.sources),
+        *(lambda source=source: check_source(source) for source in recipe.sources_once()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
         lambda: check_model(recipe.model),
+        lambda: check_template(recipe.template),
     ]
     problems = []
     for check in checks:
@@ -68,6 +71,22 @@ def check_exam(exam: ExamConfig) -> None:
     """
     if not any(exam.path.glob("test/*.csv")):
         raise SourceError(f"exams.{exam.name}.path: {exam.path} has no test/<subject>.csv. Give a folder like MMLU's.")
+
+
+def check_template(template: str) -> None:
+    """Check that a chat template is one of the catalogue, or a file that is there.
+
+    Raises:
+        NotFoundError: The catalogue lacks the name.
+        SourceError: There is no such file.
+    """
+    if template.endswith(".jinja"):
+        if not Path(template).is_file():
+            raise SourceError(f"template: there is no file {template}. Correct the path.")
+        return
+    known = ["auto", *(path.stem for path in TEMPLATES.glob("*.jinja"))]
+    if template not in known:
+        raise NotFoundError.among("template", template, known)
 
 
 def check_model(model: ModelSource) -> None:

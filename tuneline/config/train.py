@@ -66,8 +66,9 @@ class TrainConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen weights; `auto` takes the faster in a race of two matrix products, and says so."""
 
-    attention: Literal["segment", "sdpa"] = "segment"
-    """`segment` computes each packed example's attention by itself; `sdpa` masks one large square."""
+    attention: Literal["segment", "sdpa", "flash_attention_2"] = "segment"
+    """`segment` computes each packed example's attention by itself; `sdpa` masks one large square; `flash_attention_2`
+    (a GPU with flash-attn installed) does by lengths what `segment` does."""
 
     seed: int = Field(0, ge=0)
     """Seed of the adapter's initial weights, of the order of rows and of dropout."""

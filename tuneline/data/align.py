@@ -7,6 +7,7 @@ added to a row that its data set does not say, but for the system message that t
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import orjson
 import pyarrow as pa
 
 from tuneline.config.sources import AlignConfig, AlignPolicy, Columns, Tags
-from tuneline.data import columns, corpus, custom, schema, usable
+from tuneline.data import columns, corpus, custom, pause, schema, usable
 from tuneline.data.corpus import Corpus
 from tuneline.data.formats import formats
 from tuneline.data.formats.base import Format, Record
@@ -46,7 +47,7 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
         name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
     reader = _Reader(_format(name), names, config.tags, config.system)
     tally = _Tally()
-    with corpus.Writer(schema.EXAMPLE) as writer:
+    with nullcontext() if ":" in name else pause.no_cycles(), corpus.Writer(schema.EXAMPLE) as writer:
         for batch in corpus.batches(rows):
             examples = list(_examples(batch, source, reader, config, tally))
             if examples:

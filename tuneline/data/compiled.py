@@ -9,7 +9,7 @@ looks for (`</think>`, say) is rendered by the template itself, as is every conv
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data import jinja, render
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import Message, message
+from tuneline.data.tokens import Answer
 
 LONGEST = 48
 """Messages; longer conversations are rare, and each length is a pattern of its own."""
@@ -28,8 +29,9 @@ PROBES = ("plain {i}", '\n \n it\'s <b>{i}</b> & "so" {{{{ x }}}} — é你 \n \
 Strip = tuple[str, str | None]
 """Name and argument of the method that a template calls on a content."""
 
+NO_STRIP: Strip = ("", None)
 STRIPS: tuple[Strip, ...] = (
-    ("", None),
+    NO_STRIP,
     ("strip", None),
     ("lstrip", None),
     ("rstrip", None),
@@ -46,33 +48,63 @@ class Slot:
     fixed: list[str]
     contents: list[tuple[int, Strip]]
 
+    @cached_property
+    def alone(self) -> int | None:
+        """The message whose content is the whole text as it is, if it is that."""
+        return self.contents[0][0] if self.fixed == ["", ""] and self.contents[0][1] == NO_STRIP else None
+
     def fill(self, messages: list[Message]) -> str:
         """Return the text for a conversation."""
+        if self.alone is not None:
+            return messages[self.alone]["content"]
         parts = [self.fixed[0]]
         for (i, strip), fixed in zip(self.contents, self.fixed[1:], strict=True):
-            parts += [_stripped(messages[i]["content"], strip), fixed]
+            said = messages[i]["content"]
+            parts += [said if strip is NO_STRIP else _stripped(said, strip), fixed]
         return "".join(parts)
+
+
+Place = tuple[int, int]
+"""A piece, and a number of tokens behind its beginning."""
 
 
 @dataclass
 class Pattern:
     """What a template makes of a sequence of roles.
 
-    `pieces` are ids or slots in order; `answers` holds, for each answer, its message, the piece it begins with, and
-    the piece that ends with its stop token.
+    `pieces` are ids or slots in order; `answers` holds, for each answer, its message, where it begins, and where it
+    ends behind its stop token.
     """
 
     pieces: list[list[int] | Slot] = field(default_factory=list)
-    answers: list[tuple[int, int, int]] = field(default_factory=list)
+    answers: list[tuple[int, Place, Place]] = field(default_factory=list)
 
-    def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[tuple[int, int, int]]]:
-        """Join ids: returns `input_ids` and, for each answer, message, first token, and end after the stop token."""
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """The pieces that are to be filled, in order."""
+        return [piece for piece in self.pieces if isinstance(piece, Slot)]
+
+    @cached_property
+    def _fixed(self) -> list[list[int] | None]:
+        return [None if isinstance(piece, Slot) else piece for piece in self.pieces]
+
+    def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[Answer]]:
+        """Join ids: returns `input_ids` and the answers in them."""
         ids: list[int] = []
-        bounds = [0]
-        for piece in self.pieces:
-            ids += piece if isinstance(piece, list) else next(encoded)
-            bounds.append(len(ids))
-        return ids, [(i, bounds[first], bounds[last + 1]) for i, first, last in self.answers]
+        begins = []
+        for piece in self._fixed:
+            begins.append(len(ids))
+            ids += next(encoded) if piece is None else piece
+        return ids, [Answer(i, begins[a] + before, begins[b] + behind) for i, (a, before), (b, behind) in self.answers]
+
+    def add(self, piece: list[int] | Slot) -> Place:
+        """Append a piece, joined with the fixed ids before it; returns where it begins."""
+        if isinstance(piece, list) and self.pieces and isinstance(self.pieces[-1], list):
+            before = len(self.pieces[-1])
+            self.pieces[-1] = [*self.pieces[-1], *piece]
+            return len(self.pieces) - 1, before
+        self.pieces.append(piece)
+        return len(self.pieces) - 1, 0
 
 
 class CompiledTemplate:
@@ -93,16 +125,19 @@ class CompiledTemplate:
         """
         if tools or len(messages) > LONGEST:
             return None
+        is_looked_for = self._is_looked_for
         for said in messages:
-            if said["tool_calls"] or not said["content"].strip() or self._looked_for.search(said["content"]):
+            content = said["content"]
+            if said["tool_calls"] or not content or content.isspace() or is_looked_for(content):
                 return None
-        roles = tuple(said["role"] for said in messages)
-        if roles not in self._patterns:
-            self._patterns[roles] = self._compile(roles)
-        return self._patterns[roles]
+        roles = tuple([said["role"] for said in messages])
+        try:
+            return self._patterns[roles]
+        except KeyError:
+            return self._patterns.setdefault(roles, self._compile(roles))
 
     @cached_property
-    def _looked_for(self) -> "re.Pattern[str]":
+    def _is_looked_for(self) -> Callable[[str], bool]:
         return jinja.looked_for(str(self._tokenizer.chat_template))
 
     def _compile(self, roles: tuple[str, ...]) -> Pattern | None:
@@ -130,14 +165,15 @@ class CompiledTemplate:
         answers = {turn.start: turn for turn in rendered.turns}
         position = 0
         for chunk in _chunks(rendered.text, sorted(answers)):
-            turn, first, stop = answers.get(position), len(pattern.pieces), None
+            turn, first, stop = answers.get(position), None, None
             for piece in self._encoder.pieces(chunk):
                 made = self._piece(piece, strips)
+                place = pattern.add(made)
+                first = first or place
                 if turn and position < turn.end and isinstance(made, list) and made[-1] in self._stop_ids:
-                    stop = len(pattern.pieces)
-                pattern.pieces.append(made)
+                    stop = place[0], place[1] + len(made)
                 position += len(piece)
-            if turn and stop is not None:
+            if turn and first and stop:
                 pattern.answers.append((turn.message, first, stop))
         return pattern if len(pattern.answers) == len(rendered.turns) else None
 
@@ -152,8 +188,7 @@ class CompiledTemplate:
         """Compare with the template on contents of another kind."""
         chat = _chat(roles, [probe.format(i=i) for i in range(len(roles))])
         rendered = render.render(chat, "", self._tokenizer, self._turns)
-        slots = [piece for piece in pattern.pieces if isinstance(piece, Slot)]
-        ids, _ = pattern.assemble(iter(self._encoder.own([slot.fill(chat) for slot in slots])))
+        ids, _ = pattern.assemble(iter(self._encoder.own([slot.fill(chat) for slot in pattern.slots])))
         chunks = _chunks(rendered.text, [turn.start for turn in rendered.turns])
         pieces = [piece for chunk in chunks for piece in self._encoder.pieces(chunk)]
         return ids == [token for own in self._encoder.own(pieces) for token in own]

@@ -6,7 +6,7 @@ generation header and the stop token always stay.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import cache
 
 from tuneline.data.schema import Message
 from tuneline.data.tokens import Answer
@@ -96,60 +96,92 @@ def _joined(system: list[Message], rounds: list[list[Message]]) -> list[Message]
 
 def _right(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
     """Keep as many rounds as begin in time; the last answer may lose its end."""
-    for count in range(len(rounds), 0, -1):
-        messages = _joined(system, rounds[:count])
-        ids, answers = read(messages)
-        if answers and answers[-1].start + SHORTEST_ANSWER <= max_length:
-            return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].start)
-    return None
+    first = _first(system, rounds, read)
+    count = _most(lambda count: _begins(first(count), max_length), len(rounds))
+    if not count:
+        return None
+    messages, ids, answers = first(count)
+    return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].start)
 
 
 def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
     """Keep the last rounds; if one alone is too long, its question loses its beginning."""
-    for first in range(len(rounds)):
-        messages = _joined(system, rounds[first:])
-        ids, answers = read(messages)
-        if answers and answers[-1].end <= max_length:
-            return messages, ids[: answers[-1].end], answers
-    return _inside(messages, ids, answers, "left", max_length, lambda source, target: (max_length - target, target))
+
+    @cache
+    def last(count: int) -> Cut:
+        messages = _joined(system, rounds[-count:])
+        return messages, *read(messages)
+
+    count = _most(lambda count: _ends(last(count), max_length), len(rounds))
+    if count:
+        return _trimmed(last(count))
+    return _inside(*last(1), "left", max_length, lambda source, target: (max_length - target, target))
 
 
 def _proportional(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
     """Keep rounds from the first; the one that does not fit is cut in proportion."""
-    kept: Cut | None = None
-    for count in range(1, len(rounds) + 1):
-        messages = _joined(system, rounds[:count])
-        ids, answers = read(messages)
-        if not answers:
-            continue
-        if answers[-1].end <= max_length:
-            kept = messages, ids[: answers[-1].end], answers
-            continue
-        before = kept[2][-1].end if kept else 0
-        shared = lengths_of(answers[-1].start - before, answers[-1].end - answers[-1].start, max_length - before)
-        sizes = (shared[0] + before, shared[1])
-        return _inside(messages, ids, answers, "right", max_length, lambda *_, sizes=sizes: sizes) or kept
-    return kept
+    first = _first(system, rounds, read)
+    count = _most(lambda count: _ends(first(count), max_length), len(rounds))
+    kept = _trimmed(first(count)) if count else None
+    if count == len(rounds):
+        return kept
+    messages, ids, answers = first(count + 1)
+    if not answers:
+        return kept
+    before = kept[2][-1].end if kept else 0
+    shared = lengths_of(answers[-1].start - before, answers[-1].end - answers[-1].start, max_length - before)
+    return _inside(messages, ids, answers, "right", max_length, lambda *_: (shared[0] + before, shared[1])) or kept
 
 
 def _split(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> list[Cut]:
     """Make several conversations of one, each with the system message; a single round is cut in proportion."""
     made: list[Cut] = []
-    first = 0
-    while first < len(rounds):
-        best: Cut | None = None
-        count = 0
-        for end in range(first + 1, len(rounds) + 1):
-            messages = _joined(system, rounds[first:end])
-            ids, answers = read(messages)
-            if not answers or answers[-1].end > max_length:
-                break
-            best, count = (messages, ids[: answers[-1].end], answers), end - first
-        if best is None:
-            best, count = _proportional(system, rounds[first : first + 1], read, max_length), 1
+    while rounds:
+        first = _first(system, rounds, read)
+        count = _most(lambda count, first=first: _ends(first(count), max_length), len(rounds))  # type: ignore[misc]
+        best = _trimmed(first(count)) if count else _proportional(system, rounds[:1], read, max_length)
         made += [best] if best else []
-        first += count
+        rounds = rounds[count or 1 :]
     return made
+
+
+def _most(holds: Callable[[int], bool], limit: int) -> int:
+    """Return the largest count up to a limit for which something holds, if it holds for all below it; 0 if for none.
+
+    Counts double first, since to look at many rounds costs far more than to look at few.
+    """
+    low, high = 0, limit + 1
+    while high - low > 1:
+        count = min(2 * low or 1, (low + high) // 2)
+        low, high = (count, high) if holds(count) else (low, count)
+    return low
+
+
+def _first(system: list[Message], rounds: list[list[Message]], read: Read) -> Callable[[int], Cut]:
+    """Return what reads the first so many rounds, each number of them once."""
+
+    @cache
+    def first(count: int) -> Cut:
+        messages = _joined(system, rounds[:count])
+        return messages, *read(messages)
+
+    return first
+
+
+def _begins(part: Cut, max_length: int) -> bool:
+    answers = part[2]
+    return bool(answers) and answers[-1].start + SHORTEST_ANSWER <= max_length
+
+
+def _ends(part: Cut, max_length: int) -> bool:
+    answers = part[2]
+    return bool(answers) and answers[-1].end <= max_length
+
+
+def _trimmed(part: Cut) -> Cut:
+    """Return a conversation up to the end of its last answer."""
+    messages, ids, answers = part
+    return messages, ids[: answers[-1].end], answers
 
 
 def _inside(
@@ -187,5 +219,5 @@ def _shorten(
     shorter = [*ids[: gap[0]], *ids[gap[1] : last.start], *answer]
     begin = last.start - removed
     thought = -1 if last.thought < 0 else min(last.thought - removed, begin + len(answer))
-    moved = replace(last, start=begin, end=begin + len(answer), thought=thought, content=None)
+    moved = Answer(last.message, begin, begin + len(answer), thought)
     return shorter, [*answers[:-1], moved]

@@ -41,7 +41,7 @@ class Encoder:
         """Return the ids of each text, without any that mark beginning or end."""
         if self.fast is None:
             return self.own(texts)
-        fast, foreign = self.fast, self._foreign
+        fast, foreign = self.fast, self._foreign("".join(texts))
         found = [None if foreign(text) else fast(text) for text in texts]
         missing = [i for i, ids in enumerate(found) if ids is None]
         for i, ids in zip(missing, self.own([texts[i] for i in missing]), strict=True):
@@ -61,18 +61,25 @@ class Encoder:
         """Tell whether a text holds a token that is found before the text is cut into words."""
         return self._added.search(text) is not None if self._added else False
 
+    def _foreign(self, together: str) -> Callable[[str], bool]:
+        """Return a test for texts that the tokenizer itself must encode, given all of them in one.
+
+        What does not occur in all of them together is not looked for in each.
+        """
+        patterns = [self._added] if self._added and any(first in together for first in self._firsts) else []
+        if self.lacking and re.search(self.lacking, together):
+            patterns.append(re.compile(self.lacking))
+        if not patterns:
+            return lambda text: False
+        search = re.compile("|".join(pattern.pattern for pattern in patterns)).search
+        if len(patterns) > 1 or len(self._firsts) > 1:
+            return lambda text: search(text) is not None
+        (first,) = self._firsts
+        return lambda text: first in text and search(text) is not None
+
     @cached_property
-    def _foreign(self) -> Callable[[str], bool]:
-        """Tell whether a text is for the tokenizer itself; first characters are looked for first, as that is quick."""
-        added = self._added
-        firsts = {token.content[0] for token in self.tokenizer.added_tokens_decoder.values()}
-        lacking = re.compile(self.lacking or "(?!)").search
-
-        def foreign(text: str) -> bool:
-            found = added is not None and any(first in text for first in firsts) and added.search(text)
-            return bool(found or lacking(text))
-
-        return foreign
+    def _firsts(self) -> set[str]:
+        return {token.content[0] for token in self.tokenizer.added_tokens_decoder.values()}
 
     @cached_property
     def _added(self) -> "re.Pattern[str] | None":

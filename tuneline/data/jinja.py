@@ -1,7 +1,6 @@
 """What a chat template looks for in what it is given, read from its syntax tree."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
@@ -26,20 +25,22 @@ class GenerationTag(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def looked_for(template: str) -> "re.Pattern[str]":
-    """Return a pattern of the words that a template looks for; it never matches where there are none.
+def looked_for(template: str) -> Callable[[str], bool]:
+    """Return a test for texts that hold a word for which a template looks.
 
-    A word that is compared for equality counts where it is the whole content.
+    A word that is compared for equality counts where it is the whole text.
 
     Raises:
         DataError: The template is no valid Jinja.
     """
     tree = parse(template)
-    inside = {word for word in _searched(tree) if word.strip()}
-    whole = {word for word in _compared(tree) if word.strip()}
-    parts = [re.escape(word) for word in sorted(inside)]
-    parts += [rf"\A\s*{re.escape(word.strip())}\s*\Z" for word in sorted(whole)]
-    return re.compile("|".join(parts) or "(?!)")
+    inside = sorted({word for word in _searched(tree) if word.strip()})
+    whole = {word.strip() for word in _compared(tree) if word.strip()}
+
+    def found(text: str) -> bool:
+        return text.strip() in whole or (bool(inside) and any(word in text for word in inside))
+
+    return found
 
 
 def parse(template: str) -> nodes.Template:

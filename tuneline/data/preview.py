@@ -33,6 +33,9 @@ BAR = 500
 """Width of the longest bar of the histogram, in pixels."""
 
 
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
 class Part(NamedTuple):
     """A piece of a sequence: whether its tokens carry loss, and whether they are special ones."""
 
@@ -57,13 +60,19 @@ def parts(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     trained = [False] * len(ids)
     for start, end in tokens.trained:
         trained[start:end] = [True] * (end - start)
-    trained[:1] = [False][: len(ids)]
+    trained[:1] = [False] * len(trained[:1])
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     found = []
     for (is_trained, is_special), places in groupby(range(len(ids)), key=lambda i: (trained[i], ids[i] in special)):
         here = list(places)
-        found.append(Part(_text(ids, here[0], here[-1] + 1, tokenizer), is_trained, is_special))
+        text = _text(ids, here[0], here[-1] + 1, tokenizer)
+        found.append(Part(visible(text), is_trained, is_special))
     return found
+
+
+def visible(text: str) -> str:
+    """Show signs that would move a cursor as pictures of themselves; line breaks and tabs stay."""
+    return text.translate(CONTROLS)
 
 
 def num_trained(tokens: Tokens) -> int:
@@ -90,8 +99,8 @@ def document(title: str, said: Iterable[str], sections: Iterable[Section], token
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
         f"<h1>{escape(title)}</h1>{sentences}"
-        "<p>What the model sees: <mark>marked</mark> text carries loss, <b>special tokens</b> are coloured, and <i></i> "
-        f"is a line break.</p>{body}</html>\n"
+        "<p>What the model sees: <mark>marked</mark> text carries loss, <b>special tokens</b> are coloured, and "
+        f"<i></i> is a line break.</p>{body}</html>\n"
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tuneline.data import pack
 from tuneline.data.corpus import Writer, scratch_file
 from tuneline.data.schema import IGNORE_INDEX
-from tuneline.data.tokens import Tokens, labels
+from tuneline.data.tokens import Tokens
 
 ROW = Features(
     {
@@ -32,6 +32,7 @@ ROW = Features(
 Packing = bool | Literal["wrapped"]
 ROWS_AT_ONCE = 256
 ID_BYTES = 32
+WIDTH = array("i").itemsize
 
 
 class Waiting:
@@ -43,15 +44,26 @@ class Waiting:
         self._offsets = array("q", [0])
         self.lengths = array("i")
         self.num_trained = 0
+        self._padding = b""
 
     def add(self, tokens: Tokens) -> None:
         """Append an example; its first token carries no loss, as nothing of its own stands before it."""
-        marked = labels(tokens.input_ids, tokens.trained, IGNORE_INDEX)
-        marked[0] = IGNORE_INDEX
-        self.num_trained += len(marked) - marked.count(IGNORE_INDEX)
-        written = self._file.write(array("i", tokens.input_ids + marked).tobytes() + bytes.fromhex(tokens.example_id))
-        self._offsets.append(self._offsets[-1] + written)
+        ids = array("i", tokens.input_ids).tobytes()
+        parts, done = [ids], 0
+        for start, end in tokens.trained:
+            start = max(start, 1)
+            parts += [self._ignored(start - done), ids[start * WIDTH : end * WIDTH]]
+            self.num_trained += end - start
+            done = end
+        parts += [self._ignored(len(tokens.input_ids) - done), bytes.fromhex(tokens.example_id)]
+        self._offsets.append(self._offsets[-1] + self._file.write(b"".join(parts)))
         self.lengths.append(len(tokens.input_ids))
+
+    def _ignored(self, count: int) -> bytes:
+        """Return so many labels without loss."""
+        if len(self._padding) < count * WIDTH:
+            self._padding = array("i", [IGNORE_INDEX]).tobytes() * 2 * count
+        return self._padding[: count * WIDTH]
 
     def rows(self, max_length: int, packing: Packing) -> Dataset:
         """Lay the examples out as rows.

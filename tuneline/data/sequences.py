@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
 from tuneline.data import cutoff, encode, render
-from tuneline.data.compiled import CompiledTemplate, Pattern, Slot
+from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.schema import Message
 from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
 from tuneline.errors import DataError, ProofError
@@ -105,15 +105,14 @@ class Sequencer:
         """Read examples in order: those that have a pattern all at once, the others one by one."""
         patterns = [self._pattern(example) for example in examples]
         texts = [
-            piece.fill(example["messages"])
+            slot.fill(example["messages"])
             for example, pattern in zip(examples, patterns, strict=True)
             if pattern
-            for piece in pattern.pieces
-            if isinstance(piece, Slot)
+            for slot in pattern.slots
         ]
         encoded = iter(self._encoder(texts))
         return [
-            self._assembled(pattern, encoded) if pattern else self._read(example)
+            pattern.assemble(encoded) if pattern else self._read(example)
             for example, pattern in zip(examples, patterns, strict=True)
         ]
 
@@ -124,10 +123,6 @@ class Sequencer:
         if self._config.thinking == "mask" and any(THOUGHT_END in message["content"] for message in messages):
             return None
         return self._compiled.pattern(messages, example["tools"])
-
-    def _assembled(self, pattern: Pattern, encoded: Iterator[list[int]]) -> tuple[list[int], list[Answer]]:
-        ids, answers = pattern.assemble(encoded)
-        return ids, [Answer(*answer) for answer in answers]
 
     def _read(self, example: Example) -> tuple[list[int], list[Answer]]:
         if example["text"]:
@@ -220,7 +215,7 @@ class Sequencer:
             return Tokens(example["id"], ids, [], [(0, len(ids))])
         thinking = self._config.thinking == "train"
         spans = trained_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
-        if not any(end > max(start, 1) for start, end in spans):
+        if not spans or (len(spans) == 1 and spans[0][1] <= 1):
             raise ProofError(
                 f"Example {example['id'][:12]} carries no loss: none of its turns is trained. Leave it out."
             )

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from tuneline import progress
 from tuneline.config.data import TokenizeConfig, TokenizeStepConfig
-from tuneline.data import corpus, pairs, preview, rows, schema, sequences
+from tuneline.data import corpus, pairs, pause, preview, rows, schema, sequences
 from tuneline.data.corpus import Corpus
 from tuneline.data.sequences import CompiledDiffersError, Sequencer
 from tuneline.data.tokenizer import load_tokenizer
@@ -107,7 +107,7 @@ def _tokenize_all(
     waiting, left_out = rows.Waiting(), Counter[str]()
     shown: list[Tokens] = []
     sequencer.start()
-    with progress.bar("tokens", examples.num_rows) as advance:
+    with pause.no_cycles(), progress.bar("tokens", examples.num_rows) as advance:
         done = 0
         for batch in corpus.batches(examples):
             for source, tokens in sequencer.sequences(schema.from_batch(batch, sequences.COLUMNS)):

@@ -6,8 +6,8 @@ that put a space in front of every piece (SentencePiece) encode the text as a wh
 
 import itertools
 from bisect import bisect_left
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +19,7 @@ from tuneline.errors import ProofError, SourceError
 THOUGHT_END = "</think>"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Tokens `start` to `end` answer, the stop token included; loss may begin at `thought`, after a thinking block.
 
     `content` are the bounds of what was said last before the answer; a cut takes tokens there.
@@ -37,14 +36,13 @@ class Answer:
         return self.start if thinking or self.thought < 0 else self.thought
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """One example: `input_ids` [length], its answers, and the tokens that carry loss as [start, end) pairs."""
+class Tokens(NamedTuple):
+    """One example: `input_ids` [length], its answers, and what carries loss as ascending [start, end) pairs."""
 
     example_id: str
     input_ids: list[int]
-    answers: list[Answer] = field(default_factory=list)
-    trained: list[tuple[int, int]] = field(default_factory=list)
+    answers: list[Answer]
+    trained: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -127,19 +125,13 @@ def trained_spans(
     """
     if train_on == "all":
         return [(0, length)]
-    chosen = [answer for answer in answers if messages[answer.message]["train"] is not False]
     if train_on == "last_assistant":
-        chosen = [answer for answer in chosen if answer is answers[-1]]
-    spans = [(answer.trained_from(thinking=thinking), answer.end) for answer in chosen]
+        answers = answers[-1:]
+    chosen = [answer for answer in answers if messages[answer.message]["train"] is not False]
+    if thinking:
+        return [(answer.start, answer.end) for answer in chosen]
+    spans = [(answer.trained_from(thinking=False), answer.end) for answer in chosen]
     return [(a, b) for a, b in spans if a < b]
-
-
-def labels(input_ids: list[int], trained: list[tuple[int, int]], ignore_index: int) -> list[int]:
-    """Return `input_ids` where loss is carried and `ignore_index` elsewhere; [length]."""
-    made = [ignore_index] * len(input_ids)
-    for start, end in trained:
-        made[start:end] = input_ids[start:end]
-    return made
 
 
 def stop_ids_of(tokenizer: Any) -> frozenset[int]:

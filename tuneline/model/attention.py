@@ -5,6 +5,7 @@ most would be masked (Kundu et al. 2024, arXiv:2407.09105). It reads transformer
 padding masks, sliding windows, softcap or sinks: such a model is refused, and `train.attention: sdpa` is the way.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -73,8 +74,15 @@ def packed_inputs(lengths: list[int], device: torch.device | str = "cpu") -> dic
 
 
 @torch.no_grad()
-def check_isolation(model: PreTrainedModel, tolerance: float = 1e-2) -> float:
-    """Compare two short rows packed together with each alone.
+def check_isolation(
+    model: PreTrainedModel, batches: Sequence[Sequence[list[int]]] = (), tolerance: float = 1e-2
+) -> float:
+    """Compare examples packed together with each alone.
+
+    Args:
+        model: The model to be trained.
+        batches: For each comparison, the ids of examples that share a row; without any, made-up ones are taken.
+        tolerance: Difference up to which it is rounding.
 
     Returns:
         Largest difference of the logits, relative to their spread.
@@ -82,18 +90,27 @@ def check_isolation(model: PreTrainedModel, tolerance: float = 1e-2) -> float:
     Raises:
         ProofError: The difference is above the tolerance, so packed examples would see each other.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(16, device=model.device) * 7919 + 11) % vocabulary
     training = model.training
     model.eval()
-    parts = (ids[:7], ids[7:])
-    alone = torch.cat([model(input_ids=part[None], use_cache=False).logits[0].float() for part in parts])
-    packed = model(input_ids=ids[None], **packed_inputs([7, 9], model.device)).logits[0].float()
+    difference = max(_difference(model, batch) for batch in batches or [_made_up(model)])
     model.train(training)
-    difference = float((alone - packed).abs().max() / alone.std())
     if not difference <= tolerance:
         raise ProofError(
             f"Packed examples see each other in this architecture (relative difference {difference:.1e}, at most "
-            f"{tolerance:.0e} is rounding). Set tokenize.packing: false."
+            f"{tolerance:.0e} is rounding). Set tokenize.packing: false and train.per_device_train_batch_size: 1."
         )
     return difference
+
+
+def _difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
+    parts = [torch.tensor([ids], device=model.device) for ids in batch]
+    alone = torch.cat([model(input_ids=part, use_cache=False).logits[0].float() for part in parts])
+    inputs = packed_inputs([part.shape[1] for part in parts], model.device)
+    packed = model(input_ids=torch.cat(parts, dim=1), **inputs).logits[0].float()
+    return float((alone - packed).abs().max() / alone.std())
+
+
+def _made_up(model: PreTrainedModel) -> list[list[int]]:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [(i * 7919 + 11) % vocabulary for i in range(16)]
+    return [ids[:7], ids[7:]]

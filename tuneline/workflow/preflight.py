@@ -18,8 +18,8 @@ def check_content(recipe: SFTRecipe) -> None:
 
     tracker.connect()
     registry.check_champion(recipe.registry.model_name)
-    found = sources.locate(recipe.sources)
-    for source in recipe.sources:
+    found = sources.locate(recipe.sources_once())
+    for source in recipe.sources_once():
         align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))
     for exam in sources.locate_exams(recipe.exams).items:
         benchmarks.read_exam(exam)

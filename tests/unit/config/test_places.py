@@ -4,6 +4,7 @@ import pytest
 
 from tests import tiny
 from tuneline.config import load, places
+from tuneline.errors import NotFoundError, SourceError
 
 
 @pytest.fixture
@@ -55,3 +56,12 @@ def test_a_folder_a_pattern_and_the_hub_are_places_too(missing):
     paths = [{"path": "data"}, {"path": "data/*.jsonl"}, {"hub": "team/rows"}]
 
     assert missing(sources=[{"name": f"s{i}", **path} for i, path in enumerate(paths)]) == []
+
+
+def test_a_template_is_looked_for_before_a_run(tmp_path):
+    places.check_template("auto")
+    places.check_template("llama3")
+    with pytest.raises(NotFoundError, match="Unknown template 'lama3'. Did you mean 'llama3'"):
+        places.check_template("lama3")
+    with pytest.raises(SourceError, match="template: there is no file .*own.jinja"):
+        places.check_template(str(tmp_path / "own.jinja"))

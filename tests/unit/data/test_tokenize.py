@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tuneline.config.data import TokenizeConfig, TokenizeStepConfig
 from tuneline.data import schema, tokenize
+from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.corpus import Corpus
 from tuneline.data.sequences import Sequencer
 from tuneline.data.tokenizer import load_tokenizer_from
@@ -175,7 +176,8 @@ def tokenizer_template(tiny_model):
 
 
 def test_where_the_compiled_template_differs_all_is_rendered_by_the_template(manifest, monkeypatch, caplog):
-    monkeypatch.setattr(Sequencer, "_assembled", lambda *_: ([7, 7], []))
+    pattern = CompiledTemplate.pattern
+    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: Pattern([[7], *pattern(*chat).pieces]))
 
     rows = tokenize.tokenize_pack(corpus("one"), manifest, config())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tuneline.errors import ProofError
+from tuneline.errors import ProofError, RecipeError
 from tuneline.model import attention
 from tuneline.model.load import load_model
 
@@ -29,6 +29,17 @@ def test_packed_logits_and_gradients_equal_those_of_each_alone(tiny_model, kind)
 
 def test_isolation_is_measured(tiny_model):
     assert attention.check_isolation(load_model(tiny_model, attention="segment")) < 1e-4
+
+
+def test_isolation_is_measured_on_the_examples_themselves(tiny_model):
+    model = load_model(tiny_model, attention="segment")
+
+    assert attention.check_isolation(model, [[[3, 4, 5], [6, 7]], [[8], [9, 10, 11]]]) < 1e-4
+
+
+def test_flash_attention_without_its_package_is_refused(tiny_model):
+    with pytest.raises(RecipeError, match="needs a CUDA device and the package flash-attn"):
+        load_model(tiny_model, attention="flash_attention_2")
 
 
 def test_a_leak_is_refused(tiny_model, monkeypatch):

@@ -1,0 +1,145 @@
+"""What a further row costs the data worker in memory: each step by itself, and the whole way in one process.
+
+    TUNELINE_TEST_DATA=... python -m benchmarks.data_memory [--json] [--variations 1 10]
+
+Each step runs once on a file of 50,000 rows and once on ten such files in one, whose rows all differ; the difference of
+the two peaks, over the rows that came in addition, is what a row costs. Two peaks are taken: anonymous memory (what the
+process has allocated), sampled every 20 ms from outside, and resident memory, as the kernel keeps it. What is resident
+and not anonymous are pages of files (Arrow files that are mapped): the kernel takes them back when it needs them.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data_preparation
+from benchmarks.peers import process
+
+STEPS = ("ingest", "align", "merge", "tokenize_pack", "whole")
+BOUND = 100
+"""Bytes of anonymous memory that a row may cost."""
+
+SECONDS_BETWEEN_SAMPLES = 0.02
+
+
+def measure(told: argparse.Namespace) -> dict[str, Any]:
+    """Measure every step at both sizes."""
+    model = data_preparation.model_folder(told.model)
+    peaks: dict[str, list[process.Result]] = {step: [] for step in STEPS}
+    sizes = []
+    for variations in told.variations:
+        with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
+            path = Path(folder) / "alpaca.jsonl"
+            sizes.append(_write(path, variations))
+            for step in STEPS:
+                print(f"{sizes[-1]} rows: {step}", file=sys.stderr)
+                arguments = {"step": step, "data": str(path), "model": str(model), "max_length": told.max_length}
+                peaks[step].append(watched({**arguments, "kept": folder}))
+    return report(sizes, peaks)
+
+
+def _write(path: Path, variations: int) -> int:
+    """Write the rows of the measured file so many times, a number behind each instruction; return how many."""
+    count = 0
+    with path.open("w") as out:
+        for row in _rows(variations):
+            out.write(json.dumps({**row, "instruction": f"{row['instruction']} ({count})"}, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _rows(variations: int) -> Iterator[dict[str, str]]:
+    for _ in range(variations):
+        with gzip.open(data_preparation.data_file(), "rt", encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def watched(arguments: process.Result) -> process.Result:
+    """Run a job and return what it found, with the highest anonymous and file-backed memory that was seen."""
+    with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
+        scratch = Path(folder)
+        job = process.start("memory", arguments, scratch)
+        status, began, ended = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
+        peak = {"RssAnon": 0, "RssFile": 0}
+        base = dict(peak)
+        while job.poll() is None and not ended.exists():
+            if began.exists():
+                now = _memory(status)
+                base = base if any(base.values()) else now
+                peak = {name: max(peak[name], now.get(name, 0)) for name in peak}
+            time.sleep(SECONDS_BETWEEN_SAMPLES)
+        found = process.finish(job, "memory", scratch)
+    return {**found, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "anonymous_before": base.get("RssAnon", 0)}
+
+
+def _memory(status: Path) -> dict[str, int]:
+    """Return the sizes in a status file, in bytes; nothing if its process has just ended."""
+    try:
+        lines = [line.split() for line in status.read_text().splitlines()]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+
+
+def report(sizes: list[int], peaks: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return bytes per additional row, and the peaks in MiB."""
+    rows = sizes[-1] - sizes[0]
+    kinds = {"anonymous": "anonymous", "rss": "peak_rss", "maxrss": "maxrss"}
+    cost = {
+        step: {kind: round((found[-1][key] - found[0][key]) / rows, 1) for kind, key in kinds.items()}
+        for step, found in peaks.items()
+    }
+    shown = ("anonymous_before", "anonymous", "file", "peak_rss", "maxrss")
+    return {
+        "bytes_per_row": cost,
+        "bound": BOUND,
+        "within_bound": {step: found["anonymous"] <= BOUND for step, found in cost.items()},
+        "rows": sizes,
+        "peak_mib": {
+            step: [{name: round(each[name] / 2**20, 1) for name in shown} for each in found]
+            for step, found in peaks.items()
+        },
+        "files_mib": {
+            step: [round(sum(each["split_bytes"].values()) / 2**20, 1) for each in found]
+            for step, found in peaks.items()
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the figures for reading."""
+    small, large = found["rows"]
+    lines = [
+        f"{'':16}{'bytes per further row':>24}{'':4}{f'peak MiB at {small} and {large} rows':>44}",
+        f"{'step':16}{'anonymous':>12}{'resident':>12}{'':4}{'anonymous':>22}{'resident':>22}",
+    ]
+    for step, cost in found["bytes_per_row"].items():
+        anonymous, resident = (
+            " and ".join(str(each[name]) for each in found["peak_mib"][step]) for name in ("anonymous", "peak_rss")
+        )
+        lines.append(f"{step:16}{cost['anonymous']:>12}{cost['rss']:>12}{'':4}{anonymous:>22}{resident:>22}")
+    over = [step for step, within in found["within_bound"].items() if not within]
+    lines.append(f"above {found['bound']} bytes of anonymous memory a row: {', '.join(over) or 'none'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--variations", type=int, nargs=2, default=[1, 10], help="how many times the rows, twice")
+    parser.add_argument("--json", action="store_true")
+    told = parser.parse_args()
+    found = measure(told)
+    print(json.dumps(found, indent=1) if told.json else table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""`tuneline data preview`: what the model will see, before a run and without ZenML."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests import tiny
+from tuneline.cli import preview, show
+from tuneline.cli.main import app, main
+from tuneline.data.preview import Part
+from tuneline.errors import DataError, NotFoundError
+
+LONG = {"instruction": "Count.", "output": " ".join(map(str, range(400)))}
+BAD = {"instruction": "What?", "output": ""}
+
+
+@pytest.fixture
+def project(tmp_path, home, project_template):
+    """Write a recipe over rows; returns its path."""
+
+    def write(rows, *, source=None, **changes):
+        path = tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
+        sources = [{"name": "mine", "path": str(path), **(source or {})}]
+        model = {"type": "directory", "path": str(project_template / "model")}
+        recipe = tiny.recipe(sources=sources, model=model, exams=[], evaluate={}, **changes)
+        return tiny.write_config(tmp_path / "run.yaml", recipe)
+
+    return write
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["data", "preview", *map(str, arguments)])
+
+
+def shown(*arguments):
+    result = run(*arguments)
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def as_json(*arguments):
+    return json.loads(shown(*arguments, "--json"))
+
+
+def test_trained_text_is_marked_where_there_are_no_colours(project):
+    text = shown(project(tiny.alpaca_rows(20)), "--rows", "2")
+
+    assert "<|im_start|>user\nWhat is 0 and 0?<|im_end|>\n<|im_start|>assistant\n⟦It is 0.<|im_end|>⟧\n" in text
+    assert "⟦It is 2.<|im_end|>⟧" in text
+    assert "What is 2 and 2?" not in text, "two rows were asked for"
+    assert "\x1b[" not in text
+
+
+def test_trained_text_is_coloured_on_a_terminal(project, monkeypatch):
+    monkeypatch.setattr(show, "console", lambda: Console(force_terminal=True, color_system="standard", width=200))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    text = shown(project(tiny.alpaca_rows(20)), "--rows", "1")
+
+    assert "\x1b[32mIt is 0.\x1b[0m\x1b[1;32m<|im_end|>\x1b[0m" in text
+    assert "⟦" not in text
+
+
+def test_json_tells_what_stands_on_the_page(project):
+    (source,) = as_json(project(tiny.alpaca_rows(20)), "--rows", "3")["sources"]
+
+    assert (source["name"], source["format"], source["format_found"]) == ("mine", "alpaca", True)
+    assert (source["rows"], source["all_rows"], source["kinds"]) == (20, True, {"chat": 20})
+    assert len(source["shown"]) == 3
+    for sequence in source["shown"]:
+        assert "".join(part["text"] for part in sequence["parts"] if part["trained"]).endswith(".<|im_end|>")
+    assert sum(source["lengths"]["counts"]) == 20
+    assert 0 < source["coverage"] < 1
+    assert 0 < source["fill"] <= 1
+    assert source["rendering"].startswith("compiled template")
+
+
+def test_dropped_rows_are_counted_with_their_places(project):
+    recipe = project([*tiny.alpaca_rows(20), BAD], align={"bad_rows": "drop"})
+
+    (source,) = as_json(recipe)["sources"]
+
+    assert source["bad_rows"] == {"empty assistant turn": 1}
+    assert source["first_bad_rows"][0].startswith("rows.jsonl:21: ")
+    assert "rows.jsonl:21: " in shown(recipe)
+
+
+def test_a_bad_row_is_the_error_that_a_run_would_make(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tuneline", "data", "preview", str(project([*tiny.alpaca_rows(5), BAD]))])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 2
+    assert "rows.jsonl:6: turn 2, by the assistant, is empty. Mend the row" in capsys.readouterr().err
+
+
+def test_too_long_rows_are_shown_whole_before_they_are_refused(project):
+    result = run(project([*tiny.alpaca_rows(20), LONG]), "--json")
+
+    (source,) = json.loads(result.stdout)["sources"]
+    assert isinstance(result.exception, DataError)
+    assert "more than tokenize.max_length 256" in str(result.exception)
+    assert (source["too_long"], source["sequences"]) == (1, 21)
+    assert source["tokens_a_sequence"]["longest"] > 1000
+    assert source["lengths"]["edges"][-2] == 257, "what is too long has a bin of its own"
+    assert "fill" not in source
+
+
+@pytest.mark.parametrize(("policy", "cut", "dropped"), [("drop", 0, 1), ("right", 1, 0), ("split", 1, 0)])
+def test_what_becomes_of_too_long_rows_is_counted_by_policy(project, policy, cut, dropped):
+    recipe = project([*tiny.alpaca_rows(20), LONG], tokenize={"max_length": 256, "overlong": policy})
+
+    (source,) = as_json(recipe)["sources"]
+
+    assert (source["cut"], source["dropped_for_length"], source["too_long"]) == (cut, dropped, 1)
+    assert source["tokens_a_sequence"]["longest"] > 1000, "lengths are those of the data"
+
+
+def test_too_many_cuts_are_a_problem_told_after_the_page(project):
+    recipe = project([*tiny.alpaca_rows(5), LONG], tokenize={"max_length": 256, "overlong": "drop"})
+
+    result = run(recipe)
+
+    assert "tokenize.max_cut_fraction" in str(result.exception)
+    assert "1 of 6 sequences have more than max_length 256; overlong: drop (1 dropped)" in result.stdout
+
+
+def test_no_more_than_the_first_rows_are_read(project, monkeypatch):
+    from tuneline.data import look
+
+    monkeypatch.setattr(look, "FIRST_ROWS", 7)
+    recipe = project(tiny.alpaca_rows(20))
+    with Path(recipe.parent / "rows.jsonl").open("a") as file:
+        file.write("{torn")
+
+    (source,) = as_json(recipe)["sources"]
+
+    assert (source["rows"], source["all_rows"]) == (7, False)
+    assert "the first 7 rows" in shown(recipe)
+
+
+def test_rows_beyond_max_rows_are_not_looked_at(project):
+    (source,) = as_json(project(tiny.alpaca_rows(20), source={"max_rows": 4}))["sources"]
+
+    assert (source["rows"], source["all_rows"]) == (4, True)
+
+
+def test_one_data_set_can_be_looked_at_alone(project_template, home):
+    config = project_template / "run.yaml"
+
+    assert [source["name"] for source in as_json(config, "--source", "second")["sources"]] == ["second"]
+    assert isinstance(run(config, "--source", "secnd").exception, NotFoundError)
+    assert "Did you mean 'second'?" in str(run(config, "--source", "secnd").exception)
+
+
+def test_pairs_are_refused_by_a_recipe_that_trains_chats(project):
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 5
+
+    assert "kind preference; stage sft trains on chat or text" in str(run(project(pairs)).exception)
+
+
+def test_calls_that_the_template_does_not_write_are_told(project):
+    call = {"function": {"name": "add", "arguments": {"a": 2}}}
+    calling = [
+        {"role": "user", "content": "2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "Two."},
+    ]
+    recipe = project([{"messages": calling, "tools": [{"function": {"name": "add"}}]}])
+
+    assert as_json(recipe)["sources"][0]["not_written"] == ["calls of functions", "functions' schemas"]
+    assert "the chat template leaves out calls of functions and functions' schemas" in shown(recipe)
+    written = project([{"messages": calling}], template="qwen")
+    assert as_json(written)["sources"][0]["not_written"] == []
+
+
+def test_the_page_shows_sequences_with_marks_line_breaks_and_what_was_counted(project, tmp_path):
+    rows = [{"instruction": "<b>&\nWhat?", "output": "one\ntwo"}, *tiny.alpaca_rows(20)]
+
+    shown(project(rows), "--html", tmp_path / "page.html")
+
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;&amp;<i></i>\nWhat?" in page
+    assert "<mark>one<i></i>\ntwo</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page
+    assert "alpaca, found by the rows; 21 chat" in page
+    assert "class=bar" in page
+
+
+def test_signs_that_move_the_cursor_are_shown_as_pictures(project):
+    text = shown(project([{"instruction": "a\x1b[31m\rb", "output": "ok"}, *tiny.alpaca_rows(5)]))
+
+    assert "a␛[31m␍b" in text
+
+
+def test_a_long_sequence_loses_its_middle_on_the_terminal_alone():
+    long = [Part("a" * 3000, False, False), Part("b" * 4000, True, False), Part("<end>", True, True)]
+
+    text = preview._marked(long)
+
+    assert text == f"{'a' * 2000} […4,005 characters…] ⟦{'b' * 995}<end>⟧"
+    assert preview._marked([Part("a" * 4000, False, False)]) == "a" * 4000
+
+
+def test_a_preview_imports_no_zenml(project):
+    code = "import sys; sys.modules['zenml'] = None; from tuneline.cli.main import main; main()"
+    recipe = project(tiny.alpaca_rows(5))
+
+    run = subprocess.run([sys.executable, "-c", code, "data", "preview", str(recipe)], capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stderr
+    assert "⟦It is 0.<|im_end|>⟧" in run.stdout
