@@ -6,6 +6,7 @@ Knows nothing of recipes: `load` reads run configurations with it, `descriptions
 import glob
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,13 @@ def check(
         return model.model_validate(raw), []
     except ValidationError as error:
         ask = known or (lambda loc, parent: fields_beside(model, loc, parent))
-        return None, [_explain(problem, raw, prefix, ask) for problem in error.errors()]
+        found: dict[Key, list[ErrorDetails]] = {}
+        for problem in error.errors():
+            found.setdefault(_written_key(problem["loc"], raw)[0], []).append(problem)
+        return None, [
+            _explain(told[0], raw, prefix, ask) if len(told) == 1 else ((*prefix, *key), _none_of(told))
+            for key, told in found.items()
+        ]
 
 
 def fields_beside(model: type[BaseModel], loc: Key, parent: Any) -> list[str]:
@@ -162,6 +169,12 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
             return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{hint(problem['input'], values)}"
         case _:
             return (*prefix, *key), f"{problem['msg']}, got {problem['input']!r}."
+
+
+def _none_of(problems: list[ErrorDetails]) -> str:
+    """Say what a value should have been that fits none of the kinds it may have."""
+    kinds = [re.sub(r"^Input should be |, unable to .*$", "", problem["msg"]) for problem in problems]
+    return f"expected {' or '.join(kinds)}, got {problems[0]['input']!r}."
 
 
 def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:

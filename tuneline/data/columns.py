@@ -40,6 +40,12 @@ def _lacking(name: str, own: str, keys: tuple[str, ...]) -> str:
 def proposal(keys: Iterable[str]) -> str:
     """Propose `columns:` for rows that hold a question and an answer under names of their own."""
     known = list(keys)
+    if "instruction" in known and "output" not in known:
+        about = "input: context, " if "context" in known and "input" not in known else ""
+        return f"columns: {{{about}output: {_answer(known)}}}"
     question = next((name for name in QUESTIONS if name in known), "<the question's column>")
-    answer = next((name for name in ANSWERS if name in known and name != question), "<the answer's column>")
-    return f"columns: {{instruction: {question}, output: {answer}}}"
+    return f"columns: {{instruction: {question}, output: {_answer(known, question)}}}"
+
+
+def _answer(known: list[str], question: str = "") -> str:
+    return next((name for name in ANSWERS if name in known and name != question), "<the answer's column>")

@@ -120,8 +120,7 @@ def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_le
 
 def _proportional(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
     """Keep rounds from the first; the one that does not fit is cut in proportion."""
-    first = _first(system, rounds, read)
-    count = _most(lambda count: _ends(first(count), max_length), len(rounds))
+    count, first = _whole(system, rounds, read, max_length)
     kept = _trimmed(first(count)) if count else None
     if count == len(rounds):
         return kept
@@ -137,8 +136,7 @@ def _split(system: list[Message], rounds: list[list[Message]], read: Read, max_l
     """Make several conversations of one, each with the system message; a single round is cut in proportion."""
     made: list[Cut] = []
     while rounds:
-        first = _first(system, rounds, read)
-        count = _most(lambda count, first=first: _ends(first(count), max_length), len(rounds))  # type: ignore[misc]
+        count, first = _whole(system, rounds, read, max_length)
         best = _trimmed(first(count)) if count else _proportional(system, rounds[:1], read, max_length)
         made += [best] if best else []
         rounds = rounds[count or 1 :]
@@ -166,6 +164,14 @@ def _first(system: list[Message], rounds: list[list[Message]], read: Read) -> Ca
         return messages, *read(messages)
 
     return first
+
+
+def _whole(
+    system: list[Message], rounds: list[list[Message]], read: Read, max_length: int
+) -> tuple[int, Callable[[int], Cut]]:
+    """Return how many of the first rounds fit as they are, and what reads so many."""
+    first = _first(system, rounds, read)
+    return _most(lambda count: _ends(first(count), max_length), len(rounds)), first
 
 
 def _begins(part: Cut, max_length: int) -> bool:

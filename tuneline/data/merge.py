@@ -83,7 +83,7 @@ def _sides(rows: list[Dataset], shares: list[Share], config: MergeConfig) -> tup
     kind = _one_kind(np.split(facts.kinds, ends), shares)
     first = first_copies(facts.ids)
     train, held_out = (np.split(first & side, ends) for side in (~facts.held_out, facts.held_out))
-    _check_sizes(sum(map(_size, train)), sum(map(_size, held_out)), config)
+    _check_sizes(sum(map(_size, train)), sum(map(_size, held_out)), len(first) - _size(first), config)
     return train, held_out, kind
 
 
@@ -155,13 +155,16 @@ def _one_kind(kinds_by_source: list[NDArray[np.uint8]], shares: list[Share]) -> 
     return KINDS[there[0]] if len(there) else ""
 
 
-def _check_sizes(num_train: int, num_held_out: int, config: MergeConfig) -> None:
+def _check_sizes(num_train: int, num_held_out: int, num_copies: int, config: MergeConfig) -> None:
+    beside = f" ({num_copies} exact copies are left out)" if num_copies else ""
     if not num_train:
-        raise DataError("merge.validation_fraction holds out every example, so none is left to train on. Lower it.")
+        raise DataError(
+            f"merge.validation_fraction holds out every example{beside}, so none is left to train on. Lower it."
+        )
     if config.validation_fraction and num_held_out < FEWEST_HELD_OUT:
         raise DataError(
             f"merge.validation_fraction {config.validation_fraction} holds out {num_held_out} of "
-            f"{num_train + num_held_out} examples; {FEWEST_HELD_OUT} are the fewest that can be measured. "
+            f"{num_train + num_held_out} examples{beside}; {FEWEST_HELD_OUT} are the fewest that can be measured. "
             "Raise it, or give more rows."
         )
 

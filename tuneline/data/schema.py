@@ -1,7 +1,7 @@
 """The one schema that every data set is brought to (the paper's "standardized data", in chat vocabulary).
 
-Values of unknown shape (tool calls, function schemas) travel as canonical JSON text: Arrow unifies the keys of structs
-over all rows and fills them with nulls, which would change what is rendered.
+Values of unknown shape (tool calls, function schemas) travel as JSON text in their author's order: Arrow unifies the
+keys of structs over all rows and fills them with nulls, which would change what is rendered.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def content(
 
     Args:
         messages: Turns of a chat; of a pair, the prompt; empty for a text.
-        tools: Functions' JSON schemas as one canonical JSON text.
+        tools: Functions' JSON schemas as one JSON text.
         chosen: Turns of the preferred answer (preference).
         rejected: Turns of the other answer (preference).
         label: Whether the last answer is desirable (KTO).

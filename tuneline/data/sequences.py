@@ -6,12 +6,13 @@ compared on the first examples and on a sample of the rest; where they differ, e
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
-from tuneline.data import cutoff, encode, render
+from tuneline.data import cutoff, encode, render, unwritten
 from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.schema import Message
 from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
@@ -128,7 +129,21 @@ class Sequencer:
         if example["text"]:
             return self._text(example["text"]), []
         self.counts["rendered_by_template"] += 1
+        self._refuse_unwritten(example)
         return self._reader.read(example["messages"], example["tools"], self._turns)
+
+    def _refuse_unwritten(self, example: Example) -> None:
+        calls = any(message["tool_calls"] for message in example["messages"])
+        for what, has in ((unwritten.CALLS, calls), (unwritten.SCHEMAS, bool(example["tools"]))):
+            if has and what in self._left_out:
+                raise DataError(
+                    f"{example['source']} has {what}, and the chat template leaves them out in silence, so they would "
+                    "not be learned. Set template to one that writes them, like qwen, or leave such rows out."
+                )
+
+    @cached_property
+    def _left_out(self) -> list[str]:
+        return unwritten.left_out(self._tokenizer)
 
     def _text(self, text: str) -> list[int]:
         """Encode a document, between the tokens that mark its beginning (where the tokenizer has one) and its end."""
@@ -154,10 +169,14 @@ class Sequencer:
             raise CompiledDiffersError(
                 f"Example {example['id'][:12]}: the compiled chat template gives other ids than the template itself."
             )
-        for answer in exact_answers:
-            head = render.apply(messages[: answer.message], tools, self._tokenizer, add_generation_prompt=True)
-            prompt = self._tokenizer(head, add_special_tokens=False)["input_ids"]
-            if exact[: answer.start] != prompt and whole == exact:
+        if not self._encoder.joins:  # else the prompt is encoded by itself, as it is when the model answers
+            self._check_prompts(example, exact, exact_answers)
+
+    def _check_prompts(self, example: Example, ids: list[int], answers: list[Answer]) -> None:
+        for answer in answers:
+            before = example["messages"][: answer.message]
+            head = render.apply(before, example["tools"], self._tokenizer, add_generation_prompt=True)
+            if ids[: answer.start] != self._tokenizer(head, add_special_tokens=False)["input_ids"]:
                 raise ProofError(
                     f"Example {example['id'][:12]}: the ids of the prompt are not the beginning of the example's, so "
                     "the model would answer from other tokens than it was trained on. Set template to one whose "

@@ -86,8 +86,8 @@ def with_template(
 
 def with_arguments(template: str, arguments: Arguments) -> str:
     """Return a template that sets its own variables, so that training and serving cannot see different ones."""
-    lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in sorted(arguments.items())]
-    return "".join([*lines, template])
+    head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in sorted(arguments.items()))
+    return template if template.startswith(head) else head + template
 
 
 def read(wanted: str) -> str:

@@ -11,6 +11,7 @@ from tuneline.data import corpus, render
 from tuneline.data.schema import Message, message
 from tuneline.errors import DataError
 
+CALLS, SCHEMAS = "calls of functions", "functions' schemas"
 MARK = "function_that_marks"
 FUNCTION: dict[str, Any] = {"name": MARK, "description": "", "parameters": {"type": "object", "properties": {}}}
 CALL: dict[str, Any] = {"name": MARK, "arguments": {}}
@@ -25,12 +26,15 @@ TOOLS = json.dumps([{"type": "function", "function": FUNCTION}])
 
 def unwritten(examples: Dataset, tokenizer: Any) -> list[str]:
     """Name what some examples have and the tokenizer's chat template leaves out."""
-    lost = []
-    if _any(examples, _num_calls) and not _writes(CALLING, "", tokenizer):
-        lost.append("calls of functions")
-    if _any(examples, _num_tools) and not _writes(CALLING[:1], TOOLS, tokenizer):
-        lost.append("functions' schemas")
-    return lost
+    lost = left_out(tokenizer)
+    has = {CALLS: _num_calls, SCHEMAS: _num_tools}
+    return [what for what in lost if _any(examples, has[what])]
+
+
+def left_out(tokenizer: Any) -> list[str]:
+    """Name what the tokenizer's chat template leaves out: `CALLS`, `SCHEMAS`, both or neither."""
+    tried = {CALLS: (CALLING, ""), SCHEMAS: (CALLING[:1], TOOLS)}
+    return [what for what, (messages, tools) in tried.items() if not _writes(messages, tools, tokenizer)]
 
 
 def _any(examples: Dataset, count: Any) -> bool:

@@ -4,7 +4,7 @@ The same functions as the pipeline's steps, in the same order, for tests, benchm
 """
 
 from tuneline.config.recipe import SFTRecipe
-from tuneline.data import align, merge, sources, tokenize
+from tuneline.data import align, merge, sources, template, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 
@@ -23,10 +23,16 @@ def mix(recipe: SFTRecipe) -> Corpus:
     return merge.merge(examples, exams, recipe.for_merge())
 
 
-def prepare(recipe: SFTRecipe, tokenizer: Manifest) -> Corpus:
+def prepare(recipe: SFTRecipe, tokenizer: Manifest, model_type: str = "") -> Corpus:
     """Make the training rows of a recipe.
+
+    Args:
+        recipe: What a run would be given.
+        tokenizer: The base model's; it gets the recipe's chat template.
+        model_type: The base model's architecture, by which a tokenizer without a template gets one.
 
     Raises:
         TunelineError: As each step does.
     """
-    return tokenize.tokenize_pack(mix(recipe), tokenizer, recipe.for_tokenize())
+    chosen, _ = template.with_template(tokenizer, recipe.template, model_type, recipe.template_arguments)
+    return tokenize.tokenize_pack(mix(recipe), chosen, recipe.for_tokenize())

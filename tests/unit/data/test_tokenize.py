@@ -161,6 +161,18 @@ def test_a_template_that_looks_into_contents_is_followed(tiny_model):
     assert trained_text(only(chat("a", "my secret"), tokenizer), tokenizer) == "my xxx<|im_end|>"
 
 
+def test_a_template_that_leaves_out_calls_or_schemas_is_refused(tokenizer):
+    call = '[{"type":"function","function":{"name":"add","arguments":{}}}]'
+    turns = [schema.message("user", "q"), schema.message("assistant", "", call), schema.message("tool", "4")]
+    said = schema.content([*turns, schema.message("assistant", "4")])
+    listed = schema.content([*turns[:1], schema.message("assistant", "4")], tools='[{"type":"function"}]')
+
+    with pytest.raises(DataError, match="s has calls of functions, and the chat template leaves them out in silence"):
+        tokenize.tokenize(schema.example("s", said), tokenizer)
+    with pytest.raises(DataError, match="s has functions' schemas, and the chat template leaves them out in silence"):
+        tokenize.tokenize(schema.example("s", listed), tokenizer)
+
+
 def test_a_template_that_strips_contents_is_followed(tiny_model):
     tokenizer = with_template(tiny_model, tokenizer_template(tiny_model).replace("m['content']", "m['content']|trim"))
     sequencer = Sequencer(tokenizer, TokenizeConfig())
@@ -355,4 +367,4 @@ def test_a_stage_refuses_examples_of_another_kind(manifest):
 def test_the_page_marks_what_is_trained(manifest):
     page = tokenize.tokenize_pack(corpus("one <b>"), manifest, config()).page
 
-    assert "<mark>one &lt;b&gt;&lt;|im_end|&gt;</mark>" in page
+    assert "<mark>one &lt;b&gt;</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page

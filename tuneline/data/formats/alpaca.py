@@ -19,8 +19,8 @@ def align_alpaca(record: Record, tags: Tags) -> Content:
 
 
 def looks_like_alpaca(record: Record) -> bool:
-    """Tell whether a record has an instruction and one answer to it."""
-    return isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str)
+    """Tell whether a record has an instruction and an answer, be they texts or not: it is refused as what it is."""
+    return record.get("instruction") is not None and record.get("output") is not None
 
 
 formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca))

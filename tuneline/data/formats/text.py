@@ -16,8 +16,8 @@ def align_text(record: Record, tags: Tags) -> Content:
 
 
 def looks_like_text(record: Record) -> bool:
-    """Tell whether a record has a text."""
-    return isinstance(record.get("text"), str)
+    """Tell whether a record has a text, or something else in its place."""
+    return record.get("text") is not None
 
 
 formats.register("text")(Format(align_text, looks_like_text))

@@ -18,6 +18,9 @@ BOM = b"\xef\xbb\xbf"
 FIRST = 64
 """Bytes by which a file is known for what it is."""
 
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+"""How packed files begin."""
+
 STAND_INS = {
     b"version https://git-lfs": "a git-LFS pointer, not the data. Fetch the data with `git lfs pull`.",
     b"<!doctype html": "a web page, not data: most likely an error page. Download the file again.",
@@ -100,11 +103,21 @@ def _trouble(path: Path, error: Exception) -> TunelineError:
             "Save the file as UTF-8 (`iconv -f latin1 -t utf-8` where it is Latin-1)."
         )
     except OSError as cut:
+        if num_read == 0 and not _begins_packed(path):
+            return SourceError(
+                f"{path}:1: this is not packed with {packing(path)}, though its name says so. Take {path.suffix} off the "
+                "name."
+            )
         return SourceError(
             f"{path}:{num_read + 1}: the file cannot be unpacked beyond this line ({cut}). Most likely its download "
             "was interrupted: download it again."
         )
     return SourceError(f"{path}: the file cannot be read ({error}). Give one that can.")
+
+
+def _begins_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(FIRST).startswith(MAGIC.get(packing(path) or "", b""))
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> TunelineError:

@@ -98,4 +98,6 @@ def invalid(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
     """Return the error of a text that begins at a line and is no JSON."""
     near = error.doc[max(0, error.pos - 20) : error.pos + 20].strip()
     place = f"{path}:{line + error.lineno - 1}"
-    return DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}, near {near!r}.")
+    ends = error.msg.startswith("Unterminated string") or error.pos >= len(error.doc.rstrip())
+    remedy = "The text ends inside a row: write it whole, or download it again." if ends else "Correct it there."
+    return DataError(f"{place}: not valid JSON: {error.msg} at column {error.colno}, near {near!r}. {remedy}")
