@@ -69,7 +69,7 @@ class _Reader:
     def read(self, record: Record) -> tuple[Content, schema.Kind]:
         """Read a record and check that it can be used."""
         if schema.BAD_ROW in record:
-            raise DataError(f"{record[schema.BAD_ROW]}", f"{record[schema.BAD_ROW]}")
+            raise DataError(f"{record[schema.BAD_ROW]}.", str(record[schema.BAD_ROW]))
         if self.names:
             record = columns.rename(record, self.names)
         usable.refuse_media(record)

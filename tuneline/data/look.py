@@ -19,7 +19,6 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.preview import Section
 from tuneline.data.tokenize import KINDS
 from tuneline.data.trial import Trial
-from tuneline.data.unwritten import unwritten
 from tuneline.errors import DataError, NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 
@@ -74,7 +73,6 @@ def _section(source: SourceConfig, recipe: SFTRecipe, trial: Trial, tokenizer: A
         "kinds": counts["kinds"],
         "bad_rows": counts["dropped"],
         "first_bad_rows": counts["dropped_first"],
-        "not_written": unwritten(examples.only(), tokenizer),
         **made.counts,
     }
     return Section(source.name, made.shown, seen, list(_facts(seen)))
@@ -133,8 +131,6 @@ def _facts(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", f"{seen['format']}{', found by the rows' if seen['format_found'] else ''}; {kinds}"
     yield "read", f"{'all' if seen['all_rows'] else 'the first'} {seen['rows']:,} rows"
     yield "bad rows", "\n".join([f"dropped: {bad}", *seen["first_bad_rows"]]) if bad else "none"
-    if seen["not_written"]:
-        yield "not written", f"the chat template leaves out {' and '.join(seen['not_written'])}; set another template"
     yield "lengths", f"{lengths} tokens"
     yield "too long", _too_long(seen)
     yield "trained", f"{seen['trained_tokens']:,} of {seen['tokens']:,} tokens, {seen['coverage']:.1%}"

@@ -187,7 +187,7 @@ class Sequencer:
         ids, answers = made
         limit, policy = self._config.max_length, self._config.overlong
         messages = example["messages"]
-        if len(ids) <= limit:
+        if len(ids) <= limit or (example["text"] and self._config.packing == "wrapped"):
             return [(messages, ids, answers)]
         self.refuse_overlong(example, len(ids))
         if policy == "drop":
@@ -248,5 +248,8 @@ def _beginning(example: Example) -> str:
 
 def _cut_text(ids: list[int], limit: int, policy: str) -> list[list[int]]:
     if policy == "split":
-        return [ids[i : i + limit] for i in range(0, len(ids), limit) if len(ids) - i > 1]
+        parts = [ids[i : i + limit] for i in range(0, len(ids), limit)]
+        if len(parts[-1]) == 1:  # nothing of its own would stand before it, so it could not be learned
+            parts[-2:] = [parts[-2][:-1], [parts[-2][-1], *parts[-1]]]
+        return parts
     return [ids[-limit:]] if policy == "left" else [ids[: limit - 1] + ids[-1:]]

@@ -20,7 +20,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.sequences import CompiledDiffersError, Sequencer
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.data.tokens import Tokens
-from tuneline.errors import DataError
+from tuneline.errors import DataError, RecipeError
 from tuneline.identity import Manifest, digest
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,14 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
     Raises:
         DataError: The examples are of another kind than the stage trains on, one is longer than a row and `overlong`
             says refuse, or too many are cut.
+        RecipeError: Chats would be wrapped.
         ProofError: A mask or the template's parity does not hold.
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     sequencer = Sequencer(tokenizer, config)
     splits, counts, shown = {}, dict[str, Any](), list[Tokens]()
     kind = _kind(mixture.splits["train"], config.stage)
+    _refuse_torn_chats(kind, config)
     for name in SPLITS:
         if kind in pairs.ANSWERS:
             splits[name], counts[name] = pairs.tokenize_split(mixture.splits[name], sequencer, config, kind)
@@ -61,7 +63,12 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         splits[name], counts[name], first = _tokenize_split(mixture.splits[name], sequencer, config, budgets)
         shown = shown or first
     if not splits["train"].num_rows:
-        raise DataError(f"Every training example is longer than tokenize.max_length {config.max_length}. Raise it.")
+        raise DataError(_nothing_left(counts["train"], config))
+    if mixture.splits["validation"].num_rows and not splits["validation"].num_rows:
+        raise DataError(
+            f"Every held-out example is longer than tokenize.max_length {config.max_length}, so nothing is left to "
+            "measure. Raise it, or set tokenize.overlong: proportional."
+        )
     identity = {
         "tokenizer": tokenizer_manifest.content_hash(),
         "chat_template": digest(tokenizer.chat_template),
@@ -84,6 +91,22 @@ def _kind(examples: Dataset, stage: str) -> schema.Kind:
             "or take other data."
         )
     return kind
+
+
+def _refuse_torn_chats(kind: schema.Kind, config: TokenizeConfig) -> None:
+    if config.packing == "wrapped" and kind != "text":
+        raise RecipeError(
+            f"tokenize.packing: wrapped cuts one stream of texts into rows, and the data hold examples of kind {kind}, "
+            "whose answers it would tear from their questions. Set packing: true."
+        )
+
+
+def _nothing_left(counts: dict[str, Any], config: TokenizeStepConfig) -> str:
+    beyond = counts.get("beyond_max_tokens")
+    if beyond:
+        name = next(iter(beyond))
+        return f"sources: {name} has no example within its max_tokens of {config.max_tokens[name]}. Raise it."
+    return f"Every training example is longer than tokenize.max_length {config.max_length}. Raise it."
 
 
 def _tokenize_split(

@@ -3,11 +3,7 @@
 import json
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset
-
-from tuneline.data import corpus, render
+from tuneline.data import render
 from tuneline.data.schema import Message, message
 from tuneline.errors import DataError
 
@@ -24,30 +20,10 @@ CALLING = [
 TOOLS = json.dumps([{"type": "function", "function": FUNCTION}])
 
 
-def unwritten(examples: Dataset, tokenizer: Any) -> list[str]:
-    """Name what some examples have and the tokenizer's chat template leaves out."""
-    lost = left_out(tokenizer)
-    has = {CALLS: _num_calls, SCHEMAS: _num_tools}
-    return [what for what in lost if _any(examples, has[what])]
-
-
 def left_out(tokenizer: Any) -> list[str]:
     """Name what the tokenizer's chat template leaves out: `CALLS`, `SCHEMAS`, both or neither."""
     tried = {CALLS: (CALLING, ""), SCHEMAS: (CALLING[:1], TOOLS)}
     return [what for what, (messages, tools) in tried.items() if not _writes(messages, tools, tokenizer)]
-
-
-def _any(examples: Dataset, count: Any) -> bool:
-    return any(count(batch) for batch in corpus.batches(examples))
-
-
-def _num_calls(batch: pa.RecordBatch) -> int:
-    turns = batch.column("messages").values
-    return len(turns) - int(turns.field("tool_calls").null_count)
-
-
-def _num_tools(batch: pa.RecordBatch) -> int:
-    return int(pc.sum(pc.not_equal(batch.column("tools"), "")).as_py() or 0)
 
 
 def _writes(messages: list[Message], tools: str, tokenizer: Any) -> bool:

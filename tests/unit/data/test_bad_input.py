@@ -670,7 +670,6 @@ def test_a_row_that_is_dropped_is_counted_and_the_others_are_trained_on(case, pr
     assert counts["train"]["examples"] + counts["validation"]["examples"] == len(rows) - 1
 
 
-@pytest.mark.xfail(reason="what a reader says of a bad row ends without a full stop where align repeats it")
 def test_a_record_of_another_width_than_its_header_is_refused_with_its_line(told):
     found = told({"d.csv": "instruction,output\na,b\na,b,c\n"})
 
@@ -809,6 +808,22 @@ def test_a_row_of_eighty_thousand_tokens_is_refused_with_its_length_and_its_begi
         "an example of d has 108020 tokens, more than tokenize.max_length 256 (it begins "
         "'word word word word word word word word '). Raise max_length, or set tokenize.overlong: drop, right, left, "
         "proportional or split."
+    )
+
+
+def test_a_budget_below_any_example_is_told(told):
+    _, message = told({"d.jsonl": GOOD}, {"max_tokens": 10})
+
+    assert message == "sources: d has no example within its max_tokens of 10. Raise it."
+
+
+def test_chats_are_not_torn_by_wrapping(told):
+    error, message = told({"d.jsonl": GOOD}, tokenize={"packing": "wrapped", "max_length": 64})
+
+    assert (error, message) == (
+        RecipeError,
+        "tokenize.packing: wrapped cuts one stream of texts into rows, and the data hold examples of kind chat, whose "
+        "answers it would tear from their questions. Set packing: true.",
     )
 
 

@@ -19,7 +19,6 @@ LONG = "In which year did the first of the two brothers leave the small town nea
 CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的。"
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def short_questions_count():
     """Short questions stand for long ones in these tests."""

@@ -262,6 +262,33 @@ def test_texts_are_packed_by_document_or_as_one_stream(manifest, tokenizer):
     assert ids.count(tokenizer.eos_token_id) == 2
 
 
+def test_a_long_text_is_split_into_rows_and_its_end_mark_is_kept(manifest, tokenizer):
+    ids = tokenizer("word " * 30)["input_ids"]
+    limit = next(n for n in range(8, 40) if (len(ids) + 1) % n == 1)
+
+    rows = tokenize.tokenize_pack(
+        texts("word " * 30), manifest, config(max_length=limit, overlong="split", packing=False)
+    ).splits["train"]
+
+    assert [token for row in rows for token in row["input_ids"]] == [*ids, tokenizer.eos_token_id]
+    assert min(len(row["input_ids"]) for row in rows) > 1
+
+
+def test_a_stream_takes_texts_of_any_length(manifest):
+    counts = tokenize.tokenize_pack(texts("word " * 60), manifest, config(max_length=32, packing="wrapped")).counts
+
+    assert counts["train"]["overlong"] == 0
+    assert counts["train"]["rows"] > 1
+
+
+def test_a_held_out_part_that_is_all_too_long_is_told(manifest):
+    rows = mixture(chat("q", "a"), chat("q", "word " * 60))
+    split = Corpus({"train": rows.splits["train"].select([0]), "validation": rows.splits["train"].select([1])})
+
+    with pytest.raises(DataError, match="Every held-out example is longer than tokenize.max_length 32"):
+        tokenize.tokenize_pack(split, manifest, config(max_length=32, overlong="drop"))
+
+
 def test_an_overlong_example_is_refused_with_its_length_and_the_ways_out(manifest):
     with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64 .*overlong: drop, right"):
         tokenize.tokenize_pack(corpus("one", "word " * 40), manifest, config(max_length=64))
@@ -348,7 +375,7 @@ def test_labelled_answers_keep_their_label(manifest, tokenizer):
 def test_a_pair_that_is_too_long_is_cut_alike_on_both_sides(manifest, tokenizer, overlong, asked):
     long = pair("good " * 40, "bad", asked)
     rows = tokenize.tokenize_pack(
-        mixture(long, pair("a", "b")), manifest, config(stage="preference", max_length=64, overlong=overlong)
+        mixture(pair("a", "b"), long), manifest, config(stage="preference", max_length=64, overlong=overlong)
     )
     counts = rows.counts["train"]
 

@@ -244,7 +244,7 @@ def test_real_system_messages_stand_first_and_are_not_trained(examples_of, token
 
 @pytest.mark.parametrize("overlong", ["right", "left", "proportional", "split", "drop"])
 def test_very_long_real_chats_are_cut_as_the_policy_says(overlong, examples_of, tokenizer):
-    _, examples = examples_of("sharegpt/sharegpt_zh.jsonl.gz", 16)
+    _, examples = examples_of("sharegpt/sharegpt_zh.jsonl.gz", 20)
     mixture = mixed(examples, validation_fraction=0.3)
 
     rows = made(mixture, tokenizer, max_length=1024, overlong=overlong)
