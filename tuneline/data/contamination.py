@@ -60,6 +60,7 @@ def find(train: Dataset, validation: Dataset, exams: Manifest) -> Findings:
                 exact, ngram = watch.found(one, texts)
                 writer.write(_columns(one, texts, exact, ngram, train))
                 _count(counts[one.name], exact, ngram)
+            del watch  # before the next is built: each takes tens of megabytes
     return Findings(writer.rows(), counts)
 
 

@@ -31,6 +31,9 @@ ABOUT = "corpus.json"
 BATCH = 1024
 """Rows that are in memory at once."""
 
+ON_DISK, ON_DISK_BYTES = 8192, 4 << 20
+"""Rows, or bytes if they are reached first, of a batch in a file: each costs some kilobytes wherever it is mapped."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -84,6 +87,7 @@ class Writer:
         self.features = features
         self._schema = features.arrow_schema
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._waiting_bytes = 0
         self.num_rows = 0
 
     def __enter__(self) -> "Writer":
@@ -108,14 +112,17 @@ class Writer:
         """Add the rows of a batch."""
         self.num_rows += batch.num_rows
         self._waiting.append(batch)
-        if sum(part.num_rows for part in self._waiting) >= BATCH:
+        self._waiting_rows += batch.num_rows
+        self._waiting_bytes += batch.nbytes
+        if self._waiting_rows >= ON_DISK or self._waiting_bytes >= ON_DISK_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
             table = pa.Table.from_batches(self._waiting, schema=self._schema).combine_chunks()
-            self._stream.write_table(table, max_chunksize=BATCH)
+            self._stream.write_table(table, max_chunksize=ON_DISK)
             self._waiting = []
+            self._waiting_rows = self._waiting_bytes = 0
 
     def rows(self) -> Dataset:
         """Return what was written, memory-mapped."""
