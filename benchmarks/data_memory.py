@@ -60,11 +60,11 @@ def _rows(variations: int) -> Iterator[dict[str, str]]:
             yield from map(json.loads, lines)
 
 
-def watched(arguments: process.Result) -> process.Result:
+def watched(arguments: process.Result, name: str = "memory") -> process.Result:
     """Run a job and return what it found, with the highest anonymous and file-backed memory that was seen."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         scratch = Path(folder)
-        job = process.start("memory", arguments, scratch)
+        job = process.start(name, arguments, scratch)
         status, began, ended = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
         peak = {"RssAnon": 0, "RssFile": 0}
         base = dict(peak)
@@ -74,7 +74,7 @@ def watched(arguments: process.Result) -> process.Result:
                 base = base if any(base.values()) else now
                 peak = {name: max(peak[name], now.get(name, 0)) for name in peak}
             time.sleep(SECONDS_BETWEEN_SAMPLES)
-        found = process.finish(job, "memory", scratch)
+        found = process.finish(job, name, scratch)
     return {**found, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "anonymous_before": base.get("RssAnon", 0)}
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tuneline.config import load
 from tuneline.config.recipe import SFTRecipe
-from tuneline.data import sources, template, tokenize, worker
+from tuneline.data import sources, tokenize, worker
 from tuneline.evaluation import report, score
 from tuneline.model import merge as merging
-from tuneline.model import source
+from tuneline.model import start
 from tuneline.tracking import gate
 from tuneline.train import sft
 
@@ -25,19 +25,18 @@ from tuneline.train import sft
 def measure(recipe: SFTRecipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
     exams = sources.locate_exams(recipe.exams)
-    own, base_model, _ = source.resolve(recipe.model)
-    tokenizer, _ = template.with_template(own, recipe.template, source.model_type(base_model))
+    tokenizer, base_model, _ = start.find(recipe.for_resolve())
     mixture = worker.mix(recipe)
     rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
-    base = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
+    base = score.base(base_model, tokenizer, recipe.for_evaluate())
     before = report.by_metric(score.score_all(base, *asked))
     results = []
     for seed in seeds:
-        start = time.monotonic()
+        began = time.monotonic()
         config = recipe.train.model_copy(update={"seed": seed})
-        checkpoint, training = sft.train(rows, base_model, recipe.method, config)
-        model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.merge_adapter)
+        checkpoint, training = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
+        model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
         candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))
         metric = recipe.registry.gate.metric
@@ -51,7 +50,7 @@ def measure(recipe: SFTRecipe, seeds: list[int]) -> list[dict[str, object]]:
                 **{f"gain_{name}": value for name, value in gains.items()},
                 "validation_loss": training.summary["validation_loss"],
                 "training_seconds": training.summary["seconds"],
-                "seconds": time.monotonic() - start,
+                "seconds": time.monotonic() - began,
             }
         )
         for folder in (checkpoint.path, model.path):

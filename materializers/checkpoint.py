@@ -16,6 +16,7 @@ from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer, table_html
 from tuneline.identity import canonical_json
+from tuneline.model import beside
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import flavor
 
@@ -35,7 +36,7 @@ class CheckpointMaterializer(FolderMaterializer):
         with self.writing() as folder:
             _place(data.path, folder / flavor.FILES, move=data.disposable)
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
-            if data.kind != "adapter":
+            if data.kind != "adapter" or beside.is_adapter(folder / flavor.FILES):
                 flavor.write_mlmodel(folder)
 
     def load(self, data_type: type[Checkpoint]) -> Checkpoint:

@@ -1,6 +1,5 @@
 """Step: model and base model -> scores of both, item by item."""
 
-from pathlib import Path
 from typing import Annotated
 
 from zenml import step
@@ -33,8 +32,8 @@ def evaluate(
     config: EvaluateStepConfig,
 ) -> Annotated[Report, "sft_report"]:
     """Ask both models the same questions; answers that are known already are not asked for again."""
-    before = score.Candidate("base model", Path(base_model.only().location), base_model.content_hash())
-    after = score.Candidate("new model", model.path, model.content_hash())
+    before = score.base(base_model, tokenizer, config)
+    after = score.trained(model, config)
     held_out = mixture.splits["validation"]
     return Report(
         base=score.score_all(before, tokenizer, held_out, benchmarks, config),

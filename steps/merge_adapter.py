@@ -7,6 +7,7 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT
 from steps.caching import code_behind
+from tuneline.config.loader import LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
@@ -16,12 +17,18 @@ from tuneline.model.checkpoint import Checkpoint
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("model.merge", "model.checkpoint", "data.corpus", libraries=("torch", "transformers", "peft"))
+    libraries = ("torch", "transformers", "peft", "bitsandbytes")
+    return code_behind("model.merge", "model.checkpoint", "data.corpus", libraries=libraries)
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
 def merge_adapter(
-    checkpoint: Checkpoint, base_model: Manifest, tokenizer: Manifest, rows: Corpus, config: MergeAdapterConfig
+    checkpoint: Checkpoint,
+    base_model: Manifest,
+    tokenizer: Manifest,
+    rows: Corpus,
+    load: LoadStepConfig,
+    config: MergeAdapterConfig,
 ) -> Annotated[Checkpoint, "sft_model"]:
     """Fold the adapter into the base and measure that nothing else changed."""
-    return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, config)
+    return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, load, config)

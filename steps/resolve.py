@@ -7,9 +7,9 @@ from zenml import step
 
 from materializers import DOCUMENT
 from tuneline.config.recipe import ResolveConfig
-from tuneline.data import sources, template
+from tuneline.data import sources
 from tuneline.identity import Manifest
-from tuneline.model import source
+from tuneline.model import start
 from tuneline.tracking import registry
 from tuneline.workflow import tracker
 
@@ -29,9 +29,6 @@ def resolve(
     tracker.connect()
     registry.check_champion(config.model_name)
     found, exams = sources.locate(config.sources), sources.locate_exams(config.exams)
-    own, base_model, sentence = source.resolve(config.model)
-    tokenizer, chosen = template.with_template(
-        own, config.template, source.model_type(base_model), config.template_arguments
-    )
-    logger.info("%s; %s", sentence, chosen)
+    tokenizer, base_model, sentence = start.find(config)
+    logger.info("%s", sentence)
     return found, exams, tokenizer, base_model

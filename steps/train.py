@@ -7,7 +7,9 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT, DOCUMENT
 from steps.caching import code_behind
-from tuneline.config.train import Method, TrainConfig
+from tuneline.config.loader import LoadStepConfig
+from tuneline.config.method import Method
+from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model.checkpoint import Checkpoint
@@ -18,7 +20,7 @@ from tuneline.train.report import TrainingReport
 
 def watched() -> str:
     """What the cache key sees beside this step; the tracker does not change what is learned."""
-    libraries = ("torch", "transformers", "peft", "accelerate")
+    libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
     return code_behind("train.sft", "train.report", "model.checkpoint", "data.corpus", libraries=libraries)
 
 
@@ -28,11 +30,11 @@ def watched() -> str:
     output_materializers={"sft_checkpoint": CHECKPOINT, "sft_training_report": DOCUMENT},
 )
 def train(
-    rows: Corpus, base_model: Manifest, method: Method, config: TrainConfig
+    rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: TrainConfig
 ) -> tuple[Annotated[Checkpoint, "sft_checkpoint"], Annotated[TrainingReport, "sft_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
     with runs.training_child(f"{get_step_context().pipeline_run.name}-training") as (run_id, listener):
-        checkpoint, report = sft.train(rows, base_model, method, config, listeners=(listener,))
-        runs.log_params({"method": report.method, "train": report.train})
+        checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))
+        runs.log_params({"load": report.load, "method": report.method, "train": report.train})
         runs.log_metrics({f"training.{name}": value for name, value in report.summary.items()})
     return checkpoint, report.model_copy(update={"mlflow_run_id": run_id})

@@ -83,7 +83,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "merge": {"validation_fraction": 0.3},
         "tokenize": {"max_length": 256},
         "method": {"type": "lora", "r": 4, "lora_alpha": 8},
-        "train": {"learning_rate": 1e-3, "max_steps": 2, "dtype": "float32"},
+        "load": {"dtype": "float32"},
+        "train": {"learning_rate": 1e-3, "max_steps": 2},
         "evaluate": {"max_new_tokens": 4, "max_items": 6},
         "registry": {"model_name": "tiny"},
     }

@@ -3,6 +3,7 @@
 Importing it switches off the telemetry and the noise of the tools below it, unless the environment says otherwise.
 """
 
+import logging
 import os
 
 DEFAULT_ENVIRONMENT = {
@@ -17,3 +18,6 @@ DEFAULT_ENVIRONMENT = {
 
 for _name, _value in DEFAULT_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+for _name in ("torchao", "torch.utils._pytree"):  # they tell of kernels that this machine has no use for
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -31,6 +31,8 @@ class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
 
 
 class GateConfig(Config):

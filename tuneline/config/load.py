@@ -102,7 +102,7 @@ def _unknown_steps(content: dict[str, Any], recipe: SFTRecipe) -> Iterator[Probl
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     """Paths in a recipe are relative to the recipe's file."""
-    lists = [raw.get(key) for key in ("sources", "exams")]
+    lists = [raw.get(key) for key in ("sources", "exams")] + [at(raw, ("load", "adapters"))]
     sections = [raw.get("model"), *(entry for entries in lists if isinstance(entries, list) for entry in entries)]
     for section in sections:
         if isinstance(section, dict) and isinstance(section.get("path"), str):

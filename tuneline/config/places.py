@@ -29,7 +29,8 @@ def missing(recipe: SFTRecipe) -> list[str]:
     checks: list[Callable[[], None]] = [
         *(lambda source=source: check_source(source) for source in recipe.sources_once()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
-        lambda: check_model(recipe.model),
+        lambda: check_model(recipe.model, allow_pickle=recipe.load.allow_pickle),
+        *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
         lambda: check_template(recipe.template),
     ]
     problems = []
@@ -89,7 +90,7 @@ def check_template(template: str) -> None:
         raise NotFoundError.among("template", template, known)
 
 
-def check_model(model: ModelSource) -> None:
+def check_model(model: ModelSource, *, allow_pickle: bool = False) -> None:
     """Check that a model's name is known, or its files are there.
 
     Raises:
@@ -100,12 +101,23 @@ def check_model(model: ModelSource) -> None:
         case CatalogueModel():
             entry(model.name)
         case DirectoryModel():
-            check_directory(model.path)
+            check_directory(model.path, allow_pickle=allow_pickle)
         case GgufModel() if not model.path.is_file():
             raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
 
 
-def check_directory(path: Path) -> None:
+def check_adapter(path: Path) -> None:
+    """Check that a folder looks like an adapter.
+
+    Raises:
+        SourceError: Folder, config or weights are missing.
+    """
+    for pattern in ("adapter_config.json", "*.safetensors"):
+        if not any(path.glob(pattern)):
+            raise SourceError(f"load.adapters: {path} has no {pattern}. Give a folder that a training or peft wrote.")
+
+
+def check_directory(path: Path, *, allow_pickle: bool = False) -> None:
     """Check that a folder looks like a model.
 
     Raises:
@@ -113,7 +125,14 @@ def check_directory(path: Path) -> None:
     """
     if not path.is_dir():
         raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
-    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights"), ("tokenizer*", "tokenizer")):
+    pickled = any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors"))
+    if pickled and not allow_pickle:
+        raise SourceError(
+            f"model.path: {path} has its weights in pickle files only, which can run code when read. Convert them to "
+            "safetensors, or set load.allow_pickle: true if you trust them."
+        )
+    weights = "pytorch_model*.bin" if pickled else "*.safetensors"
+    for pattern, what in (("config.json", "config.json"), (weights, "weights"), ("tokenizer*", "tokenizer")):
         if not any(path.glob(pattern)):
             raise SourceError(
                 f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote."

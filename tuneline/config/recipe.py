@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tuneline.config import support
 from tuneline.config.base import Config
 from tuneline.config.custom import format_hash
 from tuneline.config.data import (
@@ -15,9 +16,11 @@ from tuneline.config.data import (
     TokenizeStepConfig,
 )
 from tuneline.config.evaluate import EvaluateConfig, EvaluateStepConfig, ExamProtocol, RegisterConfig
+from tuneline.config.loader import LoadConfig, LoadStepConfig
+from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
 from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
-from tuneline.config.train import MergeAdapterConfig, Method, TrainConfig
+from tuneline.config.train import MergeAdapterConfig, TrainConfig
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
 
@@ -35,6 +38,9 @@ class ResolveConfig(Config):
     """Chat template, as in the recipe."""
 
     template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    load: LoadConfig = LoadConfig()
+    method: Method
+    max_length: int
 
 
 class SFTRecipe(DataSection):
@@ -56,6 +62,7 @@ class SFTRecipe(DataSection):
     align: AlignPolicy = AlignPolicy()
     merge: MergeConfig = MergeConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
+    load: LoadConfig = LoadConfig()
     method: Method
     """How the base model is adapted."""
 
@@ -72,6 +79,11 @@ class SFTRecipe(DataSection):
                 "merge.validation_fraction is 0, so nothing would be held out, and no model could be judged. "
                 "Hold out a share, like 0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> "SFTRecipe":
+        support.check(self)
         return self
 
     @model_validator(mode="after")
@@ -102,6 +114,9 @@ class SFTRecipe(DataSection):
             model_name=self.registry.model_name,
             template=self.template,
             template_arguments=self.template_arguments,
+            load=self.load,
+            method=self.method,
+            max_length=self.tokenize.max_length,
         )
 
     def for_ingest(self, source: SourceConfig) -> IngestConfig:
@@ -127,10 +142,19 @@ class SFTRecipe(DataSection):
         budgets = {source.name: source.max_tokens for source in self.sources if source.max_tokens}
         return TokenizeStepConfig(**self.tokenize.model_dump(), max_tokens=budgets)
 
+    def for_load(self) -> LoadStepConfig:
+        """Return how a step loads the base model."""
+        return LoadStepConfig(
+            **self.load.model_dump(exclude={"adapters"}),
+            max_length=self.tokenize.max_length,
+            uses=[adapter.use for adapter in self.load.adapters],
+        )
+
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
         exams = [ExamProtocol(name=exam.name, num_shots=exam.num_shots) for exam in self.exams]
-        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams)
+        trusted = self.load.model_dump(include={"trust_remote_code", "allow_pickle"})
+        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, **trusted)
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""

@@ -1,36 +1,10 @@
-"""Configs of training and merging; field names are those of `peft` and `transformers`."""
+"""Configs of training and merging; field names are those of `transformers`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
-
-
-class LoraMethod(Config):
-    """Low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
-
-    type: Literal["lora"]
-    r: int = Field(16, ge=1)
-    """Rank of the update. LlamaFactory calls this `lora_rank`."""
-
-    lora_alpha: int = Field(32, ge=1)
-    """Scale: the update is multiplied by `lora_alpha / r`."""
-
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs dropped in training."""
-
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Layers that get an adapter: every linear one but the head, or those with these names."""
-
-
-class FullMethod(Config):
-    """Every weight is trained."""
-
-    type: Literal["full"]
-
-
-Method = Annotated[LoraMethod | FullMethod, Field(discriminator="type")]
 
 
 class TrainConfig(Config):
@@ -43,13 +17,13 @@ class TrainConfig(Config):
     """Passes over the training rows."""
 
     max_steps: int = Field(-1, ge=-1)
-    """Optimiser steps to take; -1 follows `num_train_epochs`."""
+    """Optimizer steps to take; -1 follows `num_train_epochs`."""
 
     per_device_train_batch_size: int = Field(1, ge=1)
     """Rows in one forward pass."""
 
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Forward passes an optimiser step; the loss is weighted by tokens across them."""
+    """Forward passes an optimizer step; the loss is weighted by tokens across them."""
 
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """How the learning rate falls."""
@@ -63,12 +37,17 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are shortened to it."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the frozen weights; `auto` takes the faster in a race of two matrix products, and says so."""
+    optim: Literal["adamw_torch", "galore_adamw", "galore_adamw_layerwise"] = "adamw_torch"
+    """Optimizer; GaLore (Zhao et al. 2024, arXiv:2403.03507) projects the gradients of whole matrices to a low rank."""
 
-    attention: Literal["segment", "sdpa", "flash_attention_2"] = "segment"
-    """`segment` computes each packed example's attention by itself; `sdpa` masks one large square; `flash_attention_2`
-    (a GPU with flash-attn installed) does by lengths what `segment` does."""
+    optim_args: str | None = None
+    """Arguments of the optimizer, like `rank=128,update_proj_gap=200,scale=2.0` for GaLore."""
+
+    optim_target_modules: list[str] | None = None
+    """Modules whose matrices GaLore projects, like `self_attn` and `mlp`."""
+
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914), like 5."""
 
     seed: int = Field(0, ge=0)
     """Seed of the adapter's initial weights, of the order of rows and of dropout."""
@@ -88,3 +67,12 @@ class MergeAdapterConfig(Config):
 
     num_rows: int = Field(4, ge=1)
     """Held-out rows that are compared."""
+
+    merge_base: Literal["dequantized", "original"] = "dequantized"
+    """Of a quantized base: fold into what was trained on (`dequantized`), or into the weights before quantization."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the saved weights; the comparison is made after rounding to it."""
+
+    max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?(KB|MB|GB)$")
+    """Largest file of weights."""

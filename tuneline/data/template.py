@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from tuneline import state
-from tuneline.data import render
+from tuneline.data import render, vocabulary
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import message
 from tuneline.data.tokenizer import load_tokenizer, load_tokenizer_from
@@ -134,8 +134,8 @@ def _for_family(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
 
 def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the templates whose turns end with a token of the vocabulary, and whose other tags it has, too."""
-    vocabulary = tokenizer.get_vocab()
-    return [name for name in names() if turn_end(tokenizer, read(name)) and _knows_tags(name, vocabulary)]
+    known = tokenizer.get_vocab()
+    return [name for name in names() if turn_end(tokenizer, read(name)) and _knows_tags(name, known)]
 
 
 def _knows_tags(name: str, vocabulary: dict[str, int]) -> bool:
@@ -154,6 +154,7 @@ def _derived(tokenizer_manifest: Manifest, template: str, end: str) -> Manifest:
         tokenizer.chat_template, tokenizer.eos_token = template, end
         tokenizer.save_pretrained(scratch)
         _forget_the_machine(scratch / "tokenizer_config.json")
+        vocabulary.keep_record(Path(was.location), scratch)
         try:
             scratch.rename(target)
         except OSError:  # another run wrote the same

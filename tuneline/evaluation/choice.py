@@ -40,6 +40,8 @@ def letter_logprobs(
     """
     rows = tokenizer(list(prompts))["input_ids"]
     letters = torch.tensor(_letter_ids(tokenizer), device=model.device)
+    if _has_virtual_tokens(model):
+        return torch.stack([_last_logits_alone(model, row).log_softmax(-1)[letters].cpu() for row in rows])
     shared = _common_prefix(rows)
     cache = _prefix_cache(model, rows[0][:shared]) if shared else None
     scores = torch.empty(len(rows), len(LETTERS))
@@ -48,6 +50,16 @@ def letter_logprobs(
         logits = _last_logits(model, tails, shared, cache)
         scores[members] = logits.float().log_softmax(-1)[:, letters].cpu()
     return scores
+
+
+def _has_virtual_tokens(model: PreTrainedModel) -> bool:
+    """Tell whether peft puts tokens of its own in front of whatever a model is given."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def _last_logits_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Return the last logits of one prompt: peft makes mask, positions and cache for virtual tokens itself."""
+    return model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
 
 
 def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,7 @@
 """Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -9,12 +9,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneline import progress
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
+from tuneline.config.loader import Holding
 from tuneline.data import benchmarks, render
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import choice, generate, rouge
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
-from tuneline.model.load import load_model
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.model.load import load_for_answers, load_model
+from tuneline.model.source import folder_of
 
 HELD_OUT = "held_out"
 
@@ -22,13 +25,32 @@ HELD_OUT = "held_out"
 class Candidate:
     """A model by its hash; its weights are loaded when a question has no answer in the store."""
 
-    def __init__(self, name: str, folder: Path, content_hash: str) -> None:
-        self.name, self.folder, self.content_hash = name, folder, content_hash
+    def __init__(
+        self, name: str, folder: Path, content_hash: str, load: Callable[[], PreTrainedModel] | None = None
+    ) -> None:
+        self.name, self.content_hash = name, content_hash
+        self._load = load or partial(load_model, folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """Load the weights, once."""
-        return load_model(self.folder).eval()
+        return self._load().eval()
+
+
+def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
+    """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
+    load = partial(load_for_answers, base_model, tokenizer, _allowed(config))
+    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load)
+
+
+def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
+    """Return what a training made as a candidate."""
+    load = partial(load_model, model.path, allowed=_allowed(config))
+    return Candidate("new model", model.path, model.content_hash(), load)
+
+
+def _allowed(config: EvaluateStepConfig) -> Holding:
+    return Holding(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
 
 
 def score_all(

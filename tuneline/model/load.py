@@ -1,32 +1,209 @@
-"""Load a base model or a checkpoint for training or answering."""
+"""Load a base model for training, and any model for answering.
 
+The way of a base model: config, positions, precision, attention, quantization, weights, vocabulary, adapters that were
+there before, patches. What was chosen by itself is told in words.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.utils import is_flash_attn_2_available
 
-from tuneline.errors import RecipeError
-from tuneline.model import attention as _registers_segment  # noqa: F401
+from tuneline.config.loader import Holding, LoadStepConfig
+from tuneline.data import vocabulary as words
+from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.errors import SourceError
+from tuneline.identity import Manifest
+from tuneline.model import beside, patches, precision, quantize, rope, source, vocabulary
+from tuneline.model.attention import choose, shifted
+from tuneline.model.methods import families, family_of
+from tuneline.model.precision import Precision
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> PreTrainedModel:
-    """Load a causal language model from a directory onto the device that there is.
+@dataclass(frozen=True)
+class Loaded:
+    """A base model in memory, and how it came to be so."""
+
+    model: PreTrainedModel
+    precision: Precision
+    attention: str
+    """As transformers calls it."""
+
+    new_ids: tuple[int, ...] = ()
+    """Tokens that the recipe added; their rows are noise until they are trained."""
+
+    decisions: dict[str, str] = field(default_factory=dict)
+    """What was chosen, and why, in words."""
+
+
+def load_base(
+    base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, *, trains_all: bool, packed: bool
+) -> Loaded:
+    """Load a base model for training.
 
     Args:
-        folder: As `save_pretrained` leaves it.
-        dtype: Type of the weights.
-        attention: `sdpa`, or `segment` or `flash_attention_2` for packed rows.
+        base_model: Weights, and behind them the adapters that the recipe attaches.
+        tokenizer: Says which tokens are new.
+        config: How to hold it.
+        trains_all: Every weight is trained.
+        packed: Several examples share a row.
 
     Raises:
-        RecipeError: The attention needs what this machine lacks.
+        RecipeError: This machine or this model cannot do what the recipe asks.
+        SourceError: The weights do not fit the config.
     """
-    if attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise RecipeError(
-            "train.attention: flash_attention_2 needs a CUDA device and the package flash-attn, and they are not both "
-            "here. Set train.attention: segment."
-        )
+    folder = source.folder_of(base_model)
+    about = read_config(folder, config)
+    held = precision.choose(config.dtype, trains_all=trains_all, model_dtype=about.dtype)
+    shifts = config.s2_group_size_ratio is not None
+    computed = held.autocast or held.weights
+    kind, why = choose.choose(config.attention, config=about, dtype=computed, packed=packed, s2=shifts)
+    decisions = {"dtype": f"{held.weights}: {held.reason}", "attention": f"{kind}: {why}"}
+    decisions |= _stretch(about, config)
+    model = read_weights(folder, about, config, held.weights, kind)
+    if quantize.is_quantized(model):
+        quantize.prepare(model)
+    new_ids = grow(model, source.folder_of(tokenizer))
+    model = _fold_in(model, _to_merge(base_model, config))
+    if config.s2_group_size_ratio is not None:
+        decisions["s2"] = shifted.enable(model, config.s2_group_size_ratio, config.max_length)
+    decisions |= patches.apply(model, config)
+    return Loaded(model, held, kind, new_ids, decisions)
+
+
+def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str) -> PreTrainedModel:
+    """Load a base model as it was trained on, in full precision where it is not quantized.
+
+    Args:
+        base_model: Weights, and behind them the adapters that the recipe attaches.
+        tokenizer: Says which tokens are new.
+        config: How it was held in training.
+        kind: Attention, as transformers calls it.
+    """
+    folder = source.folder_of(base_model)
+    about = read_config(folder, config)
+    _stretch(about, config)
+    model = read_weights(folder, about, config, torch.float32, kind)
+    grow(model, source.folder_of(tokenizer))
+    return _fold_in(model, _to_merge(base_model, config))
+
+
+def load_for_answers(base_model: Manifest, tokenizer: Manifest, config: Holding) -> PreTrainedModel:
+    """Load a base model, with the adapters that it came with folded in, for the tokenizer that asks it.
+
+    In full precision and with full attention, whatever it is trained in: the fair opponent of what is made of it.
+    """
+    folder = source.folder_of(base_model)
+    model = read_weights(folder, read_config(folder, config), _plainly(config), torch.float32)
+    grow(model, source.folder_of(tokenizer))
+    return _fold_in(model, source.adapters_of(base_model))
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    allowed: Holding | None = None,
+) -> PreTrainedModel:
+    """Load a model directory onto the device that there is: a whole model, or an adapter with its base beside it.
+
+    Args:
+        folder: As `save_pretrained` or `tuneline.model.merge` leaves it.
+        dtype: Type of the weights.
+        attention: As transformers calls it; its own choice where it is not given.
+        allowed: What the recipe allows: pickles, the model's own code. Nothing of it where it is not given.
+    """
+    if beside.is_adapter(folder):
+        return _with_adapter(folder, dtype, attention)
+    config = allowed or Holding()
+    return read_weights(folder, read_config(folder, config), config, dtype, attention)
+
+
+def _with_adapter(folder: Path, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    how, base = beside.how(folder), folder / beside.BASE
+    about = read_config(base, how)
+    _stretch(about, how)
+    model = read_weights(base, about, how, dtype, attention)
+    grow(model, folder)
+    model = _fold_in(model, beside.adapters(folder))
+    return families[family_of(folder)].attach_saved(model, folder)
+
+
+def read_config(folder: Path, config: Holding) -> Any:
+    """Read a model's config; without weights."""
+    return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def read_weights(
+    folder: Path, about: Any, config: Holding, dtype: torch.dtype, attention: str | None = None
+) -> PreTrainedModel:
+    """Read the weights onto the device, quantized where the recipe says so.
+
+    Raises:
+        SourceError: Weights are missing, or have another shape than the config says.
+    """
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    options |= quantize.reading(about.to_dict())
+    if config.quantization:
+        options["quantization_config"] = quantize.config_for(config.quantization, dtype)
+    if on_gpu and (config.quantization or quantize.kind_of(about.to_dict())):
+        options["device_map"] = {"": 0}
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=about,
+        dtype=dtype,
+        use_safetensors=None if config.allow_pickle else True,
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
+        **options,
+    )
+    _refuse_gaps(folder, told)
+    quantize.guard(model)
+    return model if quantize.is_quantized(model) else model.to(precision.device_type())
+
+
+def _refuse_gaps(folder: Path, told: dict[str, Any]) -> None:
+    """Transformers fills what is missing with random numbers and says so in a log only."""
+    missing, mismatched = sorted(told["missing_keys"]), sorted(str(key) for key in told["mismatched_keys"])
+    if missing or mismatched:
+        what = "lacks" if missing else "has another shape for"
+        raise SourceError(
+            f"model: {folder} {what} {', '.join((missing or mismatched)[:3])}, which its config.json speaks of; they "
+            "would be random numbers. Fetch the model again, or correct its config.json."
+        )
+
+
+def _stretch(about: Any, config: LoadStepConfig) -> dict[str, str]:
+    if config.rope_scaling is None:
+        return {}
+    return {"rope_scaling": rope.scaled(about, config.rope_scaling, config.max_length)}
+
+
+def grow(model: PreTrainedModel, tokenizer: Path) -> tuple[int, ...]:
+    """Make room for the tokens that the recipe added; nothing happens where it added none."""
+    new = words.new_ids(tokenizer)
+    if new:
+        vocabulary.grow(model, new, num_old_tokens=len(load_tokenizer_from(tokenizer)) - len(new))
+    return tuple(new)
+
+
+def _to_merge(base_model: Manifest, config: LoadStepConfig) -> list[Path]:
+    uses = zip(source.adapters_of(base_model), config.uses, strict=True)
+    return [path for path, use in uses if use == "merge"]
+
+
+def _fold_in(model: PreTrainedModel, adapters: Iterable[Path]) -> PreTrainedModel:
+    for folder in adapters:
+        family = families[family_of(folder)]
+        model = family.merge(family.attach_saved(model, folder))
+    return model
+
+
+def _plainly(config: Holding) -> Holding:
+    return Holding(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)

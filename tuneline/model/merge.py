@@ -1,35 +1,66 @@
 """Merge an adapter into its base, and measure that the model stayed the same.
 
-The adapter's model and the merged one see the same held-out rows; KL divergence and greedy agreement are taken at every
-position that carries loss. Beyond the recipe's bound the merge is refused.
+The model as it was trained and the merged one see the same held-out rows; KL divergence and greedy agreement are taken
+at every position that carries loss. Beyond the recipe's bound the merge is refused. An adapter on a quantized base is
+folded into the dequantized weights, which are what it was trained on; where the library rounds the inputs of products,
+too, in evaluation only, it is compared on those weights. What has no merged form goes on as an adapter, with its base
+beside it.
 """
 
 import json
+import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from tuneline import state
+from tuneline.config import quantizations
+from tuneline.config.loader import LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenizer import load_tokenizer_from
-from tuneline.errors import ProofError
+from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import attention
-from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import load_model
+from tuneline.model import attention, beside, quantize
+from tuneline.model.checkpoint import Checkpoint, Kind
+from tuneline.model.load import load_for_merge, read_config
+from tuneline.model.methods import families
+from tuneline.model.methods.base import Family
+from tuneline.model.source import folder_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a merge starts from."""
+
+    checkpoint: Checkpoint
+    base_model: Manifest
+    tokenizer: Manifest
+    load: LoadStepConfig
+
+    @property
+    def family(self) -> Family:
+        """The method's family."""
+        return families[self.checkpoint.identity["method"]["type"]]
 
 
 def merge_adapter(
-    checkpoint: Checkpoint, base_model: Manifest, tokenizer: Manifest, rows: Corpus, config: MergeAdapterConfig
+    checkpoint: Checkpoint,
+    base_model: Manifest,
+    tokenizer: Manifest,
+    rows: Corpus,
+    load: LoadStepConfig,
+    config: MergeAdapterConfig,
 ) -> Checkpoint:
-    """Make a whole model of a checkpoint: merged weights, tokenizer, chat template and generation config.
+    """Make a model that stands alone: weights, tokenizer, chat template and generation config.
 
-    A fully trained model goes on with its tokenizer added.
+    A fully trained model goes on with its tokenizer added; an adapter that cannot be merged with its base beside it.
 
     Raises:
         ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
@@ -37,17 +68,35 @@ def merge_adapter(
     target = state.folder("work") / f"merge-{checkpoint.content_hash()[:32]}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    if checkpoint.kind == "adapter":
-        facts = _merge_into(target, checkpoint, Path(base_model.only().location), rows.splits["validation"], config)
-    else:
-        shutil.copytree(checkpoint.path, target, dirs_exist_ok=True)
-        facts = {}
+    parts = Parts(checkpoint, base_model, tokenizer, load)
+    kind, facts = _make(target, parts, rows, config)
     for file in tokenizer.only().paths():
         shutil.copy2(file, target / file.name)
     _stop_where_answers_end(target)
-    kind = "merged" if checkpoint.kind == "adapter" else "full"
     identity = {"checkpoint": checkpoint.content_hash(), "tokenizer": tokenizer.content_hash(), **checkpoint.identity}
     return Checkpoint(target, kind, identity, facts, disposable=True)
+
+
+def _make(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) -> tuple[Kind, dict[str, Any]]:
+    if parts.checkpoint.kind == "full":
+        shutil.copytree(parts.checkpoint.path, target, dirs_exist_ok=True)
+        return "full", {}
+    if reason := _why_beside(parts):
+        beside.write(target, parts.checkpoint.path, parts.base_model, parts.load)
+        logger.info("%s; the base goes on beside the adapter", reason)
+        return "adapter", {"merged": False, "reason": reason}
+    return "merged", _merge_into(target, parts, rows, config)
+
+
+def _why_beside(parts: Parts) -> str:
+    """Say why an adapter cannot be folded in, or return an empty text."""
+    if not parts.family.mergeable:
+        return f"{parts.family.name} has no merged form"
+    about = read_config(folder_of(parts.base_model), parts.load).to_dict()
+    kind = quantize.kind_of(about)
+    if kind is not None and not quantizations.table()[kind].merges:
+        return f"weights that come in {kind} have no full form to fold into"
+    return ""
 
 
 def _stop_where_answers_end(folder: Path) -> None:
@@ -62,24 +111,52 @@ def _stop_where_answers_end(folder: Path) -> None:
         path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def _merge_into(
-    target: Path, checkpoint: Checkpoint, base: Path, held_out: Dataset, config: MergeAdapterConfig
-) -> dict[str, Any]:
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(load_model(base, attention="segment"), checkpoint.path).eval()
-    probes = held_out.select(range(min(config.num_rows, len(held_out))))
+def _merge_into(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) -> dict[str, Any]:
+    held_out = rows.splits["validation"]
+    probes = list(held_out.select(range(min(config.num_rows, len(held_out)))))
+    model = _attached(parts, original=False)
+    quantized = quantize.is_quantized(model)
+    if quantize.rounds_inputs(model):
+        model = _attached(parts, original=False, dequantized=True)
     before = [_logits(model, row) for row in probes]
-    merged = model.merge_and_unload()
+    if quantized:
+        del model
+        model = _attached(parts, original=config.merge_base == "original", dequantized=True)
+    merged = parts.family.merge(model).to(getattr(torch, config.dtype))
     after = [_logits(merged, row) for row in probes]
     facts = _compare(before, after)
-    if facts and facts["kl"] > config.max_kl:
+    if facts and not facts["kl"] <= config.max_kl:
         raise ProofError(
             f"The merged model strays from the adapter's: KL {facts['kl']:.2e} nats a token, at most "
-            f"{config.max_kl:.0e} allowed. Raise merge_adapter.max_kl only if you know why."
+            f"{config.max_kl:.0e} allowed. {_advice(config, quantized=quantized)}"
         )
-    merged.save_pretrained(target)
-    return facts
+    merged.save_pretrained(target, max_shard_size=config.max_shard_size)
+    return facts | ({"merge_base": config.merge_base} if quantized else {})
+
+
+def _attached(parts: Parts, *, original: bool, dequantized: bool = False) -> Any:
+    """Load the base as it was trained on, or what the adapter is folded into, with the adapter on it."""
+    kind = parts.checkpoint.facts.get("attention", "sdpa")
+    load = parts.load.model_copy(update={"quantization": None}) if original else parts.load
+    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind)
+    if original and quantize.is_quantized(base):
+        raise RecipeError(
+            "merge_adapter.merge_base: original, and this base model comes quantized, so there is no other. Set "
+            "merge_base: dequantized."
+        )
+    if dequantized and not original:
+        base = quantize.dequantized(base)
+    return parts.family.attach_saved(base, parts.checkpoint.path).eval()
+
+
+def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
+    if quantized and config.merge_base == "original":
+        return "Set merge_adapter.merge_base: dequantized, which is what was trained."
+    if config.dtype != "float32":
+        return (
+            f"Rounding to {config.dtype} adds to it: set merge_adapter.dtype: float32, or raise merge_adapter.max_kl."
+        )
+    return "Raise merge_adapter.max_kl only if you know why."
 
 
 @torch.no_grad()

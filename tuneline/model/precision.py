@@ -1,36 +1,126 @@
-"""Which floating-point type to hold the weights in, by what the hardware really does fast.
+"""Which floating-point types a model is held, trained and computed in, by what the device really does fast.
 
-CPU flags do not tell: avx512_bf16 without AMX computes bfloat16 at half the float32 rate. So two matrix products race.
+Mixed precision (Micikevicius et al. 2017, arXiv:1710.03740): frozen weights and the computation in 16 bits, trained
+weights in float32. A CPU's flags do not tell what is fast on it: avx512_bf16 without AMX computes bfloat16 at half the
+rate of float32. So two matrix products race.
 """
 
+import logging
 import time
+from dataclasses import dataclass
 
 import torch
+
+from tuneline.errors import RecipeError
+
+logger = logging.getLogger(__name__)
 
 RACE_SHAPE = (512, 576, 1536)
 RACE_ROUNDS = 20
 MUST_BE_FASTER_BY = 0.8
 
 
-def choose(requested: str, *, trains_all: bool) -> tuple[torch.dtype, str]:
-    """Pick the type of the weights.
+@dataclass(frozen=True)
+class Precision:
+    """The types of a run, and why."""
+
+    weights: torch.dtype
+    """Of weights that are not trained; those that are must be loaded in `trained`."""
+
+    trained: torch.dtype
+    """Of weights that are trained."""
+
+    autocast: torch.dtype | None
+    """Type in which matrix products are computed from weights of several types; None computes as they are."""
+
+    reason: str
+
+
+def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None = None) -> Precision:
+    """Pick the types by the recipe and the device.
 
     Args:
-        requested: `auto`, `float32` or `bfloat16`.
-        trains_all: Every weight is trained; those stay in float32.
+        requested: `load.dtype` of the recipe.
+        trains_all: Every weight is trained.
+        model_dtype: Type that the model was published in, as its config says.
 
-    Returns:
-        The type, and the reason in words.
+    Raises:
+        RecipeError: The device cannot train in the type that the recipe asks for.
     """
-    if requested != "auto":
-        return getattr(torch, requested), "as the recipe says"
-    if trains_all:
-        return torch.float32, "every weight is trained, and trained weights are held in float32"
+    kind = device_type()
+    if requested == "float32":
+        return Precision(torch.float32, torch.float32, None, "as the recipe says")
+    if requested == "pure_bfloat16":
+        _check_bfloat16(kind, requested)
+        return Precision(torch.bfloat16, torch.bfloat16, None, "as the recipe says, trained weights too")
+    half, reason = _fastest(kind, trains_all) if requested == "auto" else _as_told(kind, requested)
+    if half == torch.float32:
+        return Precision(half, half, None, reason)
+    _warn_of_overflow(half, model_dtype)
+    return Precision(torch.float32 if trains_all else half, torch.float32, half, reason)
+
+
+def device_type() -> str:
+    """Return the kind of device that a model is loaded onto: cuda, npu, xpu, mps or cpu."""
+    npu = getattr(torch, "npu", None)  # there once torch_npu is installed
     if torch.cuda.is_available():
-        fast = torch.cuda.get_device_capability() >= (8, 0)
-        why = f"CUDA compute capability {torch.cuda.get_device_capability()}"
-        return (torch.bfloat16, why) if fast else (torch.float32, why + " is below (8, 0)")
-    return race()
+        return "cuda"
+    if npu is not None and npu.is_available():
+        return "npu"
+    if torch.xpu.is_available():
+        return "xpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _as_told(kind: str, requested: str) -> tuple[torch.dtype, str]:
+    if requested == "bfloat16":
+        _check_bfloat16(kind, requested)
+    elif kind == "cpu":
+        raise RecipeError(
+            "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
+            "Set load.dtype: auto, bfloat16 or float32."
+        )
+    return getattr(torch, requested), "as the recipe says; trained weights in float32"
+
+
+def _fastest(kind: str, trains_all: bool) -> tuple[torch.dtype, str]:
+    if kind == "cpu":
+        if trains_all:
+            return torch.float32, "every weight is trained, and trained weights are held in float32"
+        return race()
+    able, why = _bfloat16(kind)
+    otherwise = torch.float32 if kind == "mps" else torch.float16  # without bfloat16, mps gains little by 16 bits
+    return torch.bfloat16 if able else otherwise, f"{why}; trained weights in float32"
+
+
+def _bfloat16(kind: str) -> tuple[bool, str]:
+    """Return whether a device computes bfloat16 itself, and how that is known."""
+    match kind:
+        case "cuda":
+            capability = torch.cuda.get_device_capability()
+            return capability >= (8, 0), f"CUDA compute capability {capability}, bfloat16 from (8, 0)"
+        case "npu" | "xpu":
+            able = bool(getattr(torch, kind).is_bf16_supported())
+            return able, f"{kind} {'has' if able else 'lacks'} bfloat16"
+        case "mps":
+            able = torch.backends.mps.is_macos_or_newer(14, 0)
+            return able, f"mps {'has' if able else 'lacks'} bfloat16, which comes with macOS 14"
+        case _:
+            return True, "the CPU has bfloat16, at whatever speed"
+
+
+def _check_bfloat16(kind: str, requested: str) -> None:
+    able, why = _bfloat16(kind)
+    if not able:
+        raise RecipeError(f"load.dtype: {requested} is not for this device: {why}. Set load.dtype: auto.")
+
+
+def _warn_of_overflow(half: torch.dtype, model_dtype: torch.dtype | None) -> None:
+    if half == torch.float16 and model_dtype == torch.bfloat16:
+        logger.warning(
+            "load.dtype: the model was made in bfloat16 and is computed in float16, where values above 65504 overflow: "
+            "watch the loss for NaN, or set load.dtype: float32."
+        )
 
 
 def race() -> tuple[torch.dtype, str]:

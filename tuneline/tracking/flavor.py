@@ -13,10 +13,12 @@ class ChatModel:
     """Answers chats; what `mlflow.pyfunc.load_model` wraps."""
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
+
+        from tuneline.model.load import load_model
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.model = load_model(Path(folder)).eval()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> str:
         """Answer one chat greedily.

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tuneline.progress import Advance
 
 Listener = Callable[[dict[str, float], int], None]
-"""Gets the figures of an optimiser step, and its number."""
+"""Gets the figures of an optimizer step, and its number."""
 
 KEPT = ("loss", "learning_rate", "grad_norm")
 

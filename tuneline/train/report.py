@@ -10,6 +10,9 @@ class TrainingReport(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    load: dict[str, Any]
+    """How the base model was held."""
+
     method: dict[str, Any]
     train: dict[str, Any]
     decisions: dict[str, str]

@@ -1,177 +1,208 @@
-"""Supervised fine-tuning on a thin `transformers.Trainer`.
-
-Ours: rows are packed without padding, logits are computed at trained positions only, and the loss is the sum over
-trained tokens divided by their number in the whole optimiser step, so that accumulation and batch size do not weigh
-rows.
-"""
+"""Supervised fine-tuning: load, attach, train, save; the loop is `tuneline.train.trainer`."""
 
 import platform
 import shutil
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 
 from tuneline import progress, state
-from tuneline.config.train import Method, TrainConfig
+from tuneline.config.loader import LoadStepConfig
+from tuneline.config.method import Method
+from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
-from tuneline.data.schema import IGNORE_INDEX
-from tuneline.errors import ProofError
+from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest, digest
-from tuneline.model import attention, precision
-from tuneline.model.adapt import methods
+from tuneline.model import patches, precision, source
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import load_model
+from tuneline.model.load import Loaded, load_base
+from tuneline.model.methods import families
+from tuneline.model.methods.base import Family
+from tuneline.train import noise, proof, trainer
 from tuneline.train.callbacks import Listener, Recorder, memory_bytes
 from tuneline.train.collate import collate
 from tuneline.train.report import TrainingReport
-
-CHECKED_ROWS, CHECKED_EXAMPLES, CHECKED_TOKENS = 2, 3, 64
-"""How much is compared before training: rows, examples of each, tokens of each."""
+from tuneline.train.trainer import SFTTrainer
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
-class SFTTrainer(Trainer):
-    """Cross entropy at trained positions, weighted by tokens."""
+@dataclass(frozen=True)
+class Job:
+    """What a training starts from."""
 
-    tokens_seen = 0
+    rows: Corpus
+    base_model: Manifest
+    tokenizer: Manifest
+    load: LoadStepConfig
+    method: Method
+    config: TrainConfig
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        labels = inputs.pop("labels")[0]
-        self.tokens_seen += labels.numel()
-        keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
-        logits = model(**inputs, logits_to_keep=keep).logits[0]
-        total = cross_entropy(logits.float(), labels[keep + 1], reduction="sum")
-        return total / (num_items_in_batch if num_items_in_batch is not None else len(keep))
+    @property
+    def family(self) -> Family:
+        """The method's family."""
+        return families[self.method.type]
+
+    @property
+    def packed(self) -> bool:
+        """Examples stand side by side in one forward pass."""
+        if self.config.per_device_train_batch_size > 1:
+            return True
+        return any(len(lengths) > 1 for split in self.rows.splits.values() for lengths in split["lengths"])
+
+    @property
+    def trains_all(self) -> bool:
+        """The base's own weights change while training, so that rounding them to 16 bits would change the model.
+
+        Frozen layers beside trained ones may be rounded on a GPU, where products of both are computed in one type.
+        """
+        if self.method.type == "freeze" and torch.cuda.is_available():
+            return False
+        return not self.family.off_is_base(self.method)
+
+    @property
+    def continued(self) -> Path | None:
+        """The adapter that is trained further, if there is one."""
+        return source.adapters_of(self.base_model)[-1] if "continue" in self.load.uses else None
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, counted as transformers' Trainer does."""
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        passes = -(-len(self.rows.splits["train"]) // self.config.per_device_train_batch_size)
+        per_epoch = max(-(-passes // self.config.gradient_accumulation_steps), 1)
+        return int(-(-per_epoch * self.config.num_train_epochs // 1))
 
 
 def train(
-    rows: Corpus, base_model: Manifest, method: Method, config: TrainConfig, listeners: tuple[Listener, ...] = ()
+    rows: Corpus,
+    base_model: Manifest,
+    tokenizer: Manifest,
+    load: LoadStepConfig,
+    method: Method,
+    config: TrainConfig,
+    listeners: tuple[Listener, ...] = (),
 ) -> tuple[Checkpoint, TrainingReport]:
     """Fine-tune a base model on tokenized rows.
 
     Args:
         rows: Splits `train` and `validation` of `tuneline.data.tokenize`.
-        base_model: Where the weights lie.
+        base_model: Where the weights lie, and behind them the adapters that are attached first.
+        tokenizer: The one that made the rows; it says which tokens are new.
+        load: How the base model is held.
         method: What is trained.
         config: The optimisation.
-        listeners: Called with the figures of each optimiser step.
+        listeners: Called with the figures of each optimizer step.
 
     Returns:
         A checkpoint in a scratch folder under the state root, and a report.
 
     Raises:
+        RecipeError: This machine, this model or this method cannot do what the recipe asks.
         ProofError: Packed examples see each other in this architecture, or the loss is no number.
     """
     start = time.monotonic()
+    job = Job(rows, base_model, tokenizer, load, method, config)
+    _refuse_shared_rows(job)
+    loaded = load_base(base_model, tokenizer, load, trains_all=job.trains_all, packed=job.packed)
+    kind, isolation = proof.isolation(
+        loaded.model,
+        rows,
+        batch_size=config.per_device_train_batch_size,
+        exact=(loaded.precision.autocast or loaded.precision.weights) == torch.float32,
+        may_change=load.attention == "auto" and load.s2_group_size_ratio is None,
+    )
     set_seed(config.seed)
-    dtype, reason = precision.choose(config.dtype, trains_all=method.type == "full")
-    model = load_model(Path(base_model.only().location), dtype, config.attention)
-    isolation = _isolation(model, rows, config, dtype)
-    model = methods[method.type](model, method)
-    work = _work_folder(rows, base_model, method, config)
-    trainer = _trainer(model, rows, config, work)
-    recorder = _run(trainer, listeners)
-    validation_loss = mean_loss(model, rows, "validation")
-    checkpoint = _save(model, work, base_model, rows, method, config)
-    summary = _summary(trainer, recorder, rows, model, start) | {"validation_loss": validation_loss}
-    decisions = {"dtype": f"{dtype}: {reason}", "isolation": isolation}
-    return checkpoint, _report(method, config, decisions, recorder, summary)
+    work = _work_folder(job)
+    loop = _loop(job, loaded, work)
+    decisions = loaded.decisions | patches.fuse_adapter(loop.model, load) | {"isolation": isolation}
+    recorder = _run(loop, listeners, job.num_steps)
+    with torch.autocast(precision.device_type(), loaded.precision.autocast, enabled=bool(loaded.precision.autocast)):
+        validation_loss = mean_loss(loop.model, rows, "validation", method.type)
+    summary = _summary(loop, recorder, start) | {"validation_loss": validation_loss}
+    checkpoint = _save(job, loop.model, work, {"attention": kind})
+    return checkpoint, _report(job, decisions, recorder, summary)
 
 
-def _isolation(model: Any, rows: Corpus, config: TrainConfig, dtype: torch.dtype) -> str:
-    """Prove on examples of the first rows that those which share a row do not see each other."""
-    shared = [
-        _segments(row) for row in rows.splits["train"].select(range(min(CHECKED_ROWS, len(rows.splits["train"]))))
-    ]
-    batches = [segments for segments in shared if len(segments) > 1]
-    if not batches and config.per_device_train_batch_size == 1:
-        return "each example has a row of its own"
-    leak = attention.check_isolation(model, batches, tolerance=1e-2 if dtype == torch.float32 else 0.5)
-    return f"relative difference {leak:.1e} between packed and alone"
+def _refuse_shared_rows(job: Job) -> None:
+    if job.packed and not job.family.packs:
+        raise RecipeError(
+            f"method {job.method.type} puts virtual tokens in front of each row, so a row holds one example. Set "
+            "tokenize.packing: false and train.per_device_train_batch_size: 1; accumulate gradients instead."
+        )
 
 
-def _segments(row: dict[str, Any]) -> list[list[int]]:
-    """Return the beginnings of the first examples of a row."""
-    ends = [0, *accumulate(row["lengths"])]
-    ids = row["input_ids"]
-    return [ids[a : min(b, a + CHECKED_TOKENS)] for a, b in pairwise(ends[: CHECKED_EXAMPLES + 1])]
+def _loop(job: Job, loaded: Loaded, work: Path) -> SFTTrainer:
+    """Attach what is trained, or go on with the adapter that the recipe continues, and make the training loop."""
+    args = trainer.arguments(job.config, loaded.precision, work / "state")
+    if job.continued:
+        job.family.check_continues(job.continued, job.method, loaded.model)
+        model = job.family.attach_saved(loaded.model, job.continued, trainable=True)
+    else:
+        plan = {"total_steps": job.num_steps, "new_ids": loaded.new_ids}
+        job.family.check(loaded.model, job.method, **plan)
+        model = job.family.attach(loaded.model, job.method, **plan)
+    _hold_trained(model, loaded.precision.trained)
+    alpha = job.config.neftune_noise_alpha
+    loop = SFTTrainer(
+        job.family,
+        job.method,
+        noise.Noise(model, alpha) if alpha else None,
+        model=model,
+        args=args,
+        train_dataset=job.rows.splits["train"],
+        data_collator=collate,
+    )
+    loop.add_callback(trainer.AfterStep(job.family, model))
+    return loop
 
 
-def _work_folder(rows: Corpus, base_model: Manifest, method: Method, config: TrainConfig) -> Path:
-    key = digest([rows.content_hash(), base_model.content_hash(), method.model_dump(), config.model_dump()])
+def _hold_trained(model: Any, dtype: torch.dtype) -> None:
+    """Give trained weights their precision: float32 beside frozen weights of 16 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _work_folder(job: Job) -> Path:
+    configs = [part.model_dump(mode="json") for part in (job.load, job.method, job.config)]
+    key = digest([job.rows.content_hash(), job.base_model.content_hash(), *configs])
     work = state.folder("work") / f"train-{key[:32]}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     return work
 
 
-def _trainer(model: Any, rows: Corpus, config: TrainConfig, work: Path) -> SFTTrainer:
-    on_gpu = torch.cuda.is_available()
-    chosen = config.model_dump(exclude={"dtype", "attention"})
-    args = TrainingArguments(
-        output_dir=str(work / "state"),
-        **chosen,
-        bf16=on_gpu and torch.cuda.is_bf16_supported(),
-        use_cpu=not on_gpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # the filter would show the last finite loss instead
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-        average_tokens_across_devices=True,
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # one process uses one device: DataParallel would split the packed row
-    trainer = SFTTrainer(model=model, args=args, train_dataset=rows.splits["train"], data_collator=collate)
-    trainer.model_accepts_loss_kwargs = True
-    return trainer
-
-
-def _run(trainer: SFTTrainer, listeners: tuple[Listener, ...]) -> Recorder:
+def _run(loop: SFTTrainer, listeners: tuple[Listener, ...], steps: int) -> Recorder:
     from transformers import PrinterCallback
 
-    trainer.remove_callback(PrinterCallback)
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else _steps(trainer)
+    loop.remove_callback(PrinterCallback)
     with progress.bar("training", steps) as advance:
-        recorder = Recorder(advance, listeners, lambda: trainer.tokens_seen)
-        trainer.add_callback(recorder)
-        trainer.train()
+        recorder = Recorder(advance, listeners, lambda: loop.tokens_seen)
+        loop.add_callback(recorder)
+        loop.train()
+    if loop.noise:
+        loop.noise.remove()
     if any(entry["loss"] != entry["loss"] for entry in recorder.history):
         raise ProofError("The loss became NaN, so the weights are worthless. Lower train.learning_rate.")
     return recorder
 
 
-def _steps(trainer: SFTTrainer) -> int:
-    per_epoch = max(len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps, 1)
-    return int(per_epoch * trainer.args.num_train_epochs)
-
-
 @torch.no_grad()
-def mean_loss(model: Any, rows: Corpus, split: str) -> float:
+def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> float:
     """Return the mean cross entropy (nats) over the trained tokens of a split; NaN where it is empty."""
     model.eval()
     total, count = 0.0, 0
     for row in rows.splits[split]:
         inputs = {name: _to(value, model.device) for name, value in collate([row]).items()}
-        labels = inputs.pop("labels")[0]
-        keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
-        logits = model(**inputs, logits_to_keep=keep).logits[0].float()
-        total += float(cross_entropy(logits, labels[keep + 1], reduction="sum"))
-        count += len(keep)
+        loss, tokens = trainer.summed_loss(families[method], model, inputs)
+        total, count = total + float(loss), count + tokens
     return total / count if count else float("nan")
 
 
@@ -179,45 +210,38 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def _save(
-    model: Any, work: Path, base_model: Manifest, rows: Corpus, method: Method, config: TrainConfig
-) -> Checkpoint:
+def _save(job: Job, model: Any, work: Path, facts: dict[str, Any]) -> Checkpoint:
     """Write the trained weights; nothing in the files names this machine."""
     shutil.rmtree(work / "state", ignore_errors=True)
-    if method.type != "full":
-        for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path = base_model.only().name
-    options = {} if method.type == "full" else {"save_embedding_layers": False}  # "auto" asks the hub
-    model.save_pretrained(work, **options)
+    job.family.save(model, work, base_name=job.base_model.items[0].name)
     (work / "README.md").unlink(missing_ok=True)
     identity = {
-        "base_model": base_model.content_hash(),
-        "rows": rows.content_hash(),
-        "tokenization": rows.identity,
-        "method": method.model_dump(),
-        "train": config.model_dump(),
+        "base_model": job.base_model.content_hash(),
+        "rows": job.rows.content_hash(),
+        "tokenization": job.rows.identity,
+        "load": job.load.model_dump(mode="json"),
+        "method": job.method.model_dump(),
+        "train": job.config.model_dump(),
     }
-    return Checkpoint(work, "full" if method.type == "full" else "adapter", identity, disposable=True)
+    return Checkpoint(work, job.family.kind, identity, facts, disposable=True)
 
 
-def _summary(trainer: SFTTrainer, recorder: Recorder, rows: Corpus, model: Any, start: float) -> dict[str, float]:
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+def _summary(loop: SFTTrainer, recorder: Recorder, start: float) -> dict[str, float]:
+    trainable = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
     losses = [entry["loss"] for entry in recorder.history]
     return {
         "seconds": time.monotonic() - start,
-        "tokens": float(trainer.tokens_seen),
-        "steps": float(trainer.state.global_step),
+        "tokens": float(loop.tokens_seen),
+        "steps": float(loop.state.global_step),
         "first_loss": losses[0],
         "final_loss": sum(losses[-3:]) / len(losses[-3:]),
         "peak_memory_bytes": float(max(recorder.peak_memory_bytes, memory_bytes())),
-        "parameters": float(sum(n for n, _ in sizes)),
-        "trainable_parameters": float(sum(n for n, trained in sizes if trained)),
+        "parameters": float(loop.model.num_parameters()),
+        "trainable_parameters": float(trainable),
     }
 
 
-def _report(
-    method: Method, config: TrainConfig, decisions: dict[str, str], recorder: Recorder, summary: dict[str, float]
-) -> TrainingReport:
+def _report(job: Job, decisions: dict[str, str], recorder: Recorder, summary: dict[str, float]) -> TrainingReport:
     environment = {name: version(name) for name in LIBRARIES} | {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -225,8 +249,9 @@ def _report(
         "threads": str(torch.get_num_threads()),
     }
     return TrainingReport(
-        method=method.model_dump(),
-        train=config.model_dump(),
+        load=job.load.model_dump(mode="json"),
+        method=job.method.model_dump(),
+        train=job.config.model_dump(),
         decisions=decisions,
         history=recorder.history,
         summary=summary,

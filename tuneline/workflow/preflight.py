@@ -12,7 +12,7 @@ def check_content(recipe: SFTRecipe) -> None:
         TunelineError: A row, an exam, a model or the tracking server is not as it must be.
     """
     from tuneline.data import align, benchmarks, sources
-    from tuneline.model import source as model_source
+    from tuneline.model import start
     from tuneline.tracking import registry
     from tuneline.workflow import tracker
 
@@ -23,4 +23,4 @@ def check_content(recipe: SFTRecipe) -> None:
         align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))
     for exam in sources.locate_exams(recipe.exams).items:
         benchmarks.read_exam(exam)
-    model_source.check_weights(recipe.model)
+    start.find(recipe.for_resolve())

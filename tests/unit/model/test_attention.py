@@ -1,58 +1,267 @@
-"""Packed examples are blind to each other: logits, loss and gradients equal those of each alone."""
+"""Packed examples are blind to each other: logits and gradients equal those of each alone."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    find_packed_sequence_indices,
+    packed_sequence_compatibility_function,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 
-from tuneline.errors import ProofError, RecipeError
+from tests import architectures
+from tuneline.errors import ProofError
 from tuneline.model import attention
-from tuneline.model.load import load_model
+from tuneline.model.attention import bounds, isolation
+
+
+def fault(error):
+    return pytest.mark.xfail(strict=True, raises=error, reason="docs/upstream.md")
+
 
 LENGTHS = [5, 1, 9]
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("kind", ["segment", "sdpa"])
+def load(folder, kind):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kind)
+
+
+def make_windowed(kind, window):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(MistralConfig(**sizes, **heads), attn_implementation=kind)
+
+
+def alone(model, ids):
+    return torch.cat([model(input_ids=part[None], use_cache=False).logits[0] for part in ids.split(LENGTHS)])
+
+
+@pytest.mark.parametrize("kind", ["segment", "sdpa", "eager"])
 def test_packed_logits_and_gradients_equal_those_of_each_alone(tiny_model, kind):
-    model = load_model(tiny_model, attention=kind)
-    ids = torch.randint(3, 300, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
+    model = load(tiny_model, kind)
+    ids = torch.randint(3, 300, (sum(LENGTHS),))
 
-    alone = torch.cat([model(input_ids=part[None], use_cache=False).logits[0] for part in ids.split(LENGTHS)])
-    alone.square().sum().backward()
+    expected = alone(model, ids)
+    expected.square().sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     packed = model(input_ids=ids[None], **attention.packed_inputs(LENGTHS)).logits[0]
     packed.square().sum().backward()
 
-    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed, expected, **CLOSE)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["segment", "sdpa"])
+@pytest.mark.parametrize("window", [3, 9, 64])
+def test_windows_shorter_and_longer_than_the_examples_are_exact(kind, window):
+    ids = torch.randint(64, (sum(LENGTHS),))
+
+    packed = make_windowed(kind, window)(input_ids=ids[None], **attention.packed_inputs(LENGTHS)).logits[0]
+
+    torch.testing.assert_close(packed, alone(make_windowed("eager", window), ids), **CLOSE)
+
+
+@pytest.mark.parametrize("window", [3, 64])
+def test_padding_on_either_side_is_as_with_sdpa(window):
+    ids = torch.randint(64, (3, 8))
+    mask = torch.ones_like(ids)
+    mask[0, 5:], mask[1, :5] = 0, 0
+    segment, sdpa = (
+        make_windowed(kind, window)(input_ids=ids, attention_mask=mask).logits for kind in ("segment", "sdpa")
+    )
+
+    torch.testing.assert_close(segment[mask.bool()], sdpa[mask.bool()], **CLOSE)
+    assert segment.isfinite().all()
+
+
+def test_answers_with_a_cache_are_as_with_sdpa(tiny_model):
+    ids = torch.randint(3, 300, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+
+    answers = [load(tiny_model, kind).eval().generate(ids, **options).tolist() for kind in ("segment", "sdpa")]
+
+    assert answers[0] == answers[1]
+
+
+def test_a_mask_of_ones_does_not_join_packed_examples(tiny_model):
+    model, ids = load(tiny_model, "segment"), torch.randint(3, 300, (sum(LENGTHS),))
+    inputs = attention.packed_inputs(LENGTHS) | {"attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+
+    torch.testing.assert_close(model(input_ids=ids[None], **inputs).logits[0], alone(model, ids), **CLOSE)
+
+
+def test_a_square_mask_that_is_not_told_of_the_examples_is_cut():
+    module, q = torch.nn.Module(), torch.randn(1, 2, 6, 4)
+    window = sdpa_mask(1, 6, 6, mask_function=sliding_window_causal_mask_function(3), local_size=3)
+
+    packed, _ = attention.segment_attention(module, q, q, q, window, cu_seq_lens_q=torch.tensor([0, 4, 6]))
+    first, _ = attention.segment_attention(module, *[q[:, :, :4]] * 3, window[..., :4, :4])
+    second, _ = attention.segment_attention(module, *[q[:, :, 4:]] * 3, None)
+
+    torch.testing.assert_close(packed, torch.cat([first, second], dim=1))
+
+
+def test_dropout_is_honoured_while_training():
+    q, value = torch.zeros(1, 2, 16, 4), torch.ones(1, 2, 16, 4)
+    ends, module = {"cu_seq_lens_q": torch.tensor([0, 9, 16])}, torch.nn.Module()
+
+    trained, _ = attention.segment_attention(module.train(), q, q, value, None, dropout=0.5, **ends)
+    evaluated, _ = attention.segment_attention(module.eval(), q, q, value, None, dropout=0.5, **ends)
+
+    assert (trained != 1).any()
+    torch.testing.assert_close(evaluated, torch.ones_like(evaluated))
+
+
+def square_of(mask, rows, tokens):
+    """Spell out what `bounds_mask` returned."""
+    if bounds.is_square(mask):
+        return mask.expand(rows, 1, tokens, tokens)
+    table = [[0, tokens]] * rows if mask is None else mask.tolist()
+    example = torch.stack([torch.bucketize(torch.arange(tokens), torch.tensor(row), right=True) for row in table])
+    return ((example[:, :, None] == example[:, None, :]) & torch.ones(tokens, tokens).tril().bool())[:, None]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    local=st.sampled_from([None, ("window", 1), ("window", 3), ("window", 9), ("chunk", 2), ("chunk", 5)]),
+    padding=st.none() | st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=2),
+)
+def test_bounds_tell_the_mask_that_transformers_builds(lengths, local, padding):
+    tokens, rows = sum(lengths), 1 if padding is None else 2
+    function = causal_mask_function
+    if local and local[0] == "window":
+        function = sliding_window_causal_mask_function(local[1])
+    elif local:
+        function = chunked_causal_mask_function(local[1], torch.zeros(rows, dtype=torch.long))
+    mask = None
+    if padding is None:
+        positions = attention.packed_inputs(lengths)["position_ids"]
+        if (packed := find_packed_sequence_indices(positions)) is not None:
+            function = packed_sequence_compatibility_function(function, positions, packed)
+    else:
+        place = torch.arange(tokens)
+        mask = torch.stack([(place >= left) & (place < tokens - right) for left, right in padding])
+    asked = {"batch_size": rows, "q_length": tokens, "kv_length": tokens, "mask_function": function}
+    asked |= {"attention_mask": mask, "local_size": local[1] if local else None, "q_offset": 0, "kv_offset": 0}
+
+    ours = square_of(bounds.bounds_mask(**asked), rows, tokens)
+    theirs = sdpa_mask(**asked, allow_is_causal_skip=False)
+
+    real = torch.ones(rows, tokens, dtype=torch.bool) if mask is None else mask
+    keep = real[:, None, :, None].expand_as(theirs)  # what padding sees is of no account
+    assert torch.equal(ours[keep], theirs[keep])
+
+
+@pytest.mark.parametrize("local", [None, 2])
+def test_bounds_are_found_where_they_suffice(local):
+    positions = attention.packed_inputs(LENGTHS)["position_ids"]
+    function = causal_mask_function if local is None else sliding_window_causal_mask_function(local)
+    function = packed_sequence_compatibility_function(function, positions, find_packed_sequence_indices(positions))
+
+    asked = {"batch_size": 1, "q_length": 15, "kv_length": 15, "mask_function": function}
+    mask = bounds.bounds_mask(**asked, allow_is_causal_skip=False)
+
+    assert bounds.is_square(mask) if local else mask.tolist() == [[0, 5, 6, 15]]
+
+
+def test_bounds_of_other_rows_are_refused():
+    q = torch.zeros(1, 4, 3, 8)
+
+    with pytest.raises(ProofError, match="which are not theirs. Set load.attention: sdpa"):
+        attention.segment_attention(torch.nn.Module(), q, q, q, torch.ones(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias"])
+def test_what_segment_does_not_compute_is_refused(asked):
+    q = torch.zeros(1, 4, 3, 8)
+
+    with pytest.raises(ProofError, match=f"segment does not compute {asked}.*Set load.attention: eager"):
+        attention.segment_attention(torch.nn.Module(), q, q, q, None, **{asked: 1.0})
+
+
 def test_isolation_is_measured(tiny_model):
-    assert attention.check_isolation(load_model(tiny_model, attention="segment")) < 1e-4
+    assert attention.check_isolation(load(tiny_model, "segment")) < 1e-4
 
 
 def test_isolation_is_measured_on_the_examples_themselves(tiny_model):
-    model = load_model(tiny_model, attention="segment")
+    model = load(tiny_model, "segment").train()
 
     assert attention.check_isolation(model, [[[3, 4, 5], [6, 7]], [[8], [9, 10, 11]]]) < 1e-4
-
-
-def test_flash_attention_without_its_package_is_refused(tiny_model):
-    with pytest.raises(RecipeError, match="needs a CUDA device and the package flash-attn"):
-        load_model(tiny_model, attention="flash_attention_2")
+    assert model.training
 
 
 def test_a_leak_is_refused(tiny_model, monkeypatch):
-    model = load_model(tiny_model, attention="segment")
     whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
-    monkeypatch.setattr(attention, "packed_inputs", lambda lengths, device: whole)
+    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
 
-    with pytest.raises(ProofError, match=r"see each other.*tokenize.packing: false"):
-        attention.check_isolation(model)
+    with pytest.raises(ProofError, match="see each other .* with load.attention: segment") as error:
+        attention.check_isolation(load(tiny_model, "segment"))
+    assert "tokenize.packing: false" in str(error.value)
+    assert "load.attention: auto" in str(error.value)
 
 
-def test_a_padding_mask_is_refused(tiny_model):
-    q = torch.zeros(1, 4, 3, 8)
+def test_an_architecture_that_cannot_compute_packed_rows_is_refused(tiny_model, monkeypatch):
+    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: {"position_ids": torch.zeros(3)})
 
-    with pytest.raises(ProofError, match="Set train.attention: sdpa"):
-        attention.segment_attention(torch.nn.Module(), q, q, q, attention_mask=torch.ones(1, 1, 3, 3))
+    with pytest.raises(ProofError, match="cannot compute a packed row: .*tokenize.packing: false"):
+        attention.check_isolation(load(tiny_model, "segment"))
+
+
+def test_the_present_kind_stays_where_it_is_isolated(tiny_model):
+    kind, difference = attention.first_isolated(load(tiny_model, "sdpa"))
+
+    assert kind == "sdpa"
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize("name", ["afmoe", "biogpt", "opt"])
+def test_where_sdpa_leaks_segment_is_found(name):
+    model = architectures.build(name)
+
+    kind, difference = attention.first_isolated(model)
+
+    assert (kind, model.config._attn_implementation) == ("segment", "segment")
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize(("name", "present"), [("mamba", "eager"), ("bloom", "eager"), ("falcon", "sdpa")])
+def test_an_architecture_that_is_never_isolated_is_refused_and_left_as_it_was(name, present):
+    model = architectures.build(name)
+
+    with pytest.raises(ProofError, match="No kind of attention keeps packed examples apart.*tokenize.packing: false"):
+        attention.first_isolated(model)
+    assert model.config._attn_implementation == present
+
+
+def test_shifted_attention_is_not_replaced(tiny_model, monkeypatch):
+    whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
+    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
+
+    with pytest.raises(ProofError, match="Tried: s2"):
+        attention.first_isolated(load(tiny_model, "s2"))
+
+
+@fault(NotImplementedError)
+def test_flex_attention_trains_on_a_cpu():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q = torch.randn(1, 1, 16, 16, requires_grad=True)
+    flex_attention(q, q, q).sum().backward()
+
+
+@fault(ProofError)
+@pytest.mark.parametrize("name", ["afmoe", "gpt_oss"])
+def test_transformers_tells_the_mask_of_packed_rows_to_every_architecture(name):
+    assert attention.check_isolation(architectures.build(name)) < 1e-4

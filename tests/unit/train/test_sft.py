@@ -9,18 +9,21 @@ from torch.nn.functional import cross_entropy
 
 from tests import tiny
 from tuneline.config.data import TokenizeStepConfig
+from tuneline.config.loader import LoadStepConfig
+from tuneline.config.method import FullMethod, LoraMethod
 from tuneline.config.model import DirectoryModel
-from tuneline.config.train import FullMethod, LoraMethod, MergeAdapterConfig, TrainConfig
+from tuneline.config.train import MergeAdapterConfig, TrainConfig
 from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError
 from tuneline.model import merge, source
 from tuneline.model.load import load_model
-from tuneline.train import sft
+from tuneline.train import sft, trainer
 from tuneline.train.collate import collate
 
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8)
+LOAD = LoadStepConfig(dtype="float32", max_length=64)
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def parts(tiny_model, home):
 
 
 def config(**changes):
-    return TrainConfig(**{"max_steps": 3, "learning_rate": 1e-2, "dtype": "float32", **changes})
+    return TrainConfig(**{"max_steps": 3, "learning_rate": 1e-2, **changes})
 
 
 def weights(checkpoint):
@@ -44,11 +47,17 @@ def weights(checkpoint):
 
 
 def test_the_loss_falls_and_is_told_step_by_step(parts):
-    _, base_model, rows = parts
+    tokenizer, base_model, rows = parts
     heard = []
 
     _, report = sft.train(
-        rows, base_model, LORA, config(max_steps=20), (lambda f, step: heard.append((step, f["loss"])),)
+        rows,
+        base_model,
+        tokenizer,
+        LOAD,
+        LORA,
+        config(max_steps=20),
+        (lambda f, step: heard.append((step, f["loss"])),),
     )
 
     assert report.summary["final_loss"] < report.summary["first_loss"] - 0.3
@@ -58,31 +67,31 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
 
 
 def test_training_twice_gives_the_same_weights_bit_by_bit(parts):
-    _, base_model, rows = parts
+    tokenizer, base_model, rows = parts
 
-    first, _ = sft.train(rows, base_model, LORA, config())
+    first, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
     kept, digest = weights(first), first.content_hash()
-    second, _ = sft.train(rows, base_model, LORA, config())
+    second, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     assert weights(second) == kept
     assert second.content_hash() == digest
 
 
 def test_another_seed_gives_other_weights(parts):
-    _, base_model, rows = parts
+    tokenizer, base_model, rows = parts
 
-    kept = [weights(sft.train(rows, base_model, LORA, config(seed=seed))[0]) for seed in (0, 1)]
+    kept = [weights(sft.train(rows, base_model, tokenizer, LOAD, LORA, config(seed=seed))[0]) for seed in (0, 1)]
 
     assert kept[0] != kept[1]
 
 
 def test_accumulation_weighs_tokens_not_rows(parts):
     """Four micro-batches of one are one batch of four, however long the rows (DESIGN, obligation 6)."""
-    _, base_model, rows = parts
+    tokenizer, base_model, rows = parts
     settings = {"learning_rate": 1e-3, "max_steps": 2}
 
-    _, one = sft.train(rows, base_model, LORA, config(per_device_train_batch_size=4, **settings))
-    _, four = sft.train(rows, base_model, LORA, config(gradient_accumulation_steps=4, **settings))
+    _, one = sft.train(rows, base_model, tokenizer, LOAD, LORA, config(per_device_train_batch_size=4, **settings))
+    _, four = sft.train(rows, base_model, tokenizer, LOAD, LORA, config(gradient_accumulation_steps=4, **settings))
 
     assert [entry["loss"] for entry in one.history] == pytest.approx(
         [entry["loss"] for entry in four.history], rel=1e-5
@@ -129,9 +138,9 @@ def test_collation_adds_no_padding_and_keeps_every_bound(shape):
 
 def test_the_merged_model_answers_like_the_adapter(parts):
     tokenizer, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
-    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
     assert model.kind == "merged"
     assert model.facts["kl"] < 1e-6
@@ -141,18 +150,18 @@ def test_the_merged_model_answers_like_the_adapter(parts):
 
 def test_a_merge_that_strays_is_refused(parts, monkeypatch):
     tokenizer, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
     monkeypatch.setattr(merge, "_compare", lambda before, after: {"kl": 0.5})
 
     with pytest.raises(ProofError, match=r"strays from the adapter's: KL 5.00e-01"):
-        merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+        merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
 
 def test_a_fully_trained_model_goes_on_whole(parts):
     tokenizer, base_model, rows = parts
-    checkpoint, report = sft.train(rows, base_model, FullMethod(type="full"), config())
+    checkpoint, report = sft.train(rows, base_model, tokenizer, LOAD, FullMethod(type="full"), config())
 
-    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, MergeAdapterConfig())
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
     assert model.kind == "full"
     assert report.summary["trainable_parameters"] == report.summary["parameters"]
@@ -160,15 +169,15 @@ def test_a_fully_trained_model_goes_on_whole(parts):
 
 
 def test_no_file_of_a_checkpoint_names_this_machine(parts):
-    _, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, LORA, config())
+    tokenizer, base_model, rows = parts
+    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     assert str(rows_dir(base_model)) not in (checkpoint.path / "adapter_config.json").read_text()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
-    _, base_model, rows = parts
-    monkeypatch.setattr(sft, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
+    tokenizer, base_model, rows = parts
+    monkeypatch.setattr(trainer, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
 
     with pytest.raises(ProofError, match="The loss became NaN"):
-        sft.train(rows, base_model, LORA, config())
+        sft.train(rows, base_model, tokenizer, LOAD, LORA, config())

@@ -1,0 +1,117 @@
+"""Memory and time of full, freeze, GaLore, LoRA and QLoRA training on one model, side by side.
+
+    TUNELINE_TEST_DATA=... python -m benchmarks.methods [--json] [--repeats 3]
+
+Each method trains the same packed rows of real data in a process of its own, one thread, methods interleaved; medians.
+Memory is the highest anonymous memory of the process (what it allocated), sampled from outside, less what it held
+before the model was loaded; bytes per parameter divide it by the parameters of the base model. The paper's table of
+efficiency (Zheng et al. 2024, arXiv:2403.13372) is the one to compare with: a GPU, bf16 and 8-bit AdamW.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data_memory, data_preparation
+from benchmarks.peers import ours, process
+
+RANK = 32
+LORA = {"type": "lora", "r": RANK, "lora_alpha": 2 * RANK}
+GALORE = {
+    "optim": "galore_adamw",
+    "optim_args": f"rank={RANK},update_proj_gap=200,scale=2.0",
+    "optim_target_modules": ["self_attn", "mlp"],
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"method": {"type": "full"}, "train": {"learning_rate": 1e-5}},
+    "freeze": {"method": {"type": "freeze", "layers": 3}, "train": {"learning_rate": 1e-5}},
+    "galore": {"method": {"type": "full"}, "train": {"learning_rate": 1e-5, **GALORE}},
+    "lora": {"method": LORA, "train": {"learning_rate": 1e-4}},
+    "qlora": {"method": LORA, "train": {"learning_rate": 1e-4}, "load": {"quantization": {"type": "bnb_4bit"}}},
+}
+
+
+def measure(told: argparse.Namespace) -> dict[str, Any]:
+    """Train with every method, turn by turn."""
+    model = data_preparation.model_folder(told.model)
+    found: dict[str, list[process.Result]] = {name: [] for name in METHODS}
+    with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
+        _prepare(model, Path(folder) / "rows", told)
+        for turn in range(told.repeats):
+            for name, parts in METHODS.items():
+                print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
+                arguments = {
+                    "model": str(model),
+                    "rows": str(Path(folder) / "rows"),
+                    "max_length": told.max_length,
+                    "steps": told.steps,
+                    **parts,
+                    "load": {"dtype": "float32", "gradient_checkpointing": told.checkpointing, **parts.get("load", {})},
+                }
+                found[name].append(data_memory.watched(arguments, "method"))
+    return report(found)
+
+
+def _prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
+    """Make the rows that everyone trains on: as many as there are steps, and one held out."""
+    from tuneline.data.corpus import Corpus
+
+    made = ours.rows(ours.mix(ours.shape(ours.read(data_preparation.data_file()))), model, told.max_length)
+    train = made.splits["train"]
+    splits = {"train": train.select(range(told.steps)), "validation": train.select(range(told.steps, told.steps + 1))}
+    folder.mkdir()
+    Corpus(splits, identity=made.identity).save(folder)
+
+
+def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return medians, and ratios to full training."""
+    base = found["full"][0]["parameters"]
+    table = {name: _medians(runs, base) for name, runs in found.items()}
+    for figures in table.values():
+        figures["memory_to_full"] = round(figures["memory_mib"] / table["full"]["memory_mib"], 3)
+        figures["cpu_to_full"] = round(figures["cpu_seconds_a_step"] / table["full"]["cpu_seconds_a_step"], 3)
+    return {"rank": RANK, "methods": table}
+
+
+def _medians(runs: list[process.Result], base: float) -> dict[str, Any]:
+    memory = statistics.median(run["anonymous"] - run["anonymous_before"] for run in runs)
+    return {
+        "memory_mib": round(memory / 2**20, 1),
+        "bytes_per_parameter": round(memory / base, 2),
+        "cpu_seconds_a_step": round(statistics.median(run["cpu"] for run in runs), 2),
+        "tokens_per_cpu_second": round(statistics.median(run["tokens"] / run["cpu"] for run in runs), 1),
+        "trainable_parameters": int(runs[0]["trainable_parameters"]),
+        "first_loss": round(runs[0]["first_loss"], 4),
+        "validation_loss": round(runs[0]["validation_loss"], 4),
+    }
+
+
+def show(found: dict[str, Any]) -> str:
+    """Return the figures for reading."""
+    names = ("memory_mib", "memory_to_full", "bytes_per_parameter", "cpu_seconds_a_step", "cpu_to_full")
+    lines = [f"{'method':10}" + "".join(f"{name:>22}" for name in names)]
+    for method, figures in found["methods"].items():
+        lines.append(f"{method:10}" + "".join(f"{figures[name]:>22}" for name in names))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a row, and of a step")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--checkpointing", choices=("none", "full", "selective"), default="none")
+    parser.add_argument("--json", action="store_true")
+    told = parser.parse_args()
+    found = measure(told)
+    print(json.dumps(found, indent=1) if told.json else show(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The recipe's part on methods refuses what would do nothing."""
+
+import pytest
+from pydantic import ValidationError
+
+from tuneline.config.method import AdaloraMethod, BottleneckMethod, FreezeMethod
+
+REFUSED = {
+    "nothing is trained": (FreezeMethod, {"type": "freeze", "layers": 0}, "nothing would be trained"),
+    "parts of no layer": (
+        FreezeMethod,
+        {"type": "freeze", "layers": 0, "trainable_modules": ["mlp"], "extra_modules": ["norm"]},
+        "no part of a layer is trained",
+    ),
+    "no part": (FreezeMethod, {"type": "freeze", "trainable_modules": []}, "an empty list trains no part"),
+    "no place": (BottleneckMethod, {"type": "bottleneck", "after": []}, "at least 1 item"),
+    "a place twice": (BottleneckMethod, {"type": "bottleneck", "after": ["mlp", "mlp"]}, "'mlp' is listed twice"),
+    "ranks that rise": (AdaloraMethod, {"type": "adalora", "init_r": 2, "target_r": 4}, "ranks only fall"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_do_nothing_is_refused(name):
+    kind, values, message = REFUSED[name]
+
+    with pytest.raises(ValidationError, match=message):
+        kind(**values)
+
+
+def test_the_head_alone_can_be_trained():
+    assert FreezeMethod(type="freeze", layers=0, extra_modules=["lm_head"]).layers == 0

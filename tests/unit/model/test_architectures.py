@@ -1,0 +1,246 @@
+"""Every decoder-only architecture of `transformers`, tiny and random, through the whole way of an adapter.
+
+Build, save, load, attach LoRA to every linear layer and expert, take two steps on packed rows, save, load, merge, save,
+load. What comes out is `docs/models.md`; TUNELINE_WRITE_DOCS=1 writes it anew.
+"""
+
+import os
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tests import architectures
+from tuneline.config.loader import Bnb4bit, Holding
+from tuneline.config.method import LoraMethod
+from tuneline.errors import ProofError, RecipeError
+from tuneline.model import attention, quantize, targets
+from tuneline.model.attention import choose, shifted
+from tuneline.model.load import load_model
+from tuneline.model.methods import families
+
+DOCS = Path(__file__).parents[3] / "docs" / "models.md"
+WRITE = "TUNELINE_WRITE_DOCS"
+
+IDS = [(i * 7919 + 11) % 250 + 3 for i in range(32)]
+LENGTHS = ([12, 20], [20, 12])
+"""How the two examples share the row, in the first and in the second step."""
+
+MERGE, RELOAD, ISOLATED, MOVED = 1e-3, 1e-4, 1e-3, 1e-2
+"""Largest differences of logits, relative to their spread; and the least one that two steps must make."""
+
+METHOD = LoraMethod(type="lora", r=2, lora_alpha=4)
+
+NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "its text model, saved by transformers, is not found again")
+RENAMED = (AssertionError, "adapter loaded", "peft renames a part of a saved adapter while reading it, and loses it")
+
+NOT_YET: dict[str, tuple[type[Exception], str, str]] = {
+    "emu3": NO_TEXT_MODEL,
+    "gemma3n": (ImportError, "timm", "its image tower needs the library timm"),
+    "inkling2_text": RENAMED,
+    "laguna": RENAMED,
+    "mllama": NO_TEXT_MODEL,
+    "reformer": (RuntimeError, "does not require grad", "its layers pass no gradient on behind a frozen embedding"),
+    "xlstm": (ValueError, "batch_size", "it computes all logits where a few are asked for"),
+}
+"""What does not go, with the error that says so: an architecture that goes one day fails its test, and leaves this."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for one architecture, as the table shows it."""
+
+    lora: str = "-"
+    experts: str = "-"
+    merge: str = "-"
+    reload: str = "-"
+    packing: str = "-"
+    s2: str = "-"
+    four_bit: str = "-"
+    status: str = "ok"
+
+
+MEASURED: dict[str, Row] = {}
+
+TITLES = ["architecture", "LoRA", "experts", "merge", "reload", "packing", "S2", "4-bit", "status"]
+HEAD = """# Models
+
+{num_ok} of the {num} architectures behind `AutoModelForCausalLM` of transformers {version} go the whole way of an adapter.
+{left_out} more are no decoder-only models of text, and {not_yet} do not go yet, for the reason in the last column. This page
+is the result of `tests/unit/model/test_architectures.py`, which sends a tiny random instance of each through the library,
+on a CPU in float32, and fails where the page says anything else.
+
+- **LoRA**: an adapter on every linear layer that `method.target_modules: all` finds, two steps on two packed examples
+  (one example where packing is refused), a finite loss, and every layer's adapter moved.
+- **experts**: the same for experts that are held in one 3-D parameter, which `all-linear` of peft misses; `-` where there
+  are none, `no` where peft cannot adapt them.
+- **merge**: the merged model gives the logits of base and adapter, up to 1e-3 of their spread.
+- **reload**: so do the saved adapter on a fresh base and the saved merged model, up to 1e-4.
+- **packing**: the kind of attention with which examples that share a row give the logits that they give alone. Where no
+  kind does, training refuses `tokenize.packing` and says so.
+- **S2**: `load.s2_group_size_ratio` changes the logits in training, not in answering, and no token sees its future.
+  Measured on an example that no window cuts. What is refused is refused before training.
+- **4-bit**: a step of LoRA on weights that bitsandbytes holds in NF4; `no` where the architecture computes with packed
+  weights past their layer, or changes in place the embeddings that have to pass gradients on.
+
+"""
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_an_adapter_goes_its_whole_way(name, tmp_path):
+    if name in NOT_YET:
+        error, match, reason = NOT_YET[name]
+        with pytest.raises(error, match=match):
+            measure(name, tmp_path)
+        MEASURED[name] = Row(status=reason)
+    else:
+        MEASURED[name] = measure(name, tmp_path)
+
+
+def test_the_table_in_the_docs_is_what_was_measured():
+    if missing := set(architectures.NAMES) - set(MEASURED):
+        pytest.skip(f"{len(missing)} architectures were not measured in this run")
+    text = document()
+    if os.environ.get(WRITE):
+        DOCS.write_text(text)
+
+    assert set(architectures.NAMES) | set(architectures.EXCLUDED) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert DOCS.read_text() == text, f"{WRITE}=1 writes what was measured"
+
+
+def test_more_than_a_hundred_architectures_pass():
+    if set(architectures.NAMES) - set(MEASURED):
+        pytest.skip("not all architectures were measured in this run")
+
+    assert sum(row.status == "ok" for row in MEASURED.values()) >= 115
+
+
+def measure(name: str, folder: Path) -> Row:
+    """Send a random model the whole way; what does not hold raises."""
+    base = architectures.build(name)
+    base.save_pretrained(folder / "base")
+    model = load_model(folder / "base")
+    base.to(model.device)
+    plain = logits(base)
+    same("loaded", plain, logits(model), RELOAD)
+    packing, kind = try_packing(model)
+    same(f"{kind} and its own attention", plain, logits(model), RELOAD)
+    s2 = try_s2(model, kind)
+    family, found = families["lora"], targets.find(model, "all")
+    torch.manual_seed(1)
+    adapted = family.attach(model, METHOD)
+    train(adapted, packed=packing != "refused")
+    trained = logits(adapted)
+    assert difference(plain, trained) > MOVED
+    family.save(adapted, folder / "adapter")
+    merged = family.merge(adapted)
+    same("merged", trained, logits(merged), MERGE)
+    merged.save_pretrained(folder / "merged")
+    same("merged and loaded", logits(merged), logits(load_model(folder / "merged", attention=kind)), RELOAD)
+    fresh = load_model(folder / "base", attention=kind)
+    same("adapter loaded", trained, logits(family.attach_saved(fresh, folder / "adapter")), RELOAD)
+    four_bit = try_four_bit(folder / "base")
+    experts = "yes" if found.parameters else "no" if targets.FLAT in found.left_out.values() else "-"
+    return Row("yes", experts, "yes", "yes", packing, s2, four_bit)
+
+
+def try_packing(model: PreTrainedModel) -> tuple[str, str]:
+    """Find the kind of attention that keeps packed examples apart; the model then has it."""
+    own = str(model.config._attn_implementation)
+    first, _ = choose.choose("auto", config=model.config, dtype=torch.float32, packed=True)
+    try:
+        model.set_attn_implementation(first)
+        kind, _ = attention.first_isolated(model, tolerance=ISOLATED)
+    except ProofError:
+        with pytest.raises(ProofError):
+            attention.check_isolation(model)
+        model.set_attn_implementation(own)
+        return "refused", own
+    return f"exact ({kind})", kind
+
+
+def try_s2(model: PreTrainedModel, kind: str) -> str:
+    """Train with shifted sparse attention on a row that no window cuts: other logits, and none that see the future."""
+    ids = IDS[:8]
+    try:
+        choose.choose("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
+        model.set_attn_implementation("s2")
+        shifted.enable(model, 0.5, len(ids))
+        sparse, full = logits(model, ids, training=True), logits(model, ids)
+        other_end = logits(model, [*ids[:-1], ids[-1] + 1], training=True)
+    except (RecipeError, ProofError):
+        return "refused"
+    finally:
+        model.set_attn_implementation(kind)
+    assert difference(sparse[:-1], other_end[:-1]) < RELOAD
+    same("s2 in eval", full, logits(model, ids), RELOAD)
+    return "yes" if difference(sparse, full) > RELOAD else "no effect"
+
+
+def try_four_bit(folder: Path) -> str:
+    """Take one step of LoRA on weights in four bits."""
+    try:
+        model = load_model(folder, allowed=Holding(quantization=Bnb4bit(type="bnb_4bit")))
+        train(families["lora"].attach(quantize.prepare(model), METHOD), packed=False, steps=1)
+    except (RuntimeError, TypeError):
+        return "no"
+    return "yes"
+
+
+def train(adapted: Any, *, packed: bool, steps: int = 2) -> None:
+    """Take optimizer steps; each factor of each adapter must have moved."""
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
+    adapted.train()
+    for lengths in LENGTHS[:steps]:
+        torch.manual_seed(2)
+        shape = attention.packed_inputs(lengths, adapted.device) if packed else {"use_cache": False}
+        ids = torch.tensor(IDS, device=adapted.device)
+        inputs = {"input_ids": ids[None], **shape}
+        found = families["lora"].logits(adapted, inputs, torch.arange(len(ids) - 1, device=ids.device))
+        loss = cross_entropy(found.float(), ids[1:])
+        assert loss.isfinite()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    idle = [name for name, parameter in trained.items() if ".lora_B." in name and not parameter.any()]
+    assert not idle, "these never got a gradient"
+
+
+@torch.no_grad()
+def logits(model: Any, ids: list[int] = IDS, *, training: bool = False) -> torch.Tensor:
+    """Compute the logits of one row [tokens, vocabulary]; what draws numbers draws the same ones each time."""
+    model.train(training)
+    torch.manual_seed(0)
+    result = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().cpu()
+    model.eval()
+    return result
+
+
+def difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the largest difference relative to the spread."""
+    return float((first - second).abs().max() / first.std())
+
+
+def same(what: str, first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
+    """Refuse logits that differ."""
+    found = difference(first, second)
+    assert found <= tolerance, f"{what}: logits differ by {found:.1e} of their spread"
+
+
+def document() -> str:
+    """Write the page."""
+    left_out = {name: Row(status=f"left out: {reason}") for name, reason in architectures.EXCLUDED.items()}
+    rows = MEASURED | left_out
+    num_ok = sum(row.status == "ok" for row in rows.values())
+    about = HEAD.format(
+        num_ok=num_ok, num=len(rows), left_out=len(left_out), not_yet=len(rows) - len(left_out) - num_ok
+    )
+    table = [TITLES, ["---"] * len(TITLES), *([name, *astuple(rows[name])] for name in sorted(rows))]
+    return about + "".join(f"| {' | '.join(line)} |\n" for line in table)

@@ -1,0 +1,128 @@
+"""Loading a base model: nothing is filled with random numbers, and what a recipe adds is there, in order."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+from tuneline.config.data import TokenizeStepConfig
+from tuneline.config.loader import AdapterSource, Holding, LoadStepConfig
+from tuneline.config.method import LoraMethod
+from tuneline.config.model import DirectoryModel
+from tuneline.config.train import MergeAdapterConfig, TrainConfig
+from tuneline.data import align, schema, tokenize, vocabulary
+from tuneline.data.corpus import Corpus
+from tuneline.errors import SourceError
+from tuneline.model import merge, source
+from tuneline.model.load import load_base, load_for_answers, load_model
+from tuneline.train import sft
+
+LORA = LoraMethod(type="lora", r=4)
+IDS = torch.tensor([[5, 9, 12, 40, 7]])
+
+
+def step(**changes):
+    return LoadStepConfig(**{"dtype": "float32", "max_length": 64, **changes})
+
+
+def find(folder):
+    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=folder))
+    return tokenizer, base_model
+
+
+def rows_for(tokenizer):
+    rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(12)]
+    split = {
+        "train": Dataset.from_list(rows[:8], features=schema.EXAMPLE),
+        "validation": Dataset.from_list(rows[8:], features=schema.EXAMPLE),
+    }
+    return tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64))
+
+
+def train(folder, tmp_path, *, base_model=None, tokenizer=None, load=None, method=LORA, seed=0):
+    """Train a few steps; the checkpoint lies in a folder of its own."""
+    own_tokenizer, own_base = find(folder)
+    tokenizer, base_model, load = tokenizer or own_tokenizer, base_model or own_base, load or step()
+    config = TrainConfig(max_steps=3, learning_rate=1e-2, seed=seed)
+    checkpoint, _ = sft.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
+    kept = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
+    shutil.move(checkpoint.path, kept)
+    return checkpoint.__class__(kept, checkpoint.kind, checkpoint.identity, checkpoint.facts)
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def test_missing_weights_are_refused_and_not_made_up(tiny_model, tmp_path, home):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(SourceError, match=r"lacks model\.norm\.weight.*would be random"):
+        load_model(folder)
+
+
+def test_weights_of_another_shape_are_refused(tiny_model, tmp_path, home):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"intermediate_size": 48}))
+
+    with pytest.raises((SourceError, RuntimeError), match=r"shape|mismatch"):
+        load_model(folder)
+
+
+def test_automatic_choices_are_told_with_their_reason(tiny_model, home):
+    tokenizer, base_model = find(tiny_model)
+
+    loaded = load_base(base_model, tokenizer, step(attention="auto"), trains_all=False, packed=True)
+
+    assert loaded.attention == "segment"
+    assert {"dtype", "attention"} <= set(loaded.decisions)
+
+
+def test_adapters_are_merged_in_order_and_the_last_goes_on(tiny_model, tmp_path, home):
+    first, second = (train(tiny_model, tmp_path, seed=seed) for seed in (1, 2))
+    tokenizer, base_model = find(tiny_model)
+    adapters = [AdapterSource(path=first.path), AdapterSource(path=second.path, use="continue")]
+    stacked = source.with_adapters(base_model, adapters)
+
+    both = load_for_answers(stacked, tokenizer, Holding())
+    one = load_for_answers(source.with_adapters(base_model, adapters[:1]), tokenizer, Holding())
+    loaded = load_base(stacked, tokenizer, step(uses=["merge", "continue"]), trains_all=False, packed=True)
+
+    assert stacked.content_hash() != base_model.content_hash()
+    torch.testing.assert_close(logits(loaded.model), logits(one))
+    assert (logits(both) - logits(one)).abs().max() > 1e-3
+
+
+def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
+    first = train(tiny_model, tmp_path)
+    tokenizer, base_model = find(tiny_model)
+    stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
+    rows = rows_for(tokenizer)
+    once = sft.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+
+    further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
+    model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
+
+    assert sft.mean_loss(load_model(model.path), rows, "train") < once
+
+
+def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
+    own, base_model = find(tiny_model)
+    tokenizer = vocabulary.with_tokens(own, ["tuneline"], ["<|note|>"])
+
+    checkpoint = train(tiny_model, tmp_path, tokenizer=tokenizer)
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows_for(tokenizer), step(), MergeAdapterConfig())
+    again, merged_base = find(model.path)
+
+    assert len(vocabulary.new_ids(source.folder_of(tokenizer))) == 2
+    assert vocabulary.new_ids(source.folder_of(again)) == ()
+    torch.testing.assert_close(logits(load_for_answers(merged_base, again, Holding())), logits(load_model(model.path)))

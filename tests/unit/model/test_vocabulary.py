@@ -1,0 +1,189 @@
+"""Rows for new tokens."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPTNeoXConfig, LlamaConfig, PhiConfig
+
+from tuneline.errors import RecipeError
+from tuneline.model import vocabulary
+
+OLD, WIDTH = 300, 64
+
+
+def make(*, rows=OLD, tied=True, config=LlamaConfig, **changes):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    about = config(vocab_size=rows, tie_word_embeddings=tied, max_position_embeddings=64, **sizes, **changes)
+    model = AutoModelForCausalLM.from_config(about)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.5)
+    return model
+
+
+def inputs(model):
+    return model.get_input_embeddings().weight.detach()
+
+
+def outputs(model):
+    return model.get_output_embeddings().weight.detach()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_are_the_mean_and_noise(tied):
+    model = make(tied=tied)
+    means = [weights[:OLD].mean(0) for weights in (inputs(model).clone(), outputs(model).clone())]
+    ids = tuple(range(OLD, OLD + 200))
+
+    assert vocabulary.grow(model, ids, OLD) == ids
+
+    for weights, mean in zip((inputs(model), outputs(model)), means, strict=True):
+        noise = weights[list(ids)] - mean
+        assert noise.std() == pytest.approx(WIDTH**-0.5, rel=0.05)
+        assert noise.mean(0).abs().max() < 5 * WIDTH**-0.5 / 200**0.5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_old_rows_stay_bit_by_bit(tied):
+    model = make(tied=tied)
+    before = inputs(model).clone(), outputs(model).clone()
+
+    vocabulary.grow(model, [OLD, OLD + 1], OLD)
+
+    assert torch.equal(inputs(model)[:OLD], before[0])
+    assert torch.equal(outputs(model)[:OLD], before[1])
+
+
+def test_new_rows_differ_from_each_other():
+    model = make(tied=False)
+
+    vocabulary.grow(model, range(OLD, OLD + 10), OLD)
+
+    for weights in (inputs(model), outputs(model)):
+        distances = torch.cdist(weights[OLD : OLD + 10], weights[OLD : OLD + 10])
+        assert distances[~torch.eye(10, dtype=bool)].min() > 0.5
+    assert not torch.equal(inputs(model)[OLD:], outputs(model)[OLD:])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tie_stays_as_it_was(tied):
+    model = make(tied=tied)
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+
+
+def test_the_vocabulary_is_padded_and_the_config_says_so():
+    model = make()
+    mean = inputs(model).mean(0)
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert inputs(model).shape[0] == model.config.vocab_size == 320
+    assert model(torch.tensor([[OLD]])).logits.shape[-1] == 320
+    torch.testing.assert_close(inputs(model)[OLD + 1 :], mean.expand(19, -1))
+
+
+def test_new_tokens_may_land_in_rows_that_padded():
+    model = make(rows=OLD + 20, tied=False)
+    with torch.no_grad():
+        for weights in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            weights[OLD:] = 100.0
+
+    vocabulary.grow(model, [OLD, OLD + 1], OLD)
+
+    for weights in (inputs(model), outputs(model)):
+        assert weights.shape[0] == OLD + 20
+        assert weights[OLD : OLD + 2].abs().max() < 2, "made from the tokens before, not from the padding"
+        assert (weights[OLD + 2 :] == 100.0).all(), "padding that no token took stays"
+
+
+def test_rows_are_the_same_whatever_was_drawn_before_and_draw_nothing():
+    first, second = make(tied=False), make(tied=False)
+    torch.manual_seed(7)
+    vocabulary.grow(first, [OLD], OLD)
+    follows = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.rand(1) == follows
+
+    vocabulary.grow(second, [OLD], OLD)
+
+    assert torch.equal(inputs(first), inputs(second))
+    assert torch.equal(outputs(first), outputs(second))
+
+
+def test_another_seed_makes_other_rows():
+    first, second = make(), make()
+
+    vocabulary.grow(first, [OLD], OLD)
+    vocabulary.grow(second, [OLD], OLD, seed=1)
+
+    assert not torch.equal(inputs(first)[OLD], inputs(second)[OLD])
+
+
+def test_a_bias_of_the_head_gets_the_mean():
+    model = make(config=PhiConfig, tied=False)
+    with torch.no_grad():
+        model.lm_head.bias.copy_(torch.arange(OLD))
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert model.lm_head.bias[OLD].item() == pytest.approx((OLD - 1) / 2)
+    assert torch.equal(model.lm_head.bias[:OLD].detach(), torch.arange(float(OLD)))
+
+
+def test_a_head_of_another_name_grows_too():
+    model = make(config=GPTNeoXConfig, tied=False)
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert outputs(model).shape[0] == 320
+
+
+def test_the_type_of_the_weights_stays():
+    model = make().to(torch.bfloat16)
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert inputs(model).dtype == torch.bfloat16
+    assert inputs(model)[OLD].isfinite().all()
+
+
+def test_shapes_alone_grow_on_the_meta_device():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=OLD, hidden_size=32, num_hidden_layers=1))
+
+    vocabulary.grow(model, [OLD], OLD)
+
+    assert inputs(model).shape == outputs(model).shape == (320, 32)
+    assert inputs(model).is_meta
+
+
+def test_nothing_new_changes_nothing():
+    model = make()
+
+    assert vocabulary.grow(model, (), OLD) == ()
+    assert inputs(model).shape[0] == OLD
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_grows_like_the_full_one(tiny_model, bits):
+    quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    full = AutoModelForCausalLM.from_pretrained(tiny_model)
+    quantized = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=quantization, dtype=torch.float32)
+    num_old = full.config.vocab_size
+
+    for model in (full, quantized):
+        vocabulary.grow(model, [num_old, num_old + 1], num_old)
+
+    assert torch.equal(inputs(full), inputs(quantized))
+    assert quantized.eval()(torch.tensor([[num_old]])).logits.isfinite().all()
+
+
+def test_quantized_embeddings_are_refused():
+    model = make()
+    model.get_input_embeddings().weight.requires_grad_(False)
+    model.get_input_embeddings().weight.data = torch.ones(OLD, WIDTH, dtype=torch.int8)
+
+    with pytest.raises(RecipeError, match=r"load.new_tokens: the embeddings of this model are quantized"):
+        vocabulary.grow(model, [OLD], OLD)

@@ -1,0 +1,202 @@
+"""The support matrix is true: what it refuses is refused, what it allows trains, reloads and merges, pair by pair."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tuneline.config import load as loading
+from tuneline.config import quantizations, support
+from tuneline.config.recipe import SFTRecipe
+from tuneline.data import worker
+from tuneline.errors import RecipeError
+from tuneline.model import merge, start
+from tuneline.model.load import load_model
+from tuneline.model.methods import families
+from tuneline.train import sft
+
+DOCS = Path("docs/support-matrix.md")
+HEAD = """# What goes with what
+
+Each method with each other choice, all else as by default. `yes` was trained on a CPU by a test (a few steps of a tiny
+model: the loss falls, the saved model reloads equal, and merges equal where the method has a merged form); what needs
+more than a CPU is refused where that is missing. The table is `tuneline/config/support.yaml`; a recipe is held against
+it when it is read.
+
+"""
+METHODS = {
+    "full": {"type": "full"},
+    "freeze": {"type": "freeze", "layers": 1},
+    "lora": {"type": "lora", "r": 4, "lora_alpha": 8},
+    "rslora": {"type": "lora", "r": 4, "lora_alpha": 8, "use_rslora": True},
+    "dora": {"type": "lora", "r": 4, "lora_alpha": 8, "use_dora": True},
+    "pissa": {"type": "lora", "r": 4, "lora_alpha": 8, "init_lora_weights": "pissa"},
+    "olora": {"type": "lora", "r": 4, "lora_alpha": 8, "init_lora_weights": "olora"},
+    "gaussian": {"type": "lora", "r": 4, "lora_alpha": 8, "init_lora_weights": "gaussian"},
+    "lora_plus": {"type": "lora", "r": 4, "lora_alpha": 8, "loraplus_lr_ratio": 8},
+    "adalora": {"type": "adalora", "init_r": 4, "target_r": 2},
+    "vera": {"type": "vera", "r": 16},
+    "oft": {"type": "oft", "oft_block_size": 4},
+    "ia3": {"type": "ia3"},
+    "prefix": {"type": "prefix", "num_virtual_tokens": 4},
+    "prompt": {"type": "prompt", "num_virtual_tokens": 4},
+    "p_tuning": {"type": "p_tuning", "num_virtual_tokens": 4, "encoder_hidden_size": 16},
+    "bottleneck": {"type": "bottleneck", "bottleneck_size": 8},
+}
+RATES = {"full": 1e-3, "freeze": 2e-3, "prefix": 0.1, "prompt": 0.5, "p_tuning": 0.1, "ia3": 0.1, "vera": 0.1}
+LOAD = {
+    "quantization": lambda value: {"quantization": None if value == "none" else {"type": value}},
+    "dtype": lambda value: {"dtype": value},
+    "attention": lambda value: {"attention": value},
+    "s2": lambda value: {"s2_group_size_ratio": 0.25 if value == "on" else None},
+    "gradient_checkpointing": lambda value: {"gradient_checkpointing": value},
+    "vocabulary": lambda value: {"new_tokens": ["tuneline"] if value == "extended" else []},
+    "kernels": lambda value: {"kernels": value},
+}
+CHOICES = {
+    tuple(sorted(choice.items())): choice
+    for axis in support.table().axes
+    if axis != "method"
+    for choice in support.table().pairs(axis)
+}
+NAMES = [
+    "-".join([c["method"], *(v for a, v in c.items() if support.table().defaults[a] != v and a != "method")])
+    for c in CHOICES.values()
+]
+
+
+def param(choice: dict[str, str], name: str):
+    """Half precision is many times slower on a CPU without instructions for it: two methods stand for all in CI."""
+    slow = choice["dtype"] != "float32" and choice["method"] not in ("lora", "full")
+    return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
+
+
+def recipe_of(choice: dict[str, str]) -> dict:
+    galore = choice["optimizer"] != "adamw_torch"
+    train = {
+        "learning_rate": RATES.get(choice["method"], 1e-2),
+        "max_steps": 6,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 2 if choice["rows"] == "batched" else 1,
+        "optim": choice["optimizer"],
+        "optim_args": "rank=4,update_proj_gap=2,scale=1.0" if galore else None,
+        "optim_target_modules": ["self_attn", "mlp"] if galore else None,
+        "neftune_noise_alpha": 5 if choice["noise"] == "on" else None,
+    }
+    held: dict = {}
+    for axis, part in LOAD.items():
+        held |= part(choice[axis])
+    method = METHODS[choice["method"]]
+    if choice["method"] == "freeze" and choice["vocabulary"] == "extended":
+        method = method | {"extra_modules": ["embed_tokens"]}
+    return tiny.recipe(
+        load=held,
+        method=method,
+        train=train,
+        tokenize={"max_length": 64, "packing": choice["rows"] == "packed"},
+        merge_adapter={"max_kl": 1e-3 if "bfloat16" in choice["dtype"] else 1e-4},
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A project of its own for all pairs."""
+    folder = tiny.build_project(tmp_path_factory.mktemp("matrix") / "project")
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TUNELINE_HOME", str(folder / "state"))
+        env.setenv("OMP_NUM_THREADS", "1")
+        yield folder, {}
+
+
+def read(world, choice: dict[str, str]) -> SFTRecipe:
+    return loading.load(tiny.write_config(world[0] / "pair.yaml", recipe_of(choice))).recipe
+
+
+def prepared(world, recipe: SFTRecipe):
+    """Rows, tokenizer and base model; made once for each kind of rows and vocabulary."""
+    _, kept = world
+    key = (recipe.tokenize.packing, tuple(recipe.load.new_tokens))
+    if key not in kept:
+        tokenizer, base_model, _ = start.find(recipe.for_resolve())
+        kept[key] = worker.prepare(recipe, tokenizer), tokenizer, base_model
+    return kept[key]
+
+
+def train(world, recipe: SFTRecipe):
+    rows, tokenizer, base_model = prepared(world, recipe)
+    start.check(base_model, tokenizer, recipe.for_resolve())
+    made = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
+    return rows, tokenizer, base_model, *made
+
+
+@pytest.mark.parametrize("choice", [param(*pair) for pair in zip(CHOICES.values(), NAMES, strict=True)])
+def test_a_pair_is_as_the_matrix_says(world, choice):
+    refused, needs = support.table().refusals(choice), support.table().needs(choice)
+    if refused:
+        with pytest.raises(RecipeError, match="cannot work"):
+            read(world, choice)
+        return
+    recipe = read(world, choice)
+    if needs:
+        with pytest.raises(RecipeError, match=r"load\.(attention|dtype|kernels)"):
+            train(world, recipe)
+        return
+    trains_reloads_and_merges(world, recipe, choice)
+
+
+def trains_reloads_and_merges(world, recipe, choice):
+    rows, _, _, checkpoint, report = train(world, recipe)
+    losses = [entry["loss"] for entry in report.history]
+    model = load_model(merged_of(world, recipe, checkpoint))
+    after, trained_on = (sft.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation"))
+
+    assert all(map(math.isfinite, losses))
+    assert after < before(world, recipe)
+    rounding = 0.05 if "bfloat16" in choice["dtype"] or choice["quantization"] == "bnb_8bit" else 1e-3
+    assert trained_on == pytest.approx(report.summary["validation_loss"], rel=rounding)
+
+
+def checked_as(recipe) -> str:
+    """How the saved model is asked: as an adapter where it stays one, else as a plain model."""
+    return recipe.method.type if not families[recipe.method.type].mergeable else "full"
+
+
+def merged_of(world, recipe, checkpoint) -> Path:
+    rows, tokenizer, base_model = prepared(world, recipe)
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
+
+    assert (model.kind in ("merged", "full")) == families[recipe.method.type].mergeable
+    return model.path
+
+
+def before(world, recipe) -> float:
+    """The base model's loss on the training rows."""
+    rows, tokenizer, base_model = prepared(world, recipe)
+    key = ("before", recipe.tokenize.packing, tuple(recipe.load.new_tokens))
+    if key not in world[1]:
+        holding = recipe.for_load().model_copy(update={"quantization": None})
+        from tuneline.model.load import load_for_answers
+
+        world[1][key] = sft.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
+    return world[1][key]
+
+
+def test_the_rendered_matrix_is_the_table():
+    text = f"{HEAD}{support.to_markdown()}\n## Quantized models\n\n{quantizations.to_markdown()}"
+    if os.environ.get("TUNELINE_WRITE_DOCS"):
+        DOCS.write_text(text)
+
+    assert DOCS.read_text() == text
+
+
+def test_every_method_of_the_config_is_a_line_of_the_matrix():
+    from typing import get_args
+
+    from tuneline.config.method import Method
+
+    types = {get_args(kind.model_fields["type"].annotation)[0] for kind in get_args(get_args(Method)[0])}
+
+    assert types <= set(support.table().axes["method"])
+    assert set(METHODS) == set(support.table().axes["method"])

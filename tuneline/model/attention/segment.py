@@ -1,0 +1,69 @@
+"""Attention for packed rows: each example by itself, as if it stood alone.
+
+`segment` runs one causal attention an example, instead of one over the whole row with a dense block mask, of which
+most would be masked (Kundu et al. 2024, arXiv:2407.09105). What cannot be told by bounds (a window shorter than the
+examples, a cache) is computed as `sdpa` does; what `sdpa` cannot compute either (softcap, sinks) is refused.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tuneline.errors import ProofError
+from tuneline.model.attention import bounds
+
+# B batch, H heads, K key heads, T tokens of a row, D head size
+
+BEYOND = ("softcap", "s_aux", "position_bias")
+"""What an architecture may ask of its attention, and neither `segment` nor `s2` computes."""
+
+
+def segment_attention(
+    module: nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each example; returns [B, T, H, D].
+
+    Raises:
+        ProofError: The architecture asks for more than this computes.
+    """
+    refuse_beyond(other, "load.attention: segment", "Set load.attention: eager")
+    square = bounds.is_square(attention_mask)
+    if square or not is_causal_at(module, is_causal) or (attention_mask is None and cu_seq_lens_q is None):
+        mask = bounds.within_examples(attention_mask, cu_seq_lens_q) if square else attention_mask
+        options = {"dropout": dropout if module.training else 0.0, "scaling": scaling, "is_causal": is_causal}
+        return sdpa_attention_forward(module, query_BHTD, key_BKTD, value_BKTD, mask, **options)
+    options = {"dropout_p": dropout if module.training else 0.0, "scale": scaling}
+    rows = bounds.rows_of(attention_mask, cu_seq_lens_q, query_BHTD.shape[2])
+    pieces = [bounds.attend(query_BHTD[r], key_BKTD[r], value_BKTD[r], ends, **options) for r, ends in rows]
+    return torch.cat(pieces).transpose(1, 2).contiguous(), None
+
+
+def is_causal_at(module: nn.Module, is_causal: bool | None) -> bool:
+    """Tell whether a layer looks back only; `is_causal` is what it passed to its attention, and wins."""
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def refuse_beyond(asked: dict[str, Any], key: str, remedy: str) -> None:
+    """Refuse an architecture whose attention has parts that would be left out.
+
+    Raises:
+        ProofError: It asks for one of them.
+    """
+    if names := [name for name in BEYOND if asked.get(name) is not None]:
+        raise ProofError(f"{key} does not compute {', '.join(names)}, which this architecture needs. {remedy}.")
+
+
+AttentionInterface.register("segment", segment_attention)
+AttentionMaskInterface.register("segment", bounds.bounds_mask)

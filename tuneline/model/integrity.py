@@ -1,0 +1,202 @@
+"""Is a model directory whole, safe to read, and of one piece with its tokenizer? No weights are read, headers only.
+
+transformers finds a missing shard late, fills missing tensors with random numbers, and lets a tokenizer with more ids
+than the embedding has rows fail in the middle of a training. All of that stands in the files' headers.
+"""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from tuneline.errors import RecipeError, SourceError
+
+logger = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...]]
+
+SINGLE, PICKLED = "model.safetensors", "pytorch_model.bin"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+SHOWN = 3
+
+
+def check(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> None:
+    """Check the files of a model directory before anything is loaded from it.
+
+    Args:
+        folder: As `save_pretrained` writes it, as the hub has it, or converted from GGUF.
+        allow_pickle: Weights may be in pickle files.
+        trust_remote_code: The model's own Python code may run.
+
+    Raises:
+        SourceError: A file is missing or damaged, or the parts do not belong together.
+        RecipeError: The recipe does not allow what this model needs.
+    """
+    config = _json(folder / "config.json")
+    _check_code(folder, config, trusted=trust_remote_code)
+    shapes = _check_weights(folder, allow_pickle=allow_pickle)
+    _check_tokenizer(folder, _num_rows(shapes, config))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SourceError(f"model: {path.parent} has no {path.name}. Give a folder that save_pretrained wrote.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"model: {path} is no JSON: {error}. Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise SourceError(f"model: {path} holds a {type(content).__name__}, not an object. Fetch it again.")
+    return content
+
+
+def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
+    """Refuse a model that runs its own code; one that transformers has a class for runs none unless it is trusted."""
+    about = folder / "tokenizer_config.json"
+    own, tokenizers = _code(config), _code(_json(about)) if about.is_file() else []
+    needed = own if config.get("model_type") not in CONFIG_MAPPING_NAMES else []
+    needed += tokenizers if not (folder / "tokenizer.json").is_file() else []
+    if trusted and (own or tokenizers):
+        logger.warning(
+            "load.trust_remote_code: Python code that came with the model in %s is run with your rights: %s.",
+            folder,
+            ", ".join(own + tokenizers),
+        )
+    if needed and not trusted:
+        raise RecipeError(
+            f"load.trust_remote_code: {folder} brings its own Python code ({_some(needed)}), and transformers has none "
+            f"for it (type {config.get('model_type')!r}). Read the code, then set load.trust_remote_code: true, or "
+            "take another model."
+        )
+
+
+def _code(about: dict[str, Any]) -> list[str]:
+    """Return the classes that a config has from its own code."""
+    names = [name for entry in (about.get("auto_map") or {}).values() for name in _listed(entry)]
+    return sorted({str(name) for name in names if name})
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_weights(folder: Path, *, allow_pickle: bool) -> Shapes:
+    """Return the shapes of the tensors as far as they are known: pickles do not tell without being read."""
+    for name in (SINGLE, PICKLED):
+        if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
+            break
+    else:
+        found = _some(sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)))
+        raise SourceError(
+            f"model: {folder} has neither {SINGLE} nor {SINGLE}.index.json, but {found or 'no weights'}. Give a folder "
+            "that save_pretrained wrote."
+        )
+    if name == SINGLE:
+        return _check_safetensors(folder)
+    if not allow_pickle:
+        raise RecipeError(
+            f"load.allow_pickle: {folder} has its weights in pickle files only, which can run code when they are read. "
+            "Convert them to safetensors, or set load.allow_pickle: true if you trust them."
+        )
+    _check_pickles(folder)
+    return {}
+
+
+def _check_safetensors(folder: Path) -> Shapes:
+    if (folder / SINGLE).is_file():
+        return _header(folder / SINGLE)
+    index = _index(folder / f"{SINGLE}.index.json")
+    shapes: Shapes = {}
+    for shard in sorted(set(index.values())):
+        found = _header(folder / shard)
+        lacking = [name for name, place in index.items() if place == shard and name not in found]
+        if lacking:
+            raise SourceError(
+                f"model: {SINGLE}.index.json says that {shard} holds {_some(lacking)}, and it does not. The two are of "
+                "different versions: fetch the model again."
+            )
+        shapes |= found
+    return shapes
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Return which shard holds each tensor; every shard is there."""
+    places = _json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise SourceError(f"model: {path} has no weight_map. Fetch it again.")
+    missing = sorted({shard for shard in places.values() if not (path.parent / shard).is_file()})
+    if missing:
+        raise SourceError(
+            f"model: {path.name} names {len(set(places.values()))} shards, and {path.parent} lacks {_some(missing)}. "
+            "Fetch what is missing."
+        )
+    return places
+
+
+def _header(path: Path) -> Shapes:
+    """Return the shapes of a file's tensors; the library compares the header with the size of the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SourceError(
+            f"model: {path} of {path.stat().st_size} bytes is cut off or damaged: {error}. Fetch it again."
+        ) from error
+
+
+def _check_pickles(folder: Path) -> None:
+    index = folder / f"{PICKLED}.index.json"
+    names = [PICKLED] if (folder / PICKLED).is_file() else sorted(set(_index(index).values()))
+    for path in (folder / name for name in names):
+        with path.open("rb") as file:
+            old_format = file.read(1) == b"\x80"
+        if not old_format and not zipfile.is_zipfile(path):
+            raise SourceError(f"model: {path} of {path.stat().st_size} bytes is cut off or damaged. Fetch it again.")
+
+
+def _num_rows(shapes: Shapes, config: dict[str, Any]) -> int | None:
+    """Return how many ids the embedding has rows for, from the weights, or else from the config."""
+    for ending in EMBEDDINGS:
+        rows = [shape[0] for name, shape in shapes.items() if name.endswith(ending) and "position" not in name]
+        if rows:
+            return max(rows)
+    told = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return int(told) if told else None
+
+
+def _check_tokenizer(folder: Path, num_rows: int | None) -> None:
+    if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
+        raise SourceError(
+            f"model: {folder} has no tokenizer (tokenizer.json, vocab.json or tokenizer.model). Copy the one that the "
+            "model was trained with into it."
+        )
+    last, token = max(_ids(folder), default=(-1, ""))
+    if num_rows is not None and last >= num_rows:
+        raise SourceError(
+            f"model: the tokenizer in {folder} gives {token!r} the id {last}, and the embedding has {num_rows} rows. "
+            "They are of different models: take the tokenizer that belongs to the weights, or add tokens by "
+            "load.new_tokens."
+        )
+
+
+def _ids(folder: Path) -> list[tuple[int, str]]:
+    """Return ids and tokens, as far as JSON files tell them."""
+    path = folder / "tokenizer.json"
+    about = _json(path) if path.is_file() else {}
+    vocabulary = (about.get("model") or {}).get("vocab") or {}
+    ids = [(i, token) for token, i in vocabulary.items()] if isinstance(vocabulary, dict) else []
+    ids += [(i, entry[0]) for i, entry in enumerate(vocabulary)] if isinstance(vocabulary, list) else []
+    ids += [(entry["id"], entry["content"]) for entry in about.get("added_tokens") or []]
+    config = folder / "tokenizer_config.json"
+    added = (_json(config).get("added_tokens_decoder") or {}) if config.is_file() else {}
+    return ids + [(int(i), entry["content"]) for i, entry in added.items()]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,27 @@
+"""Methods of training by name: how a base model is made trainable, saved and merged. Knows nothing of the loop."""
+
+from pathlib import Path
+
+from torch import nn
+
+from tuneline.model.methods import adalora, bottleneck, ia3, lora, oft, prompts, vera, whole
+from tuneline.model.methods.base import Family, families
+from tuneline.model.methods.saved import family_of
+
+__all__ = ["Family", "check_fits", "families", "family_of"]
+
+MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, whole)
+"""Importing them fills the registry."""
+
+
+def check_fits(model: nn.Module, folder: Path) -> None:
+    """Refuse an adapter that was made for another base, by its files' shapes.
+
+    Args:
+        model: Base model, or its shape.
+        folder: The adapter.
+
+    Raises:
+        RecipeError: It does not fit, or is none of our methods.
+    """
+    families[family_of(folder)].check_fits(model, folder)

@@ -1,0 +1,55 @@
+"""IA3: a trained vector rescales what a layer gives or takes (Liu et al. 2022, arXiv:2205.05638)."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft import IA3Config
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneline.errors import RecipeError
+from tuneline.model import targets
+from tuneline.model.methods import saved
+from tuneline.model.methods.base import families
+from tuneline.model.methods.peft_family import PeftFamily, layer_options
+
+
+class Ia3(PeftFamily):
+    """One vector a layer."""
+
+    name = "ia3"
+    marker = "ia3_l"
+    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+    not_compared: ClassVar[frozenset[str]] = PeftFamily.not_compared | {"feedforward_modules"}
+
+    def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
+        """Refuse feed-forward layers that are not among the targets."""
+        super().check(model, config, total_steps=total_steps, new_ids=new_ids)
+        self._feedforward(model, config, self.find(model, config))
+
+    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+        """Compare the recipe with the files; the feed-forward layers by the ends of their names."""
+        super().check_continues(folder, config, model)
+        got = {name.rpartition(".")[2] for name in saved.read_config(folder).get("feedforward_modules") or []}
+        if got != {name.rpartition(".")[2] for name in config.feedforward_modules}:
+            raise RecipeError(
+                f"method.feedforward_modules: the recipe says {config.feedforward_modules}, and the adapter {folder} "
+                f"was made with {sorted(got)}. Write what the adapter has."
+            )
+
+    def _feedforward(self, model: nn.Module, config: Any, found: targets.Found) -> list[str]:
+        named = targets.find(model, config.feedforward_modules).modules if config.feedforward_modules else []
+        if outside := [name for name in named if name not in found.modules]:
+            raise RecipeError(
+                f"method.feedforward_modules: {outside[0]} is not among method.target_modules. Add it there."
+            )
+        return named
+
+    def peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> IA3Config:
+        """Translate the recipe; full names, so that peft sees the feed-forward layers among the targets."""
+        found = self.find(model, config)
+        options = layer_options(model, found) | {"target_modules": found.modules}
+        return IA3Config(feedforward_modules=self._feedforward(model, config, found), **options)
+
+
+families.register("ia3")(Ia3())

@@ -1,0 +1,36 @@
+"""VeRA: random projections that all layers share, and trained scales (Kopiczko et al. 2023, arXiv:2310.11454).
+
+The projections are saved, since another machine may draw other numbers from the same seed.
+"""
+
+from typing import Any
+
+from peft import VeraConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneline.model.methods.base import families
+from tuneline.model.methods.peft_family import PeftFamily, layer_options
+
+
+class Vera(PeftFamily):
+    """Shared projections, two trained vectors a layer."""
+
+    name = "vera"
+    marker = "vera_lambda_"
+    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+
+    def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
+        """Refuse names that this model does not have."""
+        super().check(model, config, total_steps=total_steps, new_ids=new_ids)
+        self.find(model, config)
+
+    def peft_config(
+        self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]
+    ) -> VeraConfig:
+        """Translate the recipe."""
+        options = config.model_dump(exclude={"type", "target_modules"})
+        return VeraConfig(save_projection=True, **options, **layer_options(model, self.find(model, config)))
+
+
+families.register("vera")(Vera())

@@ -1,0 +1,70 @@
+"""What a training starts from: base model, adapters, tokenizer with template and new tokens, checked to fit together.
+
+Everything is checked on the shapes alone, before any weights are read.
+"""
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from tuneline.config import quantizations
+from tuneline.config.recipe import ResolveConfig
+from tuneline.data import template, vocabulary
+from tuneline.identity import Manifest
+from tuneline.model import precision, quantize, rope, source
+from tuneline.model.load import grow, read_config
+from tuneline.model.methods import check_fits, families
+
+
+def find(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
+    """Find what a recipe starts from.
+
+    Returns:
+        The manifests `tokenizer` and `base_model`, and a sentence that says what was chosen.
+
+    Raises:
+        TunelineError: Something is missing, or method, model, tokenizer and adapters do not fit together.
+    """
+    own, base_model, said = source.resolve(config.model, config.load)
+    grown = vocabulary.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
+    tokenizer, chosen = template.with_template(
+        grown, config.template, source.model_type(base_model), config.template_arguments
+    )
+    base_model = source.with_adapters(base_model, config.load.adapters)
+    check(base_model, tokenizer, config)
+    return tokenizer, base_model, f"{said}; {chosen}"
+
+
+def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:
+    """Hold a recipe against the shapes of its base model.
+
+    Raises:
+        RecipeError: A target that does not exist, a rank above the matrix, positions beyond the model's, full tuning
+            of a quantized model, an adapter for another base.
+    """
+    about = read_config(source.folder_of(base_model), config.load)
+    family = families[config.method.type]
+    comes = quantize.kind_of(about.to_dict())
+    asked = config.load.quantization.type if config.load.quantization else None
+    quantizations.check_once(comes, asked)
+    for kind, key in ((comes, "model"), (asked, "load.quantization")):
+        quantizations.check_trains(kind, trains_all=family.kind == "full", device=precision.device_type(), key=key)
+    if config.load.rope_scaling:
+        rope.scaled(about, config.load.rope_scaling, config.max_length)
+    else:
+        rope.check_length(about, config.max_length)
+    shape = shape_of(about, trust_remote_code=config.load.trust_remote_code)
+    new_ids = grow(shape, source.folder_of(tokenizer))
+    for folder in source.adapters_of(base_model):
+        check_fits(shape, folder)
+    if any(adapter.use == "continue" for adapter in config.load.adapters):
+        family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
+    else:
+        family.check(shape, config.method, new_ids=new_ids)
+
+
+def shape_of(about: object, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build a model without weights."""
+    transformers_logging.set_verbosity_error()
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(about, trust_remote_code=trust_remote_code)

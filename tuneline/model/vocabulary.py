@@ -1,0 +1,101 @@
+"""Rows for new tokens: the mean of the old rows plus noise, so that they start plausible and differ from each other.
+
+transformers draws new rows from a normal distribution with the old rows' covariance times 1e-9, so that they are equal
+to five digits, and pays for the covariance. A vocabulary may be padded: then a new token's row is there already, with
+whatever it was left with, and is made anew all the same. Noise has a standard deviation of 1 / sqrt(width).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft.utils.integrations import gather_params_ctx
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneline.errors import RecipeError
+
+MULTIPLE = 64
+"""A grown vocabulary is padded to a multiple of this, which matrix products like."""
+
+
+def grow(model: PreTrainedModel, new_ids: Sequence[int], num_old_tokens: int, seed: int = 0) -> tuple[int, ...]:
+    """Give new tokens their rows in the input and output embeddings.
+
+    The noise depends on `seed`, the ids and the shapes alone, so that every load of the base makes the same rows.
+
+    Args:
+        model: Base model; may be quantized, or on the meta device.
+        new_ids: Ids of the new tokens, as the tokenizer gives them.
+        num_old_tokens: Tokens that the tokenizer had before; the rows behind them are padding.
+        seed: Of the noise.
+
+    Returns:
+        The ids, in order.
+
+    Raises:
+        RecipeError: The embeddings are quantized, so they take no new rows.
+    """
+    ids = tuple(sorted(new_ids))
+    if not ids:
+        return ids
+    _check_plain(model)
+    num_rows = _rows(model)
+    if max(ids) >= num_rows:
+        _resize(model, max(ids) + 1)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in _weights(model):
+        _make_rows(weight, ids, range(num_rows, _rows(model)), num_old_tokens, generator)
+    _set_bias(model, ids, range(num_rows, _rows(model)), num_old_tokens)
+    return ids
+
+
+def _rows(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _check_plain(model: PreTrainedModel) -> None:
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if module is not None and not (isinstance(module, nn.Embedding | nn.Linear) and _is_plain(module.weight)):
+            raise RecipeError(
+                f"load.new_tokens: the embeddings of this model are quantized ({type(module).__name__}), so they take "
+                "no new rows. Leave new_tokens and new_special_tokens out, or start from the full model."
+            )
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    return weight.is_floating_point() and type(weight) in (torch.Tensor, nn.Parameter)
+
+
+def _resize(model: PreTrainedModel, num_tokens: int) -> None:
+    """Add rows; what is drawn for them is overwritten, and the global generator stays where it was."""
+    device = model.get_input_embeddings().weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model.resize_token_embeddings(num_tokens, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
+
+
+def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the embeddings of inputs and, where they are not tied, of outputs."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = outputs is None or outputs.weight is inputs.weight
+    return [inputs.weight] if tied else [inputs.weight, outputs.weight]
+
+
+@torch.no_grad()
+def _make_rows(
+    weight: nn.Parameter, ids: tuple[int, ...], added: range, num_old: int, generator: torch.Generator
+) -> None:
+    """Set the rows of `ids` to mean and noise, and those of `added`, which pad, to the mean."""
+    if weight.is_meta:
+        return
+    with gather_params_ctx(weight, modifier_rank=0):
+        mean = weight[:num_old].float().mean(0)
+        noise = torch.randn(len(ids), weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+        weight[list(added)] = mean.to(weight.dtype)
+        weight[list(ids)] = (mean + noise.to(weight.device)).to(weight.dtype)
+
+
+@torch.no_grad()
+def _set_bias(model: PreTrainedModel, ids: tuple[int, ...], added: range, num_old: int) -> None:
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None and not bias.is_meta:
+        bias[[*added, *ids]] = bias[:num_old].float().mean().to(bias.dtype)

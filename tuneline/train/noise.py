@@ -1,0 +1,39 @@
+"""Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914).
+
+transformers has it, and scales it by the length of the row; in a packed row that is the length of all examples
+together, which makes the noise weaker than the paper's. Here each example gets the noise of its own length.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Noise:
+    """Uniform noise of +-alpha / sqrt(tokens of the example * width) on what the embeddings return in training."""
+
+    def __init__(self, model: Any, alpha: float) -> None:
+        self._alpha = alpha
+        self._lengths: torch.Tensor | None = None
+        embeddings: nn.Module = model.get_input_embeddings()
+        self._hook = embeddings.register_forward_hook(self._add)
+
+    def of_row(self, bounds: torch.Tensor) -> None:
+        """Say where the examples of the next row begin and end.
+
+        Args:
+            bounds: [examples + 1], as `cu_seq_lens_q`.
+        """
+        lengths = bounds.diff()
+        self._lengths = lengths.repeat_interleave(lengths)
+
+    def remove(self) -> None:
+        """Take the hook away, so that the trained model is a plain one."""
+        self._hook.remove()
+
+    def _add(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training or self._lengths is None or output.shape[1] != len(self._lengths):
+            return output
+        magnitude_T = self._alpha / (self._lengths.to(output.device) * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * magnitude_T[None, :, None].to(output.dtype)
