@@ -40,3 +40,39 @@ def test_a_mask_of_ones_keeps_packed_examples_apart(tiny_model):
     inputs = attention.packed_inputs([4, 6]) | {"attention_mask": torch.ones(1, 10, dtype=torch.long)}
 
     torch.testing.assert_close(model(input_ids=ids[None], **inputs).logits[0], alone, rtol=1e-3, atol=1e-4)
+
+
+@fault
+def test_peft_reads_back_every_part_of_an_adapter(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+
+    from tests import architectures
+
+    adapted = get_peft_model(architectures.build("laguna"), LoraConfig(r=2, target_modules=["shared_experts.up_proj"]))
+    torch.nn.init.ones_(next(part for name, part in adapted.named_parameters() if ".lora_B." in name))
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(architectures.build("laguna"), tmp_path)
+
+    first, second = (get_peft_model_state_dict(model) for model in (adapted, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@fault
+def test_pefts_all_linear_leaves_routers_alone():
+    from peft import LoraConfig, get_peft_model
+
+    from tests import architectures
+
+    model = get_peft_model(architectures.build("phimoe"), LoraConfig(r=2, target_modules="all-linear"))
+
+    assert model(input_ids=torch.arange(3, 9)[None]).logits.isfinite().all()
+
+
+@fault
+def test_the_text_model_of_a_composite_is_found_again(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from tests import architectures
+
+    architectures.build("emu3").save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -4,6 +4,7 @@ The way of a base model: config, positions, precision, attention, quantization, 
 there before, patches. What was chosen by itself is told in words.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,12 @@ def read_config(folder: Path, config: Holding) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
+def shape_of(about: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build a model without weights, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(about), trust_remote_code=trust_remote_code)
+
+
 def read_weights(
     folder: Path, about: Any, config: Holding, dtype: torch.dtype, attention: str | None = None
 ) -> PreTrainedModel:
@@ -151,7 +158,8 @@ def read_weights(
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     options |= quantize.reading(about.to_dict())
     if config.quantization:
-        options["quantization_config"] = quantize.config_for(config.quantization, dtype)
+        shape = shape_of(about, trust_remote_code=config.trust_remote_code)
+        options["quantization_config"] = quantize.config_for(config.quantization, dtype, shape)
     if on_gpu and (config.quantization or quantize.kind_of(about.to_dict())):
         options["device_map"] = {"": 0}
     model, told = AutoModelForCausalLM.from_pretrained(

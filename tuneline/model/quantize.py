@@ -20,30 +20,45 @@ from tuneline.config import quantizations
 from tuneline.config.loader import Bnb4bit, Bnb8bit, Quantization
 from tuneline.config.quantizations import about, kind_of
 from tuneline.errors import RecipeError
+from tuneline.model.targets import read_past
 
 __all__ = ["config_for", "dequantized", "guard", "is_quantized", "kind_of", "prepare", "reading", "rounds_inputs"]
 
 
-def config_for(quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+def config_for(quantization: Quantization, compute_dtype: torch.dtype, model: nn.Module | None = None) -> Any:
     """Return what `from_pretrained` takes as `quantization_config`.
 
     Args:
         quantization: The recipe's.
         compute_dtype: Type that 4-bit weights are turned into for each product.
+        model: The base model's shape; layers whose weights are read past them, and the head, then stay as they are.
     """
+    kept = _stay_plain(model) if model is not None else None
     if isinstance(quantization, Bnb4bit):
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=kept,
         )
     if isinstance(quantization, Bnb8bit):
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold)
+        return BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold, llm_int8_skip_modules=kept
+        )
     from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-untyped]
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
+
+
+def _stay_plain(model: nn.Module) -> list[str] | None:
+    """Name the layers that cannot be quantized; None, which leaves it to transformers, where there is but the head."""
+    past = read_past(model)
+    if not past:
+        return None
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return [name for name, module in model.named_modules() if module is head] + past
 
 
 def reading(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +98,7 @@ def guard(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a quantized base ready for adapters: frozen, norms in float32, inputs that pass gradients on.
+    """Make a quantized base ready for adapters: frozen, and norms in float32.
 
     Unlike peft's `prepare_model_for_kbit_training`, nothing else is cast: embedding and head would take twice the room.
     A norm computes in float32 and gives its result in the type that it had.
@@ -92,7 +107,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if _is_norm(module):
             _compute_in_float32(module)
-    model.enable_input_require_grads()
     return model
 
 

@@ -3,16 +3,12 @@
 Everything is checked on the shapes alone, before any weights are read.
 """
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers import logging as transformers_logging
-
 from tuneline.config import quantizations
 from tuneline.config.recipe import ResolveConfig
 from tuneline.data import template, vocabulary
 from tuneline.identity import Manifest
 from tuneline.model import precision, quantize, rope, source
-from tuneline.model.load import grow, read_config
+from tuneline.model.load import grow, read_config, shape_of
 from tuneline.model.methods import check_fits, families
 
 
@@ -61,10 +57,3 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
         family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
     else:
         family.check(shape, config.method, new_ids=new_ids)
-
-
-def shape_of(about: object, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build a model without weights."""
-    transformers_logging.set_verbosity_error()
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(about, trust_remote_code=trust_remote_code)

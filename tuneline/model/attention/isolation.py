@@ -82,11 +82,44 @@ def first_isolated(model: PreTrainedModel, batches: Batches = (), tolerance: flo
             findings.append(f"{kind} {why_not}.")
             continue
         try:
+            _check_alone(model, batches, tolerance)
             return kind, check_isolation(model, batches, tolerance)
         except ProofError as error:
             findings.append(f"{kind}: {error}")
     model.set_attn_implementation(present)
     raise ProofError(f"No kind of attention keeps packed examples apart here. {REMEDY}. Tried: {' '.join(findings)}")
+
+
+@torch.no_grad()
+def _check_alone(model: PreTrainedModel, batches: Batches, tolerance: float) -> None:
+    """Hold `segment` against transformers' own attention on one example by itself.
+
+    Packed and alone could agree with each other and both be wrong, where an architecture computes more than it says.
+
+    Raises:
+        ProofError: They differ.
+    """
+    if _kind(model) != "segment" or not model._can_set_attn_implementation():
+        return
+    ids = torch.tensor([(batches or [_made_up(model)])[0][0]], device=model.device)
+    training = model.training
+    ours = model.eval()(input_ids=ids, use_cache=False).logits.float()
+    own = _use_own(model)
+    theirs = model(input_ids=ids, use_cache=False).logits.float()
+    model.set_attn_implementation("segment")
+    model.train(training)
+    difference = float((ours - theirs).abs().max() / theirs.std())
+    if not difference <= tolerance:
+        raise ProofError(f"it computes something else than {own} (relative difference {difference:.1e})")
+
+
+def _use_own(model: PreTrainedModel) -> str:
+    """Give a model transformers' attention: torch's where every part of the model takes it."""
+    try:
+        model.set_attn_implementation("sdpa")
+    except (ValueError, ImportError):
+        model.set_attn_implementation("eager")
+    return _kind(model)
 
 
 def _change(model: PreTrainedModel, kind: str) -> str:

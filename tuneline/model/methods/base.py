@@ -157,7 +157,8 @@ class Family:
         Returns:
             [positions, vocabulary].
         """
-        return model(**inputs, logits_to_keep=keep).logits[0]
+        logits = model(**inputs, logits_to_keep=keep).logits[0]
+        return logits if len(logits) == len(keep) else logits[keep]  # a few architectures compute all of them
 
     def parameter_groups(
         self, model: Any, config: Any, learning_rate: float, weight_decay: float = 0.0

@@ -135,7 +135,7 @@ class PeftFamily(Family):
         self.check_fits(model, folder)
         about = saved_config(folder, trainable=trainable)
         adapted = self.build(model, about)
-        set_peft_model_state_dict(adapted, load_file(folder / saved.WEIGHTS, device=str(model.device)))
+        _read_into(adapted, load_file(folder / saved.WEIGHTS, device=str(model.device)))
         if not trainable:
             adapted.requires_grad_(False)
             about.inference_mode = True
@@ -162,6 +162,21 @@ class PeftFamily(Family):
         merged = model.merge_and_unload(safe_merge=True)
         held.release(merged)
         return merged
+
+
+def _read_into(adapted: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Give an adapter its weights by name, or let peft do it where names were compared and are not its own.
+
+    peft puts an adapter's names through transformers' rules for checkpoints, and loses what those rename.
+    """
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    parts = {part.data_ptr() for part in (*adapted.parameters(), *adapted.buffers())}
+    if own.keys() != tensors.keys() or any(part.data_ptr() not in parts for part in own.values()):
+        set_peft_model_state_dict(adapted, tensors)
+        return
+    with torch.no_grad():
+        for name, part in own.items():
+            part.copy_(tensors[name])
 
 
 def saved_config(folder: Path, *, trainable: bool) -> Any:

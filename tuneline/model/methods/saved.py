@@ -131,4 +131,4 @@ def shape_of(model: nn.Module) -> PreTrainedModel:
     """Build a model of the same config without weights, which may be changed freely."""
     assert isinstance(model, PreTrainedModel)
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config))
+        return type(model)._from_config(copy.deepcopy(model.config))
