@@ -5,6 +5,7 @@ Importing it switches off the telemetry and the noise of the tools below it, unl
 
 import logging
 import os
+import warnings
 
 DEFAULT_ENVIRONMENT = {
     "ZENML_ANALYTICS_OPT_IN": "false",
@@ -21,3 +22,5 @@ for _name, _value in DEFAULT_ENVIRONMENT.items():
 
 for _name in ("torchao", "torch.utils._pytree"):  # they tell of kernels that this machine has no use for
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks for it

@@ -207,9 +207,11 @@ def _to_merge(base_model: Manifest, config: LoadStepConfig) -> list[Path]:
 
 
 def _fold_in(model: PreTrainedModel, adapters: Iterable[Path]) -> PreTrainedModel:
+    """Merge adapters in order; one that has no merged form, which can only be the last, stays attached."""
     for folder in adapters:
         family = families[family_of(folder)]
-        model = family.merge(family.attach_saved(model, folder))
+        attached = family.attach_saved(model, folder)
+        model = family.merge(attached) if family.mergeable else attached
     return model
 
 

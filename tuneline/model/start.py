@@ -6,10 +6,11 @@ Everything is checked on the shapes alone, before any weights are read.
 from tuneline.config import quantizations
 from tuneline.config.recipe import ResolveConfig
 from tuneline.data import template, vocabulary
+from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
 from tuneline.model import precision, quantize, rope, source
 from tuneline.model.load import grow, read_config, shape_of
-from tuneline.model.methods import check_fits, families
+from tuneline.model.methods import check_fits, families, family_of
 
 
 def find(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
@@ -51,8 +52,13 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
         rope.check_length(about, config.max_length)
     shape = shape_of(about, trust_remote_code=config.load.trust_remote_code)
     new_ids = grow(shape, source.folder_of(tokenizer))
-    for folder in source.adapters_of(base_model):
-        check_fits(shape, folder)
+    for adapter in config.load.adapters:
+        check_fits(shape, adapter.path)
+        if adapter.use == "merge" and not families[family_of(adapter.path)].mergeable:
+            raise RecipeError(
+                f"load.adapters: {adapter.path} was made by {family_of(adapter.path)}, which has no merged form. Set "
+                "use: continue, or leave it out."
+            )
     if any(adapter.use == "continue" for adapter in config.load.adapters):
         family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
     else:
