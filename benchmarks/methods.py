@@ -18,8 +18,13 @@ from typing import Any
 
 from benchmarks import data_memory, data_preparation
 from benchmarks.peers import ours, process
+from tuneline.config.data import TokenizeStepConfig
+from tuneline.data import tokenize
+from tuneline.data.corpus import Corpus
+from tuneline.model import source
 
 RANK = 32
+NUM_EXAMPLES = 500
 LORA = {"type": "lora", "r": RANK, "lora_alpha": 2 * RANK}
 GALORE = {
     "optim": "galore_adamw",
@@ -58,11 +63,13 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
 
 def _prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
     """Make the rows that everyone trains on: as many as there are steps, and one held out."""
-    from tuneline.data.corpus import Corpus
-
-    made = ours.rows(ours.mix(ours.shape(ours.read(data_preparation.data_file()))), model, told.max_length)
-    train = made.splits["train"]
-    splits = {"train": train.select(range(told.steps)), "validation": train.select(range(told.steps, told.steps + 1))}
+    mixture = ours.mix(ours.shape(ours.read(data_preparation.data_file())))
+    train = mixture.splits["train"]
+    enough = Corpus({"train": train.select(range(NUM_EXAMPLES)), "validation": train.select(range(0))})
+    config = TokenizeStepConfig(max_length=told.max_length, overlong="drop")
+    made = tokenize.tokenize_pack(enough, source.tokenizer_of(model), config)
+    rows = made.splits["train"]
+    splits = {"train": rows.select(range(told.steps)), "validation": rows.select(range(told.steps, told.steps + 1))}
     folder.mkdir()
     Corpus(splits, identity=made.identity).save(folder)
 

@@ -53,6 +53,7 @@ LOAD = {
     "s2": lambda value: {"s2_group_size_ratio": 0.25 if value == "on" else None},
     "gradient_checkpointing": lambda value: {"gradient_checkpointing": value},
     "vocabulary": lambda value: {"new_tokens": ["tuneline"] if value == "extended" else []},
+    "start": lambda value: {"train_from_scratch": value == "random"},
     "kernels": lambda value: {"kernels": value},
 }
 CHOICES = {
@@ -117,7 +118,7 @@ def read(world, choice: dict[str, str]) -> SFTRecipe:
 def prepared(world, recipe: SFTRecipe):
     """Rows, tokenizer and base model; made once for each kind of rows and vocabulary."""
     _, kept = world
-    key = (recipe.tokenize.packing, tuple(recipe.load.new_tokens))
+    key = (recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in kept:
         tokenizer, base_model, _ = start.find(recipe.for_resolve())
         kept[key] = worker.prepare(recipe, tokenizer), tokenizer, base_model
@@ -174,7 +175,7 @@ def merged_of(world, recipe, checkpoint) -> Path:
 def before(world, recipe) -> float:
     """The base model's loss on the training rows."""
     rows, tokenizer, base_model = prepared(world, recipe)
-    key = ("before", recipe.tokenize.packing, tuple(recipe.load.new_tokens))
+    key = ("before", recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in world[1]:
         holding = recipe.for_load().model_copy(update={"quantization": None})
         from tuneline.model.load import load_for_answers

@@ -4,6 +4,8 @@ import pytest
 import torch
 import yaml
 
+from tuneline.model.load import load_model
+
 fault = pytest.mark.xfail(strict=True, reason="docs/upstream.md")
 
 
@@ -32,7 +34,6 @@ def test_the_trainer_shows_a_loss_that_is_no_number():
 @fault
 def test_a_mask_of_ones_keeps_packed_examples_apart(tiny_model):
     from tuneline.model import attention
-    from tuneline.model.load import load_model
 
     model = load_model(tiny_model)
     ids = torch.arange(10, 20)
@@ -76,3 +77,66 @@ def test_the_text_model_of_a_composite_is_found_again(tmp_path):
 
     architectures.build("emu3").save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@fault
+def test_pefts_all_linear_takes_fused_experts():
+    from peft import LoraConfig, get_peft_model
+
+    from tests import architectures
+
+    adapted = get_peft_model(architectures.build("gpt_oss"), LoraConfig(r=2, target_modules="all-linear"))
+
+    assert any("experts" in name for name, part in adapted.named_parameters() if part.requires_grad)
+
+
+@fault
+def test_lora_on_tied_embeddings_merges_into_both(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = with_moved_factors(get_peft_model(load_model(tiny_model), LoraConfig(target_modules=["embed_tokens"])))
+    before = logits(adapted)
+
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), before, rtol=1e-3, atol=1e-3)
+
+
+@fault
+def test_pissa_switched_off_is_the_base(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    before = logits(load_model(tiny_model))
+    adapted = get_peft_model(load_model(tiny_model), pissa(LoraConfig, "pissa"))
+
+    with adapted.disable_adapter():
+        torch.testing.assert_close(logits(adapted), before, rtol=1e-3, atol=1e-3)
+
+
+@fault
+def test_randomised_pissa_reloads_equal(tiny_model, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    adapted = with_moved_factors(get_peft_model(load_model(tiny_model), pissa(LoraConfig, "pissa_niter_1")))
+    before = logits(adapted)
+    adapted.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    again = PeftModel.from_pretrained(load_model(tiny_model), tmp_path)
+
+    torch.testing.assert_close(logits(again), before, rtol=1e-4, atol=1e-5)
+
+
+def pissa(config_class, start):
+    return config_class(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=start)
+
+
+def with_moved_factors(model):
+    with torch.no_grad():
+        for name, part in model.named_parameters():
+            if "lora_" in name:
+                part.add_(torch.linspace(-1, 1, part.numel()).view_as(part))
+    return model
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=torch.arange(10, 20)[None], use_cache=False).logits

@@ -31,6 +31,7 @@ class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
+    train_from_scratch: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 

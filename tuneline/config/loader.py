@@ -95,6 +95,9 @@ class Holding(Config):
     kernels: Literal["none", "liger", "unsloth"] = "none"
     """Fused GPU kernels of a library that is installed beside."""
 
+    train_from_scratch: bool = False
+    """Start from random weights of the model's config, not from its trained ones; the folder needs none."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read it first."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tuneline.config import files
 from tuneline.config.data import ExamConfig
 from tuneline.config.files import Files
+from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
 from tuneline.config.recipe import SFTRecipe
 from tuneline.config.sources import SourceConfig
@@ -29,7 +30,7 @@ def missing(recipe: SFTRecipe) -> list[str]:
     checks: list[Callable[[], None]] = [
         *(lambda source=source: check_source(source) for source in recipe.sources_once()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
-        lambda: check_model(recipe.model, allow_pickle=recipe.load.allow_pickle),
+        lambda: check_model(recipe.model, recipe.load),
         *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
         lambda: check_template(recipe.template),
     ]
@@ -90,7 +91,7 @@ def check_template(template: str) -> None:
         raise NotFoundError.among("template", template, known)
 
 
-def check_model(model: ModelSource, *, allow_pickle: bool = False) -> None:
+def check_model(model: ModelSource, holding: Holding | None = None) -> None:
     """Check that a model's name is known, or its files are there.
 
     Raises:
@@ -101,7 +102,7 @@ def check_model(model: ModelSource, *, allow_pickle: bool = False) -> None:
         case CatalogueModel():
             entry(model.name)
         case DirectoryModel():
-            check_directory(model.path, allow_pickle=allow_pickle)
+            check_directory(model.path, holding)
         case GgufModel() if not model.path.is_file():
             raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
 
@@ -117,7 +118,7 @@ def check_adapter(path: Path) -> None:
             raise SourceError(f"load.adapters: {path} has no {pattern}. Give a folder that a training or peft wrote.")
 
 
-def check_directory(path: Path, *, allow_pickle: bool = False) -> None:
+def check_directory(path: Path, holding: Holding | None = None) -> None:
     """Check that a folder looks like a model.
 
     Raises:
@@ -125,14 +126,18 @@ def check_directory(path: Path, *, allow_pickle: bool = False) -> None:
     """
     if not path.is_dir():
         raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
+    holding = holding or Holding()
     pickled = any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors"))
-    if pickled and not allow_pickle:
+    if pickled and not (holding.allow_pickle or holding.train_from_scratch):
         raise SourceError(
             f"model.path: {path} has its weights in pickle files only, which can run code when read. Convert them to "
             "safetensors, or set load.allow_pickle: true if you trust them."
         )
     weights = "pytorch_model*.bin" if pickled else "*.safetensors"
-    for pattern, what in (("config.json", "config.json"), (weights, "weights"), ("tokenizer*", "tokenizer")):
+    wanted = {"config.json": "config.json", weights: "weights", "tokenizer*": "tokenizer"}
+    if holding.train_from_scratch:
+        del wanted[weights]
+    for pattern, what in wanted.items():
         if not any(path.glob(pattern)):
             raise SourceError(
                 f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote."

@@ -99,6 +99,7 @@ def choice_of(recipe: "SFTRecipe") -> dict[str, str]:
         "rows": "packed" if recipe.tokenize.packing else "batched" if batched else "alone",
         "gradient_checkpointing": load.gradient_checkpointing,
         "vocabulary": "extended" if load.new_tokens or load.new_special_tokens else "as_it_is",
+        "start": "random" if load.train_from_scratch else "trained",
         "optimizer": train.optim,
         "kernels": load.kernels,
         "noise": "on" if train.neftune_noise_alpha else "off",

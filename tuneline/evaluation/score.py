@@ -45,12 +45,12 @@ def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) 
 
 def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
     """Return what a training made as a candidate."""
-    load = partial(load_model, model.path, allowed=_allowed(config))
+    load = partial(load_model, model.path, allowed=_allowed(config).model_copy(update={"train_from_scratch": False}))
     return Candidate("new model", model.path, model.content_hash(), load)
 
 
 def _allowed(config: EvaluateStepConfig) -> Holding:
-    return Holding(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
+    return Holding(**config.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
 
 
 def score_all(

@@ -25,13 +25,16 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "em
 SHOWN = 3
 
 
-def check(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> None:
+def check(
+    folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False, needs_weights: bool = True
+) -> None:
     """Check the files of a model directory before anything is loaded from it.
 
     Args:
         folder: As `save_pretrained` writes it, as the hub has it, or converted from GGUF.
         allow_pickle: Weights may be in pickle files.
         trust_remote_code: The model's own Python code may run.
+        needs_weights: They are looked at; what starts from scratch needs none.
 
     Raises:
         SourceError: A file is missing or damaged, or the parts do not belong together.
@@ -39,7 +42,7 @@ def check(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool =
     """
     config = _json(folder / "config.json")
     _check_code(folder, config, trusted=trust_remote_code)
-    shapes = _check_weights(folder, allow_pickle=allow_pickle)
+    shapes = _check_weights(folder, allow_pickle=allow_pickle) if needs_weights else {}
     _check_tokenizer(folder, _num_rows(shapes, config))
 
 

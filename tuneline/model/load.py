@@ -24,6 +24,9 @@ from tuneline.model.attention import choose, shifted
 from tuneline.model.methods import families, family_of
 from tuneline.model.precision import Precision
 
+SEED = 0
+"""Of random weights: who trains and who compares with the start must have the same ones."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -162,6 +165,8 @@ def read_weights(
         options["quantization_config"] = quantize.config_for(config.quantization, dtype, shape)
     if on_gpu and (config.quantization or quantize.kind_of(about.to_dict())):
         options["device_map"] = {"": 0}
+    if config.train_from_scratch:
+        return _random(about, config, dtype, attention).to(precision.device_type())
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
         config=about,
@@ -174,6 +179,16 @@ def read_weights(
     _refuse_gaps(folder, told)
     quantize.guard(model)
     return model if quantize.is_quantized(model) else model.to(precision.device_type())
+
+
+def _random(about: Any, config: Holding, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """Make the weights that a config begins with; the same ones in each process, whatever was drawn before."""
+    options = {"attn_implementation": attention} if attention else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return AutoModelForCausalLM.from_config(
+            about, dtype=dtype, trust_remote_code=config.trust_remote_code, **options
+        )
 
 
 def _refuse_gaps(folder: Path, told: dict[str, Any]) -> None:
@@ -216,4 +231,4 @@ def _fold_in(model: PreTrainedModel, adapters: Iterable[Path]) -> PreTrainedMode
 
 
 def _plainly(config: Holding) -> Holding:
-    return Holding(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
+    return Holding(**config.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))

@@ -49,7 +49,7 @@ def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple
         return _first_reachable(source.name, holding)
     folder, licence, said = _fetch(source, holding)
     name = folder.name if isinstance(source, config.DirectoryModel) else said
-    return *_manifests(folder, name, said, licence), f"base model: {said}"
+    return *_manifests(folder, name, said, licence, holding), f"base model: {said}"
 
 
 def tokenizer_of(folder: Path) -> Manifest:
@@ -120,14 +120,19 @@ def _first_reachable(name: str, holding: Holding) -> tuple[Manifest, Manifest, s
 def _fetch(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     """Return the model's folder, its licence as far as known, and where it came from in words."""
     folder, licence, said = _have(place, holding)
-    integrity.check(folder, allow_pickle=holding.allow_pickle, trust_remote_code=holding.trust_remote_code)
+    integrity.check(
+        folder,
+        allow_pickle=holding.allow_pickle,
+        trust_remote_code=holding.trust_remote_code,
+        needs_weights=not holding.train_from_scratch,
+    )
     return folder, licence, said
 
 
 def _have(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     match place:
         case config.DirectoryModel():
-            check_model(place, allow_pickle=holding.allow_pickle)
+            check_model(place, holding)
             check_weights(place)
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
@@ -167,12 +172,16 @@ def _from_hub(place: config.HubModel, holding: Holding) -> tuple[Path, str, str]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise SourceError(f"{place.repo_id} cannot be had from the hub: {reason}") from error
-    check_directory(folder, allow_pickle=holding.allow_pickle)
+    check_directory(folder, holding)
     return folder, "see its model card", f"hub {place.repo_id}@{folder.name[:12]}"
 
 
-def _manifests(folder: Path, name: str, said: str, licence: str) -> tuple[Manifest, Manifest]:
-    weights = WEIGHTS if any(folder.glob("*.safetensors")) else PICKLES
+def _manifests(
+    folder: Path, name: str, said: str, licence: str, holding: Holding | None = None
+) -> tuple[Manifest, Manifest]:
+    weights: tuple[str, ...] = WEIGHTS if any(folder.glob("*.safetensors")) else PICKLES
+    if holding and holding.train_from_scratch:  # random weights are known by the config alone
+        weights = ()
     parts = {"tokenizer": TOKENIZER, "base_model": (*weights, *CONFIGS)}
     made = {
         kind: Located(

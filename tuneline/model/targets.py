@@ -1,7 +1,7 @@
 """Which parts of a model a method may change: linear layers, fused experts, decoder layers.
 
 Works on structure, not on lists of architectures, and on models without weights (the meta device). peft's `all-linear`
-takes routers, which return a tuple, and misses experts that are held as one 3-D parameter; here neither happens, and
+takes routers, which return a tuple, and often misses experts held as one 3-D parameter; here neither happens, and
 what was left out is said with its reason. Knows nothing of adapters.
 """
 

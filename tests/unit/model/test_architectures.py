@@ -74,8 +74,8 @@ through the library, on a CPU in float32, and fails where the page says anything
 
 - **LoRA**: an adapter on every linear layer that `method.target_modules: all` finds, two steps on two packed examples
   (one example where packing is refused), a finite loss, and every layer's adapter moved.
-- **experts**: the same for experts that are held in one 3-D parameter, which `all-linear` of peft misses; `-` where
-  there are none, `no` where peft cannot adapt them.
+- **experts**: the same for experts that are held in one 3-D parameter, which `all-linear` of peft often misses; `-`
+  where there are none, `no` where peft cannot adapt them.
 - **merge**: the merged model gives the logits of base and adapter, up to 1e-3 of their spread.
 - **reload**: so do the saved adapter on a fresh base and the saved merged model, up to 1e-4.
 - **packing**: the kind of attention with which examples that share a row give the logits that they give alone. Where no

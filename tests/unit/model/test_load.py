@@ -126,3 +126,32 @@ def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     assert len(vocabulary.new_ids(source.folder_of(tokenizer))) == 2
     assert vocabulary.new_ids(source.folder_of(again)) == ()
     torch.testing.assert_close(logits(load_for_answers(merged_base, again, Holding())), logits(load_model(model.path)))
+
+
+def test_training_from_scratch_needs_no_weights_and_begins_the_same_each_time(tiny_model, tmp_path, home):
+    tiny.build_model(tmp_path / "trained", seed=1)
+    folder = shutil.copytree(tmp_path / "trained", tmp_path / "config-only")
+    (folder / "model.safetensors").unlink()
+    holding = Holding(train_from_scratch=True)
+    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=folder), holding)
+    _, trained, _ = source.resolve(DirectoryModel(type="directory", path=tmp_path / "trained"))
+
+    first = load_base(base_model, tokenizer, step(train_from_scratch=True), trains_all=True, packed=True).model
+    torch.manual_seed(7)
+    second = load_for_answers(base_model, tokenizer, holding)
+
+    torch.testing.assert_close(logits(first), logits(second))
+    assert (logits(first) - logits(load_model(tmp_path / "trained"))).abs().max() > 0.01
+    assert base_model.content_hash() != trained.content_hash()
+
+
+def test_a_merged_model_can_be_cut_into_shards(tiny_model, tmp_path, home):
+    checkpoint = train(tiny_model, tmp_path)
+    tokenizer, base_model = find(tiny_model)
+    config = MergeAdapterConfig(max_shard_size="50KB", dtype="bfloat16", max_kl=1e-2)
+
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows_for(tokenizer), step(), config)
+
+    assert (model.path / "model.safetensors.index.json").is_file()
+    assert len(list(model.path.glob("model-*.safetensors"))) > 1
+    assert load_model(model.path, dtype=torch.bfloat16).dtype == torch.bfloat16
