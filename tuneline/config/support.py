@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from tuneline.config.recipe import SFTRecipe
 
 FILE = Path(__file__).parent / "support.yaml"
+KEYS = {
+    "stage": "stage",
+    "method": "method",
+    "quantization": "load.quantization",
+    "dtype": "load.dtype",
+    "attention": "load.attention",
+    "s2": "load.s2_group_size_ratio",
+    "rows": "tokenize.packing",
+    "gradient_checkpointing": "load.gradient_checkpointing",
+    "vocabulary": "load.new_tokens",
+    "start": "load.train_from_scratch",
+    "optimizer": "train.optim",
+    "kernels": "load.kernels",
+    "noise": "train.neftune_noise_alpha",
+}
+"""Axis -> the recipe's key."""
+
 Choice = Mapping[str, str]
 """A value for each axis."""
 
@@ -127,7 +144,7 @@ def check(recipe: "SFTRecipe") -> None:
 
 
 def _sentence(refusal: Refusal, choice: Choice) -> str:
-    asked = " with ".join(f"{axis} {choice[axis]}" for axis in refusal.when)
+    asked = " with ".join(f"{KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
     return f"{asked} cannot work: {refusal.because}. {refusal.instead}"
 
 

@@ -17,7 +17,7 @@ def refusal(tmp_path, **changes):
 def test_full_tuning_of_quantized_weights_is_refused(tmp_path):
     said = refusal(tmp_path, method={"type": "full"}, load={"quantization": {"type": "bnb_4bit"}})
 
-    assert "method full with quantization bnb_4bit cannot work" in said
+    assert "method (full) with load.quantization (bnb_4bit) cannot work" in said
     assert "Set load.quantization: null" in said
 
 
@@ -30,7 +30,7 @@ def test_virtual_tokens_and_packing_are_refused(tmp_path):
 def test_galore_without_trained_matrices_is_refused(tmp_path):
     said = refusal(tmp_path, train={"optim": "galore_adamw"})
 
-    assert "method lora" in said
+    assert "method (lora)" in said
     assert "method.type: full" in said
 
 
@@ -54,6 +54,10 @@ def test_a_token_is_new_once(tmp_path):
 
 def test_ranks_of_adalora_fall(tmp_path):
     assert "ranks only fall" in refusal(tmp_path, method={"type": "adalora", "init_r": 2, "target_r": 4})
+
+
+def test_every_axis_names_its_key():
+    assert set(support.KEYS) == set(support.table().axes)
 
 
 def test_every_rule_speaks_of_axes_and_values_that_exist():
