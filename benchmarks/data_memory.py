@@ -67,15 +67,17 @@ def watched(arguments: process.Result, name: str = "memory") -> process.Result:
         job = process.start(name, arguments, scratch)
         status, began, ended = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
         peak = {"RssAnon": 0, "RssFile": 0}
-        base = dict(peak)
+        base, whole = dict(peak), 0
         while job.poll() is None and not ended.exists():
             if began.exists():
                 now = _memory(status)
-                base = base if any(base.values()) else now
+                base = base if any(base.values()) else {name: now.get(name, 0) for name in peak}
                 peak = {name: max(peak[name], now.get(name, 0)) for name in peak}
+                whole = max(whole, sum(now.get(name, 0) for name in peak))
             time.sleep(SECONDS_BETWEEN_SAMPLES)
         found = process.finish(job, name, scratch)
-    return {**found, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "anonymous_before": base.get("RssAnon", 0)}
+    before = {"anonymous_before": base.get("RssAnon", 0), "resident_before": sum(base.values())}
+    return {**found, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "resident": whole, **before}
 
 
 def _memory(status: Path) -> dict[str, int]:

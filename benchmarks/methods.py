@@ -3,8 +3,8 @@
     TUNELINE_TEST_DATA=... python -m benchmarks.methods [--json] [--repeats 3]
 
 Each method trains the same packed rows of real data in a process of its own, one thread, methods interleaved; medians.
-Memory is the highest anonymous memory of the process (what it allocated), sampled from outside, less what it held
-before the model was loaded; bytes per parameter divide it by the parameters of the base model. The paper's table of
+Memory is the highest resident memory of the process, sampled from outside, less what it held before the model was
+loaded; frozen weights count, though they are pages of a mapped file. Bytes per parameter divide it by those of the base. The paper's table of
 efficiency (Zheng et al. 2024, arXiv:2403.13372) is the one to compare with: a GPU, bf16 and 8-bit AdamW.
 """
 
@@ -85,7 +85,7 @@ def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
 
 
 def _medians(runs: list[process.Result], base: float) -> dict[str, Any]:
-    memory = statistics.median(run["anonymous"] - run["anonymous_before"] for run in runs)
+    memory = statistics.median(run["resident"] - run["resident_before"] for run in runs)
     return {
         "memory_mib": round(memory / 2**20, 1),
         "bytes_per_parameter": round(memory / base, 2),
