@@ -4,8 +4,9 @@
 
 Each method trains the same packed rows of real data in a process of its own, one thread, methods interleaved; medians.
 Memory is the highest resident memory of the process, sampled from outside, less what it held before the model was
-loaded; frozen weights count, though they are pages of a mapped file. Bytes per parameter divide it by those of the base. The paper's table of
-efficiency (Zheng et al. 2024, arXiv:2403.13372) is the one to compare with: a GPU, bf16 and 8-bit AdamW.
+loaded; frozen weights count, though they are pages of a mapped file. Bytes per parameter divide it by the parameters of
+the base model. The paper's table of efficiency (Zheng et al. 2024, arXiv:2403.13372) is the one to compare with: a GPU,
+bf16 and 8-bit AdamW.
 """
 
 import argparse
