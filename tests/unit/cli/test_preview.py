@@ -57,6 +57,15 @@ def test_trained_text_is_marked_where_there_are_no_colours(project):
     assert "\x1b[" not in text
 
 
+def test_new_tokens_are_tokens(project):
+    rows = tiny.alpaca_rows(20)
+    plain = as_json(project(rows), "--rows", "1")
+    grown = as_json(project(rows, load={"new_tokens": ["What is"]}), "--rows", "1")
+
+    lengths = [seen["sources"][0]["shown"][0]["tokens"] for seen in (plain, grown)]
+    assert lengths[1] < lengths[0]
+
+
 def test_trained_text_is_coloured_on_a_terminal(project, monkeypatch):
     monkeypatch.setattr(show, "console", lambda: Console(force_terminal=True, color_system="standard", width=200))
     monkeypatch.delenv("NO_COLOR", raising=False)
