@@ -122,6 +122,8 @@ def train(
     work = _work_folder(job)
     loop = _loop(job, loaded, work)
     decisions = loaded.decisions | patches.fuse_adapter(loop.model, load) | {"isolation": isolation}
+    if kind != loaded.attention:
+        decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
     recorder = _run(loop, listeners, job.num_steps)
     with torch.autocast(precision.device_type(), loaded.precision.autocast, enabled=bool(loaded.precision.autocast)):
         validation_loss = mean_loss(loop.model, rows, "validation", method.type)
