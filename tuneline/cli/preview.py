@@ -43,17 +43,12 @@ def preview(
     places.check(checked.recipe)
     with Console(stderr=True, highlight=False).status(f"Reading the first rows of {recipe}"):
         from tuneline.data import look as looking
-        from tuneline.data import template, vocabulary
         from tuneline.data.tokenizer import load_tokenizer
-        from tuneline.model import source as models
+        from tuneline.model import start
 
-        own, base_model, found = models.resolve(checked.recipe.model, checked.recipe.load)
-        own = vocabulary.with_tokens(own, checked.recipe.load.new_tokens, checked.recipe.load.new_special_tokens)
-        wanted, arguments = checked.recipe.template, checked.recipe.template_arguments
-        manifest, chosen = template.with_template(own, wanted, models.model_type(base_model), arguments)
+        manifest, _, said = start.locate(checked.recipe.for_resolve())
         tokenizer = load_tokenizer(manifest)
         seen = looking.look(checked.recipe, tokenizer, num_shown=rows, only=source)
-    said = [found, chosen]
     if html:
         _write(html, recipe, said, seen, tokenizer)
     if as_json:

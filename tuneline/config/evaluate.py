@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from tuneline.config.base import Config
+from tuneline.config.loader import Holding
 
 
 class EvaluateConfig(Config):
@@ -31,9 +32,8 @@ class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
-    train_from_scratch: bool = False
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    load: Holding = Holding()
+    """How the models are held that answer."""
 
 
 class GateConfig(Config):

@@ -104,6 +104,10 @@ class Holding(Config):
     allow_pickle: bool = False
     """Accept weights in pickle files (`pytorch_model.bin`), read with `weights_only`."""
 
+    def plain(self) -> "Holding":
+        """Return the same without what only a training needs: full precision, full attention, the same permissions."""
+        return Holding(**self.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
+
     @model_validator(mode="after")
     def _a_token_is_new_once(self) -> "Holding":
         tokens = [*self.new_tokens, *self.new_special_tokens]

@@ -12,6 +12,9 @@ from tuneline.config.recipe import SFTRecipe
 from tuneline.config.sources import SourceConfig
 from tuneline.errors import NotFoundError, SourceError, TunelineError
 
+ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
+"""What says how an adapter is built: one of peft, or one of our bottleneck adapters."""
+
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
@@ -113,9 +116,11 @@ def check_adapter(path: Path) -> None:
     Raises:
         SourceError: Folder, config or weights are missing.
     """
-    for pattern in ("adapter_config.json", "*.safetensors"):
-        if not any(path.glob(pattern)):
-            raise SourceError(f"load.adapters: {path} has no {pattern}. Give a folder that a training or peft wrote.")
+    for names in (ADAPTER_CONFIGS, ("*.safetensors",)):
+        if not any(True for name in names for _ in path.glob(name)):
+            raise SourceError(
+                f"load.adapters: {path} has no {' or '.join(names)}. Give a folder that a training or peft wrote."
+            )
 
 
 def check_directory(path: Path, holding: Holding | None = None) -> None:

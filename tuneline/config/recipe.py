@@ -153,8 +153,7 @@ class SFTRecipe(DataSection):
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
         exams = [ExamProtocol(name=exam.name, num_shots=exam.num_shots) for exam in self.exams]
-        trusted = self.load.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"})
-        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, **trusted)
+        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, load=self.load.plain())
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""

@@ -6,19 +6,16 @@ a copy of it, whose bytes are its identity, and training, evaluation and serving
 """
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline import state
-from tuneline.data import render, vocabulary
+from tuneline.data import derived, render, vocabulary
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import message
-from tuneline.data.tokenizer import load_tokenizer, load_tokenizer_from
+from tuneline.data.tokenizer import load_tokenizer
 from tuneline.errors import NotFoundError, SourceError
-from tuneline.identity import Located, Manifest, digest, file_entries
+from tuneline.identity import Manifest
 
 FOLDER = Path(__file__).parent / "templates"
 FAMILIES = {
@@ -146,25 +143,9 @@ def _knows_tags(name: str, vocabulary: dict[str, int]) -> bool:
 
 def _derived(tokenizer_manifest: Manifest, template: str, end: str) -> Manifest:
     """Write a copy of the tokenizer with this template, whose end of sequence is the end of its turns."""
-    was = tokenizer_manifest.only()
-    target = state.folder("tokenizers") / digest([tokenizer_manifest.content_hash(), template, end])[:32]
-    if not target.is_dir():
-        scratch = Path(tempfile.mkdtemp(dir=target.parent))
-        tokenizer = load_tokenizer_from(Path(was.location))
+
+    def change(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         tokenizer.chat_template, tokenizer.eos_token = template, end
-        tokenizer.save_pretrained(scratch)
-        _forget_the_machine(scratch / "tokenizer_config.json")
-        vocabulary.keep_record(Path(was.location), scratch)
-        try:
-            scratch.rename(target)
-        except OSError:  # another run wrote the same
-            shutil.rmtree(scratch)
-    files = file_entries(target, [path for path in target.iterdir() if path.is_file()])
-    located = Located(name=was.name, location=str(target), source=was.source, licence=was.licence, files=files)
-    return Manifest(kind=tokenizer_manifest.kind, items=[located])
+        return vocabulary.record(Path(tokenizer_manifest.only().location))
 
-
-def _forget_the_machine(path: Path) -> None:
-    """Leave out what names a place on this machine."""
-    about = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("name_or_path",)}
-    path.write_text(json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return derived.derive(tokenizer_manifest, [template, end], change)

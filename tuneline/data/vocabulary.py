@@ -6,17 +6,14 @@ is new, since the rows were trained with the rest.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline import state
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.data import derived
 from tuneline.errors import RecipeError
-from tuneline.identity import Located, Manifest, digest, file_entries
+from tuneline.identity import Manifest
 
 RECORD = "new_tokens.json"
 
@@ -37,17 +34,13 @@ def with_tokens(tokenizer: Manifest, new_tokens: Sequence[str], new_special_toke
     """
     if not new_tokens and not new_special_tokens:
         return tokenizer
-    was = tokenizer.only()
-    key = digest([tokenizer.content_hash(), list(new_tokens), list(new_special_tokens)])
-    target = state.folder("tokenizers") / key[:32]
-    if not target.is_dir():
-        grown = load_tokenizer_from(Path(was.location))
+
+    def change(grown: PreTrainedTokenizerBase) -> dict[str, str]:
         _check_new(grown, "load.new_tokens", new_tokens)
         _check_new(grown, "load.new_special_tokens", new_special_tokens)
-        _write(grown, new_tokens, new_special_tokens, target)
-    files = file_entries(target, [path for path in target.iterdir() if path.is_file()])
-    located = Located(name=was.name, location=str(target), source=was.source, licence=was.licence, files=files)
-    return Manifest(kind=tokenizer.kind, items=[located])
+        return {RECORD: _add(grown, new_tokens, new_special_tokens)}
+
+    return derived.derive(tokenizer, [list(new_tokens), list(new_special_tokens)], change)
 
 
 def new_ids(folder: Path) -> tuple[int, ...]:
@@ -57,10 +50,9 @@ def new_ids(folder: Path) -> tuple[int, ...]:
     return tuple(json.loads((folder / RECORD).read_text())["ids"])
 
 
-def keep_record(folder: Path, copy: Path) -> None:
-    """Let the copy of a tokenizer know, too, which of its tokens are new."""
-    if new_ids(folder):
-        shutil.copy2(folder / RECORD, copy / RECORD)
+def record(folder: Path) -> dict[str, str]:
+    """Return the record of new tokens, by its file's name, for the copy of a tokenizer; empty where none is new."""
+    return {RECORD: (folder / RECORD).read_text()} if new_ids(folder) else {}
 
 
 def _check_new(tokenizer: PreTrainedTokenizerBase, key: str, tokens: Sequence[str]) -> None:
@@ -73,21 +65,10 @@ def _check_new(tokenizer: PreTrainedTokenizerBase, key: str, tokens: Sequence[st
             )
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str], special: Sequence[str], target: Path) -> None:
+def _add(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str], special: Sequence[str]) -> str:
+    """Add tokens, and return the record of the ids that they got."""
     tokens = [*new_tokens, *special]
     tokenizer.add_tokens(list(new_tokens))
     tokenizer.add_special_tokens({"extra_special_tokens": list(special)}, replace_extra_special_tokens=False)
-    record = {"ids": tokenizer.convert_tokens_to_ids(tokens), "tokens": tokens}
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    tokenizer.save_pretrained(scratch)
-    _forget_the_machine(scratch / "tokenizer_config.json")
-    (scratch / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    try:
-        scratch.rename(target)
-    except OSError:  # another run wrote the same
-        shutil.rmtree(scratch)
-
-
-def _forget_the_machine(path: Path) -> None:
-    about = {name: value for name, value in json.loads(path.read_text()).items() if name != "name_or_path"}
-    path.write_text(json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    about = {"ids": tokenizer.convert_tokens_to_ids(tokens), "tokens": tokens}
+    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneline import progress
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
-from tuneline.config.loader import Holding
 from tuneline.data import benchmarks, render
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import choice, generate, rouge
@@ -39,18 +38,14 @@ class Candidate:
 
 def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
     """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
-    load = partial(load_for_answers, base_model, tokenizer, _allowed(config))
+    load = partial(load_for_answers, base_model, tokenizer, config.load)
     return Candidate("base model", folder_of(base_model), base_model.content_hash(), load)
 
 
 def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
     """Return what a training made as a candidate."""
-    load = partial(load_model, model.path, allowed=_allowed(config).model_copy(update={"train_from_scratch": False}))
+    load = partial(load_model, model.path, allowed=config.load.model_copy(update={"train_from_scratch": False}))
     return Candidate("new model", model.path, model.content_hash(), load)
-
-
-def _allowed(config: EvaluateStepConfig) -> Holding:
-    return Holding(**config.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
 
 
 def score_all(

@@ -7,6 +7,7 @@ where they differ. Of Unsloth only the kernels are used: its loader brings its o
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tuneline.config.loader import Holding
 from tuneline.errors import ProofError, RecipeError
+from tuneline.model.attention.isolation import made_up
 
 FUSED_MLP = ("gate_proj", "up_proj", "down_proj")
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
@@ -120,8 +122,7 @@ def _changes_nothing(kernels: str, model: Any, patch: Callable[[], None]) -> flo
 def _logits(model: Any) -> torch.Tensor:
     training = model.training
     model.eval()
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.tensor([[(i * 7919 + 11) % vocabulary for i in range(16)]], device=model.device)
+    ids = torch.tensor([list(chain.from_iterable(made_up(model)))], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     model.train(training)
     return logits

@@ -88,12 +88,13 @@ def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepCo
         config: How it was held in training.
         kind: Attention, as transformers calls it.
     """
-    folder = source.folder_of(base_model)
-    about = read_config(folder, config)
-    _stretch(about, config)
-    model = read_weights(folder, about, config, torch.float32, kind)
-    grow(model, source.folder_of(tokenizer))
-    return _fold_in(model, _to_merge(base_model, config))
+    return _assembled(
+        source.folder_of(base_model),
+        source.folder_of(tokenizer),
+        _to_merge(base_model, config),
+        config,
+        kind,
+    )
 
 
 def load_for_answers(base_model: Manifest, tokenizer: Manifest, config: Holding) -> PreTrainedModel:
@@ -101,10 +102,8 @@ def load_for_answers(base_model: Manifest, tokenizer: Manifest, config: Holding)
 
     In full precision and with full attention, whatever it is trained in: the fair opponent of what is made of it.
     """
-    folder = source.folder_of(base_model)
-    model = read_weights(folder, read_config(folder, config), _plainly(config), torch.float32)
-    grow(model, source.folder_of(tokenizer))
-    return _fold_in(model, source.adapters_of(base_model))
+    folders = source.folder_of(base_model), source.folder_of(tokenizer)
+    return _assembled(*folders, source.adapters_of(base_model), config.plain())
 
 
 def load_model(
@@ -122,19 +121,26 @@ def load_model(
         allowed: What the recipe allows: pickles, the model's own code. Nothing of it where it is not given.
     """
     if beside.is_adapter(folder):
-        return _with_adapter(folder, dtype, attention)
+        base = _assembled(folder / beside.BASE, folder, beside.adapters(folder), beside.how(folder), attention, dtype)
+        return families[family_of(folder)].attach_saved(base, folder)
     config = allowed or Holding()
     return read_weights(folder, read_config(folder, config), config, dtype, attention)
 
 
-def _with_adapter(folder: Path, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
-    how, base = beside.how(folder), folder / beside.BASE
-    about = read_config(base, how)
-    _stretch(about, how)
-    model = read_weights(base, about, how, dtype, attention)
-    grow(model, folder)
-    model = _fold_in(model, beside.adapters(folder))
-    return families[family_of(folder)].attach_saved(model, folder)
+def _assembled(
+    folder: Path,
+    tokenizer: Path,
+    adapters: Iterable[Path],
+    config: Holding,
+    attention: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Read a base model with its positions, rows for new tokens, and adapters folded in."""
+    about = read_config(folder, config)
+    _stretch(about, config)
+    model = read_weights(folder, about, config, dtype, attention)
+    grow(model, tokenizer)
+    return _fold_in(model, adapters)
 
 
 def read_config(folder: Path, config: Holding) -> Any:
@@ -157,16 +163,15 @@ def read_weights(
         SourceError: Weights are missing, or have another shape than the config says.
     """
     transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if config.train_from_scratch:
+        return _random(about, config, dtype, options).to(precision.device_type())
     options |= quantize.reading(about.to_dict())
     if config.quantization:
         shape = shape_of(about, trust_remote_code=config.trust_remote_code)
         options["quantization_config"] = quantize.config_for(config.quantization, dtype, shape)
-    if on_gpu and (config.quantization or quantize.kind_of(about.to_dict())):
+    if torch.cuda.is_available() and (config.quantization or quantize.kind_of(about.to_dict())):
         options["device_map"] = {"": 0}
-    if config.train_from_scratch:
-        return _random(about, config, dtype, attention).to(precision.device_type())
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
         config=about,
@@ -181,9 +186,8 @@ def read_weights(
     return model if quantize.is_quantized(model) else model.to(precision.device_type())
 
 
-def _random(about: Any, config: Holding, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def _random(about: Any, config: Holding, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     """Make the weights that a config begins with; the same ones in each process, whatever was drawn before."""
-    options = {"attn_implementation": attention} if attention else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return AutoModelForCausalLM.from_config(
@@ -202,8 +206,8 @@ def _refuse_gaps(folder: Path, told: dict[str, Any]) -> None:
         )
 
 
-def _stretch(about: Any, config: LoadStepConfig) -> dict[str, str]:
-    if config.rope_scaling is None:
+def _stretch(about: Any, config: Holding) -> dict[str, str]:
+    if not isinstance(config, LoadStepConfig) or config.rope_scaling is None:
         return {}
     return {"rope_scaling": rope.scaled(about, config.rope_scaling, config.max_length)}
 
@@ -228,7 +232,3 @@ def _fold_in(model: PreTrainedModel, adapters: Iterable[Path]) -> PreTrainedMode
         attached = family.attach_saved(model, folder)
         model = family.merge(attached) if family.mergeable else attached
     return model
-
-
-def _plainly(config: Holding) -> Holding:
-    return Holding(**config.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))

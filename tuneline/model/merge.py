@@ -118,12 +118,12 @@ def _merge_into(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterCo
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):
         model = _attached(parts, original=False, dequantized=True)
-    before = [_logits(model, row) for row in probes]
+    before = [_logits(parts.family, model, row) for row in probes]
     if quantized:
         del model
         model = _attached(parts, original=config.merge_base == "original", dequantized=True)
     merged = parts.family.merge(model).to(getattr(torch, config.dtype))
-    after = [_logits(merged, row) for row in probes]
+    after = [_logits(parts.family, merged, row) for row in probes]
     facts = _compare(before, after)
     if facts and not facts["kl"] <= config.max_kl:
         raise ProofError(
@@ -160,13 +160,13 @@ def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
 
 
 @torch.no_grad()
-def _logits(model: Any, row: dict[str, Any]) -> torch.Tensor:
+def _logits(family: Family, model: Any, row: dict[str, Any]) -> torch.Tensor:
     """Return log-probabilities at the positions that carry loss, [positions, vocabulary]."""
     labels = torch.tensor(row["labels"])
     keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0].to(model.device)
-    inputs = attention.packed_inputs(row["lengths"], model.device)
     ids = torch.tensor([row["input_ids"]], device=model.device)
-    return model(input_ids=ids, logits_to_keep=keep, **inputs).logits[0].float().log_softmax(-1)
+    inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], model.device)}
+    return family.logits(model, inputs, keep).float().log_softmax(-1)
 
 
 def _compare(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuneline.config import model as config
 from tuneline.config.loader import AdapterSource, Holding
-from tuneline.config.places import check_directory, check_model
+from tuneline.config.places import check_adapter, check_directory, check_model
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, integrity, wheel
@@ -78,12 +78,8 @@ def with_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Ma
 
 
 def _adapter(folder: Path) -> Located:
+    check_adapter(folder)
     files = _glob(folder, ADAPTER)
-    if not any(file.suffix == ".json" for file in files) or not any(file.suffix == ".safetensors" for file in files):
-        raise SourceError(
-            f"load.adapters: {folder} is no adapter: it needs a config (adapter_config.json) and safetensors. Give a "
-            "folder that a training or peft wrote."
-        )
     return Located(
         name=folder.name, location=str(folder), source=f"directory {folder.name}", files=file_entries(folder, files)
     )

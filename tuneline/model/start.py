@@ -22,14 +22,26 @@ def find(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
     Raises:
         TunelineError: Something is missing, or method, model, tokenizer and adapters do not fit together.
     """
-    own, base_model, said = source.resolve(config.model, config.load)
-    grown = vocabulary.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
-    tokenizer, chosen = template.with_template(
-        grown, config.template, source.model_type(base_model), config.template_arguments
-    )
+    tokenizer, base_model, said = locate(config)
     base_model = source.with_adapters(base_model, config.load.adapters)
     check(base_model, tokenizer, config)
-    return tokenizer, base_model, f"{said}; {chosen}"
+    return tokenizer, base_model, "; ".join(said)
+
+
+def locate(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
+    """Find base model and tokenizer, with template and new tokens; they are not held against the recipe.
+
+    Returns:
+        The manifests `tokenizer` and `base_model`, and what was chosen: the model's place, and the template.
+
+    Raises:
+        TunelineError: Something is missing.
+    """
+    own, base_model, said = source.resolve(config.model, config.load)
+    grown = vocabulary.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
+    model_type = source.model_type(base_model)
+    tokenizer, chosen = template.with_template(grown, config.template, model_type, config.template_arguments)
+    return tokenizer, base_model, [said, chosen]
 
 
 def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:

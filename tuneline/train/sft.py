@@ -4,6 +4,7 @@ import platform
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Job:
         """The method's family."""
         return families[self.method.type]
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Examples stand side by side in one forward pass."""
         if self.config.per_device_train_batch_size > 1:
@@ -133,7 +134,7 @@ def train(
 
 
 def _refuse_shared_rows(job: Job) -> None:
-    if job.packed and not job.family.packs:
+    if not job.family.packs and job.packed:
         raise RecipeError(
             f"method {job.method.type} puts virtual tokens in front of each row, so a row holds one example. Set "
             "tokenize.packing: false and train.per_device_train_batch_size: 1; accumulate gradients instead."
@@ -147,9 +148,7 @@ def _loop(job: Job, loaded: Loaded, work: Path) -> SFTTrainer:
         job.family.check_continues(job.continued, job.method, loaded.model)
         model = job.family.attach_saved(loaded.model, job.continued, trainable=True)
     else:
-        plan = {"total_steps": job.num_steps, "new_ids": loaded.new_ids}
-        job.family.check(loaded.model, job.method, **plan)
-        model = job.family.attach(loaded.model, job.method, **plan)
+        model = job.family.attach(loaded.model, job.method, total_steps=job.num_steps, new_ids=loaded.new_ids)
     _hold_trained(model, loaded.precision.trained)
     alpha = job.config.neftune_noise_alpha
     loop = SFTTrainer(

@@ -9,9 +9,10 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
+from tuneline.config import places
 from tuneline.config.data import TokenizeStepConfig
 from tuneline.config.loader import AdapterSource, Holding, LoadStepConfig
-from tuneline.config.method import LoraMethod
+from tuneline.config.method import BottleneckMethod, LoraMethod
 from tuneline.config.model import DirectoryModel
 from tuneline.config.train import MergeAdapterConfig, TrainConfig
 from tuneline.data import align, schema, tokenize, vocabulary
@@ -155,3 +156,18 @@ def test_a_merged_model_can_be_cut_into_shards(tiny_model, tmp_path, home):
     assert (model.path / "model.safetensors.index.json").is_file()
     assert len(list(model.path.glob("model-*.safetensors"))) > 1
     assert load_model(model.path, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_training_goes_on_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
+    method = BottleneckMethod(type="bottleneck", bottleneck_size=8)
+    first = train(tiny_model, tmp_path, method=method)
+    tokenizer, base_model = find(tiny_model)
+    places.check_adapter(first.path)
+    stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
+    rows = rows_for(tokenizer)
+    once = sft.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+
+    further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
+    model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
+
+    assert sft.mean_loss(load_model(model.path), rows, "train") < once

@@ -47,7 +47,7 @@ def check_isolation(model: PreTrainedModel, batches: Batches = (), tolerance: fl
     training = model.training
     model.eval()
     try:
-        difference = max(_difference(model, batch) for batch in batches or [_made_up(model)])
+        difference = max(_difference(model, batch) for batch in batches or [made_up(model)])
     finally:
         model.train(training)
     if not difference <= tolerance:
@@ -101,7 +101,7 @@ def _check_alone(model: PreTrainedModel, batches: Batches, tolerance: float) -> 
     """
     if _kind(model) != "segment" or not model._can_set_attn_implementation():
         return
-    ids = torch.tensor([(batches or [_made_up(model)])[0][0]], device=model.device)
+    ids = torch.tensor([(batches or [made_up(model)])[0][0]], device=model.device)
     training = model.training
     ours = model.eval()(input_ids=ids, use_cache=False).logits.float()
     own = _use_own(model)
@@ -149,7 +149,8 @@ def _difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
     return float((alone - packed).abs().max() / alone.std())
 
 
-def _made_up(model: PreTrainedModel) -> list[list[int]]:
+def made_up(model: PreTrainedModel) -> list[list[int]]:
+    """Return the ids of two short examples that any vocabulary has."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(i * 7919 + 11) % vocabulary for i in range(16)]
     return [ids[:7], ids[7:]]

@@ -79,7 +79,7 @@ class Family:
     def attach(
         self, model: PreTrainedModel, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()
     ) -> Any:
-        """Freeze what is not trained and add what is, after `check`.
+        """Check, freeze what is not trained, and add what is.
 
         Args:
             model: Base model, weights loaded, possibly quantized.

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuneline.config.places import ADAPTER_CONFIGS
 from tuneline.errors import RecipeError
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-BOTTLENECK_CONFIG, BOTTLENECK_WEIGHTS = "bottleneck_config.json", "bottleneck.safetensors"
+CONFIG, BOTTLENECK_CONFIG = ADAPTER_CONFIGS
+WEIGHTS, PICKLE, BOTTLENECK_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin", "bottleneck.safetensors"
 
 PEFT_TYPES = {
     "LORA": "lora",
