@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tuneline.config import load
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 from tuneline.data import sources, tokenize, worker
 from tuneline.evaluation import report, score
 from tuneline.model import merge as merging
@@ -22,7 +22,7 @@ from tuneline.tracking import gate
 from tuneline.train import sft
 
 
-def measure(recipe: SFTRecipe, seeds: list[int]) -> list[dict[str, object]]:
+def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
     exams = sources.locate_exams(recipe.exams)
     tokenizer, base_model, _ = start.find(recipe.for_resolve())

@@ -9,13 +9,18 @@ from steps.register import register
 from steps.resolve import resolve
 from steps.tokenize_pack import tokenize_pack
 from steps.train import train
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe, SFTRecipe
 from tuneline.workflow.strict import strict_pipeline
 
 
 @strict_pipeline
 def sft_pipeline(recipe: SFTRecipe) -> None:
     """Fine-tune as `recipe` says."""
+    line(recipe)
+
+
+def line(recipe: Recipe) -> None:
+    """Call the steps in their order; stages that train on rows of tokens differ in their recipe alone."""
     sources, benchmarks, tokenizer, base_model = resolve(recipe.for_resolve())
     examples = []
     for source in recipe.sources_once():

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from zenml import get_step_context, log_metadata, step
 
 from materializers import DOCUMENT
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import AnyRecipe, Recipe
 from tuneline.data.corpus import Corpus
 from tuneline.evaluation import items, score
 from tuneline.evaluation import report as reports
@@ -31,7 +31,7 @@ def register(
     benchmarks: Manifest,
     mixture: Corpus,
     rows: Corpus,
-    recipe: SFTRecipe,
+    recipe: AnyRecipe,
 ) -> Annotated[Decision, "sft_decision"]:
     """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
     _log_run(report, training_report, sources, mixture, rows, recipe)
@@ -46,11 +46,11 @@ def register(
 
 
 def _judge(
-    report: Report, champion: Version | None, mixture: Corpus, benchmarks: Manifest, recipe: SFTRecipe
+    report: Report, champion: Version | None, mixture: Corpus, benchmarks: Manifest, recipe: Recipe
 ) -> list[gate.Finding]:
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
     config = recipe.registry.gate
-    candidate = reports.by_metric(report.model)[config.metric]
+    candidate = reports.target(report.model, config.metric)
     opponents = {"the base model": report.base}
     if champion:
         folder = champion.folder()
@@ -61,12 +61,12 @@ def _judge(
             benchmarks,
             recipe.for_evaluate(),
         )
-    tables = {name: reports.by_metric(scores)[config.metric] for name, scores in opponents.items()}
+    tables = {name: reports.target(scores, config.metric) for name, scores in opponents.items()}
     return [gate.judge(candidate, table, name, config) for name, table in tables.items()]
 
 
 def _register_version(
-    model: Checkpoint, sources: Manifest, training_report: TrainingReport, recipe: SFTRecipe
+    model: Checkpoint, sources: Manifest, training_report: TrainingReport, recipe: Recipe
 ) -> tuple[Version, bool]:
     context = get_step_context()
     artifact = context.inputs["model"][0]
@@ -90,7 +90,7 @@ def _log_run(
     sources: Manifest,
     mixture: Corpus,
     rows: Corpus,
-    recipe: SFTRecipe,
+    recipe: Recipe,
 ) -> None:
     context = get_step_context()
     runs.log_params(recipe.model_dump(mode="json"))

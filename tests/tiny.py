@@ -60,6 +60,13 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def write_texts(path: Path, count: int = 40) -> Path:
+    """Write short texts that differ."""
+    return write_jsonl(
+        path, [{"text": f"The brown fox answers {i}: it is {i} and {i}, or {2 * i}."} for i in range(count)]
+    )
+
+
 def write_exam(folder: Path) -> Path:
     """Write an exam of one subject: two shots, four questions."""
     line = '"Which is number {i}?",one,two,three,four,{answer}\n'

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from tuneline.config import load as loading
 from tuneline.config import quantizations, support
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 from tuneline.data import worker
 from tuneline.errors import RecipeError
 from tuneline.model import merge, start
@@ -68,6 +68,12 @@ NAMES = [
 ]
 
 
+PRETRAIN = {
+    "sources": [{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
+    "registry": {"model_name": "tiny", "gate": {"metric": "log_likelihood"}},
+}
+
+
 def param(choice: dict[str, str], name: str):
     """Half precision is many times slower on a CPU without instructions for it: two methods stand for all in CI."""
     slow = choice["dtype"] != "float32" and choice["method"] not in ("lora", "full")
@@ -92,7 +98,10 @@ def recipe_of(choice: dict[str, str]) -> dict:
     method = METHODS[choice["method"]]
     if choice["method"] == "freeze" and choice["vocabulary"] == "extended":
         method = method | {"extra_modules": ["embed_tokens"]}
+    of_stage = PRETRAIN if choice["stage"] == "pretrain" else {}
     return tiny.recipe(
+        stage=choice["stage"],
+        **of_stage,
         load=held,
         method=method,
         train=train,
@@ -105,27 +114,28 @@ def recipe_of(choice: dict[str, str]) -> dict:
 def world(tmp_path_factory):
     """A project of its own for all pairs."""
     folder = tiny.build_project(tmp_path_factory.mktemp("matrix") / "project")
+    tiny.write_texts(folder / "data" / "texts.jsonl")
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TUNELINE_HOME", str(folder / "state"))
         env.setenv("OMP_NUM_THREADS", "1")
         yield folder, {}
 
 
-def read(world, choice: dict[str, str]) -> SFTRecipe:
+def read(world, choice: dict[str, str]) -> Recipe:
     return loading.load(tiny.write_config(world[0] / "pair.yaml", recipe_of(choice))).recipe
 
 
-def prepared(world, recipe: SFTRecipe):
+def prepared(world, recipe: Recipe):
     """Rows, tokenizer and base model; made once for each kind of rows and vocabulary."""
     _, kept = world
-    key = (recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
+    key = (recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in kept:
         tokenizer, base_model, _ = start.find(recipe.for_resolve())
         kept[key] = worker.prepare(recipe, tokenizer), tokenizer, base_model
     return kept[key]
 
 
-def train(world, recipe: SFTRecipe):
+def train(world, recipe: Recipe):
     rows, tokenizer, base_model = prepared(world, recipe)
     start.check(base_model, tokenizer, recipe.for_resolve())
     made = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
@@ -175,7 +185,7 @@ def merged_of(world, recipe, checkpoint) -> Path:
 def before(world, recipe) -> float:
     """The base model's loss on the training rows."""
     rows, tokenizer, base_model = prepared(world, recipe)
-    key = ("before", recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
+    key = ("before", recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in world[1]:
         holding = recipe.for_load().model_copy(update={"quantization": None})
         from tuneline.model.load import load_for_answers

@@ -7,6 +7,8 @@ from pydantic import Field
 from tuneline.config.base import Config
 from tuneline.config.loader import Holding
 
+Metric = Literal["rouge1", "rouge2", "rougeL", "log_likelihood", "preference_accuracy", "signed_log_likelihood"]
+
 
 class EvaluateConfig(Config):
     """How the base model and the new one are scored."""
@@ -32,6 +34,9 @@ class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
+    window: int = Field(2048, ge=2)
+    """Tokens of one forward pass where held-out texts are scored: those of a training row."""
+
     load: Holding = Holding()
     """How the models are held that answer."""
 
@@ -39,11 +44,13 @@ class EvaluateStepConfig(EvaluateConfig):
 class GateConfig(Config):
     """What a new model must prove before it is promoted (docs/decisions/0003)."""
 
-    metric: Literal["rouge1", "rouge2", "rougeL"] = "rougeL"
-    """Target: the mean over held-out items that must rise."""
+    metric: Metric = "rougeL"
+    """Target: the mean over held-out items that must rise. ROUGE is for chats, `log_likelihood` (nats a token) for
+    texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for answers
+    with labels."""
 
     min_gain: float = Field(0.0, ge=0)
-    """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE."""
+    """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
 
     level: float = Field(0.95, gt=0.5, lt=1)
     """One-sided confidence of the paired bootstrap."""

@@ -6,15 +6,16 @@ lists of ZenML's keys are written down so that nothing heavy is imported; a test
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneline.config import descriptions, run_keys, strict_file
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import PIPELINE_OF, RECIPES, Recipe, SFTRecipe
 from tuneline.config.strict_file import Key, Problem, at, hint
 from tuneline.errors import RecipeError
 
-PIPELINES = ("sft_pipeline", "retrain_pipeline")
+PIPELINES = tuple(name for names in PIPELINE_OF.values() for name in names)
 RECIPE: Key = ("parameters", "recipe")
 
 
@@ -24,7 +25,7 @@ class RunConfig:
 
     path: Path
     pipeline: str
-    recipe: SFTRecipe
+    recipe: Recipe
     content: dict[str, Any]
 
 
@@ -41,21 +42,37 @@ def load(path: Path) -> RunConfig:
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
         unresolved = descriptions.expand(document, raw)
-        recipe, problems = strict_file.check(SFTRecipe, raw, RECIPE, _known_keys)
+        recipe, problems = _recipe(raw)
         told += unresolved
         told += document.tell(each for each in problems if not (unresolved and _is_of_sources(each)))
     else:
         told += document.tell([(RECIPE, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")])
     if recipe:
-        told += document.tell(_unknown_steps(content, recipe))
+        told += document.tell([*_unknown_steps(content, recipe), *_other_pipeline(content, recipe)])
     if told or recipe is None:
         raise RecipeError("\n".join(told))
-    return RunConfig(path, (content.get("extra") or {}).get("pipeline", "sft_pipeline"), recipe, content)
+    pipeline = at(content, ("extra", "pipeline")) or PIPELINE_OF[recipe.stage][0]
+    return RunConfig(path, pipeline, recipe, content)
 
 
-def _known_keys(loc: Key, parent: Any) -> list[str]:
+def _recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    """Check a recipe by the model of its stage."""
+    stage = raw.get("stage")
+    if isinstance(stage, str) and stage not in RECIPES:
+        return None, [((*RECIPE, "stage"), f"unknown stage {stage!r}.{hint(stage, RECIPES)}")]
+    model = RECIPES[stage] if isinstance(stage, str) else SFTRecipe
+    return strict_file.check(model, raw, RECIPE, partial(_known_keys, model))
+
+
+def _other_pipeline(content: dict[str, Any], recipe: Recipe) -> Iterator[Problem]:
+    asked, able = at(content, ("extra", "pipeline")), PIPELINE_OF[recipe.stage]
+    if asked in PIPELINES and asked not in able:
+        yield ("extra", "pipeline"), f"{asked} does not run stage {recipe.stage}. Set {' or '.join(able)}."
+
+
+def _known_keys(model: type[Recipe], loc: Key, parent: Any) -> list[str]:
     """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
-    known = strict_file.fields_beside(SFTRecipe, loc, parent)
+    known = strict_file.fields_beside(model, loc, parent)
     if len(loc) == 1:
         return [*known, "datasets"]
     return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
@@ -93,7 +110,7 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
             )
 
 
-def _unknown_steps(content: dict[str, Any], recipe: SFTRecipe) -> Iterator[Problem]:
+def _unknown_steps(content: dict[str, Any], recipe: Recipe) -> Iterator[Problem]:
     known = recipe.step_names()
     for name in content.get("steps") or {}:
         if name not in known:

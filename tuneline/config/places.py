@@ -8,7 +8,7 @@ from tuneline.config.data import ExamConfig
 from tuneline.config.files import Files
 from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 from tuneline.config.sources import SourceConfig
 from tuneline.errors import NotFoundError, SourceError, TunelineError
 
@@ -18,7 +18,7 @@ ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
-def check(recipe: SFTRecipe) -> None:
+def check(recipe: Recipe) -> None:
     """Look whether everything that a recipe names is there.
 
     Raises:
@@ -28,7 +28,7 @@ def check(recipe: SFTRecipe) -> None:
         raise SourceError("\n".join(problems))
 
 
-def missing(recipe: SFTRecipe) -> list[str]:
+def missing(recipe: Recipe) -> list[str]:
     """Return one line for each thing that a recipe names and that is not there."""
     checks: list[Callable[[], None]] = [
         *(lambda source=source: check_source(source) for source in recipe.sources_once()),

@@ -1,6 +1,6 @@
 """A recipe: everything that one run needs, in one model per stage; each step gets its own slice."""
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,10 +43,16 @@ class ResolveConfig(Config):
     max_length: int
 
 
-class SFTRecipe(DataSection):
-    """Supervised fine-tuning of one base model."""
+class Recipe(DataSection):
+    """What the recipes of all stages have in common."""
 
-    stage: Literal["sft"]
+    rows: ClassVar[Literal["pretrain", "sft", "preference", "kto"]]
+    """What the training rows are made for."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """What held-out rows can be judged by; the first is what a gate asks for by itself."""
+
+    stage: str
     """What is trained."""
 
     model: ModelSource
@@ -73,7 +79,7 @@ class SFTRecipe(DataSection):
     """Registry and gate."""
 
     @model_validator(mode="after")
-    def _the_gate_needs_held_out_rows(self) -> "SFTRecipe":
+    def _the_gate_needs_held_out_rows(self) -> "Recipe":
         if self.merge.validation_fraction == 0:
             raise ValueError(
                 "merge.validation_fraction is 0, so nothing would be held out, and no model could be judged. "
@@ -82,12 +88,22 @@ class SFTRecipe(DataSection):
         return self
 
     @model_validator(mode="after")
-    def _choices_go_together(self) -> "SFTRecipe":
+    def _the_gate_asks_for_what_is_measured(self) -> "Recipe":
+        metric = self.registry.gate.metric
+        if metric not in self.metrics:
+            raise ValueError(
+                f"registry.gate.metric: stage {self.stage} does not measure {metric} on held-out rows. Set "
+                f"{' or '.join(self.metrics)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> "Recipe":
         support.check(self)
         return self
 
     @model_validator(mode="after")
-    def _weights_need_interleaving(self) -> "SFTRecipe":
+    def _weights_need_interleaving(self) -> "Recipe":
         weighted = [source.name for source in self.sources if source.weight is not None]
         if weighted and self.merge.strategy == "concatenate":
             raise ValueError(
@@ -97,7 +113,7 @@ class SFTRecipe(DataSection):
         return self
 
     @model_validator(mode="after")
-    def _no_exam_is_called_held_out(self) -> "SFTRecipe":
+    def _no_exam_is_called_held_out(self) -> "Recipe":
         if any(exam.name == "held_out" for exam in self.exams):
             raise ValueError(
                 "exams: 'held_out' is the name of the held-out rows where contamination is counted. "
@@ -140,7 +156,7 @@ class SFTRecipe(DataSection):
     def for_tokenize(self) -> TokenizeStepConfig:
         """Return what `tokenize_pack` sees."""
         budgets = {source.name: source.max_tokens for source in self.sources if source.max_tokens}
-        return TokenizeStepConfig(**self.tokenize.model_dump(), max_tokens=budgets)
+        return TokenizeStepConfig(**self.tokenize.model_dump(), max_tokens=budgets, stage=self.rows)
 
     def for_load(self) -> LoadStepConfig:
         """Return how a step loads the base model."""
@@ -153,9 +169,36 @@ class SFTRecipe(DataSection):
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
         exams = [ExamProtocol(name=exam.name, num_shots=exam.num_shots) for exam in self.exams]
-        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, load=self.load.plain())
+        window = self.tokenize.max_length
+        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, window=window, load=self.load.plain())
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""
         per_source = [f"{step}_{source.name}" for source in self.sources_once() for step in ("ingest", "align")]
         return ["resolve", *per_source, *STEPS]
+
+
+class SFTRecipe(Recipe):
+    """Supervised fine-tuning of one base model, on chats or on texts."""
+
+    rows = "sft"
+    metrics = ("rougeL", "rouge1", "rouge2", "log_likelihood")
+    stage: Literal["sft"]
+
+
+class PretrainRecipe(Recipe):
+    """Continued pre-training of one base model on texts."""
+
+    rows = "pretrain"
+    metrics = ("log_likelihood",)
+    stage: Literal["pretrain"]
+
+
+AnyRecipe = Annotated[SFTRecipe | PretrainRecipe, Field(discriminator="stage")]
+"""The recipe of some stage, told apart by it."""
+
+RECIPES: dict[str, type[Recipe]] = {"sft": SFTRecipe, "pretrain": PretrainRecipe}
+"""Stage -> its recipe."""
+
+PIPELINE_OF = {"sft": ("sft_pipeline", "retrain_pipeline"), "pretrain": ("pretrain_pipeline",)}
+"""Stage -> the pipelines that run it; the first by itself."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from tuneline.config.base import Config
 
 if TYPE_CHECKING:
-    from tuneline.config.recipe import SFTRecipe
+    from tuneline.config.recipe import Recipe
 
 FILE = Path(__file__).parent / "support.yaml"
 KEYS = {
@@ -102,7 +102,7 @@ def table() -> Support:
     return Support.model_validate(yaml.safe_load(FILE.read_text()))
 
 
-def choice_of(recipe: "SFTRecipe") -> dict[str, str]:
+def choice_of(recipe: "Recipe") -> dict[str, str]:
     """Return the value that a recipe takes on each axis."""
     load, train = recipe.load, recipe.train
     batched = train.per_device_train_batch_size > 1
@@ -132,7 +132,7 @@ def variant(method: Any) -> str:
     return next((name for name, asked in kin.items() if asked), "lora" if start == "default" else str(start))
 
 
-def check(recipe: "SFTRecipe") -> None:
+def check(recipe: "Recipe") -> None:
     """Refuse a recipe whose choices do not go together.
 
     Raises:

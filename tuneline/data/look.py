@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from tuneline.config.places import files_of
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 from tuneline.config.sources import SourceConfig
 from tuneline.data import align, corpus, readers, schema, sources
 from tuneline.data.corpus import Corpus
@@ -34,7 +34,7 @@ class Look:
     problem: TunelineError | None = None
 
 
-def look(recipe: SFTRecipe, tokenizer: Any, *, num_shown: int = 5, only: str | None = None) -> Look:
+def look(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None = None) -> Look:
     """Make training rows of the first rows of each data set.
 
     Examples that are too long, or too many of them, are a problem told at the end, so that their lengths can be seen.
@@ -58,7 +58,7 @@ def look(recipe: SFTRecipe, tokenizer: Any, *, num_shown: int = 5, only: str | N
     return Look(sections, trial.problem())
 
 
-def _section(source: SourceConfig, recipe: SFTRecipe, trial: Trial, tokenizer: Any) -> Section:
+def _section(source: SourceConfig, recipe: Recipe, trial: Trial, tokenizer: Any) -> Section:
     records, are_all = _first_records(_located(source), source)
     examples = align.align(records, recipe.for_align(source))
     counts = examples.counts

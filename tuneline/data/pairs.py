@@ -51,6 +51,15 @@ def tokenize_split(examples: Dataset, sequencer: Sequencer, config: TokenizeConf
     return writer.rows(), counts | {"rendering": sequencer.rendering}
 
 
+def of_example(example: Example, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Row:
+    """Return the row of one example.
+
+    Raises:
+        DataError: It is longer than `max_length`, or its answers have different prompts.
+    """
+    return next(_rows([example], sequencer, config, ANSWERS[kind]))
+
+
 def _rows(
     examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, names: tuple[str, ...]
 ) -> Iterator[Row]:

@@ -3,13 +3,13 @@
 The same functions as the pipeline's steps, in the same order, for tests, benchmarks, previews and notebooks.
 """
 
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 from tuneline.data import align, merge, sources, template, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 
 
-def mix(recipe: SFTRecipe) -> Corpus:
+def mix(recipe: Recipe) -> Corpus:
     """Read, align and merge the data sets of a recipe.
 
     Raises:
@@ -23,7 +23,7 @@ def mix(recipe: SFTRecipe) -> Corpus:
     return merge.merge(examples, exams, recipe.for_merge())
 
 
-def prepare(recipe: SFTRecipe, tokenizer: Manifest, model_type: str = "") -> Corpus:
+def prepare(recipe: Recipe, tokenizer: Manifest, model_type: str = "") -> Corpus:
     """Make the training rows of a recipe.
 
     Args:

@@ -11,7 +11,7 @@ from tuneline import progress
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import benchmarks, render
 from tuneline.data.tokenizer import load_tokenizer
-from tuneline.evaluation import choice, generate, rouge
+from tuneline.evaluation import choice, generate, likelihood, rouge
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
 from tuneline.model.checkpoint import Checkpoint
@@ -53,12 +53,31 @@ def score_all(
 ) -> list[Score]:
     """Return the scores of a model on every item of the recipe, in a fixed order."""
     tokenizer = load_tokenizer(tokenizer_manifest)
-    items = held_out_items(held_out, tokenizer, config.max_items)
-    protocol = generation_protocol(tokenizer_manifest, config)
-    scores = remembered(candidate.content_hash, protocol, items, _generator(candidate, tokenizer, config))
+    scores = _held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
     for exam in config.exams:
         scores += _sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
     return scores
+
+
+def _held_out(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Dataset,
+    config: EvaluateStepConfig,
+) -> list[Score]:
+    """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
+    if likelihood.is_by_likelihood(held_out):
+        window = config.window
+        protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
+        items = likelihood.items(held_out, config.max_items)
+        title = f"likelihoods of {candidate.name}"
+        answer = likelihood.scorer(lambda: candidate.model, tokenizer, held_out, window=window, title=title)
+    else:
+        protocol = generation_protocol(tokenizer_manifest, config)
+        items = held_out_items(held_out, tokenizer, config.max_items)
+        answer = _generator(candidate, tokenizer, config)
+    return remembered(candidate.content_hash, protocol, items, answer)
 
 
 def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig) -> str:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import RECIPES
 from tuneline.errors import TunelineError
 from tuneline.workflow import schedules
 
@@ -24,7 +24,8 @@ def fire(schedule_id: str) -> str:
         enable_cache=configuration.enable_cache,
         tags=["scheduled"],
     )
-    run = options(recipe=SFTRecipe.model_validate(snapshot.pipeline_spec.parameters["recipe"]))
+    raw = snapshot.pipeline_spec.parameters["recipe"]
+    run = options(recipe=RECIPES[raw["stage"]].model_validate(raw))
     decision = outcome(run).decision
     return f"{run.name}: {decision.model_name} version {decision.version}: {decision.sentence}"
 

@@ -1,11 +1,11 @@
 """Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
 
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.recipe import Recipe
 
 CHECKED_ROWS = 10_000
 
 
-def check_content(recipe: SFTRecipe) -> None:
+def check_content(recipe: Recipe) -> None:
     """Read the first rows, the exams and the registry; what a step would refuse later is refused now.
 
     Raises:

@@ -18,7 +18,8 @@ from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from tuneline.config import load, places
-from tuneline.errors import TunelineError
+from tuneline.config.recipe import PIPELINE_OF
+from tuneline.errors import RecipeError, TunelineError
 from tuneline.workflow import tracker
 
 
@@ -45,6 +46,7 @@ class StrictPipeline(Pipeline):
             return super().with_options(*args, **kwargs)
         try:
             checked = load.load(Path(config_path))
+            _check_stage(self.name, checked)
             places.check(checked.recipe)
         except TunelineError as error:
             raise Refusal(str(error)) from error
@@ -73,6 +75,20 @@ class StrictPipeline(Pipeline):
             ) from error
         except TunelineError as error:
             raise Refusal(str(error)) from error
+
+
+def _check_stage(name: str, checked: load.RunConfig) -> None:
+    """Refuse the recipe of another stage.
+
+    Raises:
+        RecipeError: This pipeline does not run it.
+    """
+    able = PIPELINE_OF[checked.recipe.stage]
+    if name not in able:
+        raise RecipeError(
+            f"{checked.path}: stage: {checked.recipe.stage} is not run by {name}. Run {' or '.join(able)}, or set the "
+            "stage that you mean."
+        )
 
 
 def strict_pipeline(function: Callable[..., None]) -> StrictPipeline:

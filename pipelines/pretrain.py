@@ -1,0 +1,14 @@
+"""Continued pre-training on texts: the line of `sft_pipeline`, judged by the likelihood of held-out texts.
+
+`zenml pipeline run pipelines.pretrain_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import PretrainRecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline
+def pretrain_pipeline(recipe: PretrainRecipe) -> None:
+    """Go on pre-training as `recipe` says."""
+    line(recipe)

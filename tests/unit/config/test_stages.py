@@ -1,0 +1,47 @@
+"""Each stage has its recipe, its pipelines, and what its gate may ask for."""
+
+import pytest
+
+from tests import tiny
+from tuneline.config.load import load
+from tuneline.config.recipe import PIPELINE_OF, RECIPES
+from tuneline.errors import RecipeError
+
+TEXTS = {"sources": [{"name": "texts", "path": "texts.jsonl", "format": "text"}]}
+LIKELIHOOD = {"registry": {"model_name": "tiny", "gate": {"metric": "log_likelihood"}}}
+
+
+def written(folder, **changes):
+    top = changes.pop("top", {})
+    return tiny.write_config(folder / "run.yaml", tiny.recipe(**changes), **top)
+
+
+def test_a_stage_is_run_by_its_own_pipeline(tmp_path):
+    checked = load(written(tmp_path, stage="pretrain", **TEXTS, **LIKELIHOOD))
+
+    assert checked.pipeline == "pretrain_pipeline"
+    assert checked.recipe.for_tokenize().stage == "pretrain"
+
+
+def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
+    with pytest.raises(RecipeError, match=r"run.yaml:3: stage: unknown stage 'pretrian'. Did you mean 'pretrain'"):
+        load(written(tmp_path, stage="pretrian"))
+
+
+def test_a_pipeline_of_another_stage_is_refused(tmp_path):
+    path = written(tmp_path, stage="pretrain", **TEXTS, **LIKELIHOOD, top={"extra": {"pipeline": "sft_pipeline"}})
+
+    with pytest.raises(RecipeError, match="sft_pipeline does not run stage pretrain. Set pretrain_pipeline"):
+        load(path)
+
+
+def test_a_gate_cannot_ask_for_what_a_stage_does_not_measure(tmp_path):
+    with pytest.raises(RecipeError, match="stage pretrain does not measure rougeL on held-out rows"):
+        load(written(tmp_path, stage="pretrain", **TEXTS))
+
+
+def test_every_stage_has_a_recipe_and_a_pipeline_that_exist():
+    import pipelines
+
+    assert RECIPES.keys() == PIPELINE_OF.keys()
+    assert {name for names in PIPELINE_OF.values() for name in names} == set(pipelines.__all__)
