@@ -8,7 +8,7 @@ from tuneline.config.recipe import PretrainRecipe
 from tuneline.workflow.strict import strict_pipeline
 
 
-@strict_pipeline
+@strict_pipeline("pretrain")
 def pretrain_pipeline(recipe: PretrainRecipe) -> None:
     """Go on pre-training as `recipe` says."""
     line(recipe)

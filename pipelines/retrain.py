@@ -9,7 +9,7 @@ from tuneline.config.recipe import SFTRecipe
 from tuneline.workflow.strict import strict_pipeline
 
 
-@strict_pipeline
+@strict_pipeline("sft")
 def retrain_pipeline(recipe: SFTRecipe) -> None:
     """Fine-tune again if anything that `recipe` names has changed."""
     sft_pipeline.entrypoint(recipe)

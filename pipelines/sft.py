@@ -13,7 +13,7 @@ from tuneline.config.recipe import Recipe, SFTRecipe
 from tuneline.workflow.strict import strict_pipeline
 
 
-@strict_pipeline
+@strict_pipeline("sft")
 def sft_pipeline(recipe: SFTRecipe) -> None:
     """Fine-tune as `recipe` says."""
     line(recipe)

@@ -30,7 +30,7 @@ def evaluate(
     mixture: Corpus,
     benchmarks: Manifest,
     config: EvaluateStepConfig,
-) -> Annotated[Report, "sft_report"]:
+) -> Annotated[Report, "{stage}_report"]:
     """Ask both models the same questions; answers that are known already are not asked for again."""
     before = score.base(base_model, tokenizer, config)
     after = score.trained(model, config)

@@ -29,6 +29,6 @@ def merge_adapter(
     rows: Corpus,
     load: LoadStepConfig,
     config: MergeAdapterConfig,
-) -> Annotated[Checkpoint, "sft_model"]:
+) -> Annotated[Checkpoint, "{stage}_model"]:
     """Fold the adapter into the base and measure that nothing else changed."""
     return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, load, config)

@@ -32,7 +32,7 @@ def register(
     mixture: Corpus,
     rows: Corpus,
     recipe: AnyRecipe,
-) -> Annotated[Decision, "sft_decision"]:
+) -> Annotated[Decision, "{stage}_decision"]:
     """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
     _log_run(report, training_report, sources, mixture, rows, recipe)
     champion = registry.champion(recipe.registry.model_name)

@@ -27,11 +27,11 @@ def watched() -> str:
 @step(
     cache_policy=CachePolicy(cache_func=f"{__name__}.watched"),
     experiment_tracker=True,
-    output_materializers={"sft_checkpoint": CHECKPOINT, "sft_training_report": DOCUMENT},
+    output_materializers={"{stage}_checkpoint": CHECKPOINT, "{stage}_training_report": DOCUMENT},
 )
 def train(
     rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: TrainConfig
-) -> tuple[Annotated[Checkpoint, "sft_checkpoint"], Annotated[TrainingReport, "sft_training_report"]]:
+) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
     with runs.training_child(f"{get_step_context().pipeline_run.name}-training") as (run_id, listener):
         checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))

@@ -29,6 +29,15 @@ def test_the_model_is_promoted_for_making_held_out_texts_likelier(first):
     assert first.pipeline == "pretrain_pipeline"
 
 
+def test_artifacts_carry_the_name_of_the_stage(first):
+    from zenml.client import Client
+
+    steps = Client().get_pipeline_run(first.run_name).steps
+
+    assert set(steps["train"].outputs) == {"pretrain_checkpoint", "pretrain_training_report"}
+    assert set(steps["tokenize_pack"].outputs) == {"pretrain_rows"}
+
+
 def test_a_recipe_of_another_stage_is_refused_by_name(first, run):
     with pytest.raises(Refusal, match="stage: sft is not run by pretrain_pipeline. Run sft_pipeline"):
         run("pretrain_pipeline")

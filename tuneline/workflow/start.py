@@ -55,14 +55,13 @@ def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | None:
 def outcome(run: PipelineRunResponse) -> Outcome:
     """Read a finished run."""
     steps = [StepOutcome(name, str(step.status), _seconds(step)) for name, step in run.steps.items()]
-    checkpoint = run.steps["merge_adapter"].outputs["sft_model"][0]
     return Outcome(
         run_name=run.name,
         pipeline=run.pipeline.name if run.pipeline else "",
         steps=steps,
-        report=run.steps["evaluate"].outputs["sft_report"][0].load(),
-        decision=run.steps["register"].outputs["sft_decision"][0].load(),
-        model_folder=Path(checkpoint.uri) / "files",
+        report=run.steps["evaluate"].output.load(),
+        decision=run.steps["register"].output.load(),
+        model_folder=Path(run.steps["merge_adapter"].output.uri) / "files",
     )
 
 

@@ -91,8 +91,21 @@ def _check_stage(name: str, checked: load.RunConfig) -> None:
         )
 
 
-def strict_pipeline(function: Callable[..., None]) -> StrictPipeline:
-    """Make a function a strict pipeline of the same name that stops at the first failed step."""
-    made = StrictPipeline(name=function.__name__, entrypoint=function, execution_mode=ExecutionMode.FAIL_FAST)
-    made.__doc__ = function.__doc__
-    return made
+def strict_pipeline(stage: str) -> Callable[[Callable[..., None]], StrictPipeline]:
+    """Make a function a strict pipeline of the same name that stops at the first failed step.
+
+    Args:
+        stage: What the names of its artifacts begin with, like `sft_rows`: names are global in a ZenML project.
+    """
+
+    def make(function: Callable[..., None]) -> StrictPipeline:
+        made = StrictPipeline(
+            name=function.__name__,
+            entrypoint=function,
+            execution_mode=ExecutionMode.FAIL_FAST,
+            substitutions={"stage": stage},
+        )
+        made.__doc__ = function.__doc__
+        return made
+
+    return make
