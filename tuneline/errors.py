@@ -6,6 +6,7 @@ TunelineError
 ├── NotFoundError    a name is in no registry                                 (fix the name)
 ├── SourceError      a model or data set is missing, or has other bytes       (fix the place)
 ├── ProofError       a check of our own failed: masks, packing, merge         (the result is not trustworthy)
+├── StoppedError     a training was told to stop                              (give the same command again)
 └── TrackingError    MLflow, the registry or a registered model is unusable   (fix the stack)
 """
 
@@ -38,6 +39,10 @@ class SourceError(TunelineError, OSError):
 
 class ProofError(TunelineError, RuntimeError):
     """A proof obligation does not hold, so the result must not be used."""
+
+
+class StoppedError(TunelineError, RuntimeError):
+    """A training was told to stop; what it had learned is kept, and the same command goes on."""
 
 
 class TrackingError(TunelineError, RuntimeError):

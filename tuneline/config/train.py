@@ -52,6 +52,20 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0)
     """Seed of the adapter's initial weights, of the order of rows and of dropout."""
 
+    save_steps: int = Field(100, ge=0)
+    """Optimizer steps between two checkpoints of the training state, from which a killed training goes on; 0 saves by
+    time alone. It does not change the weights."""
+
+    save_seconds: float = Field(600, gt=0)
+    """Longest time between two checkpoints."""
+
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints to keep while training; all are removed when it is done."""
+
+    def shaping(self) -> dict[str, object]:
+        """Return the values that shape the weights: all but where the training state is saved."""
+        return self.model_dump(mode="json", exclude={"save_steps", "save_seconds", "save_total_limit"})
+
     @model_validator(mode="after")
     def _zero_steps_train_nothing(self) -> "TrainConfig":
         if self.max_steps == 0:

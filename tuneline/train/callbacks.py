@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tuneline.errors import ProofError
 from tuneline.progress import Advance
 
 Listener = Callable[[dict[str, float], int], None]
@@ -19,11 +20,21 @@ KEPT = ("loss", "learning_rate", "grad_norm")
 class Recorder(TrainerCallback):
     """Keep the figures of each step, and pass them on."""
 
-    def __init__(self, advance: Advance, listeners: tuple[Listener, ...], tokens_seen: Callable[[], int]) -> None:
-        self.history: list[dict[str, float]] = []
+    def __init__(
+        self,
+        advance: Advance,
+        listeners: tuple[Listener, ...],
+        tokens_seen: Callable[[], int],
+        history: list[dict[str, float]],
+    ) -> None:
+        self.history = history
         self.peak_memory_bytes = 0
         self._advance, self._listeners, self._tokens_seen = advance, listeners, tokens_seen
         self._last_time, self._last_tokens = time.monotonic(), 0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Count speed from here: a training that goes on has seen tokens before."""
+        self._last_time, self._last_tokens = time.monotonic(), self._tokens_seen()
 
     def on_log(
         self,
@@ -35,6 +46,11 @@ class Recorder(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
+        if logs["loss"] != logs["loss"]:
+            raise ProofError(
+                f"The loss became NaN in step {state.global_step}, so the weights are worthless from there on. Lower "
+                "train.learning_rate, or look for the rows of that step."
+            )
         now, tokens = time.monotonic(), self._tokens_seen()
         speed = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_time, self._last_tokens = now, tokens

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: load, attach, train, save; the loop is `tuneline.train.trainer`."""
 
+import logging
 import platform
 import shutil
 import time
@@ -17,7 +18,7 @@ from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, StoppedError
 from tuneline.identity import Manifest, digest
 from tuneline.model import patches, precision, source
 from tuneline.model.checkpoint import Checkpoint
@@ -28,7 +29,11 @@ from tuneline.train import noise, proof, trainer
 from tuneline.train.callbacks import Listener, Recorder, memory_bytes
 from tuneline.train.collate import collate
 from tuneline.train.report import TrainingReport
+from tuneline.train.resumable import Saving, stopped_by_signals
+from tuneline.train.resume import State, step_of
 from tuneline.train.trainer import SFTTrainer
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
@@ -71,6 +76,20 @@ class Job:
         """The adapter that is trained further, if there is one."""
         return source.adapters_of(self.base_model)[-1] if "continue" in self.load.uses else None
 
+    @cached_property
+    def state(self) -> State:
+        """Where the training state is kept, by what is trained."""
+        return State(
+            {
+                "rows": self.rows.content_hash(),
+                "base_model": self.base_model.content_hash(),
+                "tokenizer": self.tokenizer.content_hash(),
+                "load": self.load.model_dump(mode="json"),
+                "method": self.method.model_dump(mode="json"),
+                "train": self.config.shaping(),
+            }
+        )
+
     @property
     def num_steps(self) -> int:
         """Optimizer steps, counted as transformers' Trainer does."""
@@ -111,7 +130,8 @@ def train(
     start = time.monotonic()
     job = Job(rows, base_model, tokenizer, load, method, config)
     _refuse_shared_rows(job)
-    loaded = load_base(base_model, tokenizer, load, trains_all=job.trains_all, packed=job.packed)
+    held = _held_as_before(job)
+    loaded = load_base(base_model, tokenizer, held, trains_all=job.trains_all, packed=job.packed)
     kind, isolation = proof.isolation(
         loaded.model,
         rows,
@@ -125,11 +145,13 @@ def train(
     decisions = loaded.decisions | patches.fuse_adapter(loop.model, load) | {"isolation": isolation}
     if kind != loaded.attention:
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
-    recorder = _run(loop, listeners, job.num_steps)
+    recorder, went_on = _run(loop, job, listeners)
+    decisions |= {"resume": went_on} if went_on else {}
     with torch.autocast(precision.device_type(), loaded.precision.autocast, enabled=bool(loaded.precision.autocast)):
         validation_loss = mean_loss(loop.model, rows, "validation", method.type)
     summary = _summary(loop, recorder, start) | {"validation_loss": validation_loss}
     checkpoint = _save(job, loop.model, work, {"attention": kind})
+    job.state.remove()
     return checkpoint, _report(job, decisions, recorder, summary)
 
 
@@ -161,7 +183,21 @@ def _loop(job: Job, loaded: Loaded, work: Path) -> SFTTrainer:
         data_collator=collate,
     )
     loop.add_callback(trainer.AfterStep(job.family, model))
+    loop.kept, loop.keep = None if _keeps_no_state(job) else job.state, job.config.save_total_limit
+    if loop.kept:
+        loop.kept.remember("dtype", str(loaded.precision.autocast or loaded.precision.weights).removeprefix("torch."))
     return loop
+
+
+def _keeps_no_state(job: Job) -> bool:
+    """Layer-wise optimizers keep their state inside the backward pass, out of reach of a checkpoint."""
+    return job.config.optim.endswith("layerwise")
+
+
+def _held_as_before(job: Job) -> LoadStepConfig:
+    """Keep the number format that a race chose when this training began: another would end in other weights."""
+    before = job.state.told("dtype") if job.load.dtype == "auto" and job.state.latest() else None
+    return job.load.model_copy(update={"dtype": before}) if before else job.load
 
 
 def _hold_trained(model: Any, dtype: torch.dtype) -> None:
@@ -172,27 +208,47 @@ def _hold_trained(model: Any, dtype: torch.dtype) -> None:
 
 
 def _work_folder(job: Job) -> Path:
-    configs = [part.model_dump(mode="json") for part in (job.load, job.method, job.config)]
-    key = digest([job.rows.content_hash(), job.base_model.content_hash(), *configs])
+    key = digest(job.state.identity)
     work = state.folder("work") / f"train-{key[:32]}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     return work
 
 
-def _run(loop: SFTTrainer, listeners: tuple[Listener, ...], steps: int) -> Recorder:
+def _run(loop: SFTTrainer, job: Job, listeners: tuple[Listener, ...]) -> tuple[Recorder, str]:
+    """Train to the end, from the last whole checkpoint where there is one; also return that in words."""
     from transformers import PrinterCallback
 
     loop.remove_callback(PrinterCallback)
-    with progress.bar("training", steps) as advance:
-        recorder = Recorder(advance, listeners, lambda: loop.tokens_seen)
+    latest, went_on = _last_of(job) if loop.kept else None, ""
+    if latest:
+        went_on = f"went on from step {step_of(latest)} of {job.num_steps}"
+        logger.warning("This training was begun before: it goes on from step %d.", step_of(latest))
+    with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop:
+        recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history)
         loop.add_callback(recorder)
-        loop.train()
+        loop.add_callback(Saving(job.config, stop))
+        loop.train(resume_from_checkpoint=str(latest) if latest else None)
+    if stop.asked and loop.state.global_step < job.num_steps:
+        raise StoppedError(_stopped(job, loop, stop.asked))
     if loop.noise:
         loop.noise.remove()
-    if any(entry["loss"] != entry["loss"] for entry in recorder.history):
-        raise ProofError("The loss became NaN, so the weights are worthless. Lower train.learning_rate.")
-    return recorder
+    return recorder, went_on
+
+
+def _last_of(job: Job) -> Path | None:
+    """Return the checkpoint to go on from; name unfinished trainings that this recipe does not go on with."""
+    job.state.discard_unfinished()
+    for other in job.state.others():
+        logger.warning("Another training of these rows is unfinished and is left alone: %s.", other)
+    return job.state.latest()
+
+
+def _stopped(job: Job, loop: SFTTrainer, name: str) -> str:
+    done = f"The training was stopped by {name} after step {loop.state.global_step} of {job.num_steps}"
+    if loop.kept is None:
+        return f"{done}. {job.config.optim} keeps no state that can be saved, so it starts over next time."
+    return f"{done}; its state is saved. Give the same command again to go on."
 
 
 @torch.no_grad()
@@ -222,7 +278,7 @@ def _save(job: Job, model: Any, work: Path, facts: dict[str, Any]) -> Checkpoint
         "tokenization": job.rows.identity,
         "load": job.load.model_dump(mode="json"),
         "method": job.method.model_dump(),
-        "train": job.config.model_dump(),
+        "train": job.config.shaping(),
     }
     return Checkpoint(work, job.family.kind, identity, facts, disposable=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.method import Method
 from tuneline.config.train import TrainConfig
@@ -20,16 +20,17 @@ from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
 from tuneline.model.precision import Precision
 from tuneline.train.noise import Noise
+from tuneline.train.resumable import Resumable
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(Resumable):
     """Cross entropy at trained positions, weighted by tokens."""
 
     optimizer: Any
-    tokens_seen = 0
 
     def __init__(self, family: Family, method: Method, noise: Noise | None = None, **options: Any) -> None:
         self.family, self.method, self.noise = family, method, noise
+        self.history = []
         with _as_adapted(options["model"], adapted=family.kind == "adapter"):
             super().__init__(**options)
         self.model_accepts_loss_kwargs = True
@@ -97,16 +98,18 @@ def summed_loss(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[tor
 def arguments(config: TrainConfig, held: Precision, folder: Path) -> TrainingArguments:
     """Translate our configs into transformers' arguments."""
     on_gpu = torch.cuda.is_available()
+    options = config.shaping()
+    del options["neftune_noise_alpha"]  # ours knows packed rows: tuneline.train.noise
     args = TrainingArguments(
         output_dir=str(folder),
-        **config.model_dump(exclude={"neftune_noise_alpha"}),  # ours knows packed rows: tuneline.train.noise
+        **options,
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
         use_cpu=not on_gpu,
         logging_steps=1,
         logging_nan_inf_filter=False,  # the filter would show the last finite loss instead
         report_to="none",
-        save_strategy="no",
+        save_strategy="no",  # tuneline.train.resumable says when
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,

@@ -19,6 +19,9 @@ from tuneline.model.methods import rows, saved
 from tuneline.model.methods.base import families
 from tuneline.model.methods.peft_family import NAME, PeftFamily, layer_options
 
+USEFULNESS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What peft's allocator remembers of each rank: name of a parameter -> tensor."""
+
 SCHEDULE = frozenset({"tinit", "tfinal", "deltaT", "target_r"})
 
 
@@ -111,6 +114,19 @@ class Adalora(PeftFamily):
             if ".lora_" in name and part.requires_grad and part.grad is None:
                 part.grad = torch.zeros_like(part)  # an expert that saw no token
         tuner.update_and_allocate(step + 1)
+
+    def beside(self, model: Any) -> dict[str, Any]:
+        """Return how useful each rank was, and which are left."""
+        allocator = getattr(model.base_model, "rankallocator", None)
+        kept = {name: dict(getattr(allocator, name)) for name in USEFULNESS if allocator is not None}
+        return {**kept, "rank_pattern": model.peft_config[NAME].rank_pattern}
+
+    def restore_beside(self, model: Any, kept: dict[str, Any]) -> None:
+        """Go on from there."""
+        allocator = getattr(model.base_model, "rankallocator", None)
+        for name in USEFULNESS if allocator is not None else ():
+            setattr(allocator, name, dict(kept[name]))
+        model.peft_config[NAME].rank_pattern = kept["rank_pattern"]
 
 
 def _holds(model: Any, pattern: dict[str, Any]) -> bool:

@@ -178,6 +178,13 @@ class Family:
             step: Steps taken before this one, which is `state.global_step` in a callback's `on_optimizer_step`.
         """
 
+    def beside(self, model: Any) -> dict[str, Any]:
+        """Return what training changes beside parameters, as tensors and plain values; a checkpoint keeps it."""
+        return {}
+
+    def restore_beside(self, model: Any, kept: dict[str, Any]) -> None:
+        """Put back what `beside` returned."""
+
 
 families: Registry[Family] = Registry("method")
 

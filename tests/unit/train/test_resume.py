@@ -1,0 +1,258 @@
+"""A training that is killed goes on, and ends in the weights of one that was not, bit by bit."""
+
+import errno
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from tests import tiny
+from tuneline.config.data import TokenizeStepConfig
+from tuneline.config.loader import LoadStepConfig
+from tuneline.config.method import AdaloraMethod, FullMethod, LoraMethod
+from tuneline.config.model import DirectoryModel
+from tuneline.config.train import TrainConfig
+from tuneline.data import align, schema, tokenize
+from tuneline.data.corpus import Corpus
+from tuneline.errors import ProofError, StoppedError
+from tuneline.model import source
+from tuneline.train import resumable, sft, trainer
+
+STEPS, EVERY = 11, 3
+LORA = LoraMethod(type="lora", r=4, lora_alpha=8, lora_dropout=0.1)
+METHODS = {
+    "full": FullMethod(type="full"),
+    "pissa": LoraMethod(type="lora", r=4, lora_alpha=8, init_lora_weights="pissa"),
+    "adalora": AdaloraMethod(type="adalora", init_r=4, target_r=2, tinit=2, tfinal=2),
+}
+IN_A_PROCESS = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.train import test_resume as here
+def die(figures, step):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+here.trained(here.parts_of(Path(sys.argv[1])), listeners=(die,))
+"""
+
+
+def parts_of(model: Path):
+    """Packed rows, and the manifests they go with."""
+    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=model))
+    rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(16)]
+    split = {
+        "train": Dataset.from_list(rows[:12], features=schema.EXAMPLE),
+        "validation": Dataset.from_list(rows[12:], features=schema.EXAMPLE),
+    }
+    made = tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=96))
+    return made, base_model, tokenizer
+
+
+def config(**changes):
+    return TrainConfig(**{"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": EVERY, **changes})
+
+
+def trained(parts, method=LORA, listeners=(), **changes):
+    load = LoadStepConfig(dtype="float32", max_length=96)
+    return sft.train(*parts, load, method, config(**changes), listeners)
+
+
+def weights(checkpoint):
+    return {path.name: path.read_bytes() for path in checkpoint.path.glob("*.safetensors")}
+
+
+class DiedError(RuntimeError):
+    """What a test raises to end a training."""
+
+
+def dying_at(point):
+    def die(figures, step):
+        if step == point:
+            raise DiedError
+
+    return (die,)
+
+
+def kill(model: Path, point: int, name: str):
+    """Train in a process of its own, which sends itself a signal after a step."""
+    told = [sys.executable, "-c", IN_A_PROCESS, str(model), str(point), name]
+    return subprocess.run(told, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def parts(tiny_model, home):
+    return parts_of(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
+    """Weights and report of a training that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("whole")))
+        checkpoint, report = trained(parts_of(tiny_model))
+        return weights(checkpoint), report
+
+
+@pytest.mark.parametrize(("point", "saved"), [(2, []), (7, ["checkpoint-3", "checkpoint-6"])])
+def test_kill_9_at_any_step_and_the_same_weights_at_the_end(tiny_model, home, whole, point, saved):
+    assert kill(tiny_model, point, "SIGKILL").returncode == -signal.SIGKILL
+    assert sorted(path.name for path in home.glob("training/*/checkpoint-*")) == saved
+
+    checkpoint, report = trained(parts_of(tiny_model))
+
+    assert report.decisions.get("resume") == ("went on from step 6 of 11" if saved else None)
+    assert weights(checkpoint) == whole[0]
+    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in whole[1].history]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_kind_of_method_goes_on_to_the_same_weights(parts, name):
+    undisturbed, straight = trained(parts, METHODS[name])
+    kept = weights(undisturbed)
+
+    with pytest.raises(DiedError):
+        trained(parts, METHODS[name], dying_at(8))
+    resumed, report = trained(parts, METHODS[name])
+
+    assert report.decisions["resume"] == "went on from step 6 of 11"
+    assert weights(resumed) == kept
+    assert [entry["step"] for entry in report.history] == list(range(1, STEPS + 1))
+    assert report.summary["tokens"] == straight.summary["tokens"]
+
+
+@pytest.mark.parametrize("changes", [{"gradient_accumulation_steps": 2}, {"neftune_noise_alpha": 5.0}], ids=str)
+def test_accumulation_and_noise_go_on_too(parts, changes):
+    kept = weights(trained(parts, **changes)[0])
+
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8), **changes)
+
+    assert weights(trained(parts, **changes)[0]) == kept
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(parts, home, whole, caplog):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8))
+    (file,) = home.glob("training/*/checkpoint-6/trained.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+    with caplog.at_level(logging.WARNING):
+        checkpoint, report = trained(parts)
+
+    assert "trained.safetensors of checkpoint-6 is not as it was written" in caplog.text
+    assert report.decisions["resume"] == "went on from step 3 of 11"
+    assert weights(checkpoint) == whole[0]
+
+
+def test_what_was_being_written_when_a_process_died_is_not_taken(parts, home, whole):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8))
+    (folder,) = (home / "training").iterdir()
+    (folder / "unfinished" / "checkpoint-9").mkdir(parents=True)
+    (folder / "unfinished" / "checkpoint-9" / "trained.safetensors").write_bytes(b"half")
+
+    checkpoint, report = trained(parts)
+
+    assert report.decisions["resume"] == "went on from step 6 of 11"
+    assert weights(checkpoint) == whole[0]
+
+
+def test_a_finished_training_leaves_no_state(parts, home):
+    trained(parts)
+
+    assert not list((home / "training").glob("*"))
+
+
+def test_old_checkpoints_go_once_newer_ones_are_whole(parts, home):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(10), save_total_limit=1)
+
+    assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
+
+
+def test_where_it_is_saved_does_not_change_what_is_trained(parts, whole):
+    checkpoint, _ = trained(parts, save_steps=0)
+
+    assert weights(checkpoint) == whole[0]
+    assert checkpoint.identity["train"] == config().shaping()
+
+
+def test_time_alone_saves_too(parts, home):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(5), save_steps=0, save_seconds=1e-9, save_total_limit=9)
+
+    assert len(list(home.glob("training/*/checkpoint-*"))) == 4
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tiny_model, home, whole):
+    stopped = kill(tiny_model, 5, "SIGTERM")
+
+    assert f"{StoppedError.__name__}: The training was stopped by SIGTERM after step 6 of 11" in stopped.stderr
+    assert [path.name for path in home.glob("training/*/checkpoint-6")] == ["checkpoint-6"]
+    checkpoint, report = trained(parts_of(tiny_model))
+    assert report.decisions["resume"] == "went on from step 6 of 11"
+    assert weights(checkpoint) == whole[0]
+
+
+def test_handlers_are_as_before_after_a_training(parts):
+    before = [signal.getsignal(number) for number in resumable.STOPPED_BY]
+
+    trained(parts)
+
+    assert [signal.getsignal(number) for number in resumable.STOPPED_BY] == before
+
+
+def test_another_recipe_is_a_new_run_and_the_unfinished_one_is_named(parts, caplog):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8))
+
+    with caplog.at_level(logging.WARNING):
+        _, report = trained(parts, learning_rate=2e-2)
+
+    assert "resume" not in report.decisions
+    assert "train.learning_rate: 0.01 there, 0.02 here" in caplog.text
+    assert trained(parts)[1].decisions["resume"] == "went on from step 6 of 11"
+
+
+def test_a_full_disk_is_told_and_training_goes_on(parts, home, whole, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resumable, "save_file", full)
+    with caplog.at_level(logging.WARNING):
+        checkpoint, _ = trained(parts)
+
+    assert "is full, so the checkpoint of step 3 could not be written; there is none yet" in caplog.text
+    assert weights(checkpoint) == whole[0]
+    assert not list(home.glob("training/*/unfinished"))
+
+
+def test_another_fault_while_saving_is_raised(parts, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(resumable, "save_file", broken)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        trained(parts)
+
+
+def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeypatch):
+    plain, calls = trainer.summed_loss, []
+
+    def nan_at_fourth(*given):
+        calls.append(1)
+        total, count = plain(*given)
+        return (total * float("nan") if len(calls) == 4 else total), count
+
+    monkeypatch.setattr(trainer, "summed_loss", nan_at_fourth)
+
+    with pytest.raises(ProofError, match="The loss became NaN in step 4"):
+        trained(parts)
+    assert len(calls) == 4

@@ -1,0 +1,139 @@
+"""Training state that survives the process: whole checkpoints under the state root, found by what is trained.
+
+A checkpoint is written aside, hashed file by file, and renamed: there is a whole one or none. It is read only after its
+hashes were compared. It holds what was trained by name, whatever the method, beside what transformers' Trainer keeps
+(optimizer, schedule, random numbers, place in the data), so that going on ends in the same weights bit by bit on a CPU.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tuneline import state
+from tuneline.identity import digest, sha256_of
+
+logger = logging.getLogger(__name__)
+
+ABOUT, SEAL, ASIDE = "training.json", "sha256.json", "unfinished"
+PREFIX = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class State:
+    """The folder of one training; two trainings of the same rows, model and recipe share it."""
+
+    identity: dict[str, Any]
+    """What is trained, and how: hashes of rows and base model, and the configs that shape the weights."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where it lies; made with the first checkpoint."""
+        return state.root() / "training" / digest(self.identity)[:32]
+
+    @property
+    def aside(self) -> Path:
+        """Where a checkpoint is written before it is whole."""
+        return self.folder / ASIDE
+
+    def latest(self) -> Path | None:
+        """Return the newest whole checkpoint; those that fail their hashes are told and left out."""
+        for path in self._checkpoints():
+            if (wrong := _broken(path)) is None:
+                return path
+            logger.warning("%s of %s is not as it was written, so the checkpoint before it is taken.", wrong, path.name)
+        return None
+
+    def seal(self, written: Path, keep: int) -> Path:
+        """Make a checkpoint whole: hash it, give it its name, and only then drop those beyond `keep`."""
+        hashes = {
+            str(path.relative_to(written)): sha256_of(path) for path in sorted(written.rglob("*")) if path.is_file()
+        }
+        (written / SEAL).write_text(json.dumps(hashes))
+        for path in written.rglob("*"):
+            _to_disk(path)
+        target = self.folder / written.name
+        shutil.rmtree(target, ignore_errors=True)
+        written.rename(target)
+        _to_disk(self.folder)
+        for old in self._checkpoints()[keep:]:
+            shutil.rmtree(old)
+        return target
+
+    def discard_unfinished(self) -> None:
+        """Drop what was being written when a process died, or the disk was full."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    def told(self, name: str) -> str | None:
+        """Return what was remembered under a name."""
+        path = self.folder / ABOUT
+        found = json.loads(path.read_text())["notes"].get(name) if path.exists() else None
+        return None if found is None else str(found)
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a short text beside the checkpoints, like the id of the run that shows the curves."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / ABOUT
+        notes = json.loads(path.read_text())["notes"] if path.exists() else {}
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
+        fresh.replace(path)
+
+    def others(self) -> list[str]:
+        """Name unfinished trainings of the same rows and base model by what differs in their recipe."""
+        found = []
+        for path in sorted(self.folder.parent.glob(f"*/{ABOUT}")):
+            theirs = json.loads(path.read_text())["identity"]
+            same = all(theirs.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
+            if same and path.parent != self.folder and any(path.parent.glob(f"{PREFIX}*")):
+                found.append(f"{path.parent.name} ({'; '.join(differences(theirs, self.identity))})")
+        return found
+
+    def remove(self) -> None:
+        """Forget the training: it is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _checkpoints(self) -> list[Path]:
+        """Return checkpoints, newest first."""
+        return sorted(self.folder.glob(f"{PREFIX}*"), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the optimizer step after which a checkpoint was written."""
+    return int(path.name.removeprefix(PREFIX))
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    """Say in words which keys of two identities differ."""
+    found = []
+    for name in sorted({*theirs, *ours}):
+        one, other = theirs.get(name), ours.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            found.append(f"{prefix}{name}: {one!r} there, {other!r} here")
+    return found
+
+
+def _broken(path: Path) -> str | None:
+    """Return the file that is missing or has other bytes than were written, or None."""
+    if not (path / SEAL).exists():
+        return SEAL
+    hashes: dict[str, str] = json.loads((path / SEAL).read_text())
+    return next(
+        (name for name, wanted in hashes.items() if not (path / name).exists() or sha256_of(path / name) != wanted),
+        None,
+    )
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file or a folder to its disk, so that a power cut finds it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
