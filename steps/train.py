@@ -33,7 +33,10 @@ def train(
     rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: TrainConfig
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
-    with runs.training_child(f"{get_step_context().pipeline_run.name}-training") as (run_id, listener):
+    state = sft.Job(rows, base_model, tokenizer, load, method, config).state
+    name = f"{get_step_context().pipeline_run.name}-training"
+    with runs.training_child(name, went_on=state.told(runs.TRAINING)) as (run_id, listener):
+        state.remember(runs.TRAINING, run_id)
         checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))
         runs.log_params({"load": report.load, "method": report.method, "train": report.train})
         runs.log_metrics({f"training.{name}": value for name, value in report.summary.items()})

@@ -4,8 +4,10 @@ The child holds the live curves of a training. What a cached step did travels in
 parent at the end, so that each parent is complete and can be compared, whatever was cached.
 """
 
+import logging
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +17,79 @@ import mlflow
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 from tuneline.identity import Manifest
 
 TRAINING = "tuneline.training_run"
 DIGEST_LENGTH = 36
+SECONDS_BETWEEN_TRIES = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def training_child(name: str) -> Iterator[tuple[str, Callable[[dict[str, float], int], None]]]:
+def training_child(name: str, went_on: str | None = None) -> Iterator[tuple[str, "Curves"]]:
     """Open a child of the active run for the live curves of a training; a crash marks it failed.
+
+    Args:
+        name: Name of a new child.
+        went_on: Id of the child that an interrupted training drew; its curves are continued.
 
     Yields:
         The child's id, and what to call with the figures of a step.
     """
-    with mlflow.start_run(
-        run_name=name, nested=True, log_system_metrics=True, tags={"tuneline.kind": "training"}
-    ) as run:
-        yield run.info.run_id, lambda figures, step: mlflow.log_metrics(figures, step=step)
+    about: dict[str, Any] = {"run_name": name, "tags": {"tuneline.kind": "training"}}
+    if went_on and _is_there(went_on):
+        about = {"run_id": went_on}
+    with mlflow.start_run(**about, nested=True, log_system_metrics=True) as run:
+        curves = Curves(run.info.run_id)
+        yield run.info.run_id, curves
+        curves.finish()
+
+
+class Curves:
+    """Deliver the figures of a training; what cannot be delivered waits, and is tried again.
+
+    A tracking server that is out of reach costs a training some curves, never the training.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._waiting: list[Metric] = []
+        self._next_try = 0.0
+
+    def __call__(self, figures: dict[str, float], step: int) -> None:
+        """Take the figures of a step."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(name, value, now, step) for name, value in figures.items() if value == value]
+        if time.monotonic() >= self._next_try:
+            self._deliver()
+
+    def finish(self) -> None:
+        """Try once more, and tell what was lost."""
+        if self._waiting and not self._deliver():
+            logger.warning("MLflow did not take %d figures of the training's curves.", len(self._waiting))
+
+    def _deliver(self) -> bool:
+        try:
+            for chunk in _chunks(list(self._waiting), 1000):
+                mlflow.MlflowClient().log_batch(self._run_id, metrics=chunk)
+                del self._waiting[: len(chunk)]
+        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+            if not self._next_try:
+                logger.warning("MLflow is out of reach (%s). Training goes on; its curves wait.", error)
+            self._next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
+            return False
+        self._next_try = 0.0
+        return True
+
+
+def _is_there(run_id: str) -> bool:
+    try:
+        return str(mlflow.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException:
+        return False
 
 
 def log_params(recipe: Mapping[str, Any]) -> None:

@@ -134,7 +134,7 @@ def stopped_by_signals() -> Iterator[Stop]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked = signal.Signals(number).name
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, ask) for number in STOPPED_BY}
     try:
