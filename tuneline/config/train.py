@@ -7,6 +7,20 @@ from pydantic import Field, model_validator
 from tuneline.config.base import Config
 
 
+class LeversConfig(Config):
+    """What makes a step fast and changes numbers by rounding only; each steps aside where it cannot, and says so."""
+
+    head_loss: bool = True
+    """Head and cross entropy at trained positions only, in chunks. Not where the head is trained, has a bias or an
+    adapter, or where the model scales or caps its logits."""
+
+    fused_lora: bool = True
+    """LoRA's layer as one operation. Not with dropout, DoRA, quantized bases or other methods."""
+
+    keep_memory: bool = True
+    """Keep the memory of a step for the next; on a CPU with glibc."""
+
+
 class TrainConfig(Config):
     """The optimisation."""
 
@@ -48,6 +62,9 @@ class TrainConfig(Config):
 
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914), like 5."""
+
+    levers: LeversConfig = LeversConfig()
+    """What makes a step fast."""
 
     seed: int = Field(0, ge=0)
     """Seed of the adapter's initial weights, of the order of rows and of dropout."""

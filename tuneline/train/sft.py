@@ -28,6 +28,8 @@ from tuneline.model.methods.base import Family
 from tuneline.train import noise, proof, trainer
 from tuneline.train.callbacks import Listener, Recorder, memory_bytes
 from tuneline.train.collate import collate
+from tuneline.train.levers.apply import Levers, apply
+from tuneline.train.proof import CHECKED_TOKENS
 from tuneline.train.report import TrainingReport
 from tuneline.train.resumable import Saving, stopped_by_signals
 from tuneline.train.resume import State, step_of
@@ -145,7 +147,12 @@ def train(
     decisions = loaded.decisions | patches.fuse_adapter(loop.model, load) | {"isolation": isolation}
     if kind != loaded.attention:
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
-    recorder, went_on = _run(loop, job, listeners)
+    loop.levers = _levers(job, loaded, loop)
+    decisions |= loop.levers.decisions
+    try:
+        recorder, went_on = _run(loop, job, listeners)
+    finally:
+        loop.levers.remove()
     decisions |= {"resume": went_on} if went_on else {}
     with torch.autocast(precision.device_type(), loaded.precision.autocast, enabled=bool(loaded.precision.autocast)):
         validation_loss = mean_loss(loop.model, rows, "validation", method.type)
@@ -187,6 +194,18 @@ def _loop(job: Job, loaded: Loaded, work: Path) -> SFTTrainer:
     if loop.kept:
         loop.kept.remember("dtype", str(loaded.precision.autocast or loaded.precision.weights).removeprefix("torch."))
     return loop
+
+
+def _levers(job: Job, loaded: Loaded, loop: SFTTrainer) -> Levers:
+    """Switch on what makes a step fast, held against the plain model on a short row."""
+    row = job.rows.splits["train"][0]
+    lengths = [min(length, CHECKED_TOKENS) for length in row["lengths"][:2]]
+    starts = [sum(row["lengths"][:i]) for i in range(len(lengths))]
+    ids = [token for start, n in zip(starts, lengths, strict=True) for token in row["input_ids"][start : start + n]]
+    inputs = collate([{"input_ids": ids, "labels": ids, "lengths": lengths}])
+    inputs = {name: _to(value, loop.model.device) for name, value in inputs.items()}
+    loop.model.train()
+    return apply(job.family, loop.model, job.config.levers, inputs, loaded.precision.autocast)
 
 
 def _keeps_no_state(job: Job) -> bool:

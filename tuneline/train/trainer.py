@@ -8,7 +8,7 @@ says.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -22,11 +22,16 @@ from tuneline.model.precision import Precision
 from tuneline.train.noise import Noise
 from tuneline.train.resumable import Resumable
 
+if TYPE_CHECKING:
+    from tuneline.train.levers.apply import Levers
+
 
 class SFTTrainer(Resumable):
     """Cross entropy at trained positions, weighted by tokens."""
 
     optimizer: Any
+    levers: "Levers | None" = None
+    """What makes a step fast; nothing where it is not set."""
 
     def __init__(self, family: Family, method: Method, noise: Noise | None = None, **options: Any) -> None:
         self.family, self.method, self.noise = family, method, noise
@@ -45,7 +50,7 @@ class SFTTrainer(Resumable):
         self.tokens_seen += inputs["labels"].numel()
         if self.noise:
             self.noise.of_row(inputs["cu_seq_lens_q"])
-        total, count = summed_loss(self.family, model, inputs)
+        total, count = self.levers.summed_loss(inputs) if self.levers else summed_loss(self.family, model, inputs)
         loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
         penalty = self.family.penalty(model)
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
@@ -100,6 +105,7 @@ def arguments(config: TrainConfig, held: Precision, folder: Path) -> TrainingArg
     on_gpu = torch.cuda.is_available()
     options = config.shaping()
     del options["neftune_noise_alpha"]  # ours knows packed rows: tuneline.train.noise
+    del options["levers"]
     args = TrainingArguments(
         output_dir=str(folder),
         **options,

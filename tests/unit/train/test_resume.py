@@ -15,12 +15,13 @@ from tuneline.config.data import TokenizeStepConfig
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import AdaloraMethod, FullMethod, LoraMethod
 from tuneline.config.model import DirectoryModel
-from tuneline.config.train import TrainConfig
+from tuneline.config.train import LeversConfig, TrainConfig
 from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ProofError, StoppedError
 from tuneline.model import source
-from tuneline.train import resumable, sft, trainer
+from tuneline.train import resumable, sft
+from tuneline.train.levers.apply import Levers
 
 STEPS, EVERY = 11, 3
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8, lora_dropout=0.1)
@@ -244,15 +245,15 @@ def test_another_fault_while_saving_is_raised(parts, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeypatch):
-    plain, calls = trainer.summed_loss, []
+    plain, calls = Levers.summed_loss, []
 
     def nan_at_fourth(*given):
         calls.append(1)
         total, count = plain(*given)
         return (total * float("nan") if len(calls) == 4 else total), count
 
-    monkeypatch.setattr(trainer, "summed_loss", nan_at_fourth)
+    monkeypatch.setattr(Levers, "summed_loss", nan_at_fourth)
 
     with pytest.raises(ProofError, match="The loss became NaN in step 4"):
-        trained(parts)
+        trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
     assert len(calls) == 4

@@ -1,0 +1,84 @@
+"""Head and cross entropy at trained positions, in chunks, with the gradient made in the forward pass.
+
+Logits of a whole row are the largest tensor of a step (tokens times vocabulary); here those of one chunk live at a
+time, and the softmax that the loss needs anyway becomes the gradient at once (as in Liger Kernel, Hsu et al. 2024,
+arXiv:2410.10989; Wijmans et al. 2024, arXiv:2411.09009). Only a frozen, plain head: no gradient for it is made.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuneline.data.schema import IGNORE_INDEX
+from tuneline.model.methods.base import Family
+
+# N trained positions, D width, V vocabulary
+
+CHUNK = 384
+"""Positions whose logits live at a time; wide enough for a matrix product at full speed (docs/log.md)."""
+
+SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logit_soft_cap")
+"""What a config may do to logits behind the head."""
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross entropy (nats) summed over positions."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        for start in range(0, len(labels_N), CHUNK):
+            part, labels = hidden_ND[start : start + CHUNK], labels_N[start : start + CHUNK, None]
+            logits = (part.to(weight_VD.dtype) @ weight_VD.T).float()
+            spread = logits.logsumexp(-1, keepdim=True)
+            total += (spread - logits.gather(1, labels)).double().sum()
+            if gradient_ND is not None:
+                share = logits.sub_(spread).exp_()
+                share.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=share.dtype))
+                gradient_ND[start : start + CHUNK] = share.to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(gradient_ND)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * gradient.to(gradient_ND.dtype), None, None
+
+
+def why_not(family: Family, model: Any) -> str:
+    """Return what keeps this model's loss from being computed here, or an empty text."""
+    base = _base(model)
+    head = base.get_output_embeddings()
+    config = base.config.get_text_config()
+    scaled = [name for name in SCALED if getattr(config, name, None) not in (None, 1, 1.0)]
+    if type(family).logits is not Family.logits:
+        return f"method {family.name} makes its logits itself"
+    if type(head) is not nn.Linear or head.bias is not None:
+        return "the head is no plain matrix"
+    if head.weight.requires_grad:
+        return "the head is trained"
+    if scaled:
+        return f"the model changes its logits ({scaled[0]})"
+    return "" if base.base_model is not base else "the model has no part that ends before its head"
+
+
+def summed_loss(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """Return the cross entropy (nats) summed over the trained tokens of a row, and their number.
+
+    Args:
+        model: With its adapter.
+        inputs: `input_ids` and `labels` [1, tokens], and what a packed row needs.
+    """
+    base = _base(model)
+    labels = inputs["labels"][0]
+    keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden_ND = base.base_model(**rest).last_hidden_state[0, keep]
+    return _HeadLoss.apply(hidden_ND, base.get_output_embeddings().weight, labels[keep + 1].long()), len(keep)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

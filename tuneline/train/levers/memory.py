@@ -1,0 +1,39 @@
+"""Keep the memory of one step for the next.
+
+glibc gives large blocks back to the system after each use, and takes page faults when it asks for them again.
+"""
+
+import ctypes
+import platform
+
+import torch
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+"""Parameters of `mallopt(3)`."""
+
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 * 2**20}
+AS_BEFORE = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 * 2**10, TOP_PAD: 128 * 2**10}
+
+
+def why_not() -> str:
+    """Return what keeps memory from being kept on this machine, or an empty text."""
+    if torch.cuda.is_available():
+        return "tensors live on a GPU, whose allocator keeps them"
+    return "" if platform.libc_ver()[0] == "glibc" else "the C library is not glibc"
+
+
+def enable() -> None:
+    """Keep what is freed."""
+    _set(KEPT)
+
+
+def disable() -> None:
+    """Go back to glibc's ways, and give back what is free."""
+    _set(AS_BEFORE)
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(values: dict[int, int]) -> None:
+    library = ctypes.CDLL(None)
+    for parameter, value in values.items():
+        library.mallopt(parameter, value)
