@@ -46,7 +46,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
     model = data_preparation.model_folder(told.model)
     found: dict[str, list[process.Result]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
-        _prepare(model, Path(folder) / "rows", told)
+        prepare(model, Path(folder) / "rows", told)
         for turn in range(told.repeats):
             for name, parts in METHODS.items():
                 print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
@@ -62,7 +62,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
     return report(found)
 
 
-def _prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
+def prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
     """Make the rows that everyone trains on: as many as there are steps, and one held out."""
     mixture = ours.mix(ours.shape(ours.read(data_preparation.data_file())))
     train = mixture.splits["train"]

@@ -81,7 +81,7 @@ def param(choice: dict[str, str], name: str):
 
 
 def recipe_of(choice: dict[str, str]) -> dict:
-    galore = choice["optimizer"] != "adamw_torch"
+    galore = choice["optimizer"].startswith("galore")
     train = {
         "learning_rate": RATES.get(choice["method"], 1e-2),
         "max_steps": 6,

@@ -5,6 +5,39 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.errors import did_you_mean
+
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+]
+
+TAKES: dict[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "warmup_stable_decay": (
+        "num_decay_steps",
+        "num_stable_steps",
+        "warmup_type",
+        "decay_type",
+        "min_lr_ratio",
+        "num_cycles",
+    ),
+}
+"""Schedule -> names of `lr_scheduler_kwargs`; none for those that are not here."""
+
+NEEDS_ONE_OF = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+"""Schedule -> names of which one must be given."""
 
 
 class LeversConfig(Config):
@@ -39,8 +72,11 @@ class TrainConfig(Config):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Forward passes an optimizer step; the loss is weighted by tokens across them."""
 
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Schedule = "cosine"
     """How the learning rate falls."""
+
+    lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
+    """What the schedule takes beside, like `min_lr_rate: 0.1` for `cosine_with_min_lr`."""
 
     warmup_steps: float = Field(0, ge=0)
     """Steps over which the learning rate rises; below 1, a share of all steps."""
@@ -51,8 +87,18 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are shortened to it."""
 
-    optim: Literal["adamw_torch", "galore_adamw", "galore_adamw_layerwise"] = "adamw_torch"
-    """Optimizer; GaLore (Zhao et al. 2024, arXiv:2403.03507) projects the gradients of whole matrices to a low rank."""
+    optim: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "adafactor",
+        "galore_adamw",
+        "galore_adamw_layerwise",
+    ] = "adamw_torch"
+    """Optimizer: AdamW, with 8-bit state (Dettmers et al. 2021, arXiv:2110.02861), paged to the CPU's memory or not;
+    Adafactor (Shazeer and Stern 2018, arXiv:1804.04235); GaLore (Zhao et al. 2024, arXiv:2403.03507), which projects
+    the gradients of whole matrices to a low rank."""
 
     optim_args: str | None = None
     """Arguments of the optimizer, like `rank=128,update_proj_gap=200,scale=2.0` for GaLore."""
@@ -78,6 +124,20 @@ class TrainConfig(Config):
 
     save_total_limit: int = Field(2, ge=1)
     """Checkpoints to keep while training; all are removed when it is done."""
+
+    @model_validator(mode="after")
+    def _the_schedule_takes_its_own_kwargs(self) -> "TrainConfig":
+        kind, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
+        known, needed = TAKES.get(kind, ()), NEEDS_ONE_OF.get(kind, ())
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"lr_scheduler_kwargs: {kind} takes no {name!r}.{did_you_mean(name, known)} It takes "
+                    f"{', '.join(known) or 'nothing'}."
+                )
+        if needed and not any(name in given for name in needed):
+            raise ValueError(f"lr_scheduler_kwargs: {kind} needs {' or '.join(needed)}. Give one.")
+        return self
 
     def shaping(self) -> dict[str, object]:
         """Return the values that shape the weights: all but where the training state is saved."""

@@ -30,6 +30,14 @@ METHODS = {
     "pissa": LoraMethod(type="lora", r=4, lora_alpha=8, init_lora_weights="pissa"),
     "adalora": AdaloraMethod(type="adalora", init_r=4, target_r=2, tinit=2, tfinal=2),
 }
+ALIKE = [
+    {"gradient_accumulation_steps": 2},
+    {"neftune_noise_alpha": 5.0},
+    {"optim": "adamw_bnb_8bit"},
+    {"optim": "adafactor", "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+]
+"""What must go on too."""
+
 IN_A_PROCESS = """
 import os, signal, sys
 from pathlib import Path
@@ -125,8 +133,8 @@ def test_every_kind_of_method_goes_on_to_the_same_weights(parts, name):
     assert report.summary["tokens"] == straight.summary["tokens"]
 
 
-@pytest.mark.parametrize("changes", [{"gradient_accumulation_steps": 2}, {"neftune_noise_alpha": 5.0}], ids=str)
-def test_accumulation_and_noise_go_on_too(parts, changes):
+@pytest.mark.parametrize("changes", ALIKE, ids=str)
+def test_accumulation_noise_and_optimizers_go_on_too(parts, changes):
     kept = weights(trained(parts, **changes)[0])
 
     with pytest.raises(DiedError):

@@ -1,0 +1,91 @@
+"""What each lever of the training step is worth: all on, one off at a time, all off.
+
+    TUNELINE_TEST_DATA=... python -m benchmarks.levers [--json] [--repeats 3]
+
+LoRA of rank 8 on all linear layers of SmolLM2-135M, packed rows of real data, one row a step, float32; each run a
+process of its own with one thread, interleaved; medians of CPU seconds of the steps behind the first, and peak memory
+(resident) less what was there before the model.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data_memory, data_preparation, methods
+from benchmarks.peers import process
+
+LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
+LEVERS = ("head_loss", "fused_lora", "keep_memory")
+VARIANTS: dict[str, dict[str, bool]] = {
+    "all on": {},
+    **{f"{name} off": {name: False} for name in LEVERS},
+    "all off": dict.fromkeys(LEVERS, False),
+}
+
+
+def measure(told: argparse.Namespace) -> dict[str, Any]:
+    """Train with every variant, turn by turn."""
+    model = data_preparation.model_folder(told.model)
+    found: dict[str, list[process.Result]] = {name: [] for name in VARIANTS}
+    with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
+        methods.prepare(model, Path(folder) / "rows", told)
+        for turn in range(told.repeats):
+            for name, levers in VARIANTS.items():
+                print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
+                arguments = {
+                    "model": str(model),
+                    "rows": str(Path(folder) / "rows"),
+                    "max_length": told.max_length,
+                    "steps": told.steps,
+                    "method": LORA,
+                    "load": {"dtype": "float32"},
+                    "train": {"learning_rate": 1e-4, "levers": levers},
+                }
+                found[name].append(data_memory.watched(arguments, "method"))
+    return report(found)
+
+
+def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return medians, and ratios to all levers off."""
+    table = {
+        name: {
+            "cpu_seconds_a_step": statistics.median(run["cpu"] for run in runs),
+            "memory_mib": statistics.median(run["resident"] - run["resident_before"] for run in runs) / 2**20,
+            "validation_loss": statistics.median(run["validation_loss"] for run in runs),
+        }
+        for name, runs in found.items()
+    }
+    plain = table["all off"]
+    for figures in table.values():
+        figures["cpu_to_plain"] = figures["cpu_seconds_a_step"] / plain["cpu_seconds_a_step"]
+        figures["memory_to_plain"] = figures["memory_mib"] / plain["memory_mib"]
+    return {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in table.items()}
+
+
+def show(found: dict[str, Any]) -> str:
+    """Return the figures for reading."""
+    names = ("cpu_seconds_a_step", "cpu_to_plain", "memory_mib", "memory_to_plain", "validation_loss")
+    lines = [f"{'levers':18}" + "".join(f"{name:>20}" for name in names)]
+    lines += [f"{who:18}" + "".join(f"{each[name]:>20}" for name in names) for who, each in found.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens of a row, and of a step")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    told = parser.parse_args()
+    found = measure(told)
+    print(json.dumps(found, indent=1) if told.json else show(found))
+
+
+if __name__ == "__main__":
+    main()
