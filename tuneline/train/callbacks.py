@@ -29,12 +29,14 @@ class Recorder(TrainerCallback):
     ) -> None:
         self.history = history
         self.peak_memory_bytes = 0
+        self.tokens_before = 0
         self._advance, self._listeners, self._tokens_seen = advance, listeners, tokens_seen
         self._last_time, self._last_tokens = time.monotonic(), 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Count speed from here: a training that goes on has seen tokens before."""
         self._last_time, self._last_tokens = time.monotonic(), self._tokens_seen()
+        self.tokens_before = self._last_tokens
 
     def on_log(
         self,

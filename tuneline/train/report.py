@@ -22,7 +22,7 @@ class TrainingReport(BaseModel):
     """An entry a step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `memory_bytes`."""
 
     summary: dict[str, float]
-    """`seconds`, `tokens`, `trained_tokens`, `peak_memory_bytes`, `trainable_parameters`, `parameters`, losses."""
+    """`seconds`, also by phase; `tokens`, `flops`, `mfu`, `peak_memory_bytes`, `trainable_parameters`, losses, ..."""
 
     environment: dict[str, str]
     """Versions, device, threads, instruction set: what bitwise repetition depends on."""

@@ -25,7 +25,7 @@ from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import Loaded, load_base
 from tuneline.model.methods import families
 from tuneline.model.methods.base import Family
-from tuneline.train import noise, proof, trainer
+from tuneline.train import noise, proof, receipt, trainer
 from tuneline.train.callbacks import Listener, Recorder, memory_bytes
 from tuneline.train.collate import collate
 from tuneline.train.levers.apply import Levers, apply
@@ -133,14 +133,18 @@ def train(
     job = Job(rows, base_model, tokenizer, load, method, config)
     _refuse_shared_rows(job)
     held = _held_as_before(job)
-    loaded = load_base(base_model, tokenizer, held, trains_all=job.trains_all, packed=job.packed)
-    kind, isolation = proof.isolation(
-        loaded.model,
-        rows,
-        batch_size=config.per_device_train_batch_size,
-        exact=(loaded.precision.autocast or loaded.precision.weights) == torch.float32,
-        may_change=load.attention == "auto" and load.s2_group_size_ratio is None,
-    )
+    phase = receipt.Phases()
+    with phase("load"):
+        loaded = load_base(base_model, tokenizer, held, trains_all=job.trains_all, packed=job.packed)
+    computed = loaded.precision.autocast or loaded.precision.weights
+    with phase("prove"):
+        kind, isolation = proof.isolation(
+            loaded.model,
+            rows,
+            batch_size=config.per_device_train_batch_size,
+            exact=computed == torch.float32,
+            may_change=load.attention == "auto" and load.s2_group_size_ratio is None,
+        )
     set_seed(config.seed)
     work = _work_folder(job)
     loop = _loop(job, loaded, work)
@@ -150,16 +154,21 @@ def train(
     loop.levers = _levers(job, loaded, loop)
     decisions |= loop.levers.decisions
     try:
-        recorder, went_on = _run(loop, job, listeners)
+        with phase("train"):
+            recorder, went_on = _run(loop, job, listeners)
     finally:
         loop.levers.remove()
     decisions |= {"resume": went_on} if went_on else {}
-    with torch.autocast(precision.device_type(), loaded.precision.autocast, enabled=bool(loaded.precision.autocast)):
+    device, autocast = precision.device_type(), loaded.precision.autocast
+    with phase("evaluate"), torch.autocast(device, autocast, enabled=bool(autocast)):
         validation_loss = mean_loss(loop.model, rows, "validation", method.type)
-    summary = _summary(loop, recorder, start) | {"validation_loss": validation_loss}
-    checkpoint = _save(job, loop.model, work, {"attention": kind})
+    seen = loop.tokens_seen - recorder.tokens_before
+    done = receipt.figures(loop.model, seen, phase.seconds["train_seconds"], computed, device)
+    summary = _summary(loop, recorder, start) | {"validation_loss": validation_loss} | done
+    with phase("save"):
+        checkpoint = _save(job, loop.model, work, {"attention": kind})
     job.state.remove()
-    return checkpoint, _report(job, decisions, recorder, summary)
+    return checkpoint, _report(job, decisions, recorder, summary | phase.seconds)
 
 
 def _refuse_shared_rows(job: Job) -> None:

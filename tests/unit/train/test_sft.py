@@ -63,6 +63,8 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
     assert report.summary["final_loss"] < report.summary["first_loss"] - 0.3
     assert heard == [(int(entry["step"]), entry["loss"]) for entry in report.history]
     assert report.decisions["dtype"] == "torch.float32: as the recipe says"
+    assert {"load_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "flops"} <= set(report.summary)
+    assert 0 < report.summary["mfu"] < 1
     assert {"learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"} <= set(report.history[0])
 
 
