@@ -4,6 +4,8 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -138,13 +140,7 @@ def train(
         loaded = load_base(base_model, tokenizer, held, trains_all=job.trains_all, packed=job.packed)
     computed = loaded.precision.autocast or loaded.precision.weights
     with phase("prove"):
-        kind, isolation = proof.isolation(
-            loaded.model,
-            rows,
-            batch_size=config.per_device_train_batch_size,
-            exact=computed == torch.float32,
-            may_change=load.attention == "auto" and load.s2_group_size_ratio is None,
-        )
+        kind, isolation = _isolated(job, loaded, exact=computed == torch.float32)
     set_seed(config.seed)
     work = _work_folder(job)
     loop = _loop(job, loaded, work)
@@ -153,11 +149,8 @@ def train(
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
     loop.levers = _levers(job, loaded, loop)
     decisions |= loop.levers.decisions
-    try:
-        with phase("train"):
-            recorder, went_on = _run(loop, job, listeners)
-    finally:
-        loop.levers.remove()
+    with phase("train"):
+        recorder, went_on = _run(loop, job, listeners)
     decisions |= {"resume": went_on} if went_on else {}
     device, autocast = precision.device_type(), loaded.precision.autocast
     with phase("evaluate"), torch.autocast(device, autocast, enabled=bool(autocast)):
@@ -169,6 +162,17 @@ def train(
         checkpoint = _save(job, loop.model, work, {"attention": kind})
     job.state.remove()
     return checkpoint, _report(job, decisions, recorder, summary | phase.seconds)
+
+
+def _isolated(job: Job, loaded: Loaded, *, exact: bool) -> tuple[str, str]:
+    """Prove that packed examples do not see each other; return the attention of which that is true, and the finding."""
+    return proof.isolation(
+        loaded.model,
+        job.rows,
+        batch_size=job.config.per_device_train_batch_size,
+        exact=exact,
+        may_change=job.load.attention == "auto" and job.load.s2_group_size_ratio is None,
+    )
 
 
 def _refuse_shared_rows(job: Job) -> None:
@@ -252,7 +256,7 @@ def _run(loop: SFTTrainer, job: Job, listeners: tuple[Listener, ...]) -> tuple[R
     if latest:
         went_on = f"went on from step {step_of(latest)} of {job.num_steps}"
         logger.warning("This training was begun before: it goes on from step %d.", step_of(latest))
-    with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop:
+    with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop, _levers_of(loop):
         recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history)
         loop.add_callback(recorder)
         loop.add_callback(Saving(job.config, stop))
@@ -262,6 +266,16 @@ def _run(loop: SFTTrainer, job: Job, listeners: tuple[Listener, ...]) -> tuple[R
     if loop.noise:
         loop.noise.remove()
     return recorder, went_on
+
+
+@contextmanager
+def _levers_of(loop: SFTTrainer) -> Iterator[None]:
+    """Leave a plain model behind, however the training ends."""
+    try:
+        yield
+    finally:
+        if loop.levers:
+            loop.levers.remove()
 
 
 def _last_of(job: Job) -> Path | None:
