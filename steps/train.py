@@ -38,6 +38,6 @@ def train(
     with runs.training_child(name, went_on=state.told(runs.TRAINING)) as (run_id, listener):
         state.remember(runs.TRAINING, run_id)
         checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))
-        runs.log_params({"load": report.load, "method": report.method, "train": report.train})
-        runs.log_metrics({f"training.{name}": value for name, value in report.summary.items()})
+        runs.attempt(lambda: runs.log_params({"load": report.load, "method": report.method, "train": report.train}))
+        runs.attempt(lambda: runs.log_metrics({f"training.{name}": v for name, v in report.summary.items()}))
     return checkpoint, report.model_copy(update={"mlflow_run_id": run_id})

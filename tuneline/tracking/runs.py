@@ -99,6 +99,14 @@ def log_params(recipe: Mapping[str, Any]) -> None:
         mlflow.log_params({name: flat[name] for name in names})
 
 
+def attempt(log: Callable[[], None]) -> None:
+    """Log something that a finished training can do without, should MLflow be out of reach."""
+    try:
+        log()
+    except (MlflowException, OSError) as error:
+        logger.warning("MLflow did not take what was to be logged (%s). The artifact holds it too.", error)
+
+
 def log_history(history: list[dict[str, float]]) -> None:
     """Log the curves of a training into the active run."""
     run = _active()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from math import isfinite, isnan
 from typing import Any
 
 import psutil
@@ -48,11 +49,7 @@ class Recorder(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        if logs["loss"] != logs["loss"]:
-            raise ProofError(
-                f"The loss became NaN in step {state.global_step}, so the weights are worthless from there on. Lower "
-                "train.learning_rate, or look for the rows of that step."
-            )
+        _refuse_no_number(logs, state.global_step, scaled=args.fp16)
         now, tokens = time.monotonic(), self._tokens_seen()
         speed = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_time, self._last_tokens = now, tokens
@@ -64,6 +61,25 @@ class Recorder(TrainerCallback):
         for listener in self._listeners:
             listener(figures, state.global_step)
         self._advance(state.global_step, f"loss {figures['loss']:.3f}, {speed:.0f} tokens/s")
+
+
+def _refuse_no_number(logs: dict[str, Any], step: int, *, scaled: bool) -> None:
+    """Stop where the loss or the gradients are no number, before a checkpoint keeps what they made of the weights.
+
+    Args:
+        logs: Figures of the step.
+        step: Its number.
+        scaled: A loss scaler leaves out steps whose gradients are no number.
+    """
+    wrong = "" if isfinite(logs["loss"]) else "loss"
+    if not wrong and not scaled and not isfinite(logs.get("grad_norm", 0.0)):
+        wrong = "norm of the gradients"
+    if wrong:
+        value = "NaN" if isnan(logs["loss"]) or wrong != "loss" else "infinite"
+        raise ProofError(
+            f"The {wrong} became {value} in step {step}, so the weights are worthless from there on. Lower "
+            "train.learning_rate, or look for the rows of that step; checkpoints of steps before it are whole."
+        )
 
 
 def memory_bytes() -> int:

@@ -41,12 +41,17 @@ class State:
         return self.folder / ASIDE
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint; those that fail their hashes are told and left out."""
+        """Return the newest whole checkpoint."""
+        return next((path for path in self._checkpoints() if _broken(path) is None), None)
+
+    def discard_broken(self) -> None:
+        """Drop checkpoints that fail their hashes, and say so: they must not count among those that are kept."""
         for path in self._checkpoints():
-            if (wrong := _broken(path)) is None:
-                return path
-            logger.warning("%s of %s is not as it was written, so the checkpoint before it is taken.", wrong, path.name)
-        return None
+            if wrong := _broken(path):
+                logger.warning(
+                    "%s of %s is not as it was written, so the checkpoint before it is taken.", wrong, path.name
+                )
+                shutil.rmtree(path)
 
     def seal(self, written: Path, keep: int) -> Path:
         """Make a checkpoint whole: hash it, give it its name, and only then drop those beyond `keep`."""
@@ -71,23 +76,24 @@ class State:
     def told(self, name: str) -> str | None:
         """Return what was remembered under a name."""
         path = self.folder / ABOUT
-        found = json.loads(path.read_text())["notes"].get(name) if path.exists() else None
+        found = _read(path).get("notes", {}).get(name) if path.exists() else None
         return None if found is None else str(found)
 
     def remember(self, name: str, value: str) -> None:
         """Keep a short text beside the checkpoints, like the id of the run that shows the curves."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ABOUT
-        notes = json.loads(path.read_text())["notes"] if path.exists() else {}
+        notes = _read(path).get("notes", {}) if path.exists() else {}
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
+        _to_disk(fresh)
         fresh.replace(path)
 
     def others(self) -> list[str]:
         """Name unfinished trainings of the same rows and base model by what differs in their recipe."""
         found = []
         for path in sorted(self.folder.parent.glob(f"*/{ABOUT}")):
-            theirs = json.loads(path.read_text())["identity"]
+            theirs = _read(path).get("identity", {})
             same = all(theirs.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
             if same and path.parent != self.folder and any(path.parent.glob(f"{PREFIX}*")):
                 found.append(f"{path.parent.name} ({'; '.join(differences(theirs, self.identity))})")
@@ -123,11 +129,22 @@ def _broken(path: Path) -> str | None:
     """Return the file that is missing or has other bytes than were written, or None."""
     if not (path / SEAL).exists():
         return SEAL
-    hashes: dict[str, str] = json.loads((path / SEAL).read_text())
+    hashes = _read(path / SEAL)
+    if not hashes:
+        return SEAL
     return next(
         (name for name, wanted in hashes.items() if not (path / name).exists() or sha256_of(path / name) != wanted),
         None,
     )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a small file of ours holds; nothing where it was damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _to_disk(path: Path) -> None:

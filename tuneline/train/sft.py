@@ -281,6 +281,7 @@ def _levers_of(loop: SFTTrainer) -> Iterator[None]:
 def _last_of(job: Job) -> Path | None:
     """Return the checkpoint to go on from; name unfinished trainings that this recipe does not go on with."""
     job.state.discard_unfinished()
+    job.state.discard_broken()
     for other in job.state.others():
         logger.warning("Another training of these rows is unfinished and is left alone: %s.", other)
     return job.state.latest()
@@ -290,6 +291,10 @@ def _stopped(job: Job, loop: SFTTrainer, name: str) -> str:
     done = f"The training was stopped by {name} after step {loop.state.global_step} of {job.num_steps}"
     if loop.kept is None:
         return f"{done}. {job.config.optim} keeps no state that can be saved, so it starts over next time."
+    latest = job.state.latest()
+    if latest is None or step_of(latest) != loop.state.global_step:
+        have = f"goes on from step {step_of(latest)}" if latest else "starts over"
+        return f"{done}; its state could not be saved, so it {have} next time."
     return f"{done}; its state is saved. Give the same command again to go on."
 
 

@@ -159,6 +159,28 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(parts, home, w
     assert weights(checkpoint) == whole[0]
 
 
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(parts, home):
+    """A damaged one of a later step must not push out the whole one that is written next."""
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8))
+    (seal,) = home.glob("training/*/checkpoint-6/sha256.json")
+    seal.write_text("{")
+
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(6), save_steps=0, save_seconds=1e-9, save_total_limit=1)
+
+    assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-5"]
+    assert trained(parts)[1].decisions["resume"] == "went on from step 5 of 11"
+
+
+def test_a_damaged_note_of_another_training_stops_none(parts, home):
+    other = home / "training" / "other"
+    other.mkdir(parents=True)
+    (other / "training.json").write_text("")
+
+    assert "resume" not in trained(parts)[1].decisions
+
+
 def test_what_was_being_written_when_a_process_died_is_not_taken(parts, home, whole):
     with pytest.raises(DiedError):
         trained(parts, LORA, dying_at(8))
@@ -250,6 +272,21 @@ def test_another_fault_while_saving_is_raised(parts, monkeypatch):
 
     with pytest.raises(OSError, match="Input/output error"):
         trained(parts)
+
+
+def test_gradients_that_are_no_number_stop_before_a_checkpoint_keeps_them(parts, home, monkeypatch):
+    plain, calls = Levers.summed_loss, []
+
+    def steep_at_sixth(*given):
+        calls.append(1)
+        total, count = plain(*given)
+        return (total + (0 * total).sqrt() if len(calls) == 6 else total), count
+
+    monkeypatch.setattr(Levers, "summed_loss", steep_at_sixth)
+
+    with pytest.raises(ProofError, match="The norm of the gradients became NaN in step 6"):
+        trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
+    assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeypatch):
