@@ -48,7 +48,8 @@ class LeversConfig(Config):
     adapter, or where the model scales or caps its logits."""
 
     fused_lora: bool = True
-    """LoRA's layer as one operation. Not with dropout, DoRA, quantized bases or other methods."""
+    """LoRA's layer as one operation. Not with dropout, DoRA, quantized bases, other methods or
+    `load.gradient_checkpointing: selective`."""
 
     keep_memory: bool = True
     """Keep the memory of a step for the next; on a CPU with glibc."""

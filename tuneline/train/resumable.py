@@ -49,8 +49,7 @@ class Resumable(Trainer):
     tokens_seen = 0
 
     def _get_output_dir(self, trial: Any) -> str:
-        assert self.kept is not None, "a checkpoint needs a place"
-        return str(self.kept.aside)
+        return str(self.kept.aside) if self.kept else str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint aside and give it its name once it is whole; a full disk is told, and training goes on."""

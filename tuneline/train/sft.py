@@ -218,7 +218,8 @@ def _levers(job: Job, loaded: Loaded, loop: SFTTrainer) -> Levers:
     inputs = collate([{"input_ids": ids, "labels": ids, "lengths": lengths}])
     inputs = {name: _to(value, loop.model.device) for name, value in inputs.items()}
     loop.model.train()
-    return apply(job.family, loop.model, job.config.levers, inputs, loaded.precision.autocast)
+    selective, autocast = job.load.gradient_checkpointing == "selective", loaded.precision.autocast
+    return apply(job.family, loop.model, job.config.levers, inputs, autocast, recomputes_parts=selective)
 
 
 def _keeps_no_state(job: Job) -> bool:

@@ -72,7 +72,15 @@ class Levers:
             self.keeps_memory = False
 
 
-def apply(family: Family, model: Any, config: LeversConfig, inputs: Inputs, autocast: torch.dtype | None) -> Levers:
+def apply(
+    family: Family,
+    model: Any,
+    config: LeversConfig,
+    inputs: Inputs,
+    autocast: torch.dtype | None,
+    *,
+    recomputes_parts: bool = False,
+) -> Levers:
     """Switch levers on, one by one, each held against the plain model.
 
     Args:
@@ -81,12 +89,17 @@ def apply(family: Family, model: Any, config: LeversConfig, inputs: Inputs, auto
         config: What the recipe asks for.
         inputs: A short packed row, on the model's device.
         autocast: Type of the computation where weights have several.
+        recomputes_parts: Activations are recomputed but for products.
     """
     levers = Levers(family, model)
     probe = _Probe(levers, inputs, autocast)
     ways: list[tuple[str, str, Callable[[], str]]] = [
         ("head_loss", head.why_not(family, model), lambda: probe.held(levers.switch_head)),
-        ("fused_lora", fused.why_not(model), lambda: probe.held(levers.switch_layers)),
+        (
+            "fused_lora",
+            fused.why_not(model, recomputes_parts=recomputes_parts),
+            lambda: probe.held(levers.switch_layers),
+        ),
         ("keep_memory", memory.why_not(), levers.keep_memory),
     ]
     for name, why, switch_on in ways:

@@ -55,8 +55,15 @@ def layers(model: nn.Module) -> list[lora.Linear]:
     return [module for module in model.modules() if isinstance(module, lora.Linear) and _is_plain(module)]
 
 
-def why_not(model: nn.Module) -> str:
-    """Return what keeps every layer from being fused, or an empty text."""
+def why_not(model: nn.Module, *, recomputes_parts: bool = False) -> str:
+    """Return what keeps every layer from being fused, or an empty text.
+
+    Args:
+        model: With its adapter.
+        recomputes_parts: Products are kept and the rest is recomputed, which forbids to add into a product.
+    """
+    if recomputes_parts:
+        return "load.gradient_checkpointing: selective keeps the products that it would add into"
     return "" if layers(model) else "no layer has a plain LoRA without dropout on a plain matrix"
 
 

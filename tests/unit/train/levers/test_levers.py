@@ -166,6 +166,15 @@ def test_a_base_in_16_bits_beside_an_adapter_in_32_trains(tiny_model):
     assert all(part.grad.dtype == torch.float32 for part in model.parameters() if part.requires_grad)
 
 
+def test_fused_layers_step_aside_where_products_are_kept(tiny_model):
+    model = adapted(tiny_model)
+
+    levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), None, recomputes_parts=True)
+
+    assert "stepped aside: load.gradient_checkpointing: selective" in levers.decisions["levers.fused_lora"]
+    assert not levers.fused_layers
+
+
 def test_off_means_off(tiny_model):
     levers = switched_on(adapted(tiny_model), head_loss=False, fused_lora=False)
 
