@@ -18,6 +18,6 @@ def watched() -> str:
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "{stage}_examples"]:
+def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "examples"]:
     """Give every record the one shape."""
     return alignment.align(records, config)

@@ -19,6 +19,6 @@ def watched() -> str:
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def ingest(sources: Manifest, config: IngestConfig) -> Annotated[Corpus, "{stage}_records"]:
+def ingest(sources: Manifest, config: IngestConfig) -> Annotated[Corpus, "records"]:
     """Read exactly the bytes that were resolved."""
     return data_sources.ingest(sources, config)

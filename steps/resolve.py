@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 def resolve(
     config: ResolveConfig,
 ) -> tuple[
-    Annotated[Manifest, "{stage}_sources"],
-    Annotated[Manifest, "{stage}_benchmarks"],
-    Annotated[Manifest, "{stage}_tokenizer"],
-    Annotated[Manifest, "{stage}_base_model"],
+    Annotated[Manifest, "sources"],
+    Annotated[Manifest, "benchmarks"],
+    Annotated[Manifest, "tokenizer"],
+    Annotated[Manifest, "base_model"],
 ]:
     """Find data sets, exams and base model; refuse early what would fail late."""
     tracker.connect()

@@ -9,7 +9,7 @@ from materializers import CHECKPOINT, DOCUMENT
 from steps.caching import code_behind
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
-from tuneline.config.preference import Training
+from tuneline.config.training import Training
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model.checkpoint import Checkpoint

@@ -38,8 +38,8 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
     tracker.connect()
     assert registry.find("alpaca", result.decision.version).folder() == result.model_folder
     assert result.report.metrics()["rougeL"]["model"].num_items == 16
-    rows = run.steps["tokenize_pack"].outputs["sft_rows"][0].load()
-    base = Path(run.steps["resolve"].outputs["sft_base_model"][0].load().only().location)
+    rows = run.steps["tokenize_pack"].outputs["rows"][0].load()
+    base = Path(run.steps["resolve"].outputs["base_model"][0].load().only().location)
     folders = (base, result.model_folder)
     before, after = (sft.mean_loss(load_model(folder, attention="segment"), rows, "validation") for folder in folders)
     assert after < before

@@ -1,4 +1,4 @@
-"""A format of the user's own, `module:function`: where its source lies, found without importing anything.
+"""Code of the user's own, `module:function`: where its source lies, found without importing anything.
 
 The working directory comes first, as with `python -m`.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 from tuneline.errors import RecipeError
 from tuneline.identity import sha256_of
 
+FORMAT = "sources.format"
+
 
 def format_hash(name: str) -> str:
     """Return the sha256 of the source file behind `module:function`; of a built-in format, an empty string.
@@ -19,10 +21,19 @@ def format_hash(name: str) -> str:
     Raises:
         RecipeError: There is no such module.
     """
-    return sha256_of(source_file(name)) if ":" in name else ""
+    return source_hash(name, FORMAT) if ":" in name else ""
 
 
-def source_file(name: str) -> Path:
+def source_hash(name: str, key: str) -> str:
+    """Return the sha256 of the source file behind `module:function`, which the recipe names under `key`.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
+    return sha256_of(source_file(name, key))
+
+
+def source_file(name: str, key: str = FORMAT) -> Path:
     """Return the file that `module` of `module:function` stands for.
 
     Raises:
@@ -32,7 +43,7 @@ def source_file(name: str) -> Path:
     found = _find(module) if module and function else None
     if found is None or not found.has_location or found.origin is None:
         raise RecipeError(
-            f"sources.format {name!r}: there is no module {module!r} in {Path.cwd()} or among the installed packages. "
+            f"{key} {name!r}: there is no module {module!r} in {Path.cwd()} or among the installed packages. "
             "Write module:function, like my_formats:read_row for the function read_row in my_formats.py."
         )
     return Path(found.origin)

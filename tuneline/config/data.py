@@ -88,7 +88,7 @@ class TokenizeStepConfig(TokenizeConfig):
     """What `tokenize_pack` sees: the policy, and the token budgets of data sets."""
 
     max_tokens: dict[str, int] = Field(default_factory=dict)
-    stage: Literal["pretrain", "sft", "preference", "kto"] = "sft"
+    stage: Literal["pretrain", "sft", "preference", "kto", "prompt"] = "sft"
     """What the rows are for; another kind of example is refused."""
 
 

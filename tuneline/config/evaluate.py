@@ -1,5 +1,6 @@
 """Configs of evaluation and promotion."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -7,7 +8,9 @@ from pydantic import Field
 from tuneline.config.base import Config
 from tuneline.config.loader import Holding
 
-Metric = Literal["rouge1", "rouge2", "rougeL", "log_likelihood", "preference_accuracy", "signed_log_likelihood"]
+Metric = Literal[
+    "rouge1", "rouge2", "rougeL", "log_likelihood", "preference_accuracy", "signed_log_likelihood", "reward"
+]
 
 
 class EvaluateConfig(Config):
@@ -40,6 +43,17 @@ class EvaluateStepConfig(EvaluateConfig):
     load: Holding = Holding()
     """How the models are held that answer."""
 
+    reward_model: Path | None = None
+    """Folder of the reward model that judges answers."""
+
+    reward_function: str | None = None
+    reward_function_hash: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Something gives answers a reward."""
+        return self.reward_model is not None or self.reward_function is not None
+
 
 class GateConfig(Config):
     """What a new model must prove before it is promoted (docs/decisions/0003)."""
@@ -47,7 +61,7 @@ class GateConfig(Config):
     metric: Metric = "rougeL"
     """Target: the mean over held-out items that must rise. ROUGE is for chats, `log_likelihood` (nats a token) for
     texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for answers
-    with labels."""
+    with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
 
     min_gain: float = Field(0.0, ge=0)
     """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""

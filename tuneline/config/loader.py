@@ -53,8 +53,9 @@ class AdapterSource(Config):
     path: Path
     """Its folder, relative to the recipe's file."""
 
-    use: Literal["merge", "continue"] = "merge"
-    """`merge` folds it into the base before training; `continue` trains it further, and must be the last."""
+    use: Literal["merge", "continue", "reward"] = "merge"
+    """`merge` folds it into the base before training; `continue` trains it further, and must be the last; `reward`
+    judges answers with the head beside it (stages `ppo` and `grpo`), and changes nothing."""
 
 
 class Holding(Config):
@@ -126,10 +127,17 @@ class LoadConfig(Holding):
 
     @model_validator(mode="after")
     def _only_the_last_adapter_goes_on(self) -> "LoadConfig":
-        if any(adapter.use == "continue" for adapter in self.adapters[:-1]):
+        own = [adapter for adapter in self.adapters if adapter.use != "reward"]
+        if any(adapter.use == "continue" for adapter in own[:-1]):
             raise ValueError(
                 "adapters: only the last adapter can have use: continue; those before it are merged. Set use: merge."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_reward_model_judges(self) -> "LoadConfig":
+        if sum(adapter.use == "reward" for adapter in self.adapters) > 1:
+            raise ValueError("adapters: several have use: reward, and one reward model judges. Leave one.")
         return self
 
     @model_validator(mode="after")

@@ -1,10 +1,10 @@
 """Configs of the stages that learn from preferences; field names are those of `trl`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.train import Optimisation, TrainConfig
+from tuneline.config.train import Optimisation
 
 DPOLoss = Literal[
     "sigmoid",
@@ -193,10 +193,3 @@ class RewardConfig(PreferenceConfig):
     center_rewards_coefficient: float | None = Field(None, gt=0)
     """Weight of the squared sum of both rewards, which keeps them around zero (Eisenstein et al. 2023,
     arXiv:2312.09244), like 0.01."""
-
-
-Training = Annotated[
-    TrainConfig | DPOConfig | ORPOConfig | CPOConfig | SimPOConfig | KTOConfig | RewardConfig,
-    Field(discriminator="objective"),
-]
-"""The optimisation of some stage, told apart by what it minimises."""

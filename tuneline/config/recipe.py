@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from tuneline.config import support
 from tuneline.config.base import Config
-from tuneline.config.custom import format_hash
+from tuneline.config.custom import format_hash, source_hash
 from tuneline.config.data import (
     DataSection,
     ExamConfig,
@@ -20,6 +20,7 @@ from tuneline.config.loader import LoadConfig, LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
 from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
+from tuneline.config.rl import GRPOConfig, PPOConfig
 from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
 from tuneline.config.train import MergeAdapterConfig, Optimisation, TrainConfig
 
@@ -42,12 +43,14 @@ class ResolveConfig(Config):
     load: LoadConfig = LoadConfig()
     method: Method
     max_length: int
+    reward_function: str | None = None
+    """Function that judges answers, as in the recipe."""
 
 
 class Recipe(DataSection):
     """What the recipes of all stages have in common."""
 
-    rows: ClassVar[Literal["pretrain", "sft", "preference", "kto"]]
+    rows: ClassVar[Literal["pretrain", "sft", "preference", "kto", "prompt"]]
     """What the training rows are made for."""
 
     metrics: ClassVar[tuple[str, ...]]
@@ -166,8 +169,12 @@ class Recipe(DataSection):
         return LoadStepConfig(
             **self.load.model_dump(exclude={"adapters"}),
             max_length=self.tokenize.max_length,
-            uses=[adapter.use for adapter in self.load.adapters],
+            uses=[adapter.use for adapter in self.load.adapters if adapter.use != "reward"],
         )
+
+    def for_train(self) -> Optimisation:
+        """Return what `train` sees; what is minimised is written out, as a step's parameters keep set fields only."""
+        return self.train.model_copy(update={"objective": self.train.objective})
 
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
@@ -252,8 +259,90 @@ class RewardRecipe(Recipe):
     train: RewardConfig = RewardConfig()
 
 
+class RLRecipe(Recipe):
+    """What the stages that learn from rewards have in common: prompts, and something that judges answers."""
+
+    rows = "prompt"
+    metrics = ("reward", "rougeL", "rouge1", "rouge2")
+    train: PPOConfig | GRPOConfig
+
+    def for_train(self) -> Optimisation:
+        """Return what `train` sees, with the hash of the reward function."""
+        return super().for_train().model_copy(update={"reward_function_hash": self._hash()})
+
+    def for_evaluate(self) -> EvaluateStepConfig:
+        """Return what `evaluate` sees: the same judge."""
+        models = [adapter.path for adapter in self.load.adapters if adapter.use == "reward"]
+        return (
+            super()
+            .for_evaluate()
+            .model_copy(
+                update={
+                    "reward_model": models[0] if models else None,
+                    "reward_function": self.train.reward_function,
+                    "reward_function_hash": self._hash(),
+                }
+            )
+        )
+
+    def for_resolve(self) -> ResolveConfig:
+        """Return what `resolve` sees: it looks at the reward function too."""
+        return super().for_resolve().model_copy(update={"reward_function": self.train.reward_function})
+
+    def _hash(self) -> str:
+        name = self.train.reward_function
+        return source_hash(name, "train.reward_function") if name else ""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> "RLRecipe":
+        models = [adapter for adapter in self.load.adapters if adapter.use == "reward"]
+        if bool(models) == bool(self.train.reward_function):
+            both = "both judge" if models else "neither is given"
+            raise ValueError(
+                f"train.reward_function and load.adapters (use: reward): {both}. Set reward_function to "
+                "module:function, or name the folder of a model that `stage: rm` trained with use: reward."
+            )
+        return self
+
+
+class PPORecipe(RLRecipe):
+    """Proximal policy optimisation on prompts; one base model plays all roles."""
+
+    stage: Literal["ppo"]
+    train: PPOConfig = PPOConfig()
+
+
+class GRPORecipe(RLRecipe):
+    """Group-relative policy optimisation on prompts."""
+
+    stage: Literal["grpo"]
+    train: GRPOConfig = GRPOConfig()
+
+    @model_validator(mode="after")
+    def _a_reference_is_the_base(self) -> "GRPORecipe":
+        method = support.variant(self.method)
+        if self.train.beta > 0 and method in NO_BASE_BESIDE:
+            raise ValueError(
+                f"train.beta: the reference is the base with the adapter switched off, and method {method} changes the "
+                "base. Set method.type: lora, or train.beta: 0."
+            )
+        return self
+
+
+NO_BASE_BESIDE = ("full", "freeze", "pissa", "olora")
+"""Methods that leave no base model to compare with when they are switched off."""
+
 AnyRecipe = Annotated[
-    SFTRecipe | PretrainRecipe | DPORecipe | ORPORecipe | CPORecipe | SimPORecipe | KTORecipe | RewardRecipe,
+    SFTRecipe
+    | PretrainRecipe
+    | DPORecipe
+    | ORPORecipe
+    | CPORecipe
+    | SimPORecipe
+    | KTORecipe
+    | RewardRecipe
+    | PPORecipe
+    | GRPORecipe,
     Field(discriminator="stage"),
 ]
 """The recipe of some stage, told apart by it."""
@@ -267,6 +356,8 @@ RECIPES: dict[str, type[Recipe]] = {
     "simpo": SimPORecipe,
     "kto": KTORecipe,
     "rm": RewardRecipe,
+    "ppo": PPORecipe,
+    "grpo": GRPORecipe,
 }
 """Stage -> its recipe."""
 

@@ -21,7 +21,9 @@ _IDS = List(Value("int32"))
 PAIR = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "example_id": Value("string")})
 LABELLED = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")})
 COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
-ANSWERS = {"preference": ("chosen", "rejected"), "kto": ("completion",)}
+PROMPT = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "example_id": Value("string")})
+ANSWERS = {"preference": ("chosen", "rejected"), "kto": ("completion",), "prompt": ("completion",)}
+_FEATURES = {"preference": PAIR, "kto": LABELLED, "prompt": PROMPT}
 _ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 
 Row = dict[str, Any]
@@ -31,14 +33,14 @@ def tokenize_split(examples: Dataset, sequencer: Sequencer, config: TokenizeConf
     """Tokenize one split.
 
     Returns:
-        Rows (`PAIR` or `LABELLED`), and counts.
+        Rows (`PAIR`, `LABELLED` or `PROMPT`), and counts.
 
     Raises:
         DataError: A pair is longer than `max_length` and `overlong` says refuse, or too many are cut.
     """
     sequencer.start()
     totals = {"tokens": 0, "trained_tokens": 0}
-    with Writer(PAIR if kind == "preference" else LABELLED) as writer:
+    with Writer(_FEATURES[kind]) as writer:
         for batch in corpus.batches(examples):
             rows = list(_rows(schema.from_batch(batch, COLUMNS), sequencer, config, ANSWERS[kind]))
             if rows:

@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[schema.Kind, ...]] = {
     "sft": ("chat", "text"),
     "preference": ("preference",),
     "kto": ("kto",),
+    "prompt": ("chat",),
 }
 """Kinds of examples that a stage trains on."""
 
@@ -55,9 +56,10 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
     splits, counts, shown = {}, dict[str, Any](), list[Tokens]()
     kind = _kind(mixture.splits["train"], config.stage)
     _refuse_torn_chats(kind, config)
+    answers = config.stage if config.stage == "prompt" else kind
     for name in SPLITS:
-        if kind in pairs.ANSWERS:
-            splits[name], counts[name] = pairs.tokenize_split(mixture.splits[name], sequencer, config, kind)
+        if answers in pairs.ANSWERS:
+            splits[name], counts[name] = pairs.tokenize_split(mixture.splits[name], sequencer, config, answers)
             continue
         budgets = dict(config.max_tokens) if name == "train" else {}
         splits[name], counts[name], first = _tokenize_split(mixture.splits[name], sequencer, config, budgets)

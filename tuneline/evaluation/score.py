@@ -11,7 +11,7 @@ from tuneline import progress
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import benchmarks, render
 from tuneline.data.tokenizer import load_tokenizer
-from tuneline.evaluation import choice, generate, likelihood, rouge
+from tuneline.evaluation import choice, generate, judge, likelihood, rouge
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
 from tuneline.model import value_head
@@ -92,7 +92,8 @@ def _held_out(
 
 def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig) -> str:
     """Name how answers are made and scored; another way is another protocol."""
-    return digest(["greedy", tokenizer.content_hash(), config.max_new_tokens, rouge.VERSION, "float32"])
+    judged = [judge.name(config)] if config.judged else []
+    return digest(["greedy", tokenizer.content_hash(), config.max_new_tokens, rouge.VERSION, "float32", *judged])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
@@ -113,7 +114,9 @@ def _generator(
         references = [item.reference for item in items]
         metric = rouge.Rouge(keep_in_memory=True)
         columns = metric.compute(predictions=outputs, references=references, aggregate=False)
-        rows = [{kind: columns[kind][i] for kind in rouge.KINDS} for i in range(len(items))]
+        if config.judged:
+            columns["reward"] = judge.of(config, tokenizer)(prompts, outputs, references)
+        rows = [{kind: column[i] for kind, column in columns.items()} for i in range(len(items))]
         return [score(*parts) for parts in zip(items, outputs, rows, strict=True)]
 
     return answer

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuneline.config.loader import LoadStepConfig
 from tuneline.identity import Manifest
+from tuneline.model import source
 
 BASE = "base_model"
 ABOUT = "adapter_base.json"
@@ -27,7 +28,7 @@ def write(target: Path, adapter: Path, base_model: Manifest, config: LoadStepCon
         config: How the base was held in training.
     """
     shutil.copytree(adapter, target, dirs_exist_ok=True)
-    base, *adapters = base_model.items
+    base, adapters = base_model.items[0], source.adapter_items(base_model)
     merged = [item for item, use in zip(adapters, config.uses, strict=True) if use == "merge"]
     _link(base.paths(), Path(base.location), target / BASE)
     for number, item in enumerate(merged):

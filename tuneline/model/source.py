@@ -29,6 +29,11 @@ TOKENIZER = (
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")
+REWARD_HEAD = "value_head.safetensors"
+"""What a reward training leaves beside its adapter."""
+
+REWARD = "reward model"
+"""What `source` of an adapter begins with that judges answers."""
 
 
 def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple[Manifest, Manifest, str]:
@@ -62,9 +67,19 @@ def folder_of(manifest: Manifest) -> Path:
     return Path(manifest.items[0].location)
 
 
+def adapter_items(base_model: Manifest) -> list[Located]:
+    """Return the adapters that become part of the model, in order."""
+    return [item for item in base_model.items[1:] if not item.source.startswith(REWARD)]
+
+
 def adapters_of(base_model: Manifest) -> list[Path]:
-    """Return the folders of the adapters that stand behind the weights, in order."""
-    return [Path(item.location) for item in base_model.items[1:]]
+    """Return the folders of the adapters that become part of the model, in order."""
+    return [Path(item.location) for item in adapter_items(base_model)]
+
+
+def reward_of(base_model: Manifest) -> Path | None:
+    """Return the folder of the reward model that judges answers, if there is one."""
+    return next((Path(item.location) for item in base_model.items[1:] if item.source.startswith(REWARD)), None)
 
 
 def with_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Manifest:
@@ -73,16 +88,42 @@ def with_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Ma
     Raises:
         SourceError: A folder holds no adapter.
     """
-    items = [*base_model.items, *(_adapter(adapter.path) for adapter in adapters)]
+    items = [*base_model.items, *(_adapter(adapter) for adapter in adapters)]
     return Manifest(kind=base_model.kind, items=items)
 
 
-def _adapter(folder: Path) -> Located:
+def _adapter(adapter: AdapterSource) -> Located:
+    folder = adapter.path
     check_adapter(folder)
+    if adapter.use == "reward":
+        _check_reward_model(folder)
     files = _glob(folder, ADAPTER)
-    return Located(
-        name=folder.name, location=str(folder), source=f"directory {folder.name}", files=file_entries(folder, files)
-    )
+    said = f"{REWARD if adapter.use == 'reward' else 'directory'} {folder.name}"
+    return Located(name=folder.name, location=str(folder), source=said, files=file_entries(folder, files))
+
+
+def _check_reward_model(folder: Path) -> None:
+    for name in (REWARD_HEAD, "base_model"):
+        if not (folder / name).exists():
+            raise SourceError(
+                f"load.adapters: {folder} has no {name}, so it cannot judge. Give the folder of a registered model "
+                "that `stage: rm` trained with an adapter."
+            )
+
+
+def check_same_base(base_model: Manifest, reward_model: Path) -> None:
+    """Compare the base of a reward adapter with the policy's: one model plays both.
+
+    Raises:
+        SourceError: The weights are others.
+    """
+    place = reward_model / "base_model"
+    theirs, ours = file_entries(place, _glob(place, WEIGHTS)), base_model.items[0].files
+    if weights_hash(theirs) != weights_hash(ours):
+        raise SourceError(
+            f"load.adapters: the reward model {reward_model} was trained on another base than this recipe's model, and "
+            "one base plays both. Name the same model, or train the reward model on this one."
+        )
 
 
 def model_type(base_model: Manifest) -> str:

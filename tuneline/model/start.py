@@ -5,7 +5,7 @@ Everything is checked on the shapes alone, before any weights are read.
 
 from tuneline.config import quantizations
 from tuneline.config.recipe import ResolveConfig
-from tuneline.data import template, vocabulary
+from tuneline.data import custom, template, vocabulary
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
 from tuneline.model import precision, quantize, rope, source
@@ -53,6 +53,8 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
     """
     about = read_config(source.folder_of(base_model), config.load)
     family = families[config.method.type]
+    if config.reward_function:
+        custom.load_reward(config.reward_function)
     comes = quantize.kind_of(about.to_dict())
     asked = config.load.quantization.type if config.load.quantization else None
     quantizations.check_once(comes, asked)
@@ -66,6 +68,8 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
     new_ids = grow(shape, source.folder_of(tokenizer))
     for adapter in config.load.adapters:
         check_fits(shape, adapter.path)
+        if adapter.use == "reward":
+            source.check_same_base(base_model, adapter.path)
         if adapter.use == "merge" and not families[family_of(adapter.path)].mergeable:
             raise RecipeError(
                 f"load.adapters: {adapter.path} was made by {family_of(adapter.path)}, which has no merged form. Set "

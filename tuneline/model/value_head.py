@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tuneline.errors import SourceError
+from tuneline.model import source
 
-FILE = "value_head.safetensors"
+FILE = source.REWARD_HEAD
 
 
 class ValueHead(nn.Module):

@@ -23,6 +23,8 @@ from tuneline.train.objectives import objective_of
 from tuneline.train.proof import CHECKED_TOKENS
 from tuneline.train.resumable import Saving, stopped_by_signals
 from tuneline.train.resume import step_of
+from tuneline.train.rl.objectives import RL
+from tuneline.train.rl.trainer import RLTrainer, equip
 from tuneline.train.trainer import StageTrainer
 from tuneline.train.watch import Best, Watch
 
@@ -51,7 +53,8 @@ def make(job: Job, loaded: Loaded, work: Path) -> StageTrainer:
     _hold_trained(model, loaded.precision.trained)
     splits = reference.prepared(job, objective, model, loaded.precision.autocast)
     alpha = job.config.neftune_noise_alpha
-    loop = StageTrainer(
+    kind = RLTrainer if isinstance(objective, RL) else StageTrainer
+    loop = kind(
         job.family,
         job.method,
         objective,
@@ -62,6 +65,8 @@ def make(job: Job, loaded: Loaded, work: Path) -> StageTrainer:
         eval_dataset=splits["validation"],
         data_collator=objective.collate,
     )
+    if isinstance(loop, RLTrainer):
+        equip(loop, job)
     loop.add_callback(trainer.AfterStep(job.family, model))
     loop.kept, loop.keep = None if keeps_no_state(job) else job.state, job.config.save_total_limit
     loop.best = Best(job.state.folder if loop.kept else work / "state")

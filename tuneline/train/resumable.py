@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from tuneline.config.train import Optimisation
 from tuneline.model.methods.base import Family
+from tuneline.train.objectives import Objective
 from tuneline.train.resume import PREFIX, State, step_of
 from tuneline.train.watch import Best
 
@@ -48,6 +49,7 @@ class Resumable(Trainer):
     keep = 2
     history: list[dict[str, float]]
     tokens_seen = 0
+    objective: Objective
     best: Best
     """The best evaluation so far."""
 
@@ -85,6 +87,7 @@ class Resumable(Trainer):
         save_file(trained, folder / WEIGHTS)
         torch.save(self.family.beside(self.model), folder / BESIDE)
         figures = {"history": self.history, "tokens_seen": self.tokens_seen, "best": self.best.state()}
+        figures["objective"] = self.objective.state()
         (folder / FIGURES).write_text(json.dumps(figures))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -100,6 +103,7 @@ class Resumable(Trainer):
         self.history[:] = figures["history"]
         self.tokens_seen = figures["tokens_seen"]
         self.best.restore(figures["best"])
+        self.objective.restore(figures["objective"])
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Return what is trained, by name."""

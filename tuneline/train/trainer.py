@@ -62,7 +62,7 @@ class StageTrainer(Resumable):
         if self.noise:
             self.noise.of_row(inputs["cu_seq_lens_q"])
         found = self.objective.measure(model, inputs, self.token_losses)
-        _add(self._sums, found.figures)
+        self.add_figures(found.figures)
         loss = found.total / (num_items_in_batch if num_items_in_batch is not None else found.num_items)
         penalty = self.family.penalty(model)
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
@@ -78,6 +78,10 @@ class StageTrainer(Resumable):
         found = {name: total / count for name, (total, count) in self._sums.items()} | self._told
         self._sums, self._told = {}, {}
         return found
+
+    def add_figures(self, figures: dict[str, tuple[float, float]]) -> None:
+        """Count figures (name -> sum and number) towards the averages of this step."""
+        _add(self._sums, figures)
 
     def tell(self, figures: dict[str, float]) -> None:
         """Have figures shown with those of this step."""

@@ -95,7 +95,8 @@ def strict_pipeline(stage: str) -> Callable[[Callable[..., None]], StrictPipelin
     """Make a function a strict pipeline of the same name that stops at the first failed step.
 
     Args:
-        stage: What the names of its artifacts begin with, like `sft_rows`: names are global in a ZenML project.
+        stage: What the names of trained artifacts begin with, like `sft_model`: names are global in a ZenML project.
+            Data carry no stage in their names, so that stages share what was cached.
     """
 
     def make(function: Callable[..., None]) -> StrictPipeline:

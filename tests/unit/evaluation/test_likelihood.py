@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from tuneline.data import schema
 from tuneline.evaluation import likelihood
+from tuneline.model import value_head
 from tuneline.model.load import load_model
 
 
@@ -111,3 +112,17 @@ def test_chats_are_asked_and_not_scored_by_likelihood():
 
     assert not likelihood.is_by_likelihood(held_out(chat))
     assert likelihood.is_by_likelihood(held_out(text("So.")))
+
+
+def test_a_reward_model_judges_pairs_by_its_rewards(model, tokenizer):
+    """A head that looks for the last token's embedding gives one of two answers more, whatever is likelier."""
+    rows = held_out(pair("It is three.", "A B C D"), pair("A B C D", "It is three."))
+    head = value_head.attach(model, std=1.0)
+
+    found = scored(model, tokenizer, rows, head=head)
+
+    assert sum(score.metrics["preference_accuracy"] for score in found.values()) == 1
+    head.summary.weight.data.neg_()
+    turned = scored(model, tokenizer, rows, head=head)
+    for item, score in found.items():
+        assert turned[item].metrics["preference_accuracy"] == 1 - score.metrics["preference_accuracy"]

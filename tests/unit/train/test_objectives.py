@@ -1,4 +1,4 @@
-"""Preference stages: losses as trl computes them, a reference that is the model as it starts, and a model that learns."""
+"""Preference stages: losses as trl computes them, a reference that is the model as it starts, and they learn."""
 
 import math
 import os
@@ -62,11 +62,11 @@ def parts(tiny_model, home):
     return tokenizer, base_model, rows
 
 
-def trained(parts, kind, method=LORA, **changes):
+def trained(parts, kind, method=LORA, listeners=(), **changes):
     tokenizer, base_model, rows = parts
     config = KINDS[kind](**{"max_steps": 30, "learning_rate": 1e-2, "lr_scheduler_type": "constant", **changes})
     members = rows["kto" if kind == "kto" else "preference"]
-    return sft.train(members, base_model, tokenizer, LOAD, method, config)
+    return sft.train(members, base_model, tokenizer, LOAD, method, config, listeners)
 
 
 @pytest.mark.parametrize("method", [LORA, FullMethod(type="full")], ids=["lora", "full"])
@@ -90,7 +90,7 @@ def test_the_first_step_of_dpo_starts_at_the_model_itself(parts, method):
 
 
 def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
-    """Elsewhere ORPO and CPO train at a loss of 0.0 where the prompt fills the row; here an answer is never cut away."""
+    """Elsewhere ORPO and CPO train at a loss of 0.0 where the prompt fills the row; here an answer is never lost."""
     tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
     long = schema.content(
         [schema.message("user", "What is it? " * 60)],
@@ -272,7 +272,54 @@ def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
 
 
 def test_telemetry_of_trl_is_off_wherever_tests_run(quiet):
-    """trl tells of itself when a trainer is made, unless one of these is set; Tuneline itself never makes one."""
+    """Trl tells of itself when a trainer is made, unless one of these is set; Tuneline itself never makes one."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     sources = [path.read_text() for path in (tiny.Path(sft.__file__).parent).rglob("*.py")]
     assert not any("import trl" in text or "from trl" in text for text in sources)
+
+
+# -- going on, and watching
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto", "reward"])
+def test_a_killed_training_goes_on_to_the_same_weights(parts, kind):
+    settings = {"max_steps": 7, "save_steps": 3, "eval_steps": 2, "load_best_model_at_end": True}
+
+    def weights(checkpoint):
+        return {path.name: path.read_bytes() for path in checkpoint.path.glob("*.safetensors")}
+
+    kept = weights(trained(parts, kind, **settings)[0])
+    with pytest.raises(RuntimeError, match="died"):
+        trained(parts, kind, listeners=(dying_at_five,), **settings)
+    resumed, report = trained(parts, kind, **settings)
+
+    assert report.decisions["resume"] == "went on from step 3 of 7"
+    assert weights(resumed) == kept
+
+
+def dying_at_five(figures, step):
+    if step == 5:
+        raise RuntimeError("died")
+
+
+def test_the_best_weights_are_kept_and_a_training_stops_where_nothing_gets_better(parts):
+    """At an absurd learning rate it gets worse from some step on."""
+    settings = {"learning_rate": 0.5, "max_steps": 40, "eval_steps": 1}
+
+    _, report = trained(parts, "orpo", load_best_model_at_end=True, early_stopping_patience=3, **settings)
+
+    seen = [entry["validation_loss"] for entry in report.history]
+    best = min(range(len(seen)), key=seen.__getitem__)
+    assert len(seen) == best + 1 + 3 < 40
+    assert report.decisions["early_stopping"].endswith(f"best at step {best + 1}")
+    assert report.decisions["best"].startswith(f"weights of step {best + 1}, ")
+    assert report.summary["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
+
+
+def test_watching_changes_no_weights(parts):
+    kept = [
+        (trained(parts, "dpo", max_steps=4, **watched)[0].path / "adapter_model.safetensors").read_bytes()
+        for watched in ({}, {"eval_steps": 1})
+    ]
+
+    assert kept[0] == kept[1]

@@ -85,7 +85,7 @@ def _is_plain(layer: lora.Linear) -> bool:
         type(layer) is lora.Linear
         and type(base) is nn.Linear
         and not base.weight.requires_grad
-        and list(layer.lora_A) == [NAME]
+        and NAME in layer.lora_A
         and not layer.lora_variant  # DoRA and its like
         and isinstance(layer.lora_dropout[NAME], nn.Identity)
         and layer.lora_B[NAME].bias is None

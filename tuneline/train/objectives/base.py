@@ -50,6 +50,13 @@ class Objective:
         """Take away what `attach` added, before the method saves its own, and return its weights; mostly none."""
         return {}
 
+    def state(self) -> dict[str, float]:
+        """Return what the objective has learned for itself, for a checkpoint; mostly nothing."""
+        return {}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from where a checkpoint stood."""
+
     @property
     def prepares(self) -> bool:
         """Something is computed before the first step."""

@@ -93,12 +93,12 @@ class KTO(Objective):
         logps, _ = by_segment(strange, *token_losses(strange))
         return (logps - inputs[OTHER].to(logps)).mean().clamp(min=0)
 
-    def _figures(
-        self, ratio: torch.Tensor, label: torch.Tensor, moved: torch.Tensor
-    ) -> dict[str, tuple[float, float]]:
+    def _figures(self, ratio: torch.Tensor, label: torch.Tensor, moved: torch.Tensor) -> dict[str, tuple[float, float]]:
         reward = self.config.beta * ratio
         right = torch.where(label, ratio > moved, ratio < moved)
-        found = {"kl": (float(moved) * len(label), len(label))} if self.compares else {}
+        found: dict[str, tuple[float, float]] = {}
+        if self.compares:
+            found["kl"] = (float(moved) * len(label), len(label))
         found["rewards/accuracies"] = (float(right.sum()), len(label))
         for name, members in (("chosen", label), ("rejected", ~label)):
             if members.any():

@@ -1,0 +1,14 @@
+"""Group-relative policy optimisation on prompts: the line of `sft_pipeline`; answers judge each other.
+
+`zenml pipeline run pipelines.grpo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import GRPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("grpo")
+def grpo_pipeline(recipe: GRPORecipe) -> None:
+    """Learn from rewards as `recipe` says."""
+    line(recipe)

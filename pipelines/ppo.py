@@ -1,0 +1,14 @@
+"""Proximal policy optimisation on prompts: the line of `sft_pipeline`; one base model plays all roles.
+
+`zenml pipeline run pipelines.ppo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import PPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("ppo")
+def ppo_pipeline(recipe: PPORecipe) -> None:
+    """Learn from rewards as `recipe` says."""
+    line(recipe)

@@ -1,0 +1,81 @@
+"""Model-sharing RLHF: one base model plays policy, reference, reward model and critic, by switching adapters.
+
+As in LlamaFactory (Zheng et al. 2024, arXiv:2403.13372, section 3.3): the policy is the base with the adapter that is
+trained, the reference the base with every adapter off, so that it is the base to the bit; the reward model is the base
+with the adapter that a reward training made, and its head; the critic is a head on the policy.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneline.data import pairs
+from tuneline.model import value_head
+from tuneline.model.methods.base import Family
+from tuneline.model.methods.peft_family import NAME
+from tuneline.model.value_head import ValueHead
+from tuneline.train.collate import collate, moved
+
+REWARD = "reward"
+
+Span = tuple[list[int], list[int]]
+"""Token ids of a prompt, and of an answer to it."""
+
+Rewards = Callable[[list[Span], list[list[int]]], list[float]]
+"""Judges spans; the second argument are the reference answers."""
+
+
+@dataclass
+class RewardModel:
+    """The reward adapter on the policy's base, and its head."""
+
+    model: Any
+    head: ValueHead
+
+    @torch.no_grad()
+    def __call__(self, spans: list[Span], references: list[list[int]]) -> list[float]:
+        """Return the value at the last token of each answer."""
+        inputs = moved(collate([pairs.answered(spans)]), self.model.device)
+        last = inputs["cu_seq_lens_q"][1:].to(self.model.device) - 1
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        with _as_reward_model(self.model):
+            values = value_head.values(self.model, self.head, **rest)[0]
+        return [float(value) for value in values[last]]
+
+
+def attach_reward_model(model: Any, folder: Path) -> RewardModel:
+    """Load the adapter that a reward training made beside the policy's, and its head."""
+    model.load_adapter(str(folder), REWARD, is_trainable=False)
+    model.set_adapter(NAME)
+    return RewardModel(model, value_head.load(folder).to(model.device).eval())
+
+
+def detach_reward_model(model: Any) -> None:
+    """Leave the policy's adapter alone on the base."""
+    if REWARD in getattr(model, "peft_config", {}):
+        model.delete_adapter(REWARD)
+        model.set_adapter(NAME)
+
+
+@contextmanager
+def _as_reward_model(model: Any) -> Iterator[None]:
+    """Let the reward adapter take part, and no other; which parameters are trained stays as it was."""
+    trained = [part for part in model.parameters() if part.requires_grad]
+    model.set_adapter(REWARD, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(NAME)
+        for part in trained:
+            part.requires_grad_(True)
+
+
+@contextmanager
+def as_reference(family: Family, model: Any) -> Iterator[None]:
+    """Let no adapter take part: the base model to the bit."""
+    with family.switched_off(model), torch.no_grad():
+        yield

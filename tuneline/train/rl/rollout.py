@@ -1,0 +1,51 @@
+"""Answers of a model in training: drawn side by side, cut where they end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    stop_id: int
+    pad_id: int
+    temperature: float = 1.0
+
+
+@torch.no_grad()
+def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = False) -> list[Ids]:
+    """Return the answers to prompts, each with the stop token that ends it, if one does.
+
+    Draws from the whole distribution, whatever the model's own generation config prefers.
+
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids; none is empty.
+        drawing: Lengths, stop token and temperature.
+        greedy: Take the likeliest token each time.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[drawing.pad_id] * (width - len(row)) + row for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    whole = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=drawing.max_new_tokens,
+        min_new_tokens=1,
+        repetition_penalty=1.0,
+        pad_token_id=drawing.pad_id,
+        eos_token_id=drawing.stop_id,
+        **({"do_sample": False} if greedy else whole),
+    )
+    return [_ended(row, drawing.stop_id) for row in made[:, width:].tolist()]
+
+
+def _ended(ids: Ids, stop_id: int) -> Ids:
+    return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
