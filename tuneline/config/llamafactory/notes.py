@@ -1,0 +1,110 @@
+"""What a translation writes down on its way: values of the recipe, where they come from, and what is to be told."""
+
+from typing import Any
+
+from tuneline.config.llamafactory import keys
+from tuneline.config.llamafactory.read import Theirs
+from tuneline.config.llamafactory.report import Report, Taken
+from tuneline.config.strict_file import Key, Problem
+from tuneline.errors import RecipeError
+
+
+class Notes:
+    """The recipe that comes into being, and the report of it."""
+
+    def __init__(self, theirs: Theirs) -> None:
+        self.theirs = theirs
+        self.written = theirs.written
+        self.recipe: dict[str, Any] = {}
+        self.report = Report()
+        self.problems: list[Problem] = []
+        self.others: list[str] = []
+        """Mistakes in other files, with their places."""
+        self._origin: dict[Key, str] = {}
+        self._read: set[str] = {"do_train"}
+
+    def put(self, ours: str, value: Any, *theirs: str) -> None:
+        """Write a value into the recipe.
+
+        Args:
+            ours: Its key, with dots.
+            value: What it is.
+            theirs: The keys that it comes from, the most important first.
+        """
+        self._write(ours, value, theirs)
+        asked = [key for key in theirs if self.written.is_written(key)]
+        self.report.taken.append(Taken(ours, value, tuple(asked or theirs), written=bool(asked)))
+
+    def put_if(self, ours: str, value: Any, *theirs: str) -> None:
+        """Write a value that says something: not one that is off."""
+        if value not in (None, False, []):
+            self.put(ours, value, *theirs)
+        self._read.update(theirs)
+
+    def add(self, ours: str, value: Any, why: str) -> None:
+        """Write a value that LlamaFactory has no key for."""
+        self._write(ours, value, ())
+        self.report.added.append((ours, value, why))
+
+    def tell(self, key: str, text: str) -> None:
+        """Report that a key means something else here."""
+        self._read.add(key)
+        self.report.differs.append((key, text))
+
+    def refuse(self, key: str, text: str) -> None:
+        """Report a key that cannot be imported."""
+        self._read.add(key)
+        self.problems.append(((key,), text))
+
+    def look_up(self) -> None:
+        """Judge every key that nothing is made of, by the table."""
+        table, content = keys.table(), self.theirs.content
+        for missing in table.no_counterpart:
+            for key, neutral in missing.keys.items():
+                if key in content and not keys.is_neutral(content[key], neutral):
+                    self.refuse(key, f"{content[key]!r} has no counterpart: {missing.because}. {missing.instead}.")
+        for group in table.differs:
+            for key, neutral in group.keys.items():
+                if key in content and not keys.is_neutral(content[key], neutral):
+                    self.tell(key, group.because)
+        for harmless in table.ignored:
+            if found := [key for key in content if key in harmless.keys]:
+                self.report.ignored[harmless.because] = found
+
+    def settle(self) -> None:
+        """Tell of keys that say nothing with these settings; refuse the file if anything was wrong.
+
+        Raises:
+            RecipeError: One line for each key that cannot be imported, in the order of the file.
+        """
+        if self.problems or self.others:
+            told = [str(self.theirs.refuse(self.problems))] if self.problems else []
+            raise RecipeError("\n".join([*told, *self.others]))
+        content, table = self.theirs.content, keys.table()
+        if unread := [key for key in content if key in table.taken and key not in self._read]:
+            self.report.ignored["nothing reads it with these settings, nor does LlamaFactory"] = unread
+        neutral = [
+            key
+            for group in (*table.no_counterpart, *table.differs)
+            for key, value in group.keys.items()
+            if key in content and keys.is_neutral(content[key], value)
+        ]
+        if neutral:
+            self.report.ignored["it has its neutral value"] = neutral
+
+    def origin_of(self, key: Key) -> str | None:
+        """Return the key of theirs that a value of the recipe comes from."""
+        while key and key not in self._origin:
+            key = key[:-1]
+        return self._origin.get(key)
+
+    def _write(self, ours: str, value: Any, theirs: tuple[str, ...]) -> None:
+        path = tuple(ours.split("."))
+        here = self.recipe
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = value
+        self._read.update(theirs)
+        asked = [key for key in theirs if self.written.is_written(key)]
+        if theirs:
+            self._origin[path] = (asked or list(theirs))[0]
