@@ -9,10 +9,13 @@ from tuneline.config.llamafactory import keys
 from tuneline.config.llamafactory.notes import Notes
 from tuneline.config.recipe import RECIPES
 from tuneline.config.strict_file import hint
-from tuneline.errors import RecipeError
+from tuneline.errors import RecipeError, did_you_mean
 
 REGISTRY = "dataset_info.json"
 HELD_OUT = 0.1
+FEW = 12
+"""So many names fit into one line of a message."""
+
 FITS: dict[str, tuple[str, ...]] = {"pretrain": ("text",), "preference": ("preference",), "kto": ("kto",)}
 """What rows are for -> formats that they can be made of; where it is not here, all but pairs and labels."""
 
@@ -24,8 +27,11 @@ def data(notes: Notes, stage: str) -> None:
     _held_out(notes)
     _rows(notes, stage)
     _template(notes, stage)
-    notes.add("align.bad_rows", "drop", "rows that cannot be read are left out, as LlamaFactory does, and counted; "
-              "more than half of them is an error")  # fmt: skip
+    notes.add(
+        "align.bad_rows",
+        "drop",
+        "rows that cannot be read are left out, as LlamaFactory does, and counted; more than half of them is an error",
+    )
 
 
 def _sources(notes: Notes, stage: str) -> None:
@@ -41,46 +47,69 @@ def _sources(notes: Notes, stage: str) -> None:
         form = entry.get("format", "auto")
         fits = form in FITS[rows] if rows in FITS else form not in ("preference", "kto")
         if rows and not fits:
-            notes.refuse("dataset", f"{name!r} holds rows of format {form}, and stage {stage} does not train on such. "
-                         "Name another data set, or another stage.")  # fmt: skip
+            notes.refuse(
+                "dataset",
+                f"{name!r} holds rows of format {form}, and stage {stage} does not train on such. "
+                "Name another data set, or another stage.",
+            )
     sources = [_source(notes, name, entry) for name, entry in entries.items()]
     notes.put("sources", sources, "dataset", "dataset_dir", "max_samples")
 
 
 def _entries(notes: Notes, names: list[str]) -> dict[str, dict[str, Any]]:
     """Look data sets up, by name; what is not found is refused."""
-    folder = notes.written.dataset_dir
-    if folder == "ONLINE":
+    if notes.written.dataset_dir == "ONLINE":
         return {name: {"hub": name, "format": "alpaca"} for name in names}
-    path = Path(folder) / REGISTRY
-    if folder.startswith("REMOTE:"):
-        notes.refuse("dataset_dir", f"{folder!r} has no counterpart: {REGISTRY} is read from a folder. Fetch the "
-                     "repository, and write its folder.")  # fmt: skip
-        return {}
-    if not path.is_file():
-        notes.refuse("dataset_dir", f"there is no file {path} in {Path.cwd()}. Start the command where you start "
-                     "llamafactory-cli, or write the whole path of the folder into dataset_dir.")  # fmt: skip
-        return {}
+    path = _registry(notes)
     try:
-        found = dataset_info.read(path)
+        found = dataset_info.read(path) if path else dataset_info.Imported()
     except RecipeError as error:
         notes.others += str(error).splitlines()
         return {}
-    for name in names:
+    for name in names if path else ():
         if name in found.left_out:
             notes.refuse("dataset", f"{name!r} of {path} cannot be used: it {found.left_out[name]}.")
         elif name not in found.entries:
-            notes.refuse("dataset", f"{path} has no {name!r}.{hint(name, found.entries)}")
+            notes.refuse("dataset", f"{path} has no {name!r}.{_near(name, list(found.entries))} Correct the name.")
         for text in found.notes.get(name, []):
             notes.tell("dataset", f"{name} {text}")
     return {name: found.entries[name] for name in names if name in found.entries}
 
 
+def _registry(notes: Notes) -> Path | None:
+    """Return the file that describes the data sets; refuse one that is not there."""
+    folder = notes.written.dataset_dir
+    path = Path(folder) / REGISTRY
+    if folder.startswith("REMOTE:"):
+        notes.refuse(
+            "dataset_dir",
+            f"{folder!r} has no counterpart: {REGISTRY} is read from a folder. Fetch the repository, and write its "
+            "folder.",
+        )
+        return None
+    if not path.is_file():
+        notes.refuse(
+            "dataset_dir",
+            f"there is no file {path} in {Path.cwd()}. Start the command where you start llamafactory-cli, or write "
+            "the whole path of the folder into dataset_dir.",
+        )
+        return None
+    return path
+
+
+def _near(name: str, known: list[str]) -> str:
+    """Name the nearest; of few all."""
+    return hint(name, known) if len(known) <= FEW else did_you_mean(name, known)
+
+
 def _source(notes: Notes, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     source = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "-", name), **entry}
     if entry.get("format") == "openai":
-        notes.tell("dataset", f"{name}: LlamaFactory puts the system message 'detailed thinking off' into every row of "
-                   "formatting openai; it is left out here")  # fmt: skip
+        notes.tell(
+            "dataset",
+            f"{name}: LlamaFactory puts the system message 'detailed thinking off' into every row of "
+            "formatting openai; it is left out here",
+        )
     most = notes.written.max_samples
     if most is None:
         return source
@@ -110,13 +139,19 @@ def _mixture(notes: Notes) -> None:
 def _held_out(notes: Notes) -> None:
     size = notes.written.val_size
     if size >= 1:
-        notes.refuse("val_size", f"{size:g} is a number of rows, and a share is held out here. Give one below 1, like "
-                     f"{HELD_OUT}.")  # fmt: skip
+        notes.refuse(
+            "val_size",
+            f"{size:g} is a number of rows, and a share is held out here. Give one below 1, like {HELD_OUT}.",
+        )
     elif size > 0:
         notes.put("merge.validation_fraction", size, "val_size")
     else:
-        notes.add("merge.validation_fraction", HELD_OUT, "val_size is not set, and LlamaFactory then measures nothing; "
-                  "here a new model is judged on held-out rows, so that many are not trained on")  # fmt: skip
+        notes.add(
+            "merge.validation_fraction",
+            HELD_OUT,
+            "val_size is not set, and LlamaFactory then measures nothing; "
+            "here a new model is judged on held-out rows, so that many are not trained on",
+        )
     notes.put_if("merge.validation_fraction", None, "val_size")
     notes.tell("dataset", "exact copies of a row count once, and none of a held-out row is trained on")
 
@@ -135,8 +170,9 @@ def _rows(notes: Notes, stage: str) -> None:
         notes.put("tokenize.overlong", "proportional", "cutoff_len")
         notes.tell("cutoff_len", "cuts leave an answer its header and its stop token; LlamaFactory cuts those off")
         if packed and not written.neat_packing:
-            notes.tell("packing", "examples in one row do not see each other; in LlamaFactory, without neat_packing, "
-                       "they do")  # fmt: skip
+            notes.tell(
+                "packing", "examples in one row do not see each other; in LlamaFactory, without neat_packing, they do"
+            )
     notes.put("tokenize.max_cut_fraction", 1.0, "cutoff_len")
     if written.train_on_prompt and written.mask_history:
         notes.refuse("mask_history", "train_on_prompt is set as well, and LlamaFactory refuses both. Keep one.")
@@ -172,5 +208,9 @@ def _thinking(notes: Notes) -> None:
     if not written.enable_thinking:
         notes.put("template_arguments.enable_thinking", False, "enable_thinking")
     how = "last_turn" if written.mask_history else "each_turn"
-    notes.add("tokenize.rewritten_history", how, "templates of thinking models rewrite earlier turns; each answer is "
-              "trained behind the history that the model will see")  # fmt: skip
+    notes.add(
+        "tokenize.rewritten_history",
+        how,
+        "templates of thinking models rewrite earlier turns; each answer is "
+        "trained behind the history that the model will see",
+    )

@@ -1,5 +1,6 @@
 """The tables of LlamaFactory's keys (`keys.yaml`) and chat templates (`templates.yaml`), as data."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ class Table(Config):
 
     def known(self) -> list[str]:
         """Return every key."""
-        groups = [*self.differs, *self.ignored, *self.no_counterpart]
-        return [*self.taken, *(key for group in groups for key in group.keys)]
+        judged: list[Iterable[str]] = [group.keys for group in (*self.differs, *self.no_counterpart)]
+        judged += [group.keys for group in self.ignored]
+        return [*self.taken, *(key for group in judged for key in group)]
 
 
 class Known(Config):
@@ -91,9 +93,8 @@ def is_neutral(value: Any, neutral: Any) -> bool:
     """Tell whether a key is written and means nothing."""
     if value in UNSET and neutral in UNSET:
         return True
-    if isinstance(value, str) and isinstance(neutral, bool | int | float):
-        return _spoken(value) == neutral
-    return bool(value == neutral)
+    said = _spoken(value) if isinstance(value, str) and isinstance(neutral, bool | int | float) else value
+    return bool(said == neutral)
 
 
 def _spoken(value: str) -> Any:
@@ -119,7 +120,7 @@ def to_markdown() -> str:
     return "\n".join([*lines, *(_row(each.keys, each.because) for each in found.ignored)]) + "\n"
 
 
-def _row(keys: Any, because: str) -> str:
+def _row(keys: Iterable[str], because: str) -> str:
     return f"| {', '.join(f'`{key}`' for key in keys)} | {because} |"
 
 

@@ -69,8 +69,12 @@ def _precision(notes: Notes) -> None:
     if found:
         notes.put("load.dtype", asked[found[0]], *found)
         return
-    notes.add("load.dtype", "auto", "no precision is set; LlamaFactory holds weights as they are stored, here the "
-              "device decides, and the run says what it took")  # fmt: skip
+    notes.add(
+        "load.dtype",
+        "auto",
+        "no precision is set; LlamaFactory holds weights as they are stored, here the "
+        "device decides, and the run says what it took",
+    )
 
 
 def _kernels(notes: Notes) -> None:
@@ -110,7 +114,8 @@ def method(notes: Notes) -> None:
     """Translate what is trained."""
     kind = notes.written.finetuning_type
     notes.put("method.type", kind, "finetuning_type")
-    {"lora": _lora, "oft": _oft, "freeze": _freeze, "full": lambda _: None}[kind](notes)
+    if kind in METHODS:
+        METHODS[kind](notes)
 
 
 def _lora(notes: Notes) -> None:
@@ -140,6 +145,10 @@ def _freeze(notes: Notes) -> None:
     notes.put("method.layers", written.freeze_trainable_layers, "freeze_trainable_layers")
     notes.put("method.trainable_modules", _targets(written.freeze_trainable_modules), "freeze_trainable_modules")
     notes.put_if("method.extra_modules", written.freeze_extra_modules, "freeze_extra_modules")
+
+
+METHODS = {"lora": _lora, "oft": _oft, "freeze": _freeze}
+"""Kind of method -> what translates its values; `full` has none."""
 
 
 def _targets(words: list[str]) -> str | list[str]:

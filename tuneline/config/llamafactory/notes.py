@@ -60,16 +60,19 @@ class Notes:
         """Judge every key that nothing is made of, by the table."""
         table, content = keys.table(), self.theirs.content
         for missing in table.no_counterpart:
-            for key, neutral in missing.keys.items():
-                if key in content and not keys.is_neutral(content[key], neutral):
-                    self.refuse(key, f"{content[key]!r} has no counterpart: {missing.because}. {missing.instead}.")
+            for key in self._said(missing.keys):
+                self.refuse(key, f"{content[key]!r} has no counterpart: {missing.because}. {missing.instead}.")
         for group in table.differs:
-            for key, neutral in group.keys.items():
-                if key in content and not keys.is_neutral(content[key], neutral):
-                    self.tell(key, group.because)
+            for key in self._said(group.keys):
+                self.tell(key, group.because)
         for harmless in table.ignored:
             if found := [key for key in content if key in harmless.keys]:
                 self.report.ignored[harmless.because] = found
+
+    def _said(self, neutral: dict[str, Any]) -> list[str]:
+        """Return the keys that are written with other than their neutral value."""
+        content = self.theirs.content
+        return [key for key, value in neutral.items() if key in content and not keys.is_neutral(content[key], value)]
 
     def settle(self) -> None:
         """Tell of keys that say nothing with these settings; refuse the file if anything was wrong.
@@ -83,13 +86,8 @@ class Notes:
         content, table = self.theirs.content, keys.table()
         if unread := [key for key in content if key in table.taken and key not in self._read]:
             self.report.ignored["nothing reads it with these settings, nor does LlamaFactory"] = unread
-        neutral = [
-            key
-            for group in (*table.no_counterpart, *table.differs)
-            for key, value in group.keys.items()
-            if key in content and keys.is_neutral(content[key], value)
-        ]
-        if neutral:
+        judged = [group.keys for group in (*table.no_counterpart, *table.differs)]
+        if neutral := [key for group in judged for key in group if key in content and key not in self._said(group)]:
             self.report.ignored["it has its neutral value"] = neutral
 
     def origin_of(self, key: Key) -> str | None:

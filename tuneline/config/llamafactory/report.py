@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 WIDTH = 100
+"""Characters of a value that are shown."""
 
 
 @dataclass(frozen=True)
@@ -63,4 +64,5 @@ def _pair(each: Taken) -> str:
 
 def _shown(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
-    return str(text).removesuffix("\n").removesuffix("\n...")
+    text = str(text).removesuffix("\n").removesuffix("\n...")
+    return text if len(text) <= WIDTH else f"{text[:WIDTH]} ..."

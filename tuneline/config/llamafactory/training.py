@@ -34,7 +34,12 @@ STAGE_KEYS: dict[str, dict[str, str]] = {
 }
 """Stage -> key -> field of its `train` section; trl's names."""
 
-GALORE = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit", "adafactor": "adafactor"}
+GALORE = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adafactor": "adafactor",
+}
 """Optimizer -> the one of transformers that projects its gradients."""
 
 IN_LAYERS = r".*\.\d+\..*"
@@ -46,8 +51,11 @@ def stage_of(notes: Notes) -> str:
     theirs, loss = notes.written.stage, notes.written.pref_loss
     ours = loss if theirs == "dpo" and loss in OWN_STAGE else STAGES.get(theirs, theirs)
     if ours not in RECIPES:
-        notes.refuse("stage", f"{theirs!r} has no counterpart yet: recipes have the stages "
-                     f"{', '.join(sorted(RECIPES))}. Take one of them.")  # fmt: skip
+        notes.refuse(
+            "stage",
+            f"{theirs!r} has no counterpart yet: recipes have the stages "
+            f"{', '.join(sorted(RECIPES))}. Take one of them.",
+        )
     else:
         notes.put("stage", ours, *(("stage", "pref_loss") if ours in OWN_STAGE else ("stage",)))
     return ours
@@ -76,8 +84,10 @@ def _schedule(notes: Notes) -> None:
     written = notes.written
     known = get_args(TrainConfig.model_fields["lr_scheduler_type"].annotation)
     if written.lr_scheduler_type not in known:
-        notes.refuse("lr_scheduler_type", f"{written.lr_scheduler_type!r} has no counterpart."
-                     f"{hint(written.lr_scheduler_type, known)}")  # fmt: skip
+        notes.refuse(
+            "lr_scheduler_type",
+            f"{written.lr_scheduler_type!r} has no counterpart.{hint(written.lr_scheduler_type, known)}",
+        )
     notes.put("train.lr_scheduler_type", written.lr_scheduler_type, "lr_scheduler_type")
     notes.put_if("train.lr_scheduler_kwargs", written.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
     if written.warmup_steps:
@@ -119,8 +129,11 @@ def optimizers() -> tuple[str, ...]:
 def _take(notes: Notes, key: str, name: str, arguments: dict[str, Any], theirs: tuple[str, ...]) -> bool:
     """Write an optimizer and its arguments; refuse one that is not here."""
     if name not in optimizers():
-        notes.refuse(key, f"has no counterpart yet: train.optim has no {name!r}.{hint(name, optimizers())} Remove it "
-                     "to train with AdamW.")  # fmt: skip
+        notes.refuse(
+            key,
+            f"has no counterpart yet: train.optim has no {name!r}.{hint(name, optimizers())} Remove it "
+            "to train with AdamW.",
+        )
         return False
     notes.put("train.optim", name, key, *(each for each in theirs if each.endswith("_layerwise")), "optim")
     given = [f"{argument}={_as_text(value)}" for argument, value in arguments.items() if value is not None]

@@ -72,7 +72,8 @@ def translate(path: Path) -> Imported:
     notes.settle()
     recipe = _checked(notes)
     name = recipe.registry.model_name
-    content = {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": notes.recipe}}
+    ordered = {key: notes.recipe[key] for key in type(recipe).model_fields if key in notes.recipe}
+    content = {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": ordered}}
     return Imported(path, RunConfig(path, PIPELINE_OF[recipe.stage][0], recipe, content), notes.report)
 
 
@@ -82,15 +83,24 @@ def _refuse_purpose(notes: Notes) -> None:
     if notes.problems and notes.theirs.purpose != "serve":
         return
     if notes.theirs.purpose == "predict":
-        notes.refuse("do_eval", "evaluates alone, which has no counterpart: a run scores its model on held-out rows. Set "
-                     "do_train: true and dataset.")  # fmt: skip
+        notes.refuse(
+            "do_eval",
+            "evaluates alone, which has no counterpart: a run scores its model on held-out rows. Set"
+            " do_train: true and dataset.",
+        )
     elif "infer_backend" in content:
-        notes.refuse("infer_backend", f"{content['infer_backend']!r} has no counterpart: models are not served here yet. "
-                     "Serve the folder that a run names (Weights) with vLLM or another server: it is a plain model of "
-                     "transformers.")  # fmt: skip
+        notes.refuse(
+            "infer_backend",
+            f"{content['infer_backend']!r} has no counterpart: models are not served here yet."
+            " Serve the folder that a run names (Weights) with vLLM or another server: it is a plain model of "
+            "transformers.",
+        )
     else:
-        notes.refuse("model_name_or_path", "is all that is asked for: there is nothing to train. Set do_train: true and "
-                     "dataset; models are not served here yet.")  # fmt: skip
+        notes.refuse(
+            "model_name_or_path",
+            "is all that is asked for: there is nothing to train. Set do_train: true and"
+            " dataset; models are not served here yet.",
+        )
 
 
 def _training(notes: Notes) -> None:
@@ -146,7 +156,7 @@ def _checked(notes: Notes) -> Recipe:
 def _relative(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe whose paths are relative to a folder."""
     load = recipe.get("load", {})
-    sections = {"model": _shorter(recipe["model"], folder)}
+    sections: dict[str, Any] = {"model": _shorter(recipe["model"], folder)}
     sections["sources"] = [_shorter(source, folder) for source in recipe["sources"]]
     if "adapters" in load:
         sections["load"] = {**load, "adapters": [_shorter(adapter, folder) for adapter in load["adapters"]]}
@@ -156,5 +166,3 @@ def _relative(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _shorter(section: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = section.get("path")
     return {**section, "path": os.path.relpath(path, folder)} if path else section
-
-
