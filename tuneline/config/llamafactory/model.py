@@ -121,7 +121,10 @@ def method(notes: Notes) -> None:
 def _lora(notes: Notes) -> None:
     written = notes.written
     notes.put("method.r", written.lora_rank, "lora_rank")
-    notes.put("method.lora_alpha", written.lora_alpha or 2 * written.lora_rank, "lora_alpha")
+    if written.lora_alpha:
+        notes.put("method.lora_alpha", written.lora_alpha, "lora_alpha")
+    else:
+        notes.put("method.lora_alpha", 2 * written.lora_rank, "lora_rank", "lora_alpha")
     notes.put("method.lora_dropout", written.lora_dropout, "lora_dropout")
     notes.put("method.target_modules", _targets(written.lora_target), "lora_target")
     notes.put_if("method.modules_to_save", written.additional_target, "additional_target")
