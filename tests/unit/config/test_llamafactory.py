@@ -223,7 +223,8 @@ def test_a_wrong_value_names_the_key_the_line_and_what_to_do(here):
     assert refused(lora_rank="eight")[0].startswith("theirs.yaml:5: lora_rank: Input should be a valid integer")
     assert refused(lora_rank=0, stage="sft") == [
         "theirs.yaml:5: lora_rank: as method.r in a recipe: Input should be greater than or equal to 1, got 0.",
-        "theirs.yaml:5: lora_rank: as method.lora_alpha in a recipe: Input should be greater than or equal to 1, got 0.",
+        "theirs.yaml:5: lora_rank: as method.lora_alpha in a recipe: Input should be greater than or equal to 1, got "
+        "0.",
     ]
 
 

@@ -25,17 +25,22 @@ ROUNDED = ("bfloat16", "pure_bfloat16", "float16")
 MAX_KL = 1e-3
 """What rounding to 16 bits may cost (nats a token)."""
 
-EVERYWHERE = (
-    (
-        "per_device_train_batch_size",
-        "one process trains; where LlamaFactory ran on n GPUs, multiply gradient_accumulation_steps by n",
-    ),
-    ("seed", "the same seed draws other numbers: weights start, and rows come, in another way"),
-    (
-        "output_dir",
-        "names the registered model; each artifact has a place of its own, and the run says where the weights are",
-    ),
-)
+MODEL = "model_name_or_path"
+NOT_HERE = {
+    "do_eval": "evaluates alone, which has no counterpart: a run scores its model on held-out rows. Set do_train: true "
+    "and dataset.",
+    "infer_backend": "has no counterpart: models are not served here yet. Serve the folder that a run names (Weights) "
+    "with vLLM or another server: it is a plain model of transformers.",
+    MODEL: "is all that is asked for: there is nothing to train. Set do_train: true and dataset; models are not served "
+    "here yet.",
+}
+"""Key of a file that trains nothing -> why it is refused."""
+
+EVERYWHERE = {
+    "per_device_train_batch_size": "one process trains; where LlamaFactory ran on n GPUs, multiply "
+    "gradient_accumulation_steps by n",
+    "seed": "the same seed draws other numbers: weights start, and rows come, in another way",
+}
 """What differs in every training."""
 
 
@@ -79,28 +84,11 @@ def translate(path: Path) -> Imported:
 
 def _refuse_purpose(notes: Notes) -> None:
     """Name what a file asks for that trains nothing, where the table has not named it yet."""
-    content = notes.theirs.content
-    if notes.problems and notes.theirs.purpose != "serve":
-        return
-    if notes.theirs.purpose == "predict":
-        notes.refuse(
-            "do_eval",
-            "evaluates alone, which has no counterpart: a run scores its model on held-out rows. Set"
-            " do_train: true and dataset.",
-        )
-    elif "infer_backend" in content:
-        notes.refuse(
-            "infer_backend",
-            f"{content['infer_backend']!r} has no counterpart: models are not served here yet."
-            " Serve the folder that a run names (Weights) with vLLM or another server: it is a plain model of "
-            "transformers.",
-        )
-    else:
-        notes.refuse(
-            "model_name_or_path",
-            "is all that is asked for: there is nothing to train. Set do_train: true and"
-            " dataset; models are not served here yet.",
-        )
+    theirs = notes.theirs
+    asks = {"predict": "do_eval", "serve": "infer_backend" if "infer_backend" in theirs.content else MODEL}
+    key = asks.get(theirs.purpose, "")
+    if not notes.problems and key:
+        notes.refuse(key, NOT_HERE[key])
 
 
 def _training(notes: Notes) -> None:
@@ -110,7 +98,7 @@ def _training(notes: Notes) -> None:
     data(notes, stage)
     training(notes, stage)
     _result(notes, stage)
-    for key, text in EVERYWHERE:
+    for key, text in EVERYWHERE.items():
         notes.tell(key, text)
 
 
@@ -118,7 +106,8 @@ def _result(notes: Notes, stage: str) -> None:
     load = notes.recipe.get("load", {})
     if load.get("dtype") in ROUNDED or load.get("quantization"):
         notes.add("merge_adapter.max_kl", MAX_KL, "the merged model is held against the adapter; 16 bits round")
-    notes.put("registry.model_name", _model_name(notes), "output_dir", "model_name_or_path")
+    named_by = "output_dir" if notes.written.output_dir else MODEL
+    notes.put("registry.model_name", _model_name(notes), named_by)
     if stage in RECIPES:
         metric = RECIPES[stage].metrics[0]
         notes.add("registry.gate.metric", metric, "a new model is promoted if it is better by this on held-out rows")
