@@ -350,6 +350,20 @@ def test_what_a_method_does_not_read_is_told(here):
     assert ["lora_rank"] in found.report.ignored.values()
 
 
+def test_no_key_is_passed_over(here):
+    content = {"use_dora": False, "val_size": 0, "packing": False, "quantization_method": "bnb", "lora_alpha": 4}
+    found = imported(**content, warmup_ratio=0.1, warmup_steps=5, create_new_adapter=True, fsdp="", streaming=False)
+
+    assert every_key_is_told(found, yaml.safe_load(Path("theirs.yaml").read_text()))
+    assert found.config.recipe.train.warmup_steps == 5
+    assert "comes first" in told(found, "warmup_ratio")
+
+
+def test_where_only_a_file_of_ours_will_do_the_way_is_told(here):
+    with pytest.raises(RecipeError, match="Translate it: tuneline import theirs.yaml -o FILE"):
+        load(written())
+
+
 def test_galore_and_its_arguments(here):
     train = recipe_of(finetuning_type="full", use_galore=True, galore_rank=4, galore_target="mlp").train
 
@@ -435,6 +449,45 @@ def test_templates_are_ours_or_the_models_own(here):
         "each_turn",
     )
     assert recipe_of(template="qwen", default_system="Be kind.").align.system == "Be kind."
+
+
+TURNS = {
+    "chatml": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>\n"),
+    "deepseek3": ("<｜User｜>{}<｜Assistant｜>", "{}<eos>"),
+    "gemma": ("<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n", "{}<end_of_turn>\n"),
+    "llama3": (
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "{}<|eot_id|>",
+    ),
+    "mistral": ("[INST] {}[/INST]", " {}<eos>"),
+    "phi": ("<|user|>\n{}<|end|>\n<|assistant|>\n", "{}<|end|>\n"),
+    "alpaca": ("### Instruction:\n{}\n\n### Response:\n", "{}<eos>\n\n"),
+    "default": ("Human: {}<eos>\nAssistant:", "{}<eos>\n"),
+    "empty": ("{}", "{}"),
+    "llama2": ("<bos>[INST] {} [/INST]", "{}<eos>"),
+    "vicuna": ("USER: {} ASSISTANT:", "{}<eos>"),
+    "zephyr": ("<|user|>\n{}<eos><|assistant|>\n", "{}<eos>"),
+}
+"""LlamaFactory's forms of a question and of its answer."""
+BEGIN = {"deepseek3", "gemma", "llama3", "mistral"}
+"""Those that begin with a token of their own."""
+LIKE = {"gemma2": "gemma", "qwen": "chatml", "qwen3_nothink": "chatml", "smollm": "chatml", "smollm2": "chatml"}
+
+
+@pytest.mark.parametrize("name", keys.templates().same)
+def test_a_template_is_the_same_character_by_character_or_it_is_told(name):
+    import jinja2
+
+    known, form = keys.templates().same[name], LIKE.get(name, name)
+    said = [("How are you?", "Fine."), ("And now?", "Still fine.")]
+    theirs = "".join(TURNS[form][0].format(ask) + TURNS[form][1].format(answer) for ask, answer in said)
+    messages = [
+        {"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    source = Path("tuneline/data/templates", f"{known.ours}.jinja").read_text()
+    ours = jinja2.Environment().from_string(source).render(messages=messages, bos_token="<bos>", eos_token="<eos>")
+
+    assert (ours == ("<bos>" if form in BEGIN else "") + theirs) == (known.differs is None)
 
 
 def test_every_template_of_ours_is_one_of_the_catalogue():

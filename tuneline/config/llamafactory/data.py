@@ -133,7 +133,8 @@ def _mixture(notes: Notes) -> None:
         notes.refuse("interleave_probs", f"holds {len(odds)} numbers for {len(sources)} data sets. Give one for each.")
     for source, share in zip(sources, odds, strict=False):
         source["weight"] = share
-    notes.put_if("sources.weight", None, "interleave_probs")
+    if written.interleave_probs:
+        notes.put("sources", sources, "interleave_probs")
 
 
 def _held_out(notes: Notes) -> None:
@@ -152,7 +153,6 @@ def _held_out(notes: Notes) -> None:
             "val_size is not set, and LlamaFactory then measures nothing; "
             "here a new model is judged on held-out rows, so that many are not trained on",
         )
-    notes.put_if("merge.validation_fraction", None, "val_size")
     notes.tell("dataset", "exact copies of a row count once, and none of a held-out row is trained on")
 
 
@@ -184,7 +184,6 @@ def _template(notes: Notes, stage: str) -> None:
     written, known = notes.written, keys.templates()
     name = written.template
     if stage == "pretrain" or name is None:
-        notes.put_if("template", None, "template", "default_system", "enable_thinking")
         notes.add("template", "auto", "the model's own, or that of its family")
         return
     if name not in known.known():

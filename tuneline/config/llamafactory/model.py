@@ -86,7 +86,6 @@ def _kernels(notes: Notes) -> None:
         notes.put("load.kernels", "unsloth", "use_unsloth")
     elif liger:
         notes.put("load.kernels", "liger", *liger)
-    notes.put_if("load.kernels", None, "use_unsloth", "enable_liger_kernel", "use_liger_kernel")
 
 
 def _quantization(notes: Notes) -> None:

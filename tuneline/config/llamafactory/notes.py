@@ -8,6 +8,9 @@ from tuneline.config.llamafactory.report import Report, Taken
 from tuneline.config.strict_file import Key, Problem
 from tuneline.errors import RecipeError
 
+NEUTRAL = "it has its neutral value"
+UNREAD = "nothing reads it with these settings, nor does LlamaFactory"
+
 
 class Notes:
     """The recipe that comes into being, and the report of it."""
@@ -39,7 +42,6 @@ class Notes:
         """Write a value that says something: not one that is off."""
         if value not in (None, False, []):
             self.put(ours, value, *theirs)
-        self._read.update(theirs)
 
     def add(self, ours: str, value: Any, why: str) -> None:
         """Write a value that LlamaFactory has no key for."""
@@ -84,11 +86,16 @@ class Notes:
             told = [str(self.theirs.refuse(self.problems))] if self.problems else []
             raise RecipeError("\n".join([*told, *self.others]))
         content, table = self.theirs.content, keys.table()
-        if unread := [key for key in content if key in table.taken and key not in self._read]:
-            self.report.ignored["nothing reads it with these settings, nor does LlamaFactory"] = unread
         judged = [group.keys for group in (*table.no_counterpart, *table.differs)]
-        if neutral := [key for group in judged for key in group if key in content and key not in self._said(group)]:
-            self.report.ignored["it has its neutral value"] = neutral
+        neutral = [key for group in judged for key in group if key in content and key not in self._said(group)]
+        unread = []
+        for key in content:
+            if key in table.taken and key not in self._read:
+                is_default = getattr(self.written, key) == type(self.written).model_fields[key].default
+                (neutral if is_default else unread).append(key)
+        for why, found in ((NEUTRAL, neutral), (UNREAD, unread)):
+            if found:
+                self.report.ignored[why] = found
 
     def origin_of(self, key: Key) -> str | None:
         """Return the key of theirs that a value of the recipe comes from."""
@@ -105,4 +112,4 @@ class Notes:
         self._read.update(theirs)
         asked = [key for key in theirs if self.written.is_written(key)]
         if theirs:
-            self._origin[path] = (asked or list(theirs))[0]
+            self._origin.setdefault(path, (asked or list(theirs))[0])

@@ -92,7 +92,8 @@ def _schedule(notes: Notes) -> None:
     notes.put_if("train.lr_scheduler_kwargs", written.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
     if written.warmup_steps:
         notes.put("train.warmup_steps", written.warmup_steps, "warmup_steps")
-        notes.put_if("train.warmup_steps", None, "warmup_ratio")
+        if written.warmup_ratio:
+            notes.tell("warmup_ratio", "is not read: warmup_steps is set, and comes first, as in transformers")
     else:
         notes.put("train.warmup_steps", written.warmup_ratio, "warmup_ratio", "warmup_steps")
 
