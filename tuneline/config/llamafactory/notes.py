@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tuneline.config import strict_file
 from tuneline.config.llamafactory import keys
 from tuneline.config.llamafactory.read import Theirs
 from tuneline.config.llamafactory.report import Report, Taken
@@ -97,11 +98,21 @@ class Notes:
             if found:
                 self.report.ignored[why] = found
 
-    def origin_of(self, key: Key) -> str | None:
-        """Return the key of theirs that a value of the recipe comes from."""
-        while key and key not in self._origin:
-            key = key[:-1]
-        return self._origin.get(key)
+    def origin_of(self, key: Key, text: str) -> str | None:
+        """Return the key of theirs that a mistake in the recipe comes from.
+
+        Args:
+            key: Where it is in the recipe: a value, a section, or nothing for the whole.
+            text: What is wrong, which names values of a section, or keys of the recipe.
+        """
+        for end in range(len(key), 0, -1):
+            if key[:end] in self._origin:
+                return self._origin[key[:end]]
+        inside = {path: theirs for path, theirs in self._origin.items() if path[: len(key)] == key}
+        named = [theirs for path, theirs in inside.items() if ".".join(map(str, path[len(key) :])) in text]
+        by_value = [theirs for path, theirs in inside.items() if str(strict_file.at(self.recipe, path)) in text.split()]
+        found = [*named, *by_value]
+        return next((each for each in found if self.written.is_written(each)), next(iter(found), None))
 
     def _write(self, ours: str, value: Any, theirs: tuple[str, ...]) -> None:
         path = tuple(ours.split("."))

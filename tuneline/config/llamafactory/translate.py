@@ -133,11 +133,12 @@ def _checked(notes: Notes) -> Recipe:
     """
     recipe, problems = strict_file.check(RECIPES[notes.recipe["stage"]], notes.recipe, ())
     for key, text in problems:
-        origin = notes.origin_of(key)
-        ours = ".".join(map(str, key))
-        told = f"as {ours} in a recipe: {text}" if origin and ours else f"as a recipe: {text}"
-        notes.refuse(origin or "finetuning_type", told)
-    notes.settle() if problems else None
+        origin = notes.origin_of(key, text)
+        place = f"{'.'.join(map(str, key))} in a recipe" if key else "a recipe"
+        more = " Correct the value." if text.startswith("Input should be") else ""
+        notes.refuse(origin or MODEL, f"as {place}: {text}{more}")
+    if problems:
+        notes.settle()
     assert isinstance(recipe, Recipe)
     return recipe
 

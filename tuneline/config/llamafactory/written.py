@@ -1,5 +1,6 @@
 """The keys that are taken, as LlamaFactory reads them: types, choices and default values."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -12,7 +13,16 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _mapping(value: Any) -> Any:
+    """Read a mapping that is written as JSON in a text, as transformers does."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    except json.JSONDecodeError:
+        return value
+
+
 Words = Annotated[list[str], BeforeValidator(_split)]
+Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
 Numbers = Annotated[list[float], BeforeValidator(_split)]
 
 
@@ -133,7 +143,7 @@ class Training(Config):
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
-    lr_scheduler_kwargs: dict[str, Any] | None = None
+    lr_scheduler_kwargs: Mapping | None = None
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
     warmup_steps: float = 0
     weight_decay: float = 0.0
