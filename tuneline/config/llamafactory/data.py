@@ -110,6 +110,8 @@ def _source(notes: Notes, name: str, entry: dict[str, Any]) -> dict[str, Any]:
             f"{name}: LlamaFactory puts the system message 'detailed thinking off' into every row of "
             "formatting openai; it is left out here",
         )
+    if entry.get("sample") == "random":
+        notes.tell("dataset", f"{name}: no row is drawn twice, though num_samples may ask for more than there are")
     most = notes.written.max_samples
     if most is None:
         return source

@@ -78,7 +78,7 @@ class Notes:
         return [key for key, value in neutral.items() if key in content and not keys.is_neutral(content[key], value)]
 
     def settle(self) -> None:
-        """Tell of keys that say nothing with these settings; refuse the file if anything was wrong.
+        """Refuse the file if anything was wrong, or tell of keys that say nothing with these settings.
 
         Raises:
             RecipeError: One line for each key that cannot be imported, in the order of the file.
@@ -86,10 +86,14 @@ class Notes:
         if self.problems or self.others:
             told = [str(self.theirs.refuse(self.problems))] if self.problems else []
             raise RecipeError("\n".join([*told, *self.others]))
+        self._tell_the_rest()
+
+    def _tell_the_rest(self) -> None:
+        """Tell of keys that say nothing."""
         content, table = self.theirs.content, keys.table()
         judged = [group.keys for group in (*table.no_counterpart, *table.differs)]
         neutral = [key for group in judged for key in group if key in content and key not in self._said(group)]
-        unread = []
+        unread: list[str] = []
         for key in content:
             if key in table.taken and key not in self._read:
                 is_default = getattr(self.written, key) == type(self.written).model_fields[key].default
