@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tuneline.cli import show
-from tuneline.config import load, places
+from tuneline.cli import imports, show
+from tuneline.config import places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def preview(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
-    checked = load.load(recipe)
+    checked = imports.read(recipe)
     places.check(checked.recipe)
     with Console(stderr=True, highlight=False).status(f"Reading the first rows of {recipe}"):
         from tuneline.data import look as looking

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tuneline.cli import show
+from tuneline.cli import imports, show
 from tuneline.config import load, places
 
 if TYPE_CHECKING:
     from tuneline.workflow.start import Outcome
 
-ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")]
+ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml, or one of LlamaFactory.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def run(
     """Check a recipe, its data and the stack, then run it; makes the embedded stack where none was chosen yet."""
     from rich.console import Console
 
-    checked = _checked(config)
+    checked = imports.as_file(_checked(config))
     err = Console(stderr=True, highlight=False)
     with err.status(f"Checking {config}"):
         from tuneline.workflow import preflight, stack, start
@@ -66,7 +66,7 @@ def _checked(config: Path) -> load.RunConfig:
     Raises:
         TunelineError: One line for each mistake.
     """
-    checked = load.load(config)
+    checked = imports.read(config)
     places.check(checked.recipe)
     return checked
 

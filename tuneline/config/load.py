@@ -37,6 +37,8 @@ def load(path: Path) -> RunConfig:
     """
     document = strict_file.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE)
     content = document.content
+    if "parameters" not in content:
+        _refuse_llamafactory(path)
     told = document.tell(_unknown_keys(content))
     recipe, raw = None, at(content, RECIPE)
     if isinstance(raw, dict):
@@ -53,6 +55,17 @@ def load(path: Path) -> RunConfig:
         raise RecipeError("\n".join(told))
     pipeline = at(content, ("extra", "pipeline")) or PIPELINE_OF[recipe.stage][0]
     return RunConfig(path, pipeline, recipe, content)
+
+
+def _refuse_llamafactory(path: Path) -> None:
+    """Say what to do with a configuration of LlamaFactory, where only one of ours will do."""
+    from tuneline.config import llamafactory
+
+    if llamafactory.is_theirs(path):
+        raise RecipeError(
+            f"{path}: is a configuration of LlamaFactory, and a run configuration of ours is wanted here. Translate "
+            f"it: tuneline import {path} -o FILE."
+        )
 
 
 def _recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:

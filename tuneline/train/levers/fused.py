@@ -39,13 +39,15 @@ class _FusedLora(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_TI, weight_OI, a_RI, b_OR, inner_TR = ctx.saved_tensors
-        out_TO = gradient.reshape(-1, gradient.shape[-1]).to(weight_OI.dtype)
+        out_TO = gradient.reshape(-1, gradient.shape[-1]).to(inner_TR.dtype)  # autocast computes not as W is held
         inner_gradient_TR = out_TO @ b_OR.to(out_TO.dtype)
-        of_a = (inner_gradient_TR.T @ x_TI).mul_(ctx.scaling).to(a_RI.dtype)
+        of_a = (inner_gradient_TR.T @ x_TI.to(out_TO.dtype)).mul_(ctx.scaling).to(a_RI.dtype)
         of_b = (out_TO.T @ inner_TR).mul_(ctx.scaling).to(b_OR.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (out_TO @ weight_OI).addmm_(inner_gradient_TR, a_RI.to(out_TO.dtype), alpha=ctx.scaling)
+            of_x = (out_TO @ weight_OI.to(out_TO.dtype)).addmm_(
+                inner_gradient_TR, a_RI.to(out_TO.dtype), alpha=ctx.scaling
+            )
             of_x = of_x.view(ctx.shape).to(ctx.dtype)
         return of_x, None, None, of_a, of_b, None
 

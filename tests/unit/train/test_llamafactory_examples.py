@@ -1,0 +1,38 @@
+"""LlamaFactory's examples train as they are, but for the model, the length and the number of steps."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.config.test_llamafactory import EXPECTED
+from tuneline.config import llamafactory
+from tuneline.data import worker
+from tuneline.model import start
+from tuneline.train import sft
+
+TRAINED = [name for name, blocked in EXPECTED.items() if not blocked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_example_that_is_imported_trains_on_its_own_data(name, test_data, tiny_model, home, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(test_data / "llamafactory")
+    monkeypatch.chdir(tmp_path)
+    theirs = yaml.safe_load((test_data / "llamafactory_examples" / name).read_text())
+    small = {"model_name_or_path": str(tiny_model), "cutoff_len": 256, "max_steps": 2}
+    if theirs["stage"] not in ("sft", "pt"):
+        pytest.skip("another trainer trains it")
+    if "template" in theirs:
+        small["template"] = "chatml"
+    Path("theirs.yaml").write_text(yaml.safe_dump(theirs | small))
+
+    recipe = llamafactory.translate(Path("theirs.yaml")).config.recipe
+    tokenizer, base_model, _ = start.find(recipe.for_resolve())
+    rows = worker.prepare(recipe, tokenizer)
+    start.check(base_model, tokenizer, recipe.for_resolve())
+    _, report = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
+
+    assert len(report.history) == 2
+    assert all(math.isfinite(entry["loss"]) for entry in report.history)

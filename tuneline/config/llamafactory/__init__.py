@@ -1,0 +1,9 @@
+"""LlamaFactory's configuration files, read as they are: each key is taken, told as different, ignored or refused.
+
+Keys are those of LlamaFactory 0.9.5 and of the training arguments of transformers. Its names stay in this room.
+"""
+
+from tuneline.config.llamafactory.read import is_theirs
+from tuneline.config.llamafactory.translate import Imported, translate
+
+__all__ = ["Imported", "is_theirs", "translate"]

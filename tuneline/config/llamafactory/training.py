@@ -1,0 +1,242 @@
+"""LlamaFactory's keys of the training -> `train`, `evaluate` and the stage's own values of a recipe."""
+
+from typing import Any, get_args
+
+from tuneline.config.llamafactory.model import place
+from tuneline.config.llamafactory.notes import Notes
+from tuneline.config.recipe import RECIPES
+from tuneline.config.strict_file import hint
+from tuneline.config.train import TrainConfig
+
+SAME_NAME = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "seed",
+)
+ALIASES = {"adamw_8bit": "adamw_bnb_8bit"}
+STAGES = {"pt": "pretrain"}
+OWN_STAGE = ("orpo", "simpo")
+"""Losses that LlamaFactory has under `stage: dpo`, and that are stages here."""
+
+STAGE_KEYS: dict[str, dict[str, str]] = {
+    "dpo": {
+        "pref_loss": "loss_type",
+        "pref_beta": "beta",
+        "dpo_label_smoothing": "label_smoothing",
+        "ld_alpha": "ld_alpha",
+    },
+    "kto": {"pref_beta": "beta", "kto_chosen_weight": "desirable_weight", "kto_rejected_weight": "undesirable_weight"},
+    "orpo": {"pref_beta": "beta"},
+    "simpo": {"pref_beta": "beta", "simpo_gamma": "simpo_gamma"},
+}
+"""Stage -> key -> field of its `train` section; trl's names."""
+
+GALORE = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adafactor": "adafactor",
+}
+"""Optimizer -> the one of transformers that projects its gradients."""
+
+IN_LAYERS = r".*\.\d+\..*"
+"""Matches what stands in a numbered layer: every linear module but the head, whatever the architecture calls them."""
+
+
+def stage_of(notes: Notes) -> str:
+    """Return the stage of a recipe; one that is not here is refused."""
+    theirs, loss = notes.written.stage, notes.written.pref_loss
+    ours = loss if theirs == "dpo" and loss in OWN_STAGE else STAGES.get(theirs, theirs)
+    if ours not in RECIPES:
+        notes.refuse(
+            "stage",
+            f"{theirs!r} has no counterpart yet: recipes have the stages "
+            f"{', '.join(sorted(RECIPES))}. Take one of them.",
+        )
+    else:
+        notes.put("stage", ours, *(("stage", "pref_loss") if ours in OWN_STAGE else ("stage",)))
+    return ours
+
+
+def training(notes: Notes, stage: str) -> None:
+    """Translate the optimisation."""
+    written = notes.written
+    for key in SAME_NAME:
+        notes.put(f"train.{key}", getattr(written, key), key)
+    notes.put("train.max_steps", written.max_steps if written.max_steps > 0 else -1, "max_steps")
+    if written.max_grad_norm == 0:
+        notes.refuse("max_grad_norm", "0 switches the limit off, and there is always one here. Write a large number.")
+    notes.put("train.max_grad_norm", written.max_grad_norm, "max_grad_norm")
+    notes.put_if("train.neftune_noise_alpha", written.neftune_noise_alpha or None, "neftune_noise_alpha")
+    _schedule(notes)
+    _optimizer(notes)
+    _saving(notes)
+    notes.put_if("evaluate.max_new_tokens", written.max_new_tokens, "max_new_tokens")
+    notes.put_if("evaluate.batch_size", written.per_device_eval_batch_size, "per_device_eval_batch_size")
+    if stage in RECIPES and stage not in ("sft", "pretrain"):
+        _of_stage(notes, stage)
+
+
+def _schedule(notes: Notes) -> None:
+    written = notes.written
+    known = get_args(TrainConfig.model_fields["lr_scheduler_type"].annotation)
+    if written.lr_scheduler_type not in known:
+        notes.refuse(
+            "lr_scheduler_type",
+            f"{written.lr_scheduler_type!r} has no counterpart.{hint(written.lr_scheduler_type, known)}",
+        )
+    notes.put("train.lr_scheduler_type", written.lr_scheduler_type, "lr_scheduler_type")
+    notes.put_if("train.lr_scheduler_kwargs", written.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
+    if written.warmup_steps:
+        notes.put("train.warmup_steps", written.warmup_steps, "warmup_steps")
+        if written.warmup_ratio:
+            notes.tell("warmup_ratio", "is not read: warmup_steps is set, and comes first, as in transformers")
+    else:
+        notes.put("train.warmup_steps", written.warmup_ratio, "warmup_ratio", "warmup_steps")
+
+
+def _saving(notes: Notes) -> None:
+    written = notes.written
+    if written.save_steps >= 1:
+        notes.put("train.save_steps", int(written.save_steps), "save_steps")
+    else:
+        notes.tell("save_steps", "training state is saved by numbers of steps and by time, not by a share of all steps")
+    if written.save_total_limit:
+        notes.put("train.save_total_limit", written.save_total_limit, "save_total_limit")
+
+
+def _optimizer(notes: Notes) -> None:
+    written = notes.written
+    asked = [key for key in SPECIAL if getattr(written, key)]
+    if len(asked) > 1:
+        notes.refuse(asked[1], f"{asked[0]} is set as well, and a training has one optimizer. Keep one of the two.")
+    if asked:
+        SPECIAL[asked[0]](notes)
+        return
+    name = ALIASES.get(written.optim, written.optim)
+    if name not in optimizers():
+        notes.refuse("optim", f"{written.optim!r} has no counterpart.{hint(name, optimizers())}")
+    notes.put("train.optim", name, "optim")
+
+
+def optimizers() -> tuple[str, ...]:
+    """Return the optimizers that a recipe may name."""
+    return get_args(TrainConfig.model_fields["optim"].annotation)
+
+
+def _take(notes: Notes, key: str, name: str, arguments: dict[str, Any], theirs: tuple[str, ...]) -> bool:
+    """Write an optimizer and its arguments; refuse one that is not here."""
+    if name not in optimizers():
+        notes.refuse(
+            key,
+            f"has no counterpart yet: train.optim has no {name!r}.{hint(name, optimizers())} Remove it "
+            "to train with AdamW.",
+        )
+        return False
+    notes.put("train.optim", name, key, *(each for each in theirs if each.endswith("_layerwise")), "optim")
+    given = [f"{argument}={_as_text(value)}" for argument, value in arguments.items() if value is not None]
+    if given:
+        notes.put("train.optim_args", ",".join(given), *(each for each in theirs if not each.endswith("_layerwise")))
+    return True
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _targets(notes: Notes, key: str) -> None:
+    words = getattr(notes.written, key)
+    notes.put("train.optim_target_modules", [IN_LAYERS] if words == ["all"] else words, key)
+
+
+def _galore(notes: Notes) -> None:
+    written = notes.written
+    base = ALIASES.get(written.optim, written.optim)
+    name = f"galore_{GALORE.get(base, base)}{'_layerwise' if written.galore_layerwise else ''}"
+    arguments = {
+        "rank": written.galore_rank,
+        "update_proj_gap": written.galore_update_interval,
+        "scale": written.galore_scale,
+        "proj_type": written.galore_proj_type,
+    }
+    theirs = ("galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type", "galore_layerwise")
+    if _take(notes, "use_galore", name, arguments, theirs):
+        _targets(notes, "galore_target")
+
+
+def _apollo(notes: Notes) -> None:
+    written = notes.written
+    arguments = {
+        "rank": written.apollo_rank,
+        "proj": written.apollo_proj,
+        "proj_type": written.apollo_proj_type,
+        "update_proj_gap": written.apollo_update_interval,
+        "scale": written.apollo_scale,
+        "scale_type": written.apollo_scale_type,
+        "scale_front": written.apollo_scale_front or None,
+    }
+    theirs = ("rank", "proj", "proj_type", "update_interval", "scale", "scale_type", "scale_front", "layerwise")
+    name = f"apollo_adamw{'_layerwise' if written.apollo_layerwise else ''}"
+    if _take(notes, "use_apollo", name, arguments, tuple(f"apollo_{each}" for each in theirs)):
+        _targets(notes, "apollo_target")
+
+
+def _badam(notes: Notes) -> None:
+    written = notes.written
+    by_layer = {
+        "start_block": written.badam_start_block,
+        "switch_mode": written.badam_switch_mode,
+        "switch_interval": written.badam_switch_interval,
+    }
+    by_ratio = {"update_ratio": written.badam_update_ratio, "mask_mode": written.badam_mask_mode}
+    arguments = {"mode": written.badam_mode, **(by_layer if written.badam_mode == "layer" else by_ratio)}
+    _take(notes, "use_badam", "badam", arguments, tuple(f"badam_{each}" for each in arguments))
+
+
+def _adam_mini(notes: Notes) -> None:
+    _take(notes, "use_adam_mini", "adam_mini", {}, ())
+
+
+def _muon(notes: Notes) -> None:
+    _take(notes, "use_muon", "muon", {}, ())
+
+
+SPECIAL = {
+    "use_galore": _galore,
+    "use_apollo": _apollo,
+    "use_badam": _badam,
+    "use_adam_mini": _adam_mini,
+    "use_muon": _muon,
+}
+"""Switch -> what it asks for."""
+
+
+def _of_stage(notes: Notes, stage: str) -> None:
+    """Translate the values of a loss over pairs or labels, as far as the stage's recipe has a field for them."""
+    written, recipe = notes.written, RECIPES[stage]
+    fields = getattr(recipe.model_fields["train"].annotation, "model_fields", {})
+    for key, field in STAGE_KEYS.get(stage, {}).items():
+        value = getattr(written, key)
+        if value is None:
+            continue
+        if field not in fields:
+            if written.is_written(key) and value != type(written).model_fields[key].default:
+                notes.refuse(key, f"{value!r} has no counterpart: stage {stage} has no train.{field}. Remove it.")
+            continue
+        known = choices(fields[field].annotation)
+        if known and isinstance(value, str) and value not in known:
+            notes.refuse(key, f"{value!r} has no counterpart.{hint(value, known)}")
+        notes.put(f"train.{field}", value, key)
+    if written.reward_model and stage == "ppo":
+        if "reward_model" not in recipe.model_fields:
+            notes.refuse("reward_model", "has no counterpart: stage ppo takes none. Remove it.")
+        notes.put("reward_model", place(written.reward_model), "reward_model")
+
+
+def choices(annotation: Any) -> list[str]:
+    """Return the words that a field may hold, however deep they stand in its type; none where any is allowed."""
+    found = get_args(annotation)
+    return [word for each in found for word in ([each] if isinstance(each, str) else choices(each))]
