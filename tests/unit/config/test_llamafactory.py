@@ -3,28 +3,21 @@
 import json
 import os
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import yaml
 
 from tests import tiny
 from tuneline.config import llamafactory
-from tuneline.config.evaluate import RegisterConfig
 from tuneline.config.llamafactory import keys, training
 from tuneline.config.llamafactory.written import Written
 from tuneline.config.load import load
-from tuneline.config.recipe import PIPELINE_OF, RECIPES, Recipe
-from tuneline.config.train import TrainConfig
+from tuneline.config.recipe import PIPELINE_OF, Recipe
 from tuneline.errors import RecipeError
 
 DATA = os.environ.get("TUNELINE_TEST_DATA")
 DOCS = Path("docs/llamafactory.md")
 needs_data = pytest.mark.skipif(not DATA, reason="TUNELINE_TEST_DATA names no folder of test data")
-
-
-def stage(name: str) -> set[str]:
-    return set() if name in RECIPES else {"stage"}
 
 
 def optimizer(key: str, name: str) -> set[str]:
@@ -54,10 +47,10 @@ EXPECTED: dict[str, set[str]] = {
     "merge_lora/qwen3_gptq.yaml": {"export_dir", "export_quantization_bit", "export_quantization_dataset"},
     "merge_lora/qwen3_lora_sft.yaml": {"export_dir"},
     "train_full/qwen3_full_sft.yaml": {"deepspeed"},
-    "train_lora/qwen3_lora_dpo.yaml": stage("dpo"),
-    "train_lora/qwen3_lora_kto.yaml": stage("kto"),
+    "train_lora/qwen3_lora_dpo.yaml": set(),
+    "train_lora/qwen3_lora_kto.yaml": set(),
     "train_lora/qwen3_lora_pretrain.yaml": set(),
-    "train_lora/qwen3_lora_reward.yaml": stage("rm"),
+    "train_lora/qwen3_lora_reward.yaml": set(),
     "train_lora/qwen3_lora_sft.yaml": set(),
     "train_lora/qwen3_lora_sft_ds3.yaml": {"deepspeed"},
     "train_lora/qwen3_lora_sft_ray.yaml": {"dataset_dir", "ray_num_workers"},
@@ -409,32 +402,7 @@ def test_an_optimizer_comes_alive_with_the_recipes_field(here, monkeypatch):
     assert "use_apollo: as train.optim in a recipe: unknown optim 'apollo_adamw'" in found[0]
 
 
-class PairTrain(TrainConfig):
-    """What a recipe over pairs may look like."""
-
-    beta: float = 0.1
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    label_smoothing: float = 0.0
-
-
-class PairRecipe(Recipe):
-    """A recipe over pairs."""
-
-    rows = "preference"
-    metrics = ("preference_accuracy",)
-    stage: Literal["dpo", "orpo"]
-    train: PairTrain = PairTrain()
-    registry: RegisterConfig
-
-
-def test_a_stage_comes_alive_with_its_recipe(here, monkeypatch):
-    if "dpo" in RECIPES:
-        pytest.skip("it is there")
-    monkeypatch.setitem(RECIPES, "dpo", PairRecipe)
-    monkeypatch.setitem(RECIPES, "orpo", PairRecipe)
-    monkeypatch.setitem(PIPELINE_OF, "dpo", ("preference_pipeline",))
-    monkeypatch.setitem(PIPELINE_OF, "orpo", ("preference_pipeline",))
-    monkeypatch.setattr("tuneline.config.support.check", lambda recipe: None)
+def test_stages_of_preferences_have_their_recipes(here):
     pairs = {"stage": "dpo", "dataset": "pairs"}
 
     ipo = recipe_of(**pairs, pref_loss="ipo", pref_beta=0.3)
@@ -444,7 +412,8 @@ def test_a_stage_comes_alive_with_its_recipe(here, monkeypatch):
     assert ipo.registry.gate.metric == "preference_accuracy"
     assert (orpo.stage, orpo.train.beta) == ("orpo", 0.2)
     assert "pref_loss: 'kto_pair' has no counterpart." in refused(**pairs, pref_loss="kto_pair")[0]
-    assert "pref_ftx: 0.5 has no counterpart" in refused(**pairs, pref_ftx=0.5)[0]
+    both = recipe_of(**pairs, pref_ftx=0.5).train
+    assert both.weighted_losses() == [("sigmoid", 1.0), ("sft", 0.5)]
     assert "ld_alpha: 0.5 has no counterpart: stage dpo has no train.ld_alpha" in refused(**pairs, ld_alpha=0.5)[0]
 
 

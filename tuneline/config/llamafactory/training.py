@@ -2,7 +2,6 @@
 
 from typing import Any, get_args
 
-from tuneline.config.llamafactory.model import place
 from tuneline.config.llamafactory.notes import Notes
 from tuneline.config.recipe import RECIPES
 from tuneline.config.strict_file import hint
@@ -71,6 +70,8 @@ def training(notes: Notes, stage: str) -> None:
         notes.refuse("max_grad_norm", "0 switches the limit off, and there is always one here. Write a large number.")
     notes.put("train.max_grad_norm", written.max_grad_norm, "max_grad_norm")
     notes.put_if("train.neftune_noise_alpha", written.neftune_noise_alpha or None, "neftune_noise_alpha")
+    if stage == "kto" and written.per_device_train_batch_size == 1:
+        _answers_in_a_pass(notes)
     _schedule(notes)
     _optimizer(notes)
     _saving(notes)
@@ -78,6 +79,18 @@ def training(notes: Notes, stage: str) -> None:
     notes.put_if("evaluate.batch_size", written.per_device_eval_batch_size, "per_device_eval_batch_size")
     if stage in RECIPES and stage not in ("sft", "pretrain"):
         _of_stage(notes, stage)
+
+
+def _answers_in_a_pass(notes: Notes) -> None:
+    """KTO estimates on the answers of a pass how far the policy has moved, and one is too few."""
+    steps = notes.written.gradient_accumulation_steps
+    size = 2 if steps % 2 == 0 else steps
+    notes.put("train.per_device_train_batch_size", size, "per_device_train_batch_size")
+    notes.put("train.gradient_accumulation_steps", steps // size, "gradient_accumulation_steps")
+    notes.tell(
+        "per_device_train_batch_size",
+        f"1 becomes {size}, with as many answers a step: on one answer, how far the policy has moved is noise",
+    )
 
 
 def _schedule(notes: Notes) -> None:
@@ -230,10 +243,9 @@ def _of_stage(notes: Notes, stage: str) -> None:
         if known and isinstance(value, str) and value not in known:
             notes.refuse(key, f"{value!r} has no counterpart.{hint(value, known)}")
         notes.put(f"train.{field}", value, key)
-    if written.reward_model and stage == "ppo":
-        if "reward_model" not in recipe.model_fields:
-            notes.refuse("reward_model", "has no counterpart: stage ppo takes none. Remove it.")
-        notes.put("reward_model", place(written.reward_model), "reward_model")
+    if stage == "dpo" and written.pref_ftx:
+        notes.put("train.loss_type", [written.pref_loss, "sft"], "pref_loss", "pref_ftx")
+        notes.put("train.loss_weights", [1.0, written.pref_ftx], "pref_ftx")
 
 
 def choices(annotation: Any) -> list[str]:

@@ -77,6 +77,7 @@ class Method(Config):
     pref_beta: float = 0.1
     dpo_label_smoothing: float = 0.0
     simpo_gamma: float = 0.5
+    pref_ftx: float = 0.0
     kto_chosen_weight: float = 1.0
     kto_rejected_weight: float = 1.0
     ld_alpha: float | None = None
