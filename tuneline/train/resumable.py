@@ -47,6 +47,8 @@ class Resumable(Trainer):
     keep = 2
     history: list[dict[str, float]]
     tokens_seen = 0
+    names: frozenset[str] | None = None
+    """What is trained, from before an optimizer set parts of it aside (BAdam)."""
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.kept.aside) if self.kept else str(super()._get_output_dir(trial))
@@ -97,7 +99,8 @@ class Resumable(Trainer):
         self.tokens_seen = figures["tokens_seen"]
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        return {name: part for name, part in self.model.named_parameters() if part.requires_grad}
+        parts = self.model.named_parameters()
+        return {name: part for name, part in parts if (name in self.names if self.names else part.requires_grad)}
 
 
 class Saving(TrainerCallback):

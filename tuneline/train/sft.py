@@ -18,6 +18,7 @@ from transformers import set_seed
 from tuneline import progress, state
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
+from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.errors import RecipeError, StoppedError
@@ -223,8 +224,8 @@ def _levers(job: Job, loaded: Loaded, loop: SFTTrainer) -> Levers:
 
 
 def _keeps_no_state(job: Job) -> bool:
-    """Layer-wise optimizers keep their state inside the backward pass, out of reach of a checkpoint."""
-    return job.config.optim.endswith("layerwise")
+    """Optimizers that step inside the backward pass keep their state there, out of reach of a checkpoint."""
+    return not TRAITS[job.config.optim].keeps_state
 
 
 def _held_as_before(job: Job) -> LoadStepConfig:

@@ -19,6 +19,7 @@ from tuneline.config.train import TrainConfig
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
 from tuneline.model.precision import Precision
+from tuneline.train import optimizers
 from tuneline.train.noise import Noise
 from tuneline.train.resumable import Resumable
 
@@ -58,11 +59,10 @@ class SFTTrainer(Resumable):
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer, in the groups that the method asks for."""
         groups = self.family.parameter_groups(self.model, self.method, self.args.learning_rate, self.args.weight_decay)
-        if groups is None or self.optimizer is not None:
-            return super().create_optimizer(model) if model is not None else super().create_optimizer()
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = kind(groups, **options)
-        return self.optimizer
+        if self.optimizer is None:
+            self.names = frozenset(self._trained())
+            self.optimizer = optimizers.make(self, groups)
+        return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
 
 @contextmanager
@@ -106,7 +106,8 @@ def arguments(config: TrainConfig, held: Precision, folder: Path) -> TrainingArg
     options = config.shaping()
     del options["neftune_noise_alpha"]  # ours knows packed rows: tuneline.train.noise
     del options["levers"]
-    args = TrainingArguments(
+    options |= optimizers.arguments(config)
+    args = optimizers.Arguments(
         output_dir=str(folder),
         **options,
         bf16=held.autocast == torch.bfloat16,
