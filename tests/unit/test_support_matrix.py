@@ -97,8 +97,9 @@ PRETRAIN = {
 
 
 def param(choice: dict[str, str], name: str):
-    """Half precision is many times slower on a CPU without instructions for it: two methods stand for all in CI. So do
-    they for all but a few optimizers.
+    """Half precision is many times slower on a CPU without instructions for it: two methods stand for all in CI.
+
+    So do they for all but a few optimizers.
     """
     method, optimizer = choice["method"], choice["optimizer"]
     slow = choice["dtype"] != "float32" and method not in ("lora", "full")

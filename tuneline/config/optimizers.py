@@ -1,6 +1,7 @@
 """What each optimizer takes and needs; a recipe is held against it when it is read.
 
-What goes with what method is in `support.yaml`; how they are made is in `tuneline.train.optimizers`. Imports nothing heavy.
+What goes with what method is in `support.yaml`; how they are made is in `tuneline.train.optimizers`. Imports
+nothing heavy.
 """
 
 from collections.abc import Mapping

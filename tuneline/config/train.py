@@ -95,15 +95,15 @@ class TrainConfig(Config):
     """Weight decay; norms and biases are left out."""
 
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Gradients longer than this are shortened to it; null leaves them, as optimizers that step inside the backward pass
-    must."""
+    """Gradients longer than this are shortened to it; null leaves them, as optimizers that step inside the backward
+    pass must."""
 
     optim: optimizers.Optimizer = "adamw_torch"
-    """Optimizer, by its name in transformers, or muon, adam_mini or badam. `docs/support-matrix.md` says what each is,
-    what it goes with and which were left out."""
+    """Optimizer, by its name in transformers, or muon, adam_mini or badam; `docs/support-matrix.md` says what each is
+    and what it goes with."""
 
     optim_args: str | None = None
-    """Arguments of the optimizer, like `rank=128,update_proj_gap=200,scale=2.0` for GaLore or `beta2=0.95` for AdamW."""
+    """Arguments of the optimizer, like `rank=128,scale=2.0` for GaLore or `beta2=0.95` for AdamW."""
 
     optim_target_modules: list[str] | None = None
     """Modules whose matrices GaLore and APOLLO project, like `self_attn` and `mlp`."""

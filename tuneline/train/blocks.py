@@ -1,7 +1,7 @@
 """BAdam (Luo et al. 2024, arXiv:2404.02827) of its own library, made to be resumed.
 
-The library trains one block of layers at a time, with AdamW on float32 copies of it, and sets `requires_grad` of all
-others off. What it lacks is here: a state that can be saved, weight decay that leaves norms and biases out, and silence.
+The library trains one block of layers at a time, with AdamW on float32 copies of it, and freezes all others. What it
+lacks is here: a state that can be saved, weight decay that leaves norms and biases out, and silence.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from badam import BlockOptimizer
+from badam import BlockOptimizer  # type: ignore[import-untyped]
 from torch.optim import AdamW
 
 
@@ -79,7 +79,8 @@ class Blocks(BlockOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the block of a state, and on from there."""
-        mode, self.switch_mode = self.switch_mode, "fixed"  # no other block is drawn
+        mode: str = self.switch_mode
+        self.switch_mode: str = "fixed"  # no other block is drawn
         self.current_block_idx = state_dict["active"]
         self.switch_trainable_params()
         self.switch_mode = mode

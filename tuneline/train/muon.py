@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024) on matrices, AdamW on the rest, as one optimizer.
 
 Muon makes the update of a hidden matrix orthogonal; embeddings, the head and vectors are AdamW's. With
-`adjust_lr_fn: match_rms_adamw` its steps are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one learning
-rate does for both.
+`adjust_lr_fn: match_rms_adamw` its steps are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one
+learning rate does for both.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,8 @@ class MuonWithAdamW(Optimizer):
             of_adamw: Options of `torch.optim.AdamW`.
         """
         outside = {id(part) for part in _outside(model)}
-        hidden, rest = [], []
+        hidden: list[dict[str, Any]] = []
+        rest: list[dict[str, Any]] = []
         for group in groups:
             for taken, wanted in ((hidden, True), (rest, False)):
                 parts = [part for part in group["params"] if (_is_matrix(part) and id(part) not in outside) is wanted]
@@ -47,7 +48,7 @@ class MuonWithAdamW(Optimizer):
     def _share(self) -> None:
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Let both take a step."""
         for part in self._parts:
             part.step()

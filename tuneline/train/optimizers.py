@@ -152,7 +152,7 @@ def _muon(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) 
 
 def _adam_mini(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) -> Any:
     """Adam-mini keeps one second moment a head of queries and keys, a row of other matrices, or a vector."""
-    from adam_mini import Adam_mini
+    from adam_mini import Adam_mini  # type: ignore[import-untyped]
 
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -205,7 +205,7 @@ def _badam(model: Any, groups: Groups, args: Arguments, given: dict[str, Value])
 
 
 def _extend(blocks: list[list[str]], model: Any, prefix: str, options: dict[str, Value]) -> None:
-    """Make the embeddings a block before the layers, and head and last norm one after them, where they are asked for."""
+    """Make the embeddings a block before the layers, and head and last norm one after them, where asked for."""
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.")]
     inputs = {id(part) for part in model.get_input_embeddings().parameters()}
     first = [name for name in outside if id(model.get_parameter(name)) in inputs]
