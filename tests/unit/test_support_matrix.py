@@ -66,8 +66,10 @@ OPTIMIZERS = {
 STEEPER = {"sgd": 10, "schedule_free_sgd": 10, "lomo": 10, "adagrad": 3}
 """Optimizer -> its learning rate over AdamW's; plain descent takes longer steps."""
 WIDELY_TRIED = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "galore_adamw")
-TRIED_ON_LORA = ("lion_8bit", "ademamix", "sgd", "rmsprop", "stable_adamw", "schedule_free_adamw", "muon")
+TRIED_ON_LORA = ("lion_8bit", "sgd", "schedule_free_adamw", "muon")
 COMPILED = ("adamw_torch_8bit", "adamw_torch_4bit")
+LIKE_ANOTHER = ("paged_adamw_32bit", "paged_lion", "paged_ademamix", "ademamix_8bit", "lion_32bit", "rmsprop_bnb_32bit")
+"""On a CPU nothing is paged, and the tiny model is too small for 8-bit state."""
 LOAD = {
     "quantization": lambda value: {"quantization": None if value == "none" else {"type": value}},
     "dtype": lambda value: {"dtype": value},
@@ -105,7 +107,8 @@ def param(choice: dict[str, str], name: str):
     slow = choice["dtype"] != "float32" and method not in ("lora", "full")
     if optimizer not in WIDELY_TRIED:
         standing = method == "full" or (method == "lora" and optimizer in TRIED_ON_LORA)
-        slow |= optimizer in COMPILED or (not standing and not support.table().refusals(choice))
+        slow |= optimizer in COMPILED or optimizer.startswith(LIKE_ANOTHER)
+        slow |= not standing and not support.table().refusals(choice)
     return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
 
 
