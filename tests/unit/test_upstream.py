@@ -234,9 +234,9 @@ def test_badam_keeps_norms_from_decay(tiny_model):
 def test_adam_mini_finds_heads_that_do_not_add_up():
     """Gemma and Qwen3 have heads whose width is their own."""
     adam_mini = pytest.importorskip("adam_mini")
-    part = torch.nn.Parameter(torch.ones(3 * 10, 8))  # three heads of ten on a width of eight
-    optimizer = adam_mini.Adam_mini([("q_proj", part)], dim=8, n_heads=3, verbose=False)
+    part = torch.nn.Parameter(torch.ones(4 * 10, 8))  # four heads of ten on a width of eight
+    optimizer = adam_mini.Adam_mini([("q_proj", part)], dim=8, n_heads=4, verbose=False)
     part.sum().backward()
     optimizer.step()
 
-    assert optimizer.state[part]["vmean"].shape == (3, 1)
+    assert optimizer.state[part]["vmean"].shape == (4, 1)

@@ -79,11 +79,12 @@ class Blocks(BlockOptimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the block of a state, and on from there."""
-        mode: str = self.switch_mode
-        self.switch_mode: str = "fixed"  # no other block is drawn
-        self.current_block_idx = state_dict["active"]
-        self.switch_trainable_params()
-        self.switch_mode = mode
+        if state_dict["active"] != self._active:
+            mode: str = self.switch_mode
+            self.switch_mode: str = "fixed"  # no other block is drawn
+            self.current_block_idx = state_dict["active"]
+            self.switch_trainable_params()
+            self.switch_mode = mode
         with torch.no_grad():
             for copied, saved in zip(self.param_idx2hp.values(), state_dict["copies"], strict=True):
                 copied.copy_(saved)

@@ -155,18 +155,18 @@ def _adam_mini(model: Any, groups: Groups, args: Arguments, given: dict[str, Val
     from adam_mini import Adam_mini  # type: ignore[import-untyped]
 
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    each = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", 1)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     optimizer = Adam_mini(
         named_parameters=list(model.named_parameters()),
         **_adam(args),
         weight_decay=args.weight_decay,
-        dim=config.hidden_size,
-        n_heads=heads,
-        n_kv_heads=None,
+        dim=1,
+        n_heads=1,
         verbose=False,
     )
-    optimizer.head_numel = each * config.hidden_size  # it takes dim * dim / heads, true only where heads add up to dim
+    # It would take dim * dim / n_heads, which is true only where the heads add up to the width of the model.
+    optimizer.head_numel = width * config.hidden_size
     optimizer.world_size = 1  # it adds up over all GPUs of the machine, and no matrix is split here
     for group in optimizer.param_groups:
         _fits_adam_mini(optimizer, group)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.method import Method
+from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import TrainConfig
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
@@ -64,6 +65,11 @@ class SFTTrainer(Resumable):
             self.optimizer = optimizers.make(self, groups)
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Tell no norm where the gradients are gone by then."""
+        in_backward = TRAITS[self.args.optimizer_name].in_backward
+        return None if in_backward else super()._get_grad_norm(model, grad_norm=grad_norm)
+
 
 @contextmanager
 def _as_adapted(model: Any, *, adapted: bool) -> Iterator[None]:
@@ -100,7 +106,7 @@ def summed_loss(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[tor
     return cross_entropy(logits.float(), labels[keep + 1], reduction="sum"), len(keep)
 
 
-def arguments(config: TrainConfig, held: Precision, folder: Path) -> TrainingArguments:
+def arguments(config: TrainConfig, held: Precision, folder: Path) -> optimizers.Arguments:
     """Translate our configs into transformers' arguments."""
     on_gpu = torch.cuda.is_available()
     options = config.shaping()

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests import architectures
 from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
 from tests.unit.train import test_resume as resuming
 from tuneline.config.method import FullMethod, LoraMethod
@@ -50,8 +52,6 @@ def model(tiny_model, tmp_path_factory):
     shutil.copytree(tiny_model, folder)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 160}))
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     return folder
@@ -184,6 +184,35 @@ def test_adam_mini_keeps_one_second_moment_a_head(parts, monkeypatch):
     assert state["model.layers.0.self_attn.q_proj.weight"].shape == (4, 1)
     assert state["model.layers.0.self_attn.k_proj.weight"].shape == (2, 1)
     assert state["model.layers.0.mlp.down_proj.weight"].shape == (32, 1)
+
+
+def adam_mini(model, tmp_path):
+    args = optimizers.Arguments(output_dir=str(tmp_path), use_cpu=True, own_optim="adam_mini")
+    return optimizers.OWN["adam_mini"](model, [], args, {})
+
+
+def test_adam_mini_knows_heads_of_their_own_width(tmp_path):
+    shape = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10}
+    model = LlamaForCausalLM(LlamaConfig(**shape, **heads))
+    optimizer = adam_mini(model, tmp_path)
+    ids = torch.arange(10)[None]
+
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    optimizer.step()
+
+    layer = model.model.layers[0].self_attn
+    assert len(optimizer.state[layer.q_proj.weight]["vmean"]) == 4
+    assert len(optimizer.state[layer.k_proj.weight]["vmean"]) == 2
+
+
+def test_adam_mini_refuses_experts_in_one_parameter(tmp_path):
+    with pytest.raises(RecipeError, match="adam_mini splits .*experts.gate_up_proj by rows, and its shape is"):
+        adam_mini(architectures.build("mixtral"), tmp_path)
+
+
+def test_gradients_that_are_gone_have_no_norm(parts):
+    assert "grad_norm" not in run(parts, "lomo", max_steps=1)[1].history[0]
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "apollo_adamw"])
