@@ -9,7 +9,7 @@ from materializers import CHECKPOINT, DOCUMENT
 from steps.caching import code_behind
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
-from tuneline.config.train import TrainConfig
+from tuneline.config.preference import Training
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ def watched() -> str:
     output_materializers={"{stage}_checkpoint": CHECKPOINT, "{stage}_training_report": DOCUMENT},
 )
 def train(
-    rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: TrainConfig
+    rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: Training
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
     state = sft.Job(rows, base_model, tokenizer, load, method, config).state

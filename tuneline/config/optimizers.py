@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tuneline.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from tuneline.config.train import TrainConfig
+    from tuneline.config.train import Optimisation
 
 Optimizer = Literal[
     "adamw_torch",
@@ -209,7 +209,7 @@ def _read(key: str, text: str, kind: Kinds) -> Value:
         raise ValueError(f"optim_args: {key} is {text!r}. Give {wanted}.") from None
 
 
-def check(config: "TrainConfig") -> None:
+def check(config: "Optimisation") -> None:
     """Refuse settings that an optimizer cannot follow.
 
     Raises:
@@ -235,7 +235,7 @@ def check(config: "TrainConfig") -> None:
         _needs_no_schedule(config, warms_up=traits.warms_up)
 
 
-def _steps_in_the_backward_pass(config: "TrainConfig") -> None:
+def _steps_in_the_backward_pass(config: "Optimisation") -> None:
     because = f"{config.optim} changes each weight as soon as its gradient is known"
     if config.gradient_accumulation_steps > 1:
         raise ValueError(
@@ -248,7 +248,7 @@ def _steps_in_the_backward_pass(config: "TrainConfig") -> None:
         )
 
 
-def _needs_no_schedule(config: "TrainConfig", *, warms_up: bool) -> None:
+def _needs_no_schedule(config: "Optimisation", *, warms_up: bool) -> None:
     if config.lr_scheduler_type != "constant":
         raise ValueError(
             f"lr_scheduler_type: {config.optim} averages weights in place of a schedule. Set constant"

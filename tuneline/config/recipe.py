@@ -19,8 +19,9 @@ from tuneline.config.evaluate import EvaluateConfig, EvaluateStepConfig, ExamPro
 from tuneline.config.loader import LoadConfig, LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
+from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
 from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
-from tuneline.config.train import MergeAdapterConfig, TrainConfig
+from tuneline.config.train import MergeAdapterConfig, Optimisation, TrainConfig
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
 
@@ -72,7 +73,9 @@ class Recipe(DataSection):
     method: Method
     """How the base model is adapted."""
 
-    train: TrainConfig = TrainConfig()
+    train: Optimisation
+    """The optimisation; each stage has its own."""
+
     merge_adapter: MergeAdapterConfig = MergeAdapterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     registry: RegisterConfig
@@ -184,6 +187,7 @@ class SFTRecipe(Recipe):
     rows = "sft"
     metrics = ("rougeL", "rouge1", "rouge2", "log_likelihood")
     stage: Literal["sft"]
+    train: TrainConfig = TrainConfig()
 
 
 class PretrainRecipe(Recipe):
@@ -192,13 +196,82 @@ class PretrainRecipe(Recipe):
     rows = "pretrain"
     metrics = ("log_likelihood",)
     stage: Literal["pretrain"]
+    train: TrainConfig = TrainConfig()
 
 
-AnyRecipe = Annotated[SFTRecipe | PretrainRecipe, Field(discriminator="stage")]
+class PreferenceRecipe(Recipe):
+    """What the stages that learn from pairs have in common."""
+
+    rows = "preference"
+    metrics = ("preference_accuracy", "log_likelihood")
+
+
+class DPORecipe(PreferenceRecipe):
+    """Direct preference optimisation on pairs, against the model as it starts."""
+
+    stage: Literal["dpo"]
+    train: DPOConfig = DPOConfig()
+
+
+class ORPORecipe(PreferenceRecipe):
+    """Odds-ratio preference optimisation on pairs."""
+
+    stage: Literal["orpo"]
+    train: ORPOConfig = ORPOConfig()
+
+
+class CPORecipe(PreferenceRecipe):
+    """Contrastive preference optimisation on pairs."""
+
+    stage: Literal["cpo"]
+    train: CPOConfig = CPOConfig()
+
+
+class SimPORecipe(PreferenceRecipe):
+    """Simple preference optimisation on pairs."""
+
+    stage: Literal["simpo"]
+    train: SimPOConfig = SimPOConfig()
+
+
+class KTORecipe(Recipe):
+    """Kahneman-Tversky optimisation on single answers with a label."""
+
+    rows = "kto"
+    metrics = ("signed_log_likelihood",)
+    stage: Literal["kto"]
+    train: KTOConfig = KTOConfig()
+
+
+class RewardRecipe(Recipe):
+    """A reward model from pairs: an adapter, and a head beside it."""
+
+    rows = "preference"
+    metrics = ("preference_accuracy",)
+    stage: Literal["rm"]
+    train: RewardConfig = RewardConfig()
+
+
+AnyRecipe = Annotated[
+    SFTRecipe | PretrainRecipe | DPORecipe | ORPORecipe | CPORecipe | SimPORecipe | KTORecipe | RewardRecipe,
+    Field(discriminator="stage"),
+]
 """The recipe of some stage, told apart by it."""
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SFTRecipe, "pretrain": PretrainRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "sft": SFTRecipe,
+    "pretrain": PretrainRecipe,
+    "dpo": DPORecipe,
+    "orpo": ORPORecipe,
+    "cpo": CPORecipe,
+    "simpo": SimPORecipe,
+    "kto": KTORecipe,
+    "rm": RewardRecipe,
+}
 """Stage -> its recipe."""
 
-PIPELINE_OF = {"sft": ("sft_pipeline", "retrain_pipeline"), "pretrain": ("pretrain_pipeline",)}
+PIPELINE_OF = {
+    "sft": ("sft_pipeline", "retrain_pipeline"),
+    **{stage: (f"{stage}_pipeline",) for stage in RECIPES if stage != "sft"},
+}
 """Stage -> the pipelines that run it; the first by itself."""

@@ -20,8 +20,8 @@ Schedule = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
-"""Those of transformers; `reduce_lr_on_plateau` and `greedy` follow a score of held-out rows, which are not asked while
-training."""
+"""Those of transformers; `reduce_lr_on_plateau` and `greedy` are left out: they follow the score of an evaluation of
+transformers' own, and held-out rows are evaluated here by ours."""
 
 TAKES: dict[str, tuple[str, ...]] = {
     "cosine": ("num_cycles",),
@@ -49,6 +49,18 @@ NEEDS_ONE_OF = {
 """Schedule -> names of which one must be given."""
 
 
+SAVING = {"save_steps", "save_seconds", "save_total_limit"}
+OURS = SAVING | {
+    "objective",
+    "levers",
+    "neftune_noise_alpha",
+    "eval_steps",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+}
+"""Fields that transformers' arguments do not get: ours knows packed rows, or does it itself."""
+
+
 class LeversConfig(Config):
     """What makes a step fast and changes numbers by rounding only; each steps aside where it cannot, and says so."""
 
@@ -64,8 +76,11 @@ class LeversConfig(Config):
     """Keep the memory of a step for the next; on a CPU with glibc."""
 
 
-class TrainConfig(Config):
-    """The optimisation."""
+class Optimisation(Config):
+    """What the trainings of all stages have in common."""
+
+    objective: str
+    """What is minimised."""
 
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
@@ -127,6 +142,15 @@ class TrainConfig(Config):
     save_total_limit: int = Field(2, ge=1)
     """Checkpoints to keep while training; all are removed when it is done."""
 
+    eval_steps: int = Field(0, ge=0)
+    """Optimizer steps between two evaluations on held-out rows; 0 evaluates at the end alone."""
+
+    load_best_model_at_end: bool = False
+    """Keep the weights of the evaluation with the lowest loss on held-out rows, not the last ones."""
+
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations in a row that did not lower the loss on held-out rows."""
+
     @field_validator("optim", mode="before")
     @classmethod
     def _left_out_for_a_reason(cls, name: object) -> object:
@@ -136,12 +160,12 @@ class TrainConfig(Config):
         return name
 
     @model_validator(mode="after")
-    def _the_optimizer_can_follow(self) -> "TrainConfig":
+    def _the_optimizer_can_follow(self) -> "Optimisation":
         optimizers.check(self)
         return self
 
     @model_validator(mode="after")
-    def _the_schedule_takes_its_own_kwargs(self) -> "TrainConfig":
+    def _the_schedule_takes_its_own_kwargs(self) -> "Optimisation":
         kind, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
         known, needed = TAKES.get(kind, ()), NEEDS_ONE_OF.get(kind, ())
         for name in given:
@@ -154,15 +178,33 @@ class TrainConfig(Config):
             raise ValueError(f"lr_scheduler_kwargs: {kind} needs {' or '.join(needed)}. Give one.")
         return self
 
+    def arguments(self) -> dict[str, object]:
+        """Return what transformers' Trainer takes, by its names."""
+        return self.model_dump(mode="json", include=set(Optimisation.model_fields) - OURS)
+
     def shaping(self) -> dict[str, object]:
         """Return the values that shape the weights: all but where the training state is saved."""
-        return self.model_dump(mode="json", exclude={"save_steps", "save_seconds", "save_total_limit"})
+        return self.model_dump(mode="json", exclude=SAVING)
 
     @model_validator(mode="after")
-    def _zero_steps_train_nothing(self) -> "TrainConfig":
+    def _the_best_needs_evaluations(self) -> "Optimisation":
+        for name in ("load_best_model_at_end", "early_stopping_patience"):
+            if getattr(self, name) and not self.eval_steps:
+                raise ValueError(f"{name} needs evaluations while training. Set eval_steps, like 50.")
+        return self
+
+    @model_validator(mode="after")
+    def _zero_steps_train_nothing(self) -> "Optimisation":
         if self.max_steps == 0:
             raise ValueError("max_steps: 0 trains nothing. Give a number of steps, or -1 to follow num_train_epochs.")
         return self
+
+
+class TrainConfig(Optimisation):
+    """The optimisation."""
+
+    objective: Literal["likelihood"] = "likelihood"
+    """What is minimised; it follows from the stage."""
 
 
 class MergeAdapterConfig(Config):

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, List, Value
 from tuneline.config.data import TokenizeConfig
 from tuneline.data import corpus, cutoff, schema
 from tuneline.data.corpus import Writer
+from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.sequences import Example, Sequencer
 from tuneline.data.tokens import Answer
 from tuneline.errors import DataError
@@ -21,6 +22,7 @@ PAIR = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "
 LABELLED = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")})
 COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
 ANSWERS = {"preference": ("chosen", "rejected"), "kto": ("completion",)}
+_ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 
 Row = dict[str, Any]
 
@@ -58,6 +60,29 @@ def of_example(example: Example, sequencer: Sequencer, config: TokenizeConfig, k
         DataError: It is longer than `max_length`, or its answers have different prompts.
     """
     return next(_rows([example], sequencer, config, ANSWERS[kind]))
+
+
+def laid_out(row: Row) -> Row:
+    """Return a row of any stage as tokens end to end: `input_ids`, `labels` and `lengths` of its segments.
+
+    Each answer of a pair is a segment of its own, behind the prompt; the answers carry loss. Rows that are so already
+    come back as they are.
+    """
+    if "input_ids" in row:
+        return row
+    answers = [row[name] for name in _ANSWER_COLUMNS if row.get(name) is not None]
+    return answered([(row["prompt_ids"], answer) for answer in answers])
+
+
+def answered(spans: list[tuple[list[int], list[int]]]) -> Row:
+    """Lay prompts and answers end to end, each pair of them a segment."""
+    ids, labels, lengths = list[int](), list[int](), list[int]()
+    for prompt, answer in spans:
+        ids += [*prompt, *answer]
+        marks = [IGNORE_INDEX] * len(prompt) + answer
+        labels += [IGNORE_INDEX, *marks[1:]]  # nothing of its own stands before the first token
+        lengths.append(len(marks))
+    return {"input_ids": ids, "labels": labels, "lengths": lengths}
 
 
 def _rows(

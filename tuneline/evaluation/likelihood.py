@@ -1,5 +1,7 @@
 """Held-out rows judged by the probability that a model gives them: texts, pairs of answers, labelled answers.
 
+A reward model judges pairs by its rewards instead.
+
 A text has its mean log-likelihood a token; its negative is the logarithm of the perplexity. A pair is right where the
 chosen answer is likelier a token than the rejected one, which is the reward of SimPO (Meng et al. 2024,
 arXiv:2405.14734) and needs no reference model, so that the base model can be judged by it too. A labelled answer counts
@@ -7,6 +9,7 @@ with the sign of its label.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
@@ -18,8 +21,10 @@ from tuneline.config.data import TokenizeStepConfig
 from tuneline.data import pairs, schema
 from tuneline.data.sequences import Example, Sequencer
 from tuneline.evaluation.items import Item, Score, score
+from tuneline.model import value_head
+from tuneline.model.value_head import ValueHead
 
-VERSION = "likelihood-1"
+VERSION = "likelihood-2"
 ANY_LENGTH = 2**31 - 1
 
 Answers = Callable[[list[Item]], list[Score]]
@@ -33,43 +38,53 @@ def items(held_out: Dataset, max_items: int | None) -> list[Item]:
     return [Item("held_out", row["id"], _asked(row), _wanted(row)) for row in rows]
 
 
-def scorer(
-    load: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Dataset,
-    *,
-    window: int,
-    title: str,
-) -> Answers:
-    """Return what scores items.
+@dataclass(frozen=True)
+class Judge:
+    """A model, and how it is asked."""
 
-    Args:
-        load: Returns the model; called when there is something to score.
-        tokenizer: The one that it is served with.
-        held_out: The examples behind the items.
-        window: Tokens of one forward pass; a longer text is scored in windows, each token but the first of a window.
-        title: Shown beside the progress.
-    """
+    model: Callable[[], PreTrainedModel]
+    """Returns the model; called when there is something to score."""
 
-    def answer(wanted: list[Item]) -> list[Score]:
-        examples = {row["id"]: row for row in held_out}
-        kind = schema.kind(held_out[0])
-        config = _config(kind)
-        sequencer = Sequencer(tokenizer, config)
-        found: list[Score] = []
-        with progress.bar(title, len(wanted)) as advance:
-            for item in wanted:
-                example = examples[item.id]
-                if kind == "text":
-                    (_, tokens), *_ = sequencer.sequences([example])
-                    found.append(score(item, "", {"log_likelihood": mean(load(), _windows(tokens.input_ids, window))}))
-                else:
-                    row = pairs.of_example(example, sequencer, config, kind)
-                    found.append(_judged(item, example, _likelihoods(load(), row)))
-                advance(len(found))
-        return found
+    head: Callable[[], ValueHead | None]
+    """Returns the head of a reward model, which judges pairs by their rewards; None for other models."""
 
-    return answer
+    tokenizer: PreTrainedTokenizerBase
+    """The one that it is served with."""
+
+    window: int
+    """Tokens of one forward pass; a longer text is scored in windows, each token but the first of a window."""
+
+    def scorer(self, held_out: Dataset, *, title: str) -> Answers:
+        """Return what scores items.
+
+        Args:
+            held_out: The examples behind the items.
+            title: Shown beside the progress.
+        """
+
+        def answer(wanted: list[Item]) -> list[Score]:
+            examples = {row["id"]: row for row in held_out}
+            kind = schema.kind(held_out[0])
+            config = _config(kind)
+            sequencer = Sequencer(self.tokenizer, config)
+            found: list[Score] = []
+            with progress.bar(title, len(wanted)) as advance:
+                for item in wanted:
+                    found.append(self._scored(item, examples[item.id], sequencer, config, kind))
+                    advance(len(found))
+            return found
+
+        return answer
+
+    def _scored(
+        self, item: Item, example: Example, sequencer: Sequencer, config: TokenizeStepConfig, kind: str
+    ) -> Score:
+        if kind == "text":
+            (_, tokens), *_ = sequencer.sequences([example])
+            mean_of_text = mean(self.model(), _windows(tokens.input_ids, self.window))
+            return score(item, "", {"log_likelihood": mean_of_text})
+        row = pairs.of_example(example, sequencer, config, kind)
+        return _judged(item, example, _likelihoods(self.model(), row), _rewards(self.model(), self.head(), row))
 
 
 def is_by_likelihood(held_out: Dataset) -> bool:
@@ -89,11 +104,24 @@ def _likelihoods(model: PreTrainedModel, row: pairs.Row) -> dict[str, float]:
     return {name: mean(model, [(prompt + row[f"{name}_ids"], len(prompt))]) for name in names}
 
 
-def _judged(item: Item, example: Example, found: dict[str, float]) -> Score:
+@torch.inference_mode()
+def _rewards(model: PreTrainedModel, head: ValueHead | None, row: pairs.Row) -> dict[str, float]:
+    """Return the reward of each answer of a pair, read at its last token; nothing where there is no head."""
+    if head is None or "chosen_ids" not in row:
+        return {}
+    found = {}
+    for name in ("chosen", "rejected"):
+        ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]], device=model.device)
+        found[name] = float(value_head.values(model, head, input_ids=ids, use_cache=False)[0, -1])
+    return found
+
+
+def _judged(item: Item, example: Example, found: dict[str, float], rewards: dict[str, float]) -> Score:
     if "completion" in found:
         sign = 1 if example["label"] else -1
         return score(item, "", {"signed_log_likelihood": sign * found["completion"]})
-    right = found["chosen"] > found["rejected"]
+    by = rewards or found
+    right = by["chosen"] > by["rejected"]
     said = example["chosen" if right else "rejected"][-1]["content"]
     return score(item, said, {"preference_accuracy": float(right), "log_likelihood": found["chosen"]})
 

@@ -14,9 +14,11 @@ from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import choice, generate, likelihood, rouge
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
+from tuneline.model import value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_for_answers, load_model
 from tuneline.model.source import folder_of
+from tuneline.model.value_head import ValueHead
 
 HELD_OUT = "held_out"
 
@@ -28,12 +30,20 @@ class Candidate:
         self, name: str, folder: Path, content_hash: str, load: Callable[[], PreTrainedModel] | None = None
     ) -> None:
         self.name, self.content_hash = name, content_hash
+        self._folder = folder
         self._load = load or partial(load_model, folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """Load the weights, once."""
         return self._load().eval()
+
+    @cached_property
+    def head(self) -> ValueHead | None:
+        """Load the head of a reward model; other models have none."""
+        if not (self._folder / value_head.FILE).is_file():
+            return None
+        return value_head.load(self._folder).to(self.model.device).eval()
 
 
 def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
@@ -71,8 +81,8 @@ def _held_out(
         window = config.window
         protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
         items = likelihood.items(held_out, config.max_items)
-        title = f"likelihoods of {candidate.name}"
-        answer = likelihood.scorer(lambda: candidate.model, tokenizer, held_out, window=window, title=title)
+        judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+        answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
     else:
         protocol = generation_protocol(tokenizer_manifest, config)
         items = held_out_items(held_out, tokenizer, config.max_items)

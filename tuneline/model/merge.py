@@ -20,12 +20,13 @@ from tuneline import state
 from tuneline.config import quantizations
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
+from tuneline.data import pairs
 from tuneline.data.corpus import Corpus
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import attention, beside, quantize
+from tuneline.model import attention, beside, quantize, value_head
 from tuneline.model.checkpoint import Checkpoint, Kind
 from tuneline.model.load import load_for_merge, read_config
 from tuneline.model.methods import families
@@ -92,6 +93,8 @@ def _why_beside(parts: Parts) -> str:
     """Say why an adapter cannot be folded in, or return an empty text."""
     if not parts.family.mergeable:
         return f"{parts.family.name} has no merged form"
+    if (parts.checkpoint.path / value_head.FILE).is_file():
+        return "a reward adapter is used on the base that it shares with a policy"
     about = read_config(folder_of(parts.base_model), parts.load).to_dict()
     kind = quantize.kind_of(about)
     if kind is not None and not quantizations.table()[kind].merges:
@@ -113,7 +116,7 @@ def _stop_where_answers_end(folder: Path) -> None:
 
 def _merge_into(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) -> dict[str, Any]:
     held_out = rows.splits["validation"]
-    probes = list(held_out.select(range(min(config.num_rows, len(held_out)))))
+    probes = [pairs.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
     model = _attached(parts, original=False)
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):

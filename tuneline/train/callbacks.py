@@ -27,8 +27,10 @@ class Recorder(TrainerCallback):
         listeners: tuple[Listener, ...],
         tokens_seen: Callable[[], int],
         history: list[dict[str, float]],
+        more: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.history = history
+        self._more = more
         self.peak_memory_bytes = 0
         self.tokens_before = 0
         self._advance, self._listeners, self._tokens_seen = advance, listeners, tokens_seen
@@ -56,11 +58,25 @@ class Recorder(TrainerCallback):
         memory = memory_bytes()
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
         figures = {name: float(logs[name]) for name in KEPT if name in logs}
-        figures |= {"tokens_per_second": speed, "memory_bytes": float(memory)}
+        figures |= {"tokens_per_second": speed, "memory_bytes": float(memory), **self._more()}
         self.history.append({"step": float(state.global_step), **figures})
         for listener in self._listeners:
             listener(figures, state.global_step)
-        self._advance(state.global_step, f"loss {figures['loss']:.3f}, {speed:.0f} tokens/s")
+        self._advance(state.global_step, _shown(figures))
+
+
+def _shown(figures: dict[str, float]) -> str:
+    """Return what stands beside the progress bar."""
+    parts = [f"loss {figures['loss']:.3f}"]
+    if "rewards/accuracies" in figures:
+        parts.append(f"accuracy {figures['rewards/accuracies']:.0%}")
+    if "validation_loss" in figures:
+        parts.append(f"held out {figures['validation_loss']:.3f}")
+    return ", ".join([*parts, f"{figures['tokens_per_second']:.0f} tokens/s", _gigabytes(figures["memory_bytes"])])
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _refuse_no_number(logs: dict[str, Any], step: int, *, scaled: bool) -> None:

@@ -17,3 +17,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     labels = [label for row in rows for label in row["labels"]]
     lengths = [length for row in rows for length in row["lengths"]]
     return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), **attention.packed_inputs(lengths)}
+
+
+def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return inputs on a device."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}

@@ -7,7 +7,8 @@ right here. Adam-mini (Zhang et al. 2024, arXiv:2406.16793) is told the heads of
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 
 from tuneline.config import optimizers
 from tuneline.config.optimizers import TRAITS, Value
-from tuneline.config.train import TrainConfig
+from tuneline.config.train import Optimisation
 from tuneline.errors import RecipeError
 from tuneline.model.targets import decoder_layers
 from tuneline.train.muon import MuonWithAdamW
@@ -48,7 +49,7 @@ class Arguments(TrainingArguments):
         return self.own_optim or str(self.optim.value if hasattr(self.optim, "value") else self.optim)
 
 
-def arguments(config: TrainConfig) -> dict[str, Any]:
+def arguments(config: Optimisation) -> dict[str, Any]:
     """Return what `Arguments` is told of the optimizer.
 
     Raises:
@@ -97,6 +98,28 @@ class Settle(TrainerCallback):
     ) -> None:
         if callable(getattr(optimizer, "eval", None)):
             optimizer.eval()
+
+
+@contextmanager
+def settled(optimizer: Any, parts: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Hold for a while the weights that would be saved now, then give back those that are trained on, bit by bit.
+
+    Args:
+        optimizer: What trains; schedule-free ones train on other weights than their averages.
+        parts: What is trained, by name.
+    """
+    if not callable(getattr(getattr(optimizer, "optimizer", optimizer), "train", None)):
+        yield
+        return
+    before = {name: part.detach().clone() for name, part in parts.items()}
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for name, part in parts.items():
+                part.copy_(before[name])
 
 
 def _theirs(

@@ -3,6 +3,7 @@
 from itertools import accumulate, pairwise
 from typing import Any
 
+from tuneline.data import pairs
 from tuneline.data.corpus import Corpus
 from tuneline.model import attention
 
@@ -45,6 +46,7 @@ def isolation(model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_cha
 
 def _segments(row: dict[str, Any]) -> list[list[int]]:
     """Return the beginnings of the first examples of a row."""
-    ends = [0, *accumulate(row["lengths"])]
-    ids = row["input_ids"]
+    laid = pairs.laid_out(row)
+    ends = [0, *accumulate(laid["lengths"])]
+    ids = laid["input_ids"]
     return [ids[a : min(b, a + CHECKED_TOKENS)] for a, b in pairwise(ends[: CHECKED_EXAMPLES + 1])]

@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuneline.config.train import TrainConfig
+from tuneline.config.train import Optimisation
 from tuneline.model.methods.base import Family
 from tuneline.train.resume import PREFIX, State, step_of
+from tuneline.train.watch import Best
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Resumable(Trainer):
     keep = 2
     history: list[dict[str, float]]
     tokens_seen = 0
+    best: Best
+    """The best evaluation so far."""
     names: frozenset[str] | None = None
     """What is trained, from before an optimizer set parts of it aside (BAdam)."""
 
@@ -80,15 +83,16 @@ class Resumable(Trainer):
         """Write what is trained, by name, and the figures so far."""
         folder = Path(output_dir or self.kept.aside)  # type: ignore[union-attr]
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: part.detach().contiguous() for name, part in self._trained().items()}
+        trained = {name: part.detach().contiguous() for name, part in self.trained().items()}
         save_file(trained, folder / WEIGHTS)
         torch.save(self.family.beside(self.model), folder / BESIDE)
-        (folder / FIGURES).write_text(json.dumps({"history": self.history, "tokens_seen": self.tokens_seen}))
+        figures = {"history": self.history, "tokens_seen": self.tokens_seen, "best": self.best.state()}
+        (folder / FIGURES).write_text(json.dumps(figures))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give the trained parameters the values that were saved."""
         folder = Path(resume_from_checkpoint)
-        saved, own = load_file(folder / WEIGHTS), self._trained()
+        saved, own = load_file(folder / WEIGHTS), self.trained()
         assert saved.keys() == own.keys(), "a checkpoint is found by what is trained"
         with torch.no_grad():
             for name, part in own.items():
@@ -97,8 +101,10 @@ class Resumable(Trainer):
         figures = json.loads((folder / FIGURES).read_text())
         self.history[:] = figures["history"]
         self.tokens_seen = figures["tokens_seen"]
+        self.best.restore(figures["best"])
 
-    def _trained(self) -> dict[str, torch.Tensor]:
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Return what is trained, by name."""
         parts = self.model.named_parameters()
         return {name: part for name, part in parts if (name in self.names if self.names else part.requires_grad)}
 
@@ -106,7 +112,7 @@ class Resumable(Trainer):
 class Saving(TrainerCallback):
     """Say when to save: after so many steps, after so much time, and when told to stop."""
 
-    def __init__(self, config: TrainConfig, stop: Stop) -> None:
+    def __init__(self, config: Optimisation, stop: Stop) -> None:
         self._config, self._stop = config, stop
         self._last = time.monotonic()
 

@@ -1,8 +1,8 @@
-"""A thin `transformers.Trainer`: logits at trained positions only, and a loss that weighs tokens, not rows.
+"""A thin `transformers.Trainer`: logits at trained positions only, and a loss that weighs items, not rows.
 
-The loss is the sum over trained tokens divided by their number in the whole optimizer step, so that accumulation and
-batch size do not matter. What a method needs beside (groups of the optimizer, a penalty, work after a step) its family
-says.
+The loss is the sum over an objective's items (tokens, pairs) divided by their number in the whole optimizer step, so
+that accumulation and batch size do not matter. What a method needs beside (groups of the optimizer, a penalty, work
+after a step) its family says.
 """
 
 from collections.abc import Iterator
@@ -16,31 +16,42 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuneline.config.method import Method
 from tuneline.config.optimizers import TRAITS
-from tuneline.config.train import TrainConfig
+from tuneline.config.train import Optimisation
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
 from tuneline.model.precision import Precision
 from tuneline.train import optimizers
 from tuneline.train.noise import Noise
+from tuneline.train.objectives import Objective
 from tuneline.train.resumable import Resumable
 
 if TYPE_CHECKING:
     from tuneline.train.levers.apply import Levers
 
 
-class SFTTrainer(Resumable):
-    """Cross entropy at trained positions, weighted by tokens."""
+class StageTrainer(Resumable):
+    """An objective's loss, averaged over the items of an optimizer step."""
 
     optimizer: Any
     levers: "Levers | None" = None
     """What makes a step fast; nothing where it is not set."""
 
-    def __init__(self, family: Family, method: Method, noise: Noise | None = None, **options: Any) -> None:
-        self.family, self.method, self.noise = family, method, noise
+    def __init__(
+        self, family: Family, method: Method, objective: Objective, noise: Noise | None = None, **options: Any
+    ) -> None:
+        self.family, self.method, self.objective, self.noise = family, method, objective, noise
         self.history = []
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._told: dict[str, float] = {}
         with _as_adapted(options["model"], adapted=family.kind == "adapter"):
             super().__init__(**options)
         self.model_accepts_loss_kwargs = True
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = torch.tensor(sum(self.objective.num_items(batch) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def compute_loss(
         self,
@@ -49,19 +60,57 @@ class SFTTrainer(Resumable):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        self.tokens_seen += inputs["labels"].numel()
+        self.tokens_seen += inputs["input_ids"].numel()
         if self.noise:
             self.noise.of_row(inputs["cu_seq_lens_q"])
-        total, count = self.levers.summed_loss(inputs) if self.levers else summed_loss(self.family, model, inputs)
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else count)
+        found = self.objective.measure(model, inputs, self.token_losses)
+        _add(self._sums, found.figures)
+        loss = found.total / (num_items_in_batch if num_items_in_batch is not None else found.num_items)
         penalty = self.family.penalty(model)
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
+
+    def token_losses(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they stand behind."""
+        if self.levers:
+            return self.levers.token_losses(inputs)
+        return token_losses(self.family, self.model, inputs)
+
+    def figures(self) -> dict[str, float]:
+        """Return what the objective watched since the last call, on average, and what else was told."""
+        found = {name: total / count for name, (total, count) in self._sums.items()} | self._told
+        self._sums, self._told = {}, {}
+        return found
+
+    def tell(self, figures: dict[str, float]) -> None:
+        """Have figures shown with those of this step."""
+        self._told |= figures
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the loss and the figures of the held-out rows, averaged over their items; NaN where there are none."""
+        training = self.model.training
+        self.model.eval()
+        total, count, sums = 0.0, 0, dict[str, tuple[float, float]]()
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(self.eval_dataset), size):
+            rows = [self.eval_dataset[i] for i in range(start, min(start + size, len(self.eval_dataset)))]
+            inputs = self._prepare_inputs(self.objective.collate(rows))
+            with self._autocast():
+                found = self.objective.measure(self.model, inputs, self.token_losses)
+            total, count = total + float(found.total), count + found.num_items
+            _add(sums, found.figures)
+        self.model.train(training)
+        return {"loss": total / count if count else float("nan")} | {name: a / b for name, (a, b) in sums.items()}
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.bfloat16 if self.args.bf16 else torch.float16
+        return torch.autocast(self.args.device.type, kind, enabled=self.args.bf16 or self.args.fp16)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer, in the groups that the method asks for."""
         groups = self.family.parameter_groups(self.model, self.method, self.args.learning_rate, self.args.weight_decay)
         if self.optimizer is None:
-            self.names = frozenset(self._trained())
+            self.names = frozenset(self.trained())
             self.optimizer = optimizers.make(self, groups)
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
@@ -97,25 +146,27 @@ class AfterStep(TrainerCallback):
         self._family.after_step(self._model, state.global_step)
 
 
-def summed_loss(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
-    """Return the cross entropy (nats) summed over the trained tokens of a row, and their number."""
+def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:
+    for name, (total, count) in more.items():
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = before[0] + total, before[1] + count
+
+
+def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they are predicted at."""
     labels = inputs["labels"][0]
     keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     logits = family.logits(model, rest, keep)
-    return cross_entropy(logits.float(), labels[keep + 1], reduction="sum"), len(keep)
+    return cross_entropy(logits.float(), labels[keep + 1].long(), reduction="none"), keep
 
 
-def arguments(config: TrainConfig, held: Precision, folder: Path) -> optimizers.Arguments:
+def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizers.Arguments:
     """Translate our configs into transformers' arguments."""
     on_gpu = torch.cuda.is_available()
-    options = config.shaping()
-    del options["neftune_noise_alpha"]  # ours knows packed rows: tuneline.train.noise
-    del options["levers"]
-    options |= optimizers.arguments(config)
     args = optimizers.Arguments(
         output_dir=str(folder),
-        **options,
+        **(config.arguments() | optimizers.arguments(config)),
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
         use_cpu=not on_gpu,

@@ -40,9 +40,9 @@ def labelled(answer, label):
     return schema.content([schema.message("user", "Say it"), schema.message("assistant", answer)], label=label)
 
 
-def scored(model, tokenizer, rows, window=512):
+def scored(model, tokenizer, rows, window=512, head=None):
     items = likelihood.items(rows, None)
-    answer = likelihood.scorer(lambda: model, tokenizer, rows, window=window, title="test")
+    answer = likelihood.Judge(lambda: model, lambda: head, tokenizer, window).scorer(rows, title="test")
     return {score.item: score for score in answer(items)}
 
 

@@ -275,14 +275,14 @@ def test_another_fault_while_saving_is_raised(parts, monkeypatch):
 
 
 def test_gradients_that_are_no_number_stop_before_a_checkpoint_keeps_them(parts, home, monkeypatch):
-    plain, calls = Levers.summed_loss, []
+    plain, calls = Levers.token_losses, []
 
     def steep_at_sixth(*given):
         calls.append(1)
         total, count = plain(*given)
         return (total + (0 * total).sqrt() if len(calls) == 6 else total), count
 
-    monkeypatch.setattr(Levers, "summed_loss", steep_at_sixth)
+    monkeypatch.setattr(Levers, "token_losses", steep_at_sixth)
 
     with pytest.raises(ProofError, match="The norm of the gradients became NaN in step 6"):
         trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
@@ -290,14 +290,14 @@ def test_gradients_that_are_no_number_stop_before_a_checkpoint_keeps_them(parts,
 
 
 def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeypatch):
-    plain, calls = Levers.summed_loss, []
+    plain, calls = Levers.token_losses, []
 
     def nan_at_fourth(*given):
         calls.append(1)
         total, count = plain(*given)
         return (total * float("nan") if len(calls) == 4 else total), count
 
-    monkeypatch.setattr(Levers, "summed_loss", nan_at_fourth)
+    monkeypatch.setattr(Levers, "token_losses", nan_at_fourth)
 
     with pytest.raises(ProofError, match="The loss became NaN in step 4"):
         trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))

@@ -41,11 +41,11 @@ class Levers:
     fused_layers: list[Any] = field(default_factory=list)
     keeps_memory: bool = False
 
-    def summed_loss(self, inputs: Inputs) -> tuple[torch.Tensor, int]:
-        """Return the cross entropy (nats) summed over the trained tokens of a row, and their number."""
+    def token_losses(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they stand behind."""
         if self.head_loss:
-            return head.summed_loss(self.model, inputs)
-        return trainer.summed_loss(self.family, self.model, inputs)
+            return head.token_losses(self.model, inputs)
+        return trainer.token_losses(self.family, self.model, inputs)
 
     def switch_head(self, *, on: bool) -> None:
         """Compute the loss chunk by chunk, or as the model does."""
@@ -144,10 +144,11 @@ class _Probe:
         trained = [part for part in self._levers.model.parameters() if part.requires_grad]
         kind = self._inputs["input_ids"].device.type
         with torch.autocast(kind, self._autocast, enabled=self._autocast is not None):
-            loss, count = self._levers.summed_loss(self._inputs)
-        found = torch.autograd.grad(loss / count, trained, allow_unused=True)
+            losses, _ = self._levers.token_losses(self._inputs)
+        loss = losses.mean()
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
         gradients = [torch.zeros_like(a) if one is None else one for a, one in zip(trained, found, strict=True)]
-        return float(loss.detach()) / count, gradients
+        return float(loss.detach()), gradients
 
 
 @contextmanager

@@ -23,29 +23,29 @@ SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross entropy (nats) summed over positions."""
+    """Cross entropies (nats) [N]."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         wants_gradient = ctx.needs_input_grad[0]
         gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
-        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        losses_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, len(labels_N), CHUNK):
             part, labels = hidden_ND[start : start + CHUNK], labels_N[start : start + CHUNK, None]
             logits = (part.to(weight_VD.dtype) @ weight_VD.T).float()
             spread = logits.logsumexp(-1, keepdim=True)
-            total += (spread - logits.gather(1, labels)).double().sum()
+            losses_N[start : start + CHUNK] = (spread - logits.gather(1, labels))[:, 0]
             if gradient_ND is not None:
                 share = logits.sub_(spread).exp_()
                 share.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=share.dtype))
                 gradient_ND[start : start + CHUNK] = share.to(weight_VD.dtype) @ weight_VD
         ctx.save_for_backward(gradient_ND)
-        return total.float()
+        return losses_N
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * gradient.to(gradient_ND.dtype), None, None
+        return gradient_ND * gradient_N[:, None].to(gradient_ND.dtype), None, None
 
 
 def why_not(family: Family, model: Any) -> str:
@@ -65,8 +65,8 @@ def why_not(family: Family, model: Any) -> str:
     return "" if base.base_model is not base else "the model has no part that ends before its head"
 
 
-def summed_loss(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
-    """Return the cross entropy (nats) summed over the trained tokens of a row, and their number.
+def token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they are predicted at.
 
     Args:
         model: With its adapter.
@@ -77,7 +77,7 @@ def summed_loss(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
     keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     hidden_ND = base.base_model(**rest).last_hidden_state[0, keep]
-    return _HeadLoss.apply(hidden_ND, base.get_output_embeddings().weight, labels[keep + 1].long()), len(keep)
+    return _HeadLoss.apply(hidden_ND, base.get_output_embeddings().weight, labels[keep + 1].long()), keep
 
 
 def _base(model: Any) -> Any:

@@ -36,9 +36,10 @@ def adapted(folder, dtype=torch.float32, **options):
 
 
 def measured(model, loss):
-    total, count = loss()
+    losses, _ = loss()
     trained = [part for part in model.parameters() if part.requires_grad]
-    return float(total.detach()) / count, torch.cat([g.flatten() for g in torch.autograd.grad(total / count, trained)])
+    mean = losses.mean()
+    return float(mean.detach()), torch.cat([g.flatten() for g in torch.autograd.grad(mean, trained)])
 
 
 def switched_on(model, family=LORA, **config):
@@ -50,10 +51,10 @@ def switched_on(model, family=LORA, **config):
 def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
     monkeypatch.setattr(head, "CHUNK", chunk)
     model = adapted(tiny_model)
-    plain, gradients = measured(model, lambda: trainer.summed_loss(LORA, model, row()))
+    plain, gradients = measured(model, lambda: trainer.token_losses(LORA, model, row()))
 
     levers = switched_on(model, **{name: name in names for name in ("head_loss", "fused_lora")})
-    fast, others = measured(model, lambda: levers.summed_loss(row()))
+    fast, others = measured(model, lambda: levers.token_losses(row()))
 
     assert {name for name in names if levers.decisions[f"levers.{name}"].startswith("on, ")} == set(names)
     assert fast == pytest.approx(plain, rel=1e-6)
@@ -72,9 +73,9 @@ def test_the_loss_is_transformers_own_on_each_example_alone(tiny_model):
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         total, count = total + float(loss.detach()) * trained, count + trained
 
-    ours, num = levers.summed_loss(packed)
-    assert num == count
-    assert float(ours.detach()) == pytest.approx(total, rel=1e-5)
+    ours, where = levers.token_losses(packed)
+    assert len(ours) == len(where) == count
+    assert float(ours.detach().sum()) == pytest.approx(total, rel=1e-5)
 
 
 def test_what_was_checked_is_left_as_it_was(tiny_model):
@@ -161,8 +162,8 @@ def test_a_base_in_16_bits_beside_an_adapter_in_32_trains(tiny_model):
 
     assert levers.decisions["levers.fused_lora"].startswith("on, ")
     with torch.autocast("cpu", torch.bfloat16):
-        total, _ = levers.summed_loss(row())
-    total.backward()
+        losses, _ = levers.token_losses(row())
+    losses.sum().backward()
     assert all(part.grad.dtype == torch.float32 for part in model.parameters() if part.requires_grad)
 
 

@@ -1,0 +1,14 @@
+"""Contrastive preference optimisation on pairs, without a reference: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.cpo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import CPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("cpo")
+def cpo_pipeline(recipe: CPORecipe) -> None:
+    """Train on pairs as `recipe` says."""
+    line(recipe)

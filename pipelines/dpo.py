@@ -1,0 +1,14 @@
+"""Direct preference optimisation on pairs, against the model as it starts: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.dpo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import DPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("dpo")
+def dpo_pipeline(recipe: DPORecipe) -> None:
+    """Train on pairs as `recipe` says."""
+    line(recipe)

@@ -1,0 +1,14 @@
+"""Kahneman-Tversky optimisation on single answers with a label: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.kto_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import KTORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("kto")
+def kto_pipeline(recipe: KTORecipe) -> None:
+    """Train on labelled answers as `recipe` says."""
+    line(recipe)

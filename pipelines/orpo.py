@@ -1,0 +1,14 @@
+"""Odds-ratio preference optimisation on pairs, without a reference: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.orpo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import ORPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("orpo")
+def orpo_pipeline(recipe: ORPORecipe) -> None:
+    """Train on pairs as `recipe` says."""
+    line(recipe)

@@ -1,0 +1,14 @@
+"""Reward modelling on pairs: an adapter, and a head beside it: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.rm_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import RewardRecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("rm")
+def rm_pipeline(recipe: RewardRecipe) -> None:
+    """Train a reward model as `recipe` says."""
+    line(recipe)

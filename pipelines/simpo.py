@@ -1,0 +1,14 @@
+"""Simple preference optimisation on pairs, without a reference: the line of `sft_pipeline`.
+
+`zenml pipeline run pipelines.simpo_pipeline --config configs/<recipe>.yaml`
+"""
+
+from pipelines.sft import line
+from tuneline.config.recipe import SimPORecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("simpo")
+def simpo_pipeline(recipe: SimPORecipe) -> None:
+    """Train on pairs as `recipe` says."""
+    line(recipe)

@@ -1,0 +1,104 @@
+"""Single answers with a label: KTO (Ethayarajh et al. 2024, arXiv:2402.01306), and APO without pairs.
+
+KTO compares an answer's reward with how far the policy has moved on the whole. That is measured on prompts with
+answers of other rows, those before them in the order of the data, whose scores by the reference are computed once, as
+the answers' own are.
+"""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from tuneline.data import pairs
+from tuneline.train.collate import collate, moved
+from tuneline.train.objectives.base import (
+    Inputs,
+    Measured,
+    Objective,
+    Rows,
+    TokenLosses,
+    by_segment,
+    num_segments,
+    objectives,
+)
+
+OWN, OTHER, STRANGER = "ref_completion", "ref_mismatched", "mismatched_ids"
+
+
+@objectives.register("kto")
+class KTO(Objective):
+    """Answers that are wanted or not."""
+
+    name = "kto"
+
+    @property
+    def compares(self) -> bool:
+        """The loss knows how far the policy has moved."""
+        return bool(self.config.loss_type == "kto")
+
+    @property
+    def prepares(self) -> bool:
+        """The reference's scores."""
+        return True
+
+    def prepare(self, rows: Rows, token_losses: TokenLosses, device: torch.device) -> dict[str, dict[str, list[Any]]]:
+        """Score all answers by the model as it starts, and give each prompt the answer of the row before it."""
+        return {split: self._prepared(members, token_losses, device) for split, members in rows.items()}
+
+    def _prepared(self, rows: Dataset, token_losses: TokenLosses, device: torch.device) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {OWN: [], OTHER: [], STRANGER: []}
+        before = rows[len(rows) - 1]["completion_ids"] if len(rows) else []
+        for row in rows:
+            spans = [(row["prompt_ids"], row["completion_ids"]), (row["prompt_ids"], before)]
+            inputs = moved(collate([pairs.answered(spans[: 2 if self.compares else 1])]), device)
+            scores = by_segment(inputs, *token_losses(inputs))[0].tolist()
+            made[OWN].append(scores[0])
+            made[OTHER].append(scores[-1])
+            made[STRANGER].append(before if self.compares else [])
+            before = row["completion_ids"]
+        return made
+
+    def collate(self, rows: list[dict[str, Any]]) -> Inputs:
+        """Lay answers end to end, and beside them the prompts with others' answers."""
+        inputs = super().collate(rows)
+        inputs["label"] = torch.tensor([row["label"] for row in rows])
+        inputs |= {name: torch.tensor([row[name] for row in rows]) for name in (OWN, OTHER)}
+        if self.compares:
+            inputs["mismatched"] = collate([pairs.answered([(row["prompt_ids"], row[STRANGER]) for row in rows])])
+        return inputs
+
+    def num_items(self, inputs: Inputs) -> int:
+        """Count answers."""
+        return num_segments(inputs)
+
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+        """Sum the loss over answers."""
+        config, label = self.config, inputs["label"]
+        moved = self._moved(inputs, token_losses)
+        inner = {name: value for name, value in inputs.items() if name not in ("label", OWN, OTHER, "mismatched")}
+        logps, _ = by_segment(inner, *token_losses(inner))
+        ratio = logps - inputs[OWN].to(logps)
+        signed = torch.where(label, ratio - moved, moved - ratio)
+        weight = torch.where(label, config.desirable_weight, config.undesirable_weight)
+        losses = weight * torch.sigmoid(-config.beta * signed)
+        return Measured(losses.sum(), len(label), self._figures(ratio.detach(), label, moved))
+
+    @torch.no_grad()
+    def _moved(self, inputs: Inputs, token_losses: TokenLosses) -> torch.Tensor:
+        """Estimate the KL divergence of policy and reference (nats an answer); never below zero."""
+        if not self.compares:
+            return torch.zeros((), device=inputs["label"].device)
+        strange = inputs["mismatched"]
+        logps, _ = by_segment(strange, *token_losses(strange))
+        return (logps - inputs[OTHER].to(logps)).mean().clamp(min=0)
+
+    def _figures(self, ratio: torch.Tensor, label: torch.Tensor, moved: torch.Tensor) -> dict[str, tuple[float, float]]:
+        reward = self.config.beta * ratio
+        right = torch.where(label, ratio > moved, ratio < moved)
+        found = {"kl": (float(moved) * len(label), len(label))} if self.compares else {}
+        found["rewards/accuracies"] = (float(right.sum()), len(label))
+        for name, members in (("chosen", label), ("rejected", ~label)):
+            if members.any():
+                found[f"rewards/{name}"] = (float(reward[members].sum()), int(members.sum()))
+        return found

@@ -1,0 +1,67 @@
+"""What the model says of the rows as a training starts, computed once and kept with the training state.
+
+Going on after a kill reads it again, so that it is the same to the bit, and costs its passes once.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from tuneline import progress
+from tuneline.train import trainer
+from tuneline.train.job import Job
+from tuneline.train.objectives import Objective
+from tuneline.train.objectives.base import Inputs, Rows
+
+logger = logging.getLogger(__name__)
+
+FILE = "reference.pt"
+
+
+def prepared(job: Job, objective: Objective, model: Any, autocast: torch.dtype | None) -> Rows:
+    """Return the rows, with the columns that the objective computes before the first step."""
+    splits = job.rows.splits
+    if not objective.prepares:
+        return splits
+    kept = job.state.folder / FILE
+    columns = torch.load(kept, weights_only=True) if kept.is_file() else None
+    if columns is None:
+        columns = _computed(job, objective, model, autocast)
+        _keep(columns, kept)
+    return {name: _with(splits[name], columns.get(name, {})) for name in splits}
+
+
+def _computed(
+    job: Job, objective: Objective, model: Any, autocast: torch.dtype | None
+) -> dict[str, dict[str, list[Any]]]:
+    total = sum(rows.num_rows for rows in job.rows.splits.values())
+    was_training, seen = model.training, 0
+    model.eval()
+    with progress.bar("reference", total) as advance, torch.no_grad():
+
+        def token_losses(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal seen
+            seen += 1
+            advance(min(seen, total))
+            with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+                return trainer.token_losses(job.family, model, inputs)
+
+        columns = objective.prepare(job.rows.splits, token_losses, model.device)
+    model.train(was_training)
+    return columns
+
+
+def _keep(columns: dict[str, dict[str, list[Any]]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    torch.save(columns, fresh)
+    fresh.replace(path)
+
+
+def _with(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    return rows
