@@ -59,6 +59,7 @@ OPTIMIZERS = {
     "apollo_adamw": LOW_RANK,
     "apollo_adamw_layerwise": {**LOW_RANK, "max_grad_norm": None},
     "badam": {"optim_args": "switch_block_every=2"},
+    "schedule_free_radam": {"max_steps": 12},  # it takes no step while its variance is unknown, five steps long
     "lomo": {"max_grad_norm": None},
     "adalomo": {"max_grad_norm": None},
 }

@@ -148,7 +148,7 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), Traits({"alpha": float, "eps": float})),
     "stable_adamw": Traits(STABLE, "optimi", "torch-optimi"),
     "schedule_free_adamw": _free(ADAM, warms_up=True),
-    "schedule_free_radam": _free(ADAM, warms_up=False),
+    "schedule_free_radam": _free({**ADAM, "silent_sgd_phase": bool}, warms_up=False),
     "schedule_free_sgd": _free({"momentum": float}, warms_up=True),
     "muon": Traits(MUON),
     "adam_mini": Traits(ADAM, "adam_mini", "adam-mini"),

@@ -216,7 +216,13 @@ def _fits_adam_mini(optimizer: Any, group: dict[str, Any]) -> None:
 
 def _badam(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) -> Any:
     from tuneline.train.blocks import Blocks
+    from tuneline.train.objectives.reward import HEAD
 
+    if hasattr(model, HEAD):
+        raise RecipeError(
+            "train.optim: badam trains layers in turn, and the new head that answers with a number belongs to none. "
+            "Set train.optim: adamw_bnb_8bit."
+        )
     prefix, layers = decoder_layers(model)
     blocks = [[f"{prefix}.{number}."] for number in range(len(layers))]
     options = {name: value for name, value in given.items() if name not in optimizers.ADAM}

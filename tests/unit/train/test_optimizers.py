@@ -15,6 +15,7 @@ from tuneline.config.optimizers import TRAITS
 from tuneline.errors import RecipeError
 from tuneline.model.load import load_model
 from tuneline.train import optimizers, sft
+from tuneline.train.objectives.reward import HEAD
 
 FULL = FullMethod(type="full")
 FAST = ("schedule_free_adamw", "muon", "badam", "galore_adamw", "apollo_adamw")
@@ -38,7 +39,7 @@ def options(name):
 
 
 def run(parts, name, method=FULL, listeners=(), **changes):
-    return resuming.trained(parts, method, listeners, **{**options(name), **changes})
+    return resuming.trained(parts, method, listeners, **{**options(name), "max_steps": resuming.STEPS, **changes})
 
 
 def marked(names):
@@ -111,6 +112,28 @@ def test_what_is_saved_of_schedule_free_training_is_the_average(parts, monkeypat
     assert not torch.equal(saved["model.norm.weight"], seen["before"]["model.norm.weight"])
     loss = sft.mean_loss(load_model(checkpoint.path), parts[0], "validation")
     assert report.summary["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_an_evaluation_sees_the_average_and_changes_nothing(parts):
+    name, rate = "schedule_free_adamw", {"learning_rate": 1e-2}
+    plain, _ = run(parts, name, max_steps=6, **rate)
+    kept = resuming.weights(plain)
+
+    watched, report = run(parts, name, max_steps=6, eval_steps=3, **rate)
+    _, short = run(parts, name, max_steps=3, **rate)
+
+    assert resuming.weights(watched) == kept
+    told = [entry["validation_loss"] for entry in report.history if "validation_loss" in entry]
+    assert told == pytest.approx([short.summary["validation_loss"], report.summary["validation_loss"]], rel=1e-5)
+
+
+def test_a_head_outside_of_the_layers_is_not_left_untrained_by_badam(model, tmp_path):
+    rewarding = load_model(model)
+    rewarding.add_module(HEAD, torch.nn.Linear(32, 1))
+    args = optimizers.Arguments(output_dir=str(tmp_path), use_cpu=True, own_optim="badam")
+
+    with pytest.raises(RecipeError, match="the new head that answers with a number belongs to none"):
+        optimizers.OWN["badam"](rewarding, [], args, {})
 
 
 def test_few_bits_are_few_bits(parts, monkeypatch):
