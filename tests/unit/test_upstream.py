@@ -140,3 +140,103 @@ def with_moved_factors(model):
 @torch.no_grad()
 def logits(model):
     return model.eval()(input_ids=torch.arange(10, 20)[None], use_cache=False).logits
+
+
+def arguments(tmp_path, **options):
+    from transformers import TrainingArguments
+
+    low_rank = {"optim_target_modules": ["mlp"]} if "galore" in options["optim"] else {}
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **low_rank, **options)
+
+
+def chosen(tiny_model, args):
+    from transformers import Trainer
+
+    return Trainer.get_optimizer_cls_and_kwargs(args, load_model(tiny_model))
+
+
+@fault
+def test_transformers_gives_rmsprop_of_bitsandbytes_numbers(tiny_model, tmp_path):
+    _, options = chosen(tiny_model, arguments(tmp_path, optim="rmsprop_bnb_8bit", optim_args="alpha=0.9"))
+
+    assert options["alpha"] == 0.9
+
+
+@fault
+def test_transformers_reads_false_of_stable_adamw_as_false(tiny_model, tmp_path):
+    pytest.importorskip("optimi")
+    _, options = chosen(tiny_model, arguments(tmp_path, optim="stable_adamw", optim_args="kahan_sum=false"))
+
+    assert options["kahan_sum"] is False
+
+
+@fault
+def test_transformers_gives_galore_its_weight_decay(tiny_model, tmp_path):
+    pytest.importorskip("galore_torch")
+    _, options = chosen(tiny_model, arguments(tmp_path, optim="galore_adamw", weight_decay=0.1))
+
+    assert any("weight_decay" in place for place in (options, *options["params"]))
+
+
+@fault
+def test_transformers_makes_galore_with_adafactor_layer_by_layer(tiny_model, tmp_path):
+    pytest.importorskip("galore_torch")
+    chosen(tiny_model, arguments(tmp_path, optim="galore_adafactor_layerwise"))
+
+
+@fault
+def test_transformers_warms_schedule_free_up_over_a_share_of_steps(tiny_model, tmp_path):
+    """It takes 0.1 for a number of steps, so the first is ten times too long."""
+    pytest.importorskip("schedulefree")
+    _, options = chosen(tiny_model, arguments(tmp_path, optim="schedule_free_adamw", warmup_steps=0.1))
+
+    assert not 0 < options["warmup_steps"] < 1
+
+
+@fault
+def test_the_state_of_galore_is_read_back(tmp_path):
+    """Its projector is no tensor, and only what is named safe is read; the process of a test may have named it."""
+    galore = pytest.importorskip("galore_torch.galore_projector")
+    torch.save({"projector": galore.GaLoreProjector(rank=2)}, tmp_path / "state.pt")
+
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.load(tmp_path / "state.pt", weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(known)
+
+
+@fault
+def test_badam_tells_its_block_in_its_state(tiny_model):
+    badam = pytest.importorskip("badam")
+    model = load_model(tiny_model)
+    optimizer = badam.BlockOptimizer(
+        torch.optim.AdamW(model.parameters()), list(model.named_parameters()), switch_mode="ascending"
+    )
+
+    assert set(optimizer.state_dict()) > {"state", "param_groups"}
+
+
+@fault
+def test_badam_keeps_norms_from_decay(tiny_model):
+    badam = pytest.importorskip("badam")
+    model = load_model(tiny_model)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+    optimizer = badam.BlockOptimizer(torch.optim.AdamW(groups), list(model.named_parameters()), switch_mode="ascending")
+
+    norms = [part for group in optimizer.base_optimizer.param_groups[1:] for part in group["params"]]
+    assert norms
+    assert all(part.ndim == 1 for part in norms)
+
+
+@fault
+def test_adam_mini_finds_heads_that_do_not_add_up():
+    """Gemma and Qwen3 have heads whose width is their own."""
+    adam_mini = pytest.importorskip("adam_mini")
+    part = torch.nn.Parameter(torch.ones(4 * 10, 8))  # four heads of ten on a width of eight
+    optimizer = adam_mini.Adam_mini([("q_proj", part)], dim=8, n_heads=4, verbose=False)
+    part.sum().backward()
+    optimizer.step()
+
+    assert optimizer.state[part]["vmean"].shape == (4, 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field
 
+from tuneline.config import optimizers
 from tuneline.config.base import Config
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Support(Config):
 
     refused: list[Refusal] = Field(default_factory=list)
     elsewhere: list[Elsewhere] = Field(default_factory=list)
+    left_out: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Axis -> value that a library knows and we do not take -> why, and what to set."""
 
     def refusals(self, choice: Choice) -> list[Refusal]:
         """Return why a choice cannot work; nothing where it can."""
@@ -136,11 +139,12 @@ def check(recipe: "Recipe") -> None:
     """Refuse a recipe whose choices do not go together.
 
     Raises:
-        ValueError: Every combination that cannot work, and what to set instead.
+        ValueError: Every combination that cannot work, and what to set instead; a library of the optimizer is missing.
     """
     choice = choice_of(recipe)
     if found := table().refusals(choice):
         raise ValueError(" ".join(_sentence(each, choice) for each in found))
+    optimizers.check_installed(recipe.train.optim)
 
 
 def _sentence(refusal: Refusal, choice: Choice) -> str:
@@ -161,12 +165,21 @@ def to_markdown() -> str:
 
 
 def _grid(axis: str, reasons: dict[str, int]) -> str:
-    values = table().axes[axis]
-    lines = ["| method | " + " | ".join(f"`{value}`" for value in values) + " |", "|---" * (len(values) + 1) + "|"]
-    cells = iter(_cell(choice, reasons) for choice in table().pairs(axis))
-    for method in table().axes["method"]:
-        lines.append(f"| `{method}` | " + " | ".join(next(cells) for _ in values) + " |")
-    return "\n".join([*lines, "", *_meanings(values.items())])
+    values, methods = table().axes[axis], table().axes["method"]
+    cells = {(choice["method"], choice[axis]): _cell(choice, reasons) for choice in table().pairs(axis)}
+    turned = len(values) > len(methods)
+    down, across = (values, methods) if turned else (methods, values)
+    lines = [f"| {axis if turned else 'method'} | " + " | ".join(f"`{value}`" for value in across) + " |"]
+    lines.append("|---" * (len(across) + 1) + "|")
+    for row in down:
+        pairs = [(column, row) if turned else (row, column) for column in across]
+        lines.append(f"| `{row}` | " + " | ".join(cells[pair] for pair in pairs) + " |")
+    return "\n".join([*lines, "", *_meanings(values.items()), *_left_out(axis)])
+
+
+def _left_out(axis: str) -> list[str]:
+    reasons = table().left_out.get(axis, {})
+    return ["", "Left out:", "", *(f"- `{value}`: {reason}." for value, reason in reasons.items())] if reasons else []
 
 
 def _cell(choice: Choice, reasons: dict[str, int]) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tuneline.config import optimizers, support
 from tuneline.config.base import Config
 from tuneline.errors import did_you_mean
 
@@ -16,8 +17,11 @@ Schedule = Literal[
     "polynomial",
     "inverse_sqrt",
     "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+"""Those of transformers; `reduce_lr_on_plateau` and `greedy` are left out: they follow the score of an evaluation of
+transformers' own, and held-out rows are evaluated here by ours."""
 
 TAKES: dict[str, tuple[str, ...]] = {
     "cosine": ("num_cycles",),
@@ -25,6 +29,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "polynomial": ("lr_end", "power"),
     "inverse_sqrt": ("timescale",),
     "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"),
     "warmup_stable_decay": (
         "num_decay_steps",
         "num_stable_steps",
@@ -36,7 +41,11 @@ TAKES: dict[str, tuple[str, ...]] = {
 }
 """Schedule -> names of `lr_scheduler_kwargs`; none for those that are not here."""
 
-NEEDS_ONE_OF = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+NEEDS_ONE_OF = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
 """Schedule -> names of which one must be given."""
 
 
@@ -98,29 +107,21 @@ class Optimisation(Config):
     """Steps over which the learning rate rises; below 1, a share of all steps."""
 
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Weight decay; norms and biases are left out."""
 
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients longer than this are shortened to it."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients longer than this are shortened to it; null leaves them, as optimizers that step inside the backward
+    pass must."""
 
-    optim: Literal[
-        "adamw_torch",
-        "adamw_torch_fused",
-        "adamw_bnb_8bit",
-        "paged_adamw_8bit",
-        "adafactor",
-        "galore_adamw",
-        "galore_adamw_layerwise",
-    ] = "adamw_torch"
-    """Optimizer: AdamW, with 8-bit state (Dettmers et al. 2021, arXiv:2110.02861), paged to the CPU's memory or not;
-    Adafactor (Shazeer and Stern 2018, arXiv:1804.04235); GaLore (Zhao et al. 2024, arXiv:2403.03507), which projects
-    the gradients of whole matrices to a low rank."""
+    optim: optimizers.Optimizer = "adamw_torch"
+    """Optimizer, by its name in transformers, or muon, adam_mini or badam; `docs/support-matrix.md` says what each is
+    and what it goes with."""
 
     optim_args: str | None = None
-    """Arguments of the optimizer, like `rank=128,update_proj_gap=200,scale=2.0` for GaLore."""
+    """Arguments of the optimizer, like `rank=128,scale=2.0` for GaLore or `beta2=0.95` for AdamW."""
 
     optim_target_modules: list[str] | None = None
-    """Modules whose matrices GaLore projects, like `self_attn` and `mlp`."""
+    """Modules whose matrices GaLore and APOLLO project, like `self_attn` and `mlp`."""
 
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914), like 5."""
@@ -149,6 +150,19 @@ class Optimisation(Config):
 
     early_stopping_patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations in a row that did not lower the loss on held-out rows."""
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _left_out_for_a_reason(cls, name: object) -> object:
+        reason = support.table().left_out["optimizer"].get(str(name))
+        if reason:
+            raise ValueError(f"{name} is left out: {reason}.")
+        return name
+
+    @model_validator(mode="after")
+    def _the_optimizer_can_follow(self) -> "Optimisation":
+        optimizers.check(self)
+        return self
 
     @model_validator(mode="after")
     def _the_schedule_takes_its_own_kwargs(self) -> "Optimisation":

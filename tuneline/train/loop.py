@@ -11,6 +11,7 @@ import torch
 
 from tuneline import progress
 from tuneline.config.loader import LoadStepConfig
+from tuneline.config.optimizers import TRAITS
 from tuneline.data import pairs
 from tuneline.errors import StoppedError
 from tuneline.model.load import Loaded
@@ -88,8 +89,8 @@ def with_levers(job: Job, loaded: Loaded, loop: StageTrainer) -> Levers:
 
 
 def keeps_no_state(job: Job) -> bool:
-    """Layer-wise optimizers keep their state inside the backward pass, out of reach of a checkpoint."""
-    return job.config.optim.endswith("layerwise")
+    """Some optimizers that step inside the backward pass keep their state there, out of reach of a checkpoint."""
+    return not TRAITS[job.config.optim].keeps_state
 
 
 def held_as_before(job: Job) -> LoadStepConfig:

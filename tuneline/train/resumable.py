@@ -52,6 +52,8 @@ class Resumable(Trainer):
     objective: Objective
     best: Best
     """The best evaluation so far."""
+    names: frozenset[str] | None = None
+    """What is trained, from before an optimizer set parts of it aside (BAdam)."""
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.kept.aside) if self.kept else str(super()._get_output_dir(trial))
@@ -107,7 +109,8 @@ class Resumable(Trainer):
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Return what is trained, by name."""
-        return {name: part for name, part in self.model.named_parameters() if part.requires_grad}
+        parts = self.model.named_parameters()
+        return {name: part for name, part in parts if (name in self.names if self.names else part.requires_grad)}
 
 
 class Saving(TrainerCallback):

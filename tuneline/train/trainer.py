@@ -15,10 +15,12 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.method import Method
+from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import Optimisation
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
 from tuneline.model.precision import Precision
+from tuneline.train import optimizers
 from tuneline.train.noise import Noise
 from tuneline.train.objectives import Objective
 from tuneline.train.resumable import Resumable
@@ -111,11 +113,15 @@ class StageTrainer(Resumable):
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer, in the groups that the method asks for."""
         groups = self.family.parameter_groups(self.model, self.method, self.args.learning_rate, self.args.weight_decay)
-        if groups is None or self.optimizer is not None:
-            return super().create_optimizer(model) if model is not None else super().create_optimizer()
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = kind(groups, **options)
-        return self.optimizer
+        if self.optimizer is None:
+            self.names = frozenset(self.trained())
+            self.optimizer = optimizers.make(self, groups)
+        return super().create_optimizer(model) if model is not None else super().create_optimizer()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Tell no norm where the gradients are gone by then."""
+        in_backward = TRAITS[self.args.optimizer_name].in_backward
+        return None if in_backward else super()._get_grad_norm(model, grad_norm=grad_norm)
 
 
 @contextmanager
@@ -159,12 +165,12 @@ def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[to
     return cross_entropy(logits.float(), labels[keep + 1].long(), reduction="none"), keep
 
 
-def arguments(config: Optimisation, held: Precision, folder: Path) -> TrainingArguments:
+def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizers.Arguments:
     """Translate our configs into transformers' arguments."""
     on_gpu = torch.cuda.is_available()
-    args = TrainingArguments(
+    args = optimizers.Arguments(
         output_dir=str(folder),
-        **config.arguments(),
+        **(config.arguments() | optimizers.arguments(config)),
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
         use_cpu=not on_gpu,

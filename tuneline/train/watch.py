@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.train import Optimisation
+from tuneline.train import optimizers
 
 if TYPE_CHECKING:
     from tuneline.train.trainer import StageTrainer
@@ -70,14 +71,17 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate where it is time, and stop where nothing has got better for long enough."""
-        config = self._config
-        if not config.eval_steps or state.global_step % config.eval_steps:
+        if not self._config.eval_steps or state.global_step % self._config.eval_steps:
             return
-        figures = self._loop.validate()
+        with optimizers.settled(self._loop.optimizer, self._loop.trained()):
+            self._evaluate(state.global_step, control)
+
+    def _evaluate(self, step: int, control: TrainerControl) -> None:
+        config, figures = self._config, self._loop.validate()
         self._loop.tell({f"validation_{name}": value for name, value in figures.items()})
         standing = self._loop.best.standing
         if figures["loss"] < standing.loss:
-            self._loop.best.restore({"loss": figures["loss"], "step": state.global_step, "worse_since": 0})
+            self._loop.best.restore({"loss": figures["loss"], "step": step, "worse_since": 0})
             if config.load_best_model_at_end:
                 self._loop.best.keep(self._loop.trained())
             return

@@ -28,7 +28,7 @@ def test_virtual_tokens_and_packing_are_refused(tmp_path):
 
 
 def test_galore_without_trained_matrices_is_refused(tmp_path):
-    said = refusal(tmp_path, train={"optim": "galore_adamw"})
+    said = refusal(tmp_path, train={"optim": "galore_adamw", "optim_target_modules": ["mlp"]})
 
     assert "method (lora)" in said
     assert "method.type: full" in said

@@ -9,7 +9,19 @@ from pydantic import ValidationError
 from tuneline.config.train import NEEDS_ONE_OF, TAKES, Schedule, TrainConfig
 
 OF_EVERY_SCHEDULE = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-KWARGS = {"cosine_with_min_lr": {"min_lr_rate": 0.1}, "warmup_stable_decay": {"num_decay_steps": 2}}
+KWARGS = {
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+    "warmup_stable_decay": {"num_decay_steps": 2},
+}
+FOLLOW_A_SCORE = {"reduce_lr_on_plateau", "greedy"}
+"""Schedules that need an evaluation while training."""
+
+
+def test_every_schedule_of_transformers_is_known_or_needs_an_evaluation():
+    from transformers import SchedulerType
+
+    assert {kind.value for kind in SchedulerType} == set(get_args(Schedule)) | FOLLOW_A_SCORE
 
 
 @pytest.mark.parametrize("name", get_args(Schedule))
