@@ -390,16 +390,22 @@ def test_the_pattern_of_all_targets_matches_layers_and_not_the_head():
 
 
 def test_an_optimizer_that_a_recipe_lacks_is_named(here):
-    assert "optim: 'sgd' has no counterpart." in refused(optim="sgd")[0]
+    assert "optim: 'adamw_anyprecision' has no counterpart." in refused(optim="adamw_anyprecision")[0]
     assert recipe_of(optim="adamw_8bit").train.optim == "adamw_bnb_8bit"
 
 
-def test_an_optimizer_comes_alive_with_the_recipes_field(here, monkeypatch):
-    monkeypatch.setattr(training, "optimizers", lambda: ("apollo_adamw",))
+def test_optimizers_of_other_libraries_keep_their_arguments(here):
+    apollo = recipe_of(finetuning_type="full", use_apollo=True, apollo_rank=4, apollo_layerwise=False).train
+    badam = recipe_of(finetuning_type="full", use_badam=True, badam_switch_interval=7).train
 
-    found = refused(finetuning_type="full", use_apollo=True, apollo_rank=4)
-
-    assert "use_apollo: as train.optim in a recipe: unknown optim 'apollo_adamw'" in found[0]
+    assert apollo.optim == "apollo_adamw"
+    assert "rank=4" in apollo.optim_args
+    assert badam.optim == "badam"
+    assert "switch_block_every=7" in badam.optim_args
+    assert (
+        "badam_mode: 'ratio' has no counterpart"
+        in refused(finetuning_type="full", use_badam=True, badam_mode="ratio")[0]
+    )
 
 
 def test_stages_of_preferences_have_their_recipes(here):

@@ -66,14 +66,12 @@ def training(notes: Notes, stage: str) -> None:
     for key in SAME_NAME:
         notes.put(f"train.{key}", getattr(written, key), key)
     notes.put("train.max_steps", written.max_steps if written.max_steps > 0 else -1, "max_steps")
-    if written.max_grad_norm == 0:
-        notes.refuse("max_grad_norm", "0 switches the limit off, and there is always one here. Write a large number.")
-    notes.put("train.max_grad_norm", written.max_grad_norm, "max_grad_norm")
     notes.put_if("train.neftune_noise_alpha", written.neftune_noise_alpha or None, "neftune_noise_alpha")
     if stage == "kto" and written.per_device_train_batch_size == 1:
         _answers_in_a_pass(notes)
     _schedule(notes)
     _optimizer(notes)
+    _limit(notes)
     _saving(notes)
     notes.put_if("evaluate.max_new_tokens", written.max_new_tokens, "max_new_tokens")
     notes.put_if("evaluate.batch_size", written.per_device_eval_batch_size, "per_device_eval_batch_size")
@@ -109,6 +107,17 @@ def _schedule(notes: Notes) -> None:
             notes.tell("warmup_ratio", "is not read: warmup_steps is set, and comes first, as in transformers")
     else:
         notes.put("train.warmup_steps", written.warmup_ratio, "warmup_ratio", "warmup_steps")
+
+
+def _limit(notes: Notes) -> None:
+    """Translate the limit of the gradients; layer by layer there is none, which LlamaFactory does not say."""
+    written = notes.written
+    if str(notes.recipe.get("train", {}).get("optim", "")).endswith("_layerwise"):
+        notes.put("train.max_grad_norm", None, "max_grad_norm")
+        if written.is_written("max_grad_norm"):
+            notes.tell("max_grad_norm", "nothing limits gradients that are used layer by layer, there or here")
+        return
+    notes.put("train.max_grad_norm", written.max_grad_norm or None, "max_grad_norm")
 
 
 def _saving(notes: Notes) -> None:
@@ -199,14 +208,18 @@ def _apollo(notes: Notes) -> None:
 
 def _badam(notes: Notes) -> None:
     written = notes.written
-    by_layer = {
+    if written.badam_mode != "layer":
+        notes.refuse(
+            "badam_mode", f"{written.badam_mode!r} has no counterpart. Set layer, which trains block by block."
+        )
+        return
+    arguments = {
         "start_block": written.badam_start_block,
         "switch_mode": written.badam_switch_mode,
-        "switch_interval": written.badam_switch_interval,
+        "switch_block_every": written.badam_switch_interval,
     }
-    by_ratio = {"update_ratio": written.badam_update_ratio, "mask_mode": written.badam_mask_mode}
-    arguments = {"mode": written.badam_mode, **(by_layer if written.badam_mode == "layer" else by_ratio)}
-    _take(notes, "use_badam", "badam", arguments, tuple(f"badam_{each}" for each in arguments))
+    theirs = ("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval")
+    _take(notes, "use_badam", "badam", arguments, theirs)
 
 
 def _adam_mini(notes: Notes) -> None:

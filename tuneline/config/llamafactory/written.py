@@ -81,7 +81,6 @@ class Method(Config):
     kto_chosen_weight: float = 1.0
     kto_rejected_weight: float = 1.0
     ld_alpha: float | None = None
-    reward_model: str | None = None
 
 
 class Data(Config):
