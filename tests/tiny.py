@@ -67,6 +67,17 @@ def write_texts(path: Path, count: int = 40) -> Path:
     )
 
 
+def write_preferences(folder: Path, count: int = 30) -> None:
+    """Write pairs of answers, and single ones with a label: a random model mostly likes the wrong ones."""
+    pairs, single = [], []
+    for i in range(count):
+        good, bad, asked = f"The quick fox {i}!", f"It is {2 * i}.", f"What is {i} and {i}?"
+        pairs.append({"prompt": asked, "chosen": good, "rejected": bad})
+        single.append({"prompt": asked, "completion": good if i % 2 else bad, "label": bool(i % 2)})
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "labelled.jsonl", single)
+
+
 def write_exam(folder: Path) -> Path:
     """Write an exam of one subject: two shots, four questions."""
     line = '"Which is number {i}?",one,two,three,four,{answer}\n'

@@ -13,16 +13,6 @@ PAIRS = [{"name": "pairs", "path": "data/pairs.jsonl", "format": "preference"}]
 LABELLED = [{"name": "labelled", "path": "data/labelled.jsonl", "format": "kto"}]
 
 
-def write(project):
-    pairs, single = [], []
-    for i in range(30):
-        good, bad = f"The quick fox {i}!", f"It is {2 * i}."
-        pairs.append({"prompt": f"What is {i} and {i}?", "chosen": good, "rejected": bad})
-        single.append({"prompt": f"What is {i} and {i}?", "completion": good if i % 2 else bad, "label": bool(i % 2)})
-    tiny.write_jsonl(project / "data" / "pairs.jsonl", pairs)
-    tiny.write_jsonl(project / "data" / "labelled.jsonl", single)
-
-
 def recipe(stage, metric, sources, **train):
     return {
         "stage": stage,
@@ -36,7 +26,7 @@ def recipe(stage, metric, sources, **train):
 
 @pytest.fixture(scope="module")
 def dpo(project, run):
-    write(project)
+    tiny.write_preferences(project / "data")
     return run("dpo_pipeline", **recipe("dpo", "preference_accuracy", PAIRS, eval_steps=10))
 
 

@@ -93,10 +93,26 @@ NAMES = [
 ]
 
 
-PRETRAIN = {
-    "sources": [{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
-    "registry": {"model_name": "tiny", "gate": {"metric": "log_likelihood"}},
+def of_stage(stage: str) -> dict:
+    """Return what a stage's recipe says beside the small one's."""
+    if stage == "sft":
+        return {}
+    name, format, metric = STAGES.get(stage, ("pairs", "preference", "preference_accuracy"))
+    return {
+        "sources": [{"name": name, "path": f"data/{name}.jsonl", "format": format}],
+        "registry": {"model_name": "tiny", "gate": {"metric": metric}},
+    }
+
+
+STAGES = {
+    "pretrain": ("texts", "text", "log_likelihood"),
+    "kto": ("labelled", "kto", "signed_log_likelihood"),
+    "ppo": ("first", "alpaca", "reward"),
+    "grpo": ("first", "alpaca", "reward"),
 }
+"""Stage -> name and format of its rows, and the metric of its gate; other stages learn from pairs."""
+ON_TRIAL = ("lora", "full")
+"""Methods that stand for all in stages of preferences and rewards."""
 
 
 def param(choice: dict[str, str], name: str):
@@ -110,6 +126,8 @@ def param(choice: dict[str, str], name: str):
         standing = method == "full" or (method == "lora" and optimizer in TRIED_ON_LORA)
         slow |= optimizer in COMPILED or optimizer.startswith(LIKE_ANOTHER)
         slow |= not standing and not support.table().refusals(choice)
+    if choice["stage"] not in ("sft", "pretrain"):
+        slow |= method not in ON_TRIAL and not support.table().refusals(choice)
     return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
 
 
@@ -124,16 +142,20 @@ def recipe_of(choice: dict[str, str]) -> dict:
         **OPTIMIZERS.get(optimizer, {}),
         "neftune_noise_alpha": 5 if choice["noise"] == "on" else None,
     }
+    if choice["stage"] in ("ppo", "grpo"):
+        train |= {"max_steps": 2, "reward_function": "tests.rewards:vowels", "max_completion_length": 4}
+        train["per_device_train_batch_size"] = 2
+    elif choice["stage"] == "kto":
+        train["per_device_train_batch_size"] = 2
     held: dict = {}
     for axis, part in LOAD.items():
         held |= part(choice[axis])
     method = METHODS[choice["method"]]
     if choice["method"] == "freeze" and choice["vocabulary"] == "extended":
         method = method | {"extra_modules": ["embed_tokens"]}
-    of_stage = PRETRAIN if choice["stage"] == "pretrain" else {}
     return tiny.recipe(
         stage=choice["stage"],
-        **of_stage,
+        **of_stage(choice["stage"]),
         load=held,
         method=method,
         train=train,
@@ -147,6 +169,7 @@ def world(tmp_path_factory):
     """A project of its own for all pairs."""
     folder = tiny.build_project(tmp_path_factory.mktemp("matrix") / "project")
     tiny.write_texts(folder / "data" / "texts.jsonl")
+    tiny.write_preferences(folder / "data")
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TUNELINE_HOME", str(folder / "state"))
         env.setenv("OMP_NUM_THREADS", "1")
@@ -192,6 +215,10 @@ def test_a_pair_is_as_the_matrix_says(world, choice):
 def trains_reloads_and_merges(world, recipe, choice):
     rows, _, _, checkpoint, report = train(world, recipe)
     losses = [entry["loss"] for entry in report.history]
+    if choice["stage"] not in ("sft", "pretrain"):
+        assert all(map(math.isfinite, losses))
+        assert merged_of(world, recipe, checkpoint).is_dir()  # held against the trained one there
+        return
     model = load_model(merged_of(world, recipe, checkpoint))
     after, trained_on = (sft.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation"))
 
@@ -210,7 +237,8 @@ def merged_of(world, recipe, checkpoint) -> Path:
     rows, tokenizer, base_model = prepared(world, recipe)
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
 
-    assert (model.kind in ("merged", "full")) == families[recipe.method.type].mergeable
+    stays = recipe.stage == "rm" and checkpoint.kind == "adapter"
+    assert (model.kind in ("merged", "full")) == (families[recipe.method.type].mergeable and not stays)
     return model.path
 
 
