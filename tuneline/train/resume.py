@@ -61,8 +61,8 @@ class State:
         if len(found) != 1 or not any(found[0].glob(f"{PREFIX}*")):
             names = ", ".join(path.name for path in known if any(path.glob(f"{PREFIX}*"))) or "none"
             raise RecipeError(
-                f"train.resume_from: there is no unfinished training {wanted!r} (there are: {names}). Correct the name, "
-                "or leave it out: a training of this recipe is found by itself."
+                f"train.resume_from: there is no unfinished training {wanted!r} (there are: {names}). Correct the "
+                "name, or leave it out: a training of this recipe is found by itself."
             )
         if found[0] != self.folder:
             theirs = _read(found[0] / ABOUT).get("identity", {})
