@@ -31,7 +31,7 @@ from tuneline.model import source
 FILE = "llamafactory/alpaca_en_demo.json"
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 TRAIN = {"learning_rate": 2e-4, "lr_scheduler_type": "constant", "seed": 0}
-HELD_OUT = 48
+HELD_OUT = 16
 ROWS_A_STEP = 8
 """As LlamaFactory's example has it, and trl by default."""
 

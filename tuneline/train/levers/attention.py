@@ -87,7 +87,8 @@ def blocked_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend within each example, in blocks where that can be; else as `segment` does."""
     dropped = dropout if module.training else 0.0
-    plain = attention_mask is None and cu_seq_lens_q is not None and not dropped and len(query) == 1
+    told = cu_seq_lens_q is not None and not bounds.is_square(attention_mask)
+    plain = told and not dropped and len(query) == 1
     asks_more = any(other.get(name) is not None for name in segment.BEYOND)
     causal = segment.is_causal_at(module, is_causal) and query.shape[2] == key.shape[2]
     alike = query.shape[-1] == value.shape[-1] and query.dtype == torch.float32
@@ -95,7 +96,7 @@ def blocked_attention(
         return segment.segment_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, cu_seq_lens_q, **other
         )
-    ((_, ends),) = bounds.rows_of(None, cu_seq_lens_q, query.shape[2])
+    ((_, ends),) = bounds.rows_of(attention_mask, cu_seq_lens_q, query.shape[2])
     return _BlockedAttention.apply(query, key, value, ends, scaling or query.shape[-1] ** -0.5), None
 
 
