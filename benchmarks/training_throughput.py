@@ -104,8 +104,7 @@ class Bench:
         self.trained_tokens = sum(1 for label in labels if label != schema.IGNORE_INDEX)
 
     def run(self, name: str, contender: Contender) -> process.Result:
-        """Let a contender train."""
-        print(name, file=sys.stderr)
+        """Let a contender train, and say how fast it was."""
         adapter = self.folder / f"{name}.safetensors"
         common = {
             "model": str(self.model),
@@ -115,7 +114,10 @@ class Bench:
             "lora": LORA,
             "adapter": str(adapter),
         }
-        return process.run(contender.job, {**common, **contender.told}, contender.python)
+        found = process.run(contender.job, {**common, **contender.told}, contender.python)
+        shown = f"{found['tokens'] / found['cpu']:.1f} tokens a CPU-second, {found['peak_rss'] / 2**20:.0f} MiB"
+        print(f"{name}: {shown}", file=sys.stderr, flush=True)
+        return found
 
     def ours(self, **load: Any) -> Contender:
         """Our training, with rows of a step laid end to end."""
@@ -199,21 +201,30 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
     return {**report(found, floors, losses), "fastest": fastest, "race": raced, **about(bench, found)}
 
 
+HOPELESS = 0.5
 FASTEST = {TRL_BEST: "float32, one row a pass", THEIR_BEST: "float32, one row a pass"}
 """What won on the machine of docs/log.md."""
 
 
 def race(bench: Bench) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Let each peer's settings train two short steps; return the fastest and the tokens a CPU-second of all."""
+    """Let each peer's settings train two short steps; return the fastest and the tokens a CPU-second of all.
+
+    A number format whose products run at less than half of the other's rate is left out.
+    """
     told = bench.told
     bench.told = argparse.Namespace(**{**vars(told), "steps": 2, "rows_a_step": max(told.rows_a_step // 2, 1)})
     bench.rows(bench.told.steps, bench.told.rows_a_step)
-    speeds: dict[str, dict[str, float]] = {}
+    rates = process.run("products", _products(bench))["best_rates"]
+    hopeless = min(rates, key=lambda kind: rates[kind])
+    if rates[hopeless] > HOPELESS * max(rates.values()):
+        hopeless = "none"
+    speeds: dict[str, dict[str, float]] = {"left out": {hopeless: round(min(rates.values()) / max(rates.values()), 2)}}
     for peer, settings in bench.settings().items():
-        runs = {name: bench.run(f"race: {peer}, {name}", one) for name, one in settings.items()}
+        able = {name: one for name, one in settings.items() if not name.startswith(hopeless)}
+        runs = {name: bench.run(f"race: {peer}, {name}", one) for name, one in able.items()}
         speeds[peer] = {name: round(run["tokens"] / run["cpu"], 1) for name, run in runs.items()}
     bench.told = told
-    return {peer: max(found, key=lambda name: found[name]) for peer, found in speeds.items()}, speeds
+    return {peer: max(speeds[peer], key=lambda name: speeds[peer][name]) for peer in bench.settings()}, speeds
 
 
 def _products(bench: Bench) -> process.Result:
@@ -256,6 +267,7 @@ def report(
     rates = {"best_product": best, "at_model_shapes": statistics.median(f["rate_at_model_shapes"] for f in floors)}
     return {
         **summary,
+        "targets": TARGETS,
         "missed": missed,
         "contenders": table,
         "untrained_loss": round(losses["none"], 4),
@@ -303,9 +315,12 @@ def show(found: dict[str, Any]) -> str:
     lines = [f"{'':30}" + "".join(f"{name:>23}" for name in names)]
     lines += [f"{who:30}" + "".join(f"{each[name]:>23}" for name in names) for who, each in found["contenders"].items()]
     for name, target in TARGETS.items():
-        bound, verdict = ("at most" if name in AT_MOST else "at least"), "missed" if name in found["missed"] else "met"
+        bound = f"{'at most' if name in AT_MOST else 'at least'} {target}"
+        verdict = "missed" if name in found["missed"] else "met"
         value = found[name]
-        lines.append(f"{name:30}{value if value is not None else NO_PEER!s:>12}  {bound} {target}: {verdict if value is not None else '-'}")
+        lines.append(f"{name:30}{NO_PEER if value is None else f'{value:>12}  {bound}: {verdict}'}")
+    if found["race"]:
+        lines.append(f"race: {found['race']}")
     return "\n".join([*lines, f"{found['machine']}"])
 
 
@@ -318,10 +333,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rows-a-step", type=int, default=ROWS_A_STEP)
     parser.add_argument("--rows-a-pass", type=int, default=4, help="of ours, laid end to end")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-race", dest="race", action="store_false", help="take the peers' fastest settings as known")
+    parser.add_argument(
+        "--no-race", dest="race", action="store_false", help="take the peers' fastest settings as known"
+    )
     parser.add_argument("--llamafactory", help="Python of an environment with llamafactory 0.9.5")
     parser.add_argument("--llamafactory-template", default="smollm2", help="its name for the model's template")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: one round of two steps of two rows, no race")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test: one round of two steps of two rows, no race"
+    )
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
     if told.quick:

@@ -54,8 +54,9 @@ def high_water() -> int:
 def tokens_by_step(rows: Any, rows_a_step: int) -> list[int]:
     """Count the tokens of rows that are read in order; padding is 0 in the attention mask, where there is one."""
     columns = rows.column_names
-    masked = "attention_mask" in columns
-    real = [sum(1 for mark in row if mark) if masked else len(row) for row in rows["attention_mask" if masked else "input_ids"]]
+    name = "attention_mask" if "attention_mask" in columns else "input_ids"
+    counted = (lambda row: sum(1 for mark in row if mark)) if name == "attention_mask" else len
+    real = [counted(row) for row in rows[name]]
     return [sum(real[i : i + rows_a_step]) for i in range(0, len(real), rows_a_step)]
 
 

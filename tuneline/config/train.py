@@ -52,8 +52,8 @@ class LeversConfig(Config):
     `load.gradient_checkpointing: selective`."""
 
     blocked_attention: bool = True
-    """Attention of packed examples in blocks of queries; on a CPU in float32, with `segment` attention. Not with dropout
-    in attention or `load.gradient_checkpointing: selective`."""
+    """Attention of packed examples in blocks of queries; on a CPU in float32, with `segment` attention. Not with
+    dropout in attention or `load.gradient_checkpointing: selective`."""
 
     fused_norms: bool = True
     """RMSNorm as one operation, where its weight is frozen, in float32."""

@@ -16,7 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tuneline.model.attention import bounds, segment
 
-# H heads, K key heads, G heads that share a key, T tokens of a row, D head size, E keys that a block sees, N its queries
+# H heads, K key heads, G heads that share a key, T tokens of a row, D head size
+# of a block: N queries, E keys that it sees
 
 NAME, PLAIN = "blocked", "segment"
 BLOCK = 64
