@@ -31,7 +31,7 @@ class Clock:
         Args:
             tokens_by_step: Real tokens, which padding is not.
         """
-        assert len(self.ends) == len(tokens_by_step), (len(self.ends), tokens_by_step)
+        assert len(self.ends) == len(tokens_by_step) > 1, f"{len(self.ends)} steps of {tokens_by_step} tokens"
         (cpu, wall), (last_cpu, last_wall) = self.ends[0], self.ends[-1]
         return {
             "cpu": last_cpu - cpu,
