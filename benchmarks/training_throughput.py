@@ -5,8 +5,8 @@
 Everyone trains SmolLM2-135M-Instruct with LoRA (rank 8, all linear layers) on the same conversations of alpaca_en_demo
 in the same order, once: eight an optimizer step, none longer than a row, AdamW at one constant learning rate. Each run
 is a process of its own with one thread; contenders take turns, and medians are compared. CPU seconds are user and
-system time from the end of the first step to the end of the last. Tokens are real ones: padding counts for nobody. Who is far
-slower than us runs once.
+system time from the end of the first step to the end of the last. Tokens are real ones: padding counts for nobody. Who is
+far slower than us runs once.
 
 A peer's fastest setting is found by a short race of settings before (`--no-race` takes those of docs/log.md). Peers
 that pack meet the rows in another order. `loss_difference` compares adapters on held-out rows: one process, one code.
@@ -40,7 +40,8 @@ ROWS_A_STEP = 8
 """As LlamaFactory's example has it, and trl by default."""
 
 ROOM = 64
-"""Tokens of a packed row beyond the average, so that as many rows as there are steps hold everything."""
+"""Packed rows are longer than the average by one to two of this, so that as many as there are steps hold everything;
+LlamaFactory pads to multiples of 8, so theirs must be of such a length."""
 
 TARGETS = {
     "vs_trl": 5.0,
@@ -161,7 +162,7 @@ class Bench:
         """Return what makes peers pack: long rows, one or two a step, of as many tokens as a step has, nearly."""
         a_step = self.tokens / self.told.steps
         passes = 2 if a_step >= 2 * self.told.max_length else 1
-        length = max(round(a_step / passes) + ROOM, self.told.max_length)
+        length = max((round(a_step / passes) // ROOM + 2) * ROOM, self.told.max_length)
         return {key: length, "per_device_train_batch_size": 1, "gradient_accumulation_steps": passes}
 
     def settings(self) -> dict[str, dict[str, Contender]]:
