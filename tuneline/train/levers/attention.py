@@ -23,8 +23,9 @@ NAME, PLAIN = "blocked", "segment"
 BLOCK = 64
 """Queries of a block: fewer cost calls, more are computed only to be masked (docs/log.md)."""
 
-KEPT = 256
-"""Longest example whose probabilities are kept; longer ones need more memory than time."""
+KEPT = 512
+"""Longest example whose probabilities are kept: it saves up to a third of the backward pass (docs/log.md), and memory
+grows with the square."""
 
 
 class _BlockedAttention(torch.autograd.Function):
