@@ -86,6 +86,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
         and [name for name, _ in module.named_parameters()] == ["weight"]
         and not module.weight.requires_grad
         and module.weight.dtype == torch.float32
+        and _takes_one(module)
     ]
 
 
@@ -95,7 +96,9 @@ def gates(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if {name for name, _ in module.named_children()} == {*parts, "act_fn"} and _is_silu(module.act_fn)
+        if {name for name, _ in module.named_children()} == {*parts, "act_fn"}
+        and _is_silu(module.act_fn)
+        and _takes_one(module)
     ]
 
 
@@ -138,7 +141,8 @@ def fuse_rotation(code: Any) -> Undo:
     def rotate(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if more or named or cos.shape[-1] != q.shape[-1] or {q.dtype, k.dtype, cos.dtype} != {torch.float32}:
+        whole = {q.dtype, k.dtype, cos.dtype} == {torch.float32} and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        if more or named or not whole or (q.dim(), cos.dim()) != (4, 3):
             return plain(q, k, cos, sin, *more, **named)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
@@ -166,6 +170,10 @@ def _norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 def _feed_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+def _takes_one(module: nn.Module) -> bool:
+    return len(inspect.signature(type(module).forward).parameters) == 2  # itself and its input
 
 
 def _is_silu(activation: Any) -> bool:

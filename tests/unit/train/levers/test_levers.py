@@ -280,3 +280,14 @@ def test_a_rotation_of_another_form_is_switched_off_by_itself(tiny_model, monkey
     assert modeling_llama.apply_rotary_pos_emb is interleaved
     assert levers.decisions["levers.fused_norms"].startswith("on, ")
     levers.remove()
+
+
+def test_a_norm_that_takes_more_than_its_input_is_left_alone(tiny_model):
+    class GatedRMSNorm(modeling_llama.LlamaRMSNorm):
+        def forward(self, hidden_states, gate=None):
+            return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+    norm = GatedRMSNorm(4).requires_grad_(False)
+
+    assert pointwise.norms(norm) == []
+    assert pointwise.norms(modeling_llama.LlamaRMSNorm(4).requires_grad_(False))
