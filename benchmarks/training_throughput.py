@@ -67,7 +67,7 @@ RATIOS = {
     "vs_llamafactory_in_float32": (OURS_RECOMPUTING, IN_FLOAT32.format(THEIRS)),
     "vs_llamafactory_best": (OURS, THEIR_BEST),
 }
-NO_PEER = "not measured: no --llamafactory and no TUNELINE_LLAMAFACTORY_PYTHON"
+NO_PEER = "not measured: --without, or no --llamafactory and no TUNELINE_LLAMAFACTORY_PYTHON"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(told, Path(folder))
         fastest, raced = race(bench) if told.race else (FASTEST, {})
         bench.rows(told.steps, told.rows_a_step)
-        contenders = bench.contenders(fastest)
+        contenders = {name: one for name, one in bench.contenders(fastest).items() if name not in told.without}
         found: dict[str, list[process.Result]] = {name: [] for name in contenders}
         floors = []
         for turn in range(told.rounds):
@@ -270,13 +270,13 @@ def report(
     ratios = {
         name: round(speed[one] / speed[other], 2) if other in speed else None for name, (one, other) in RATIOS.items()
     }
-    reference = losses[TRL]
+    reference, like = losses[OURS], TRL if TRL in table else IN_FLOAT32.format(TRL)
     summary = {
         **ratios,
         "floor_share": table[OURS]["floor_share"],
         "mfu": table[OURS]["mfu"],
         "loss_difference": round(max(abs(losses[name] / reference - 1) for name in found), 5),
-        "peak_memory_ratio": round(table[OURS]["peak_mib"] / table[TRL]["peak_mib"], 3),
+        "peak_memory_ratio": round(table[OURS]["peak_mib"] / table[like]["peak_mib"], 3),
         "peak_memory_ratio_to_trl_best": round(table[OURS]["peak_mib"] / table[TRL_BEST]["peak_mib"], 3),
     }
     missed = [name for name, target in TARGETS.items() if summary[name] is not None and _misses(name, summary, target)]
@@ -319,7 +319,7 @@ def _medians(runs: list[process.Result]) -> dict[str, Any]:
 
 def about(bench: Bench, found: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return where and with what this was measured."""
-    rounds = {"llamafactory packed": found[THEIRS]} if THEIRS in found else {}
+    rounds = {"llamafactory packed": found[THEIR_BEST]} if THEIR_BEST in found else {}
     machine = data_preparation.machine(rounds)
     machine["llamafactory"] = machine["llamafactory"] if rounds else NO_PEER
     return {
@@ -358,6 +358,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--no-race", dest="race", action="store_false", help="take the peers' fastest settings as known"
     )
+    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by name")
     parser.add_argument("--llamafactory", help="Python of an environment with llamafactory 0.9.5")
     parser.add_argument("--llamafactory-template", default="smollm2", help="its name for the model's template")
     parser.add_argument(
