@@ -43,7 +43,7 @@ class _FusedLora(torch.autograd.Function):
         out_TO = gradient.reshape(-1, gradient.shape[-1]).to(weight_OI.dtype)
         inner_gradient_RT = b_OR.T.to(out_TO.dtype) @ out_TO.T
         of_a = (inner_gradient_RT @ x_TI).mul_(ctx.scaling).to(a_RI.dtype)
-        of_b = (inner_RT @ out_TO).T.mul(ctx.scaling).to(b_OR.dtype)
+        of_b = (inner_RT.to(out_TO.dtype) @ out_TO).T.mul(ctx.scaling).to(b_OR.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = (out_TO @ weight_OI).addmm_(inner_gradient_RT.T, a_RI.to(out_TO.dtype), alpha=ctx.scaling)

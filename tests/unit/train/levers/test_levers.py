@@ -164,8 +164,9 @@ def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
     assert levers.head_loss
 
 
-def test_a_base_in_16_bits_beside_an_adapter_in_32_trains(tiny_model):
-    model = adapted(tiny_model, torch.bfloat16)
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32], ids=str)
+def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, held):
+    model = adapted(tiny_model, held)
     levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
     assert levers.decisions["levers.fused_lora"].startswith("on, ")
