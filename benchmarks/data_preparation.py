@@ -45,15 +45,15 @@ RATIOS = {
 TRL_COMPARED = 2000
 
 
-def data_file() -> Path:
+def data_file(name: str = FILE) -> Path:
     """Return the measured file.
 
     Raises:
         SystemExit: `TUNELINE_TEST_DATA` does not lead to it.
     """
-    path = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / FILE
+    path = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / name
     if not path.is_file():
-        raise SystemExit(f"{path} is missing. Set TUNELINE_TEST_DATA to the folder that holds {FILE}.")
+        raise SystemExit(f"{path} is missing. Set TUNELINE_TEST_DATA to the folder that holds {name}.")
     return path
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from benchmarks import data_memory, data_preparation, methods
 from benchmarks.peers import process
+from tuneline.config.train import LeversConfig
 
 LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
-LEVERS = ("head_loss", "fused_lora", "keep_memory")
+LEVERS = tuple(LeversConfig.model_fields)
 VARIANTS: dict[str, dict[str, bool]] = {
     "all on": {},
     **{f"{name} off": {name: False} for name in LEVERS},

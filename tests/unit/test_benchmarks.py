@@ -1,8 +1,10 @@
 """What the benchmarks make of their measurements; the measuring itself takes minutes and is no test."""
 
 import pytest
+from datasets import Dataset
 
-from benchmarks import data_memory, data_preparation
+from benchmarks import data_memory, data_preparation, training_throughput
+from benchmarks.peers import steps
 
 
 def taken(rows, *rounds):
@@ -48,3 +50,50 @@ def test_the_cost_of_a_row_leaves_out_what_every_run_needs():
 
     assert found["bytes_per_row"]["align"]["anonymous"] == pytest.approx(100)
     assert found["within_bound"] == {"align": True, "merge": False}
+
+
+def trained(cpu, tokens=100, peak_mib=1000):
+    return {
+        "cpu": cpu,
+        "tokens": tokens,
+        "all_tokens": 150,
+        "steps": 3,
+        "peak_rss": peak_mib * 2**20,
+        "cpu_to_first_step": 5.0,
+    }
+
+
+def test_a_step_of_training_is_compared_by_real_tokens_and_with_what_products_cost():
+    ours, trl, best = training_throughput.OURS, training_throughput.TRL, training_throughput.TRL_BEST
+    found = {
+        ours: [trained(1.0), trained(2.0), trained(9.0)],
+        training_throughput.OURS_RECOMPUTING: [trained(3.0)],
+        trl: [trained(12.0, peak_mib=4000)],
+        best: [trained(3.0, tokens=50)],
+    }
+    floor = {
+        "floor_seconds": 0.5,
+        "flops": 1e9,
+        "rate_at_model_shapes": 2e9,
+        "best_rates": {"float32": 4e9, "bfloat16": 1e9},
+        "dtype": "float32",
+    }
+    losses = {**dict.fromkeys(found, 1.0), ours: 1.02, "none": 3.0}
+
+    told = training_throughput.report(found, [floor], losses)
+
+    assert (told["vs_trl"], told["vs_trl_best"]) == (6.0, 3.0)
+    assert told["contenders"][ours]["cpu_seconds_a_step"] == 1.0
+    assert (told["floor_share"], told["mfu"]) == (0.5, 0.25)
+    assert told["peak_memory_ratio"] == 0.25
+    assert told["loss_difference"] == pytest.approx(0.02)
+    assert told["missed"] == ["floor_share", "loss_difference"]
+    assert told["vs_llamafactory"] is None
+    assert "no --llamafactory" in training_throughput.NO_PEER
+
+
+def test_padding_counts_for_nobody():
+    padded = Dataset.from_list([{"input_ids": [1, 2, 3, 0], "attention_mask": [1, 2, 2, 0]}] * 3)
+    plain = Dataset.from_list([{"input_ids": [1, 2, 3]}] * 3)
+
+    assert steps.tokens_by_step(padded, 2) == steps.tokens_by_step(plain, 2) == [6, 3]

@@ -74,6 +74,19 @@ class LeversConfig(Config):
     """LoRA's layer as one operation. Not with dropout, DoRA, quantized bases, other methods or
     `load.gradient_checkpointing: selective`."""
 
+    blocked_attention: bool = True
+    """Attention of packed examples in blocks of queries; on a CPU in float32, with `segment` attention. Not with
+    dropout in attention or `load.gradient_checkpointing: selective`."""
+
+    fused_norms: bool = True
+    """RMSNorm as one operation, where its weight is frozen, in float32."""
+
+    fused_rotation: bool = True
+    """Rotary positions as one operation, in float32; where the architecture rotates whole heads by halves."""
+
+    fused_gates: bool = True
+    """SwiGLU as one operation that keeps its two inputs alone."""
+
     keep_memory: bool = True
     """Keep the memory of a step for the next; on a CPU with glibc."""
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 
 from tuneline.config.train import LeversConfig
 from tuneline.model.methods.base import Family
 from tuneline.train import trainer
-from tuneline.train.levers import fused, head, memory
+from tuneline.train.levers import attention, fused, head, memory, pointwise
 
 Inputs = dict[str, Any]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -21,13 +22,6 @@ SCALE = 0.01
 SEED = 0
 
 
-class Switch(Protocol):
-    """Switches a lever."""
-
-    def __call__(self, *, on: bool) -> None:
-        """Switch it on or off."""
-
-
 @dataclass
 class Levers:
     """What is on."""
@@ -36,6 +30,9 @@ class Levers:
     model: Any
     decisions: dict[str, str] = field(default_factory=dict)
     """Lever -> on, or why not."""
+
+    undo: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """Lever -> what switches it off, of those that need nothing else."""
 
     head_loss: bool = False
     fused_layers: list[Any] = field(default_factory=list)
@@ -57,6 +54,12 @@ class Levers:
         self.fused_layers = fused.layers(self.model) if on else []
         fused.enable(self.fused_layers)
 
+    def switch(self, name: str, enable: Callable[[], Callable[[], None]], *, on: bool) -> None:
+        """Switch a lever on by a function that returns what undoes it, or off by what that returned."""
+        self.undo.pop(name, lambda: None)()
+        if on:
+            self.undo[name] = enable()
+
     def keep_memory(self) -> str:
         """Keep what is freed for the next step."""
         memory.enable()
@@ -67,6 +70,8 @@ class Levers:
         """Leave a plain model behind."""
         self.switch_head(on=False)
         self.switch_layers(on=False)
+        while self.undo:
+            self.undo.popitem()[1]()
         if self.keeps_memory:
             memory.disable()
             self.keeps_memory = False
@@ -93,21 +98,42 @@ def apply(
     """
     levers = Levers(family, model)
     probe = _Probe(levers, inputs, autocast)
-    ways: list[tuple[str, str, Callable[[], str]]] = [
-        ("head_loss", head.why_not(family, model), lambda: probe.held(levers.switch_head)),
-        (
-            "fused_lora",
-            fused.why_not(model, recomputes_parts=recomputes_parts),
-            lambda: probe.held(levers.switch_layers),
-        ),
-        ("keep_memory", memory.why_not(), levers.keep_memory),
-    ]
-    for name, why, switch_on in ways:
+    for name, why, switch in _ways(levers, probe.computed, recomputes_parts=recomputes_parts):
         if not getattr(config, name):
             levers.decisions[f"levers.{name}"] = "off, as the recipe says"
+        elif why:
+            levers.decisions[f"levers.{name}"] = f"stepped aside: {why}"
         else:
-            levers.decisions[f"levers.{name}"] = f"stepped aside: {why}" if why else switch_on()
+            levers.decisions[f"levers.{name}"] = probe.held(switch) if switch else levers.keep_memory()
     return levers
+
+
+def _ways(
+    levers: Levers, computed: torch.dtype, *, recomputes_parts: bool
+) -> list[tuple[str, str, Callable[..., None] | None]]:
+    """Return each lever, what keeps it from working here, and what switches it."""
+    model = levers.model
+    norms, gates, rotation = pointwise.norms(model), pointwise.gates(model), pointwise.rotation(model)
+    whole = computed == torch.float32
+
+    def fuses(name: str, fuse: Callable[[Any], Callable[[], None]], found: Any) -> Callable[..., None]:
+        return partial(levers.switch, name, partial(fuse, found))
+
+    why_not_blocks = attention.why_not(model, computed, recomputes_parts=recomputes_parts)
+    blocks = partial(levers.switch, "blocked_attention", partial(attention.enable, model))
+    return [
+        ("head_loss", head.why_not(levers.family, model), levers.switch_head),
+        ("fused_lora", fused.why_not(model, recomputes_parts=recomputes_parts), levers.switch_layers),
+        ("blocked_attention", why_not_blocks, blocks),
+        ("fused_norms", pointwise.why_not(norms, whole=whole), fuses("fused_norms", pointwise.fuse_norms, norms)),
+        (
+            "fused_rotation",
+            pointwise.why_not(rotation, whole=whole),
+            fuses("fused_rotation", pointwise.fuse_rotation, rotation),
+        ),
+        ("fused_gates", pointwise.why_not(gates), fuses("fused_gates", pointwise.fuse_gates, gates)),
+        ("keep_memory", memory.why_not(), None),
+    ]
 
 
 class _Probe:
@@ -117,19 +143,21 @@ class _Probe:
         self._levers, self._inputs, self._autocast = levers, inputs, autocast
         self._plain: tuple[float, list[torch.Tensor]] | None = None
 
-    def held(self, switch: Switch) -> str:
+    def held(self, switch: Callable[..., None]) -> str:
         """Switch a lever on and keep it on if it computes the same; say what was done."""
         with torch.random.fork_rng(), _nowhere_zero(self._levers.model):
             if self._plain is None:
                 self._plain = self._measure()
             switch(on=True)
             difference = self._difference()
-        if difference <= TOLERANCE.get(self._computed(), ROUNDED):
+        if difference <= TOLERANCE.get(self.computed, ROUNDED):
             return f"on, relative difference {difference:.1e} from the plain model"
         switch(on=False)
         return f"switched off: loss or gradients differ from the plain model's by {difference:.1e}, relatively"
 
-    def _computed(self) -> torch.dtype:
+    @property
+    def computed(self) -> torch.dtype:
+        """Type of the computation."""
         return self._autocast or next(self._levers.model.parameters()).dtype
 
     def _difference(self) -> float:

@@ -2,7 +2,8 @@
 
 peft's own way makes the frozen product, the adapter's and their sum apart, and keeps what each needs for the backward
 pass. Here x and x A' are kept, products are added in place, and no gradient of W is thought of (as Unsloth does on
-GPUs). It computes the same numbers, to rounding.
+GPUs). It computes the same numbers, to rounding. Thin products are made the long way round, rank by tokens: with the
+few columns last, a CPU has a third to a tenth of that speed (docs/log.md).
 """
 
 from types import MethodType
@@ -29,25 +30,23 @@ class _FusedLora(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         x_TI = x.reshape(-1, x.shape[-1]).to(weight_OI.dtype)
-        inner_TR = x_TI @ a_RI.T.to(x_TI.dtype)
+        inner_RT = a_RI.to(x_TI.dtype) @ x_TI.T
         y_TO = x_TI @ weight_OI.T if bias_O is None else torch.addmm(bias_O, x_TI, weight_OI.T)
-        y_TO.addmm_(inner_TR, b_OR.T.to(y_TO.dtype), alpha=scaling)
-        ctx.save_for_backward(x_TI, weight_OI, a_RI, b_OR, inner_TR)
+        y_TO.addmm_(inner_RT.T, b_OR.T.to(y_TO.dtype), alpha=scaling)
+        ctx.save_for_backward(x_TI, weight_OI, a_RI, b_OR, inner_RT)
         ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_TI, weight_OI, a_RI, b_OR, inner_TR = ctx.saved_tensors
-        out_TO = gradient.reshape(-1, gradient.shape[-1]).to(inner_TR.dtype)  # autocast computes not as W is held
-        inner_gradient_TR = out_TO @ b_OR.to(out_TO.dtype)
-        of_a = (inner_gradient_TR.T @ x_TI.to(out_TO.dtype)).mul_(ctx.scaling).to(a_RI.dtype)
-        of_b = (out_TO.T @ inner_TR).mul_(ctx.scaling).to(b_OR.dtype)
+        x_TI, weight_OI, a_RI, b_OR, inner_RT = ctx.saved_tensors
+        out_TO = gradient.reshape(-1, gradient.shape[-1]).to(weight_OI.dtype)
+        inner_gradient_RT = b_OR.T.to(out_TO.dtype) @ out_TO.T
+        of_a = (inner_gradient_RT @ x_TI).mul_(ctx.scaling).to(a_RI.dtype)
+        of_b = (inner_RT.to(out_TO.dtype) @ out_TO).T.mul(ctx.scaling).to(b_OR.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (out_TO @ weight_OI.to(out_TO.dtype)).addmm_(
-                inner_gradient_TR, a_RI.to(out_TO.dtype), alpha=ctx.scaling
-            )
+            of_x = (out_TO @ weight_OI).addmm_(inner_gradient_RT.T, a_RI.to(out_TO.dtype), alpha=ctx.scaling)
             of_x = of_x.view(ctx.shape).to(ctx.dtype)
         return of_x, None, None, of_a, of_b, None
 

@@ -18,6 +18,9 @@ from tuneline.model.methods.base import Family
 CHUNK = 384
 """Positions whose logits live at a time; wide enough for a matrix product at full speed (docs/log.md)."""
 
+IN_CACHE = 32
+"""Positions whose logits are turned into their gradient at a time: few enough to stay in a CPU's cache."""
+
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logit_soft_cap")
 """What a config may do to logits behind the head."""
 
@@ -33,12 +36,11 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels_N), CHUNK):
             part, labels = hidden_ND[start : start + CHUNK], labels_N[start : start + CHUNK, None]
             logits = (part.to(weight_VD.dtype) @ weight_VD.T).float()
-            spread = logits.logsumexp(-1, keepdim=True)
-            losses_N[start : start + CHUNK] = (spread - logits.gather(1, labels))[:, 0]
+            for row in range(0, len(labels), IN_CACHE):
+                end = min(row + IN_CACHE, len(labels))
+                losses_N[start + row : start + end] = _into_gradient(logits[row:end], labels[row:end])
             if gradient_ND is not None:
-                share = logits.sub_(spread).exp_()
-                share.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=share.dtype))
-                gradient_ND[start : start + CHUNK] = share.to(weight_VD.dtype) @ weight_VD
+                gradient_ND[start : start + CHUNK] = logits.to(weight_VD.dtype) @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return losses_N
 
@@ -46,6 +48,15 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * gradient_N[:, None].to(gradient_ND.dtype), None, None
+
+
+def _into_gradient(logits_NV: torch.Tensor, labels_N1: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropies (nats) [N], and leave their gradients in place of the logits."""
+    told = logits_NV.gather(1, labels_N1)
+    highest = logits_NV.amax(-1, keepdim=True)
+    weight = logits_NV.sub_(highest).exp_().sum(-1, keepdim=True)
+    logits_NV.div_(weight).scatter_add_(1, labels_N1, torch.full_like(told, -1))
+    return (highest + weight.log() - told)[:, 0]
 
 
 def why_not(family: Family, model: Any) -> str:

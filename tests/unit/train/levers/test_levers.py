@@ -4,17 +4,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from tuneline.config.train import LeversConfig
 from tuneline.data.schema import IGNORE_INDEX
+from tuneline.model.attention import bounds
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
 from tuneline.train import trainer
 from tuneline.train.collate import collate
-from tuneline.train.levers import fused, head
+from tuneline.train.levers import attention, fused, head, pointwise
 from tuneline.train.levers.apply import apply
 
 LORA = families["lora"]
+COMPUTED = ("head_loss", "fused_lora", "blocked_attention", "fused_norms", "fused_rotation", "fused_gates")
+"""Levers that compute; the other keeps memory."""
 
 
 def row(trained_from=3):
@@ -47,13 +51,13 @@ def switched_on(model, family=LORA, **config):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 384])
-@pytest.mark.parametrize("names", [("head_loss",), ("fused_lora",), ("head_loss", "fused_lora")], ids=str)
+@pytest.mark.parametrize("names", [*((name,) for name in COMPUTED), COMPUTED], ids=str)
 def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
     monkeypatch.setattr(head, "CHUNK", chunk)
     model = adapted(tiny_model)
     plain, gradients = measured(model, lambda: trainer.token_losses(LORA, model, row()))
 
-    levers = switched_on(model, **{name: name in names for name in ("head_loss", "fused_lora")})
+    levers = switched_on(model, **{name: name in names for name in COMPUTED})
     fast, others = measured(model, lambda: levers.token_losses(row()))
 
     assert {name for name in names if levers.decisions[f"levers.{name}"].startswith("on, ")} == set(names)
@@ -96,13 +100,18 @@ def test_what_was_checked_is_left_as_it_was(tiny_model):
 
 
 def test_removed_levers_leave_a_plain_model(tiny_model):
-    levers = switched_on(adapted(tiny_model))
-    layer = levers.fused_layers[0]
-    assert "forward" in vars(layer)
+    model = adapted(tiny_model)
+    rotate = modeling_llama.apply_rotary_pos_emb
+    levers = switched_on(model)
+    assert modeling_llama.apply_rotary_pos_emb is not rotate
+    assert model.config._attn_implementation == "blocked"
+    assert sum("forward" in vars(module) for module in model.modules()) > len(levers.fused_layers) > 0
 
     levers.remove()
 
-    assert "forward" not in vars(layer)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert modeling_llama.apply_rotary_pos_emb is rotate
+    assert model.config._attn_implementation == "segment"
     assert not levers.head_loss
 
 
@@ -157,7 +166,7 @@ def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
 
 
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float32], ids=str)
-def test_a_base_in_16_bits_or_computed_in_them_beside_an_adapter_in_32_trains(tiny_model, held):
+def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, held):
     model = adapted(tiny_model, held)
     levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
@@ -178,8 +187,109 @@ def test_fused_layers_step_aside_where_products_are_kept(tiny_model):
 
 
 def test_off_means_off(tiny_model):
-    levers = switched_on(adapted(tiny_model), head_loss=False, fused_lora=False)
+    levers = switched_on(adapted(tiny_model), **dict.fromkeys(COMPUTED, False))
 
     assert set(levers.decisions.values()) == {"off, as the recipe says"}
     assert not levers.head_loss
     assert not levers.fused_layers
+    assert not levers.undo
+
+
+@pytest.mark.parametrize("kept", [0, 256])
+@pytest.mark.parametrize("block", [3, 64])
+def test_blocks_attend_as_torch_does_within_each_example(monkeypatch, block, kept):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "KEPT", kept)
+    torch.manual_seed(0)
+    tokens = [torch.randn(1, 17, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2)]
+    q, k, v = (x.transpose(1, 2) for x in tokens)
+    ends, weight = [0, 7, 8, 17], torch.randn(1, 17, 6, 8, dtype=torch.float64)
+
+    ours = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
+    theirs = bounds.attend(q, k, v, ends, scale=0.3).transpose(1, 2)
+
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    for one, other in zip(*(torch.autograd.grad((out * weight).sum(), tokens) for out in (ours, theirs)), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("operation", "shapes"),
+    [
+        (lambda x: pointwise._Norm.apply(x, torch.linspace(0.5, 2, 6, dtype=torch.float64), 1e-5), [(2, 3, 6)]),
+        (lambda x: pointwise._Rotation.apply(x, *torch.randn(2, 1, 3, 6, dtype=torch.float64)), [(2, 3, 6)]),
+        (pointwise._Gate.apply, [(4, 5), (4, 5)]),
+    ],
+    ids=["norm", "rotation", "gate"],
+)
+def test_gradients_are_those_of_small_differences(operation, shapes):
+    def seeded(*inputs):
+        torch.manual_seed(1)
+        return operation(*inputs)
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    assert torch.autograd.gradcheck(seeded, inputs)
+
+
+def test_levers_in_float32_step_aside_in_16_bits(tiny_model):
+    model = adapted(tiny_model, torch.bfloat16)
+
+    levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
+
+    for name in ("fused_norms", "fused_rotation"):
+        assert levers.decisions[f"levers.{name}"] == "stepped aside: the model does not compute in float32"
+    assert "bfloat16" in levers.decisions["levers.blocked_attention"]
+    assert model.config._attn_implementation == "segment"
+
+
+def test_attention_of_another_kind_or_with_dropout_stays_as_it_is(tiny_model):
+    model = adapted(tiny_model)
+    model.get_base_model().config.attention_dropout = 0.1
+    assert attention.why_not(model, torch.float32) == "attention drops out (0.1)"
+
+    model.get_base_model().set_attn_implementation("sdpa")
+    assert attention.why_not(model, torch.float32) == "the attention is sdpa"
+
+
+def test_trained_norms_are_left_alone(tiny_model):
+    levers = switched_on(load_model(tiny_model, attention="segment").train(), families["full"])
+
+    assert levers.decisions["levers.fused_norms"] == "stepped aside: the architecture has none of the known form"
+
+
+def test_a_row_with_padding_is_computed_as_segment_does(tiny_model):
+    model = adapted(tiny_model).eval()
+    ids = torch.arange(3, 23)[None]
+    mask = torch.ones_like(ids)
+    mask[:, :4] = 0
+    plain = model(input_ids=ids, attention_mask=mask).logits
+    switched_on(model)
+
+    assert torch.allclose(model(input_ids=ids, attention_mask=mask).logits, plain, atol=1e-5)
+
+
+def test_a_rotation_of_another_form_is_switched_off_by_itself(tiny_model, monkeypatch):
+    def interleaved(q, k, cos, sin):
+        turned = [torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) for x in (q, k)]
+        return tuple(x * cos[:, None] + y * sin[:, None] for x, y in zip((q, k), turned, strict=True))
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", interleaved)
+    levers = switched_on(adapted(tiny_model))
+
+    assert levers.decisions["levers.fused_rotation"].startswith("switched off: loss or gradients differ")
+    assert modeling_llama.apply_rotary_pos_emb is interleaved
+    assert levers.decisions["levers.fused_norms"].startswith("on, ")
+    levers.remove()
+
+
+def test_a_norm_that_takes_more_than_its_input_is_left_alone(tiny_model):
+    class GatedRMSNorm(modeling_llama.LlamaRMSNorm):
+        def forward(self, hidden_states, gate=None):
+            return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+    norm = GatedRMSNorm(4).requires_grad_(False)
+
+    assert pointwise.norms(norm) == []
+    assert pointwise.norms(modeling_llama.LlamaRMSNorm(4).requires_grad_(False))

@@ -1,0 +1,30 @@
+"""What adapters of several trainers are worth: one process, one code, the same held-out ids."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from benchmarks.peers import process
+from tuneline.data.corpus import Corpus
+from tuneline.model.load import load_model
+from tuneline.train import sft
+
+
+def work(arguments: process.Result) -> process.Result:
+    """Return the mean cross entropy (nats a trained token) of each adapter, and of none."""
+    rows = Corpus.load(Path(arguments["rows"]))
+    base = load_model(Path(arguments["model"]), attention="segment")
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **arguments["lora"])
+    model: Any = get_peft_model(base, lora)
+    losses = {"none": sft.mean_loss(model, rows, "validation")}
+    for name, path in arguments["adapters"].items():
+        told = set_peft_model_state_dict(model, load_file(path))
+        assert not told.unexpected_keys, f"{path} holds other layers: {told.unexpected_keys[:3]}"
+        losses[name] = sft.mean_loss(model, rows, "validation")
+    return {"losses": losses}
+
+
+if __name__ == "__main__":
+    process.job(work)

@@ -1,0 +1,38 @@
+"""Our training as a job, by the same function that the pipeline's step calls."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from benchmarks.peers import process, steps
+from tuneline.config.loader import LoadStepConfig
+from tuneline.config.method import Method
+from tuneline.config.model import DirectoryModel
+from tuneline.config.train import TrainConfig
+from tuneline.data.corpus import Corpus
+from tuneline.model import source
+from tuneline.train import sft
+
+
+def work(arguments: process.Result) -> process.Result:
+    """Train on the rows in order, once."""
+    steps.read_in_order()
+    rows = Corpus.load(Path(arguments["rows"]))
+    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=Path(arguments["model"])))
+    load = LoadStepConfig(max_length=arguments["max_length"], **arguments["load"])
+    method: Any = TypeAdapter(Method).validate_python(arguments["method"])
+    config = TrainConfig(num_train_epochs=1, **arguments["train"])
+    clock = steps.Clock()
+    checkpoint, report = sft.train(
+        rows, base_model, tokenizer, load, method, config, listeners=(lambda figures, step: clock.step(),)
+    )
+    shutil.copy(checkpoint.path / steps.ADAPTER, arguments["adapter"])
+    a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    train = rows.splits["train"].remove_columns("position_ids")
+    return {**clock.found(steps.tokens_by_step(train, a_step)), "decisions": report.decisions}
+
+
+if __name__ == "__main__":
+    process.job(work)

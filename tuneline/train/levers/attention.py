@@ -1,0 +1,166 @@
+"""Causal attention of packed examples in blocks of queries, for a CPU: products of matrices and nothing else.
+
+Each block of queries meets the keys up to its own end, so half of the work is never begun; heads that share a key are
+rows of one product, so keys are never repeated. What is kept for the backward pass is what the products took in, and
+the probabilities of short examples; those of long ones are made again. Torch's own kernel for a CPU (FlashAttention,
+Dao et al. 2022, arXiv:2205.14135) computes the same numbers, to rounding.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tuneline.model.attention import bounds, segment
+
+# H heads, K key heads, G heads that share a key, T tokens of a row, D head size
+# of a block: N queries, E keys that it sees
+
+NAME, PLAIN = "blocked", "segment"
+BLOCK = 64
+"""Queries of a block: fewer cost calls, more are computed only to be masked (docs/log.md)."""
+
+KEPT = 512
+"""Longest example whose probabilities are kept: it saves up to a third of the backward pass (docs/log.md), and memory
+grows with the square."""
+
+
+class _BlockedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_1HTD: torch.Tensor, k_1KTD: torch.Tensor, v_1KTD: torch.Tensor, ends: list[int], scale: float
+    ) -> torch.Tensor:
+        num_heads, num_tokens, size = q_1HTD.shape[1:]
+        num_keys = k_1KTD.shape[1]
+        q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
+        out_1THD = q_1HTD.new_empty(1, num_tokens, num_heads, size)
+        out_KGTD = _by_key(out_1THD, num_keys)
+        kept: list[torch.Tensor | None] = []
+        for a, b in pairwise(ends):
+            keys, values = k_1KTD[0, :, a:b] * scale, v_1KTD[0, :, a:b].contiguous()
+            for start, end in _blocks(b - a):
+                queries = _rows(q_KGTD, a + start, a + end)
+                seen = _probabilities(queries, keys[:, :end], end - start)
+                out_KGTD[:, :, a + start : a + end] = torch.bmm(seen, values[:, :end]).unflatten(1, (-1, end - start))
+                kept.append(seen if b - a <= KEPT else None)
+        ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, out_1THD)
+        ctx.kept, ctx.ends, ctx.scale = kept, ends, scale
+        return out_1THD
+
+    @staticmethod
+    def backward(ctx: Any, gradient_1THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q_1HTD, k_1KTD, v_1KTD, out_1THD = ctx.saved_tensors
+        num_keys = k_1KTD.shape[1]
+        q_KGTD, out_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1)), _by_key(out_1THD, num_keys)
+        given_KGTD = _by_key(gradient_1THD.contiguous(), num_keys)
+        of_q, of_k, of_v = _like(q_1HTD), _like(k_1KTD), _like(v_1KTD)
+        of_q_KGTD, kept = of_q[0].unflatten(0, (num_keys, -1)), iter(ctx.kept)
+        for a, b in pairwise(ctx.ends):
+            keys, values = k_1KTD[0, :, a:b] * ctx.scale, v_1KTD[0, :, a:b].contiguous()
+            of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(values)
+            for start, end in _blocks(b - a):
+                queries, given = _rows(q_KGTD, a + start, a + end), _rows(given_KGTD, a + start, a + end)
+                seen = next(kept)
+                seen = _probabilities(queries, keys[:, :end], end - start) if seen is None else seen
+                mean = (given * _rows(out_KGTD, a + start, a + end)).sum(-1, keepdim=True)
+                scores = torch.bmm(given, values[:, :end].mT).sub_(mean).mul_(seen)
+                of_values[:, :end].baddbmm_(seen.mT, given)
+                of_keys[:, :end].baddbmm_(scores.mT, queries)
+                of_q_KGTD[:, :, a + start : a + end] = torch.bmm(scores, keys[:, :end]).unflatten(1, (-1, end - start))
+            torch.mul(of_keys, ctx.scale, out=of_k[0, :, a:b])
+            of_v[0, :, a:b] = of_values
+        return of_q, of_k, of_v, None, None
+
+
+def blocked_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each example, in blocks where that can be; else as `segment` does."""
+    dropped = dropout if module.training else 0.0
+    told = cu_seq_lens_q is not None and not bounds.is_square(attention_mask)
+    plain = told and not dropped and len(query) == 1
+    asks_more = any(other.get(name) is not None for name in segment.BEYOND)
+    causal = segment.is_causal_at(module, is_causal) and query.shape[2] == key.shape[2]
+    alike = query.shape[-1] == value.shape[-1] and query.dtype == torch.float32
+    if not (plain and causal and alike) or asks_more:
+        return segment.segment_attention(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, cu_seq_lens_q, **other
+        )
+    ((_, ends),) = bounds.rows_of(attention_mask, cu_seq_lens_q, query.shape[2])
+    return _BlockedAttention.apply(query, key, value, ends, scaling or query.shape[-1] ** -0.5), None
+
+
+def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False) -> str:
+    """Return what keeps attention from being computed in blocks, or an empty text.
+
+    Args:
+        model: With its adapter.
+        computed: Type of the computation.
+        recomputes_parts: Results of attention are kept and the rest is recomputed; those of blocks are not known there.
+    """
+    base = _base(model)
+    kind = str(getattr(base.config, "_attn_implementation", None))
+    if next(base.parameters()).device.type != "cpu":
+        return "tensors live on a GPU, which has a kernel for it"
+    if computed != torch.float32:
+        return f"attention is computed in {str(computed).removeprefix('torch.')}, where torch's kernel rounds less"
+    if recomputes_parts:
+        return "load.gradient_checkpointing: selective keeps the results of torch's own attention"
+    if kind != PLAIN or not base._can_set_attn_implementation():
+        return f"the attention is {kind}"
+    dropout = getattr(base.config.get_text_config(), "attention_dropout", 0.0)
+    return f"attention drops out ({dropout})" if dropout else ""
+
+
+def enable(model: Any) -> Callable[[], None]:
+    """Let a model attend in blocks; returns what undoes it."""
+    base = _base(model)
+    base.set_attn_implementation(NAME)
+    return lambda: base.set_attn_implementation(PLAIN)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+
+
+def _by_key(x_1THD: torch.Tensor, num_keys: int) -> torch.Tensor:
+    return x_1THD[0].unflatten(1, (num_keys, -1)).permute(1, 2, 0, 3)
+
+
+def _rows(x_KGTD: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Return a block as [K, G * N, D]."""
+    return x_KGTD[:, :, start:end].reshape(x_KGTD.shape[0], -1, x_KGTD.shape[-1])
+
+
+def _like(x_1HTD: torch.Tensor) -> torch.Tensor:
+    """Return room for a gradient, laid out token by token, as the layer before will read it."""
+    return x_1HTD.new_empty(x_1HTD.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _probabilities(queries: torch.Tensor, keys: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """Return [K, G * N, E]; the last N keys are those of the queries themselves."""
+    scores = torch.bmm(queries, keys.mT)
+    later = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device).triu(1)
+    corner = scores.unflatten(1, (-1, num_queries))[..., -num_queries:]
+    corner.masked_fill_(later, float("-inf"))
+    return torch.softmax(scores, -1)
+
+
+AttentionInterface.register(NAME, blocked_attention)
+AttentionMaskInterface.register(NAME, bounds.bounds_mask)

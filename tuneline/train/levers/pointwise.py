@@ -1,0 +1,180 @@
+"""Norms, rotations and gates as one operation of autograd each: fewer passes over memory, fewer tensors kept.
+
+Written out, each is a handful of operations of which autograd keeps what every one took in (as Liger Kernel, Hsu et al.
+2024, arXiv:2410.10989, fuses them on GPUs). Modules are known by the names that transformers gives them; that they
+compute what is meant is held against the plain model at the start.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+# T tokens, D width, I width of the feed-forward layer
+
+Undo = Callable[[], None]
+ROTATE = "apply_rotary_pos_emb"
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) with a frozen weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight_D, inverse)
+        return (x * inverse).mul_(weight_D)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        x, weight_D, inverse = ctx.saved_tensors
+        of_x = gradient * weight_D
+        along = torch.linalg.vecdot(of_x, x).unsqueeze(-1)
+        of_x.mul_(inverse)
+        return of_x.addcmul_(x, along.mul_(inverse.pow(3)).div_(-x.shape[-1])), None, None
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): x cos + [-x2, x1] sin."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        half = gradient.shape[-1] // 2
+        of_x = gradient * cos
+        of_x[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+        of_x[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+        return of_x, None, None
+
+
+class _Gate(torch.autograd.Function):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) up; the product is made again from what is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_TI: torch.Tensor, up_TI: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_TI, up_TI)
+        return nn.functional.silu(gate_TI).mul_(up_TI)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate_TI, up_TI = ctx.saved_tensors
+        of_up = nn.functional.silu(gate_TI).mul_(gradient_TI)
+        return torch.ops.aten.silu_backward(gradient_TI * up_TI, gate_TI), of_up
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    """Return the norms that are RMSNorm with a frozen weight in float32."""
+    return [
+        module
+        for module in model.modules()
+        if type(module).__name__.endswith("RMSNorm")
+        and isinstance(getattr(module, "variance_epsilon", None), float)
+        and [name for name, _ in module.named_parameters()] == ["weight"]
+        and not module.weight.requires_grad
+        and module.weight.dtype == torch.float32
+        and _takes_one(module)
+    ]
+
+
+def gates(model: nn.Module) -> list[nn.Module]:
+    """Return the feed-forward layers that are SwiGLU."""
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return [
+        module
+        for module in model.modules()
+        if {name for name, _ in module.named_children()} == {*parts, "act_fn"}
+        and _is_silu(module.act_fn)
+        and _takes_one(module)
+    ]
+
+
+def rotation(model: Any) -> Any:
+    """Return the module whose layers call its function for rotations, or None."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    code = sys.modules[type(base).__module__]
+    function = getattr(code, ROTATE, None)
+    if function is None or list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
+        return None
+    return code
+
+
+def why_not(found: Any, *, whole: bool = True) -> str:
+    """Return what keeps an operation from being fused, or an empty text.
+
+    Args:
+        found: Where it is, if anywhere.
+        whole: The model computes in float32; in 16 bits, where to round is a decision of the architecture.
+    """
+    if not whole:
+        return "the model does not compute in float32"
+    return "" if found else "the architecture has none of the known form"
+
+
+def fuse_norms(found: list[nn.Module]) -> Undo:
+    """Compute norms in one operation; returns what undoes it."""
+    return _replace(found, _norm)
+
+
+def fuse_gates(found: list[nn.Module]) -> Undo:
+    """Compute gates in one operation; returns what undoes it."""
+    return _replace(found, _feed_forward)
+
+
+def fuse_rotation(code: Any) -> Undo:
+    """Rotate queries and keys in one operation each; returns what undoes it."""
+    plain = getattr(code, ROTATE)
+
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        whole = {q.dtype, k.dtype, cos.dtype} == {torch.float32} and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        if more or named or not whole or (q.dim(), cos.dim()) != (4, 3):
+            return plain(q, k, cos, sin, *more, **named)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
+
+    setattr(code, ROTATE, rotate)
+    return lambda: setattr(code, ROTATE, plain)
+
+
+def _replace(found: list[nn.Module], forward: Callable[..., torch.Tensor]) -> Undo:
+    for module in found:
+        module.forward = MethodType(forward, module)
+
+    def undo() -> None:
+        for module in found:
+            vars(module).pop("forward", None)
+
+    return undo
+
+
+def _norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    if hidden_states.dtype != torch.float32:
+        return type(module).forward(module, hidden_states)
+    return _Norm.apply(hidden_states, module.weight, module.variance_epsilon)
+
+
+def _feed_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+def _takes_one(module: nn.Module) -> bool:
+    return len(inspect.signature(type(module).forward).parameters) == 2  # itself and its input
+
+
+def _is_silu(activation: Any) -> bool:
+    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
