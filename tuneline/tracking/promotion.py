@@ -7,39 +7,37 @@ the state root share, against the champion that was judged, and leaves a line in
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
-from pydantic import BaseModel, ConfigDict
 
 from tuneline import state
+from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import ledger, registry
+from tuneline.tracking import gate, ledger, registry
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Check
 from tuneline.tracking.gate import Finding
 from tuneline.tracking.registry import Version
 
 FORCED = "forced: "
 
 
-class Decision(BaseModel):
-    """What became of a model: registered or known, promoted or not, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_name: str
-    version: str
-    new: bool
-    promoted: bool
-    aliases: list[str]
-    sentence: str
-    findings: list[Finding] = []
-
-
-def decide(version: Version, *, new: bool, champion: Version | None, findings: Sequence[Finding]) -> Decision:
-    """Give a version the alias `challenger`, and `champion` where it won every comparison.
+def decide(
+    version: Version,
+    *,
+    new: bool,
+    champion: Version | None,
+    findings: Sequence[Finding],
+    checks: Sequence[Check] = (),
+    config: GateConfig | None = None,
+) -> Decision:
+    """Give a version the alias `challenger`, and `champion` where it won as the gate asks.
 
     Args:
         version: The registered version.
         new: It was not registered before.
         champion: The champion that the findings speak of, if there was one.
-        findings: One comparison an opponent.
+        findings: Comparisons with each opponent.
+        checks: Preconditions, which must hold whatever the scores.
+        config: The gate: whether every target must rise, or one of them; default: every one.
 
     Raises:
         TrackingError: Another process moved the champion meanwhile.
@@ -48,21 +46,26 @@ def decide(version: Version, *, new: bool, champion: Version | None, findings: S
         return _decision(
             version, new=new, promoted=False, sentence="It has the very weights of the champion: nothing to do."
         )
-    lost = [finding for finding in findings if not finding.passed]
-    why = "; ".join(finding.sentence() for finding in (lost or findings))
+    lost = gate.lost(findings, config or GateConfig())
+    failed = [check for check in checks if not check.passed]
+    against = [
+        *(f"precondition {check.name}: {check.sentence}" for check in failed),
+        *(each.sentence() for each in lost),
+    ]
+    why = "; ".join(against or [finding.sentence() for finding in findings])
     with state.lock("promotion"):
         if _number(registry.champion(version.name)) != _number(champion):
             raise TrackingError(f"The champion of {version.name} changed while this model was judged. Run again.")
         report = [finding.model_dump() for finding in findings]
         _move(version.name, "challenger", version.version, why, report=report)
-        if not lost:
+        if not against:
             if champion:
                 _move(version.name, "previous", champion.version, f"was champion before version {version.version}")
             _move(version.name, "champion", version.version, why, report=report)
-    sentence = f"Promoted to champion: {why}." if not lost else f"Kept as challenger: {why}."
-    return _decision(
-        registry.find(version.name, version.version), new=new, promoted=not lost, sentence=sentence, findings=findings
-    )
+    sentence = f"Kept as challenger: {why}." if against else f"Promoted to champion: {why}."
+    after = registry.find(version.name, version.version)
+    promoted = _decision(after, new=new, promoted=not against, sentence=sentence)
+    return promoted.model_copy(update={"findings": list(findings), "checks": list(checks)})
 
 
 def force(name: str, version: str, reason: str) -> Version:
@@ -111,9 +114,7 @@ def _number(version: Version | None) -> str | None:
     return version.version if version else None
 
 
-def _decision(
-    version: Version, *, new: bool, promoted: bool, sentence: str, findings: Sequence[Finding] = ()
-) -> Decision:
+def _decision(version: Version, *, new: bool, promoted: bool, sentence: str) -> Decision:
     return Decision(
         model_name=version.name,
         version=version.version,
@@ -121,5 +122,4 @@ def _decision(
         promoted=promoted,
         aliases=list(version.aliases),
         sentence=sentence,
-        findings=list(findings),
     )

@@ -25,7 +25,9 @@ def by_item(scores):
 
 
 def judge(candidate, opponent, **options):
-    return gate.judge(candidate, opponent, "the base model", CONFIG.model_copy(update=options))
+    config = CONFIG.model_copy(update=options)
+    (finding,) = gate.judge({"rougeL": candidate}, {"rougeL": opponent}, "the base model", config)
+    return finding
 
 
 def share_passed(num_trials, num_items, gain=0.0):
@@ -95,8 +97,12 @@ def test_the_order_of_items_does_not_matter():
 @pytest.mark.parametrize(
     ("candidate", "opponent", "message"),
     [
-        ({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1}, "the candidate has 3, the base model has 2, and 2 are common"),
-        ({"a": 1, "b": 1}, {"c": 1, "b": 1}, "the candidate has 2, the base model has 2, and 1 are common"),
+        (
+            {"a": 1, "b": 1, "c": 1},
+            {"a": 1, "b": 1},
+            "in rougeL the candidate has 3, the base model has 2, and 2 are common",
+        ),
+        ({"a": 1, "b": 1}, {"c": 1, "b": 1}, "in rougeL the candidate has 2, the base model has 2, and 1 are common"),
         ({"a": 1}, {"a": 1}, "at least 5"),
         ({}, {}, "at least 5"),
     ],

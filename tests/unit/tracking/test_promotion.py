@@ -10,7 +10,7 @@ import pytest
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking import gate, ledger, promotion, registry
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking.decision import Decision
 
 CONFIG = GateConfig(num_resamples=1000)
 
@@ -45,7 +45,9 @@ def make_version(run_id, home, tmp_path):
 def finding(gain=0.1, against="the base model"):
     """Compare two models that differ by `gain` on every item."""
     scores = {f"item-{i}": 0.3 + i / 100 for i in range(20)}
-    return gate.judge({item: value + gain for item, value in scores.items()}, scores, against, CONFIG)
+    better = {item: value + gain for item, value in scores.items()}
+    (found,) = gate.judge({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
+    return found
 
 
 def decide(version, *, champion=None, gain=0.1):
