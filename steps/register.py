@@ -16,11 +16,13 @@ from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import evidence, gate, promotion, registry, runs, stored
+from tuneline.tracking import card, evidence, gate, promotion, registry, runs, stored
+from tuneline.tracking.card import Known
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 from tuneline.tracking.registry import Version
 from tuneline.train.report import TrainingReport
+from tuneline.workflow import versions
 
 
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
@@ -30,6 +32,7 @@ def register(
     training_report: TrainingReport,
     sources: Manifest,
     benchmarks: Manifest,
+    base_model: Manifest,
     mixture: Corpus,
     rows: Corpus,
     recipe: AnyRecipe,
@@ -46,6 +49,9 @@ def register(
     checks = evidence.check(facts, config.preconditions)
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     stored.keep_decision(decision)
+    known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
+    stored.keep_card(card.write(known), version if new else None)
+    versions.mirror(decision.model_name, decision)
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
     return decision
 
@@ -81,6 +87,7 @@ def _judge(
 def _register_version(
     model: Checkpoint, sources: Manifest, training_report: TrainingReport, recipe: Recipe
 ) -> tuple[Version, bool]:
+    registry.check_servable(model.path)
     context = get_step_context()
     artifact = context.inputs["model"][0]
     folder = Path(artifact.uri)
@@ -88,6 +95,7 @@ def _register_version(
         "tuneline.recipe": digest(recipe.model_dump(mode="json")),
         "tuneline.data": sources.content_hash(),
         "tuneline.base_model": str(model.identity["base_model"]),
+        "tuneline.tokenizer": str(model.identity["tokenizer"]),
         "tuneline.training_run": training_report.mlflow_run_id or "",
         "zenml.run": context.pipeline_run.name,
         "zenml.run_id": str(context.pipeline_run.id),

@@ -9,12 +9,13 @@ from mlflow.exceptions import MlflowException
 
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import compare, evidence, gate, promotion, registry, runs
+from tuneline.tracking import card, compare, evidence, gate, promotion, registry, runs
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 from tuneline.tracking.gate import Finding
 from tuneline.tracking.registry import Version
 
+CARD = "model_card.md"
 EVIDENCE = "gate/evidence.json"
 DECISION = "gate/decision"
 
@@ -29,6 +30,22 @@ def keep_decision(decision: Decision) -> None:
     for kind, text in _documents(decision):
         runs.log_text(f"{DECISION}.{kind}", text)
     runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
+
+
+def keep_card(text: str, version: Version | None) -> None:
+    """Keep a model card beside the active run and, of a version that is new, as its description in the registry."""
+    runs.log_text(CARD, text)
+    if version:
+        MlflowClient().update_model_version(version.name, version.version, card.shortened(text))
+
+
+def card_of(version: Version) -> str:
+    """Return the model card of a version.
+
+    Raises:
+        TrackingError: The run that made it keeps none.
+    """
+    return _text(version, CARD, "Run its recipe again.")
 
 
 def promote(name: str, version: str, config: GateConfig | None = None) -> Decision:
@@ -73,15 +90,8 @@ def evidence_of(version: Version) -> Evidence:
     Raises:
         TrackingError: It left nothing.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            path = MlflowClient().download_artifacts(version.run_id, EVIDENCE, scratch)
-        except (MlflowException, OSError) as error:
-            raise TrackingError(
-                f"The run that made {version.name} version {version.version} keeps no {EVIDENCE}: {error}. Run its "
-                "recipe again, or promote it with --force --reason."
-            ) from error
-        return Evidence.model_validate_json(Path(path).read_text())
+    advice = "Run its recipe again, or promote it with --force --reason."
+    return Evidence.model_validate_json(_text(version, EVIDENCE, advice))
 
 
 def known_dirty(version: Version) -> set[str]:
@@ -90,6 +100,17 @@ def known_dirty(version: Version) -> set[str]:
         return evidence_of(version).dirty()
     except TrackingError:
         return set()
+
+
+def _text(version: Version, name: str, advice: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = MlflowClient().download_artifacts(version.run_id, name, scratch)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"The run that made {version.name} version {version.version} keeps no {name}: {error}. {advice}"
+            ) from error
+        return Path(path).read_text()
 
 
 def _documents(decision: Decision) -> Iterable[tuple[str, str]]:
