@@ -1,7 +1,8 @@
 """ZenML's model versions, kept in step with MLflow's registry, which decides.
 
-A version has the same number in both. ZenML has no aliases, and its stages are not used: an alias is a tag of the
-version there. The artifact of the weights is linked, and metadata say where the version came from and what was decided.
+Version 7 is called `v7` there, as ZenML counts by itself and refuses plain numbers as names. ZenML has no aliases, and
+its stages are not used: an alias is a tag of the version. The artifact of the weights is linked, and metadata say where
+the version came from and what was decided.
 """
 
 from uuid import UUID
@@ -27,13 +28,18 @@ def mirror(name: str, decision: Decision | None = None) -> None:
     model = _model(client, name)
     known = {str(each.name): each for each in _versions(client, model)}
     for version in registry.versions(name):
-        there = known.get(version.version) or _create(client, model, version)
+        there = known.get(name_of(version)) or _create(client, model, version)
         tags = {tag.name for tag in there.tags if tag.name in ALIASES}
         gone, fresh = sorted(tags - set(version.aliases)), sorted(set(version.aliases) - tags)
         if gone or fresh:
             client.update_model_version(model, there.id, add_tags=fresh, remove_tags=gone)
         if decision and decision.version == version.version:
             log_metadata(metadata=_told(decision), model_version_id=there.id)
+
+
+def name_of(version: Version) -> str:
+    """Return what ZenML calls a version of the registry."""
+    return f"v{version.version}"
 
 
 def _told(decision: Decision) -> dict[str, MetadataType]:
@@ -59,7 +65,7 @@ def _versions(client: Client, model: UUID) -> list[ModelVersionResponse]:
 
 
 def _create(client: Client, model: UUID, version: Version) -> ModelVersionResponse:
-    made = client.create_model_version(model, name=version.version)
+    made = client.create_model_version(model, name=name_of(version))
     about: dict[str, MetadataType] = {
         "content_hash": version.content_hash,
         "mlflow_model": f"models:/{version.name}/{version.version}",
