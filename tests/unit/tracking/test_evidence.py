@@ -100,7 +100,10 @@ def test_the_documents_say_why_and_show_both_numbers():
     text, page = decision.to_markdown(), decision.to_html()
 
     assert text.splitlines()[:3] == ["# m version 1", "", "Kept as challenger: so it is."]
-    assert "| rougeL | target | the <base> model | bootstrap | 20 (5 needed) | 50.0 | 60.0 | +10.0 | +10.0 at 95% |" in text
+    assert (
+        "| rougeL | target | the <base> model | bootstrap | 20 (5 needed) | 50.0 | 60.0 | +10.0 | +10.0 at 95% |"
+        in text
+    )
     assert "2 were found in the training rows" in text
     assert "- mask_coverage: FAILS, 0.00% of the training tokens carry loss" in text
     assert "the &lt;base&gt; model" in page
