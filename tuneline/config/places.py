@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneline.config import files
+from tuneline.config import custom, files
 from tuneline.config.data import ExamConfig
 from tuneline.config.files import Files
 from tuneline.config.loader import Holding
@@ -35,6 +35,7 @@ def missing(recipe: Recipe) -> list[str]:
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
         lambda: check_model(recipe.model, recipe.load),
         *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
+        lambda: check_reward_function(recipe),
         lambda: check_template(recipe.template),
     ]
     problems = []
@@ -108,6 +109,16 @@ def check_model(model: ModelSource, holding: Holding | None = None) -> None:
             check_directory(model.path, holding)
         case GgufModel() if not model.path.is_file():
             raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
+
+
+def check_reward_function(recipe: Recipe) -> None:
+    """Find the file of a reward function, if the recipe names one; it is imported when the run starts.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
+    if name := getattr(recipe.train, "reward_function", None):
+        custom.source_file(name, "train.reward_function")
 
 
 def check_adapter(path: Path) -> None:

@@ -13,7 +13,7 @@ from tuneline import progress
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.optimizers import TRAITS
 from tuneline.data import pairs
-from tuneline.errors import StoppedError
+from tuneline.errors import ProofError, StoppedError
 from tuneline.model.load import Loaded
 from tuneline.train import noise, reference, trainer
 from tuneline.train.callbacks import Listener, Recorder
@@ -26,6 +26,7 @@ from tuneline.train.resumable import Saving, stopped_by_signals
 from tuneline.train.resume import step_of
 from tuneline.train.rl.objectives import RL
 from tuneline.train.rl.trainer import RLTrainer, equip
+from tuneline.train.samples import sampler_of
 from tuneline.train.trainer import StageTrainer
 from tuneline.train.watch import Best, Watch
 
@@ -120,17 +121,30 @@ def run(loop: StageTrainer, job: Job, listeners: tuple[Listener, ...]) -> Ran:
     if latest:
         decisions["resume"] = f"went on from step {step_of(latest)} of {job.num_steps}"
         logger.warning("This training was begun before: it goes on from step %d.", step_of(latest))
-    watch = Watch(job.config, loop)
+    sampler = sampler_of(job, loop.args) if job.config.eval_samples else None
+    watch = Watch(job.config, loop, sampler)
     with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop, _levers_of(loop):
         recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.figures)
         for callback in (watch, recorder, Saving(job.config, stop)):
             loop.add_callback(callback)
-        loop.train(resume_from_checkpoint=str(latest) if latest else None)
+        with _telling_what_is_whole(job, loop):
+            loop.train(resume_from_checkpoint=str(latest) if latest else None)
     if stop.asked and loop.state.global_step < job.num_steps and not watch.stopped:
         raise StoppedError(_stopped(job, loop, stop.asked))
     if loop.noise:
         loop.noise.remove()
     return Ran(recorder, decisions | watch.finish())
+
+
+@contextmanager
+def _telling_what_is_whole(job: Job, loop: StageTrainer) -> Iterator[None]:
+    """Add to a failed proof which checkpoint is left."""
+    try:
+        yield
+    except ProofError as error:
+        latest = job.state.latest() if loop.kept else None
+        have = f"The last whole checkpoint is of step {step_of(latest)}." if latest else "There is no checkpoint yet."
+        raise ProofError(f"{error} {have}") from error
 
 
 @contextmanager

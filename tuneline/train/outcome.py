@@ -62,6 +62,7 @@ def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, f
     return {
         "seconds": time.monotonic() - start,
         "tokens": float(loop.tokens_seen),
+        "trained_tokens": float(loop.tokens_trained),
         "steps": float(loop.state.global_step),
         "first_loss": losses[0],
         "final_loss": sum(losses[-3:]) / len(losses[-3:]),
@@ -71,7 +72,13 @@ def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, f
     }
 
 
-def report(job: Job, decisions: dict[str, str], recorder: Recorder, summary: dict[str, float]) -> TrainingReport:
+def report(
+    job: Job,
+    decisions: dict[str, str],
+    recorder: Recorder,
+    samples: list[dict[str, Any]],
+    summary: dict[str, float],
+) -> TrainingReport:
     """Put together what the tracker needs later."""
     environment = {name: version(name) for name in LIBRARIES} | {
         "python": platform.python_version(),
@@ -85,6 +92,7 @@ def report(job: Job, decisions: dict[str, str], recorder: Recorder, summary: dic
         train=job.config.model_dump(),
         decisions=decisions,
         history=recorder.history,
+        samples=samples,
         summary=summary,
         environment=environment,
     )

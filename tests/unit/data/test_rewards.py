@@ -1,0 +1,36 @@
+"""Rewards by name."""
+
+import pytest
+
+from tuneline.data import custom, rewards
+from tuneline.errors import RecipeError
+
+
+def test_overlap_is_the_f1_of_words():
+    found = rewards.overlap(["?"] * 3, ["It is four.", "four", "no"], ["it is FOUR", "It is four", "yes"])
+
+    assert found == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_exact_wants_all_words_in_order():
+    assert rewards.exact(["?"] * 2, ["It is 4!", "4 it is"], ["it is 4", "it is 4"]) == [1.0, 0.0]
+
+
+def test_a_recipe_names_them_like_functions_of_its_own():
+    judge = custom.load_reward("tuneline.data.rewards:overlap")
+
+    assert judge(["?"], ["four"], ["four"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tuneline.data.rewards:overlop", "has no function 'overlop'. Did you mean 'overlap'?"),
+        ("no_such_module:overlap", "there is no module 'no_such_module'"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_the_recipes_key(name, told):
+    with pytest.raises(RecipeError, match="train.reward_function") as caught:
+        custom.load_reward(name)
+
+    assert told in str(caught.value)
