@@ -39,14 +39,13 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
         candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))
-        metric = recipe.registry.gate.metric
-        finding = gate.judge(after[metric], before[metric], "the base model", recipe.registry.gate)
+        findings = gate.judge(after, before, "the base model", recipe.registry.gate)
         gains = {name: report.compare(before[name], after[name])["gain"].mean for name in after}
         results.append(
             {
                 "seed": seed,
-                "passed": finding.passed,
-                "low": finding.low,
+                "passed": not gate.lost(findings, recipe.registry.gate),
+                "low": findings[0].low,
                 **{f"gain_{name}": value for name, value in gains.items()},
                 "validation_loss": training.summary["validation_loss"],
                 "training_seconds": training.summary["seconds"],

@@ -7,7 +7,7 @@ from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
 from tuneline.identity import Manifest, digest
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking.decision import Decision
 from tuneline.train.report import TrainingReport
 
 Document = Manifest | TrainingReport | Decision
@@ -39,6 +39,10 @@ class DocumentMaterializer(FolderMaterializer):
                 return {"version": data.version, "promoted": data.promoted, "sentence": data.sentence}
 
     def save_visualizations(self, data: Document) -> dict[str, VisualizationType]:
+        if isinstance(data, Decision):
+            pages = {"decision.html": data.to_html(), "decision.md": data.to_markdown()}
+            kinds = (VisualizationType.HTML, VisualizationType.MARKDOWN)
+            return {self.keep_text(*page): kind for page, kind in zip(pages.items(), kinds, strict=True)}
         page = f"```json\n{data.model_dump_json(indent=1)}\n```\n"
         return {self.keep_text("document.md", page): VisualizationType.MARKDOWN}
 

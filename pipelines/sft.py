@@ -32,4 +32,4 @@ def line(recipe: Recipe) -> None:
     checkpoint, training_report = train(rows, base_model, tokenizer, load, recipe.method, optimisation)
     model = merge_adapter(checkpoint, base_model, tokenizer, rows, load, recipe.merge_adapter)
     report = evaluate(model, base_model, tokenizer, mixture, benchmarks, recipe.for_evaluate())
-    register(report, model, training_report, sources, benchmarks, mixture, rows, recipe)
+    register(report, model, training_report, sources, benchmarks, base_model, mixture, rows, recipe)

@@ -16,10 +16,13 @@ from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import gate, promotion, registry, runs
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking import card, evidence, gate, promotion, registry, runs, stored
+from tuneline.tracking.card import Known
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Evidence
 from tuneline.tracking.registry import Version
 from tuneline.train.report import TrainingReport
+from tuneline.workflow import versions
 
 
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
@@ -29,6 +32,7 @@ def register(
     training_report: TrainingReport,
     sources: Manifest,
     benchmarks: Manifest,
+    base_model: Manifest,
     mixture: Corpus,
     rows: Corpus,
     recipe: AnyRecipe,
@@ -37,37 +41,53 @@ def register(
     _log_run(report, training_report, sources, mixture, rows, recipe)
     champion = registry.champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
-    findings = [] if itself else _judge(report, champion, mixture, benchmarks, recipe)
+    config = recipe.registry.gate
+    facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl)
+    stored.keep_evidence(facts)
+    findings = [] if itself else _judge(report, champion, mixture, benchmarks, recipe, facts)
     version, new = _register_version(model, sources, training_report, recipe)
-    decision = promotion.decide(version, new=new, champion=champion, findings=findings)
-    runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
+    checks = evidence.check(facts, config.preconditions)
+    decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
+    stored.keep_decision(decision)
+    known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
+    stored.keep_card(card.write(known), version if new else None)
+    versions.mirror(decision.model_name, decision)
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
     return decision
 
 
 def _judge(
-    report: Report, champion: Version | None, mixture: Corpus, benchmarks: Manifest, recipe: Recipe
+    report: Report,
+    champion: Version | None,
+    mixture: Corpus,
+    benchmarks: Manifest,
+    recipe: Recipe,
+    facts: Evidence,
 ) -> list[gate.Finding]:
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
-    config = recipe.registry.gate
-    candidate = reports.target(report.model, config.metric)
-    opponents = {"the base model": report.base}
+    opponents = {"the base model": (report.base, facts.dirty())}
     if champion:
         folder = champion.folder()
-        opponents[f"champion version {champion.version}"] = score.score_all(
+        scores = score.score_all(
             score.Candidate("champion", folder, champion.content_hash),
             source.tokenizer_of(folder),
             mixture.splits["validation"],
             benchmarks,
             recipe.for_evaluate(),
         )
-    tables = {name: reports.target(scores, config.metric) for name, scores in opponents.items()}
-    return [gate.judge(candidate, table, name, config) for name, table in tables.items()]
+        opponents[f"champion version {champion.version}"] = scores, facts.dirty() | stored.known_dirty(champion)
+    candidate = reports.by_metric(report.model)
+    return [
+        finding
+        for name, (scores, dirty) in opponents.items()
+        for finding in gate.judge(candidate, reports.by_metric(scores), name, facts.gate, dirty)
+    ]
 
 
 def _register_version(
     model: Checkpoint, sources: Manifest, training_report: TrainingReport, recipe: Recipe
 ) -> tuple[Version, bool]:
+    registry.check_servable(model.path)
     context = get_step_context()
     artifact = context.inputs["model"][0]
     folder = Path(artifact.uri)
@@ -75,6 +95,7 @@ def _register_version(
         "tuneline.recipe": digest(recipe.model_dump(mode="json")),
         "tuneline.data": sources.content_hash(),
         "tuneline.base_model": str(model.identity["base_model"]),
+        "tuneline.tokenizer": str(model.identity["tokenizer"]),
         "tuneline.training_run": training_report.mlflow_run_id or "",
         "zenml.run": context.pipeline_run.name,
         "zenml.run_id": str(context.pipeline_run.id),

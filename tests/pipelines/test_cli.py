@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -67,6 +69,62 @@ def test_compare_tells_what_differs_with_intervals_and_curves(two_runs, tmp_path
     assert "http" not in html.replace("http-equiv", ""), "the page needs nothing from elsewhere"
 
 
+def test_compare_tells_items_won_and_lost_and_takes_models_for_runs(two_runs, tmp_path):
+    page = tmp_path / "comparison.html"
+    tuneline("promote", "tiny", "1", "--force", "--reason", "to have a champion")
+
+    text = tuneline("compare", "tiny@champion", "models:/tiny/2", "--html", page)
+
+    assert two_runs[0].split("-")[0] in text
+    assert re.search(r"rougeL.* \d+ won, \d+ lost, \d+ equal", " ".join(text.split()))
+    assert "Items that changed most" in page.read_text()
+
+
+def test_a_model_card_tells_what_is_known(two_runs):
+    card = tuneline("card", "tiny", "2")
+
+    assert card.startswith('---\nbase_model: "model"\n')
+    for said in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## Licence", "Not recorded:"):
+        assert said in card
+    assert "Kept as challenger: " in card
+    assert "nothing was measured on safety" in card
+
+
+def test_a_decision_is_kept_as_json_markdown_and_html(two_runs):
+    from tuneline.tracking import registry
+    from tuneline.tracking.decision import Decision
+    from tuneline.workflow import tracker
+
+    tracker.connect()
+    run_id = registry.find("tiny", "2").run_id
+    texts = {
+        kind: mlflow.artifacts.load_text(f"runs:/{run_id}/gate/decision.{kind}") for kind in ("json", "md", "html")
+    }
+
+    decision = Decision.model_validate_json(texts["json"])
+    assert decision.sentence in texts["md"]
+    assert texts["html"].startswith("<!doctype html>")
+    assert [check.name for check in decision.checks] == ["template_parity", "merge_fidelity", "mask_coverage"]
+    assert all(check.passed for check in decision.checks)
+
+
+def test_promotion_by_another_gate_on_stored_scores(two_runs, tmp_path):
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("targets:\n  - metric: rougeL\n    min_effect: 0.5\nguards:\n  - {metric: rouge1, margin: 0.9}\n")
+
+    text = tuneline("promote", "tiny", "2", "--gate", gate, code=1)
+
+    assert "not above the 50.0 asked for" in text
+    assert "rouge1" in text
+    gate.write_text("targets:\n  - metric: mmlu_accuracy\n")
+    result = CliRunner().invoke(app, ["promote", "tiny", "2", "--gate", str(gate)])
+    assert "registry.gate.targets.0.metric: the report of the new model has no mmlu_accuracy" in str(result.exception)
+    gate.write_text("targts: []\n")
+    result = CliRunner().invoke(app, ["promote", "tiny", "2", "--gate", str(gate)])
+    assert "gate.yaml:1: targts: unknown key. Did you mean 'targets'?" in str(result.exception)
+    assert CliRunner().invoke(app, ["promote", "tiny", "--force", "--reason", "x", "--gate", str(gate)]).exit_code == 2
+
+
 def test_an_unknown_run_suggests_the_nearest(two_runs):
     result = CliRunner().invoke(app, ["compare", two_runs[0][:-1], two_runs[1]])
 
@@ -83,6 +141,20 @@ def test_promotion_by_hand_asks_the_gate_and_force_needs_a_reason(two_runs):
     assert {row["version"]: row["aliases"] for row in as_json("models")}["1"] == ["previous"]
 
 
+def test_zenml_keeps_the_same_versions_and_aliases(two_runs):
+    from zenml.client import Client
+
+    tuneline("promote", "tiny", "1", "--force", "--reason", "one")
+    tuneline("promote", "tiny", "2", "--force", "--reason", "two")
+    one, two = (Client().get_model_version("tiny", name) for name in ("v1", "v2"))
+
+    assert {tag.name for tag in two.tags} >= {"champion", "challenger"}
+    assert {tag.name for tag in one.tags} == {"previous"}
+    assert two.run_metadata["mlflow_model"] == "models:/tiny/2"
+    assert "Kept as challenger" in two.run_metadata["decision"]
+    assert two.get_artifact("sft_model") is not None
+
+
 def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
     aliases = {alias: row["version"] for row in as_json("models") for alias in row["aliases"]}
     if "champion" not in aliases:
@@ -94,7 +166,7 @@ def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
     last = as_json("history", "tiny")[-2:]
     assert [(row["alias"], row["from"], row["to"]) for row in last] == [("champion", "2", "1"), ("previous", "1", None)]
     assert last[0]["why"] == "worse on Mondays"
-    assert "The ledger is whole" in tuneline("history", "--verify")
+    assert "The ledger is whole, and the registry agrees" in tuneline("history", "--verify")
 
 
 def test_doctor_finds_the_stack_and_the_tracker(project):

@@ -13,9 +13,9 @@ from tuneline.train import sft
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 ROWS = {
-    "dpo": ("dpo_en_demo.json", "sharegpt", "preference_accuracy"),
+    "dpo": ("dpo_en_demo.json", "preference", "preference_accuracy"),
     "kto": ("kto_en_demo.json", "kto", "signed_log_likelihood"),
-    "rm": ("dpo_en_demo.json", "sharegpt", "preference_accuracy"),
+    "rm": ("dpo_en_demo.json", "preference", "preference_accuracy"),
     "ppo": ("alpaca_en_demo.json", "alpaca", "reward"),
 }
 TRAIN = {

@@ -151,7 +151,11 @@ def test_a_champion_whose_files_are_gone_is_told_before_training(project, refuse
     tracker.connect()
     run = mlflow.MlflowClient().create_run("0")
     version, _ = registry.register("tiny", "hash", (project / "nowhere").as_uri(), run.info.run_id, {})
+    files = project / "nowhere" / "files"
+    files.mkdir(parents=True)
+    (files / "model.safetensors").touch()
     promotion.force("tiny", version.version, "for the test")
+    shutil.rmtree(files)
 
     (code, lines), (zenml_code, zenml_lines) = refused()
 

@@ -56,6 +56,26 @@ def test_another_gate_runs_nothing_again(first, run, ran):
     assert ran(run(registry={"model_name": "tiny", "gate": {"min_gain": 0.5}})) == set()
 
 
+def test_a_gate_of_targets_and_guards_asks_each_and_runs_nothing_again(first, run, ran):
+    rich = {
+        "targets": [{"metric": "rougeL", "min_effect": 0.5}, {"metric": "rouge1", "min_effect": 0.5}],
+        "guards": [{"metric": "rouge2", "margin": 0.9}],
+        "preconditions": {"min_coverage": 0.99},
+    }
+    outcome = run(registry={"model_name": "tiny", "gate": rich})
+
+    assert ran(outcome) == set()
+    base = [found for found in outcome.decision.findings if found.against == "the base model"]
+    assert [(found.metric, found.role, found.passed) for found in base] == [
+        ("rougeL", "target", False),
+        ("rouge1", "target", False),
+        ("rouge2", "guard", True),
+    ]
+    checks = {check.name: check.passed for check in outcome.decision.checks}
+    assert checks == {"template_parity": True, "merge_fidelity": True, "mask_coverage": False}
+    assert outcome.decision.sentence.startswith("Kept as challenger: precondition mask_coverage: ")
+
+
 @pytest.fixture
 def edited(project):
     """Append to a file for the time of a test."""

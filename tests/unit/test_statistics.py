@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuneline.statistics import bootstrap_mean
+from tuneline.statistics import McNemar, PairedBootstrap, PairedScore, bootstrap_mean, holm
 
 
 def test_the_interval_is_that_of_scipy():
@@ -32,3 +32,42 @@ def test_equal_scores_have_an_interval_without_width():
 def test_no_items_are_refused():
     with pytest.raises(ValueError, match="no items"):
         bootstrap_mean([])
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14)])
+def test_mcnemar_is_scipys_binomial_test_and_agrees_with_its_interval(won, lost):
+    test = McNemar(won, lost, num_items=100)
+    theirs = stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
+
+    assert test.p(0) == pytest.approx(theirs)
+    for level in (0.9, 0.95, 0.99):
+        assert (test.p(0) < 1 - level) == (test.low(level) > 0)
+
+
+def test_mcnemar_knows_no_other_bound():
+    with pytest.raises(ValueError, match="difference of 0, not 0.1"):
+        McNemar(3, 1, 10).p(0.1)
+
+
+@pytest.mark.parametrize(("won", "lost", "bound"), [(0, 0, -0.05), (3, 9, -0.1), (12, 4, 0.01), (0, 20, -0.05)])
+def test_the_score_test_agrees_with_its_interval(won, lost, bound):
+    test = PairedScore(won, lost, num_items=200)
+
+    for level in (0.9, 0.95, 0.99):
+        assert (test.p(bound) < 1 - level) == (test.low(level) > bound)
+    assert test.low(0.99) < test.low(0.9) <= (won - lost) / 200
+
+
+def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():
+    differences = np.random.default_rng(0).normal(0.3, size=60).tolist()
+    test = PairedBootstrap(differences, num_resamples=5000)
+
+    assert test.low(0.95) == bootstrap_mean(differences, one_sided=True).low
+    assert test.p(test.low(0.95)) == pytest.approx(0.05, abs=0.002)
+    assert test.p(0) == pytest.approx(stats.ttest_1samp(differences, 0, alternative="greater").pvalue, abs=0.01)
+
+
+def test_holm_gives_the_smallest_p_value_the_strictest_level():
+    assert holm([0.04, 0.001, 0.02], 0.95) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
+    assert holm([0.3], 0.9) == pytest.approx([0.9])
+    assert holm([], 0.95) == []

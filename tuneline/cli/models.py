@@ -1,17 +1,22 @@
 """`tuneline models`, `promote`, `rollback` and `history`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from tuneline.cli import show
+
+if TYPE_CHECKING:
+    from tuneline.tracking.decision import Decision
 
 Name = Annotated[str, typer.Argument(help="Registered model.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """File the commands."""
-    for command in (models, promote, rollback, history):
+    for command in (models, card, promote, rollback, history):
         app.command()(command)
 
 
@@ -44,28 +49,64 @@ def models(
     )
 
 
+def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
+    """Print a version's model card: data, method, scores, licence, limits, as far as they are known."""
+    show.quiet()
+    from tuneline.tracking import registry, stored
+    from tuneline.workflow import tracker
+
+    tracker.connect()
+    typer.echo(stored.card_of(registry.find(name, version)))
+
+
 def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="Version number or alias.")] = "challenger",
     force: Annotated[bool, typer.Option(help="Skip the gate; needs --reason.")] = False,
     reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "",
+    gate: Annotated[Path | None, typer.Option(help="File of another gate than its recipe's.")] = None,
 ) -> None:
     """Put a version before the gate again, on the stored scores; a pass makes it champion."""
     show.quiet()
+    from tuneline.config import gate as gates
+    from tuneline.config.evaluate import GateConfig
     from tuneline.tracking import promotion, stored
-    from tuneline.workflow import tracker
+    from tuneline.workflow import tracker, versions
 
+    if force and gate:
+        raise typer.BadParameter("--force asks no gate, so --gate would do nothing. Leave one of them out.")
+    config = GateConfig.model_validate(gates.read(gate)) if gate else None
     tracker.connect()
     if force:
         if not reason:
             raise typer.BadParameter("--force needs --reason, which stands in the ledger.")
         promoted = promotion.force(name, version, reason)
+        versions.mirror(name)
         show.console().print(f"{name} version {promoted.version} is champion, by force: {reason}")
         return
-    decision = stored.promote(name, version)
+    decision = stored.promote(name, version, config)
+    versions.mirror(name, decision)
+    findings(decision)
     show.console().print(f"{name} version {decision.version}: {decision.sentence}", soft_wrap=True)
     if not decision.promoted and "champion" not in decision.aliases:
         raise typer.Exit(1)
+
+
+def findings(decision: "Decision") -> None:
+    """Show what a gate found: a row a comparison, and preconditions that do not hold."""
+    from tuneline.tracking.decision import COLUMNS
+
+    if not decision.findings:
+        return
+    table = Table(title="The gate's comparisons, in points of 100", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
+    for row in decision.table():
+        table.add_row(*row.values())
+    show.console().print(table)
+    for check in decision.checks:
+        if not check.passed:
+            show.console().print(f"Precondition {check.name} fails: {check.sentence}", soft_wrap=True)
 
 
 def rollback(
@@ -74,10 +115,11 @@ def rollback(
     """Give the alias champion back to the previous one."""
     show.quiet()
     from tuneline.tracking import promotion
-    from tuneline.workflow import tracker
+    from tuneline.workflow import tracker, versions
 
     tracker.connect()
     champion = promotion.rollback(name, reason)
+    versions.mirror(name)
     state = f"{name} version {champion.version} is champion again." if champion else f"{name} has no champion now."
     show.console().print(state)
 
@@ -85,14 +127,19 @@ def rollback(
 def history(
     name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
     as_json: show.AsJson = False,
-    verify: Annotated[bool, typer.Option(help="Check that no line was changed.")] = False,
+    verify: Annotated[bool, typer.Option(help="Check that no line was changed, and that the registry agrees.")] = False,
 ) -> None:
     """Show the ledger: every move of an alias, oldest first."""
     from tuneline.tracking import ledger
 
     if verify:
-        count = ledger.verify()
-        show.console().print(f"The ledger is whole: {count} lines.")
+        show.quiet()
+        from tuneline.tracking import promotion
+        from tuneline.workflow import tracker
+
+        tracker.connect()
+        count = promotion.verify()
+        show.console().print(f"The ledger is whole, and the registry agrees: {count} lines.")
         return
     columns = ("when", "who", "model", "alias", "from", "to", "why")
     show.rows("Promotions", ledger.entries(name), columns, as_json=as_json, empty="No alias has moved yet.")

@@ -27,10 +27,13 @@ def runs(
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Names or ids of pipeline runs; the first is the measure.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Names or ids of pipeline runs, or models like demo@champion; the first is the measure."),
+    ],
     html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("comparison.html"),
 ) -> None:
-    """Compare runs: parameters that differ, metrics with intervals, paired gains, loss curves; as text and HTML."""
+    """Compare runs: parameters that differ, metrics, paired gains, items won and lost, loss curves; text and HTML."""
     show.quiet()
     from tuneline.tracking import compare as comparing
     from tuneline.workflow import tracker
@@ -41,7 +44,8 @@ def compare(
     for title, rows in (
         ("Parameters that differ", found.params),
         ("Metrics, with 95 % intervals", found.metrics),
-        ("Paired gain over the first run; * excludes zero", found.gains),
+        ("Paired gain over the first run; * is no luck, at 95 % for all stars together (Holm)", found.gains),
+        ("Items won, lost, equal against the first run", found.wins),
     ):
         if rows:
             table = Table("", *found.names, title=title, title_justify="left")
@@ -49,4 +53,4 @@ def compare(
                 table.add_row(key, *(str(value) if value is not None else "" for value in values))
             console.print(table)
     html.write_text(found.to_html())
-    console.print(f"Loss curves and these tables: {html}", soft_wrap=True)
+    console.print(f"These tables, the items that changed most and the loss curves: {html}", soft_wrap=True)

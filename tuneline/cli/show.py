@@ -21,7 +21,8 @@ def console() -> Console:
 
 
 def quiet() -> None:
-    """Hold back ZenML's log lines, which would stand between the results; call it before ZenML is imported."""
+    """Hold back log lines and progress bars, which would stand between results; call it before ZenML is imported."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tuneline.cli import imports, show
+from tuneline.cli import imports, models, show
 from tuneline.config import load, places
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def _show_outcome(outcome: "Outcome") -> None:
     aliases = f" ({', '.join(decision.aliases)})" if decision.aliases else ""
     state = "new" if decision.new else "known already, registered once"
     console.print(f"Model    {decision.model_name} version {decision.version}{aliases}, {state}", soft_wrap=True)
+    if len(decision.findings) > 1 or any(not check.passed for check in decision.checks):
+        models.findings(decision)
     console.print(f"Gate     {decision.sentence}", soft_wrap=True)
     console.print(f"Weights  {outcome.model_folder}", soft_wrap=True)
     console.print(

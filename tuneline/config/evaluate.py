@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.gate import GuardConfig, PreconditionsConfig, TargetConfig
 from tuneline.config.loader import Holding
 
 Metric = Literal[
@@ -56,7 +57,7 @@ class EvaluateStepConfig(EvaluateConfig):
 
 
 class GateConfig(Config):
-    """What a new model must prove before it is promoted (docs/decisions/0003)."""
+    """What a new model must prove before it is promoted (docs/decisions/0003 and 0014)."""
 
     metric: Metric = "rougeL"
     """Target: the mean over held-out items that must rise. ROUGE is for chats, `log_likelihood` (nats a token) for
@@ -67,10 +68,76 @@ class GateConfig(Config):
     """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
 
     level: float = Field(0.95, gt=0.5, lt=1)
-    """One-sided confidence of the paired bootstrap."""
+    """One-sided confidence of each decision."""
 
     num_resamples: int = Field(5000, ge=1000)
     """Bootstrap resamples."""
+
+    targets: list[TargetConfig] = Field(default_factory=list)
+    """Metrics that must rise, in place of `metric` and `min_gain`."""
+
+    targets_needed: Literal["all", "any"] = "all"
+    """Of several targets, all must rise, or one is enough."""
+
+    guards: list[GuardConfig] = Field(default_factory=list)
+    """Metrics that must not fall by more than a margin."""
+
+    correction: Literal["holm", "none"] = "holm"
+    """Of several targets: `holm` holds `level` for all that is claimed together; `none` for each claim alone."""
+
+    test: Literal["auto", "bootstrap", "mcnemar"] = "auto"
+    """`auto` takes the exact McNemar test where every answer is right or wrong, a score test where such answers meet a
+    margin or a smallest effect, and the paired bootstrap elsewhere."""
+
+    exclude_contaminated: bool = True
+    """Leave out items that were found in the training rows; the numbers with them are shown beside."""
+
+    preconditions: PreconditionsConfig = PreconditionsConfig()
+    """What must hold of the model before its scores count."""
+
+    def wanted(self) -> list[TargetConfig]:
+        """Return the targets, whichever way they were written."""
+        return self.targets or [TargetConfig(metric=self.metric, min_effect=self.min_gain)]
+
+    def asked(self) -> list[tuple[str, str]]:
+        """Return every metric that is asked for, after the key that names it."""
+        named: list[tuple[str, str]] = [("metric", self.metric)] if not self.targets else []
+        named += [(f"targets.{i}.metric", target.metric) for i, target in enumerate(self.targets)]
+        return named + [(f"guards.{i}.metric", guard.metric) for i, guard in enumerate(self.guards)]
+
+    @model_validator(mode="after")
+    def _targets_are_written_one_way(self) -> "GateConfig":
+        if self.targets and (self.metric, self.min_gain) != ("rougeL", 0.0):
+            raise ValueError("metric and min_gain stand beside targets, which say the same. Keep targets.")
+        return self
+
+    @model_validator(mode="after")
+    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+        targets, guards = ([each.metric for each in group] for group in (self.wanted(), self.guards))
+        if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
+            raise ValueError("a metric stands twice among targets, or twice among guards. Keep one entry.")
+        if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):
+            raise ValueError(f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _luck_is_not_tried_often(self) -> "GateConfig":
+        if self.targets_needed == "any" and self.correction == "none" and len(self.targets) > 1:
+            raise ValueError(
+                f"correction: none with targets_needed: any gives luck {len(self.targets)} tries at level "
+                f"{self.level}. Set correction: holm."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mcnemar_asks_for_any_gain(self) -> "GateConfig":
+        for target in self.wanted() if self.test == "mcnemar" else ():
+            if target.min_effect:
+                raise ValueError(
+                    f"test: mcnemar asks whether there is any gain, and {target.metric} is to gain more than "
+                    f"{target.min_effect}. Set test: auto, or leave min_effect at 0."
+                )
+        return self
 
 
 class RegisterConfig(Config):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuneline.config import descriptions, run_keys, strict_file
+from tuneline.config import descriptions, gate, run_keys, strict_file
 from tuneline.config.recipe import PIPELINE_OF, RECIPES, Recipe, SFTRecipe
 from tuneline.config.strict_file import Key, Problem, at, hint
 from tuneline.errors import RecipeError
@@ -44,9 +44,14 @@ def load(path: Path) -> RunConfig:
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
         unresolved = descriptions.expand(document, raw)
+        wrong_gate = gate.expand(document, raw)
         recipe, problems = _recipe(raw)
-        told += unresolved
-        told += document.tell(each for each in problems if not (unresolved and _is_of_sources(each)))
+        told += [*unresolved, *wrong_gate]
+        told += document.tell(
+            each
+            for each in problems
+            if not (unresolved and _is_of_sources(each)) and not (wrong_gate and _is_of_gate(each))
+        )
     else:
         told += document.tell([(RECIPE, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")])
     if recipe:
@@ -94,6 +99,11 @@ def _known_keys(model: type[Recipe], loc: Key, parent: Any) -> list[str]:
 def _is_of_sources(problem: Problem) -> bool:
     """Tell whether a problem may only follow from a description that was not found."""
     return problem[0][len(RECIPE) :][:1] in (("sources",), ("datasets",))
+
+
+def _is_of_gate(problem: Problem) -> bool:
+    """Tell whether a problem may only follow from a gate that is wrong, which was told already."""
+    return problem[0][len(RECIPE) :][:2] == ("registry", "gate") or problem[1].startswith("registry.gate.")
 
 
 def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:

@@ -95,12 +95,14 @@ class Recipe(DataSection):
 
     @model_validator(mode="after")
     def _the_gate_asks_for_what_is_measured(self) -> "Recipe":
-        metric = self.registry.gate.metric
-        if metric not in self.metrics:
-            raise ValueError(
-                f"registry.gate.metric: stage {self.stage} does not measure {metric} on held-out rows. Set "
-                f"{' or '.join(self.metrics)}."
-            )
+        exams = [f"{exam.name}_accuracy" for exam in self.exams]
+        for key, metric in self.registry.gate.asked():
+            if metric not in (*self.metrics, *exams):
+                known = self.metrics if key == "metric" else (*self.metrics, *exams)
+                raise ValueError(
+                    f"registry.gate.{key}: stage {self.stage} does not measure {metric} on held-out rows"
+                    f"{' or in its exams' if exams and key != 'metric' else ''}. Set {' or '.join(known)}."
+                )
         return self
 
     @model_validator(mode="after")

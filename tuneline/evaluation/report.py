@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from html import escape
 
 from tuneline import statistics
-from tuneline.errors import RecipeError
 from tuneline.evaluation.items import Score
 from tuneline.statistics import Interval
 
@@ -66,21 +65,6 @@ def by_metric(scores: list[Score]) -> Scores:
             name = metric if score.benchmark == "held_out" else f"{score.benchmark}_{metric}"
             table.setdefault(name, {})[score.item] = value
     return table
-
-
-def target(scores: list[Score], metric: str) -> dict[str, float]:
-    """Return the scores of the metric that a gate asks for, by item.
-
-    Raises:
-        RecipeError: The held-out rows have no such metric.
-    """
-    found = by_metric(scores)
-    if metric not in found:
-        raise RecipeError(
-            f"registry.gate.metric: the held-out rows have no {metric}; they have {', '.join(sorted(found))}. Set one "
-            "of those."
-        )
-    return found[metric]
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> dict[str, Interval]:

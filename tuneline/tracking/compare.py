@@ -1,7 +1,8 @@
-"""Compare runs: parameters that differ, metrics side by side with intervals, loss curves as a picture."""
+"""Compare runs: parameters that differ, metrics with significance, items won and lost, loss curves as a picture."""
 
 import base64
 import io
+import json
 import tempfile
 from dataclasses import dataclass
 from html import escape
@@ -13,8 +14,17 @@ from mlflow.entities import Run
 
 from tuneline import statistics
 from tuneline.errors import NotFoundError, TrackingError
+from tuneline.tracking import registry
 
 NOT_COMPARED = (".low", ".high", ".base", ".gain")
+LEVEL = 0.95
+SHOWN = 5
+"""Items shown with their answers, of those that gained most, and of those that lost most."""
+
+Table = dict[str, dict[str, float]]
+"""Metric -> item -> score."""
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,14 @@ class Comparison:
     """Means, with their intervals where the run has them."""
 
     gains: dict[str, list[str]]
-    """Paired difference of the held-out scores to the first run, where the items are the same."""
+    """Paired difference to the first run with its interval and p-value, where the items are the same; a star where it
+    is other than zero, at 95 % for all stars together (Holm)."""
+
+    wins: dict[str, list[str]]
+    """Items won, lost and equal against the first run."""
+
+    examples: list[dict[str, str]]
+    """Items that changed most: metric, run, both scores, prompt, and both answers."""
 
     curves: list[list[tuple[int, float]]]
     """Step and training loss."""
@@ -41,6 +58,7 @@ class Comparison:
             ("Parameters that differ", self.params),
             ("Metrics", self.metrics),
             ("Gain over the first", self.gains),
+            ("Items won, lost, equal against the first", self.wins),
         ]
         style = (
             "body{font:14px system-ui;margin:2em}"
@@ -49,6 +67,7 @@ class Comparison:
         return (
             f"<!doctype html><meta charset=utf-8><title>Comparison</title><style>{style}</style><h1>Comparison</h1>"
             + "".join(_html_table(title, self.names, rows) for title, rows in tables if rows)
+            + _html_examples(self.examples)
             + f"<h2>Training loss</h2><img alt='training loss' src='data:image/png;base64,{picture}'>"
         )
 
@@ -72,12 +91,14 @@ class Comparison:
 
 
 def compare(names: list[str]) -> Comparison:
-    """Compare pipeline runs by name, id or the beginning of an id.
+    """Compare pipeline runs by name, id, the beginning of an id, or a model that they made, like `demo@champion`.
 
     Raises:
         NotFoundError: There is no such run.
     """
     runs = [find_run(name) for name in names]
+    answers = [_answers(run) for run in runs]
+    tables = [_by_metric(each) for each in answers]
     params = [run.data.params for run in runs]
     keys = sorted({key for each in params for key in each})
     metrics = sorted({key for run in runs for key in run.data.metrics if not key.endswith(NOT_COMPARED)})
@@ -86,7 +107,9 @@ def compare(names: list[str]) -> Comparison:
         names=[str(run.info.run_name) for run in runs],
         params={k: [p.get(k) for p in params] for k in keys if len({p.get(k) for p in params}) > 1},
         metrics={key: [_with_interval(run, key) for run in runs] for key in metrics if not key.startswith("system/")},
-        gains=_gains(runs),
+        gains=_gains(tables),
+        wins=_wins(tables),
+        examples=_examples(answers, tables, [str(run.info.run_name) for run in runs]),
         curves=curves,
     )
 
@@ -95,8 +118,11 @@ def find_run(name: str) -> Run:
     """Return a finished pipeline run.
 
     Raises:
-        NotFoundError: There is none of that name or id.
+        NotFoundError: There is none of that name or id, or no such version of a model.
     """
+    model, _, version = name.removeprefix("models:/").replace("/", "@", 1).partition("@")
+    if version:
+        return run_of(registry.find(model, version).run_id)
     known = pipeline_runs()
     for run in known:
         if name == run.info.run_name or (len(name) >= 6 and run.info.run_id.startswith(name)):
@@ -126,23 +152,100 @@ def _with_interval(run: Run, key: str) -> str:
     return f"{values[key]:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
-def _gains(runs: list[Run]) -> dict[str, list[str]]:
+def _pairs(tables: list[Table], metric: str, place: int) -> list[tuple[float, float]] | None:
+    """Return the scores of the first run and of another, item by item; None where the items are others."""
+    first, other = tables[0][metric], tables[place].get(metric, {})
+    return [(first[item], other[item]) for item in sorted(first)] if set(other) == set(first) else None
+
+
+def _gains(tables: list[Table]) -> dict[str, list[str]]:
     """Compare item by item with the first run; answers to other items are no pairs."""
-    tables = [scores(run) for run in runs]
+    rows: dict[str, list[str]] = {metric: ["(first)"] * len(tables) for metric in tables[0]}
+    places, found = list[tuple[str, int]](), list[tuple[statistics.Interval, float]]()
+    for metric, cells in rows.items():
+        for place in range(1, len(tables)):
+            pairs = _pairs(tables, metric, place)
+            if pairs is None:
+                cells[place] = "other items"
+                continue
+            differences = [after - before for before, after in pairs]
+            places.append((metric, place))
+            found.append((statistics.bootstrap_mean(differences, LEVEL), _two_sided_p(pairs)))
+    levels = statistics.holm([p for _, p in found], LEVEL)
+    still = True
+    for i in sorted(range(len(found)), key=lambda i: found[i][1]):
+        interval, p = found[i]
+        still = still and p < 1 - levels[i]
+        metric, place = places[i]
+        text = f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] p={p:.2g}"
+        rows[metric][place] = text + (" *" if still else "")
+    return rows
+
+
+def _two_sided_p(pairs: list[tuple[float, float]]) -> float:
+    """Return how likely a difference this large in either direction is, were there none."""
+    if len(pairs) < 2 or all(before == after for before, after in pairs):
+        return 1.0
+    won, lost = _won_and_lost(pairs)
+    if statistics.are_right_or_wrong([score for pair in pairs for score in pair]):
+        return min(1.0, 2 * min(statistics.McNemar(*sides, len(pairs)).p(0) for sides in ((won, lost), (lost, won))))
+    ways = ([after - before for before, after in pairs], [before - after for before, after in pairs])
+    return min(1.0, 2 * min(statistics.PairedBootstrap(way).p(0) for way in ways))
+
+
+def _won_and_lost(pairs: list[tuple[float, float]]) -> tuple[int, int]:
+    return sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
+
+
+def _wins(tables: list[Table]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
-    for metric, first in tables[0].items():
+    for metric in tables[0]:
         cells = ["(first)"]
-        for table in tables[1:]:
-            same = metric in table and set(table[metric]) == set(first)
-            cells.append(_gain(first, table[metric]) if same else "other items")
+        for place in range(1, len(tables)):
+            pairs = _pairs(tables, metric, place)
+            won, lost = _won_and_lost(pairs or [])
+            cells.append(f"{won} won, {lost} lost, {len(pairs) - won - lost} equal" if pairs else "other items")
         rows[metric] = cells
     return rows
 
 
-def _gain(first: dict[str, float], other: dict[str, float]) -> str:
-    interval = statistics.bootstrap_mean([other[item] - first[item] for item in first])
-    clear = "" if interval.low <= 0 <= interval.high else " *"
-    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]{clear}"
+def _examples(answers: list[list[Row]], tables: list[Table], names: list[str]) -> list[dict[str, str]]:
+    """Return the items that gained and lost most, with what was asked and answered."""
+    first = {row["item"]: row for row in answers[0]}
+    shown = []
+    for place in range(1, len(tables)):
+        theirs = {row["item"]: row for row in answers[place]}
+        for metric in tables[0]:
+            if _pairs(tables, metric, place) is None:
+                continue
+            before, after = tables[0][metric], tables[place][metric]
+            moved = sorted((after[item] - before[item], item) for item in before)
+            most = [*moved[: -SHOWN - 1 : -1], *moved[:SHOWN][::-1]]
+            for item in dict.fromkeys(item for change, item in most if change):
+                shown.append(
+                    {
+                        "metric": metric,
+                        "run": names[place],
+                        "scores": f"{before[item]:.3f} to {after[item]:.3f}",
+                        "prompt": first[item]["prompt"],
+                        "first": first[item]["output"],
+                        "this": theirs[item]["output"],
+                    }
+                )
+    return shown
+
+
+def _html_examples(examples: list[dict[str, str]]) -> str:
+    if not examples:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in examples[0])
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td style='white-space:pre-wrap'>{escape(text[-1500:])}</td>" for text in each.values())
+        + "</tr>"
+        for each in examples
+    )
+    return f"<h2>Items that changed most</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def run_of(run_id: str) -> Run:
@@ -160,8 +263,11 @@ def scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
     Raises:
         TrackingError: The run keeps none.
     """
-    import json
+    return _by_metric(_answers(run, who))
 
+
+def _answers(run: Run, who: str = "model") -> list[Row]:
+    """Read what a run's model answered: one row an item."""
     import pyarrow.parquet as pq
     from mlflow.exceptions import MlflowException
 
@@ -170,8 +276,12 @@ def scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
             path = MlflowClient().download_artifacts(run.info.run_id, f"evaluation/{who}.parquet", scratch)
         except (MlflowException, OSError) as error:
             raise TrackingError(f"Run {run.info.run_name} keeps no scores: {error}. Was it finished?") from error
-        rows = pq.read_table(Path(path)).to_pylist()
-    table: dict[str, dict[str, float]] = {}
+        rows: list[Row] = pq.read_table(Path(path)).to_pylist()
+    return rows
+
+
+def _by_metric(rows: list[Row]) -> Table:
+    table: Table = {}
     for row in rows:
         for metric, value in json.loads(row["metrics"]).items():
             name = metric if row["benchmark"] == "held_out" else f"{row['benchmark']}_{metric}"

@@ -1,13 +1,16 @@
-"""The gate: is the new model better, or only luckier?
+"""The gate: is the new model better, or only luckier, and has it forgotten nothing?
 
-The same items were answered by both, so differences are taken item by item and their mean's one-sided bootstrap
-interval must lie above the wanted gain. Against an equal model this passes about one time in twenty, where `new >=
-old` passes half of the time.
+The same items were answered by both, so differences are taken item by item. A target's gain must surely exceed what the
+recipe asks for, a guard's loss must surely stay below its margin, "surely" at one-sided confidence. Against an equal
+model a target passes about one time in twenty, where `new >= old` passes half of the time. Guards need no correction:
+all of them must hold (an intersection-union test, Berger 1982, keeps its level); of several targets, Holm's does.
 """
 
-from collections.abc import Mapping
-from math import sqrt
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -15,75 +18,259 @@ from pydantic import BaseModel, ConfigDict
 from tuneline import statistics
 from tuneline.config.data import FEWEST_HELD_OUT
 from tuneline.config.evaluate import GateConfig
-from tuneline.errors import TrackingError
+from tuneline.errors import RecipeError, TrackingError
+from tuneline.statistics import PairedTest
 
 POWER = 0.8
+Scores = Mapping[str, Mapping[str, float]]
+"""Metric -> item -> score."""
+
+
+class AllItems(BaseModel):
+    """What the numbers would be with the contaminated items, which decide nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    opponent: float
+    candidate: float
+    gain: float
+    num_items: int
 
 
 class Finding(BaseModel):
-    """One comparison with one opponent."""
+    """One comparison of one metric with one opponent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     against: str
     metric: str
+    role: Literal["target", "guard"]
+    test: str
     opponent: float
     candidate: float
     gain: float
     low: float
     needed: float
+    """What `low` must exceed: the smallest effect of a target; of a guard the margin, below zero."""
+
+    p: float
+    """How likely data like these are where the true gain is just `needed`."""
+
     level: float
+    """Confidence of this one comparison, after correction."""
+
     num_items: int
+    num_excluded: int
+    """Contaminated items that were left out."""
+
     detectable: float
     """Smallest true gain that this gate lets pass in 8 of 10 tries, given these items' spread."""
 
+    items_needed: int | None
+    """With so many items, a target's gain, were it true, would pass in 8 of 10 tries; and an equal model a guard. None
+    where no number would do, or none can be told."""
+
     passed: bool
+    all_items: AllItems | None = None
 
     def sentence(self) -> str:
         """Say it in words, in points of a hundred."""
-        verdict = "above" if self.passed else "not above"
+        gain, low = (self.show(value, signed=True) for value in (self.gain, self.low))
+        if self.role == "target":
+            verdict = f"{'above' if self.passed else 'not above'} the {self.show(self.needed)} asked for"
+            size = f", which detect {self.show(self.detectable)}"
+        else:
+            verdict = f"{'within' if self.passed else 'not within'} the loss of {self.show(-self.needed)} tolerated"
+            size = f"; an equal model needs {self.items_needed}" if self.items_needed else ""
+        more = ""
+        if self.all_items:
+            with_them = self.show(self.all_items.gain, signed=True)
+            more = f"; {self.num_excluded} contaminated ones left out, with them {with_them}"
         return (
-            f"{self.metric} {100 * self.candidate:.1f} against {100 * self.opponent:.1f} of {self.against}: "
-            f"{100 * self.gain:+.1f}, at {self.level:.0%} at least {100 * self.low:+.1f}, {verdict} the "
-            f"{100 * self.needed:.1f} asked for ({self.num_items} items, which detect {100 * self.detectable:.1f})"
+            f"{self.metric} {self.show(self.candidate)} against {self.show(self.opponent)} of {self.against}: {gain}, "
+            f"at {round(100 * self.level, 1):g}% at least {low}, {verdict} "
+            f"({self.num_items} items{size}{more})"
         )
 
+    def show(self, value: float, *, signed: bool = False) -> str:
+        """Write a value of the metric: in points of a hundred, or as it is where it has no such range."""
+        sign = "+" if signed else ""
+        plain = self.metric == "reward" or self.metric.endswith("log_likelihood")
+        return f"{value:{sign}.3f}" if plain else f"{100 * value:{sign}.1f}"
 
-def judge(candidate: Mapping[str, float], opponent: Mapping[str, float], against: str, config: GateConfig) -> Finding:
-    """Compare a candidate with an opponent on the same items.
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the gate asks of one metric, and under which key."""
+
+    key: str
+    metric: str
+    role: Literal["target", "guard"]
+    needed: float
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The answers to it: on the items that count, the candidate's score and the opponent's."""
+
+    asked: _Asked
+    pairs: list[tuple[float, float]]
+    test: PairedTest
+    num_excluded: int
+    all_items: AllItems | None
+
+
+def judge(
+    candidate: Scores, opponent: Scores, against: str, config: GateConfig, dirty: Collection[str] = ()
+) -> list[Finding]:
+    """Compare a candidate with an opponent on the same items, in every metric that the gate asks for.
 
     Args:
-        candidate: Score by item.
-        opponent: Score by item.
+        candidate: Scores by metric and item.
+        opponent: Scores by metric and item.
         against: Name of the opponent, for the sentence.
-        config: Metric, wanted gain, level.
+        config: The gate.
+        dirty: Items found in training rows, which the gate may leave out.
+
+    Returns:
+        Targets, then guards, as the gate lists them.
 
     Raises:
+        RecipeError: A score lacks a metric that is asked for, or the test does not suit its scores.
         TrackingError: The items differ, or there are fewer than five.
     """
-    if set(candidate) != set(opponent) or len(candidate) < FEWEST_HELD_OUT:
-        common = len(set(candidate) & set(opponent))
+    tables = (candidate, opponent)
+    questions = [_question(asked, tables, against, config, frozenset(dirty)) for asked in _asked(config)]
+    targets = [question for question in questions if question.asked.role == "target"]
+    guards = [question for question in questions if question.asked.role == "guard"]
+    return [
+        *_of_targets(targets, against, config),
+        *(_finding(question, against, config.level) for question in guards),
+    ]
+
+
+def lost(findings: Sequence[Finding], config: GateConfig) -> list[Finding]:
+    """Return what stands against a promotion: guards that fell, and targets that did not rise as they had to."""
+    against: list[Finding] = []
+    for opponent in dict.fromkeys(finding.against for finding in findings):
+        mine = [finding for finding in findings if finding.against == opponent]
+        targets = [finding for finding in mine if finding.role == "target"]
+        one_is_enough = config.targets_needed == "any" and any(finding.passed for finding in targets)
+        against += [each for each in mine if not each.passed and not (each.role == "target" and one_is_enough)]
+    return against
+
+
+def _asked(config: GateConfig) -> list[_Asked]:
+    single = not config.targets
+    return [
+        *(
+            _Asked("metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect)
+            for i, each in enumerate(config.wanted())
+        ),
+        *(_Asked(f"guards.{i}.metric", each.metric, "guard", -each.margin) for i, each in enumerate(config.guards)),
+    ]
+
+
+def _question(
+    asked: _Asked, tables: tuple[Scores, Scores], against: str, config: GateConfig, dirty: frozenset[str]
+) -> _Question:
+    for who, table in zip(("the new model", against), tables, strict=True):
+        if asked.metric not in table:
+            raise RecipeError(
+                f"registry.gate.{asked.key}: the report of {who} has no {asked.metric}; it has "
+                f"{', '.join(sorted(table)) or 'nothing'}. Set one of those."
+            )
+    mine, theirs = (table[asked.metric] for table in tables)
+    if set(mine) != set(theirs) or len(mine) < FEWEST_HELD_OUT:
         raise TrackingError(
-            f"The gate compares answers to the same items, at least {FEWEST_HELD_OUT}; the candidate has "
-            f"{len(candidate)}, "
-            f"{against} has {len(opponent)}, and {common} are common. Evaluate both on one set."
+            f"The gate compares answers to the same items, at least {FEWEST_HELD_OUT}; in {asked.metric} the candidate "
+            f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Evaluate "
+            "both on one set."
         )
-    items = sorted(candidate)
-    differences = np.array([candidate[item] - opponent[item] for item in items])
-    interval = statistics.bootstrap_mean(
-        differences.tolist(), level=config.level, num_resamples=config.num_resamples, one_sided=True
-    )
-    quantiles = NormalDist().inv_cdf(config.level) + NormalDist().inv_cdf(POWER)
+    left_out = dirty & set(mine) if config.exclude_contaminated else frozenset()
+    items = sorted(set(mine) - left_out)
+    if len(items) < FEWEST_HELD_OUT:
+        raise TrackingError(
+            f"{len(left_out)} of the {len(mine)} items of {asked.metric} were found in the training rows, and "
+            f"{FEWEST_HELD_OUT} clean ones are the fewest that can be measured. Take them out of the training data, "
+            "give more items, or set registry.gate.exclude_contaminated: false."
+        )
+    pairs = [(float(mine[item]), float(theirs[item])) for item in items]
+    whole = _all_items(mine, theirs) if left_out else None
+    return _Question(asked, pairs, _test(asked, pairs, config), len(left_out), whole)
+
+
+def _all_items(mine: Mapping[str, float], theirs: Mapping[str, float]) -> AllItems:
+    candidate, opponent = (float(np.mean(list(scores.values()))) for scores in (mine, theirs))
+    return AllItems(opponent=opponent, candidate=candidate, gain=candidate - opponent, num_items=len(mine))
+
+
+def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -> PairedTest:
+    """Choose the test: what the recipe says, or what the scores are."""
+    right_or_wrong = statistics.are_right_or_wrong([score for pair in pairs for score in pair])
+    if config.test == "mcnemar" and not right_or_wrong:
+        raise RecipeError(
+            f"registry.gate.test: mcnemar compares right and wrong answers, and {asked.metric} has other scores. Set "
+            "test: auto."
+        )
+    if config.test == "bootstrap" or not right_or_wrong:
+        return statistics.PairedBootstrap([mine - theirs for mine, theirs in pairs], config.num_resamples)
+    won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
+    kind = statistics.McNemar if asked.needed == 0 else statistics.PairedScore
+    return kind(won, fell, len(pairs))
+
+
+def _of_targets(questions: list[_Question], against: str, config: GateConfig) -> list[Finding]:
+    """Judge targets from the clearest to the least clear; after one that fails, Holm's method lets none pass."""
+    p_values = [question.test.p(question.asked.needed) for question in questions]
+    if config.correction == "none":
+        return [_finding(question, against, config.level) for question in questions]
+    levels = statistics.holm(p_values, config.level)
+    findings: dict[int, Finding] = {}
+    for place in sorted(range(len(questions)), key=lambda i: p_values[i]):
+        found = _finding(questions[place], against, levels[place])
+        all_before = all(finding.passed for finding in findings.values())
+        findings[place] = found.model_copy(update={"passed": found.passed and all_before})
+    return [findings[place] for place in range(len(questions))]
+
+
+def _finding(question: _Question, against: str, level: float) -> Finding:
+    asked = question.asked
+    candidate, opponent = (np.array(side) for side in zip(*question.pairs, strict=True))
+    gain, spread = float((candidate - opponent).mean()), float((candidate - opponent).std(ddof=1))
+    quantiles = NormalDist().inv_cdf(level) + NormalDist().inv_cdf(POWER)
+    low = question.test.low(level)
+    items_needed = _items_needed((gain if asked.role == "target" else 0.0) - asked.needed, quantiles * spread)
+    if isinstance(question.test, statistics.PairedScore) and asked.role == "guard":
+        items_needed = max(items_needed or 0, question.test.fewest(-asked.needed, level))
     return Finding(
         against=against,
-        metric=config.metric,
-        opponent=float(np.mean([opponent[item] for item in items])),
-        candidate=float(np.mean([candidate[item] for item in items])),
-        gain=interval.mean,
-        low=interval.low,
-        needed=config.min_gain,
-        level=config.level,
-        num_items=interval.num_items,
-        detectable=config.min_gain + quantiles * float(differences.std(ddof=1)) / sqrt(len(items)),
-        passed=interval.low > config.min_gain,
+        metric=asked.metric,
+        role=asked.role,
+        test=question.test.name,
+        opponent=float(opponent.mean()),
+        candidate=float(candidate.mean()),
+        gain=gain,
+        low=low,
+        needed=asked.needed,
+        p=question.test.p(asked.needed),
+        level=level,
+        num_items=len(question.pairs),
+        num_excluded=question.num_excluded,
+        detectable=asked.needed + quantiles * spread / sqrt(len(question.pairs)),
+        items_needed=items_needed,
+        passed=low > asked.needed,
+        all_items=question.all_items,
     )
+
+
+def _items_needed(distance: float, width: float) -> int | None:
+    """Return how many items see a true difference that lies `distance` beyond what is needed, in 8 of 10 tries.
+
+    Args:
+        distance: Of the true difference from what is needed.
+        width: Spread of the differences, times the two quantiles of level and power.
+    """
+    if distance <= 0 or width == 0:
+        return None
+    return max(FEWEST_HELD_OUT, ceil((width / distance) ** 2))

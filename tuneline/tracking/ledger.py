@@ -1,10 +1,12 @@
 """The ledger of promotions: one line a move of an alias, only ever appended, each line holding the hash of the last.
 
-So a line that was changed, put in or taken out is found (`verify`), but for the last, which nothing follows.
+So a line that was changed, put in or taken out is found (`verify`), but for the last, which nothing follows:
+`promotion.verify` holds the registry against that one.
 """
 
 import getpass
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ def append(model: str, alias: str, before: str | None, after: str | None, why: s
     path().parent.mkdir(parents=True, exist_ok=True)
     with path().open("a") as file:
         file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     return entry
 
 

@@ -17,6 +17,14 @@ CONTENT_HASH = "tuneline.content_hash"
 ALIASES = ("challenger", "champion", "previous")
 
 
+NEEDED = {
+    "weights": ("*.safetensors",),
+    "config": ("config.json", "adapter_config.json", "bottleneck_config.json"),
+    "tokenizer": ("tokenizer*",),
+}
+"""What serving a model takes, by file patterns; chat template and generation config lie beside, where it has them."""
+
+
 @dataclass(frozen=True)
 class Version:
     """A registered model version."""
@@ -73,6 +81,20 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
                 return known, False
         made = client.create_model_version(name, source, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
     return find(name, str(made.version)), True
+
+
+def check_servable(folder: Path) -> None:
+    """Check that a version would hold what serving it takes.
+
+    Raises:
+        TrackingError: Weights, config or tokenizer are missing.
+    """
+    for what, patterns in NEEDED.items():
+        if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+            raise TrackingError(
+                f"{folder} has no {what} ({' or '.join(patterns)}), so the model could not be served, and is not "
+                "registered. Run its recipe again."
+            )
 
 
 def versions(name: str | None = None) -> list[Version]:

@@ -1,44 +1,121 @@
-"""Promotion by hand, on scores that runs have stored: nothing is computed anew."""
+"""What a gate reads and leaves beside an MLflow run, and promotion by hand on it: nothing is computed anew."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import compare, gate, promotion, registry
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking import card, compare, evidence, gate, promotion, registry, runs
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Evidence
+from tuneline.tracking.gate import Finding
 from tuneline.tracking.registry import Version
 
+CARD = "model_card.md"
+EVIDENCE = "gate/evidence.json"
+DECISION = "gate/decision"
 
-def promote(name: str, version: str) -> Decision:
-    """Judge a version against the champion, or against the base model where there is none.
 
-    The gate is that of the run which made the version.
+def keep_evidence(facts: Evidence) -> None:
+    """Keep beside the active run what a later gate must know."""
+    runs.log_text(EVIDENCE, facts.model_dump_json(indent=1))
+
+
+def keep_decision(decision: Decision) -> None:
+    """Keep a decision beside the active run, as JSON, Markdown and HTML, and its sentence as a tag."""
+    for kind, text in _documents(decision):
+        runs.log_text(f"{DECISION}.{kind}", text)
+    runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
+
+
+def keep_card(text: str, version: Version | None) -> None:
+    """Keep a model card beside the active run and, of a version that is new, as its description in the registry."""
+    runs.log_text(CARD, text)
+    if version:
+        MlflowClient().update_model_version(version.name, version.version, card.shortened(text))
+
+
+def card_of(version: Version) -> str:
+    """Return the model card of a version.
+
+    Raises:
+        TrackingError: The run that made it keeps none.
+    """
+    return _text(version, CARD, "Run its recipe again.")
+
+
+def promote(name: str, version: str, config: GateConfig | None = None) -> Decision:
+    """Judge a version against the base model and, where there is one, the champion.
+
+    The decision is kept beside the run that made the version, and takes the place of that run's own.
+
+    Args:
+        name: Registered model.
+        version: Number or alias.
+        config: The gate; default: that of the run which made the version.
 
     Raises:
         NotFoundError: There is no such version.
+        RecipeError: The gate asks for a metric that a report lacks.
         TrackingError: The two were scored on other items, or a run keeps no scores.
     """
     candidate, champion = registry.find(name, version), registry.champion(name)
-    config = _gate(candidate)
-    scores = _scores(candidate, "model", config.metric)
-    findings = []
+    facts = evidence_of(candidate)
+    config = config or facts.gate
+    scores = compare.scores(compare.run_of(candidate.run_id))
+    findings: list[Finding] = []
     if champion is None or champion.version != candidate.version:
-        findings.append(gate.judge(scores, _scores(candidate, "base", config.metric), "the base model", config))
+        base = compare.scores(compare.run_of(candidate.run_id), "base")
+        findings += gate.judge(scores, base, "the base model", config, facts.dirty())
     if champion and champion.version != candidate.version:
-        theirs = _scores(champion, "model", config.metric)
-        findings.append(gate.judge(scores, theirs, f"champion version {champion.version}", config))
-    return promotion.decide(candidate, new=False, champion=champion, findings=findings)
+        theirs, dirty = compare.scores(compare.run_of(champion.run_id)), facts.dirty() | known_dirty(champion)
+        findings += gate.judge(scores, theirs, f"champion version {champion.version}", config, dirty)
+    checks = evidence.check(facts, config.preconditions)
+    decision = promotion.decide(
+        candidate, new=False, champion=champion, findings=findings, checks=checks, config=config
+    )
+    if findings:
+        for kind, text in _documents(decision):
+            MlflowClient().log_text(candidate.run_id, text, f"{DECISION}.{kind}")
+    return decision
 
 
-def _gate(version: Version) -> GateConfig:
-    params = compare.run_of(version.run_id).data.params
-    prefix = "registry.gate."
-    given = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
-    return GateConfig.model_validate(given)
+def evidence_of(version: Version) -> Evidence:
+    """Read what the run that made a version left for a gate.
+
+    Raises:
+        TrackingError: It left nothing.
+    """
+    advice = "Run its recipe again, or promote it with --force --reason."
+    return Evidence.model_validate_json(_text(version, EVIDENCE, advice))
 
 
-def _scores(version: Version, who: str, metric: str) -> dict[str, float]:
-    table = compare.scores(compare.run_of(version.run_id), who)
-    if metric not in table:
-        raise TrackingError(
-            f"{version.name} version {version.version} has no score {metric!r}. It has {sorted(table)}."
-        )
-    return table[metric]
+def known_dirty(version: Version) -> set[str]:
+    """Return the items that a version had seen in training, as far as its run tells."""
+    try:
+        return evidence_of(version).dirty()
+    except TrackingError:
+        return set()
+
+
+def _text(version: Version, name: str, advice: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = MlflowClient().download_artifacts(version.run_id, name, scratch)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"The run that made {version.name} version {version.version} keeps no {name}: {error}. {advice}"
+            ) from error
+        return Path(path).read_text()
+
+
+def _documents(decision: Decision) -> Iterable[tuple[str, str]]:
+    return (
+        ("json", decision.model_dump_json(indent=1)),
+        ("md", decision.to_markdown()),
+        ("html", decision.to_html()),
+    )

@@ -9,7 +9,7 @@ from zenml.models import PipelineRunResponse
 
 from tuneline.config.load import RunConfig
 from tuneline.evaluation.report import Report
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking.decision import Decision
 
 
 @dataclass(frozen=True)

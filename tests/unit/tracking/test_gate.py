@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tuneline.config.evaluate import GateConfig
-from tuneline.errors import TrackingError
+from tuneline.errors import RecipeError, TrackingError
 from tuneline.statistics import bootstrap_mean
 from tuneline.tracking import gate
 
@@ -25,7 +25,9 @@ def by_item(scores):
 
 
 def judge(candidate, opponent, **options):
-    return gate.judge(candidate, opponent, "the base model", CONFIG.model_copy(update=options))
+    config = CONFIG.model_copy(update=options)
+    (finding,) = gate.judge({"rougeL": candidate}, {"rougeL": opponent}, "the base model", config)
+    return finding
 
 
 def share_passed(num_trials, num_items, gain=0.0):
@@ -95,8 +97,12 @@ def test_the_order_of_items_does_not_matter():
 @pytest.mark.parametrize(
     ("candidate", "opponent", "message"),
     [
-        ({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1}, "the candidate has 3, the base model has 2, and 2 are common"),
-        ({"a": 1, "b": 1}, {"c": 1, "b": 1}, "the candidate has 2, the base model has 2, and 1 are common"),
+        (
+            {"a": 1, "b": 1, "c": 1},
+            {"a": 1, "b": 1},
+            "in rougeL the candidate has 3, the base model has 2, and 2 are common",
+        ),
+        ({"a": 1, "b": 1}, {"c": 1, "b": 1}, "in rougeL the candidate has 2, the base model has 2, and 1 are common"),
         ({"a": 1}, {"a": 1}, "at least 5"),
         ({}, {}, "at least 5"),
     ],
@@ -118,3 +124,191 @@ def test_a_finding_can_be_read(min_gain, words):
 
     assert finding.sentence().startswith(words)
     assert finding.sentence().endswith(f"(9 items, which detect {100 * min_gain:.1f})")
+
+
+# Several metrics, right and wrong answers, contaminated items
+
+
+def gate_config(**options):
+    return GateConfig.model_validate({"num_resamples": 1000, **options})
+
+
+def answers(num_items, won, lost):
+    """Right and wrong answers of two models that differ on the first items only."""
+    mine = [1.0] * won + [0.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
+    theirs = [0.0] * won + [1.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
+    return by_item(mine), by_item(theirs)
+
+
+def judge_all(config, dirty=(), **columns):
+    candidate, opponent = ({name: pair[i] for name, pair in columns.items()} for i in (0, 1))
+    return gate.judge(candidate, opponent, "the base model", config, dirty)
+
+
+def share_let_through(config, num_trials, **draws):
+    """Let pairs of models be drawn over and over, and return how often the gate lets the new one pass."""
+    generator = np.random.default_rng(0)
+    passed = 0
+    for _ in range(num_trials):
+        findings = judge_all(config, **{name: make(generator) for name, make in draws.items()})
+        passed += not gate.lost(findings, config)
+    return passed / num_trials
+
+
+AT_MOST = 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def exam(num_items, win, loss):
+    """Draw an exam that the new model wins on a share of the questions and loses on another."""
+
+    def make(generator):
+        won, lost, _ = generator.multinomial(num_items, [win, loss, 1 - win - loss])
+        return answers(num_items, int(won), int(lost))
+
+    return make
+
+
+@pytest.mark.parametrize("num_items", [20, 100])
+def test_an_equally_good_examinee_passes_at_most_one_time_in_twenty(num_items):
+    config = gate_config(targets=[{"metric": "mmlu_accuracy"}])
+
+    assert share_let_through(config, 2000, mmlu_accuracy=exam(num_items, 0.1, 0.1)) <= AT_MOST
+
+
+def test_a_better_examinee_is_found():
+    config = gate_config(targets=[{"metric": "mmlu_accuracy"}])
+
+    assert share_let_through(config, 500, mmlu_accuracy=exam(300, 0.12, 0.04)) >= 0.9
+
+
+@pytest.mark.parametrize(("num_items", "win", "loss"), [(100, 0, 0.05), (300, 0, 0.05), (300, 0.05, 0.1)])
+def test_a_guard_lets_a_model_that_lost_its_margin_pass_at_most_one_time_in_twenty(num_items, win, loss):
+    config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
+    won = (by_item([0.6] * 9), by_item([0.5] * 9))
+    draws = {"rougeL": lambda _: won, "mmlu_accuracy": exam(num_items, win, loss)}
+
+    assert share_let_through(config, 2000, **draws) <= AT_MOST
+
+
+def test_an_equal_model_passes_a_guard_in_eight_of_ten_tries_with_the_items_it_asks_for():
+    config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
+    won = (by_item([0.6] * 9), by_item([0.5] * 9))
+    needed = judge_all(config, rougeL=won, mmlu_accuracy=answers(1000, 50, 50))[1].items_needed
+
+    share = share_let_through(config, 500, rougeL=lambda _: won, mmlu_accuracy=exam(needed, 0.05, 0.05))
+
+    assert share == pytest.approx(gate.POWER, abs=0.06)
+
+
+@pytest.mark.parametrize("needed", ["all", "any"])
+def test_several_targets_do_not_give_luck_more_tries(needed):
+    config = gate_config(targets=[{"metric": name} for name in ("a", "b", "c")], targets_needed=needed)
+    draws = {name: lambda generator: draw(generator, 30) for name in ("a", "b", "c")}
+
+    assert share_let_through(config, 1000, **draws) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_without_holm_one_of_three_would_pass_by_luck_far_too_often():
+    config = gate_config(targets=[{"metric": name} for name in ("a", "b", "c")])
+    loose = config.model_copy(update={"targets_needed": "any", "correction": "none"})  # a recipe may not ask for it
+    draws = {name: lambda generator: draw(generator, 30) for name in ("a", "b", "c")}
+
+    assert share_let_through(loose, 300, **draws) > 0.1
+
+
+def test_holm_asks_the_clearest_target_most_and_stops_at_the_first_that_fails():
+    config = gate_config(targets=[{"metric": name} for name in ("clear", "none", "weak")])
+    generator = np.random.default_rng(0)
+    none = draw(generator, 200)
+    found = judge_all(config, clear=draw(generator, 200, gain=0.1), none=(none[1], none[1]), weak=(none[1], none[1]))
+
+    assert [round(finding.level, 4) for finding in found] == [0.9833, 0.975, 0.95]
+    assert [finding.passed for finding in found] == [True, False, False]
+    assert [finding.metric for finding in gate.lost(found, config)] == ["none", "weak"]
+    any_is_enough = config.model_copy(update={"targets_needed": "any"})
+    assert gate.lost(found, any_is_enough) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "names"),
+    [
+        ({"targets": [{"metric": "x_accuracy"}]}, answers(40, 9, 1), ["mcnemar"]),
+        ({"targets": [{"metric": "x_accuracy", "min_effect": 0.01}]}, answers(40, 9, 1), ["score"]),
+        ({"targets": [{"metric": "x_accuracy"}], "test": "bootstrap"}, answers(40, 9, 1), ["bootstrap"]),
+        ({"targets": [{"metric": "x_accuracy"}], "test": "mcnemar"}, answers(40, 9, 1), ["mcnemar"]),
+        ({"targets": [{"metric": "x_accuracy"}]}, (by_item([0.6] * 9), by_item([0.5] * 9)), ["bootstrap"]),
+    ],
+)
+def test_the_test_follows_the_scores(options, columns, names):
+    assert [finding.test for finding in judge_all(gate_config(**options), x_accuracy=columns)] == names
+
+
+def test_mcnemar_on_other_scores_is_refused():
+    config = gate_config(targets=[{"metric": "rougeL"}], test="mcnemar")
+
+    with pytest.raises(RecipeError, match=r"registry.gate.test: mcnemar compares right and wrong .* Set test: auto"):
+        judge_all(config, rougeL=(by_item([0.6] * 9), by_item([0.5] * 9)))
+
+
+def test_a_metric_that_a_report_lacks_is_told_with_its_key():
+    config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.02}])
+
+    with pytest.raises(RecipeError) as caught:
+        judge_all(config, rougeL=(by_item([0.6] * 9), by_item([0.5] * 9)))
+
+    assert str(caught.value) == (
+        "registry.gate.guards.0.metric: the report of the new model has no mmlu_accuracy; it has rougeL. "
+        "Set one of those."
+    )
+
+
+def test_contaminated_items_decide_nothing_and_both_numbers_are_shown():
+    mine, theirs = by_item([0.5] * 20), by_item([0.5] * 20)
+    dirty = {"item-0", "item-1", "another exam's"}
+    learned = mine | {item: 1.0 for item in dirty if item in mine}
+    (clean,) = judge_all(gate_config(), dirty, rougeL=(learned, theirs))
+    (all_of_them,) = judge_all(gate_config(exclude_contaminated=False), dirty, rougeL=(learned, theirs))
+
+    assert (clean.gain, clean.num_items, clean.num_excluded) == (0.0, 18, 2)
+    assert clean.all_items.gain == pytest.approx(0.05)
+    assert "(18 items, which detect 0.0; 2 contaminated ones left out, with them +5.0)" in clean.sentence()
+    assert (all_of_them.gain, all_of_them.num_items) == (pytest.approx(0.05), 20)
+    assert all_of_them.all_items is None
+
+
+def test_too_few_clean_items_are_told():
+    scores = by_item([0.5] * 6)
+
+    with pytest.raises(TrackingError, match=r"2 of the 6 items of rougeL were found in the training rows, and 5 clean"):
+        judge_all(gate_config(), {"item-0", "item-1"}, rougeL=(scores, scores))
+
+
+def test_a_guard_can_be_read():
+    config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
+    won = (by_item([0.6] * 9), by_item([0.5] * 9))
+    kept, fell = (
+        judge_all(config, rougeL=won, mmlu_accuracy=answers(*counts))[1] for counts in ((400, 10, 10), (400, 0, 20))
+    )
+
+    assert "within the loss of 5.0 tolerated (400 items; an equal model needs " in kept.sentence()
+    assert "not within the loss of 5.0 tolerated" in fell.sentence()
+
+
+def test_few_items_without_a_difference_prove_nothing():
+    """A bootstrap of equal answers has no width; the score test knows that 20 questions exclude little."""
+    config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
+    won = (by_item([0.6] * 9), by_item([0.5] * 9))
+    few, many = (judge_all(config, rougeL=won, mmlu_accuracy=answers(size, 0, 0))[1] for size in (20, 1000))
+
+    assert (few.passed, many.passed) == (False, True)
+    assert 20 < few.items_needed < 100
+    exact = judge_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed, 0, 0))[1]
+    below = judge_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed - 1, 0, 0))[1]
+    assert (exact.passed, below.passed) == (True, False)
+
+
+def test_likelihoods_are_shown_in_nats():
+    config = gate_config(targets=[{"metric": "log_likelihood"}])
+    (finding,) = judge_all(config, log_likelihood=(by_item([-2.0] * 9), by_item([-2.5] * 9)))
+
+    assert finding.sentence().startswith("log_likelihood -2.000 against -2.500 of the base model: +0.500")

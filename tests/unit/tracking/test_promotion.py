@@ -1,6 +1,8 @@
 """Promotion in a real MLflow registry: compare, set, write down."""
 
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +12,8 @@ import pytest
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking import gate, ledger, promotion, registry
-from tuneline.tracking.promotion import Decision
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Check
 
 CONFIG = GateConfig(num_resamples=1000)
 
@@ -45,7 +48,9 @@ def make_version(run_id, home, tmp_path):
 def finding(gain=0.1, against="the base model"):
     """Compare two models that differ by `gain` on every item."""
     scores = {f"item-{i}": 0.3 + i / 100 for i in range(20)}
-    return gate.judge({item: value + gain for item, value in scores.items()}, scores, against, CONFIG)
+    better = {item: value + gain for item, value in scores.items()}
+    (found,) = gate.judge({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
+    return found
 
 
 def decide(version, *, champion=None, gain=0.1):
@@ -263,3 +268,133 @@ def test_of_two_that_decide_at_once_one_wins_and_nothing_is_lost(make_version, m
     assert decide(loser, champion=look(loser.name)).promoted, "the loser may try again against the new champion"
     assert aliases(loser.name) == {"challenger": loser.version, "champion": loser.version, "previous": winner}
     assert ledger.verify() == 5
+
+
+RIVAL = """
+import sys, time
+import mlflow
+from tests.unit.tracking.test_promotion import decide
+from tuneline.errors import TrackingError
+from tuneline.tracking import registry
+
+uri, name, number, seconds = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+version = registry.find(name, number)
+print("ready", flush=True)
+sys.stdin.readline()
+end, won, late = time.monotonic() + float(seconds), 0, 0
+while time.monotonic() < end:
+    champion = registry.champion(name)
+    if champion and champion.version == number:
+        continue
+    try:
+        won += decide(version, champion=champion).promoted
+    except TrackingError as error:
+        assert "changed while this model was judged" in str(error)
+        late += 1
+print(won, late)
+"""
+
+
+def test_two_processes_that_promote_against_each_other_lose_nothing(make_version):
+    """Each takes the title from the other as often as it can; the ledger holds every change of hands, in order."""
+    name = make_version("one")[0].name
+    make_version("two")
+    command = [sys.executable, "-c", RIVAL, mlflow.get_tracking_uri(), name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    rivals = [subprocess.Popen([*command, number, "5"], **pipes) for number in ("1", "2")]
+    assert [rival.stdout.readline() for rival in rivals] == ["ready\n"] * 2
+
+    for rival in rivals:
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
+    told = [rival.communicate(timeout=120)[0].split() for rival in rivals]
+
+    assert [rival.returncode for rival in rivals] == [0, 0]
+    changes = [(line["from"], line["to"]) for line in ledger.entries(name) if line["alias"] == "champion"]
+    assert len(changes) == sum(int(won) for won, _ in told) > 0, "each promotion that was told is written down, once"
+    assert [before for before, _ in changes] == [None, *(after for _, after in changes[:-1])], "none was overwritten"
+    assert aliases(name)["champion"] == changes[-1][1]
+    assert promotion.verify() == len(ledger.entries())
+
+
+def test_the_registry_and_the_ledger_agree_or_it_is_told(make_version):
+    champion = champion_of(make_version)
+    version, _ = make_version("two")
+    decide(version, champion=champion)
+    assert promotion.verify() == 5
+
+    mlflow.MlflowClient().set_registered_model_alias(champion.name, "champion", "1")
+
+    with pytest.raises(
+        TrackingError, match="champion stands at version 1, and the ledger's last line of it says 2. It"
+    ):
+        promotion.verify()
+
+
+def test_a_missing_last_line_is_found_by_the_registry(make_version):
+    champion = champion_of(make_version)
+    promotion.force(champion.name, "1", "so it is")
+    lines = ledger.path().read_text().splitlines(keepends=True)
+    ledger.path().write_text("".join(lines[:-1]))
+    assert ledger.verify() == 2, "the chain alone cannot know"
+
+    with pytest.raises(TrackingError, match="the last lines of .*ledger.jsonl are missing"):
+        promotion.verify()
+
+
+def test_a_process_that_dies_between_ledger_and_registry_is_found_and_mended(make_version, monkeypatch):
+    champion = champion_of(make_version)
+    version, _ = make_version("two")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", die)
+        with pytest.raises(KeyboardInterrupt):
+            decide(version, champion=champion)
+    with pytest.raises(
+        TrackingError, match="alias challenger stands at version 1, and the ledger's last line of it says 2"
+    ):
+        promotion.verify()
+
+    decide(version, champion=champion)
+
+    assert promotion.verify() == len(ledger.entries())
+    assert aliases(version.name) == {"champion": "2", "challenger": "2", "previous": "1"}
+
+
+@pytest.mark.parametrize("move", ["rollback", "force"])
+def test_a_version_whose_files_are_gone_never_becomes_champion(make_version, move):
+    first = champion_of(make_version)
+    decide(make_version("two")[0], champion=first)
+    shutil.rmtree(first.folder())
+    before = aliases(first.name), len(ledger.entries())
+
+    with pytest.raises(TrackingError, match=r"version 1 \(previous\) are gone from"):
+        promotion.rollback(first.name) if move == "rollback" else promotion.force(first.name, "1", "I want it")
+    assert (aliases(first.name), len(ledger.entries())) == before
+
+
+def test_a_precondition_that_fails_keeps_a_better_model_back(make_version):
+    version, _ = make_version("one")
+    checks = [
+        Check(name="template_parity", passed=True, sentence="the same"),
+        Check(name="merge_fidelity", passed=False, sentence="it strays"),
+    ]
+
+    decision = promotion.decide(version, new=True, champion=None, findings=[finding()], checks=checks)
+
+    assert (decision.promoted, decision.aliases) == (False, ["challenger"])
+    assert decision.sentence == "Kept as challenger: precondition merge_fidelity: it strays."
+
+
+def test_a_folder_that_cannot_be_served_is_refused(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(TrackingError, match=r"has no tokenizer \(tokenizer\*\), so the model could not be served"):
+        registry.check_servable(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    registry.check_servable(tmp_path)

@@ -1,0 +1,117 @@
+"""Preconditions are told from facts, and a decision is a document that says why."""
+
+import pytest
+
+from tuneline.config.evaluate import GateConfig
+from tuneline.config.gate import PreconditionsConfig
+from tuneline.tracking import evidence, gate
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Evidence
+
+MERGE = {"kl": 1e-6, "greedy_agreement": 1.0, "positions": 40}
+
+
+def make_evidence(**changes):
+    facts = {
+        "gate": GateConfig(),
+        "kind": "merged",
+        "fidelity": MERGE,
+        "max_kl": 1e-4,
+        "tokenizer_of_rows": "a",
+        "tokenizer_of_model": "a",
+        "coverage": 0.4,
+        "contaminated": {"mmlu": ["q1", "q2"], "held_out": ["x"]},
+    }
+    return Evidence(**(facts | changes))
+
+
+def checked(asked=None, **changes):
+    found = evidence.check(make_evidence(**changes), PreconditionsConfig.model_validate(asked or {}))
+    return {check.name: check for check in found}
+
+
+def failing(asked=None, **changes):
+    return [name for name, check in checked(asked, **changes).items() if not check.passed]
+
+
+def test_a_sound_model_passes_every_precondition():
+    assert list(checked()) == ["template_parity", "merge_fidelity", "mask_coverage"]
+    assert failing() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts", "names"),
+    [
+        ({}, {"tokenizer_of_model": "b"}, ["template_parity"]),
+        ({"template_parity": False}, {"tokenizer_of_model": "b"}, []),
+        ({}, {"fidelity": MERGE | {"kl": 1e-3}}, ["merge_fidelity"]),
+        ({"max_kl": 1e-2}, {"fidelity": MERGE | {"kl": 1e-3}}, []),
+        ({"max_kl": 1e-7}, {}, ["merge_fidelity"]),
+        ({}, {"fidelity": MERGE | {"greedy_agreement": 0.8}}, ["merge_fidelity"]),
+        ({}, {"fidelity": {}}, ["merge_fidelity"]),
+        ({}, {"fidelity": {}, "kind": "full"}, []),
+        ({}, {"fidelity": {"merged": False, "reason": "prefix has no merged form"}, "kind": "adapter"}, []),
+        ({}, {"coverage": 0.0}, ["mask_coverage"]),
+        ({"min_coverage": 0.5}, {}, ["mask_coverage"]),
+        ({"min_coverage": 0.5}, {"coverage": None}, []),
+    ],
+)
+def test_a_precondition_fails_where_its_fact_says_so(asked, facts, names):
+    assert failing(asked, **facts) == names
+
+
+def test_what_was_not_merged_says_why():
+    facts = {"fidelity": {"merged": False, "reason": "prefix has no merged form"}, "kind": "adapter"}
+
+    assert checked(**facts)["merge_fidelity"].sentence == "nothing was merged: prefix has no merged form"
+
+
+def test_the_contaminated_items_of_all_sets_are_dirty():
+    assert make_evidence().dirty() == {"q1", "q2", "x"}
+
+
+def test_evidence_survives_being_kept():
+    facts = make_evidence()
+
+    assert Evidence.model_validate_json(facts.model_dump_json()) == facts
+
+
+def make_decision():
+    config = GateConfig.model_validate({"guards": [{"metric": "mmlu_accuracy", "margin": 0.2}], "num_resamples": 1000})
+    ours = {"rougeL": {str(i): 0.6 for i in range(20)}, "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)}}
+    theirs = {"rougeL": {str(i): 0.5 for i in range(20)}, "mmlu_accuracy": ours["mmlu_accuracy"]}
+    findings = gate.judge(ours, theirs, "the <base> model", config, {"q1", "q2"})
+    checks = evidence.check(make_evidence(coverage=0.0), PreconditionsConfig())
+    return Decision(
+        model_name="m",
+        version="1",
+        new=True,
+        promoted=False,
+        aliases=[],
+        sentence="Kept as challenger: so it is.",
+        findings=findings,
+        checks=checks,
+    )
+
+
+def test_the_documents_say_why_and_show_both_numbers():
+    decision = make_decision()
+
+    text, page = decision.to_markdown(), decision.to_html()
+
+    assert text.splitlines()[:3] == ["# m version 1", "", "Kept as challenger: so it is."]
+    assert (
+        "| rougeL | target | the <base> model | bootstrap | 20 (5 needed) | 50.0 | 60.0 | +10.0 | +10.0 at 95% |"
+        in text
+    )
+    assert "2 were found in the training rows" in text
+    assert "- mask_coverage: FAILS, 0.00% of the training tokens carry loss" in text
+    assert "the &lt;base&gt; model" in page
+    assert "<base>" not in page
+    assert "http" not in page, "the page needs nothing from elsewhere"
+
+
+def test_the_document_is_json_that_reads_back():
+    decision = make_decision()
+
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision

@@ -1,0 +1,127 @@
+"""Promotion by hand and comparison read what runs have kept, and refuse what cannot be compared."""
+
+import json
+from functools import partial
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.tracking.test_evidence import make_evidence
+from tuneline.config.evaluate import GateConfig
+from tuneline.errors import RecipeError, TrackingError
+from tuneline.evaluation.items import Score, to_table
+from tuneline.tracking import compare, promotion, registry, runs, stored
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("MLFLOW_TRACKING_URI", raising=False)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("stored", artifact_location=(folder / "artifacts").as_uri())
+        )
+        yield
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def make_version(tmp_path):
+    """Register a version whose run keeps scores of the base (all 0.5) and of the model, and evidence."""
+
+    def make(content, ours, **evidence):
+        (tmp_path / content / "files").mkdir(parents=True)
+        (tmp_path / content / "files" / "model.safetensors").write_text(content)
+        with mlflow.start_run(run_name=f"{tmp_path.name}-{content}") as run:
+            runs.set_tags({"tuneline.kind": "pipeline"})
+            for who, scores in (("base", dict.fromkeys(ours, 0.5)), ("model", ours)):
+                rows = [
+                    Score("held_out", item, f"asked {item}", "", f"{who} {content}", {"rougeL": value})
+                    for item, value in scores.items()
+                ]
+                runs.log_file("evaluation", f"{who}.parquet", partial(pq.write_table, to_table(rows)))
+            if evidence.pop("kept", True):
+                gate = GateConfig(num_resamples=1000)
+                stored.keep_evidence(make_evidence(**({"gate": gate, "contaminated": {}} | evidence)))
+        return registry.register(tmp_path.name, content, (tmp_path / content).as_uri(), run.info.run_id, {})[0]
+
+    return make
+
+
+def scores(value, prefix="item", count=20):
+    return {f"{prefix}-{i}": value + i / 1000 for i in range(count)}
+
+
+def test_a_better_version_is_promoted_on_what_was_stored(make_version):
+    version = make_version("one", scores(0.6))
+
+    decision = stored.promote(version.name, "1")
+
+    assert decision.promoted
+    kept = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/decision.json")
+    assert json.loads(kept)["sentence"] == decision.sentence
+
+
+def test_a_report_on_other_items_than_the_champions_is_told(make_version):
+    champion = make_version("one", scores(0.6))
+    promotion.force(champion.name, "1", "first")
+    make_version("two", scores(0.7, prefix="other"))
+
+    with pytest.raises(
+        TrackingError, match=r"has 20, champion version 1 has 20, and 0 are common. Evaluate both on one"
+    ):
+        stored.promote(champion.name, "2")
+    assert registry.champion(champion.name).version == "1"
+
+
+def test_a_gate_that_names_a_metric_the_report_lacks_is_told(make_version):
+    version = make_version("one", scores(0.6))
+    asked = GateConfig.model_validate({"targets": [{"metric": "mmlu_accuracy"}]})
+
+    with pytest.raises(
+        RecipeError, match=r"targets.0.metric: the report of the new model has no mmlu_accuracy; it has"
+    ):
+        stored.promote(version.name, "1", asked)
+
+
+def test_a_run_without_evidence_is_told(make_version):
+    version = make_version("one", scores(0.6), kept=False)
+
+    with pytest.raises(TrackingError, match=r"version 1 keeps no gate/evidence.json: .* Run its recipe again"):
+        stored.promote(version.name, "1")
+
+
+def test_what_either_model_had_seen_is_left_out(make_version):
+    champion = make_version("one", scores(0.6), contaminated={"held_out": ["item-0"]})
+    promotion.force(champion.name, "1", "first")
+    make_version("two", scores(0.7), contaminated={"held_out": ["item-1", "item-2"]})
+
+    decision = stored.promote(champion.name, "2")
+
+    assert [finding.num_excluded for finding in decision.findings] == [2, 3]
+
+
+def test_a_failed_precondition_counts_by_hand_too(make_version):
+    version = make_version("one", scores(0.6), tokenizer_of_model="another")
+
+    decision = stored.promote(version.name, "1")
+
+    assert decision.sentence.startswith("Kept as challenger: precondition template_parity: ")
+
+
+def test_a_comparison_counts_items_and_stars_what_is_no_luck(make_version):
+    first = make_version("one", scores(0.5))
+    mixed = scores(0.5) | {"item-3": 0.9, "item-4": 0.1}
+    make_version("two", mixed)
+    make_version("three", scores(0.7))
+
+    found = compare.compare([f"{first.name}@1", f"models:/{first.name}/2", f"{first.name}@3"])
+
+    assert found.wins["rougeL"] == ["(first)", "1 won, 1 lost, 18 equal", "20 won, 0 lost, 0 equal"]
+    assert [cell.endswith(" *") for cell in found.gains["rougeL"]] == [False, False, True]
+    assert [row["scores"] for row in found.examples[:2]] == ["0.503 to 0.900", "0.504 to 0.100"]
+    assert (found.examples[0]["first"], found.examples[0]["this"]) == ("model one", "model two")

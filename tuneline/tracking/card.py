@@ -1,0 +1,127 @@
+"""A model card (Mitchell et al. 2019, arXiv:1810.03993), written from what a run knows and from nothing else.
+
+It begins with the keys that the Hugging Face hub reads. What nobody recorded is said to be unknown, never guessed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.config.recipe import Recipe
+from tuneline.identity import Manifest
+from tuneline.statistics import Interval
+from tuneline.tracking.decision import Decision
+from tuneline.tracking.evidence import Evidence
+
+LONGEST = 5000
+"""Characters that a registry on a database surely keeps of a description."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a card tells of."""
+
+    recipe: Recipe
+    sources: Manifest
+    base_model: Manifest
+    counts: Mapping[str, Any]
+    """Of the mixture."""
+
+    metrics: Mapping[str, Mapping[str, Interval]]
+    """Metric -> `base`, `model`, `gain`."""
+
+    evidence: Evidence
+    decision: Decision
+    content_hash: str
+    """Of the model."""
+
+
+def write(known: Known) -> str:
+    """Write the card as Markdown."""
+    decision, base = known.decision, known.base_model.items[0]
+    parts = [
+        _front(known),
+        f"# {decision.model_name} version {decision.version}",
+        f"{_what(known)} When it was registered: {decision.sentence}",
+        f"## Base model\n\n{base.name} ({base.source}), licence {base.licence}, sha256 {base.content_hash()[:16]}.",
+        f"## Data\n\n{_data(known)}",
+        f"## Method\n\n{_method(known.recipe)}",
+        f"## Scores\n\n{_scores(known)}",
+        f"## Licence\n\n{_licence(known)}",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(known)),
+        f"## Identity\n\nContent hash {known.content_hash}. Weights, tokenizer, chat template and generation config "
+        "lie in one folder, which the registry points at.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def shortened(card: str) -> str:
+    """Return what of a card fits a registry's description: whole sections, without the hub's keys."""
+    text = card.split("---\n", 2)[-1].strip()
+    more = "\n\nThe whole card is `model_card.md` of the run."
+    while len(text) > LONGEST - len(more):
+        text = text.rpartition("\n\n" if "\n\n" in text else " ")[0]
+    return text if text == card.split("---\n", 2)[-1].strip() else text + more
+
+
+def _front(known: Known) -> str:
+    base = known.base_model.items[0]
+    keys = {
+        "base_model": base.name,
+        "license": base.licence if base.licence != "unknown" else "other",
+        "datasets": [item.name for item in known.sources.items],
+        "tags": ["tuneline", known.recipe.stage, known.recipe.method.type],
+    }
+    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+
+
+def _what(known: Known) -> str:
+    recipe = known.recipe
+    return f"{known.base_model.items[0].name}, trained further: stage {recipe.stage}, method {recipe.method.type}."
+
+
+def _data(known: Known) -> str:
+    rows = known.counts["by_source"]
+    lines = ["| data set | from | licence | trained on | held out | sha256 |", "|---|---|---|---:|---:|---|"]
+    for item in known.sources.items:
+        count = rows.get(item.name, {})
+        cells = (item.name, item.source, item.licence, count.get("train", "?"), count.get("validation", "?"))
+        lines.append(f"| {' | '.join(map(str, cells))} | {item.content_hash()[:16]} |")
+    dropped = sum(sum(source["dropped"].values()) for source in known.counts["sources"])
+    copies = known.counts["exact_copies_dropped"]
+    return "\n".join(lines) + f"\n\n{copies} exact copies and {dropped} unusable rows were left out."
+
+
+def _method(recipe: Recipe) -> str:
+    method, train = (part.model_dump(mode="json", exclude_unset=True) for part in (recipe.method, recipe.train))
+    return f"Method: `{json.dumps(method)}`. Training: `{json.dumps(train)}`; what is not named has its default."
+
+
+def _scores(known: Known) -> str:
+    lines = ["| metric | items | base model | this model | gain, 95 % interval |", "|---|---:|---:|---:|---|"]
+    for name, parts in known.metrics.items():
+        gain = parts["gain"]
+        means = f"{parts['base'].mean:.4f} | {parts['model'].mean:.4f}"
+        lines.append(f"| {name} | {gain.num_items} | {means} | {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |")
+    return "\n".join(lines)
+
+
+def _licence(known: Known) -> str:
+    data = {item.licence for item in known.sources.items}
+    unknown = ["base model"] if known.base_model.items[0].licence == "unknown" else []
+    unknown += [item.name for item in known.sources.items if item.licence == "unknown"]
+    told = f"Base model: {known.base_model.items[0].licence}. Data: {', '.join(sorted(data))}."
+    return f"{told} Not recorded: {', '.join(unknown)}; look them up before this is passed on." if unknown else told
+
+
+def _limits(known: Known) -> list[str]:
+    limits = ["Measured on the held-out rows and exams above only; nothing was measured on safety or bias."]
+    for finding in known.decision.findings:
+        if finding.role == "target":
+            detect = finding.show(finding.detectable)
+            limits.append(f"{finding.metric}, {finding.num_items} items: gains below {detect} would go unseen.")
+    for name, items in known.evidence.contaminated.items():
+        limits.append(f"{len(items)} items of {name} were found in the training rows.")
+    limits += [f"{check.name}: {check.sentence}." for check in known.decision.checks if not check.passed]
+    return list(dict.fromkeys(limits))
