@@ -78,7 +78,7 @@ def test_a_step_of_training_is_compared_by_real_tokens_and_with_what_products_co
         "best_rates": {"float32": 4e9, "bfloat16": 1e9},
         "dtype": "float32",
     }
-    losses = {**dict.fromkeys(found, 1.0), ours: 1.02, "none": 3.0}
+    losses = {**dict.fromkeys(found, 1.0), trl: 1.02, "none": 3.0}
 
     told = training_throughput.report(found, [floor], losses)
 
