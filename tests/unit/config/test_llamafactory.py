@@ -408,6 +408,14 @@ def test_optimizers_of_other_libraries_keep_their_arguments(here):
     )
 
 
+def test_evaluations_while_training_are_imported(here):
+    train = recipe_of(eval_steps=50, load_best_model_at_end=True, early_stopping_steps=3).train
+
+    assert (train.eval_steps, train.load_best_model_at_end, train.early_stopping_patience) == (50, True, 3)
+    assert "load_best_model_at_end: needs eval_steps" in refused(load_best_model_at_end=True)[0]
+    assert "eval_steps: 0.1 is a share" in refused(eval_steps=0.1)[0]
+
+
 def test_stages_of_preferences_have_their_recipes(here):
     pairs = {"stage": "dpo", "dataset": "pairs"}
 

@@ -73,6 +73,7 @@ def training(notes: Notes, stage: str) -> None:
     _optimizer(notes)
     _limit(notes)
     _saving(notes)
+    _watching(notes)
     notes.put_if("evaluate.max_new_tokens", written.max_new_tokens, "max_new_tokens")
     notes.put_if("evaluate.batch_size", written.per_device_eval_batch_size, "per_device_eval_batch_size")
     if stage in RECIPES and stage not in ("sft", "pretrain"):
@@ -128,6 +129,22 @@ def _saving(notes: Notes) -> None:
         notes.tell("save_steps", "training state is saved by numbers of steps and by time, not by a share of all steps")
     if written.save_total_limit:
         notes.put("train.save_total_limit", written.save_total_limit, "save_total_limit")
+
+
+def _watching(notes: Notes) -> None:
+    """Translate evaluations while training; transformers evaluates at each log step where no number is given."""
+    written = notes.written
+    if written.eval_steps is not None and written.eval_steps < 1:
+        notes.refuse("eval_steps", f"{written.eval_steps} is a share of all steps. Write a number of steps.")
+        return
+    notes.put_if("train.eval_steps", int(written.eval_steps or 0), "eval_steps")
+    if written.load_best_model_at_end or written.early_stopping_steps:
+        key = "load_best_model_at_end" if written.load_best_model_at_end else "early_stopping_steps"
+        if not written.eval_steps:
+            notes.refuse(key, "needs eval_steps, the steps between two evaluations. Write how many.")
+            return
+    notes.put_if("train.load_best_model_at_end", written.load_best_model_at_end, "load_best_model_at_end")
+    notes.put_if("train.early_stopping_patience", written.early_stopping_steps, "early_stopping_steps")
 
 
 def _optimizer(notes: Notes) -> None:

@@ -151,6 +151,9 @@ class Training(Config):
     neftune_noise_alpha: float | None = None
     seed: int = 42
     save_steps: float = 500
+    eval_steps: float | None = None
+    load_best_model_at_end: bool = False
+    early_stopping_steps: int | None = None
     save_total_limit: int | None = None
     max_new_tokens: int | None = None
     per_device_eval_batch_size: int | None = None
