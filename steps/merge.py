@@ -19,8 +19,6 @@ def watched() -> str:
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def merge(
-    examples: list[Corpus], benchmarks: Manifest, config: MergeStepConfig
-) -> Annotated[Corpus, "mixture"]:
+def merge(examples: list[Corpus], benchmarks: Manifest, config: MergeStepConfig) -> Annotated[Corpus, "mixture"]:
     """Mix the data sets, hold some examples out, look for all evaluation sets in the rest."""
     return merging.merge(examples, benchmarks, config)

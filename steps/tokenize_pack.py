@@ -19,8 +19,6 @@ def watched() -> str:
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
-def tokenize_pack(
-    mixture: Corpus, tokenizer: Manifest, config: TokenizeStepConfig
-) -> Annotated[Corpus, "rows"]:
+def tokenize_pack(mixture: Corpus, tokenizer: Manifest, config: TokenizeStepConfig) -> Annotated[Corpus, "rows"]:
     """Render by the model's own template, encode, mask, pack."""
     return tokenize.tokenize_pack(mixture, tokenizer, config)

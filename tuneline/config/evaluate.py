@@ -6,11 +6,15 @@ from typing import Literal
 from pydantic import Field
 
 from tuneline.config.base import Config
+from tuneline.config.exams import Benchmark
 from tuneline.config.loader import Holding
 
 Metric = Literal[
     "rouge1", "rouge2", "rougeL", "log_likelihood", "preference_accuracy", "signed_log_likelihood", "reward"
 ]
+
+LETTERS_VERSION = 1
+"""Of the prompts and of the scoring of exams; a change of either is another protocol."""
 
 
 class EvaluateConfig(Config):
@@ -31,6 +35,13 @@ class ExamProtocol(Config):
 
     name: str
     num_shots: int
+    benchmark: Benchmark = "mmlu"
+    max_questions: int | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 1`."""
+        return f"{self.benchmark}, {self.num_shots} shots, letters, {LETTERS_VERSION}"
 
 
 class EvaluateStepConfig(EvaluateConfig):

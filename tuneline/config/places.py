@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneline.config import files
-from tuneline.config.data import ExamConfig
+from tuneline.config import exams, files
+from tuneline.config.exams import ExamConfig
 from tuneline.config.files import Files
 from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
@@ -69,13 +69,13 @@ def files_of(name: str, path: Path) -> Files:
 
 
 def check_exam(exam: ExamConfig) -> None:
-    """Check that an exam's folder is there.
+    """Check that an exam's files are there; those of the hub are looked for when they are fetched.
 
     Raises:
-        SourceError: It holds no test.
+        SourceError: The place is missing, is no exam, or lacks a subject.
     """
-    if not any(exam.path.glob("test/*.csv")):
-        raise SourceError(f"exams.{exam.name}.path: {exam.path} has no test/<subject>.csv. Give a folder like MMLU's.")
+    if exam.path is not None:
+        exams.sheets(exam, exam.path)
 
 
 def check_template(template: str) -> None:

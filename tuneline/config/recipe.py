@@ -178,7 +178,8 @@ class Recipe(DataSection):
 
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
-        exams = [ExamProtocol(name=exam.name, num_shots=exam.num_shots) for exam in self.exams]
+        kept = set(ExamProtocol.model_fields)
+        exams = [ExamProtocol(**exam.model_dump(include=kept)) for exam in self.exams]
         window = self.tokenize.max_length
         return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, window=window, load=self.load.plain())
 

@@ -1,61 +1,22 @@
 """Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
 
 from collections.abc import Callable
-from functools import cached_property, partial
-from pathlib import Path
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tuneline import progress
-from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
-from tuneline.data import benchmarks, render
+from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.data import render
 from tuneline.data.tokenizer import load_tokenizer
-from tuneline.evaluation import choice, generate, judge, likelihood, rouge
+from tuneline.evaluation import exam as taking
+from tuneline.evaluation import generate, judge, likelihood, rouge
+from tuneline.evaluation.candidate import Candidate as Candidate
+from tuneline.evaluation.candidate import base as base
+from tuneline.evaluation.candidate import trained as trained
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
-from tuneline.model import value_head
-from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import load_for_answers, load_model
-from tuneline.model.source import folder_of
-from tuneline.model.value_head import ValueHead
 
 HELD_OUT = "held_out"
-
-
-class Candidate:
-    """A model by its hash; its weights are loaded when a question has no answer in the store."""
-
-    def __init__(
-        self, name: str, folder: Path, content_hash: str, load: Callable[[], PreTrainedModel] | None = None
-    ) -> None:
-        self.name, self.content_hash = name, content_hash
-        self._folder = folder
-        self._load = load or partial(load_model, folder)
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Load the weights, once."""
-        return self._load().eval()
-
-    @cached_property
-    def head(self) -> ValueHead | None:
-        """Load the head of a reward model; other models have none."""
-        if not (self._folder / value_head.FILE).is_file():
-            return None
-        return value_head.load(self._folder).to(self.model.device).eval()
-
-
-def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
-    """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
-    load = partial(load_for_answers, base_model, tokenizer, config.load)
-    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load)
-
-
-def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
-    """Return what a training made as a candidate."""
-    load = partial(load_model, model.path, allowed=config.load.model_copy(update={"train_from_scratch": False}))
-    return Candidate("new model", model.path, model.content_hash(), load)
 
 
 def score_all(
@@ -65,7 +26,7 @@ def score_all(
     tokenizer = load_tokenizer(tokenizer_manifest)
     scores = _held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
     for exam in config.exams:
-        scores += _sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
+        scores += taking.sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
     return scores
 
 
@@ -118,44 +79,5 @@ def _generator(
             columns["reward"] = judge.of(config, tokenizer)(prompts, outputs, references)
         rows = [{kind: column[i] for kind, column in columns.items()} for i in range(len(items))]
         return [score(*parts) for parts in zip(items, outputs, rows, strict=True)]
-
-    return answer
-
-
-def _sit(
-    candidate: Candidate,
-    tokenizer_manifest: Manifest,
-    tokenizer: PreTrainedTokenizerBase,
-    exams: Manifest,
-    config: ExamProtocol,
-) -> list[Score]:
-    exam = benchmarks.read_exam(exams.item(config.name))
-    shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
-    items = [
-        Item(config.name, question.id(), choice.prompt(question, shots[subject]), question.answer)
-        for subject, questions in sorted(exam.test.items())
-        for question in questions
-    ]
-    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
-    protocol = digest(["letters", tokenizer_manifest.content_hash(), asked, "float32"])
-    return remembered(candidate.content_hash, protocol, items, _examinee(candidate, tokenizer))
-
-
-def _examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], list[Score]]:
-    """Answer by the likeliest letter, subject by subject, so that the shots in front are computed once."""
-
-    def answer(items: list[Item]) -> list[Score]:
-        by_head: dict[str, list[Item]] = {}
-        for item in items:
-            by_head.setdefault(item.prompt.split("\n", 1)[0], []).append(item)
-        scores = []
-        with progress.bar(f"exam {items[0].benchmark} of {candidate.name}", len(items)) as advance:
-            for members in by_head.values():
-                table = choice.letter_logprobs(candidate.model, tokenizer, [item.prompt for item in members])
-                for item, row in zip(members, table.tolist(), strict=True):
-                    letter = benchmarks.LETTERS[row.index(max(row))]
-                    scores.append(score(item, letter, {"accuracy": float(letter == item.reference)}))
-                advance(len(scores))
-        return scores
 
     return answer
