@@ -8,7 +8,6 @@ order of arrival, padded on the right, logits of every position over the whole v
 
 import csv
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -97,19 +96,18 @@ def llamafactory_loop(model: Any, tokenizer: Any, told: Told) -> tuple[float, li
 ENGINES = {"ours": ours, "lm_eval": lm_eval, "llamafactory_loop": llamafactory_loop}
 
 
-def main() -> None:
-    """Load the model, let one engine answer, write what it said and its CPU seconds."""
+def work(arguments: process.Result) -> process.Result:
+    """Load the model, and let one engine answer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    told = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(told["model"])
-    told["subjects"] = json.loads(Path(told["questions"]).read_text(encoding="utf-8"))
-    seconds, answers = ENGINES[told["engine"]](model, tokenizer, told)
-    process.write(told, {"cpu_seconds": seconds, "answers": answers})
+    model = AutoModelForCausalLM.from_pretrained(arguments["model"], dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
+    questions = json.loads(Path(arguments["questions"]).read_text(encoding="utf-8"))
+    seconds, answers = ENGINES[arguments["engine"]](model, tokenizer, {**arguments, "subjects": questions})
+    return {"cpu_seconds": seconds, "answers": answers}
 
 
 if __name__ == "__main__":
-    main()
+    process.job(work)
