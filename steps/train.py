@@ -40,4 +40,6 @@ def train(
         checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))
         runs.attempt(lambda: runs.log_params({"load": report.load, "method": report.method, "train": report.train}))
         runs.attempt(lambda: runs.log_metrics({f"training.{name}": v for name, v in report.summary.items()}))
+        if report.samples:
+            runs.attempt(lambda: runs.log_text("samples.md", report.samples_to_markdown()))
     return checkpoint, report.model_copy(update={"mlflow_run_id": run_id})

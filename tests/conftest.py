@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would spin, not work
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("ZENML_ACTIVE_STACK_ID", None)  # it would overwrite the active stack that a test chose
 

@@ -49,12 +49,14 @@ NEEDS_ONE_OF = {
 """Schedule -> names of which one must be given."""
 
 
-SAVING = {"save_steps", "save_seconds", "save_total_limit"}
+SAVING = {"save_steps", "save_seconds", "save_total_limit", "resume_from"}
 OURS = SAVING | {
     "objective",
     "levers",
     "neftune_noise_alpha",
     "eval_steps",
+    "eval_samples",
+    "eval_sample_tokens",
     "load_best_model_at_end",
     "early_stopping_patience",
 }
@@ -142,8 +144,18 @@ class Optimisation(Config):
     save_total_limit: int = Field(2, ge=1)
     """Checkpoints to keep while training; all are removed when it is done."""
 
+    resume_from: str | None = None
+    """Name of an unfinished training that this one must go on with, as a log or `.tuneline/training/` tells it; one of
+    another recipe is refused with what differs. Left out, a training of the same recipe is found by itself."""
+
     eval_steps: int = Field(0, ge=0)
     """Optimizer steps between two evaluations on held-out rows; 0 evaluates at the end alone."""
+
+    eval_samples: int = Field(0, ge=0)
+    """Held-out prompts that are answered at each evaluation, the first ones, so that one can read what is learned."""
+
+    eval_sample_tokens: int = Field(48, ge=1)
+    """Longest answer of these."""
 
     load_best_model_at_end: bool = False
     """Keep the weights of the evaluation with the lowest loss on held-out rows, not the last ones."""
@@ -188,7 +200,7 @@ class Optimisation(Config):
 
     @model_validator(mode="after")
     def _the_best_needs_evaluations(self) -> "Optimisation":
-        for name in ("load_best_model_at_end", "early_stopping_patience"):
+        for name in ("load_best_model_at_end", "early_stopping_patience", "eval_samples"):
             if getattr(self, name) and not self.eval_steps:
                 raise ValueError(f"{name} needs evaluations while training. Set eval_steps, like 50.")
         return self

@@ -26,6 +26,7 @@ from tuneline.train.resumable import Saving, stopped_by_signals
 from tuneline.train.resume import step_of
 from tuneline.train.rl.objectives import RL
 from tuneline.train.rl.trainer import RLTrainer, equip
+from tuneline.train.samples import sampler_of
 from tuneline.train.trainer import StageTrainer
 from tuneline.train.watch import Best, Watch
 
@@ -120,7 +121,8 @@ def run(loop: StageTrainer, job: Job, listeners: tuple[Listener, ...]) -> Ran:
     if latest:
         decisions["resume"] = f"went on from step {step_of(latest)} of {job.num_steps}"
         logger.warning("This training was begun before: it goes on from step %d.", step_of(latest))
-    watch = Watch(job.config, loop)
+    sampler = sampler_of(job, loop.args) if job.config.eval_samples else None
+    watch = Watch(job.config, loop, sampler)
     with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop, _levers_of(loop):
         recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.figures)
         for callback in (watch, recorder, Saving(job.config, stop)):

@@ -71,7 +71,13 @@ def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, f
     }
 
 
-def report(job: Job, decisions: dict[str, str], recorder: Recorder, summary: dict[str, float]) -> TrainingReport:
+def report(
+    job: Job,
+    decisions: dict[str, str],
+    recorder: Recorder,
+    samples: list[dict[str, Any]],
+    summary: dict[str, float],
+) -> TrainingReport:
     """Put together what the tracker needs later."""
     environment = {name: version(name) for name in LIBRARIES} | {
         "python": platform.python_version(),
@@ -85,6 +91,7 @@ def report(job: Job, decisions: dict[str, str], recorder: Recorder, summary: dic
         train=job.config.model_dump(),
         decisions=decisions,
         history=recorder.history,
+        samples=samples,
         summary=summary,
         environment=environment,
     )

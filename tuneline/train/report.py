@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class TrainingReport(BaseModel):
@@ -21,6 +21,9 @@ class TrainingReport(BaseModel):
     history: list[dict[str, float]]
     """An entry a step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `memory_bytes`."""
 
+    samples: list[dict[str, Any]] = Field(default_factory=list)
+    """Answers at evaluation points: `step`, `prompt`, `answer`."""
+
     summary: dict[str, float]
     """`seconds`, also by phase; `tokens`, `flops`, `mfu`, `peak_memory_bytes`, `trainable_parameters`, losses, ..."""
 
@@ -29,3 +32,12 @@ class TrainingReport(BaseModel):
 
     mlflow_run_id: str | None = None
     """Child run that holds the live curves."""
+
+    def samples_to_markdown(self) -> str:
+        """Write the answers at evaluation points, prompt by prompt, so that one reads how they change."""
+        parts = []
+        for prompt in dict.fromkeys(sample["prompt"] for sample in self.samples):
+            own = [sample for sample in self.samples if sample["prompt"] == prompt]
+            said = "\n".join(f"- step {each['step']}: {each['answer']!r}" for each in own)
+            parts.append(f"## {prompt.strip()}\n\n{said}\n")
+        return "\n".join(parts)

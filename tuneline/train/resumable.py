@@ -48,6 +48,7 @@ class Resumable(Trainer):
 
     keep = 2
     history: list[dict[str, float]]
+    samples: list[dict[str, Any]]
     tokens_seen = 0
     objective: Objective
     best: Best
@@ -89,7 +90,7 @@ class Resumable(Trainer):
         save_file(trained, folder / WEIGHTS)
         torch.save(self.family.beside(self.model), folder / BESIDE)
         figures = {"history": self.history, "tokens_seen": self.tokens_seen, "best": self.best.state()}
-        figures["objective"] = self.objective.state()
+        figures |= {"objective": self.objective.state(), "samples": self.samples}
         (folder / FIGURES).write_text(json.dumps(figures))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -106,6 +107,7 @@ class Resumable(Trainer):
         self.tokens_seen = figures["tokens_seen"]
         self.best.restore(figures["best"])
         self.objective.restore(figures["objective"])
+        self.samples[:] = figures["samples"]
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Return what is trained, by name."""

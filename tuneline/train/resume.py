@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline import state
+from tuneline.errors import RecipeError
 from tuneline.identity import digest, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,33 @@ class State:
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint."""
         return next((path for path in self._checkpoints() if _broken(path) is None), None)
+
+    def check(self, wanted: str | None) -> None:
+        """Refuse to go on with a training that is not this one.
+
+        Args:
+            wanted: Its name, or the beginning of it; None asks for nothing.
+
+        Raises:
+            RecipeError: There is none of that name, or it is of another recipe, with what differs.
+        """
+        if wanted is None:
+            return
+        known = sorted(path.parent for path in self.folder.parent.glob(f"*/{ABOUT}"))
+        found = [path for path in known if path.name.startswith(wanted)]
+        if len(found) != 1 or not any(found[0].glob(f"{PREFIX}*")):
+            names = ", ".join(path.name for path in known if any(path.glob(f"{PREFIX}*"))) or "none"
+            raise RecipeError(
+                f"train.resume_from: there is no unfinished training {wanted!r} (there are: {names}). Correct the "
+                "name, or leave it out: a training of this recipe is found by itself."
+            )
+        if found[0] != self.folder:
+            theirs = _read(found[0] / ABOUT).get("identity", {})
+            raise RecipeError(
+                f"train.resume_from: {wanted} was begun with another recipe: "
+                f"{'; '.join(differences(theirs, self.identity))}. Make the recipe equal, or leave resume_from out to "
+                "begin anew."
+            )
 
     def discard_broken(self) -> None:
         """Drop checkpoints that fail their hashes, and say so: they must not count among those that are kept."""

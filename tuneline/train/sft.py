@@ -56,6 +56,7 @@ def train(
     start = time.monotonic()
     job = Job(rows, base_model, tokenizer, load, method, config)
     job.refuse_shared_rows()
+    job.state.check(config.resume_from)
     held = loops.held_as_before(job)
     phase = receipt.Phases()
     with phase("load"):
@@ -83,7 +84,7 @@ def train(
     with phase("save"):
         checkpoint = outcome.save(job, loop, work, {"attention": kind})
     job.state.remove()
-    return checkpoint, outcome.report(job, decisions, ran.recorder, summary | phase.seconds)
+    return checkpoint, outcome.report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)
 
 
 def _isolated(job: Job, loaded: Loaded, *, exact: bool) -> tuple[str, str]:

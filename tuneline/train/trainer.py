@@ -40,7 +40,7 @@ class StageTrainer(Resumable):
         self, family: Family, method: Method, objective: Objective, noise: Noise | None = None, **options: Any
     ) -> None:
         self.family, self.method, self.objective, self.noise = family, method, objective, noise
-        self.history = []
+        self.history, self.samples = [], []
         self._sums: dict[str, tuple[float, float]] = {}
         self._told: dict[str, float] = {}
         with _as_adapted(options["model"], adapted=family.kind == "adapter"):

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuneline.config.train import Optimisation
 from tuneline.train import optimizers
+from tuneline.train.samples import Sampler
 
 if TYPE_CHECKING:
     from tuneline.train.trainer import StageTrainer
@@ -65,8 +66,8 @@ class Best:
 class Watch(TrainerCallback):
     """Evaluate every so many steps."""
 
-    def __init__(self, config: Optimisation, loop: "StageTrainer") -> None:
-        self._config, self._loop = config, loop
+    def __init__(self, config: Optimisation, loop: "StageTrainer", sampler: Sampler | None = None) -> None:
+        self._config, self._loop, self._sampler = config, loop, sampler
         self.stopped = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -79,6 +80,8 @@ class Watch(TrainerCallback):
     def _evaluate(self, step: int, control: TrainerControl) -> None:
         config, figures = self._config, self._loop.validate()
         self._loop.tell({f"validation_{name}": value for name, value in figures.items()})
+        if self._sampler:
+            self._loop.samples += self._sampler.answers(self._loop.model, step)
         standing = self._loop.best.standing
         if figures["loss"] < standing.loss:
             self._loop.best.restore({"loss": figures["loss"], "step": step, "worse_since": 0})

@@ -316,10 +316,15 @@ def test_the_best_weights_are_kept_and_a_training_stops_where_nothing_gets_bette
     assert report.summary["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
 
 
-def test_watching_changes_no_weights(parts):
-    kept = [
-        (trained(parts, "dpo", max_steps=4, **watched)[0].path / "adapter_model.safetensors").read_bytes()
-        for watched in ({}, {"eval_steps": 1})
-    ]
+def test_watching_changes_no_weights_and_keeps_answers_to_read(parts):
+    plain, _ = trained(parts, "dpo", max_steps=4)
+    kept = (plain.path / "adapter_model.safetensors").read_bytes()
 
-    assert kept[0] == kept[1]
+    watched, report = trained(parts, "dpo", max_steps=4, eval_steps=2, eval_samples=2, eval_sample_tokens=5)
+
+    assert (watched.path / "adapter_model.safetensors").read_bytes() == kept
+    assert [sample["step"] for sample in report.samples] == [2, 2, 4, 4]
+    assert all("What is" in sample["prompt"] for sample in report.samples)
+    page = report.samples_to_markdown()
+    assert page.count("## ") == 2
+    assert page.count("- step 4: ") == 2

@@ -18,7 +18,7 @@ from tuneline.config.model import DirectoryModel
 from tuneline.config.train import LeversConfig, TrainConfig
 from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
-from tuneline.errors import ProofError, StoppedError
+from tuneline.errors import ProofError, RecipeError, StoppedError
 from tuneline.model import source
 from tuneline.train import resumable, sft
 from tuneline.train.levers.apply import Levers
@@ -302,3 +302,17 @@ def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeyp
     with pytest.raises(ProofError, match="The loss became NaN in step 4"):
         trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
     assert len(calls) == 4
+
+
+def test_an_explicit_training_goes_on_and_another_recipes_is_refused_with_what_differs(parts, home):
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(5))
+    (name,) = [path.name for path in (home / "training").iterdir()]
+
+    with pytest.raises(RecipeError, match="begun with another recipe: train.learning_rate: 0.01 there, 0.02 here"):
+        trained(parts, LORA, resume_from=name, learning_rate=2e-2)
+    with pytest.raises(RecipeError, match=f"no unfinished training 'abc' .there are: {name}"):
+        trained(parts, LORA, resume_from="abc")
+    _, report = trained(parts, LORA, resume_from=name[:8])
+
+    assert report.decisions["resume"] == "went on from step 3 of 11"

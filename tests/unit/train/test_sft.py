@@ -5,11 +5,12 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
 from tests import tiny
 from tuneline.config.data import TokenizeStepConfig
-from tuneline.config.loader import LoadStepConfig
+from tuneline.config.loader import Bnb4bit, LoadStepConfig
 from tuneline.config.method import FullMethod, LoraMethod
 from tuneline.config.model import DirectoryModel
 from tuneline.config.train import MergeAdapterConfig, TrainConfig
@@ -183,3 +184,21 @@ def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
 
     with pytest.raises(ProofError, match="The loss became NaN"):
         sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+
+
+def test_a_4_bit_base_goes_on_learning_after_an_evaluation(parts):
+    """Elsewhere an evaluation rewrites the weights for a product that has no gradient, and training stops there."""
+    tokenizer, base_model, rows = parts
+    load = LOAD.model_copy(update={"quantization": Bnb4bit(type="bnb_4bit")})
+
+    _, report = sft.train(rows, base_model, tokenizer, load, LORA, config(max_steps=20, eval_steps=5))
+
+    losses = [entry["loss"] for entry in report.history]
+    assert losses[-1] < losses[5] < losses[0]
+    assert [entry["step"] for entry in report.history if "validation_loss" in entry] == [5, 10, 15, 20]
+
+
+def test_rows_are_not_sorted_by_length_beside_packing():
+    """The key is refused by name: packed rows are all as long as they can be, and sorting would undo the shuffle."""
+    with pytest.raises(ValidationError, match="group_by_length"):
+        config(group_by_length=True)

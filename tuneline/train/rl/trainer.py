@@ -10,23 +10,22 @@ import torch
 
 from tuneline.data import pairs
 from tuneline.data.tokenizer import load_tokenizer
+from tuneline.train import rollout
 from tuneline.train.collate import collate, moved
 from tuneline.train.job import Job
-from tuneline.train.rl import rollout
 from tuneline.train.rl.experience import Experience
 from tuneline.train.rl.judges import judge_of
 from tuneline.train.rl.objectives import RL
 from tuneline.train.rl.roles import Rewards, Span, as_reference
-from tuneline.train.rl.rollout import Drawing
+from tuneline.train.rollout import Drawing, drawing_for
 from tuneline.train.trainer import StageTrainer
 
 
 def equip(loop: "RLTrainer", job: Job) -> None:
     """Give a loop what it draws answers with, and who judges them."""
     tokenizer = load_tokenizer(job.tokenizer)
-    config, stop = loop.objective.config, tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
-    loop.drawing = Drawing(config.max_completion_length, stop, pad, config.temperature)
+    config = loop.objective.config
+    loop.drawing = drawing_for(tokenizer, config.max_completion_length, config.temperature)
     loop.judge = judge_of(job, loop.model, tokenizer)
 
 

@@ -19,9 +19,9 @@ from tuneline.errors import RecipeError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_model
 from tuneline.model.methods import families
-from tuneline.train import sft
-from tuneline.train.rl import experience, roles, rollout
-from tuneline.train.rl.rollout import Drawing
+from tuneline.train import rollout, sft
+from tuneline.train.rl import experience, roles
+from tuneline.train.rollout import Drawing
 
 LORA = LoraMethod(type="lora", r=8, lora_alpha=16)
 LOAD = LoadStepConfig(dtype="float32", max_length=64)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
 
@@ -49,3 +50,10 @@ def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = 
 
 def _ended(ids: Ids, stop_id: int) -> Ids:
     return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
+
+
+def drawing_for(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 1.0) -> Drawing:
+    """Return how answers are drawn with a tokenizer: they end at its end token."""
+    stop = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
+    return Drawing(max_new_tokens, stop, pad, temperature)
