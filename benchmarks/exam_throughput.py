@@ -1,6 +1,6 @@
 """How many exam questions a CPU-second answers: our evaluator beside lm-evaluation-harness and LlamaFactory's loop.
 
-    TUNELINE_TEST_DATA=... python -m benchmarks.exam_throughput [--json] [--questions 100] [--subjects mmlu:astronomy ...]
+    TUNELINE_TEST_DATA=... python -m benchmarks.exam_throughput [--json] [--questions 100]
 
 The same questions of real exams, the same prompts with five solved questions, the same model (SmolLM2-135M-Instruct in
 float32), one thread. Each engine runs in a process of its own; imports and loading the model are not timed. CPU-seconds

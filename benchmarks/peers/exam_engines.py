@@ -2,8 +2,8 @@
 
 All three get the same prompts and compare the same four tokens (` A` to ` D`), so that answers can be compared.
 LlamaFactory's own evaluator needs loading scripts that `datasets` no longer runs, and draws its shots anew for each
-question; `llamafactory_loop` is a transcription of its loop (eval/evaluator.py) with our fixed shots: batches of four in the
-order of arrival, padded on the right, logits of every position over the whole vocabulary.
+question; `llamafactory_loop` is a transcription of its loop (eval/evaluator.py) with our fixed shots: batches of four
+in the order of arrival, padded on the right, logits of every position over the whole vocabulary.
 """
 
 import csv
@@ -51,7 +51,7 @@ def lm_eval(model: Any, tokenizer: Any, told: Told) -> tuple[float, list[str]]:
 def _task(subject: Told, number: int, scratch: Path) -> Told:
     files = {split: str(scratch / f"{number}-{split}.csv") for split in ("dev", "test")}
     for split, path in files.items():
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["question", *LETTERS, "answer"], *subject[split]])
     choices = "\n".join(f"{letter}. {{{{{letter}}}}}" for letter in LETTERS)
     return {

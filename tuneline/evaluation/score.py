@@ -1,22 +1,27 @@
 """Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.evaluate import EvaluateStepConfig
 from tuneline.data import render
+from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import exam as taking
-from tuneline.evaluation import generate, judge, likelihood, rouge
+from tuneline.evaluation import generate, judge, likelihood, metrics, texts, totals
 from tuneline.evaluation.candidate import Candidate as Candidate
 from tuneline.evaluation.candidate import base as base
 from tuneline.evaluation.candidate import trained as trained
+from tuneline.evaluation.generate import Draw
 from tuneline.evaluation.items import Item, Score, remembered, score
+from tuneline.evaluation.report import HELD_OUT, Report, by_metric
 from tuneline.identity import Manifest, digest
 
-HELD_OUT = "held_out"
+GENERATION_VERSION = 2
+"""Of the way in which answers are made; a change asks models again."""
 
 
 def score_all(
@@ -30,6 +35,31 @@ def score_all(
     return scores
 
 
+def report(
+    before: Candidate,
+    after: Candidate,
+    tokenizer: Manifest,
+    mixture: Corpus,
+    exams: Manifest,
+    config: EvaluateStepConfig,
+) -> Report:
+    """Ask both models the same questions, mark what stands in the training rows, and sum up."""
+    held_out, found = mixture.splits["validation"], mixture.splits["contamination"]
+    scores = {
+        who: flagged(score_all(candidate, tokenizer, held_out, exams, config), found)
+        for who, candidate in (("base", before), ("model", after))
+    }
+    bands = {who: noise(each, tokenizer, held_out, config) for who, each in (("base", before), ("model", after))}
+    return Report(
+        **scores,
+        base_hash=before.content_hash,
+        model_hash=after.content_hash,
+        totals={who: totals.of(each, config) for who, each in scores.items()},
+        methods=totals.methods(scores["model"], config),
+        noise={who: band for who, band in bands.items() if band},
+    )
+
+
 def _held_out(
     candidate: Candidate,
     tokenizer_manifest: Manifest,
@@ -38,46 +68,95 @@ def _held_out(
     config: EvaluateStepConfig,
 ) -> list[Score]:
     """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
-    if likelihood.is_by_likelihood(held_out):
-        window = config.window
-        protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
-        items = likelihood.items(held_out, config.max_items)
-        judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
-        answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
-    else:
-        protocol = generation_protocol(tokenizer_manifest, config)
-        items = held_out_items(held_out, tokenizer, config.max_items)
-        answer = _generator(candidate, tokenizer, config)
+    if not likelihood.is_by_likelihood(held_out):
+        return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
+    window = config.window
+    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
+    items = likelihood.items(held_out, config.max_items)
+    judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+    answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
     return remembered(candidate.content_hash, protocol, items, answer)
 
 
-def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig) -> str:
-    """Name how answers are made and scored; another way is another protocol."""
+def _answered(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Dataset,
+    config: EvaluateStepConfig,
+    draw: Draw | None = None,
+) -> list[Score]:
+    """Score the answers of a model; answers are kept apart from their scores, so that a new metric asks nothing."""
+    items = held_out_items(held_out, tokenizer, config.max_items)
+    references = [item.reference for item in items]
+    cut = texts.cut_for(config.cut, references)
+    tokenize = texts.bleu_tokenizer(cut, references)
+    asked = generation_protocol(tokenizer_manifest, config, draw)
     judged = [judge.name(config)] if config.judged else []
-    return digest(["greedy", tokenizer.content_hash(), config.max_new_tokens, rouge.VERSION, "float32", *judged])
+
+    def scorer(missing: list[Item]) -> list[Score]:
+        said = remembered(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
+        told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
+        columns = metrics.columns(config, cut, tokenize, *told)
+        if config.judged:
+            columns["reward"] = judge.of(config, tokenizer)(*told)
+        rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))
+        return [replace(each, metrics=row) for each, row in zip(said, rows, strict=True)]
+
+    protocol = digest([asked, metrics.protocol(config, cut, [tokenize, *judged])])
+    return remembered(candidate.content_hash, protocol, items, scorer)
+
+
+def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None = None) -> str:
+    """Name how answers are made; another way is another protocol."""
+    how = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
+    return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, "float32"])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
-    """Ask for the last answer of each held-out example."""
+    """Ask for the last answer of each held-out example; references are whole."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
     return [Item(HELD_OUT, row["id"], *render.prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
 
 
 def _generator(
-    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig
-) -> Callable[[list[Item]], list[Score]]:
-    def answer(items: list[Item]) -> list[Score]:
+    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig, draw: Draw | None
+) -> Callable[[list[Item]], Iterator[Score]]:
+    def answer(items: list[Item]) -> Iterator[Score]:
         prompts = [item.prompt for item in items]
-        title = f"answers of {candidate.name}"
-        outputs = generate.answers(
-            candidate.model, tokenizer, prompts, config.max_new_tokens, config.batch_size, title=title
-        )
-        references = [item.reference for item in items]
-        metric = rouge.Rouge(keep_in_memory=True)
-        columns = metric.compute(predictions=outputs, references=references, aggregate=False)
-        if config.judged:
-            columns["reward"] = judge.of(config, tokenizer)(prompts, outputs, references)
-        rows = [{kind: column[i] for kind, column in columns.items()} for i in range(len(items))]
-        return [score(*parts) for parts in zip(items, outputs, rows, strict=True)]
+        title = f"answers of {candidate.name}" + (f", seed {draw.seed}" if draw else "")
+        told = (prompts, config.max_new_tokens, config.batch_size, title, draw)
+        for answer in generate.stream(candidate.model, tokenizer, *told):
+            yield score(items[answer.index], answer.text, {}, seconds=answer.seconds)
 
     return answer
+
+
+def noise(
+    candidate: Candidate, tokenizer_manifest: Manifest, held_out: Dataset, config: EvaluateStepConfig
+) -> dict[str, list[float]]:
+    """Return the mean of each metric over the held-out rows, once for each seed with which answers are drawn.
+
+    Empty where the recipe asks for no noise band, or where rows are judged by their likelihood, which has no noise.
+    """
+    if config.noise is None or likelihood.is_by_likelihood(held_out):
+        return {}
+    tokenizer = load_tokenizer(tokenizer_manifest)
+    means: dict[str, list[float]] = {}
+    for seed in range(config.noise.num_seeds):
+        draw = Draw(config.noise.temperature, seed)
+        scores = _answered(candidate, tokenizer_manifest, tokenizer, held_out, config, draw)
+        for name, table in by_metric(scores).items():
+            means.setdefault(name, []).append(sum(table.values()) / len(table))
+    return means
+
+
+def flagged(scores: list[Score], found: Dataset) -> list[Score]:
+    """Mark the items that a training example holds.
+
+    Args:
+        scores: Of any benchmarks.
+        found: Rows of `contamination.FOUND`.
+    """
+    kinds = {(row["benchmark"], row["item"]): row["kind"] for row in found}
+    return [replace(each, contamination=kinds.get((each.benchmark, each.item), "")) for each in scores]
