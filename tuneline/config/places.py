@@ -4,8 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from tuneline.config import exams, files
-from tuneline.config.custom import source_file
+from tuneline.config import custom, exams, files
 from tuneline.config.evaluate import CUSTOM_KEY, NEEDS
 from tuneline.config.exams import ExamConfig
 from tuneline.config.files import Files
@@ -38,6 +37,7 @@ def missing(recipe: Recipe) -> list[str]:
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
         lambda: check_model(recipe.model, recipe.load),
         *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
+        lambda: check_reward_function(recipe),
         lambda: check_template(recipe.template),
         *(lambda name=name: check_metric(name) for name in recipe.evaluate.metrics),
     ]
@@ -90,7 +90,7 @@ def check_metric(name: str) -> None:
         RecipeError: There is no such module.
     """
     if ":" in name:
-        source_file(name, CUSTOM_KEY)
+        custom.source_file(name, CUSTOM_KEY)
     absent = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
     if absent:
         raise SourceError(
@@ -129,6 +129,16 @@ def check_model(model: ModelSource, holding: Holding | None = None) -> None:
             check_directory(model.path, holding)
         case GgufModel() if not model.path.is_file():
             raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
+
+
+def check_reward_function(recipe: Recipe) -> None:
+    """Find the file of a reward function, if the recipe names one; it is imported when the run starts.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
+    if name := getattr(recipe.train, "reward_function", None):
+        custom.source_file(name, "train.reward_function")
 
 
 def check_adapter(path: Path) -> None:

@@ -1,10 +1,3 @@
-def _import_functions(config: ResolveConfig) -> None:
-    if config.reward_function:
-        custom.load_reward(config.reward_function)
-    for name in config.metrics:
-        custom.load_reward(name, CUSTOM_KEY)
-
-
 """What a training starts from: base model, adapters, tokenizer with template and new tokens, checked to fit together.
 
 Everything is checked on the shapes alone, before any weights are read.
@@ -86,3 +79,10 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
         family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
     else:
         family.check(shape, config.method, new_ids=new_ids)
+
+
+def _import_functions(config: ResolveConfig) -> None:
+    if config.reward_function:
+        custom.load_reward(config.reward_function)
+    for name in config.metrics:
+        custom.load_reward(name, CUSTOM_KEY)

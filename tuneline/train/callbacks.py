@@ -94,7 +94,7 @@ def _refuse_no_number(logs: dict[str, Any], step: int, *, scaled: bool) -> None:
         value = "NaN" if isnan(logs["loss"]) or wrong != "loss" else "infinite"
         raise ProofError(
             f"The {wrong} became {value} in step {step}, so the weights are worthless from there on. Lower "
-            "train.learning_rate, or look for the rows of that step; checkpoints of steps before it are whole."
+            "train.learning_rate, or look for the rows of that step."
         )
 
 

@@ -13,7 +13,7 @@ from tuneline import progress
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.optimizers import TRAITS
 from tuneline.data import pairs
-from tuneline.errors import StoppedError
+from tuneline.errors import ProofError, StoppedError
 from tuneline.model.load import Loaded
 from tuneline.train import noise, reference, trainer
 from tuneline.train.callbacks import Listener, Recorder
@@ -127,12 +127,24 @@ def run(loop: StageTrainer, job: Job, listeners: tuple[Listener, ...]) -> Ran:
         recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.figures)
         for callback in (watch, recorder, Saving(job.config, stop)):
             loop.add_callback(callback)
-        loop.train(resume_from_checkpoint=str(latest) if latest else None)
+        with _telling_what_is_whole(job, loop):
+            loop.train(resume_from_checkpoint=str(latest) if latest else None)
     if stop.asked and loop.state.global_step < job.num_steps and not watch.stopped:
         raise StoppedError(_stopped(job, loop, stop.asked))
     if loop.noise:
         loop.noise.remove()
     return Ran(recorder, decisions | watch.finish())
+
+
+@contextmanager
+def _telling_what_is_whole(job: Job, loop: StageTrainer) -> Iterator[None]:
+    """Add to a failed proof which checkpoint is left."""
+    try:
+        yield
+    except ProofError as error:
+        latest = job.state.latest() if loop.kept else None
+        have = f"The last whole checkpoint is of step {step_of(latest)}." if latest else "There is no checkpoint yet."
+        raise ProofError(f"{error} {have}") from error
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, f
     return {
         "seconds": time.monotonic() - start,
         "tokens": float(loop.tokens_seen),
+        "trained_tokens": float(loop.tokens_trained),
         "steps": float(loop.state.global_step),
         "first_loss": losses[0],
         "final_loss": sum(losses[-3:]) / len(losses[-3:]),

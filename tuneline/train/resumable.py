@@ -50,6 +50,8 @@ class Resumable(Trainer):
     history: list[dict[str, float]]
     samples: list[dict[str, Any]]
     tokens_seen = 0
+    tokens_trained = 0
+    """Those of them that carried loss."""
     objective: Objective
     best: Best
     """The best evaluation so far."""
@@ -89,7 +91,12 @@ class Resumable(Trainer):
         trained = {name: part.detach().contiguous() for name, part in self.trained().items()}
         save_file(trained, folder / WEIGHTS)
         torch.save(self.family.beside(self.model), folder / BESIDE)
-        figures = {"history": self.history, "tokens_seen": self.tokens_seen, "best": self.best.state()}
+        figures = {
+            "history": self.history,
+            "tokens_seen": self.tokens_seen,
+            "tokens_trained": self.tokens_trained,
+            "best": self.best.state(),
+        }
         figures |= {"objective": self.objective.state(), "samples": self.samples}
         (folder / FIGURES).write_text(json.dumps(figures))
 
@@ -104,7 +111,7 @@ class Resumable(Trainer):
         self.family.restore_beside(self.model, torch.load(folder / BESIDE, weights_only=True))
         figures = json.loads((folder / FIGURES).read_text())
         self.history[:] = figures["history"]
-        self.tokens_seen = figures["tokens_seen"]
+        self.tokens_seen, self.tokens_trained = figures["tokens_seen"], figures["tokens_trained"]
         self.best.restore(figures["best"])
         self.objective.restore(figures["objective"])
         self.samples[:] = figures["samples"]

@@ -9,13 +9,17 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from tuneline import state
-from tuneline.errors import RecipeError
+from tuneline.errors import RecipeError, StoppedError
 from tuneline.identity import digest, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,26 @@ class State:
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint."""
         return next((path for path in self._checkpoints() if _broken(path) is None), None)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training the same; a process that dies lets go.
+
+        Raises:
+            StoppedError: One does.
+        """
+        lock = state.lock(f"training-{self.folder.name}", timeout_seconds=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoppedError(
+                f"Another process on this machine trains this recipe on these rows right now (its state is "
+                f"{self.folder}). Wait until it is done, then give the command again: what it made is taken."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self, wanted: str | None) -> None:
         """Refuse to go on with a training that is not this one.

@@ -52,23 +52,29 @@ def train(
     Raises:
         RecipeError: This machine, this model or this method cannot do what the recipe asks.
         ProofError: Packed examples see each other in this architecture, or the loss is no number.
+        StoppedError: A signal asked to stop, or another process trains the same.
     """
-    start = time.monotonic()
     job = Job(rows, base_model, tokenizer, load, method, config)
     job.refuse_shared_rows()
     job.state.check(config.resume_from)
+    with job.state.alone():
+        return _train(job, listeners)
+
+
+def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, TrainingReport]:
+    start = time.monotonic()
     held = loops.held_as_before(job)
     phase = receipt.Phases()
     with phase("load"):
-        loaded = load_base(base_model, tokenizer, held, trains_all=job.trains_all, packed=job.packed)
+        loaded = load_base(job.base_model, job.tokenizer, held, trains_all=job.trains_all, packed=job.packed)
     computed = loaded.precision.autocast or loaded.precision.weights
     with phase("prove"):
         kind, isolation = _isolated(job, loaded, exact=computed == torch.float32)
-    set_seed(config.seed)
+    set_seed(job.config.seed)
     work = _work_folder(job)
     with phase("prepare"):
         loop = loops.make(job, loaded, work)
-    decisions = loaded.decisions | patches.fuse_adapter(loop.model, load) | {"isolation": isolation}
+    decisions = loaded.decisions | patches.fuse_adapter(loop.model, job.load) | {"isolation": isolation}
     if kind != loaded.attention:
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
     loop.levers = loops.with_levers(job, loaded, loop)

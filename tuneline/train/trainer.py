@@ -23,6 +23,7 @@ from tuneline.model.precision import Precision
 from tuneline.train import optimizers
 from tuneline.train.noise import Noise
 from tuneline.train.objectives import Objective
+from tuneline.train.objectives.base import num_trained
 from tuneline.train.resumable import Resumable
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class StageTrainer(Resumable):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         self.tokens_seen += inputs["input_ids"].numel()
+        self.tokens_trained += num_trained(inputs)
         if self.noise:
             self.noise.of_row(inputs["cu_seq_lens_q"])
         found = self.objective.measure(model, inputs, self.token_losses)

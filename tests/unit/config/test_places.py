@@ -65,3 +65,12 @@ def test_a_template_is_looked_for_before_a_run(tmp_path):
         places.check_template("lama3")
     with pytest.raises(SourceError, match="template: there is no file .*own.jinja"):
         places.check_template(str(tmp_path / "own.jinja"))
+
+
+def test_a_reward_function_without_a_module_is_told_by_its_key(missing):
+    rewarded = {"stage": "grpo", "registry": {"model_name": "tiny", "gate": {"metric": "reward"}}}
+
+    (line,) = missing(**rewarded, train={"reward_function": "no_rewards:here"})
+
+    assert line.startswith("train.reward_function 'no_rewards:here': there is no module 'no_rewards'")
+    assert missing(**rewarded, train={"reward_function": "tuneline.data.rewards:overlap"}) == []

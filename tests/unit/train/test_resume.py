@@ -304,6 +304,15 @@ def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeyp
     assert len(calls) == 4
 
 
+def test_two_processes_never_train_the_same_at_once(parts, home):
+    def train_it_too(figures, step):
+        with pytest.raises(StoppedError, match="Another process on this machine trains this recipe"):
+            trained(parts, max_steps=2)
+
+    trained(parts, listeners=(train_it_too,), max_steps=2)
+    trained(parts, max_steps=2)
+
+
 def test_an_explicit_training_goes_on_and_another_recipes_is_refused_with_what_differs(parts, home):
     with pytest.raises(DiedError):
         trained(parts, LORA, dying_at(5))

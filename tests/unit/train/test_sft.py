@@ -62,6 +62,10 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
     )
 
     assert report.summary["final_loss"] < report.summary["first_loss"] - 0.3
+    marks = [labels[1:] for row in rows.splits["train"] for labels in [row["labels"]]]
+    assert report.summary["trained_tokens"] / report.summary["tokens"] == pytest.approx(
+        sum(label != -100 for row in marks for label in row) / sum(len(row) + 1 for row in marks), rel=0.2
+    )
     assert heard == [(int(entry["step"]), entry["loss"]) for entry in report.history]
     assert report.decisions["dtype"] == "torch.float32: as the recipe says"
     assert {"load_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "flops"} <= set(report.summary)

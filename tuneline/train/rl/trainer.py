@@ -58,6 +58,7 @@ class RLTrainer(StageTrainer):
     def _loss(self, model: Any, part: Experience, whole: Experience) -> torch.Tensor:
         inputs = self._inputs(part.spans)
         self.tokens_seen += inputs["input_ids"].numel()
+        self.tokens_trained += sum(part.lengths)
         found = self.objective.update(model, inputs, part, whole, self.token_losses)
         self.add_figures(found.figures)
         return found.total

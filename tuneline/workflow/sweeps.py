@@ -1,0 +1,56 @@
+"""Run a sweep: pipeline after pipeline, so that what they share is computed once and taken from the cache."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tuneline.config.sweep import Setting
+from tuneline.errors import RecipeError
+from tuneline.tracking import compare, sweep
+from tuneline.tracking.sweep import Line
+from tuneline.workflow import start, tracker
+from tuneline.workflow.start import Outcome
+
+Told = Callable[[str, Outcome], None]
+"""Hears the name of a setting and what one of its runs came to."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep."""
+
+    metric: str
+    lines: list[Line]
+    run_id: str
+    """Its MLflow run."""
+
+
+def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: None) -> Swept:
+    """Run every setting with every seed.
+
+    Args:
+        title: Of the sweep's own run.
+        settings: Of `tuneline.config.sweep`.
+        told: Called after each run.
+
+    Raises:
+        Refusal: A run was refused; those before it stay.
+    """
+    tracker.connect()
+    metric = settings[0].runs[0].recipe.registry.gate.metric
+    lines: list[Line] = []
+    with sweep.parent(title, settings[0].runs[0].pipeline) as parent:
+        for setting in settings:
+            scores, names = [], []
+            for config in setting.runs:
+                outcome = start.start(config)
+                if outcome is None:
+                    raise RecipeError(f"{config.path}: a sweep runs now. Leave schedule out.")
+                tracker.connect()  # ZenML's tracker takes its address along when a step ends
+                parent.adopt(compare.find_run(outcome.run_name).info.run_id)
+                told(setting.name, outcome)
+                names.append(outcome.run_name)
+                scores.append(outcome.report.metrics()[metric]["model"].mean)
+            lines.append(Line(setting.name, names, scores))
+        ranked = sweep.judged(lines)
+        parent.close(title, metric, ranked)
+    return Swept(metric, ranked, parent.run_id)
