@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import data_memory, data_preparation
+from benchmarks import data_memory, data_preparation, exam_throughput
 
 
 def taken(rows, *rounds):
@@ -48,3 +48,17 @@ def test_the_cost_of_a_row_leaves_out_what_every_run_needs():
 
     assert found["bytes_per_row"]["align"]["anonymous"] == pytest.approx(100)
     assert found["within_bound"] == {"align": True, "merge": False}
+
+
+def test_exam_engines_are_compared_by_cpu_seconds_and_by_their_answers():
+    runs = {
+        "ours": [{"cpu_seconds": 2.0, "answers": ["A", "B"]}],
+        "lm_eval": [{"cpu_seconds": seconds, "answers": ["A", "B"]} for seconds in (10.0, 18.0, 99.0)],
+        "llamafactory_loop": [{"cpu_seconds": 8.0, "answers": ["A", "C"]}],
+    }
+
+    found = exam_throughput.report(runs, right=["A", "D"])
+
+    assert (found["vs_lm_eval"], found["vs_llamafactory_loop"], found["accuracy"]) == (9.0, 4.0, 0.5)
+    assert not found["same_answers"]
+    assert found["differing_answers"] == {"ours": 0, "lm_eval": 0, "llamafactory_loop": 1}
