@@ -36,7 +36,7 @@ class ReportMaterializer(FolderMaterializer):
         return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
-        means = {
+        means: dict[str, MetadataType] = {
             f"{name}.{who}": interval.mean for name, parts in data.metrics().items() for who, interval in parts.items()
         }
         return means | {f"{name}.{who}": value for who, each in data.totals.items() for name, value in each.items()}
