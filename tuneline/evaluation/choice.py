@@ -18,7 +18,8 @@ from tuneline.config import exams
 from tuneline.data.benchmarks import LETTERS, Question
 from tuneline.errors import SourceError
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
+"""Tokens of a batch on a CPU, without the shared ones: larger batches copy more of the cache (docs/log.md)."""
 
 
 HEADS = {
@@ -45,13 +46,15 @@ def _show(question: Question, benchmark: str) -> str:
 
 @torch.inference_mode()
 def letter_logprobs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_tokens: int | None = None
 ) -> torch.Tensor:
     """Return the log-probability of each letter after each prompt, [prompts, letters], in order.
 
     Raises:
         SourceError: The tokenizer does not write each letter as one token.
     """
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS if model.device.type == "cpu" else 8 * BATCH_TOKENS
     rows = tokenizer(list(prompts))["input_ids"]
     letters = torch.tensor(_letter_ids(tokenizer), device=model.device)
     if _has_virtual_tokens(model):
