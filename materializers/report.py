@@ -14,6 +14,8 @@ from tuneline.identity import digest
 
 WHO = ("base", "model")
 ABOUT = "report.json"
+TOLD = ("base_hash", "model_hash", "totals", "methods", "noise")
+"""Fields of a report beside the scores."""
 
 
 class ReportMaterializer(FolderMaterializer):
@@ -26,7 +28,7 @@ class ReportMaterializer(FolderMaterializer):
         with self.writing() as folder:
             for who in WHO:
                 pq.write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
-            (folder / ABOUT).write_text(json.dumps({f"{who}_hash": getattr(data, f"{who}_hash") for who in WHO}))
+            (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in TOLD}, ensure_ascii=False))
 
     def load(self, data_type: type[Report]) -> Report:
         folder = self.reading()
@@ -34,9 +36,10 @@ class ReportMaterializer(FolderMaterializer):
         return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
-        return {
+        means: dict[str, MetadataType] = {
             f"{name}.{who}": interval.mean for name, parts in data.metrics().items() for who, interval in parts.items()
         }
+        return means | {f"{name}.{who}": value for who, each in data.totals.items() for name, value in each.items()}
 
     def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
         return {
@@ -50,4 +53,4 @@ class ReportMaterializer(FolderMaterializer):
             for who in WHO
             for score in getattr(data, who)
         ]
-        return digest([data.base_hash, data.model_hash, rows])
+        return digest([data.base_hash, data.model_hash, rows, data.totals, data.methods, data.noise])

@@ -17,7 +17,7 @@ from tuneline.model.checkpoint import Checkpoint
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    libraries = ("torch", "transformers", "evaluate", "rouge-score")
+    libraries = ("torch", "transformers", "evaluate", "rouge-score", "sacrebleu", "lm-eval", "jieba", "rouge-chinese")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "data.corpus")
     return code_behind(*modules, libraries=libraries)
 
@@ -34,10 +34,4 @@ def evaluate(
     """Ask both models the same questions; answers that are known already are not asked for again."""
     before = score.base(base_model, tokenizer, config)
     after = score.trained(model, config)
-    held_out = mixture.splits["validation"]
-    return Report(
-        base=score.score_all(before, tokenizer, held_out, benchmarks, config),
-        model=score.score_all(after, tokenizer, held_out, benchmarks, config),
-        base_hash=before.content_hash,
-        model_hash=after.content_hash,
-    )
+    return score.report(before, after, tokenizer, mixture, benchmarks, config)

@@ -58,6 +58,33 @@ def _resampled_means(scores: NDArray[np.float64], num_resamples: int, seed: int)
     return np.concatenate(means)
 
 
+def bootstrap_macro(
+    strata: Sequence[Sequence[float]], level: float = 0.95, num_resamples: int = 5000, seed: int = 0
+) -> Interval:
+    """Return the mean of the means of strata, with its interval from resamples within each stratum.
+
+    Args:
+        strata: Scores of the items of each stratum, like the subjects of an exam.
+        level: Confidence of the two-sided interval.
+        num_resamples: Draws of as many items in each stratum, with replacement.
+        seed: Of the draws.
+    """
+    groups = [np.asarray(each, dtype=float) for each in strata]
+    if not groups or any(each.size == 0 for each in groups):
+        raise ValueError("A stratum has no items, so it has no mean.")
+    generator = np.random.default_rng(seed)
+    total = np.zeros(num_resamples)
+    for each in groups:
+        rows = max(1, 2_000_000 // each.size)
+        for done in range(0, num_resamples, rows):
+            count = min(rows, num_resamples - done)
+            total[done : done + count] += each[generator.integers(0, each.size, (count, each.size))].mean(axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(total / len(groups), [tail, 1 - tail])
+    mean = float(np.mean([each.mean() for each in groups]))
+    return Interval(mean, float(low), float(high), sum(each.size for each in groups))
+
+
 def _expanded(tail: float, num_items: int) -> float:
     """Return the share of resamples to leave out on one side, so that the interval is as wide as Student's t."""
     if num_items < 2:

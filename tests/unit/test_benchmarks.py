@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from benchmarks import data_memory, data_preparation, training_throughput
+from benchmarks import data_memory, data_preparation, exam_throughput, training_throughput
 from benchmarks.peers import steps
 
 
@@ -97,3 +97,17 @@ def test_padding_counts_for_nobody():
     plain = Dataset.from_list([{"input_ids": [1, 2, 3]}] * 3)
 
     assert steps.tokens_by_step(padded, 2) == steps.tokens_by_step(plain, 2) == [6, 3]
+
+
+def test_exam_engines_are_compared_by_cpu_seconds_and_by_their_answers():
+    runs = {
+        "ours": [{"cpu_seconds": 2.0, "answers": ["A", "B"]}],
+        "lm_eval": [{"cpu_seconds": seconds, "answers": ["A", "B"]} for seconds in (10.0, 18.0, 99.0)],
+        "llamafactory_loop": [{"cpu_seconds": 8.0, "answers": ["A", "C"]}],
+    }
+
+    found = exam_throughput.report(runs, right=["A", "D"])
+
+    assert (found["vs_lm_eval"], found["vs_llamafactory_loop"], found["accuracy"]) == (9.0, 4.0, 0.5)
+    assert not found["same_answers"]
+    assert found["differing_answers"] == {"ours": 0, "lm_eval": 0, "llamafactory_loop": 1}

@@ -1,29 +1,16 @@
 """Configs of the data steps, one per step, so that a step's cache sees only its own knobs."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.exams import ExamConfig as ExamConfig
 from tuneline.config.sources import SourceConfig
 
 FEWEST_HELD_OUT = 5
 """With fewer items no interval can be believed, whatever the method."""
-
-
-class ExamConfig(Config):
-    """A multiple-choice exam in MMLU's format: `dev/` and `test/` with one CSV a subject, without header."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """Prefix of the exam's metrics."""
-
-    path: Path
-    """Folder with `dev/<subject>.csv` (the shots) and `test/<subject>.csv`, relative to the recipe's file."""
-
-    num_shots: int = Field(5, ge=0)
-    """Solved questions in front of each question, the first of `dev/`."""
 
 
 class MergeConfig(Config):

@@ -1,17 +1,53 @@
 """Configs of evaluation and promotion."""
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.exams import Benchmark
 from tuneline.config.gate import GuardConfig, PreconditionsConfig, TargetConfig
 from tuneline.config.loader import Holding
+from tuneline.errors import did_you_mean
 
-Metric = Literal[
-    "rouge1", "rouge2", "rougeL", "log_likelihood", "preference_accuracy", "signed_log_likelihood", "reward"
-]
+Metric = str
+"""Name of something that is measured; the recipe says what that is, and refuses other names."""
+
+CUSTOM_KEY = "evaluate.metrics"
+GENERATED: dict[str, tuple[str, ...]] = {
+    **{
+        name: (name,) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "token_f1")
+    },
+    "llamafactory_compat": tuple(f"llamafactory_{kind}" for kind in ("rouge1", "rouge2", "rougeL", "bleu4")),
+}
+"""Metric of generated answers -> the columns that it makes."""
+
+NEEDS = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
+"""Metric -> packages that it needs beyond ours."""
+
+_FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+def column_of(name: str) -> str:
+    """Return the name under which `module:function` stands in tables: the function's."""
+    return name.partition(":")[2]
+
+
+LETTERS_VERSION = 1
+"""Of the prompts and of the scoring of exams; a change of either is another protocol."""
+
+
+class NoiseConfig(Config):
+    """How often answers are drawn for the noise band, and how."""
+
+    num_seeds: int = Field(3, ge=2)
+    """Draws of each answer, with the seeds 0, 1, ..."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Of the draws."""
 
 
 class EvaluateConfig(Config):
@@ -26,12 +62,51 @@ class EvaluateConfig(Config):
     max_items: int | None = Field(None, ge=5)
     """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
 
+    metrics: list[str] = Field(["rouge1", "rouge2", "rougeL"], min_length=1)
+    """What generated answers are scored by: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,
+    `token_f1`, `llamafactory_compat` (LlamaFactory's own four, for comparison), or `module:function` of your own, which
+    takes `prompts`, `completions` and `references` (lists of texts) and returns a number each."""
+
+    cut: Literal["auto", "words", "characters"] = "auto"
+    """How texts are cut into tokens for ROUGE, BLEU and token F1: by words, or by characters, for Chinese, Japanese and
+    Korean; `auto` looks at the references. The report names it beside the score."""
+
+    use_stemmer: bool = False
+    """Compare English words by their stems in ROUGE, as ROUGE-1.5.5 does with `-m`."""
+
+    noise: NoiseConfig | None = None
+    """Draw answers with several seeds, too, and report how far the means lie apart: the noise band."""
+
+    def columns(self) -> list[str]:
+        """Return the names of the scores that generated answers get."""
+        return [column for name in self.metrics for column in GENERATED.get(name, (column_of(name),))]
+
+    @model_validator(mode="after")
+    def _metrics_exist(self) -> "EvaluateConfig":
+        for name in self.metrics:
+            if name not in GENERATED and not _FUNCTION.fullmatch(name):
+                raise ValueError(
+                    f"metrics: there is no metric {name!r}.{did_you_mean(name, GENERATED)} Known: "
+                    f"{', '.join(GENERATED)}; or write module:function for one of your own."
+                )
+        twice = [name for name, count in Counter(self.columns()).items() if count > 1]
+        if twice:
+            raise ValueError(f"metrics: two of them are called {twice[0]!r}. Leave one out, or rename your function.")
+        return self
+
 
 class ExamProtocol(Config):
     """How one exam is taken."""
 
     name: str
     num_shots: int
+    benchmark: Benchmark = "mmlu"
+    max_questions: int | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 1`."""
+        return f"{self.benchmark}, {self.num_shots} shots, letters, {LETTERS_VERSION}"
 
 
 class EvaluateStepConfig(EvaluateConfig):
@@ -49,6 +124,8 @@ class EvaluateStepConfig(EvaluateConfig):
 
     reward_function: str | None = None
     reward_function_hash: str = ""
+    metric_hashes: dict[str, str] = Field(default_factory=dict)
+    """`module:function` -> hash of its source, so that a changed metric scores again."""
 
     @property
     def judged(self) -> bool:

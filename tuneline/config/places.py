@@ -1,10 +1,12 @@
 """Are the files that a recipe names there? Reads nothing, imports nothing heavy: `tuneline plan` asks first."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-from tuneline.config import custom, files
-from tuneline.config.data import ExamConfig
+from tuneline.config import custom, exams, files
+from tuneline.config.evaluate import CUSTOM_KEY, NEEDS
+from tuneline.config.exams import ExamConfig
 from tuneline.config.files import Files
 from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
@@ -37,6 +39,7 @@ def missing(recipe: Recipe) -> list[str]:
         *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
         lambda: check_reward_function(recipe),
         lambda: check_template(recipe.template),
+        *(lambda name=name: check_metric(name) for name in recipe.evaluate.metrics),
     ]
     problems = []
     for check in checks:
@@ -70,13 +73,30 @@ def files_of(name: str, path: Path) -> Files:
 
 
 def check_exam(exam: ExamConfig) -> None:
-    """Check that an exam's folder is there.
+    """Check that an exam's files are there; those of the hub are looked for when they are fetched.
 
     Raises:
-        SourceError: It holds no test.
+        SourceError: The place is missing, is no exam, or lacks a subject.
     """
-    if not any(exam.path.glob("test/*.csv")):
-        raise SourceError(f"exams.{exam.name}.path: {exam.path} has no test/<subject>.csv. Give a folder like MMLU's.")
+    if exam.path is not None:
+        exams.sheets(exam, exam.path)
+
+
+def check_metric(name: str) -> None:
+    """Check that a metric's packages are installed, or that there is a module behind one of the user's own.
+
+    Raises:
+        SourceError: A package is missing.
+        RecipeError: There is no such module.
+    """
+    if ":" in name:
+        custom.source_file(name, CUSTOM_KEY)
+    absent = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
+    if absent:
+        raise SourceError(
+            f"{CUSTOM_KEY}: {name} needs {' and '.join(absent)}, which is not installed. Install tuneline[compat], or "
+            "leave it out."
+        )
 
 
 def check_template(template: str) -> None:

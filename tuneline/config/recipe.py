@@ -15,7 +15,14 @@ from tuneline.config.data import (
     TokenizeConfig,
     TokenizeStepConfig,
 )
-from tuneline.config.evaluate import EvaluateConfig, EvaluateStepConfig, ExamProtocol, RegisterConfig
+from tuneline.config.evaluate import (
+    CUSTOM_KEY,
+    GENERATED,
+    EvaluateConfig,
+    EvaluateStepConfig,
+    ExamProtocol,
+    RegisterConfig,
+)
 from tuneline.config.loader import LoadConfig, LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
@@ -23,6 +30,7 @@ from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConf
 from tuneline.config.rl import GRPOConfig, PPOConfig
 from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
 from tuneline.config.train import MergeAdapterConfig, Optimisation, TrainConfig
+from tuneline.errors import did_you_mean
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
 
@@ -45,6 +53,9 @@ class ResolveConfig(Config):
     max_length: int
     reward_function: str | None = None
     """Function that judges answers, as in the recipe."""
+
+    metrics: list[str] = Field(default_factory=list)
+    """Metrics of the user's own, as in the recipe."""
 
 
 class Recipe(DataSection):
@@ -95,15 +106,21 @@ class Recipe(DataSection):
 
     @model_validator(mode="after")
     def _the_gate_asks_for_what_is_measured(self) -> "Recipe":
-        exams = [f"{exam.name}_accuracy" for exam in self.exams]
+        measured = self.measured()
         for key, metric in self.registry.gate.asked():
-            if metric not in (*self.metrics, *exams):
-                known = self.metrics if key == "metric" else (*self.metrics, *exams)
+            if metric not in measured:
                 raise ValueError(
-                    f"registry.gate.{key}: stage {self.stage} does not measure {metric} on held-out rows"
-                    f"{' or in its exams' if exams and key != 'metric' else ''}. Set {' or '.join(known)}."
+                    f"registry.gate.{key}: this recipe does not measure {metric} (stage {self.stage}, "
+                    f"evaluate.metrics).{did_you_mean(metric, measured)} Set {' or '.join(measured)}."
                 )
         return self
+
+    def measured(self) -> list[str]:
+        """Return the names of all metrics that a gate can ask for: of held-out rows, and of exams."""
+        generated = {column for columns in GENERATED.values() for column in columns}
+        plain = [name for name in self.metrics if name not in generated]
+        answers = self.evaluate.columns() if len(plain) < len(self.metrics) else []
+        return [*answers, *plain, *(f"{exam.name}_accuracy" for exam in self.exams)]
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> "Recipe":
@@ -141,6 +158,7 @@ class Recipe(DataSection):
             load=self.load,
             method=self.method,
             max_length=self.tokenize.max_length,
+            metrics=[name for name in self.evaluate.metrics if ":" in name],
         )
 
     def for_ingest(self, source: SourceConfig) -> IngestConfig:
@@ -180,9 +198,17 @@ class Recipe(DataSection):
 
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
-        exams = [ExamProtocol(name=exam.name, num_shots=exam.num_shots) for exam in self.exams]
+        kept = set(ExamProtocol.model_fields)
+        exams = [ExamProtocol(**exam.model_dump(include=kept)) for exam in self.exams]
         window = self.tokenize.max_length
-        return EvaluateStepConfig(**self.evaluate.model_dump(), exams=exams, window=window, load=self.load.plain())
+        own = [name for name in self.evaluate.metrics if ":" in name]
+        return EvaluateStepConfig(
+            **self.evaluate.model_dump(),
+            exams=exams,
+            window=window,
+            load=self.load.plain(),
+            metric_hashes={name: source_hash(name, CUSTOM_KEY) for name in own},
+        )
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""

@@ -1,14 +1,24 @@
-"""Multiple-choice exams in MMLU's file format (Hendrycks et al. 2021, arXiv:2009.03300): reading only."""
+"""Multiple-choice exams: reading only. Formats of MMLU (Hendrycks et al. 2021, arXiv:2009.03300), CMMLU and C-Eval.
+
+CMMLU: Li et al. 2023, arXiv:2306.09212. C-Eval: Huang et al. 2023, arXiv:2305.08322. A sheet is a CSV file with the
+columns question, A, B, C, D, answer in this order and without a header (MMLU), or with a header that names them among
+others (CMMLU, C-Eval).
+"""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneline.config.exams import SHOTS
 from tuneline.data import sources
 from tuneline.errors import DataError
 from tuneline.identity import Located, digest
 
 LETTERS = ("A", "B", "C", "D")
+COLUMNS = ("question", "a", "b", "c", "d", "answer")
+
+Row = list[str]
 
 
 @dataclass(frozen=True)
@@ -35,30 +45,56 @@ class Exam:
 
 
 def read_exam(found: Located) -> Exam:
-    """Read the exam that a manifest speaks of.
+    """Read the exam that a manifest speaks of; `test` holds the split that the recipe asks.
 
     Raises:
-        DataError: A row has not six columns, or its answer is none of A to D.
+        DataError: A sheet lacks a column, a row has another number of columns, or its answer is none of A to D.
         SourceError: A file changed since it was resolved.
     """
     sources.same_bytes(found)
-    by_split: dict[str, dict[str, list[Question]]] = {"dev": {}, "test": {}}
+    shots: dict[str, list[Question]] = {}
+    asked: dict[str, list[Question]] = {}
     for path in found.paths():
-        by_split[path.parent.name][path.stem] = _read(path)
-    return Exam(found.name, by_split["dev"], by_split["test"])
+        split = path.parent.name
+        side = shots if split == SHOTS else asked
+        subject = path.stem.removesuffix(f"_{split}")
+        side[subject] = _read(path, subject)
+    return Exam(found.name, shots, asked)
 
 
-def _read(path: Path) -> list[Question]:
+def _read(path: Path, subject: str) -> list[Question]:
     questions = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
+        pick: Callable[[Row], Row] | None = None
         for row in reader:
+            if pick is None:
+                pick, is_header = _columns(row, path)
+                if is_header:
+                    continue
             place = f"{path}:{reader.line_num}"
-            if len(row) != 6:
-                raise DataError(f"{place}: expected question, A, B, C, D, answer; got {len(row)} columns.")
-            if row[5] not in LETTERS:
-                raise DataError(f"{place}: the answer must be one of A, B, C, D; got {row[5]!r}.")
-            questions.append(Question(path.stem, row[0], tuple(row[1:5]), row[5]))
+            cells = pick(row)
+            if len(cells) != len(COLUMNS):
+                raise DataError(
+                    f"{place}: expected question, A, B, C, D, answer; got {len(row)} columns. Mend the row."
+                )
+            if cells[5] not in LETTERS:
+                raise DataError(f"{place}: the answer must be one of A, B, C, D; got {cells[5]!r}. Mend the row.")
+            questions.append(Question(subject, cells[0], tuple(cells[1:5]), cells[5]))
     if not questions:
-        raise DataError(f"{path} holds no questions.")
+        raise DataError(f"{path} holds no questions. Give a file with at least one, or leave its subject out.")
     return questions
+
+
+def _columns(first: Row, path: Path) -> tuple[Callable[[Row], Row], bool]:
+    """Return what picks the six cells of a row, and whether the first row is a header."""
+    names = [cell.strip().lower() for cell in first]
+    if not {"question", "answer"} & set(names) or sum(name in names for name in COLUMNS) < 4:
+        return (lambda row: row), False
+    if missing := [name for name in COLUMNS if name not in names]:
+        shown = missing[0].upper() if len(missing[0]) == 1 else missing[0]
+        hint = " C-Eval's test split is published without answers; set split: val." if shown == "answer" else ""
+        raise DataError(f"{path}: the column {shown} is missing; its header has {first}.{hint} Give a whole sheet.")
+    places = [names.index(name) for name in COLUMNS]
+    width = len(first)
+    return (lambda row: [row[place] for place in places] if len(row) == width else []), True

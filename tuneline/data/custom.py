@@ -46,23 +46,27 @@ def load(name: str) -> Format:
     return Format(align_own, lambda record: False)
 
 
-def load_reward(name: str) -> Callable[[list[str], list[str], list[str]], list[float]]:
-    """Import a reward function; what it returns is checked at each call.
+def load_reward(name: str, key: str = REWARD) -> Callable[[list[str], list[str], list[str]], list[float]]:
+    """Import a reward function, or a metric, which is one; what it returns is checked at each call.
+
+    Args:
+        name: `module:function`.
+        key: Where the recipe names it.
 
     Raises:
         RecipeError: The module is missing or fails, or has no such function.
     """
-    function = _function(name, REWARD)
+    function = _function(name, key)
 
     def judge(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
         try:
             found = function(prompts=prompts, completions=completions, references=references)
         except Exception as error:
-            raise RecipeError(f"{REWARD} {name!r} failed: {type(error).__name__}: {error}. Mend it.") from error
+            raise RecipeError(f"{key} {name!r} failed: {type(error).__name__}: {error}. Mend it.") from error
         values = list(found) if isinstance(found, Iterable) else found
         if not isinstance(values, list) or len(values) != len(prompts) or not all(map(_is_number, values)):
             raise RecipeError(
-                f"{REWARD} {name!r} must return a finite number for each of {len(prompts)} answers, got "
+                f"{key} {name!r} must return a finite number for each of {len(prompts)} answers, got "
                 f"{found!r:.80}. Mend it."
             )
         return [float(value) for value in values]

@@ -14,9 +14,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from tuneline.config.data import ExamConfig
-from tuneline.config.places import check_exam, files_of
+from tuneline.config.exams import ExamConfig
+from tuneline.config.places import files_of
 from tuneline.config.sources import IngestConfig, SourceConfig
+from tuneline.data import exams as located
 from tuneline.data import hub, readers, schema
 from tuneline.data.corpus import Corpus, Writer
 from tuneline.errors import DataError, SourceError
@@ -42,9 +43,9 @@ def locate_exams(exams: list[ExamConfig]) -> Manifest:
     """Find the exams of a recipe and hash their files.
 
     Raises:
-        SourceError: A folder is missing or holds no test.
+        SourceError: A place is missing or holds no exam.
     """
-    return Manifest(kind="benchmarks", items=[_locate_exam(exam) for exam in exams])
+    return Manifest(kind="benchmarks", items=[located.locate(exam) for exam in exams])
 
 
 def _locate_source(source: SourceConfig) -> Located:
@@ -53,12 +54,6 @@ def _locate_source(source: SourceConfig) -> Located:
     found = files_of(source.name, source.path)
     files = file_entries(found.folder, found.paths)
     return Located(name=source.name, location=str(found.folder), source=source.path.name, files=files)
-
-
-def _locate_exam(exam: ExamConfig) -> Located:
-    check_exam(exam)
-    paths = [*exam.path.glob("dev/*.csv"), *exam.path.glob("test/*.csv")]
-    return Located(name=exam.name, location=str(exam.path), source=exam.path.name, files=file_entries(exam.path, paths))
 
 
 def ingest(sources: Manifest, config: IngestConfig) -> Corpus:

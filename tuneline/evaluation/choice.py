@@ -1,4 +1,7 @@
-"""Multiple-choice scoring (MMLU, arXiv:2009.03300): the log-likelihood of each letter as the next token.
+"""Multiple-choice scoring: the log-likelihood of each letter as the next token.
+
+The prompts are those of MMLU (Hendrycks et al. 2021, arXiv:2009.03300), CMMLU (Li et al. 2023, arXiv:2306.09212) and
+C-Eval (Huang et al. 2023, arXiv:2305.08322), as lm-evaluation-harness puts them.
 
 One forward pass a question. What the prompts of a subject share (the solved questions) is computed once: the longest
 common prefix of the *tokenized* prompts, so that no token is cut otherwise than in a prompt by itself. Left padding
@@ -11,33 +14,47 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneline.config import exams
 from tuneline.data.benchmarks import LETTERS, Question
 from tuneline.errors import SourceError
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
+"""Tokens of a batch on a CPU, without the shared ones: larger batches copy more of the cache (docs/log.md)."""
 
 
-def prompt(question: Question, shots: Sequence[Question]) -> str:
-    """Return the prompt of MMLU's authors: header, solved questions, the question."""
-    head = f"The following are multiple choice questions (with answers) about {question.subject.replace('_', ' ')}.\n\n"
-    solved = "".join(f"{_show(shot)} {shot.answer}\n\n" for shot in shots)
-    return head + solved + _show(question)
+HEADS = {
+    "mmlu": "The following are multiple choice questions (with answers) about {subject}.",
+    "cmmlu": "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。",
+    "ceval": "以下是中国关于{subject}的单项选择题，请选出其中的正确答案。",
+}
+"""First line of the prompt, as their authors and lm-evaluation-harness write it."""
+
+ANSWERS = {"mmlu": "Answer:", "cmmlu": "答案：", "ceval": "答案："}
 
 
-def _show(question: Question) -> str:
+def prompt(question: Question, shots: Sequence[Question], benchmark: str = "mmlu") -> str:
+    """Return the prompt of a benchmark's authors: header, solved questions, the question."""
+    head = HEADS[benchmark].format(subject=exams.title(benchmark, question.subject))
+    solved = [f"{_show(shot, benchmark)} {shot.answer}" for shot in shots]
+    return "\n\n".join([head, *solved, _show(question, benchmark)])
+
+
+def _show(question: Question, benchmark: str) -> str:
     choices = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
-    return "\n".join([question.text.strip(), *choices, "Answer:"])
+    return "\n".join([question.text.strip(), *choices, ANSWERS[benchmark]])
 
 
 @torch.inference_mode()
 def letter_logprobs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_tokens: int | None = None
 ) -> torch.Tensor:
     """Return the log-probability of each letter after each prompt, [prompts, letters], in order.
 
     Raises:
         SourceError: The tokenizer does not write each letter as one token.
     """
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS if model.device.type == "cpu" else 8 * BATCH_TOKENS
     rows = tokenizer(list(prompts))["input_ids"]
     letters = torch.tensor(_letter_ids(tokenizer), device=model.device)
     if _has_virtual_tokens(model):

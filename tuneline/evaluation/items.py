@@ -1,14 +1,18 @@
 """One scored item, and the store that keeps each score once: by model, protocol and item."""
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline import state
+
+FLUSH_SECONDS = 20.0
+"""Scores are written at least so often; an evaluation that is killed asks again for what came since."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,12 @@ class Item:
 
     benchmark: str
     id: str
+    """Of a held-out example, its id in the mixture; of an exam's question, the hash of its content."""
+
     prompt: str
     reference: str
+    group: str = ""
+    """Subject of an exam's question, behind its category: `STEM/anatomy`."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +38,58 @@ class Score:
     prompt: str
     reference: str
     output: str
-    metrics: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
+    group: str = ""
+    seconds: float = 0.0
+    """Wall time of answering: the item's share of its batch."""
+
+    tokens: int = 0
+    """Tokens that were scored, where a likelihood is the score."""
+
+    contamination: str = ""
+    """How a training example holds the item: `exact`, `ngram`, or not at all."""
 
 
-def score(item: Item, output: str, metrics: dict[str, float]) -> Score:
+SCHEMA = pa.schema(
+    [
+        *((name, pa.large_string()) for name in ("benchmark", "item", "prompt", "reference", "output", "metrics")),
+        ("group", pa.large_string()),
+        ("seconds", pa.float64()),
+        ("tokens", pa.int64()),
+        ("contamination", pa.large_string()),
+    ]
+)
+"""Columns of a table of scores; `metrics` is JSON text, as benchmarks have different ones."""
+
+
+def score(item: Item, output: str, metrics: dict[str, float], *, seconds: float = 0.0, tokens: int = 0) -> Score:
     """Join an item with its answer."""
-    return Score(item.benchmark, item.id, item.prompt, item.reference, output, metrics)
+    return Score(
+        item.benchmark,
+        item.id,
+        item.prompt,
+        item.reference,
+        output,
+        metrics,
+        item.group,
+        seconds=seconds,
+        tokens=tokens,
+    )
 
 
 def to_table(scores: Iterable[Score]) -> pa.Table:
-    """Write scores as a table; metrics travel as JSON text, as benchmarks have different ones."""
+    """Write scores as a table."""
     rows = [asdict(score) | {"metrics": json.dumps(score.metrics, sort_keys=True)} for score in scores]
-    names = ("benchmark", "item", "prompt", "reference", "output", "metrics")
-    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.large_string()) for name in names]))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[Score]:
-    """Read what `to_table` wrote."""
+    """Read what `to_table` wrote; columns that were not written then have their defaults."""
     return [Score(**{**row, "metrics": json.loads(row["metrics"])}) for row in table.to_pylist()]
 
 
 def remembered(
-    model_hash: str, protocol: str, items: Sequence[Item], answer: Callable[[list[Item]], list[Score]]
+    model_hash: str, protocol: str, items: Sequence[Item], answer: Callable[[list[Item]], Iterable[Score]]
 ) -> list[Score]:
     """Return the score of each item, asking the model only for those that are not in the store.
 
@@ -59,7 +97,8 @@ def remembered(
         model_hash: Content hash of the model.
         protocol: Id of how questions are put and scored.
         items: Items in order.
-        answer: Scores the items that are missing; not called where none is.
+        answer: Scores the items that are missing, in any order; not called where none is. What it has yielded is kept
+            though it be interrupted.
 
     Returns:
         Scores in the order of the items, under the benchmark's present name: a renamed exam asks nothing again.
@@ -68,11 +107,32 @@ def remembered(
     known = {score.item: score for score in _read(path)}
     missing = [item for item in items if item.id not in known]
     if missing:
-        fresh = answer(missing)
-        with state.lock(f"scores-{model_hash[:32]}"):
-            known = {score.item: score for score in [*_read(path), *fresh]}
-            _write(path, known.values())
-    return [replace(known[item.id], benchmark=item.benchmark) for item in items]
+        for fresh in _portions(answer(missing)):
+            with state.lock(f"scores-{model_hash[:32]}"):
+                known = {score.item: score for score in [*_read(path), *fresh]}
+                _write(path, known.values())
+    return [replace(known[item.id], benchmark=item.benchmark, group=item.group) for item in items]
+
+
+def _portions(scores: Iterable[Score]) -> Iterable[list[Score]]:
+    """Yield what has come since the last time, every so often, at the end, and before an interruption goes on."""
+    fresh: list[Score] = []
+    last = time.monotonic()
+    source = iter(scores)
+    while True:
+        try:
+            fresh.append(next(source))
+        except StopIteration:
+            break
+        except BaseException:
+            if fresh:
+                yield fresh
+            raise
+        if time.monotonic() - last >= FLUSH_SECONDS:
+            yield fresh
+            fresh, last = [], time.monotonic()
+    if fresh:
+        yield fresh
 
 
 def _read(path: Path) -> list[Score]:

@@ -8,8 +8,9 @@ arXiv:2405.14734) and needs no reference model, so that the base model can be ju
 with the sign of its label.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from datasets import Dataset
@@ -24,10 +25,10 @@ from tuneline.evaluation.items import Item, Score, score
 from tuneline.model import value_head
 from tuneline.model.value_head import ValueHead
 
-VERSION = "likelihood-2"
+VERSION = "likelihood-3"
 ANY_LENGTH = 2**31 - 1
 
-Answers = Callable[[list[Item]], list[Score]]
+Answers = Callable[[list[Item]], Iterator[Score]]
 Span = tuple[list[int], int]
 """Token ids, and how many of them stand in front of what is scored."""
 
@@ -62,17 +63,17 @@ class Judge:
             title: Shown beside the progress.
         """
 
-        def answer(wanted: list[Item]) -> list[Score]:
+        def answer(wanted: list[Item]) -> Iterator[Score]:
             examples = {row["id"]: row for row in held_out}
             kind = schema.kind(held_out[0])
             config = _config(kind)
             sequencer = Sequencer(self.tokenizer, config)
-            found: list[Score] = []
             with progress.bar(title, len(wanted)) as advance:
-                for item in wanted:
-                    found.append(self._scored(item, examples[item.id], sequencer, config, kind))
-                    advance(len(found))
-            return found
+                for done, item in enumerate(wanted, start=1):
+                    start = time.perf_counter()
+                    found = self._scored(item, examples[item.id], sequencer, config, kind)
+                    yield replace(found, seconds=time.perf_counter() - start)
+                    advance(done)
 
         return answer
 
@@ -81,8 +82,9 @@ class Judge:
     ) -> Score:
         if kind == "text":
             (_, tokens), *_ = sequencer.sequences([example])
-            mean_of_text = mean(self.model(), _windows(tokens.input_ids, self.window))
-            return score(item, "", {"log_likelihood": mean_of_text})
+            spans = list(_windows(tokens.input_ids, self.window))
+            scored = sum(max(len(ids) - given, 0) for ids, given in spans)
+            return score(item, "", {"log_likelihood": mean(self.model(), spans)}, tokens=scored)
         row = pairs.of_example(example, sequencer, config, kind)
         return _judged(item, example, _likelihoods(self.model(), row), _rewards(self.model(), self.head(), row))
 

@@ -1,11 +1,17 @@
 """The report of an evaluation: scores of the base model and of the new one, item by item, and what they add up to."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
+from math import nan
+from statistics import mean, stdev
 
 from tuneline import statistics
 from tuneline.evaluation.items import Score
 from tuneline.statistics import Interval
+
+HELD_OUT = "held_out"
 
 Scores = dict[str, dict[str, float]]
 """Metric -> item -> score."""
@@ -19,19 +25,69 @@ class Report:
     model: list[Score]
     base_hash: str
     model_hash: str
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`base` and `model` -> figures of the whole, like `perplexity` and `corpus_bleu`, in their own units."""
+
+    methods: dict[str, str] = field(default_factory=dict)
+    """Metric -> how it is made: tokens, signature, protocol."""
+
+    noise: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """`base` and `model` -> metric -> the mean with each seed, where the recipe asks for a noise band."""
 
     def metrics(self) -> dict[str, dict[str, Interval]]:
         """Return, for each metric, the intervals of `base`, `model` and their paired `gain`."""
+        return self._metrics
+
+    @cached_property
+    def _metrics(self) -> dict[str, dict[str, Interval]]:
         before, after = by_metric(self.base), by_metric(self.model)
-        return {name: compare(before[name], after[name]) for name in after}
+        found = {name: compare(before[name], after[name]) for name in after}
+        for exam, strata in _subjects(self.model).items():
+            if len(strata) > 1:
+                values = before[f"{exam}_accuracy"], after[f"{exam}_accuracy"]
+                found[f"{exam}_macro_accuracy"] = _compare_macro(*values, list(strata.values()))
+        return found
+
+    def subjects(self) -> dict[str, tuple[int, float, float]]:
+        """Return, for each subject of each exam, how many questions it has and the accuracies of both models."""
+        before, after = by_metric(self.base), by_metric(self.model)
+        found = {}
+        for exam, strata in _subjects(self.model).items():
+            for subject, items in strata.items():
+                tables = before[f"{exam}_accuracy"], after[f"{exam}_accuracy"]
+                means = [sum(table[item] for item in items) / len(items) for table in tables]
+                found[f"{exam}/{subject}"] = (len(items), means[0], means[1])
+        return found
 
     def to_markdown(self) -> str:
-        """Write the table that people read first."""
+        """Write the table that people read first, then how it was made."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
         for name, parts in self.metrics().items():
             cells = " | ".join(show(parts[key], signed=key == "gain") for key in ("base", "model", "gain"))
             lines.append(f"| {name} | {parts['model'].num_items} | {cells} |")
+        for title, rows in self._details():
+            if rows:
+                lines += ["", f"{title}:", "", *(f"- {name}: {told}" for name, told in rows)]
         return "\n".join(lines) + "\n"
+
+    def _details(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Return what stands below the table, by title."""
+        before, after = (self.totals.get(who, {}) for who in ("base", "model"))
+        totals = [(name, f"base {before.get(name, nan):.4g}, model {value:.4g}") for name, value in after.items()]
+        noise = [(f"{name} of {who}", spread(means)) for who in self.noise for name, means in self.noise[who].items()]
+        subjects = [
+            (name, f"{count} questions, base {100 * one:.1f}, model {100 * other:.1f}")
+            for name, (count, one, other) in self.subjects().items()
+        ]
+        flagged = Counter(score.benchmark for score in self.model if score.contamination)
+        held = [(name, f"{count} items stand in the training rows") for name, count in flagged.items()]
+        return [
+            ("Of the whole, in its own unit", totals),
+            ("Noise band: answers drawn with several seeds", noise),
+            ("How it is measured", list(self.methods.items())),
+            ("Contamination", held),
+            ("Subjects", subjects),
+        ]
 
     def to_html(self) -> str:
         """Write the table and the first answers side by side."""
@@ -51,20 +107,47 @@ class Report:
             "table{border-collapse:collapse;margin-bottom:2em}</style>"
             "<h1>Evaluation</h1><table><tr><th>metric<th>items<th>base<th>model<th>gain</tr>"
             + "".join(rows)
-            + "</table><h2>First answers</h2><table><tr><th>prompt<th>reference<th>base<th>model</tr>"
+            + "</table>"
+            + "".join(_html_list(title, rows) for title, rows in self._details() if rows)
+            + "<h2>First answers</h2><table><tr><th>prompt<th>reference<th>base<th>model</tr>"
             + "".join(texts)
             + "</table>"
         )
 
 
+def _html_list(title: str, rows: list[tuple[str, str]]) -> str:
+    told = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in rows)
+    return f"<h2>{escape(title)}</h2><ul>{told}</ul>"
+
+
 def by_metric(scores: list[Score]) -> Scores:
-    """Sort scores by metric; the metrics of exams carry the exam's name."""
+    """Sort scores by metric.
+
+    The metrics of exams carry the exam's name, those of a category the category's, too (`mmlu_stem_accuracy`), and
+    where training examples hold some of the items, `_clean` is what the others score.
+    """
     table: Scores = {}
+    held = {score.benchmark for score in scores if score.contamination}
     for score in scores:
+        prefix = "" if score.benchmark == HELD_OUT else f"{score.benchmark}_"
+        category = score.group.partition("/")[0].lower().replace(" ", "_") if "/" in score.group else ""
         for metric, value in score.metrics.items():
-            name = metric if score.benchmark == "held_out" else f"{score.benchmark}_{metric}"
-            table.setdefault(name, {})[score.item] = value
+            names = [f"{prefix}{metric}"]
+            names += [f"{prefix}{category}_{metric}"] if category else []
+            names += [f"{prefix}{metric}_clean"] if score.benchmark in held and not score.contamination else []
+            for name in names:
+                table.setdefault(name, {})[score.item] = value
     return table
+
+
+def _subjects(scores: list[Score]) -> dict[str, dict[str, list[str]]]:
+    """Return the items of each subject of each exam."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for score in scores:
+        if score.benchmark != HELD_OUT and score.group and "accuracy" in score.metrics:
+            subject = score.group.rpartition("/")[2]
+            found.setdefault(score.benchmark, {}).setdefault(subject, []).append(score.item)
+    return found
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> dict[str, Interval]:
@@ -75,6 +158,20 @@ def compare(before: dict[str, float], after: dict[str, float]) -> dict[str, Inte
         "model": statistics.bootstrap_mean([b for _, b in pairs]),
         "gain": statistics.bootstrap_mean([b - a for a, b in pairs]),
     }
+
+
+def _compare_macro(before: dict[str, float], after: dict[str, float], strata: list[list[str]]) -> dict[str, Interval]:
+    def over(table: dict[str, float]) -> Interval:
+        return statistics.bootstrap_macro([[table[item] for item in items] for items in strata])
+
+    gain = {item: after[item] - before[item] for items in strata for item in items}
+    return {"base": over(before), "model": over(after), "gain": over(gain)}
+
+
+def spread(means: list[float]) -> str:
+    """Write the means of several seeds: their mean, standard deviation and ends, in points of a hundred."""
+    points = [100 * each for each in means]
+    return f"{mean(points):.1f} ± {stdev(points):.1f} [{min(points):.1f}, {max(points):.1f}], {len(points)} seeds"
 
 
 def show(interval: Interval, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""ROUGE-1/2/L as an `evaluate.Metric` that needs no network.
+"""ROUGE-1/2/L/Lsum as an `evaluate.Metric` that needs no network.
 
 Tokens and definition are those of `rouge_score`, which is the oracle in the tests; the longest common subsequence is
 computed with bit-parallel integers (Hyyro 2004, "Bit-parallel LCS-length computation revisited") in place of its table.
@@ -7,34 +7,38 @@ computed with bit-parallel integers (Hyyro 2004, "Bit-parallel LCS-length comput
 from collections import Counter
 from collections.abc import Sequence
 
-import datasets
 import evaluate
-from rouge_score.tokenizers import DefaultTokenizer
+from rouge_score import rouge_scorer
+
+from tuneline.evaluation import texts
+from tuneline.evaluation.base import Columns, TextMetric, info
 
 KINDS = ("rouge1", "rouge2", "rougeL")
-VERSION = "rouge_score 0.1.2 tokens, no stemmer, F1"
+SUMMARY = "rougeLsum"
 
 
-class Rouge(evaluate.Metric):
-    """Mean ROUGE F1; with `aggregate=False`, the scores of each item."""
+class Rouge(TextMetric):
+    """Mean ROUGE F1 of each kind; with `aggregate=False`, the scores of each item."""
 
     def _info(self) -> evaluate.MetricInfo:
-        strings = datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")})
-        return evaluate.MetricInfo(
-            description="ROUGE-1/2/L F1 (Lin 2004)",
-            citation="Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries",
-            inputs_description="predictions and references: lists of texts",
-            features=strings,
-        )
+        return info("ROUGE F1 (Lin 2004)", "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries")
 
-    def _compute(
-        self, predictions: list[str], references: list[str], aggregate: bool = True
-    ) -> dict[str, float] | dict[str, list[float]]:
-        tokenizer = DefaultTokenizer(use_stemmer=False)
-        pairs = zip(references, predictions, strict=True)
-        rows = [rouge(tokenizer.tokenize(r), tokenizer.tokenize(p)) for r, p in pairs]
-        columns = {kind: [row[kind] for row in rows] for kind in KINDS}
-        return {kind: sum(values) / len(values) for kind, values in columns.items()} if aggregate else columns
+    def _columns(
+        self,
+        predictions: list[str],
+        references: list[str],
+        kinds: Sequence[str] = KINDS,
+        cut: texts.Cut = "words",
+        use_stemmer: bool = False,
+    ) -> Columns:
+        tokenize = texts.tokenizer(cut, use_stemmer=use_stemmer).tokenize
+        pairs = list(zip(references, predictions, strict=True))
+        rows = [rouge(tokenize(r), tokenize(p)) for r, p in pairs] if set(kinds) - {SUMMARY} else []
+        columns = {kind: [row[kind] for row in rows] for kind in kinds if kind != SUMMARY}
+        if SUMMARY in kinds:
+            lined = [[[tokenize(line) for line in text.split("\n") if line] for text in pair] for pair in pairs]
+            columns[SUMMARY] = [summary(*pair) for pair in lined]
+        return columns
 
 
 def rouge(reference: Sequence[str], prediction: Sequence[str]) -> dict[str, float]:
@@ -46,6 +50,14 @@ def rouge(reference: Sequence[str], prediction: Sequence[str]) -> dict[str, floa
         )
         scores[f"rouge{n}"] = _f1((wanted & got).total(), wanted.total(), got.total())
     return scores | {"rougeL": _f1(common_subsequence(reference, prediction), len(reference), len(prediction))}
+
+
+def summary(reference: list[list[str]], prediction: list[list[str]]) -> float:
+    """Return ROUGE-Lsum of two texts by their lines; of single lines it is ROUGE-L."""
+    if len(reference) == len(prediction) == 1:
+        hits = common_subsequence(reference[0], prediction[0])
+        return _f1(hits, len(reference[0]), len(prediction[0]))
+    return float(rouge_scorer._summary_level_lcs(reference, prediction).fmeasure)
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -1,61 +1,27 @@
 """Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
 
-from collections.abc import Callable
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tuneline import progress
-from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
-from tuneline.data import benchmarks, render
+from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.data import render
+from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
-from tuneline.evaluation import choice, generate, judge, likelihood, rouge
+from tuneline.evaluation import exam as taking
+from tuneline.evaluation import generate, judge, likelihood, metrics, texts, totals
+from tuneline.evaluation.candidate import Candidate as Candidate
+from tuneline.evaluation.candidate import base as base
+from tuneline.evaluation.candidate import trained as trained
+from tuneline.evaluation.generate import Draw
 from tuneline.evaluation.items import Item, Score, remembered, score
+from tuneline.evaluation.report import HELD_OUT, Report, by_metric
 from tuneline.identity import Manifest, digest
-from tuneline.model import value_head
-from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import load_for_answers, load_model
-from tuneline.model.source import folder_of
-from tuneline.model.value_head import ValueHead
 
-HELD_OUT = "held_out"
-
-
-class Candidate:
-    """A model by its hash; its weights are loaded when a question has no answer in the store."""
-
-    def __init__(
-        self, name: str, folder: Path, content_hash: str, load: Callable[[], PreTrainedModel] | None = None
-    ) -> None:
-        self.name, self.content_hash = name, content_hash
-        self._folder = folder
-        self._load = load or partial(load_model, folder)
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Load the weights, once."""
-        return self._load().eval()
-
-    @cached_property
-    def head(self) -> ValueHead | None:
-        """Load the head of a reward model; other models have none."""
-        if not (self._folder / value_head.FILE).is_file():
-            return None
-        return value_head.load(self._folder).to(self.model.device).eval()
-
-
-def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
-    """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
-    load = partial(load_for_answers, base_model, tokenizer, config.load)
-    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load)
-
-
-def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
-    """Return what a training made as a candidate."""
-    load = partial(load_model, model.path, allowed=config.load.model_copy(update={"train_from_scratch": False}))
-    return Candidate("new model", model.path, model.content_hash(), load)
+GENERATION_VERSION = 2
+"""Of the way in which answers are made; a change asks models again."""
 
 
 def score_all(
@@ -65,8 +31,33 @@ def score_all(
     tokenizer = load_tokenizer(tokenizer_manifest)
     scores = _held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
     for exam in config.exams:
-        scores += _sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
+        scores += taking.sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
     return scores
+
+
+def report(
+    before: Candidate,
+    after: Candidate,
+    tokenizer: Manifest,
+    mixture: Corpus,
+    exams: Manifest,
+    config: EvaluateStepConfig,
+) -> Report:
+    """Ask both models the same questions, mark what stands in the training rows, and sum up."""
+    held_out, found = mixture.splits["validation"], mixture.splits["contamination"]
+    scores = {
+        who: flagged(score_all(candidate, tokenizer, held_out, exams, config), found)
+        for who, candidate in (("base", before), ("model", after))
+    }
+    bands = {who: noise(each, tokenizer, held_out, config) for who, each in (("base", before), ("model", after))}
+    return Report(
+        **scores,
+        base_hash=before.content_hash,
+        model_hash=after.content_hash,
+        totals={who: totals.of(each, config) for who, each in scores.items()},
+        methods=totals.methods(scores["model"], config),
+        noise={who: band for who, band in bands.items() if band},
+    )
 
 
 def _held_out(
@@ -77,85 +68,95 @@ def _held_out(
     config: EvaluateStepConfig,
 ) -> list[Score]:
     """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
-    if likelihood.is_by_likelihood(held_out):
-        window = config.window
-        protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
-        items = likelihood.items(held_out, config.max_items)
-        judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
-        answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
-    else:
-        protocol = generation_protocol(tokenizer_manifest, config)
-        items = held_out_items(held_out, tokenizer, config.max_items)
-        answer = _generator(candidate, tokenizer, config)
+    if not likelihood.is_by_likelihood(held_out):
+        return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
+    window = config.window
+    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
+    items = likelihood.items(held_out, config.max_items)
+    judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+    answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
     return remembered(candidate.content_hash, protocol, items, answer)
 
 
-def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig) -> str:
-    """Name how answers are made and scored; another way is another protocol."""
+def _answered(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Dataset,
+    config: EvaluateStepConfig,
+    draw: Draw | None = None,
+) -> list[Score]:
+    """Score the answers of a model; answers are kept apart from their scores, so that a new metric asks nothing."""
+    items = held_out_items(held_out, tokenizer, config.max_items)
+    references = [item.reference for item in items]
+    cut = texts.cut_for(config.cut, references)
+    tokenize = texts.bleu_tokenizer(cut, references)
+    asked = generation_protocol(tokenizer_manifest, config, draw)
     judged = [judge.name(config)] if config.judged else []
-    return digest(["greedy", tokenizer.content_hash(), config.max_new_tokens, rouge.VERSION, "float32", *judged])
+
+    def scorer(missing: list[Item]) -> list[Score]:
+        said = remembered(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
+        told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
+        columns = metrics.columns(config, cut, tokenize, *told)
+        if config.judged:
+            columns["reward"] = judge.of(config, tokenizer)(*told)
+        rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))
+        return [replace(each, metrics=row) for each, row in zip(said, rows, strict=True)]
+
+    protocol = digest([asked, metrics.protocol(config, cut, [tokenize, *judged])])
+    return remembered(candidate.content_hash, protocol, items, scorer)
+
+
+def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None = None) -> str:
+    """Name how answers are made; another way is another protocol."""
+    how = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
+    return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, "float32"])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
-    """Ask for the last answer of each held-out example."""
+    """Ask for the last answer of each held-out example; references are whole."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
     return [Item(HELD_OUT, row["id"], *render.prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
 
 
 def _generator(
-    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig
-) -> Callable[[list[Item]], list[Score]]:
-    def answer(items: list[Item]) -> list[Score]:
+    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig, draw: Draw | None
+) -> Callable[[list[Item]], Iterator[Score]]:
+    def answer(items: list[Item]) -> Iterator[Score]:
         prompts = [item.prompt for item in items]
-        title = f"answers of {candidate.name}"
-        outputs = generate.answers(
-            candidate.model, tokenizer, prompts, config.max_new_tokens, config.batch_size, title=title
-        )
-        references = [item.reference for item in items]
-        metric = rouge.Rouge(keep_in_memory=True)
-        columns = metric.compute(predictions=outputs, references=references, aggregate=False)
-        if config.judged:
-            columns["reward"] = judge.of(config, tokenizer)(prompts, outputs, references)
-        rows = [{kind: column[i] for kind, column in columns.items()} for i in range(len(items))]
-        return [score(*parts) for parts in zip(items, outputs, rows, strict=True)]
+        title = f"answers of {candidate.name}" + (f", seed {draw.seed}" if draw else "")
+        told = (prompts, config.max_new_tokens, config.batch_size, title, draw)
+        for answer in generate.stream(candidate.model, tokenizer, *told):
+            yield score(items[answer.index], answer.text, {}, seconds=answer.seconds)
 
     return answer
 
 
-def _sit(
-    candidate: Candidate,
-    tokenizer_manifest: Manifest,
-    tokenizer: PreTrainedTokenizerBase,
-    exams: Manifest,
-    config: ExamProtocol,
-) -> list[Score]:
-    exam = benchmarks.read_exam(exams.item(config.name))
-    shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
-    items = [
-        Item(config.name, question.id(), choice.prompt(question, shots[subject]), question.answer)
-        for subject, questions in sorted(exam.test.items())
-        for question in questions
-    ]
-    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
-    protocol = digest(["letters", tokenizer_manifest.content_hash(), asked, "float32"])
-    return remembered(candidate.content_hash, protocol, items, _examinee(candidate, tokenizer))
+def noise(
+    candidate: Candidate, tokenizer_manifest: Manifest, held_out: Dataset, config: EvaluateStepConfig
+) -> dict[str, list[float]]:
+    """Return the mean of each metric over the held-out rows, once for each seed with which answers are drawn.
+
+    Empty where the recipe asks for no noise band, or where rows are judged by their likelihood, which has no noise.
+    """
+    if config.noise is None or likelihood.is_by_likelihood(held_out):
+        return {}
+    tokenizer = load_tokenizer(tokenizer_manifest)
+    means: dict[str, list[float]] = {}
+    for seed in range(config.noise.num_seeds):
+        draw = Draw(config.noise.temperature, seed)
+        scores = _answered(candidate, tokenizer_manifest, tokenizer, held_out, config, draw)
+        for name, table in by_metric(scores).items():
+            means.setdefault(name, []).append(sum(table.values()) / len(table))
+    return means
 
 
-def _examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], list[Score]]:
-    """Answer by the likeliest letter, subject by subject, so that the shots in front are computed once."""
+def flagged(scores: list[Score], found: Dataset) -> list[Score]:
+    """Mark the items that a training example holds.
 
-    def answer(items: list[Item]) -> list[Score]:
-        by_head: dict[str, list[Item]] = {}
-        for item in items:
-            by_head.setdefault(item.prompt.split("\n", 1)[0], []).append(item)
-        scores = []
-        with progress.bar(f"exam {items[0].benchmark} of {candidate.name}", len(items)) as advance:
-            for members in by_head.values():
-                table = choice.letter_logprobs(candidate.model, tokenizer, [item.prompt for item in members])
-                for item, row in zip(members, table.tolist(), strict=True):
-                    letter = benchmarks.LETTERS[row.index(max(row))]
-                    scores.append(score(item, letter, {"accuracy": float(letter == item.reference)}))
-                advance(len(scores))
-        return scores
-
-    return answer
+    Args:
+        scores: Of any benchmarks.
+        found: Rows of `contamination.FOUND`.
+    """
+    kinds = {(row["benchmark"], row["item"]): row["kind"] for row in found}
+    return [replace(each, contamination=kinds.get((each.benchmark, each.item), "")) for each in scores]

@@ -4,6 +4,7 @@ Everything is checked on the shapes alone, before any weights are read.
 """
 
 from tuneline.config import quantizations
+from tuneline.config.evaluate import CUSTOM_KEY
 from tuneline.config.recipe import ResolveConfig
 from tuneline.data import custom, template, vocabulary
 from tuneline.errors import RecipeError
@@ -53,8 +54,7 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
     """
     about = read_config(source.folder_of(base_model), config.load)
     family = families[config.method.type]
-    if config.reward_function:
-        custom.load_reward(config.reward_function)
+    _import_functions(config)
     comes = quantize.kind_of(about.to_dict())
     asked = config.load.quantization.type if config.load.quantization else None
     quantizations.check_once(comes, asked)
@@ -79,3 +79,10 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
         family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
     else:
         family.check(shape, config.method, new_ids=new_ids)
+
+
+def _import_functions(config: ResolveConfig) -> None:
+    if config.reward_function:
+        custom.load_reward(config.reward_function)
+    for name in config.metrics:
+        custom.load_reward(name, CUSTOM_KEY)

@@ -84,3 +84,25 @@ def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(model, tokenizer)
 
 def test_no_prompts_have_no_answers(model, tokenizer):
     assert generate.answers(model, tokenizer, [], max_new_tokens=4, batch_size=8) == []
+
+
+def drawn(model, tokenizer, seed, batch_size):
+    draw = generate.Draw(temperature=1.0, seed=seed)
+    return {
+        answer.index: answer.text
+        for answer in generate.stream(model, tokenizer, PROMPTS, LENGTH, batch_size, draw=draw)
+    }
+
+
+def test_a_drawn_answer_follows_from_its_seed_and_not_from_its_neighbours(model, tokenizer):
+    one = drawn(model, tokenizer, seed=0, batch_size=3)
+
+    assert one == drawn(model, tokenizer, seed=0, batch_size=8)
+    assert one != drawn(model, tokenizer, seed=1, batch_size=3)
+
+
+def test_the_stop_tokens_of_the_generation_config_count_too(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [7, 2])
+    tokenizer.eos_token_id = 5
+
+    assert generate.stop_tokens(model, tokenizer) == [2, 5, 7]

@@ -1,5 +1,7 @@
 """Scores are kept once, by model, protocol and item."""
 
+from dataclasses import replace
+
 import pytest
 
 from tuneline import state
@@ -46,7 +48,49 @@ def test_no_scores_make_an_empty_table_with_columns():
     table = items.to_table([])
 
     assert items.from_table(table) == []
-    assert table.column_names == ["benchmark", "item", "prompt", "reference", "output", "metrics"]
+    assert table.column_names == items.SCHEMA.names
+
+
+def test_a_table_of_an_earlier_version_reads_with_defaults():
+    score = make_score(make_items("x")[0])
+    table = items.to_table([score]).select(["benchmark", "item", "prompt", "reference", "output", "metrics"])
+
+    assert items.from_table(table) == [score]
+
+
+def test_time_group_and_contamination_survive_a_table():
+    told = items.score(Item("exam", "x", "p", "A", "STEM/anatomy"), "B", {"accuracy": 0.0}, seconds=0.25, tokens=3)
+    told = replace(told, contamination="ngram")
+
+    assert items.from_table(items.to_table([told])) == [told]
+
+
+def test_what_came_before_an_interruption_is_kept_and_not_asked_again():
+    def interrupted(missing):
+        yield make_score(missing[0])
+        yield make_score(missing[1])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        items.remembered(MODEL, PROTOCOL, make_items("a", "b", "c"), interrupted)
+
+    asked, scores = ask("a", "b", "c")
+    assert asked == ["c"]
+    assert [score.item for score in scores] == ["a", "b", "c"]
+
+
+def test_scores_are_written_while_others_are_still_asked(monkeypatch):
+    monkeypatch.setattr(items, "FLUSH_SECONDS", 0.0)
+    seen = []
+
+    def slow(missing):
+        for item in missing:
+            seen.append([path.is_file() for path in (state.root() / "scores").rglob("*.parquet")])
+            yield make_score(item)
+
+    items.remembered(MODEL, PROTOCOL, make_items("a", "b"), slow)
+
+    assert seen == [[], [True]]
 
 
 def test_only_missing_items_are_asked():

@@ -1,5 +1,7 @@
 """The report adds up per-item scores and shows them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tuneline.evaluation import report as reports
@@ -85,3 +87,47 @@ def test_points_are_of_a_hundred_and_signed_where_asked():
 
     assert reports.show(interval) == "12.3 [-1.0, 25.0]"
     assert reports.show(interval, signed=True) == "+12.3 [-1.0, +25.0]"
+
+
+def make_exam(*accuracies):
+    """One question each: subject by subject, with its category."""
+    groups = ("STEM/physics", "STEM/physics", "STEM/physics", "Social Sciences/law")
+    scores = [make_score(i, benchmark="mmlu", accuracy=value) for i, value in enumerate(accuracies)]
+    return [replace(score, group=group) for score, group in zip(scores, groups, strict=True)]
+
+
+def test_an_exam_has_categories_a_micro_and_a_macro_average():
+    report = Report(base=make_exam(0, 0, 0, 1), model=make_exam(1, 1, 1, 0), base_hash="a", model_hash="b")
+
+    means = {name: parts["model"].mean for name, parts in report.metrics().items()}
+
+    assert means == {
+        "mmlu_accuracy": 0.75,
+        "mmlu_stem_accuracy": 1.0,
+        "mmlu_social_sciences_accuracy": 0.0,
+        "mmlu_macro_accuracy": 0.5,
+    }
+    assert report.metrics()["mmlu_macro_accuracy"]["gain"].mean == pytest.approx(0.0)
+    assert report.subjects() == {"mmlu/physics": (3, 0.0, 1.0), "mmlu/law": (1, 1.0, 0.0)}
+
+
+def test_what_contaminated_items_leave_is_scored_by_itself():
+    scores = [make_score(1, rougeL=1.0), make_score(2, rougeL=0.25)]
+    scores[0] = replace(scores[0], contamination="exact")
+
+    found = reports.by_metric(scores)
+
+    assert list(found["rougeL"]) == ["held_out-1", "held_out-2"]
+    assert found["rougeL_clean"] == {"held_out-2": 0.25}
+
+
+def test_methods_totals_and_noise_stand_below_the_table():
+    told = {"totals": {"base": {"perplexity": 20.0}, "model": {"perplexity": 10.0}}, "methods": {"bleu": "tok:13a"}}
+    report = replace(make_report(), **told, noise={"model": {"rougeL": [0.25, 0.75]}})
+
+    said = report.to_markdown()
+
+    assert "- perplexity: base 20, model 10" in said
+    assert "- bleu: tok:13a" in said
+    assert "- rougeL of model: 50.0 ± 35.4 [25.0, 75.0], 2 seeds" in said
+    assert "tok:13a" in report.to_html()

@@ -1,0 +1,49 @@
+"""Answers are kept apart from their scores, and marked where training rows hold them."""
+
+import pytest
+from datasets import Dataset
+
+from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.data import schema
+from tuneline.evaluation import score
+from tuneline.evaluation.items import Score
+from tuneline.identity import Located, Manifest, file_entries
+from tuneline.model.load import load_model
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def held_out():
+    said = [[schema.message("user", f"What is {i}?"), schema.message("assistant", f"It is {i}.")] for i in range(3)]
+    return Dataset.from_list([schema.example("s", schema.content(each)) for each in said], features=schema.EXAMPLE)
+
+
+def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_model, home):
+    files = file_entries(tiny_model, [path for path in tiny_model.iterdir() if path.is_file()])
+    tokenizer = Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
+    loads = []
+    none = Manifest(kind="benchmarks", items=[])
+
+    def scored(**told):
+        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        config = EvaluateStepConfig(max_new_tokens=4, **told)
+        return score.score_all(candidate, tokenizer, held_out(), none, config), score.noise(
+            candidate, tokenizer, held_out(), config
+        )
+
+    before, _ = scored(metrics=["rougeL"])
+    after, quiet = scored(metrics=["chrf", "rougeL"])
+
+    assert loads == [1]
+    assert quiet == {}
+    assert [each.output for each in before] == [each.output for each in after]
+    assert set(after[0].metrics) == {"chrf", "rougeL"}
+    assert all(each.seconds > 0 for each in after)
+    assert [len(means) for means in scored(noise={"num_seeds": 2})[1].values()] == [2, 2, 2]
+
+
+def test_items_in_the_training_rows_are_marked():
+    scores = [Score("exam", item, "p", "r", "o") for item in ("x", "y")]
+    found = Dataset.from_list([{"benchmark": "exam", "item": "y", "kind": "ngram", "example_id": "e"}])
+
+    assert [each.contamination for each in score.flagged(scores, found)] == ["", "ngram"]

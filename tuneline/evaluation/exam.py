@@ -1,0 +1,72 @@
+"""Take an exam: the likeliest letter is the answer; each subject's solved questions are computed once."""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline import progress
+from tuneline.config import exams
+from tuneline.config.evaluate import ExamProtocol
+from tuneline.data import benchmarks
+from tuneline.data.benchmarks import Exam, Question
+from tuneline.evaluation import choice
+from tuneline.evaluation.candidate import Candidate
+from tuneline.evaluation.items import Item, Score, remembered, score
+from tuneline.identity import Manifest, digest
+
+
+def sit(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    found: Manifest,
+    config: ExamProtocol,
+) -> list[Score]:
+    """Return the accuracy (0 or 1) of a model on each question of an exam, by subject."""
+    exam = benchmarks.read_exam(found.item(config.name))
+    shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
+    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
+    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, "float32"])
+    return remembered(candidate.content_hash, protocol, items(exam, config), examinee(candidate, tokenizer))
+
+
+def items(exam: Exam, config: ExamProtocol) -> list[Item]:
+    """Return the questions that are asked, subject by subject."""
+    return [
+        Item(
+            config.name,
+            question.id(),
+            choice.prompt(question, exam.shots.get(subject, [])[: config.num_shots], config.benchmark),
+            question.answer,
+            "/".join(filter(None, [exams.category(config.benchmark, subject), subject])),
+        )
+        for subject, questions in sorted(exam.test.items())
+        for question in _once(questions)[: config.max_questions]
+    ]
+
+
+def _once(questions: list[Question]) -> list[Question]:
+    """Leave out copies: MMLU asks some questions twice, and an item is one answer."""
+    return list({question.id(): question for question in questions}.values())
+
+
+def examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], Iterator[Score]]:
+    """Return what answers items that come subject by subject."""
+
+    def answer(items: list[Item]) -> Iterator[Score]:
+        done = 0
+        with progress.bar(f"exam {items[0].benchmark} of {candidate.name}", len(items)) as advance:
+            for _, group in groupby(items, key=lambda item: item.group):
+                members = list(group)
+                start = time.perf_counter()
+                table = choice.letter_logprobs(candidate.model, tokenizer, [item.prompt for item in members])
+                seconds = (time.perf_counter() - start) / len(members)
+                for item, row in zip(members, table.tolist(), strict=True):
+                    letter = benchmarks.LETTERS[row.index(max(row))]
+                    yield score(item, letter, {"accuracy": float(letter == item.reference)}, seconds=seconds)
+                done += len(members)
+                advance(done)
+
+    return answer
