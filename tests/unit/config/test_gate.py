@@ -64,8 +64,8 @@ def test_a_gate_that_went_through_a_run_is_the_same():
     [
         ({"targets": [{"metric": "rougeL"}], "metric": "rougeL"}, "registry.gate.metric: stands beside targets, which"),
         ({"targets": [{"metric": "rougeL"}], "min_gain": 0.1}, "registry.gate.min_gain: stands beside targets, which"),
-        ({"targets": [{"metric": "rouge9"}]}, "registry.gate.targets.0.metric: stage sft does not measure rouge9 on"),
-        ({"guards": [{"metric": "mmlu_accuracy", "margin": 0.1}]}, "in its exams. Set rougeL or rouge1 or rouge2 or"),
+        ({"targets": [{"metric": "rouge9"}]}, "registry.gate.targets.0.metric: this recipe does not measure rouge9"),
+        ({"guards": [{"metric": "mmlu_accuracy", "margin": 0.1}]}, "Set rouge1 or rouge2 or rougeL or"),
         ({"guards": [{"metric": "rouge1"}]}, "registry.gate.guards.0.margin: is required."),
         (
             {"guards": [{"metric": "rouge1", "margin": 0}]},
