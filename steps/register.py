@@ -121,6 +121,8 @@ def _log_run(
         figures[name] = parts["model"].mean
         figures |= {f"{name}.{end}": getattr(parts["model"], end) for end in ("low", "high")}
         figures |= {f"{name}.base": parts["base"].mean, f"{name}.gain": parts["gain"].mean}
+    for who, suffix in (("model", ""), ("base", ".base")):
+        figures |= {f"total.{name}{suffix}": value for name, value in report.totals.get(who, {}).items()}
     runs.log_metrics(figures | _counts(mixture, rows))
     runs.log_inputs(sources, "training")
     runs.log_text("evaluation/report.html", report.to_html())
