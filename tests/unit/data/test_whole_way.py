@@ -123,7 +123,8 @@ def check_answers(rows, mixture, max_length):
     """Check rows of prompt and answers in the same way."""
     for split in rows.splits:
         counts, found = rows.counts[split], rows.splits[split].to_list()
-        names = [f"{name}_ids" for kind in ANSWERS.values() for name in kind if f"{name}_ids" in rows.splits[split][0]]
+        columns = rows.splits[split].column_names
+        names = sorted({f"{name}_ids" for kind in ANSWERS.values() for name in kind} & {*columns})
         assert counts["examples"] == mixture.splits[split].num_rows
         assert counts["overlong"] == counts["cut"] + counts["dropped"]
         assert counts["rows"] == len(found) == counts["examples"] - counts["dropped"]

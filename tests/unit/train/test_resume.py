@@ -285,7 +285,7 @@ def test_gradients_that_are_no_number_stop_before_a_checkpoint_keeps_them(parts,
     monkeypatch.setattr(Levers, "token_losses", steep_at_sixth)
 
     with pytest.raises(ProofError, match="The norm of the gradients became NaN in step 6"):
-        trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
+        trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-3"]
 
 
@@ -300,7 +300,7 @@ def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeyp
     monkeypatch.setattr(Levers, "token_losses", nan_at_fourth)
 
     with pytest.raises(ProofError, match="The loss became NaN in step 4"):
-        trained(parts, levers=LeversConfig(head_loss=False, fused_lora=False))
+        trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert len(calls) == 4
 
 
