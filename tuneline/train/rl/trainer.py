@@ -50,7 +50,8 @@ class RLTrainer(StageTrainer):
             self.accelerator.backward(loss)
             losses.append(loss.detach())
             if number + 1 < len(batches):
-                self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+                if self.args.max_grad_norm:  # 0 stands for no limit, and clipping to it would leave nothing
+                    self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return torch.stack(losses).mean()

@@ -124,6 +124,16 @@ def test_a_killed_ppo_goes_on_to_the_same_weights(world):
     assert len({entry["kl_coef"] for entry in report.history}) == 6
 
 
+def test_without_a_limit_gradients_are_as_long_as_they_are(world):
+    """A step's first update counts: to a limit of 0, only the last one would move anything."""
+    settings = {"max_steps": 2, "num_ppo_epochs": 2}
+
+    bounds = (None, 1e6)
+    kept = [trained(world, PPO.model_copy(update={**settings, "max_grad_norm": bound}))[1].history for bound in bounds]
+
+    assert [entry["loss"] for entry in kept[0]] == [entry["loss"] for entry in kept[1]]
+
+
 def test_a_reward_that_is_no_number_each_is_refused(world):
     with pytest.raises(RecipeError, match="must return a finite number for each of 16 answers, got .0.0."):
         trained(world, PPO.model_copy(update={"reward_function": "tests.rewards:too_few"}))
