@@ -15,7 +15,7 @@ from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
 from tuneline.train import rollout
-from tuneline.train.collate import collate
+from tuneline.train.collate import collate, predicted_at
 from tuneline.train.rl import roles
 from tuneline.train.rl.experience import Experience
 from tuneline.train.rl.objectives import HEAD, PPO
@@ -73,10 +73,7 @@ def four(model: Path, reward: Path, objective: PPO) -> Layout:
 
     @torch.no_grad()
     def rewards(spans: list[Span], references: list[list[int]]) -> list[float]:
-        inputs = collate([pairs.answered(spans)])
-        last = inputs["cu_seq_lens_q"][1:] - 1
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        return [float(value) for value in value_head.values(judge, reward_head, **rest)[0, last]]
+        return value_head.at_ends(judge, reward_head, collate([pairs.answered(spans)])).tolist()
 
     return Layout(
         policy,
@@ -89,7 +86,7 @@ def four(model: Path, reward: Path, objective: PPO) -> Layout:
 
 
 def _values(model: Any, head: Any, inputs: Inputs) -> torch.Tensor:
-    keep = (inputs["labels"][0, 1:] != -100).nonzero()[:, 0]
+    keep = predicted_at(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     return value_head.values(model, head, **rest)[0, keep]
 

@@ -67,6 +67,13 @@ def values(model: Any, head: ValueHead, **inputs: Any) -> torch.Tensor:
     return values_and_logits(model, head, **{"logits_to_keep": 1, **inputs})[0]
 
 
+def at_ends(model: Any, head: ValueHead, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the value at the last token of each segment of a packed row, [segments]; `labels` are not looked at."""
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    everywhere = values(model, head, **rest)[0]
+    return everywhere[inputs["cu_seq_lens_q"][1:].to(everywhere.device) - 1]
+
+
 def values_and_logits(model: Any, head: ValueHead, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values [batch, tokens] and logits of one pass, for a policy that shares the model with its critic."""
     seen: list[torch.Tensor] = []

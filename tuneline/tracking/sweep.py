@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from itertools import takewhile
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 
 import mlflow
 from mlflow import MlflowClient
+
+from tuneline.statistics import holm
 
 LEVEL = 0.05
 
@@ -54,10 +57,10 @@ def judged(lines: list[Line]) -> list[Line]:
         said = ["best" if line is best else "unknown: one seed tells no noise" for line in ranked]
         return [Line(line.name, line.runs, line.scores, text) for line, text in zip(ranked, said, strict=True)]
     chances = [_chance(best.scores, line.scores) for line in others]
-    real = _holm(chances)
+    fallen = _fallen(chances)
     made = [Line(best.name, best.runs, best.scores, "best")]
-    for line, chance, yes in zip(others, chances, real, strict=True):
-        text = f"{'really worse' if yes else 'within the noise of the seeds'} (p {chance:.2g})"
+    for i, (line, chance) in enumerate(zip(others, chances, strict=True)):
+        text = f"{'really worse' if i in fallen else 'within the noise of the seeds'} (p {chance:.2g})"
         made.append(Line(line.name, line.runs, line.scores, text))
     return made
 
@@ -71,15 +74,11 @@ def _chance(one: list[float], other: list[float]) -> float:
     return float(ttest_ind(one, other, equal_var=False).pvalue)
 
 
-def _holm(chances: list[float]) -> list[bool]:
-    """Tell which hypotheses fall, at a level that holds for all of them together."""
+def _fallen(chances: list[float]) -> set[int]:
+    """Return the hypotheses that fall, at a level that holds for all of them together."""
+    confidences = holm(chances, 1 - LEVEL)
     order = sorted(range(len(chances)), key=chances.__getitem__)
-    falls = [False] * len(chances)
-    for done, i in enumerate(order):
-        if chances[i] > LEVEL / (len(chances) - done):
-            break
-        falls[i] = True
-    return falls
+    return set(takewhile(lambda i: chances[i] <= 1 - confidences[i], order))
 
 
 def to_html(title: str, metric: str, lines: list[Line]) -> str:

@@ -121,7 +121,7 @@ def run(loop: StageTrainer, job: Job, listeners: tuple[Listener, ...]) -> Ran:
     if latest:
         decisions["resume"] = f"went on from step {step_of(latest)} of {job.num_steps}"
         logger.warning("This training was begun before: it goes on from step %d.", step_of(latest))
-    sampler = sampler_of(job, loop.args) if job.config.eval_samples else None
+    sampler = sampler_of(job) if job.config.eval_samples else None
     watch = Watch(job.config, loop, sampler)
     with progress.bar("training", job.num_steps) as advance, stopped_by_signals() as stop, _levers_of(loop):
         recorder = Recorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.figures)

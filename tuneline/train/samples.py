@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from tuneline.data import pairs
 from tuneline.data.schema import IGNORE_INDEX
@@ -21,30 +20,25 @@ class Sampler:
     prompts: list[Ids]
     tokenizer: PreTrainedTokenizerBase
     drawing: Drawing
-    autocast: torch.dtype | None
 
     def answers(self, model: Any, step: int) -> list[dict[str, Any]]:
         """Return `step`, `prompt` and `answer` of each prompt; the model's mode is left as it was."""
         training = model.training
         model.eval()
-        try:
-            with torch.autocast(model.device.type, self.autocast, enabled=self.autocast is not None):
-                drawn = rollout.answers(model, self.prompts, self.drawing, greedy=True)
-        finally:
-            model.train(training)
+        drawn = rollout.answers(model, self.prompts, self.drawing, greedy=True)
+        model.train(training)
         texts = [self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (self.prompts, drawn)]
         return [{"step": step, "prompt": asked, "answer": said} for asked, said in zip(*texts, strict=True)]
 
 
-def sampler_of(job: Job, args: TrainingArguments) -> Sampler | None:
+def sampler_of(job: Job) -> Sampler | None:
     """Return what samples the first held-out prompts of a job; None where there are none."""
     tokenizer = load_tokenizer(job.tokenizer)
     rows = job.rows.splits["validation"]
     found = [_prompt(pairs.laid_out(row)) for row in rows.select(range(min(job.config.eval_samples, len(rows))))]
     prompts = [prompt for prompt in found if prompt]
     drawing = rollout.drawing_for(tokenizer, job.config.eval_sample_tokens)
-    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return Sampler(prompts, tokenizer, drawing, autocast) if prompts else None
+    return Sampler(prompts, tokenizer, drawing) if prompts else None
 
 
 def _prompt(row: dict[str, Any]) -> Ids:

@@ -17,10 +17,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tuneline.config.method import Method
 from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import Optimisation
-from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
 from tuneline.model.precision import Precision
 from tuneline.train import optimizers
+from tuneline.train.collate import predicted_at
 from tuneline.train.noise import Noise
 from tuneline.train.objectives import Objective
 from tuneline.train.objectives.base import num_trained
@@ -101,14 +101,15 @@ class StageTrainer(Resumable):
         for start in range(0, len(self.eval_dataset), size):
             rows = [self.eval_dataset[i] for i in range(start, min(start + size, len(self.eval_dataset)))]
             inputs = self._prepare_inputs(self.objective.collate(rows))
-            with self._autocast():
+            with self.autocast():
                 found = self.objective.measure(self.model, inputs, self.token_losses)
             total, count = total + float(found.total), count + found.num_items
             _add(sums, found.figures)
         self.model.train(training)
         return {"loss": total / count if count else float("nan")} | {name: a / b for name, (a, b) in sums.items()}
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Return the number format that the model computes in outside of training steps, as a context."""
         kind = torch.bfloat16 if self.args.bf16 else torch.float16
         return torch.autocast(self.args.device.type, kind, enabled=self.args.bf16 or self.args.fp16)
 
@@ -161,7 +162,7 @@ def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, floa
 def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they are predicted at."""
     labels = inputs["labels"][0]
-    keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
+    keep = predicted_at(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     logits = family.logits(model, rest, keep)
     return cross_entropy(logits.float(), labels[keep + 1].long(), reduction="none"), keep

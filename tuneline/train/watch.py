@@ -81,7 +81,8 @@ class Watch(TrainerCallback):
         config, figures = self._config, self._loop.validate()
         self._loop.tell({f"validation_{name}": value for name, value in figures.items()})
         if self._sampler:
-            self._loop.samples += self._sampler.answers(self._loop.model, step)
+            with self._loop.autocast():
+                self._loop.samples += self._sampler.answers(self._loop.model, step)
         standing = self._loop.best.standing
         if figures["loss"] < standing.loss:
             self._loop.best.restore({"loss": figures["loss"], "step": step, "worse_since": 0})

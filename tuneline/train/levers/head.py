@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.methods.base import Family
+from tuneline.train.collate import predicted_at
 
 # N trained positions, D width, V vocabulary
 
@@ -85,7 +85,7 @@ def token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torc
     """
     base = _base(model)
     labels = inputs["labels"][0]
-    keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0]
+    keep = predicted_at(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     hidden_ND = base.base_model(**rest).last_hidden_state[0, keep]
     return _HeadLoss.apply(hidden_ND, base.get_output_embeddings().weight, labels[keep + 1].long()), keep

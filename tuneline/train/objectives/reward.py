@@ -40,10 +40,8 @@ class Reward(Objective):
 
     def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
         """Sum the loss over pairs."""
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        values = value_head.values(model, getattr(model, HEAD), **rest)[0]
-        last = inputs["cu_seq_lens_q"][1:].to(values.device) - 1
-        chosen, rejected = values[last[0::2]], values[last[1::2]]
+        values = value_head.at_ends(model, getattr(model, HEAD), inputs)
+        chosen, rejected = values[0::2], values[1::2]
         losses = -logsigmoid(chosen - rejected)
         if self.config.center_rewards_coefficient:
             losses = losses + self.config.center_rewards_coefficient * (chosen + rejected) ** 2

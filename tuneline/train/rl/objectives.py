@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tuneline.model import value_head
-from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, by_segment, objectives
+from tuneline.train.collate import predicted_at
+from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, objectives
 from tuneline.train.rl.experience import Experience, advantages, whitened
 from tuneline.train.rl.roles import detach_reward_model
 
@@ -59,7 +60,7 @@ class RL(Objective):
 
     def _logps(self, model: Any, inputs: Inputs, head: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         labels = inputs["labels"][0]
-        keep = (labels[1:] != -100).nonzero()[:, 0]
+        keep = predicted_at(inputs)
         rest = {name: value for name, value in inputs.items() if name != "labels"} | {"logits_to_keep": keep}
         values = None
         if head is None:
@@ -207,13 +208,11 @@ class GRPO(RL):
             apart_N = part.ref_N - logps_N
             losses_N = losses_N + config.beta * (apart_N.exp() - apart_N - 1)
         figures = {"clip_ratio": (float((ratio_N != clipped_N).float().mean()), 1.0)}
-        return Measured(self._averaged(losses_N, inputs, part, whole), len(part.spans), figures)
+        return Measured(self._averaged(losses_N, part, whole), len(part.spans), figures)
 
-    def _averaged(self, losses_N: torch.Tensor, inputs: Inputs, part: Experience, whole: Experience) -> torch.Tensor:
+    def _averaged(self, losses_N: torch.Tensor, part: Experience, whole: Experience) -> torch.Tensor:
         if self.config.loss_type == "grpo":
-            keep_N = (inputs["labels"][0, 1:] != -100).nonzero()[:, 0]
-            sums, counts = by_segment(inputs, losses_N, keep_N)
-            return -(sums / counts).mean()
+            return torch.stack([losses.mean() for losses in losses_N.split(part.lengths)]).mean()
         if self.config.loss_type == "bnpo":
             return losses_N.mean()
         if self.config.loss_type == "dr_grpo":

@@ -40,11 +40,8 @@ class RewardModel:
     def __call__(self, spans: list[Span], references: list[list[int]]) -> list[float]:
         """Return the value at the last token of each answer."""
         inputs = moved(collate([pairs.answered(spans)]), self.model.device)
-        last = inputs["cu_seq_lens_q"][1:].to(self.model.device) - 1
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
         with _as_reward_model(self.model):
-            values = value_head.values(self.model, self.head, **rest)[0]
-        return [float(value) for value in values[last]]
+            return [float(value) for value in value_head.at_ends(self.model, self.head, inputs)]
 
 
 def attach_reward_model(model: Any, folder: Path) -> RewardModel:

@@ -71,7 +71,7 @@ class RLTrainer(StageTrainer):
     def _experience(self, asked: list[tuple[list[int], list[int]]]) -> Experience:
         """Draw answers to prompts, and have all roles judge them."""
         self.model.eval()
-        with self._autocast():
+        with self.autocast():
             prompts = [prompt for prompt, _ in asked]
             drawn = rollout.answers(self.model, prompts, self.drawing)
             spans = list(zip(prompts, drawn, strict=True))
@@ -117,7 +117,7 @@ class RLTrainer(StageTrainer):
         for start in range(0, len(rows), size):
             members = [rows[i] for i in range(start, min(start + size, len(rows)))]
             prompts = [row["prompt_ids"] for row in members]
-            with self._autocast():
+            with self.autocast():
                 drawn = rollout.answers(self.model, prompts, self.drawing, greedy=True)
                 spans = list(zip(prompts, drawn, strict=True))
                 total += sum(self.judge(spans, [row["completion_ids"] for row in members]))
