@@ -75,14 +75,14 @@ class LeversConfig(Config):
     `load.gradient_checkpointing: selective`."""
 
     blocked_attention: bool = True
-    """Attention of packed examples in blocks of queries; on a CPU in float32, with `segment` attention. Not with
-    dropout in attention or `load.gradient_checkpointing: selective`."""
+    """Attention of packed examples in blocks of queries; on a CPU, with `segment` attention. Not with dropout in
+    attention or `load.gradient_checkpointing: selective`."""
 
     fused_norms: bool = True
-    """RMSNorm as one operation, where its weight is frozen, in float32."""
+    """RMSNorm as one operation, where its weight is frozen."""
 
     fused_rotation: bool = True
-    """Rotary positions as one operation, in float32; where the architecture rotates whole heads by halves."""
+    """Rotary positions as one operation, where the architecture rotates whole heads by halves."""
 
     fused_gates: bool = True
     """SwiGLU as one operation that keeps its two inputs alone."""

@@ -114,7 +114,6 @@ def _ways(
     """Return each lever, what keeps it from working here, and what switches it."""
     model = levers.model
     norms, gates, rotation = pointwise.norms(model), pointwise.gates(model), pointwise.rotation(model)
-    whole = computed == torch.float32
 
     def fuses(name: str, fuse: Callable[[Any], Callable[[], None]], found: Any) -> Callable[..., None]:
         return partial(levers.switch, name, partial(fuse, found))
@@ -125,12 +124,8 @@ def _ways(
         ("head_loss", head.why_not(levers.family, model), levers.switch_head),
         ("fused_lora", fused.why_not(model, recomputes_parts=recomputes_parts), levers.switch_layers),
         ("blocked_attention", why_not_blocks, blocks),
-        ("fused_norms", pointwise.why_not(norms, whole=whole), fuses("fused_norms", pointwise.fuse_norms, norms)),
-        (
-            "fused_rotation",
-            pointwise.why_not(rotation, whole=whole),
-            fuses("fused_rotation", pointwise.fuse_rotation, rotation),
-        ),
+        ("fused_norms", pointwise.why_not(norms), fuses("fused_norms", pointwise.fuse_norms, norms)),
+        ("fused_rotation", pointwise.why_not(rotation), fuses("fused_rotation", pointwise.fuse_rotation, rotation)),
         ("fused_gates", pointwise.why_not(gates), fuses("fused_gates", pointwise.fuse_gates, gates)),
         ("keep_memory", memory.why_not(), None),
     ]

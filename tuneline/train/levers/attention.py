@@ -2,11 +2,13 @@
 
 Each block of queries meets the keys up to its own end, so half of the work is never begun; heads that share a key are
 rows of one product, so keys are never repeated. What is kept for the backward pass is what the products took in, and
-the probabilities of short examples; those of long ones are made again. Torch's own kernel for a CPU (FlashAttention,
-Dao et al. 2022, arXiv:2205.14135) computes the same numbers, to rounding.
+the probabilities of short examples; those of long ones are made again. In bfloat16, scores, their softmax and all sums
+are float32, and the products behind the softmax take bfloat16. Torch's own kernel for a CPU (FlashAttention, Dao et al.
+2022, arXiv:2205.14135) computes the same numbers, to rounding.
 """
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,30 +22,29 @@ from tuneline.model.attention import bounds, segment
 # of a block: N queries, E keys that it sees
 
 NAME, PLAIN = "blocked", "segment"
-BLOCK = 64
+BLOCK = 96
 """Queries of a block: fewer cost calls, more are computed only to be masked (docs/log.md)."""
 
 KEPT = 512
 """Longest example whose probabilities are kept: it saves up to a third of the backward pass (docs/log.md), and memory
 grows with the square."""
 
-
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q_1HTD: torch.Tensor, k_1KTD: torch.Tensor, v_1KTD: torch.Tensor, ends: list[int], scale: float
     ) -> torch.Tensor:
-        num_heads, num_tokens, size = q_1HTD.shape[1:]
+        (num_heads, num_tokens, size), whole = q_1HTD.shape[1:], _whole(q_1HTD)
         num_keys = k_1KTD.shape[1]
         q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         out_1THD = q_1HTD.new_empty(1, num_tokens, num_heads, size)
         out_KGTD = _by_key(out_1THD, num_keys)
         kept: list[torch.Tensor | None] = []
         for a, b in pairwise(ends):
-            keys, values = k_1KTD[0, :, a:b] * scale, v_1KTD[0, :, a:b].contiguous()
+            keys, values = k_1KTD[0, :, a:b].to(whole) * scale, v_1KTD[0, :, a:b].contiguous()
             for start, end in _blocks(b - a):
-                queries = _rows(q_KGTD, a + start, a + end)
-                seen = _probabilities(queries, keys[:, :end], end - start)
+                queries = _rows(q_KGTD, a + start, a + end, whole)
+                seen = _probabilities(queries, keys[:, :end], end - start).to(values.dtype)
                 out_KGTD[:, :, a + start : a + end] = torch.bmm(seen, values[:, :end]).unflatten(1, (-1, end - start))
                 kept.append(seen if b - a <= KEPT else None)
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, out_1THD)
@@ -53,24 +54,28 @@ class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_1THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_1HTD, k_1KTD, v_1KTD, out_1THD = ctx.saved_tensors
-        num_keys = k_1KTD.shape[1]
-        q_KGTD, out_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1)), _by_key(out_1THD, num_keys)
+        num_keys, kind, whole = k_1KTD.shape[1], q_1HTD.dtype, _whole(q_1HTD)
+        q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         given_KGTD = _by_key(gradient_1THD.contiguous(), num_keys)
+        mean_KGT1 = _by_key((gradient_1THD.to(whole) * out_1THD).sum(-1, keepdim=True), num_keys)
         of_q, of_k, of_v = _like(q_1HTD), _like(k_1KTD), _like(v_1KTD)
         of_q_KGTD, kept = of_q[0].unflatten(0, (num_keys, -1)), iter(ctx.kept)
         for a, b in pairwise(ctx.ends):
-            keys, values = k_1KTD[0, :, a:b] * ctx.scale, v_1KTD[0, :, a:b].contiguous()
-            of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(values)
+            keys, values = (k_1KTD[0, :, a:b] * ctx.scale).contiguous(), v_1KTD[0, :, a:b].to(whole)
+            of_keys, of_values = torch.zeros_like(values), torch.zeros_like(values)
             for start, end in _blocks(b - a):
-                queries, given = _rows(q_KGTD, a + start, a + end), _rows(given_KGTD, a + start, a + end)
+                where = a + start, a + end
+                queries, given = _rows(q_KGTD, *where, kind), _rows(given_KGTD, *where, kind)
                 seen = next(kept)
-                seen = _probabilities(queries, keys[:, :end], end - start) if seen is None else seen
-                mean = (given * _rows(out_KGTD, a + start, a + end)).sum(-1, keepdim=True)
-                scores = torch.bmm(given, values[:, :end].mT).sub_(mean).mul_(seen)
-                of_values[:, :end].baddbmm_(seen.mT, given)
-                of_keys[:, :end].baddbmm_(scores.mT, queries)
+                if seen is None:
+                    seen_keys = k_1KTD[0, :, a : a + end].to(whole) * ctx.scale
+                    seen = _probabilities(queries.to(whole), seen_keys, end - start).to(kind)
+                scores = torch.bmm(given.to(whole), values[:, :end].mT).sub_(_rows(mean_KGT1, *where, whole))
+                scores = scores.mul_(seen).to(kind)
+                of_values[:, :end] += torch.bmm(seen.mT, given)
+                of_keys[:, :end] += torch.bmm(scores.mT, queries)
                 of_q_KGTD[:, :, a + start : a + end] = torch.bmm(scores, keys[:, :end]).unflatten(1, (-1, end - start))
-            torch.mul(of_keys, ctx.scale, out=of_k[0, :, a:b])
+            of_k[0, :, a:b] = of_keys.mul_(ctx.scale)
             of_v[0, :, a:b] = of_values
         return of_q, of_k, of_v, None, None
 
@@ -93,13 +98,14 @@ def blocked_attention(
     plain = told and not dropped and len(query) == 1
     asks_more = any(other.get(name) is not None for name in segment.BEYOND)
     causal = segment.is_causal_at(module, is_causal) and query.shape[2] == key.shape[2]
-    alike = query.shape[-1] == value.shape[-1] and query.dtype == torch.float32
+    alike = query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype != torch.float16
     if not (plain and causal and alike) or asks_more:
         return segment.segment_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, cu_seq_lens_q, **other
         )
     ((_, ends),) = bounds.rows_of(attention_mask, cu_seq_lens_q, query.shape[2])
-    return _BlockedAttention.apply(query, key, value, ends, scaling or query.shape[-1] ** -0.5), None
+    with torch.autocast(query.device.type, enabled=False):
+        return _BlockedAttention.apply(query, key, value, ends, scaling or query.shape[-1] ** -0.5), None
 
 
 def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False) -> str:
@@ -114,8 +120,8 @@ def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False
     kind = str(getattr(base.config, "_attn_implementation", None))
     if next(base.parameters()).device.type != "cpu":
         return "tensors live on a GPU, which has a kernel for it"
-    if computed != torch.float32:
-        return f"attention is computed in {str(computed).removeprefix('torch.')}, where torch's kernel rounds less"
+    if computed == torch.float16:
+        return "attention is computed in float16, which holds no sums of many terms"
     if recomputes_parts:
         return "load.gradient_checkpointing: selective keeps the results of torch's own attention"
     if kind != PLAIN or not base._can_set_attn_implementation():
@@ -139,13 +145,17 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
+def _whole(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _by_key(x_1THD: torch.Tensor, num_keys: int) -> torch.Tensor:
     return x_1THD[0].unflatten(1, (num_keys, -1)).permute(1, 2, 0, 3)
 
 
-def _rows(x_KGTD: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Return a block as [K, G * N, D]."""
-    return x_KGTD[:, :, start:end].reshape(x_KGTD.shape[0], -1, x_KGTD.shape[-1])
+def _rows(x_KGTD: torch.Tensor, start: int, end: int, kind: torch.dtype) -> torch.Tensor:
+    """Return a block as [K, G * N, D], in one copy."""
+    return x_KGTD[:, :, start:end].to(kind, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def _like(x_1HTD: torch.Tensor) -> torch.Tensor:
@@ -156,10 +166,14 @@ def _like(x_1HTD: torch.Tensor) -> torch.Tensor:
 def _probabilities(queries: torch.Tensor, keys: torch.Tensor, num_queries: int) -> torch.Tensor:
     """Return [K, G * N, E]; the last N keys are those of the queries themselves."""
     scores = torch.bmm(queries, keys.mT)
-    later = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device).triu(1)
-    corner = scores.unflatten(1, (-1, num_queries))[..., -num_queries:]
-    corner.masked_fill_(later, float("-inf"))
+    scores.unflatten(1, (-1, num_queries))[..., -num_queries:] += _later(num_queries)
     return torch.softmax(scores, -1)
+
+
+@cache
+def _later(num_queries: int) -> torch.Tensor:
+    """Return what hides from each query [N, N] the keys behind it."""
+    return torch.full((num_queries, num_queries), float("-inf")).triu(1)
 
 
 AttentionInterface.register(NAME, blocked_attention)

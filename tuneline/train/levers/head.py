@@ -18,7 +18,7 @@ from tuneline.train.collate import predicted_at
 CHUNK = 384
 """Positions whose logits live at a time; wide enough for a matrix product at full speed (docs/log.md)."""
 
-IN_CACHE = 32
+IN_CACHE = 8
 """Positions whose logits are turned into their gradient at a time: few enough to stay in a CPU's cache."""
 
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logit_soft_cap")
@@ -35,12 +35,15 @@ class _HeadLoss(torch.autograd.Function):
         losses_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
         for start in range(0, len(labels_N), CHUNK):
             part, labels = hidden_ND[start : start + CHUNK], labels_N[start : start + CHUNK, None]
-            logits = (part.to(weight_VD.dtype) @ weight_VD.T).float()
+            logits = part.to(weight_VD.dtype) @ weight_VD.T
             for row in range(0, len(labels), IN_CACHE):
                 end = min(row + IN_CACHE, len(labels))
-                losses_N[start + row : start + end] = _into_gradient(logits[row:end], labels[row:end])
+                whole = logits[row:end].float()
+                losses_N[start + row : start + end] = _into_gradient(whole, labels[row:end])
+                if whole.dtype != logits.dtype:
+                    logits[row:end] = whole
             if gradient_ND is not None:
-                gradient_ND[start : start + CHUNK] = logits.to(weight_VD.dtype) @ weight_VD
+                gradient_ND[start : start + CHUNK] = logits @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return losses_N
 

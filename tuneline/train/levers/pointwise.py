@@ -2,7 +2,8 @@
 
 Written out, each is a handful of operations of which autograd keeps what every one took in (as Liger Kernel, Hsu et al.
 2024, arXiv:2410.10989, fuses them on GPUs). Modules are known by the names that transformers gives them; that they
-compute what is meant is held against the plain model at the start.
+compute what is meant is held against the plain model at the start. In 16 bits each rounds once, at its end; the
+architectures' own code rounds after each of its operations.
 """
 
 import inspect
@@ -25,18 +26,19 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_whole(x))
         inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_D, inverse)
-        return (x * inverse).mul_(weight_D)
+        return (x * inverse).mul_(weight_D).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
-        of_x = gradient * weight_D
+        kind, x = gradient.dtype, x.to(_whole(x))
+        of_x = gradient.to(x.dtype) * weight_D
         along = torch.linalg.vecdot(of_x, x).unsqueeze(-1)
         of_x.mul_(inverse)
-        return of_x.addcmul_(x, along.mul_(inverse.pow(3)).div_(-x.shape[-1])), None, None
+        return of_x.addcmul_(x, along.mul_(inverse.pow(3)).div_(-x.shape[-1])).to(kind), None, None
 
 
 class _Rotation(torch.autograd.Function):
@@ -77,7 +79,7 @@ class _Gate(torch.autograd.Function):
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
-    """Return the norms that are RMSNorm with a frozen weight in float32."""
+    """Return the norms that are RMSNorm with a frozen weight."""
     return [
         module
         for module in model.modules()
@@ -85,7 +87,6 @@ def norms(model: nn.Module) -> list[nn.Module]:
         and isinstance(getattr(module, "variance_epsilon", None), float)
         and [name for name, _ in module.named_parameters()] == ["weight"]
         and not module.weight.requires_grad
-        and module.weight.dtype == torch.float32
         and _takes_one(module)
     ]
 
@@ -112,15 +113,12 @@ def rotation(model: Any) -> Any:
     return code
 
 
-def why_not(found: Any, *, whole: bool = True) -> str:
+def why_not(found: Any) -> str:
     """Return what keeps an operation from being fused, or an empty text.
 
     Args:
         found: Where it is, if anywhere.
-        whole: The model computes in float32; in 16 bits, where to round is a decision of the architecture.
     """
-    if not whole:
-        return "the model does not compute in float32"
     return "" if found else "the architecture has none of the known form"
 
 
@@ -141,7 +139,7 @@ def fuse_rotation(code: Any) -> Undo:
     def rotate(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        whole = {q.dtype, k.dtype, cos.dtype} == {torch.float32} and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        whole = len({q.dtype, k.dtype, cos.dtype}) == 1 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
         if more or named or not whole or (q.dim(), cos.dim()) != (4, 3):
             return plain(q, k, cos, sin, *more, **named)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
@@ -163,13 +161,17 @@ def _replace(found: list[nn.Module], forward: Callable[..., torch.Tensor]) -> Un
 
 
 def _norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    if hidden_states.dtype != torch.float32:
+    if hidden_states.dtype != module.weight.dtype:
         return type(module).forward(module, hidden_states)
     return _Norm.apply(hidden_states, module.weight, module.variance_epsilon)
 
 
 def _feed_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+
+
+def _whole(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _takes_one(module: nn.Module) -> bool:

@@ -233,15 +233,62 @@ def test_gradients_are_those_of_small_differences(operation, shapes):
     assert torch.autograd.gradcheck(seeded, inputs)
 
 
-def test_levers_in_float32_step_aside_in_16_bits(tiny_model):
+def test_in_16_bits_all_levers_are_on(tiny_model):
     model = adapted(tiny_model, torch.bfloat16)
 
     levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
-    for name in ("fused_norms", "fused_rotation"):
-        assert levers.decisions[f"levers.{name}"] == "stepped aside: the model does not compute in float32"
-    assert "bfloat16" in levers.decisions["levers.blocked_attention"]
-    assert model.config._attn_implementation == "segment"
+    assert all(levers.decisions[f"levers.{name}"].startswith("on, ") for name in COMPUTED)
+    levers.remove()
+
+
+def plain_norm(x, weight):
+    norm = modeling_llama.LlamaRMSNorm(x.shape[-1], eps=1e-5)
+    norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return norm(x)
+
+
+def plain_rotation(x, cos, sin):
+    return modeling_llama.apply_rotary_pos_emb(x, x, cos[:, 0], sin[:, 0])[0]
+
+
+def plain_attention(q, k, v):
+    ends, options = [0, 37, 101], {"dropout_p": 0.0, "scale": 0.25}
+    return bounds.attend(q, k, v, ends, **options).transpose(1, 2)
+
+
+IN_16_BITS = {
+    "norm": (lambda x, w: pointwise._Norm.apply(x, w, 1e-5), plain_norm, [(1, 50, 64), (64,)]),
+    "rotation": (pointwise._Rotation.apply, plain_rotation, [(1, 4, 50, 16), (1, 1, 50, 16), (1, 1, 50, 16)]),
+    "attention": (
+        lambda q, k, v: attention._BlockedAttention.apply(q, k, v, [0, 37, 101], 0.25),
+        plain_attention,
+        [(1, 4, 101, 16), (1, 2, 101, 16), (1, 2, 101, 16)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_16_BITS)
+def test_in_16_bits_an_operation_rounds_no_more_than_the_architectures_own_code(name):
+    fused, plain, shapes = IN_16_BITS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).bfloat16() for shape in shapes]
+    given = None
+
+    def measured(operation, kind):
+        nonlocal given
+        leaves = [x.to(kind).requires_grad_(i == 0 or name == "attention") for i, x in enumerate(inputs)]
+        out = operation(*leaves)
+        given = torch.randn(out.shape).bfloat16() if given is None else given
+        grown = torch.autograd.grad(out, [x for x in leaves if x.requires_grad], given.to(kind))
+        return [x.float() for x in (out, *grown)]
+
+    exact = measured(plain, torch.float32)
+    ours, theirs = (measured(operation, torch.bfloat16) for operation in (fused, plain))
+
+    for whole, a, b in zip(exact, ours, theirs, strict=True):
+        assert (a - whole).norm() <= 1.3 * (b - whole).norm()
+        assert (a - whole).norm() <= 0.01 * whole.norm()
 
 
 def test_attention_of_another_kind_or_with_dropout_stays_as_it_is(tiny_model):
