@@ -29,6 +29,7 @@ KEPT = 512
 """Longest example whose probabilities are kept: it saves up to a third of the backward pass (docs/log.md), and memory
 grows with the square."""
 
+
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
