@@ -19,7 +19,7 @@ from tuneline.evaluation import report, score
 from tuneline.model import merge as merging
 from tuneline.model import start
 from tuneline.tracking import gate
-from tuneline.train import sft
+from tuneline.train import stages
 
 
 def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
@@ -35,7 +35,7 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     for seed in seeds:
         began = time.monotonic()
         config = recipe.train.model_copy(update={"seed": seed})
-        checkpoint, training = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
+        checkpoint, training = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
         candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))

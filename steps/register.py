@@ -21,6 +21,7 @@ from tuneline.tracking.card import Known
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 from tuneline.tracking.registry import Version
+from tuneline.train import resume
 from tuneline.train.report import TrainingReport
 from tuneline.workflow import versions
 
@@ -52,6 +53,8 @@ def register(
     known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
     stored.keep_card(card.write(known), version if new else None)
     versions.mirror(decision.model_name, decision)
+    if training_report.state:
+        resume.forget(training_report.state)
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
     return decision
 

@@ -14,14 +14,14 @@ from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import runs
-from tuneline.train import sft
+from tuneline.train import stages
 from tuneline.train.report import TrainingReport
 
 
 def watched() -> str:
     """What the cache key sees beside this step; the tracker does not change what is learned."""
     libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-    return code_behind("train.sft", "train.report", "model.checkpoint", "data.corpus", libraries=libraries)
+    return code_behind("train.stages", "train.report", "model.checkpoint", "data.corpus", libraries=libraries)
 
 
 @step(
@@ -33,11 +33,13 @@ def train(
     rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: Training
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
-    state = sft.Job(rows, base_model, tokenizer, load, method, config).state
+    state = stages.Job(rows, base_model, tokenizer, load, method, config).state
     name = f"{get_step_context().pipeline_run.name}-training"
     with runs.training_child(name, went_on=state.told(runs.TRAINING)) as (run_id, listener):
         state.remember(runs.TRAINING, run_id)
-        checkpoint, report = sft.train(rows, base_model, tokenizer, load, method, config, listeners=(listener,))
+        checkpoint, report = stages.train(
+            rows, base_model, tokenizer, load, method, config, listeners=(listener,), keeps_state=True
+        )
         runs.attempt(lambda: runs.log_params({"load": report.load, "method": report.method, "train": report.train}))
         runs.attempt(lambda: runs.log_metrics({f"training.{name}": v for name, v in report.summary.items()}))
         if report.samples:

@@ -15,7 +15,7 @@ from tuneline.config.model import DirectoryModel
 from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
-from tuneline.train import sft
+from tuneline.train import stages
 
 
 def work(arguments: process.Result) -> process.Result:
@@ -27,7 +27,7 @@ def work(arguments: process.Result) -> process.Result:
     config = TrainConfig(max_steps=arguments["steps"], lr_scheduler_type="constant", **arguments["train"])
     clock: list[tuple[float, float]] = []
     (Path(arguments["scratch"]) / "began").touch()
-    _, report = sft.train(
+    _, report = stages.train(
         rows,
         base_model,
         tokenizer,

@@ -13,7 +13,7 @@ from tuneline.config.model import DirectoryModel
 from tuneline.config.train import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
-from tuneline.train import sft
+from tuneline.train import stages
 
 
 def work(arguments: process.Result) -> process.Result:
@@ -25,7 +25,7 @@ def work(arguments: process.Result) -> process.Result:
     method: Any = TypeAdapter(Method).validate_python(arguments["method"])
     config = TrainConfig(num_train_epochs=1, **arguments["train"])
     clock = steps.Clock()
-    checkpoint, report = sft.train(
+    checkpoint, report = stages.train(
         rows, base_model, tokenizer, load, method, config, listeners=(lambda figures, step: clock.step(),)
     )
     shutil.copy(checkpoint.path / steps.ADAPTER, arguments["adapter"])

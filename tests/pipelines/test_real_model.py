@@ -8,7 +8,7 @@ import yaml
 from tests import tiny
 from tuneline.model.load import load_model
 from tuneline.tracking import registry
-from tuneline.train import sft
+from tuneline.train import stages
 from tuneline.workflow import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
@@ -41,7 +41,9 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
     rows = run.steps["tokenize_pack"].outputs["rows"][0].load()
     base = Path(run.steps["resolve"].outputs["base_model"][0].load().only().location)
     folders = (base, result.model_folder)
-    before, after = (sft.mean_loss(load_model(folder, attention="segment"), rows, "validation") for folder in folders)
+    before, after = (
+        stages.mean_loss(load_model(folder, attention="segment"), rows, "validation") for folder in folders
+    )
     assert after < before
     assert after == pytest.approx(
         run.steps["train"].outputs["sft_training_report"][0].load().summary["validation_loss"], rel=1e-4

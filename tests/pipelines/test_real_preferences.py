@@ -6,7 +6,7 @@ from tests import tiny
 from tuneline.config import load as loading
 from tuneline.data import worker
 from tuneline.model import merge, source, start
-from tuneline.train import sft
+from tuneline.train import stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -53,7 +53,7 @@ def trained(project, stage: str, **changes):
     checked = loading.load(tiny.write_config(folder / f"{stage}.yaml", recipe)).recipe
     tokenizer, base_model, _ = start.find(checked.for_resolve())
     rows = worker.prepare(checked, tokenizer)
-    made = sft.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
+    made = stages.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
     return checked, rows, tokenizer, base_model, *made
 
 

@@ -93,7 +93,7 @@ def versions():
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_clear_error_before_training(case, project, refused, monkeypatch):
     make, message = CASES[case]
-    monkeypatch.setattr("tuneline.train.sft.train", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("tuneline.train.stages.train", lambda *a, **k: pytest.fail("training began"))
 
     (code, lines), (zenml_code, zenml_lines) = refused(**make(project))
 

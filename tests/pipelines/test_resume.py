@@ -3,6 +3,7 @@
 import mlflow
 import pytest
 
+from tuneline import state
 from tuneline.tracking import runs
 from tuneline.workflow import tracker
 
@@ -46,3 +47,24 @@ def test_the_failed_step_goes_on_in_the_same_run_to_the_same_weights(run, ran, m
     assert set(drawn) == set(range(1, 8))
     assert not undisturbed.decision.new
     assert undisturbed.decision.version == resumed.decision.version
+
+
+def test_a_training_is_kept_until_its_result_is_stored(run, monkeypatch):
+    attempt, died = runs.attempt, []
+
+    def die_once(call):
+        if not died:
+            died.append(True)
+            raise RuntimeError("the machine went away")
+        return attempt(call)
+
+    train = {"learning_rate": 2e-3, "max_steps": 5, "save_steps": 2}
+    monkeypatch.setattr(runs, "attempt", die_once)
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        run(train=train)
+    assert list(state.root().glob("training/*/checkpoint-4"))
+
+    resumed = run(train=train)
+
+    assert report_of(resumed).decisions["resume"] == "went on from step 4 of 5"
+    assert not list(state.root().glob("training/*"))

@@ -15,7 +15,7 @@ from tuneline.errors import RecipeError
 from tuneline.model import merge, start
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
-from tuneline.train import sft
+from tuneline.train import stages
 
 DOCS = Path("docs/support-matrix.md")
 HEAD = """# What goes with what
@@ -193,7 +193,7 @@ def prepared(world, recipe: Recipe):
 def train(world, recipe: Recipe):
     rows, tokenizer, base_model = prepared(world, recipe)
     start.check(base_model, tokenizer, recipe.for_resolve())
-    made = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
+    made = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
     return rows, tokenizer, base_model, *made
 
 
@@ -220,7 +220,7 @@ def trains_reloads_and_merges(world, recipe, choice):
         assert merged_of(world, recipe, checkpoint).is_dir()  # held against the trained one there
         return
     model = load_model(merged_of(world, recipe, checkpoint))
-    after, trained_on = (sft.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation"))
+    after, trained_on = (stages.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation"))
 
     assert all(map(math.isfinite, losses))
     assert after < before(world, recipe)
@@ -250,7 +250,7 @@ def before(world, recipe) -> float:
         holding = recipe.for_load().model_copy(update={"quantization": None})
         from tuneline.model.load import load_for_answers
 
-        world[1][key] = sft.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
+        world[1][key] = stages.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
     return world[1][key]
 
 

@@ -30,6 +30,9 @@ class TrainingReport(BaseModel):
     environment: dict[str, str]
     """Versions, device, threads, instruction set: what bitwise repetition depends on."""
 
+    state: str | None = None
+    """Name of the training state that is kept until this report and the checkpoint are stored."""
+
     mlflow_run_id: str | None = None
     """Child run that holds the live curves."""
 

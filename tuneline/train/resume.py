@@ -25,7 +25,7 @@ from tuneline.identity import digest, sha256_of
 logger = logging.getLogger(__name__)
 
 ABOUT, SEAL, ASIDE = "training.json", "sha256.json", "unfinished"
-PREFIX = "checkpoint-"
+PREFIX, FINISHED = "checkpoint-", "finished"
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,33 @@ class State:
         for path in sorted(self.folder.parent.glob(f"*/{ABOUT}")):
             theirs = _read(path).get("identity", {})
             same = all(theirs.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
-            if same and path.parent != self.folder and any(path.parent.glob(f"{PREFIX}*")):
+            finished = FINISHED in _read(path).get("notes", {})
+            if same and not finished and path.parent != self.folder and any(path.parent.glob(f"{PREFIX}*")):
                 found.append(f"{path.parent.name} ({'; '.join(differences(theirs, self.identity))})")
         return found
 
+    def finish(self) -> None:
+        """Keep the newest checkpoint until what was trained is stored elsewhere, and no longer count as unfinished."""
+        for old in self._checkpoints()[1:]:
+            shutil.rmtree(old)
+        self.remember(FINISHED, "yes")
+
     def remove(self) -> None:
-        """Forget the training: it is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget the training."""
+        forget(self.folder.name)
 
     def _checkpoints(self) -> list[Path]:
         """Return checkpoints, newest first."""
         return sorted(self.folder.glob(f"{PREFIX}*"), key=step_of, reverse=True)
+
+
+def forget(name: str) -> None:
+    """Drop a training's state, once what came of it is stored.
+
+    Args:
+        name: As in `TrainingReport.state`.
+    """
+    shutil.rmtree(state.root() / "training" / Path(name).name, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:

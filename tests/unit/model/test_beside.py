@@ -17,7 +17,7 @@ from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.evaluation import choice, generate
 from tuneline.model import beside, merge, source
 from tuneline.model.load import load_model
-from tuneline.train import sft
+from tuneline.train import stages
 
 METHODS = [
     PrefixMethod(type="prefix", num_virtual_tokens=4),
@@ -39,7 +39,7 @@ def made(request, tiny_model, tmp_path, home):
     }
     tokenized = tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64, packing=False))
     config = TrainConfig(max_steps=3, learning_rate=1e-2)
-    checkpoint, report = sft.train(tokenized, base_model, tokenizer, LOAD, request.param, config)
+    checkpoint, report = stages.train(tokenized, base_model, tokenizer, LOAD, request.param, config)
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, tokenized, LOAD, MergeAdapterConfig())
     moved = tmp_path / "elsewhere"
     shutil.move(model.path, moved)
@@ -59,7 +59,7 @@ def test_it_answers_as_it_was_trained(made):
     model, folder, loss, rows = made
     method = model.identity["method"]["type"]
 
-    assert sft.mean_loss(load_model(folder), rows, "validation", method) == pytest.approx(loss, rel=1e-4)
+    assert stages.mean_loss(load_model(folder), rows, "validation", method) == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_base_takes_no_room_of_its_own(made, tiny_model):

@@ -20,7 +20,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.errors import SourceError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_for_answers, load_model
-from tuneline.train import sft
+from tuneline.train import stages
 
 LORA = LoraMethod(type="lora", r=4)
 IDS = torch.tensor([[5, 9, 12, 40, 7]])
@@ -49,7 +49,7 @@ def train(folder, tmp_path, *, base_model=None, tokenizer=None, load=None, metho
     own_tokenizer, own_base = find(folder)
     tokenizer, base_model, load = tokenizer or own_tokenizer, base_model or own_base, load or step()
     config = TrainConfig(max_steps=3, learning_rate=1e-2, seed=seed)
-    checkpoint, _ = sft.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
+    checkpoint, _ = stages.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
     kept = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
     shutil.move(checkpoint.path, kept)
     return checkpoint.__class__(kept, checkpoint.kind, checkpoint.identity, checkpoint.facts)
@@ -108,12 +108,12 @@ def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
     tokenizer, base_model = find(tiny_model)
     stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = sft.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = stages.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert sft.mean_loss(load_model(model.path), rows, "train") < once
+    assert stages.mean_loss(load_model(model.path), rows, "train") < once
 
 
 def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
@@ -165,9 +165,9 @@ def test_training_goes_on_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
     places.check_adapter(first.path)
     stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = sft.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = stages.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert sft.mean_loss(load_model(model.path), rows, "train") < once
+    assert stages.mean_loss(load_model(model.path), rows, "train") < once

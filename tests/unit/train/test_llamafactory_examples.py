@@ -10,7 +10,7 @@ from tests.unit.config.test_llamafactory import EXPECTED
 from tuneline.config import llamafactory
 from tuneline.data import worker
 from tuneline.model import start
-from tuneline.train import sft
+from tuneline.train import stages
 
 TRAINED = [name for name, blocked in EXPECTED.items() if not blocked]
 
@@ -30,7 +30,7 @@ def test_an_example_that_is_imported_trains_on_its_own_data(name, test_data, tin
     tokenizer, base_model, _ = start.find(recipe.for_resolve())
     rows = worker.prepare(recipe, tokenizer)
     start.check(base_model, tokenizer, recipe.for_resolve())
-    _, report = sft.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.for_train())
+    _, report = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.for_train())
 
     assert len(report.history) == 2
     assert all(math.isfinite(entry["loss"]) for entry in report.history)

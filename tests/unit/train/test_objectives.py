@@ -18,7 +18,7 @@ from tuneline.data import pairs, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.model import source, value_head
 from tuneline.model.load import load_model
-from tuneline.train import sft
+from tuneline.train import stages
 from tuneline.train.collate import collate
 from tuneline.train.objectives import losses, objective_of
 from tuneline.train.objectives.losses import Pairs
@@ -66,7 +66,7 @@ def trained(parts, kind, method=LORA, listeners=(), **changes):
     tokenizer, base_model, rows = parts
     config = KINDS[kind](**{"max_steps": 30, "learning_rate": 1e-2, "lr_scheduler_type": "constant", **changes})
     members = rows["kto" if kind == "kto" else "preference"]
-    return sft.train(members, base_model, tokenizer, LOAD, method, config, listeners)
+    return stages.train(members, base_model, tokenizer, LOAD, method, config, listeners)
 
 
 @pytest.mark.parametrize("method", [LORA, FullMethod(type="full")], ids=["lora", "full"])
@@ -102,7 +102,7 @@ def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
     rows = tokenize.tokenize_pack(Corpus({"train": examples, "validation": examples}), tokenizer, config)
 
     for kind in ("orpo", "cpo"):
-        _, report = sft.train(rows, base_model, tokenizer, LOAD, LORA, KINDS[kind](max_steps=1))
+        _, report = stages.train(rows, base_model, tokenizer, LOAD, LORA, KINDS[kind](max_steps=1))
         assert report.history[0]["loss"] > 0.1
 
 
@@ -274,7 +274,7 @@ def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
 def test_telemetry_of_trl_is_off_wherever_tests_run(quiet):
     """Trl tells of itself when a trainer is made, unless one of these is set; Tuneline itself never makes one."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    sources = [path.read_text() for path in (tiny.Path(sft.__file__).parent).rglob("*.py")]
+    sources = [path.read_text() for path in (tiny.Path(stages.__file__).parent).rglob("*.py")]
     assert not any("import trl" in text or "from trl" in text for text in sources)
 
 

@@ -14,7 +14,7 @@ from tuneline.config.method import FullMethod, LoraMethod
 from tuneline.config.optimizers import TRAITS
 from tuneline.errors import RecipeError
 from tuneline.model.load import load_model
-from tuneline.train import optimizers, sft
+from tuneline.train import optimizers, stages
 from tuneline.train.objectives.reward import HEAD
 
 FULL = FullMethod(type="full")
@@ -110,7 +110,7 @@ def test_what_is_saved_of_schedule_free_training_is_the_average(parts, monkeypat
         average = seen["before"][name].lerp(optimizer.state[part]["z"], 1 - 1 / 0.9)
         assert torch.equal(saved[name], average), name
     assert not torch.equal(saved["model.norm.weight"], seen["before"]["model.norm.weight"])
-    loss = sft.mean_loss(load_model(checkpoint.path), parts[0], "validation")
+    loss = stages.mean_loss(load_model(checkpoint.path), parts[0], "validation")
     assert report.summary["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
 

@@ -20,7 +20,7 @@ from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ProofError, RecipeError, StoppedError
 from tuneline.model import source
-from tuneline.train import resumable, sft
+from tuneline.train import resumable, resume, stages
 from tuneline.train.levers.apply import Levers
 
 STEPS, EVERY = 11, 3
@@ -65,9 +65,9 @@ def config(**changes):
     return TrainConfig(**{"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": EVERY, **changes})
 
 
-def trained(parts, method=LORA, listeners=(), **changes):
+def trained(parts, method=LORA, listeners=(), *, keeps_state=False, **changes):
     load = LoadStepConfig(dtype="float32", max_length=96)
-    return sft.train(*parts, load, method, config(**changes), listeners)
+    return stages.train(*parts, load, method, config(**changes), listeners, keeps_state=keeps_state)
 
 
 def weights(checkpoint):
@@ -198,6 +198,29 @@ def test_a_finished_training_leaves_no_state(parts, home):
     trained(parts)
 
     assert not list((home / "training").glob("*"))
+
+
+def test_a_finished_training_stays_until_its_result_is_stored(parts, home, whole, caplog):
+    checkpoint, report = trained(parts, keeps_state=True)
+    assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
+    assert weights(checkpoint) == whole[0]
+
+    again, after = trained(parts, keeps_state=True)
+    assert after.decisions["resume"] == "went on from step 9 of 11"
+    assert weights(again) == whole[0]
+
+    trained(parts, learning_rate=2e-2)
+    assert "unfinished" not in caplog.text
+
+    resume.forget(report.state)
+    assert not list(home.glob("training/*"))
+
+
+def test_a_training_without_checkpoints_leaves_no_state(parts, home):
+    _, report = trained(parts, keeps_state=True, save_steps=0)
+
+    assert report.state is None
+    assert not list(home.glob("training/*"))
 
 
 def test_old_checkpoints_go_once_newer_ones_are_whole(parts, home):

@@ -19,7 +19,7 @@ from tuneline.errors import RecipeError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_model
 from tuneline.model.methods import families
-from tuneline.train import rollout, sft
+from tuneline.train import rollout, stages
 from tuneline.train.rl import experience, roles
 from tuneline.train.rollout import Drawing
 
@@ -44,7 +44,7 @@ def world(tiny_model, tmp_path_factory):
             for stage in ("sft", "prompt")
         }
         config = TrainConfig(max_steps=40, learning_rate=5e-3)
-        learned, _ = sft.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
+        learned, _ = stages.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
         model = merge.merge_adapter(learned, base_model, tokenizer, made["sft"], LOAD, MergeAdapterConfig())
         tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=model.path))
         yield tokenizer, base_model, made["prompt"]
@@ -52,7 +52,7 @@ def world(tiny_model, tmp_path_factory):
 
 def trained(world, config, method=LORA, base_model=None, listeners=()):
     tokenizer, own, rows = world
-    return sft.train(rows, base_model or own, tokenizer, LOAD, method, config, listeners)
+    return stages.train(rows, base_model or own, tokenizer, LOAD, method, config, listeners)
 
 
 PPO = PPOConfig(
@@ -148,7 +148,7 @@ def reward_model(world):
     tokenizer, base_model, _ = world
     rows = rows_of(tokenizer, "preference")
     config = RewardConfig(max_steps=20, learning_rate=1e-2)
-    learned, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config)
+    learned, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config)
     return merge.merge_adapter(learned, base_model, tokenizer, rows, LOAD, MergeAdapterConfig()).path
 
 

@@ -20,7 +20,7 @@ from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError
 from tuneline.model import merge, source
 from tuneline.model.load import load_model
-from tuneline.train import sft, trainer
+from tuneline.train import stages, trainer
 from tuneline.train.collate import collate
 
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8)
@@ -51,7 +51,7 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
     tokenizer, base_model, rows = parts
     heard = []
 
-    _, report = sft.train(
+    _, report = stages.train(
         rows,
         base_model,
         tokenizer,
@@ -76,9 +76,9 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
 def test_training_twice_gives_the_same_weights_bit_by_bit(parts):
     tokenizer, base_model, rows = parts
 
-    first, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+    first, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
     kept, digest = weights(first), first.content_hash()
-    second, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+    second, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     assert weights(second) == kept
     assert second.content_hash() == digest
@@ -87,7 +87,7 @@ def test_training_twice_gives_the_same_weights_bit_by_bit(parts):
 def test_another_seed_gives_other_weights(parts):
     tokenizer, base_model, rows = parts
 
-    kept = [weights(sft.train(rows, base_model, tokenizer, LOAD, LORA, config(seed=seed))[0]) for seed in (0, 1)]
+    kept = [weights(stages.train(rows, base_model, tokenizer, LOAD, LORA, config(seed=seed))[0]) for seed in (0, 1)]
 
     assert kept[0] != kept[1]
 
@@ -97,8 +97,8 @@ def test_accumulation_weighs_tokens_not_rows(parts):
     tokenizer, base_model, rows = parts
     settings = {"learning_rate": 1e-3, "max_steps": 2}
 
-    _, one = sft.train(rows, base_model, tokenizer, LOAD, LORA, config(per_device_train_batch_size=4, **settings))
-    _, four = sft.train(rows, base_model, tokenizer, LOAD, LORA, config(gradient_accumulation_steps=4, **settings))
+    _, one = stages.train(rows, base_model, tokenizer, LOAD, LORA, config(per_device_train_batch_size=4, **settings))
+    _, four = stages.train(rows, base_model, tokenizer, LOAD, LORA, config(gradient_accumulation_steps=4, **settings))
 
     assert [entry["loss"] for entry in one.history] == pytest.approx(
         [entry["loss"] for entry in four.history], rel=1e-5
@@ -112,7 +112,7 @@ def test_the_packed_loss_is_transformers_own_on_each_example_alone(parts):
     _, base_model, rows = parts
     model = load_model(rows_dir(base_model), attention="segment").eval()
 
-    ours = sft.mean_loss(model, rows, "train")
+    ours = stages.mean_loss(model, rows, "train")
 
     total, count = 0.0, 0
     for row in rows.splits["train"]:
@@ -145,7 +145,7 @@ def test_collation_adds_no_padding_and_keeps_every_bound(shape):
 
 def test_the_merged_model_answers_like_the_adapter(parts):
     tokenizer, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+    checkpoint, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
@@ -157,7 +157,7 @@ def test_the_merged_model_answers_like_the_adapter(parts):
 
 def test_a_merge_that_strays_is_refused(parts, monkeypatch):
     tokenizer, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+    checkpoint, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
     monkeypatch.setattr(merge, "_compare", lambda before, after: {"kl": 0.5})
 
     with pytest.raises(ProofError, match=r"strays from the adapter's: KL 5.00e-01"):
@@ -166,7 +166,7 @@ def test_a_merge_that_strays_is_refused(parts, monkeypatch):
 
 def test_a_fully_trained_model_goes_on_whole(parts):
     tokenizer, base_model, rows = parts
-    checkpoint, report = sft.train(rows, base_model, tokenizer, LOAD, FullMethod(type="full"), config())
+    checkpoint, report = stages.train(rows, base_model, tokenizer, LOAD, FullMethod(type="full"), config())
 
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
@@ -177,7 +177,7 @@ def test_a_fully_trained_model_goes_on_whole(parts):
 
 def test_no_file_of_a_checkpoint_names_this_machine(parts):
     tokenizer, base_model, rows = parts
-    checkpoint, _ = sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+    checkpoint, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     assert str(rows_dir(base_model)) not in (checkpoint.path / "adapter_config.json").read_text()
 
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
     monkeypatch.setattr(trainer, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
 
     with pytest.raises(ProofError, match="The loss became NaN"):
-        sft.train(rows, base_model, tokenizer, LOAD, LORA, config())
+        stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
 
 def test_a_4_bit_base_goes_on_learning_after_an_evaluation(parts):
@@ -195,7 +195,7 @@ def test_a_4_bit_base_goes_on_learning_after_an_evaluation(parts):
     tokenizer, base_model, rows = parts
     load = LOAD.model_copy(update={"quantization": Bnb4bit(type="bnb_4bit")})
 
-    _, report = sft.train(rows, base_model, tokenizer, load, LORA, config(max_steps=20, eval_steps=5))
+    _, report = stages.train(rows, base_model, tokenizer, load, LORA, config(max_steps=20, eval_steps=5))
 
     losses = [entry["loss"] for entry in report.history]
     assert losses[-1] < losses[5] < losses[0]

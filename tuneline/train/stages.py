@@ -34,6 +34,8 @@ def train(
     method: Method,
     config: Optimisation,
     listeners: tuple[Listener, ...] = (),
+    *,
+    keeps_state: bool = False,
 ) -> tuple[Checkpoint, TrainingReport]:
     """Fine-tune a base model on tokenized rows.
 
@@ -45,6 +47,8 @@ def train(
         method: What is trained.
         config: The optimisation, and what is minimised.
         listeners: Called with the figures of each optimizer step.
+        keeps_state: Leave the last checkpoint of the training state to the caller, who drops it by
+            `tuneline.train.resume.forget(report.state)` once the result is stored; else it goes at the end.
 
     Returns:
         A checkpoint in a scratch folder under the state root, and a report.
@@ -58,7 +62,12 @@ def train(
     job.refuse_shared_rows()
     job.state.check(config.resume_from)
     with job.state.alone():
-        return _train(job, listeners)
+        checkpoint, report = _train(job, listeners)
+        if not (keeps_state and job.state.latest()):
+            job.state.remove()
+            return checkpoint, report
+        job.state.finish()
+        return checkpoint, report.model_copy(update={"state": job.state.folder.name})
 
 
 def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, TrainingReport]:
@@ -89,7 +98,6 @@ def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, Train
     summary = outcome.summary(loop, ran.recorder, start) | held_out | done
     with phase("save"):
         checkpoint = outcome.save(job, loop, work, {"attention": kind})
-    job.state.remove()
     return checkpoint, outcome.report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)
 
 
