@@ -62,23 +62,26 @@ def _rate(one: torch.Tensor, other: torch.Tensor) -> float:
     return 2.0 * len(one) ** 3 / (time.perf_counter() - start)
 
 
-def figures(model: Any, tokens: float, seconds: float, dtype: torch.dtype, device: str) -> dict[str, float]:
+def figures(
+    model: Any, tokens: float, seconds: float, dtype: torch.dtype, device: str, *, before: float = 0
+) -> dict[str, float]:
     """Return what was computed, and how fast.
 
     Args:
         model: What was trained.
         tokens: Seen by this process.
         seconds: That it trained.
+        before: Tokens seen by processes that it went on from; they count in `flops` alone.
         dtype: Of the computation.
         device: `cpu`, `cuda`, ...
 
     Returns:
         `flops`, `flops_per_second`, `mfu` (their share of the best product on this machine), `tokens_per_second`.
     """
-    flops = tokens * flops_per_token(model)
-    rate = flops / max(seconds, 1e-9)
+    a_token = flops_per_token(model)
+    rate = tokens * a_token / max(seconds, 1e-9)
     return {
-        "flops": flops,
+        "flops": (before + tokens) * a_token,
         "flops_per_second": rate,
         "mfu": rate / best_rate(dtype, device),
         "tokens_per_second": tokens / max(seconds, 1e-9),

@@ -93,8 +93,9 @@ def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, Train
     decisions |= ran.decisions
     with phase("evaluate"):
         held_out = {f"validation_{name}": value for name, value in loop.validate().items()}
-    seen = loop.tokens_seen - ran.recorder.tokens_before
-    done = receipt.figures(loop.model, seen, phase.seconds["train_seconds"], computed, precision.device_type())
+    before = ran.recorder.tokens_before
+    seen, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
+    done = receipt.figures(loop.model, seen, seconds, computed, precision.device_type(), before=before)
     summary = outcome.summary(loop, ran.recorder, start) | held_out | done
     with phase("save"):
         checkpoint = outcome.save(job, loop, work, {"attention": kind})

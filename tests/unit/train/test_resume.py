@@ -116,6 +116,7 @@ def test_kill_9_at_any_step_and_the_same_weights_at_the_end(tiny_model, home, wh
     assert report.decisions.get("resume") == ("went on from step 6 of 11" if saved else None)
     assert weights(checkpoint) == whole[0]
     assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in whole[1].history]
+    assert report.summary["flops"] == whole[1].summary["flops"]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
