@@ -52,7 +52,7 @@ class Levers:
         """Fuse LoRA's layers, or leave them to peft."""
         fused.disable(self.fused_layers)
         self.fused_layers = fused.layers(self.model) if on else []
-        fused.enable(self.fused_layers)
+        fused.enable(self.fused_layers, self.model)
 
     def switch(self, name: str, enable: Callable[[], Callable[[], None]], *, on: bool) -> None:
         """Switch a lever on by a function that returns what undoes it, or off by what that returned."""

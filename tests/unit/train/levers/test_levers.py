@@ -30,7 +30,7 @@ def row(trained_from=3):
 def adapted(folder, dtype=torch.float32, **options):
     torch.manual_seed(0)
     model = load_model(folder, dtype=dtype, attention="segment")
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **options))
+    model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}))
     for name, part in model.named_parameters():
         if part.requires_grad:
             part.data = part.data.float()
@@ -154,8 +154,8 @@ def test_a_model_that_changes_its_logits_keeps_its_own_loss(tiny_model, name):
 def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
     plain = fused._FusedLora.apply
 
-    def wrong(x, weight, bias, a, b, scaling):
-        return plain(x, weight, bias, a, b, 1.5 * scaling)
+    def wrong(x, scalings, *tensors):
+        return plain(x, tuple(1.5 * scaling for scaling in scalings), *tensors)
 
     monkeypatch.setattr(fused, "_FusedLora", type("Wrong", (), {"apply": staticmethod(wrong)}))
     levers = switched_on(adapted(tiny_model))
@@ -184,6 +184,49 @@ def test_fused_layers_step_aside_where_products_are_kept(tiny_model):
 
     assert "stepped aside: load.gradient_checkpointing: selective" in levers.decisions["levers.fused_lora"]
     assert not levers.fused_layers
+
+
+def counted(monkeypatch):
+    """Count how many layers each operation has."""
+    plain, seen = fused._FusedLora.apply, []
+
+    def counting(x, scalings, *tensors):
+        seen.append(len(scalings))
+        return plain(x, scalings, *tensors)
+
+    monkeypatch.setattr(fused, "_FusedLora", type("Counting", (), {"apply": staticmethod(counting)}))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "each_layer"),
+    [({}, [3, 1, 2, 1]), ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, [2, 1])],
+    ids=str,
+)
+def test_layers_of_one_input_are_one_operation(tiny_model, monkeypatch, options, each_layer):
+    model = adapted(tiny_model, **options)
+    switched_on(model)
+    seen = counted(monkeypatch)
+
+    model(torch.arange(3, 23)[None])
+
+    assert seen == each_layer * model.config.num_hidden_layers
+
+
+def test_layers_that_turn_out_to_read_other_inputs_answer_each_for_itself(tiny_model, monkeypatch):
+    model = adapted(tiny_model).eval()
+    attention_of = model.get_base_model().model.layers[0].self_attn
+    x, other = torch.randn(2, 1, 5, model.config.hidden_size)
+
+    def asked():
+        return [layer(y) for layer, y in ((attention_of.q_proj, x), (attention_of.k_proj, other)) for _ in range(2)]
+
+    plain = asked()
+    switched_on(model)
+    seen = counted(monkeypatch)
+
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(plain, asked(), strict=True))
+    assert seen == [3, 1, 1, 1]
 
 
 def test_off_means_off(tiny_model):
