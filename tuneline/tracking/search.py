@@ -66,7 +66,8 @@ class Study:
     @property
     def parent_run(self) -> str | None:
         """The MLflow run of this search, where it was begun before."""
-        return self._study.user_attrs.get(PARENT)
+        found = self._study.user_attrs.get(PARENT)
+        return None if found is None else str(found)
 
     @parent_run.setter
     def parent_run(self, run_id: str) -> None:
