@@ -14,8 +14,9 @@ from tuneline.data import pairs
 from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
+from tuneline.model.positions import predicted_at
 from tuneline.train import rollout
-from tuneline.train.collate import collate, predicted_at
+from tuneline.train.collate import collate
 from tuneline.train.rl import roles
 from tuneline.train.rl.experience import Experience
 from tuneline.train.rl.objectives import HEAD, PPO

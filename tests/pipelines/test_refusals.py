@@ -10,7 +10,7 @@ import shutil
 import pytest
 from click.testing import CliRunner as ClickRunner
 
-from tests import tiny
+from tests import harness_tasks, tiny
 from tuneline.cli import main as cli
 
 pytestmark = pytest.mark.zenml
@@ -19,6 +19,23 @@ pytestmark = pytest.mark.zenml
 def jsonl(project, text):
     (project / "data" / "bad.jsonl").write_text(text)
     return {"sources": [{"name": "bad", "path": "data/bad.jsonl", "format": "alpaca"}]}
+
+
+def exam(project, name, text):
+    tiny.write_exam(project / name)
+    (project / name / "test" / "numbers.csv").write_text(text)
+    return {"exams": [{"name": "exam", "path": name}]}
+
+
+def harness(project, **told):
+    harness_tasks.write(project / "tasks")
+    return {"exams": [{"engine": "lm_eval", "name": "h", "task": "tasks/colours.yaml", "metrics": ["acc"], **told}]}
+
+
+def harness_without_data(project):
+    changes = harness(project)
+    (project / "tasks" / "colours.jsonl").unlink()
+    return changes
 
 
 def no_weights(project):
@@ -52,6 +69,34 @@ CASES = {
         "unknown format 'alpacca'. Did you mean 'alpaca'?",
     ),
     "unknown method": (lambda p: {"method": {"type": "lorra"}}, "unknown method 'lorra'. Did you mean 'lora'?"),
+    "unknown metric": (
+        lambda p: {"evaluate": {"metrics": ["rougel"]}},
+        "there is no metric 'rougel'. Did you mean 'rougeL'?",
+    ),
+    "gate without its metric": (
+        lambda p: {"exams": [], "registry": {"model_name": "tiny", "gate": {"metric": "exam_accuracy"}}},
+        "registry.gate.metric: this recipe does not measure exam_accuracy",
+    ),
+    "exam without data": (
+        lambda p: {"exams": [{"name": "exam", "path": "data"}]},
+        "exams.exam.path:",
+    ),
+    "exam without a column": (
+        lambda p: exam(p, "narrow", "question,A,B,C,answer\nWhich?,one,two,three,A\n"),
+        "the column D is missing",
+    ),
+    "exam with a wrong letter": (
+        lambda p: exam(p, "wrong", "Which?,one,two,three,four,E\n"),
+        "numbers.csv:1: the answer must be one of A, B, C, D; got 'E'.",
+    ),
+    "harness without data": (
+        harness_without_data,
+        "exams.h.task: task colours names the data file 'colours.jsonl', and there is no",
+    ),
+    "harness without the metric": (
+        lambda p: harness(p, metrics=["acc_nrom"]),
+        "task colours has no metric 'acc_nrom'. Did you mean 'acc_norm'?",
+    ),
     "no weights": (no_weights, "has no weights (*.safetensors)"),
     "other hash": (
         lambda p: {"model": {"type": "directory", "path": "model", "sha256": "0" * 64}},

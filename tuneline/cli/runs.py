@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from tuneline.cli import show
@@ -41,16 +42,46 @@ def compare(
     tracker.connect()
     found = comparing.compare(names)
     console = show.console()
+    titles = [f"{chr(65 + i)}  {name}" for i, name in enumerate(found.names)]
+    console.print("\n".join(titles), soft_wrap=True)
     for title, rows in (
         ("Parameters that differ", found.params),
-        ("Metrics, with 95 % intervals", found.metrics),
-        ("Paired gain over the first run; * is no luck, at 95 % for all stars together (Holm)", found.gains),
-        ("Items won, lost, equal against the first run", found.wins),
+        ("Scores, with 95 % intervals", found.metrics),
+        ("Paired gain over A; * is no luck, at 95 % for all stars together (Holm)", found.gains),
+        ("Items won, lost, equal against A", found.wins),
+        ("Training loss (nats a token), mean over each fifth of the steps", found.losses()),
+        (f"Other figures that differ; {found.num_equal} are equal", found.figures),
     ):
         if rows:
-            table = Table("", *found.names, title=title, title_justify="left")
+            console.print(title, soft_wrap=True)
+            table = Table("", *(title[0] for title in titles))
             for key, values in rows.items():
                 table.add_row(key, *(str(value) if value is not None else "" for value in values))
             console.print(table)
+    _print_examples(found.examples, dict(zip(found.names, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)), console)
     html.write_text(found.to_html())
     console.print(f"These tables, the items that changed most and the loss curves: {html}", soft_wrap=True)
+
+
+SHOWN = 2
+"""Items shown in the terminal, of those that gained most and of those that lost most; the page has more."""
+
+
+def _print_examples(examples: list[dict[str, str]], letters: dict[str, str], console: Console) -> None:
+    """Show the items that moved most of the first metric in which any did, run by run."""
+    from tuneline.tracking import excerpts
+
+    for run, letter in letters.items():
+        of_run = [each for each in examples if each["run"] == run]
+        shown = [each for each in of_run if each["metric"] == of_run[0]["metric"]]
+        won = [each for each in shown if each["change"] == "won"][:SHOWN]
+        lost = [each for each in shown if each["change"] == "lost"][-SHOWN:]
+        if not shown:
+            continue
+        console.print(f"Items that changed most in {shown[0]['metric']}, A to {letter}")
+        for each in [*won, *lost]:
+            console.print(f"  {each['change']}  {each['scores']}", highlight=False)
+            console.print(f"    asked  {excerpts.asked(each['prompt'])}", soft_wrap=True, markup=False, highlight=False)
+            for who, text in (("A", each["first"]), (letter, each["this"])):
+                line = f"    {who}      {excerpts.said(text)}"
+                console.print(line, soft_wrap=True, markup=False, highlight=False)

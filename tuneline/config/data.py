@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.exams import AnyExam as AnyExam
 from tuneline.config.exams import ExamConfig as ExamConfig
 from tuneline.config.sources import SourceConfig
 
@@ -85,8 +86,8 @@ class DataSection(Config):
     sources: list[SourceConfig] = Field(min_length=1)
     """The data sets, merged in this order."""
 
-    exams: list[ExamConfig] = Field(default_factory=list)
-    """Multiple-choice exams, taken before and after."""
+    exams: list[AnyExam] = Field(default_factory=list)
+    """Multiple-choice exams and tasks of lm-evaluation-harness, taken before and after."""
 
     def sources_once(self) -> list[SourceConfig]:
         """Return the data sets without repetition, in order."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from tuneline.config.base import Config
 from tuneline.config.exams import Benchmark
 from tuneline.config.gate import GuardConfig, PreconditionsConfig, TargetConfig
+from tuneline.config.harness import HarnessConfig
 from tuneline.config.loader import Holding
 from tuneline.errors import did_you_mean
 
@@ -113,6 +114,9 @@ class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
+    harness: list[HarnessConfig] = Field(default_factory=list)
+    """Tasks of lm-evaluation-harness."""
+
     window: int = Field(2048, ge=2)
     """Tokens of one forward pass where held-out texts are scored: those of a training row."""
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tuneline.config.base import Config
+from tuneline.config.harness import HarnessConfig
 from tuneline.errors import SourceError, did_you_mean
 
 SUBJECTS = Path(__file__).parent / "subjects.yaml"
@@ -26,6 +27,9 @@ Benchmark = Literal["mmlu", "cmmlu", "ceval"]
 
 class ExamConfig(Config):
     """A multiple-choice exam: MMLU, CMMLU, C-Eval, or one of your own in the format of one of them."""
+
+    engine: Literal["tuneline"] = "tuneline"
+    """Who asks and scores."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """Prefix of the exam's metrics."""
@@ -55,6 +59,10 @@ class ExamConfig(Config):
     max_questions: int | None = Field(None, ge=1)
     """Questions asked of each subject, the first of its file; left out, all."""
 
+    def columns(self) -> list[str]:
+        """Return the names of the metrics in tables and gates, without the name in front."""
+        return ["accuracy"]
+
     @property
     def asked(self) -> str:
         """The split that is asked."""
@@ -70,6 +78,19 @@ class ExamConfig(Config):
         if self.revision is not None and self.hub is None:
             raise ValueError(f"exams.{self.name}.revision: only a data set of the hub has one. Leave it out.")
         return self
+
+
+def engine(exam: Any) -> str:
+    """Tell which engine an entry of `exams` names; none means ours."""
+    if isinstance(exam, dict):
+        return str(exam.get("engine", "tuneline"))
+    return str(getattr(exam, "engine", "tuneline"))
+
+
+AnyExam = Annotated[
+    Annotated[ExamConfig, Tag("tuneline")] | Annotated[HarnessConfig, Tag("lm_eval")], Discriminator(engine)
+]
+"""An entry of `exams`: an exam that we ask, or a task of lm-evaluation-harness."""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     lists = [raw.get(key) for key in ("sources", "exams")] + [at(raw, ("load", "adapters"))]
     sections = [raw.get("model"), *(entry for entries in lists if isinstance(entries, list) for entry in entries)]
     for section in sections:
-        if isinstance(section, dict) and isinstance(section.get("path"), str):
-            section["path"] = strict_file.absolute(section["path"], base)
+        for key in ("path", "include_path", "task") if isinstance(section, dict) else ():
+            if isinstance(written := section.get(key), str) and (key != "task" or written.endswith((".yaml", ".yml"))):
+                section[key] = strict_file.absolute(written, base)
     if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
         raw["template"] = strict_file.absolute(template, base)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from tuneline.config import custom, exams, files
+from tuneline.config import custom, exams, files, harness
 from tuneline.config.evaluate import CUSTOM_KEY, NEEDS
 from tuneline.config.exams import ExamConfig
 from tuneline.config.files import Files
+from tuneline.config.harness import HarnessConfig
 from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
 from tuneline.config.recipe import Recipe
@@ -72,13 +73,17 @@ def files_of(name: str, path: Path) -> Files:
         raise SourceError(f"sources.{name}.path: {error}") from None
 
 
-def check_exam(exam: ExamConfig) -> None:
-    """Check that an exam's files are there; those of the hub are looked for when they are fetched.
+def check_exam(exam: ExamConfig | HarnessConfig) -> None:
+    """Check that an exam's files are there, or that the harness has the task; what the hub has is looked for later.
 
     Raises:
-        SourceError: The place is missing, is no exam, or lacks a subject.
+        SourceError: The place is missing, is no exam, or lacks a subject; the harness is not installed.
+        NotFoundError: The harness has no such task.
+        RecipeError: The task lacks a metric.
     """
-    if exam.path is not None:
+    if isinstance(exam, HarnessConfig):
+        harness.check(exam)
+    elif exam.path is not None:
         exams.sheets(exam, exam.path)
 
 

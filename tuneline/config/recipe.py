@@ -8,8 +8,8 @@ from tuneline.config import support
 from tuneline.config.base import Config
 from tuneline.config.custom import format_hash, source_hash
 from tuneline.config.data import (
+    AnyExam,
     DataSection,
-    ExamConfig,
     MergeConfig,
     MergeStepConfig,
     TokenizeConfig,
@@ -23,6 +23,8 @@ from tuneline.config.evaluate import (
     ExamProtocol,
     RegisterConfig,
 )
+from tuneline.config.exams import ExamConfig
+from tuneline.config.harness import HarnessConfig
 from tuneline.config.loader import LoadConfig, LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
@@ -40,7 +42,7 @@ class ResolveConfig(Config):
 
     model: ModelSource
     sources: list[SourceConfig]
-    exams: list[ExamConfig]
+    exams: list[AnyExam]
     model_name: str
     """Registered model whose champion must still be there."""
 
@@ -120,7 +122,7 @@ class Recipe(DataSection):
         generated = {column for columns in GENERATED.values() for column in columns}
         plain = [name for name in self.metrics if name not in generated]
         answers = self.evaluate.columns() if len(plain) < len(self.metrics) else []
-        return [*answers, *plain, *(f"{exam.name}_accuracy" for exam in self.exams)]
+        return [*answers, *plain, *(f"{exam.name}_{column}" for exam in self.exams for column in exam.columns())]
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> "Recipe":
@@ -199,12 +201,13 @@ class Recipe(DataSection):
     def for_evaluate(self) -> EvaluateStepConfig:
         """Return what `evaluate` sees."""
         kept = set(ExamProtocol.model_fields)
-        exams = [ExamProtocol(**exam.model_dump(include=kept)) for exam in self.exams]
+        exams = [ExamProtocol(**exam.model_dump(include=kept)) for exam in self.exams if isinstance(exam, ExamConfig)]
         window = self.tokenize.max_length
         own = [name for name in self.evaluate.metrics if ":" in name]
         return EvaluateStepConfig(
             **self.evaluate.model_dump(),
             exams=exams,
+            harness=[exam for exam in self.exams if isinstance(exam, HarnessConfig)],
             window=window,
             load=self.load.plain(),
             metric_hashes={name: source_hash(name, CUSTOM_KEY) for name in own},

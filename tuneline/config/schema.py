@@ -6,6 +6,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+TAGS = {"type": None, "engine": "tuneline"}
+"""Keys that tell the members of a union apart, with what an absent one means."""
+
 
 def fields_at(model: type[BaseModel], loc: Sequence[str | int], written: Any) -> list[str]:
     """Return the field names of the model that `loc` leads to.
@@ -24,7 +27,7 @@ def fields_at(model: type[BaseModel], loc: Sequence[str | int], written: Any) ->
             here = _plain(get_args(here)[0])
     models = [here] if isinstance(here, type) else [_plain(member) for member in get_args(here)]
     kinds = [kind for kind in models if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    tagged = [kind for kind in kinds if _tag(kind) == (written or {}).get("type")]
+    tagged = [kind for kind in kinds if any(_is_meant(kind, key, written or {}) for key in TAGS)]
     return sorted({name for kind in tagged or kinds for name in kind.model_fields})
 
 
@@ -38,6 +41,11 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-def _tag(kind: type[BaseModel]) -> str | None:
-    field = kind.model_fields.get("type")
+def _is_meant(kind: type[BaseModel], key: str, written: Any) -> bool:
+    tag = _tag(kind, key)
+    return tag is not None and tag == written.get(key, TAGS[key])
+
+
+def _tag(kind: type[BaseModel], key: str) -> str | None:
+    field = kind.model_fields.get(key)
     return get_args(field.annotation)[0] if field else None

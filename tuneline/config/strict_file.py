@@ -163,7 +163,9 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
             return (*prefix, *key, "type"), "is required; it says which kind this is."
         case "union_tag_invalid":
             tag, tags = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
-            return (*prefix, *key, "type"), f"unknown {key[-1]} {tag!r}.{hint(tag, tags)}"
+            field = problem["ctx"]["discriminator"].strip("'").removesuffix("()")
+            shown = field if isinstance(key[-1], int) else key[-1]
+            return (*prefix, *key, field), f"unknown {shown} {tag!r}.{hint(tag, tags)}"
         case "literal_error" if isinstance(problem["input"], str):
             values = _quoted(problem["ctx"]["expected"])
             return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{hint(problem['input'], values)}"

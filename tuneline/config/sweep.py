@@ -27,7 +27,14 @@ class Setting:
     @property
     def name(self) -> str:
         """The values in words."""
-        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.values.items()) or "as it is"
+        return in_words(self.values)
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """Name values by the last parts of their keys: `learning_rate 0.0003, r 8`."""
+    shown = ((key.rpartition(".")[2], value) for key, value in values.items())
+    told = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)
+    return ", ".join(told) or "as it is"
 
 
 def settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
@@ -48,7 +55,7 @@ def settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         seeds = range(first, first + num_seeds)
-        found.append(Setting(chosen, [_run(base, {**chosen, SEED: seed}) for seed in seeds]))
+        found.append(Setting(chosen, [run_of(base, {**chosen, SEED: seed}) for seed in seeds]))
     return found
 
 
@@ -66,8 +73,18 @@ def _grid(sets: list[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def _run(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """Write one run's file and check it as if a person had written it."""
+def run_of(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> RunConfig:
+    """Write one run's file and check it as if a person had written it.
+
+    Args:
+        base: The recipe.
+        changes: Values by key, with the dots of the recipe.
+        flag: What asked for them, to be named where they are wrong.
+
+    Raises:
+        RecipeError: A key leads nowhere, or the values are no valid recipe.
+        SourceError: Something that the recipe names is missing.
+    """
     content = copy.deepcopy(base.content)
     for key, value in changes.items():
         *parents, name = key.split(".")
@@ -75,7 +92,7 @@ def _run(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
         if section is None and len(parents) == 1:
             section = content["parameters"]["recipe"].setdefault(parents[0], {})
         if not isinstance(section, dict):
-            raise RecipeError(f"--set {key}: {base.path} has no section {'.'.join(parents)}. Correct the key.")
+            raise RecipeError(f"{flag} {key}: {base.path} has no section {'.'.join(parents)}. Correct the key.")
         section[name] = value
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     path = state.folder("sweeps") / f"{base.path.stem}-{identity.digest(content)[:12]}.yaml"
@@ -84,6 +101,7 @@ def _run(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
         checked = load.load(path)
     except RecipeError as error:
         told = str(error).replace(str(path), str(base.path))
-        raise RecipeError(f"--set {', '.join(f'{k}={v}' for k, v in changes.items() if k != SEED)}: {told}") from error
+        asked = ", ".join(f"{k}={v}" for k, v in changes.items() if k != SEED)
+        raise RecipeError(f"{flag} {asked}: {told}") from error
     places.check(checked.recipe)
     return checked

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
-from tuneline.data import benchmarks, corpus, phrases
+from tuneline.data import benchmarks, corpus, harness, phrases, sources
 from tuneline.data.phrases import NOWHERE, Numbers, Texts
 from tuneline.data.watch import EvaluationSet, Part, Watch
-from tuneline.identity import Manifest
+from tuneline.identity import Located, Manifest
 
 HELD_OUT = "held_out"
 """The name under which the held-out examples stand beside the exams."""
@@ -48,7 +48,7 @@ def find(train: Dataset, validation: Dataset, exams: Manifest) -> Findings:
         items found `exact` and `ngram` (each item once) among its `items`.
     """
     sets: list[EvaluationSet] = [
-        *(_Exam(exam.name, benchmarks.read_exam(exam)) for exam in exams.items),
+        *(_Exam(exam.name, *_asked(exam)) for exam in exams.items),
         _HeldOut(validation),
     ]
     counts = {one.name: {"exact": 0, "ngram": 0, "items": 0} for one in sets}
@@ -71,16 +71,24 @@ TELLING_WORDS = 8
 class _Exam:
     inside = True
 
-    def __init__(self, name: str, exam: benchmarks.Exam) -> None:
-        self.name = name
-        self._questions = [question for subject in exam.test.values() for question in subject]
+    def __init__(self, name: str, ids: list[str], texts: list[str]) -> None:
+        self.name, self._ids, self._texts = name, ids, texts
 
     def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]:
-        questions = enumerate(self._questions[start:stop], start)
-        return phrases.lay_out((number, "", _told_apart(question)) for number, question in questions)
+        return phrases.lay_out((number, "", text) for number, text in enumerate(self._texts[start:stop], start))
 
     def ids(self, numbers: list[int]) -> list[str]:
-        return [self._questions[number].id() for number in numbers]
+        return [self._ids[number] for number in numbers]
+
+
+def _asked(exam: Located) -> tuple[list[str], list[str]]:
+    """Return the ids and the texts of an exam's questions, or of a harness task's documents."""
+    if harness.is_task(exam):
+        sources.same_bytes(exam)
+        rows = harness.texts(exam)
+        return [one for one, _ in rows], [text for _, text in rows]
+    questions = [each for subject in benchmarks.read_exam(exam).test.values() for each in subject]
+    return [each.id() for each in questions], [_told_apart(each) for each in questions]
 
 
 def _told_apart(question: benchmarks.Question) -> str:

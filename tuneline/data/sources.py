@@ -14,11 +14,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from tuneline.config.exams import ExamConfig
+from tuneline.config.exams import AnyExam
+from tuneline.config.harness import HarnessConfig
 from tuneline.config.places import files_of
 from tuneline.config.sources import IngestConfig, SourceConfig
 from tuneline.data import exams as located
-from tuneline.data import hub, readers, schema
+from tuneline.data import harness, hub, readers, schema
 from tuneline.data.corpus import Corpus, Writer
 from tuneline.errors import DataError, SourceError
 from tuneline.identity import Located, Manifest, file_entries
@@ -39,13 +40,14 @@ def locate(sources: list[SourceConfig]) -> Manifest:
     return Manifest(kind="sources", items=[_locate_source(source) for source in sources])
 
 
-def locate_exams(exams: list[ExamConfig]) -> Manifest:
+def locate_exams(exams: list[AnyExam]) -> Manifest:
     """Find the exams of a recipe and hash their files.
 
     Raises:
         SourceError: A place is missing or holds no exam.
     """
-    return Manifest(kind="benchmarks", items=[located.locate(exam) for exam in exams])
+    found = (harness.locate(exam) if isinstance(exam, HarnessConfig) else located.locate(exam) for exam in exams)
+    return Manifest(kind="benchmarks", items=list(found))
 
 
 def _locate_source(source: SourceConfig) -> Located:

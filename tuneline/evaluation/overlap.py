@@ -4,19 +4,15 @@ BLEU and chrF are made for a whole corpus: an item has its sentence score (BLEU:
 for), and the report the corpus score beside the signature that says how it was made.
 """
 
-import string
-from collections import Counter
 from collections.abc import Sequence
 
 import evaluate
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from tuneline.data import rewards
 from tuneline.evaluation import texts
 from tuneline.evaluation.base import Columns, TextMetric, info
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = {"a", "an", "the"}
 
 
 class Bleu(TextMetric):
@@ -62,7 +58,7 @@ class TokenF1(TextMetric):
 
     def _columns(self, predictions: list[str], references: list[str], cut: texts.Cut = "words") -> Columns:
         pairs = zip(predictions, references, strict=True)
-        return {"token_f1": [_shared(_plain(p, cut), _plain(r, cut)) for p, r in pairs]}
+        return {"token_f1": [rewards.f1(_tokens(p, cut), _tokens(r, cut)) for p, r in pairs]}
 
 
 def corpus(name: str, predictions: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[float, str]:
@@ -71,13 +67,5 @@ def corpus(name: str, predictions: Sequence[str], references: Sequence[str], tok
     return scorer.corpus_score(list(predictions), [list(references)]).score, str(scorer.get_signature())
 
 
-def _plain(text: str, cut: texts.Cut) -> list[str]:
-    if cut == "characters":
-        return texts.Characters().tokenize(text)
-    return [word for word in text.lower().translate(_NO_PUNCTUATION).split() if word not in _ARTICLES]
-
-
-def _shared(one: list[str], other: list[str]) -> float:
-    if not one or not other:
-        return float(one == other)
-    return 2 * (Counter(one) & Counter(other)).total() / (len(one) + len(other))
+def _tokens(text: str, cut: texts.Cut) -> list[str]:
+    return texts.Characters().tokenize(text) if cut == "characters" else rewards.words(text)

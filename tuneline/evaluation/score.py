@@ -11,7 +11,7 @@ from tuneline.data import render
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import exam as taking
-from tuneline.evaluation import generate, judge, likelihood, metrics, texts, totals
+from tuneline.evaluation import generate, harness, judge, likelihood, metrics, texts, totals
 from tuneline.evaluation.candidate import Candidate as Candidate
 from tuneline.evaluation.candidate import base as base
 from tuneline.evaluation.candidate import trained as trained
@@ -32,6 +32,8 @@ def score_all(
     scores = _held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
     for exam in config.exams:
         scores += taking.sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
+    for task in config.harness:
+        scores += harness.sit(candidate, tokenizer_manifest, tokenizer, exams, task)
     return scores
 
 

@@ -6,7 +6,7 @@ Perplexity is exp of the negative mean log-likelihood over all scored tokens, no
 from math import exp
 
 from tuneline.config.evaluate import EvaluateStepConfig
-from tuneline.evaluation import overlap, rouge, texts
+from tuneline.evaluation import harness, overlap, rouge, texts
 from tuneline.evaluation.items import Score
 
 
@@ -32,6 +32,7 @@ def of(scores: list[Score], config: EvaluateStepConfig) -> dict[str, float]:
 def methods(scores: list[Score], config: EvaluateStepConfig) -> dict[str, str]:
     """Return how each metric is made, in words: tokens, stems, signatures, protocols of exams."""
     told = {f"{exam.name}_accuracy": exam.protocol for exam in config.exams}
+    told |= {f"{task.name}_{column}": harness.told(task) for task in config.harness for column in task.columns()}
     held_out = [score for score in scores if score.benchmark == "held_out"]
     if not _generated(held_out, config):
         return told

@@ -22,7 +22,6 @@ from tuneline.config.loader import LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
 from tuneline.data import pairs
 from tuneline.data.corpus import Corpus
-from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest
@@ -31,6 +30,7 @@ from tuneline.model.checkpoint import Checkpoint, Kind
 from tuneline.model.load import load_for_merge, read_config
 from tuneline.model.methods import families
 from tuneline.model.methods.base import Family
+from tuneline.model.positions import predicted_at
 from tuneline.model.source import folder_of
 
 logger = logging.getLogger(__name__)
@@ -165,8 +165,7 @@ def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
 @torch.no_grad()
 def _logits(family: Family, model: Any, row: dict[str, Any]) -> torch.Tensor:
     """Return log-probabilities at the positions that carry loss, [positions, vocabulary]."""
-    labels = torch.tensor(row["labels"])
-    keep = (labels[1:] != IGNORE_INDEX).nonzero()[:, 0].to(model.device)
+    keep = predicted_at({"labels": torch.tensor([row["labels"]])}).to(model.device)
     ids = torch.tensor([row["input_ids"]], device=model.device)
     inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], model.device)}
     return family.logits(model, inputs, keep).float().log_softmax(-1)

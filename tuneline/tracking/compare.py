@@ -14,9 +14,11 @@ from mlflow.entities import Run
 
 from tuneline import statistics
 from tuneline.errors import NotFoundError, TrackingError
-from tuneline.tracking import registry
+from tuneline.tracking import excerpts, registry
 
 NOT_COMPARED = (".low", ".high", ".base", ".gain")
+LAST_STEP = ("grad_norm", "learning_rate", "loss", "memory_bytes", "tokens_per_second")
+"""Histories whose last point says little; the curves and the training's own figures stand for them."""
 LEVEL = 0.95
 SHOWN = 5
 """Items shown with their answers, of those that gained most, and of those that lost most."""
@@ -36,7 +38,13 @@ class Comparison:
     """Those that differ."""
 
     metrics: dict[str, list[str]]
-    """Means, with their intervals where the run has them."""
+    """Means of the models' scores, with their intervals, and the base model's where all runs began with one."""
+
+    figures: dict[str, list[str]]
+    """What else the runs noted, of data, training and totals, where it differs."""
+
+    num_equal: int
+    """Figures that are equal in all runs, and left out."""
 
     gains: dict[str, list[str]]
     """Paired difference to the first run with its interval and p-value, where the items are the same; a star where it
@@ -56,9 +64,11 @@ class Comparison:
         picture = base64.b64encode(self.to_png()).decode()
         tables: list[tuple[str, dict[str, Any]]] = [
             ("Parameters that differ", self.params),
-            ("Metrics", self.metrics),
+            ("Scores", self.metrics),
             ("Gain over the first", self.gains),
             ("Items won, lost, equal against the first", self.wins),
+            (f"Other figures that differ ({self.num_equal} are equal)", self.figures),
+            ("Training loss, mean over each fifth of the steps", self.losses()),
         ]
         style = (
             "body{font:14px system-ui;margin:2em}"
@@ -70,6 +80,12 @@ class Comparison:
             + _html_examples(self.examples)
             + f"<h2>Training loss</h2><img alt='training loss' src='data:image/png;base64,{picture}'>"
         )
+
+    def losses(self) -> dict[str, list[str]]:
+        """Return the mean training loss of each fifth of the steps, which a picture would show where one is shown."""
+        parts = [excerpts.fifths([loss for _, loss in curve]) for curve in self.curves]
+        names = ("first fifth", "second", "third", "fourth", "last fifth")
+        return {name: [f"{part[i]:.3f}" if part else "" for part in parts] for i, name in enumerate(names)}
 
     def to_png(self) -> bytes:
         """Draw the loss curves."""
@@ -102,11 +118,20 @@ def compare(names: list[str]) -> Comparison:
     params = [run.data.params for run in runs]
     keys = sorted({key for each in params for key in each})
     metrics = sorted({key for run in runs for key in run.data.metrics if not key.endswith(NOT_COMPARED)})
+    scored = [key for key in metrics if any(f"{key}.low" in run.data.metrics for run in runs)]
+    others = {
+        key: [_plain_number(run.data.metrics.get(key)) for run in runs]
+        for key in metrics
+        if key not in scored and not key.startswith("system/") and key not in LAST_STEP
+    }
+    different = {key: cells for key, cells in others.items() if len(set(cells)) > 1}
     curves = [[(point.step, point.value) for point in _history(run, "loss")] for run in runs]
     return Comparison(
         names=[str(run.info.run_name) for run in runs],
         params={k: [p.get(k) for p in params] for k in keys if len({p.get(k) for p in params}) > 1},
-        metrics={key: [_with_interval(run, key) for run in runs] for key in metrics if not key.startswith("system/")},
+        metrics={key: [_with_interval(run, key) for run in runs] for key in scored},
+        figures=different,
+        num_equal=len(others) - len(different),
         gains=_gains(tables),
         wins=_wins(tables),
         examples=_examples(answers, tables, [str(run.info.run_name) for run in runs]),
@@ -149,7 +174,15 @@ def _with_interval(run: Run, key: str) -> str:
     ends = [values.get(f"{key}.{end}") for end in ("low", "high")]
     if None in ends:
         return f"{values[key]:.4g}"
-    return f"{values[key]:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]"
+    base = f", base {values[f'{key}.base']:.4f}" if f"{key}.base" in values else ""
+    return f"{values[key]:.4f} [{ends[0]:.4f}, {ends[1]:.4f}]{base}"
+
+
+def _plain_number(value: float | None) -> str:
+    """Write a figure as people do: whole numbers whole, others to four digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _pairs(tables: list[Table], metric: str, place: int) -> list[tuple[float, float]] | None:
@@ -226,6 +259,7 @@ def _examples(answers: list[list[Row]], tables: list[Table], names: list[str]) -
                     {
                         "metric": metric,
                         "run": names[place],
+                        "change": "won" if after[item] > before[item] else "lost",
                         "scores": f"{before[item]:.3f} to {after[item]:.3f}",
                         "prompt": first[item]["prompt"],
                         "first": first[item]["output"],

@@ -49,9 +49,9 @@ class Line:
         return float(t.ppf(0.975, len(self.scores) - 1)) * stdev(self.scores) / sqrt(len(self.scores))
 
 
-def judged(lines: list[Line]) -> list[Line]:
+def judged(lines: list[Line], direction: str = "maximize") -> list[Line]:
     """Return the settings from the best to the worst, and say of each whether it is really worse than the best."""
-    ranked = sorted(lines, key=lambda line: -line.mean)
+    ranked = sorted(lines, key=lambda line: line.mean, reverse=direction == "maximize")
     best, others = ranked[0], ranked[1:]
     if any(len(line.scores) < 2 for line in ranked):
         said = ["best" if line is best else "unknown: one seed tells no noise" for line in ranked]
@@ -121,15 +121,18 @@ class Parent:
 
 
 @contextmanager
-def parent(title: str, experiment: str) -> Iterator[Parent]:
-    """Open a run for a sweep; it fails where the block does."""
+def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | None = None) -> Iterator[Parent]:
+    """Open a run for a sweep, or go on with one; it fails where the block does."""
     client = MlflowClient()
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment)
-    run = client.create_run(experiment_id, run_name=title, tags={"tuneline.kind": "sweep"})
+    if run_id is None:
+        run_id = client.create_run(experiment_id, run_name=title, tags={"tuneline.kind": kind}).info.run_id
+    else:
+        client.update_run(run_id, status="RUNNING")
     try:
-        yield Parent(run.info.run_id)
+        yield Parent(run_id)
     except BaseException:
-        client.set_terminated(run.info.run_id, "FAILED")
+        client.set_terminated(run_id, "FAILED")
         raise
-    client.set_terminated(run.info.run_id, "FINISHED")
+    client.set_terminated(run_id, "FINISHED")

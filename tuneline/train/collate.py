@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model import attention
 
 
@@ -18,11 +17,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     labels = [label for row in rows for label in row["labels"]]
     lengths = [length for row in rows for length in row["lengths"]]
     return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), **attention.packed_inputs(lengths)}
-
-
-def predicted_at(inputs: dict[str, Any]) -> torch.Tensor:
-    """Return the positions [N] at which the trained tokens of a row are predicted, each one before its token."""
-    return (inputs["labels"][0, 1:] != IGNORE_INDEX).nonzero()[:, 0]
 
 
 def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from tuneline.config.method import Method
 from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import Optimisation
 from tuneline.model.methods.base import Family
+from tuneline.model.positions import predicted_at
 from tuneline.model.precision import Precision
 from tuneline.train import optimizers
-from tuneline.train.collate import predicted_at
 from tuneline.train.noise import Noise
 from tuneline.train.objectives import Objective
 from tuneline.train.objectives.base import num_trained

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import harness_tasks
 from tuneline.config.data import ExamConfig
+from tuneline.config.harness import HarnessConfig
 from tuneline.data import benchmarks, contamination, phrases, schema, sources, watch
 from tuneline.data.corpus import Writer
 from tuneline.identity import Manifest
@@ -240,3 +242,15 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
     assert exact >= {question.id() for question in long[::50]}
     assert all(texts[item] in everything for item in exact)
     assert found.counts["mmlu"]["items"] == len(questions) > 9000
+
+
+def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(home, tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    folder = harness_tasks.write(tmp_path / "tasks")
+    config = HarnessConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])
+    training = chat("I was asked: what colour is the quick answer 1? It is quick or brown.", "Yes.")
+
+    found = contamination.find(mixed([training]), mixed([]), sources.locate_exams([config]))
+
+    assert found.rows["kind"][:] == ["exact"]
+    assert found.counts["h"] == {"exact": 1, "ngram": 0, "items": 6}

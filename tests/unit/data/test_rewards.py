@@ -4,12 +4,22 @@ import pytest
 
 from tuneline.data import custom, rewards
 from tuneline.errors import RecipeError
+from tuneline.evaluation.overlap import TokenF1
 
 
 def test_overlap_is_the_f1_of_words():
     found = rewards.overlap(["?"] * 3, ["It is four.", "four", "no"], ["it is FOUR", "It is four", "yes"])
 
     assert found == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_the_reward_and_the_metric_count_the_same_words():
+    answers = ["The well-known fox, a brown one!", "", "no", "the"]
+    wanted = ["well-known foxes; brown one", "", "", "a"]
+
+    metric = TokenF1(keep_in_memory=True).compute(predictions=answers, references=wanted, aggregate=False)
+
+    assert rewards.overlap(answers, answers, wanted) == metric["token_f1"] == [0.75, 1.0, 0.0, 1.0]
 
 
 def test_exact_wants_all_words_in_order():

@@ -125,3 +125,21 @@ def test_a_comparison_counts_items_and_stars_what_is_no_luck(make_version):
     assert [cell.endswith(" *") for cell in found.gains["rougeL"]] == [False, False, True]
     assert [row["scores"] for row in found.examples[:2]] == ["0.503 to 0.900", "0.504 to 0.100"]
     assert (found.examples[0]["first"], found.examples[0]["this"]) == ("model one", "model two")
+
+
+def test_a_comparison_leaves_out_figures_that_are_equal_and_the_last_point_of_histories(make_version):
+    names = []
+    for content, seconds in (("four", 1.5), ("five", 20000.0)):
+        version = make_version(content, scores(0.5))
+        told = {"training.seconds": seconds, "training.steps": 3.0, "learning_rate": seconds, "rougeL": 0.5}
+        runs_of = mlflow.MlflowClient()
+        for name, value in {**told, "rougeL.low": 0.4, "rougeL.high": 0.6, "rougeL.base": 0.3}.items():
+            runs_of.log_metric(version.run_id, name, value)
+        names.append(version.run_id)
+
+    found = compare.compare(names)
+
+    assert found.figures == {"training.seconds": ["1.5", "20,000"]}
+    assert found.num_equal == 1
+    assert found.metrics == {"rougeL": ["0.5000 [0.4000, 0.6000], base 0.3000"] * 2}
+    assert [each["change"] for each in found.examples] == []

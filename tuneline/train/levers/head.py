@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tuneline.model.methods.base import Family
-from tuneline.train.collate import predicted_at
+from tuneline.model.positions import predicted_at
 
 # N trained positions, D width, V vocabulary
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tuneline.model import value_head
-from tuneline.train.collate import predicted_at
+from tuneline.model.positions import predicted_at
 from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, objectives
 from tuneline.train.rl.experience import Experience, advantages, whitened
 from tuneline.train.rl.roles import detach_reward_model

@@ -1,0 +1,16 @@
+"""Where a row's trained tokens are predicted."""
+
+from typing import Any
+
+import torch
+
+from tuneline.data.schema import IGNORE_INDEX
+
+
+def predicted_at(inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the positions [N] at which the trained tokens of a row are predicted, each one before its token.
+
+    Args:
+        inputs: Hold `labels`, [1, tokens].
+    """
+    return (inputs["labels"][0, 1:] != IGNORE_INDEX).nonzero()[:, 0]

@@ -1,0 +1,37 @@
+"""Short forms for a terminal: texts cut to what was asked last, curves cut to five numbers."""
+
+import re
+from itertools import pairwise
+from statistics import fmean
+
+_MARKS = re.compile(r"<\|[^|>]*\|>|</?s>|\[/?INST\]")
+_ROLES = re.compile(r"\b(?:system|user|assistant)\n")
+_TURN = re.compile(r"\buser\n")
+
+
+def asked(prompt: str, width: int = 160) -> str:
+    """Return what was asked last, without the marks of a template; of a long text its end.
+
+    Args:
+        prompt: As the model saw it.
+        width: Characters, at most.
+    """
+    last = _TURN.split(prompt)[-1]
+    plain = " ".join(_MARKS.sub(" ", _ROLES.sub(" ", last)).split())
+    return plain if len(plain) <= width else f"... {plain[-(width - 4) :]}"
+
+
+def said(answer: str, width: int = 200) -> str:
+    """Return the beginning of an answer, at most `width` characters."""
+    plain = " ".join(answer.split())
+    if not plain:
+        return "(empty)"
+    return plain if len(plain) <= width else f"{plain[: width - 4]} ..."
+
+
+def fifths(values: list[float]) -> list[float]:
+    """Return the mean of each fifth of some values; nothing where there are fewer than five."""
+    if len(values) < 5:
+        return []
+    edges = [round(i * len(values) / 5) for i in range(6)]
+    return [fmean(values[a:b]) for a, b in pairwise(edges)]
