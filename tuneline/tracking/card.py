@@ -125,3 +125,35 @@ def _limits(known: Known) -> list[str]:
         limits.append(f"{len(items)} items of {name} were found in the training rows.")
     limits += [f"{check.name}: {check.sentence}." for check in known.decision.checks if not check.passed]
     return list(dict.fromkeys(limits))
+
+
+def exported(card: str, name: str, source: str, licence: str, facts: Mapping[str, Any]) -> str:
+    """Write the card of an export: the one that a model was registered with, or what is known, and what was made of it.
+
+    Args:
+        card: Of the registered version; empty where there is none.
+        name: What the model is called.
+        source: Where it came from, in words.
+        licence: As far as it is known.
+        facts: Of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
+    """
+    keys = {"license": licence if licence != "unknown" else "other", "tags": ["tuneline"]}
+    front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+    known = card.rstrip("\n") or (
+        f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded of it: how it was "
+        "trained, on what, and how well it answers, are not known here."
+    )
+    return f"{known}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
+
+
+def _exported(facts: Mapping[str, Any]) -> list[str]:
+    lines = [f"Weights: {facts['weights']}, {facts['dtype']}, as safetensors."]
+    if "kl" in facts:
+        lines.append(
+            f"Against the model before: KL {facts['kl']:.1e} nats a token, likeliest tokens equal at "
+            f"{facts['greedy_agreement']:.1%} of {facts['positions']} positions."
+        )
+    if "modelfile.sentence" in facts:
+        lines.append(f"Ollama's Modelfile: {facts['modelfile.sentence']}.")
+        lines += [str(note) for note in facts.get("modelfile.notes", [])]
+    return [*lines, "Hashes of all files: SHA256SUMS."]

