@@ -69,6 +69,9 @@ class Turns:
     prefill: bool = True
     """A conversation that ends with an answer lets it go on."""
 
+    supposes_a_question: bool = False
+    """A conversation that begins with an answer, as one that Ollama cut to fit, is shown behind an empty question."""
+
     why_not: dict[Transition, str] = field(default_factory=dict)
     """Why a transition has no piece."""
 
@@ -76,7 +79,21 @@ class Turns:
         """Return the same without turns in an order that few conversations have."""
         odd = {pair: "it is written in another way there" for pair in self.pieces if pair not in PLAIN}
         kept = {pair: text for pair, text in self.pieces.items() if pair in PLAIN}
-        return replace(self, pieces=kept, why_not=self.why_not | odd)
+        return replace(self, pieces=kept, why_not=self.why_not | odd).whole()
+
+    def whole(self) -> "Turns":
+        """Return the same with a form for conversations that begin with an answer.
+
+        Ollama drops the first turns of a conversation that is too long, one by one, and renders what is left each
+        time; so there must be such a form, even where the chat template knows none.
+        """
+        heads = [head for head in (FIRST, "system") if (head, "user") in self.pieces]
+        if all((head, "assistant") in self.pieces for head in heads):
+            return self
+        answer = self.pieces["user", "assistant"]
+        supposed = {(head, "assistant"): self.pieces[head, "user"] + answer for head in heads}
+        why_not = {pair: why for pair, why in self.why_not.items() if pair[1] != "assistant"}
+        return replace(self, pieces=self.pieces | supposed, supposes_a_question=True, why_not=why_not)
 
 
 def conversation(roles: str, contents: Iterable[str]) -> list[dict[str, str]]:
@@ -113,7 +130,7 @@ def ask(tokenizer: PreTrainedTokenizerBase) -> Turns:
     used = ["user", "assistant", *(["system"] if has_system else [])]
     strips = {role: how for role in used if (how := _strip(tokenizer, role, has_system=has_system)) != NO_STRIP}
     empty = _empty_system(tokenizer, pieces) if has_system else "kept"
-    return Turns(pieces, strips, empty, _goes_on(tokenizer, pieces), why_not)
+    return Turns(pieces, strips, empty, _goes_on(tokenizer, pieces), why_not=why_not).whole()
 
 
 def _add(

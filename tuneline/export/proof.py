@@ -134,7 +134,7 @@ class _Both:
     def difference(self, chat: list[dict[str, str]]) -> str:
         """Compare one conversation; returns in words what differs, or an empty text."""
         try:
-            wanted = chats.rendered(self._tokenizer, chat)
+            wanted = chats.rendered(self._tokenizer, self._supposed(chat))
         except DataError:
             wanted = None
         try:
@@ -153,6 +153,13 @@ class _Both:
         self.proof.conversations += 1
         self.proof.tokens += len(ids)
         return ""
+
+    def _supposed(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Put an empty question before an answer that has none, where that is how it is shown."""
+        num_systems = len(list(itertools.takewhile(lambda each: each["role"] == "system", chat)))
+        if not self.turns.supposes_a_question or chat[num_systems]["role"] != "assistant":
+            return chat
+        return [*chat[:num_systems], {"role": "user", "content": ""}, *chat[num_systems:]]
 
     def _is_refused(self, chat: list[dict[str, str]]) -> bool:
         """Tell whether a conversation is one that the Go form is meant to refuse."""
@@ -181,6 +188,8 @@ def _told(tokenizer: PreTrainedTokenizerBase, both: _Both) -> list[str]:
         told.append("Calls of functions are left out: Ollama refuses requests with tools.")
     if turns.empty_system == "refused":
         told.append("An empty system message is refused.")
+    if turns.supposes_a_question:
+        told.append("A conversation that begins with an answer, as one cut to fit, is shown behind an empty question.")
     if not turns.prefill:
         told.append("A conversation that ends with an answer is refused: the chat template lets none go on.")
     if (FIRST, "system") in turns.pieces and both.difference(chats.conversation("SU", [" ", "question"])):
