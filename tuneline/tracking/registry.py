@@ -56,11 +56,6 @@ class Version:
         return folder
 
 
-def checked_folder(version: Version) -> Path:
-    """Return the directory of a version, once its bytes were held against what was registered."""
-    return version.folder()
-
-
 def register(name: str, content_hash: str, source: str, run_id: str, tags: Mapping[str, str]) -> tuple[Version, bool]:
     """Register a model directory, once for the same content.
 
@@ -128,16 +123,6 @@ def find(name: str, version_or_alias: str) -> Version:
 def champion(name: str) -> Version | None:
     """Return the version with the alias `champion`, if there is one."""
     return next((version for version in versions(name) if "champion" in version.aliases), None)
-
-
-def check_champion(name: str) -> None:
-    """Check that the champion's files are there, since a new model will be measured against it.
-
-    Raises:
-        TrackingError: They are gone.
-    """
-    if present := champion(name):
-        present.folder()
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:

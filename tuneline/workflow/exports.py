@@ -14,7 +14,7 @@ from tuneline.export import hub, place
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest
 from tuneline.model import beside, source, value_head
-from tuneline.tracking import compare, registry, stored
+from tuneline.tracking import compare, intact, registry, stored
 from tuneline.tracking.registry import Version
 
 Found = tuple[Manifest, Manifest, Origin]
@@ -56,7 +56,7 @@ def _find(config: LocateConfig) -> Found:
 
 
 def _registered(version: Version) -> Found:
-    folder = registry.checked_folder(version)
+    folder = intact.checked_folder(version)
     said = f"registered model {version.name} version {version.version}"
     about = Origin(
         name=version.name,

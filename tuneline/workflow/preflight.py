@@ -14,7 +14,7 @@ def check_content(recipe: AnyRun) -> None:
     """
     from tuneline.data import align, benchmarks, sources
     from tuneline.model import start
-    from tuneline.tracking import registry
+    from tuneline.tracking import intact
     from tuneline.workflow import tracker
 
     tracker.connect()
@@ -23,7 +23,7 @@ def check_content(recipe: AnyRun) -> None:
 
         exports.locate(recipe.for_locate())
         return
-    registry.check_champion(recipe.registry.model_name)
+    intact.check_champion(recipe.registry.model_name)
     found = sources.locate(recipe.sources_once())
     for source in recipe.sources_once():
         align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))
