@@ -153,7 +153,12 @@ def _told(config: PushConfig) -> Iterator[None]:
         raise DeliveryError(_refused(config, error)) from error
     except OfflineModeIsEnabled as error:
         raise DeliveryError("push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from error
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+    except ValueError as error:
+        raise DeliveryError(
+            f"push: the hub does not take what is in the export: {' '.join(str(error).split())[:400]}. Nothing was "
+            "committed."
+        ) from error
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:
         if isinstance(error, DeliveryError):
             raise
         raise DeliveryError(

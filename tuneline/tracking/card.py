@@ -4,6 +4,7 @@ It begins with the keys that the Hugging Face hub reads. What nobody recorded is
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +70,16 @@ def _front(known: Known) -> str:
     base = known.base_model.items[0]
     keys = {
         "base_model": base.name,
-        "license": base.licence if base.licence != "unknown" else "other",
+        "license": _identifier(base.licence),
         "datasets": [item.name for item in known.sources.items],
         "tags": ["tuneline", known.recipe.stage, known.recipe.method.type],
     }
     return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+
+
+def _identifier(licence: str) -> str:
+    """Return a licence as the hub takes it, which refuses a card with any other word."""
+    return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
 def _what(known: Known) -> str:
@@ -137,7 +143,7 @@ def exported(card: str, name: str, source: str, licence: str, facts: Mapping[str
         licence: As far as it is known.
         facts: Of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
     """
-    keys = {"license": licence if licence != "unknown" else "other", "tags": ["tuneline"]}
+    keys = {"license": _identifier(licence), "tags": ["tuneline"]}
     front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
     known = card.rstrip("\n") or (
         f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded of it: how it was "
