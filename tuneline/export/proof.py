@@ -93,9 +93,9 @@ def translate(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple
     if bos:
         turns = without_bos(turns, str(tokenizer.bos_token))
     both = _Both(tokenizer, turns, bos=bos)
-    if any(both.difference(chat) for chat in _plain_chats(ODD_PATTERNS)):
+    if any(both.difference(chat) for chat in plain_chats(ODD_PATTERNS)):
         both = _Both(tokenizer, turns.plain(), bos=bos)
-    for chat in [*_plain_chats(PATTERNS), *_plain_chats(ODD_PATTERNS)]:
+    for chat in [*plain_chats(PATTERNS), *plain_chats(ODD_PATTERNS)]:
         if difference := both.difference(chat):
             raise chats.NotExpressibleError(f"the chat template has no equal in Go's language: {difference}")
     proof = both.proof
@@ -106,7 +106,8 @@ def translate(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple
     return both.text, proof
 
 
-def _plain_chats(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
+def plain_chats(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
+    """Yield a conversation for each pattern of roles and each text to begin with."""
     for start in range(len(SAID)):
         for roles in patterns:
             chat = chats.conversation(roles, [SAID[(start + i) % len(SAID)] for i in range(len(roles))])
