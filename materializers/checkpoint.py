@@ -31,8 +31,8 @@ class CheckpointMaterializer(FolderMaterializer):
         files = data.files()
         self._stored = replace(data, sha256=data.sha256 or content_hash_of(data.kind, data.identity, files))
         self._bytes = data.num_bytes()
-        about = {"kind": data.kind, "identity": data.identity, "facts": data.facts, "sha256": self._stored.sha256}
-        about["files"] = files
+        about: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
+        about |= {"sha256": self._stored.sha256, "files": files}
         with self.writing() as folder:
             _place(data.path, folder / flavor.FILES, move=data.disposable)
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
