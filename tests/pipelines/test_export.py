@@ -27,7 +27,7 @@ def trained(run):
 
 
 @pytest.fixture(scope="module")
-def export(project):
+def export(project, trained):
     """Run the pipeline on a recipe; keyword arguments are its parts."""
     from pipelines import export_pipeline
 
