@@ -194,7 +194,7 @@ def _refuse_dates(tokenizer: PreTrainedTokenizerBase) -> None:
     if TODAY in shown:
         raise NotExpressibleError(
             "the chat template writes today's date, which a Go template cannot in the same form; give it one by "
-            "template_arguments, like date_string"
+            "template_arguments, like date_string, if it takes one"
         )
 
 

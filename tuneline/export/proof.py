@@ -97,13 +97,22 @@ def translate(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple
         both = _Both(tokenizer, turns.plain(), bos=bos)
     for chat in [*plain_chats(PATTERNS), *plain_chats(ODD_PATTERNS)]:
         if difference := both.difference(chat):
-            raise chats.NotExpressibleError(f"the chat template has no equal in Go's language: {difference}")
+            raise chats.NotExpressibleError(
+                f"the chat template has no equal in Go's language, as is seen with {_seen(chat)}: {difference}"
+            )
     proof = both.proof
     for what, chat in _special_chats(tokenizer):
         if what not in proof.limits and both.difference(chat):
             proof.limits.append(what)
     proof.told = _told(tokenizer, both)
     return both.text, proof
+
+
+def _seen(chat: list[dict[str, str]]) -> str:
+    """Say what is unusual in a conversation."""
+    if any(each["role"] == "assistant" and not each["content"] for each in chat):
+        return "an empty answer"
+    return "an empty text" if any(not each["content"].strip() for each in chat) else "plain texts"
 
 
 def plain_chats(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
