@@ -17,10 +17,8 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers.folders import FolderMaterializer, table_html
 from tuneline.identity import canonical_json
 from tuneline.model import beside
-from tuneline.model.checkpoint import Checkpoint
+from tuneline.model.checkpoint import ABOUT, Checkpoint, content_hash_of
 from tuneline.tracking import flavor
-
-ABOUT = "checkpoint.json"
 
 
 class CheckpointMaterializer(FolderMaterializer):
@@ -30,9 +28,11 @@ class CheckpointMaterializer(FolderMaterializer):
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
 
     def save(self, data: Checkpoint) -> None:
-        self._stored = replace(data, sha256=data.content_hash())
+        files = data.files()
+        self._stored = replace(data, sha256=data.sha256 or content_hash_of(data.kind, data.identity, files))
         self._bytes = data.num_bytes()
-        about = {"kind": data.kind, "identity": data.identity, "facts": data.facts, "sha256": self._stored.sha256}
+        about: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
+        about |= {"sha256": self._stored.sha256, "files": files}
         with self.writing() as folder:
             _place(data.path, folder / flavor.FILES, move=data.disposable)
             (folder / ABOUT).write_text(json.dumps(about, indent=1))
@@ -41,7 +41,9 @@ class CheckpointMaterializer(FolderMaterializer):
 
     def load(self, data_type: type[Checkpoint]) -> Checkpoint:
         folder = self.reading()
-        return Checkpoint(path=folder / flavor.FILES, **json.loads((folder / ABOUT).read_text()))
+        about = json.loads((folder / ABOUT).read_text())
+        about.pop("files", None)
+        return Checkpoint(path=folder / flavor.FILES, **about)
 
     def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
         plain: dict[str, MetadataType] = {"kind": data.kind, "bytes": self._bytes, "sha256": self._stored.sha256}

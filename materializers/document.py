@@ -1,4 +1,4 @@
-"""Store small documents as JSON: manifests, training reports, decisions. A manifest is known by the bytes it names."""
+"""Store small documents as JSON: manifests, reports, decisions, exports. A manifest is known by the bytes it names."""
 
 from typing import Any, ClassVar
 
@@ -6,18 +6,19 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
+from tuneline.export.origin import Delivery, Origin
 from tuneline.identity import Manifest, digest
 from tuneline.tracking.decision import Decision
 from tuneline.train.report import TrainingReport
 
-Document = Manifest | TrainingReport | Decision
+Document = Manifest | TrainingReport | Decision | Origin | Delivery
 FILE = "document.json"
 
 
 class DocumentMaterializer(FolderMaterializer):
     """One JSON file."""
 
-    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest, TrainingReport, Decision)
+    ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest, TrainingReport, Decision, Origin, Delivery)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
 
     def save(self, data: Document) -> None:
@@ -37,6 +38,10 @@ class DocumentMaterializer(FolderMaterializer):
                 return dict(data.summary)
             case Decision():
                 return {"version": data.version, "promoted": data.promoted, "sentence": data.sentence}
+            case Origin():
+                return {"source": data.source, "content_hash": data.content_hash, "licence": data.licence}
+            case Delivery():
+                return {"folder": data.folder, "to": data.to, "commit": data.commit, "url": data.url}
 
     def save_visualizations(self, data: Document) -> dict[str, VisualizationType]:
         if isinstance(data, Decision):

@@ -2,6 +2,7 @@
 
 from pipelines.cpo import cpo_pipeline
 from pipelines.dpo import dpo_pipeline
+from pipelines.export import export_pipeline
 from pipelines.grpo import grpo_pipeline
 from pipelines.kto import kto_pipeline
 from pipelines.orpo import orpo_pipeline
@@ -15,6 +16,7 @@ from pipelines.simpo import simpo_pipeline
 __all__ = [
     "cpo_pipeline",
     "dpo_pipeline",
+    "export_pipeline",
     "grpo_pipeline",
     "kto_pipeline",
     "orpo_pipeline",

@@ -16,7 +16,7 @@ from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import card, evidence, gate, promotion, registry, runs, stored
+from tuneline.tracking import card, evidence, gate, intact, promotion, registry, runs, stored
 from tuneline.tracking.card import Known
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
@@ -70,7 +70,7 @@ def _judge(
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
     opponents = {"the base model": (report.base, facts.dirty())}
     if champion:
-        folder = champion.folder()
+        folder = intact.checked_folder(champion)
         scores = score.score_all(
             score.Candidate("champion", folder, champion.content_hash),
             source.tokenizer_of(folder),

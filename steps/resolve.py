@@ -10,7 +10,7 @@ from tuneline.config.recipe import ResolveConfig
 from tuneline.data import sources
 from tuneline.identity import Manifest
 from tuneline.model import start
-from tuneline.tracking import registry
+from tuneline.tracking import intact
 from tuneline.workflow import tracker
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def resolve(
 ]:
     """Find data sets, exams and base model; refuse early what would fail late."""
     tracker.connect()
-    registry.check_champion(config.model_name)
+    intact.check_champion(config.model_name)
     found, exams = sources.locate(config.sources), sources.locate_exams(config.exams)
     tokenizer, base_model, sentence = start.find(config)
     logger.info("%s", sentence)

@@ -7,6 +7,7 @@ TunelineError
 ├── SourceError      a model or data set is missing, or has other bytes       (fix the place)
 ├── ProofError       a check of our own failed: masks, packing, merge         (the result is not trustworthy)
 ├── StoppedError     a training was told to stop                              (give the same command again)
+├── DeliveryError    an export cannot go where it should: a folder, a hub     (fix the place or the login)
 └── TrackingError    MLflow, the registry or a registered model is unusable   (fix the stack)
 """
 
@@ -43,6 +44,10 @@ class ProofError(TunelineError, RuntimeError):
 
 class StoppedError(TunelineError, RuntimeError):
     """A training was told to stop; what it had learned is kept, and the same command goes on."""
+
+
+class DeliveryError(TunelineError, OSError):
+    """An export cannot be laid into its folder, or a hub does not take it."""
 
 
 class TrackingError(TunelineError, RuntimeError):

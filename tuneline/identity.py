@@ -114,8 +114,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def tree_paths(folder: Path, ignore: Iterable[str] = ()) -> list[Path]:
+    """Return all files below a folder in order, but for those called as in `ignore`."""
+    skipped = set(ignore)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skipped)
+
+
+def tree(folder: Path, ignore: Iterable[str] = ()) -> list[list[str]]:
+    """Return name and sha256 of each file below a folder in order, but for those called as in `ignore`."""
+    return [[path.relative_to(folder).as_posix(), sha256_of(path)] for path in tree_paths(folder, ignore)]
+
+
 def tree_hash(folder: Path, ignore: Iterable[str] = ()) -> str:
     """Hash the names and bytes of all files below a folder, but for those called as in `ignore`."""
-    skipped = set(ignore)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skipped)
-    return digest([[path.relative_to(folder).as_posix(), sha256_of(path)] for path in files])
+    return digest(tree(folder, ignore))

@@ -187,7 +187,7 @@ def test_a_stack_without_a_tracker_is_told(project, refused):
     assert zenml_lines[-1] == lines[-1]
 
 
-def test_a_champion_whose_files_are_gone_is_told_before_training(project, refused):
+def test_a_champion_with_other_bytes_or_none_is_told_before_training(project, refused):
     import mlflow
 
     from tuneline.tracking import promotion, registry
@@ -195,11 +195,18 @@ def test_a_champion_whose_files_are_gone_is_told_before_training(project, refuse
 
     tracker.connect()
     run = mlflow.MlflowClient().create_run("0")
-    version, _ = registry.register("tiny", "hash", (project / "nowhere").as_uri(), run.info.run_id, {})
+    sha256 = tiny.store_model(project / "nowhere", "weights")
+    version, _ = registry.register("tiny", sha256, (project / "nowhere").as_uri(), run.info.run_id, {})
     files = project / "nowhere" / "files"
-    files.mkdir(parents=True)
-    (files / "model.safetensors").touch()
     promotion.force("tiny", version.version, "for the test")
+    (files / "model.safetensors").write_text("Weights")
+
+    (code, lines), (zenml_code, zenml_lines) = refused()
+
+    assert code == zenml_code == 2
+    assert zenml_lines[-1] == lines[-1]
+    assert "tiny version 1 (champion): " in lines[-1]
+    assert "model.safetensors has the sha256" in lines[-1]
     shutil.rmtree(files)
 
     (code, lines), (zenml_code, zenml_lines) = refused()

@@ -46,9 +46,9 @@ def preview(
         from tuneline.data.tokenizer import load_tokenizer
         from tuneline.model import start
 
-        manifest, _, said = start.locate(checked.recipe.for_resolve())
+        manifest, _, said = start.locate(checked.training.for_resolve())
         tokenizer = load_tokenizer(manifest)
-        seen = looking.look(checked.recipe, tokenizer, num_shown=rows, only=source)
+        seen = looking.look(checked.training, tokenizer, num_shown=rows, only=source)
     if html:
         _write(html, recipe, said, seen, tokenizer)
     if as_json:

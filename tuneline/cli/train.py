@@ -10,7 +10,7 @@ from tuneline.cli import imports, models, show
 from tuneline.config import load, places
 
 if TYPE_CHECKING:
-    from tuneline.workflow.start import Outcome
+    from tuneline.workflow.start import Exported, Outcome
 
 ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml, or one of LlamaFactory.")]
 
@@ -56,8 +56,23 @@ def run(
     outcome = start.start(checked, use_cache=cache)
     if outcome is None:
         show.console().print("The schedule is recorded. `tuneline scheduler` fires it; `tuneline schedule` lists it.")
-        return
-    _show_outcome(outcome)
+    elif isinstance(outcome, start.Exported):
+        show_export(outcome)
+    else:
+        _show_outcome(outcome)
+
+
+def show_export(outcome: "Exported") -> None:
+    """Show what an export left."""
+    console, delivery = show.console(), outcome.delivery
+    console.print(_steps_table(outcome))
+    console.print(f"Weights  {delivery.facts['weights']}, {delivery.facts['dtype']}", soft_wrap=True)
+    if "kl" in delivery.facts:
+        console.print(f"Same     KL {delivery.facts['kl']:.1e} nats a token against the model before", soft_wrap=True)
+    console.print(f"Ollama   {delivery.modelfile}", soft_wrap=True)
+    console.print(f"Folder   {delivery.to or delivery.folder}", soft_wrap=True)
+    if delivery.commit:
+        console.print(f"Pushed   {delivery.repo_id} at commit {delivery.commit}: {delivery.url}", soft_wrap=True)
 
 
 def _checked(config: Path) -> load.RunConfig:
@@ -91,7 +106,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     )
 
 
-def _steps_table(outcome: "Outcome") -> Table:
+def _steps_table(outcome: "Outcome | Exported") -> Table:
     table = Table(title=f"{outcome.pipeline}: {outcome.run_name}", title_justify="left")
     for name in ("step", "status", "seconds"):
         table.add_column(name, justify="right" if name == "seconds" else "left")

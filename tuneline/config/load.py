@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import descriptions, gate, run_keys, strict_file
-from tuneline.config.recipe import PIPELINE_OF, RECIPES, Recipe, SFTRecipe
+from tuneline.config.recipe import Recipe, SFTRecipe
+from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
 from tuneline.config.strict_file import Key, Problem, at, hint
 from tuneline.errors import RecipeError
 
@@ -25,8 +26,19 @@ class RunConfig:
 
     path: Path
     pipeline: str
-    recipe: Recipe
+    recipe: AnyRun
     content: dict[str, Any]
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of a training.
+
+        Raises:
+            RecipeError: The file trains nothing.
+        """
+        if isinstance(self.recipe, Recipe):
+            return self.recipe
+        raise RecipeError(f"{self.path}: stage: {self.recipe.stage} trains nothing. Give the recipe of a training.")
 
 
 def load(path: Path) -> RunConfig:
@@ -73,25 +85,25 @@ def _refuse_llamafactory(path: Path) -> None:
         )
 
 
-def _recipe(raw: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+def _recipe(raw: dict[str, Any]) -> tuple[AnyRun | None, list[Problem]]:
     """Check a recipe by the model of its stage."""
     stage = raw.get("stage")
-    if isinstance(stage, str) and stage not in RECIPES:
-        return None, [((*RECIPE, "stage"), f"unknown stage {stage!r}.{hint(stage, RECIPES)}")]
-    model = RECIPES[stage] if isinstance(stage, str) else SFTRecipe
+    if isinstance(stage, str) and stage not in RUNS:
+        return None, [((*RECIPE, "stage"), f"unknown stage {stage!r}.{hint(stage, RUNS)}")]
+    model = RUNS[stage] if isinstance(stage, str) else SFTRecipe
     return strict_file.check(model, raw, RECIPE, partial(_known_keys, model))
 
 
-def _other_pipeline(content: dict[str, Any], recipe: Recipe) -> Iterator[Problem]:
+def _other_pipeline(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:
     asked, able = at(content, ("extra", "pipeline")), PIPELINE_OF[recipe.stage]
     if asked in PIPELINES and asked not in able:
         yield ("extra", "pipeline"), f"{asked} does not run stage {recipe.stage}. Set {' or '.join(able)}."
 
 
-def _known_keys(model: type[Recipe], loc: Key, parent: Any) -> list[str]:
+def _known_keys(model: type[AnyRun], loc: Key, parent: Any) -> list[str]:
     """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
     known = strict_file.fields_beside(model, loc, parent)
-    if len(loc) == 1:
+    if len(loc) == 1 and issubclass(model, Recipe):
         return [*known, "datasets"]
     return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
 
@@ -133,7 +145,7 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
             )
 
 
-def _unknown_steps(content: dict[str, Any], recipe: Recipe) -> Iterator[Problem]:
+def _unknown_steps(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:
     known = recipe.step_names()
     for name in content.get("steps") or {}:
         if name not in known:
@@ -148,5 +160,9 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
         for key in ("path", "include_path", "task") if isinstance(section, dict) else ():
             if isinstance(written := section.get(key), str) and (key != "task" or written.endswith((".yaml", ".yml"))):
                 section[key] = strict_file.absolute(written, base)
+    if isinstance(raw.get("to"), str):
+        raw["to"] = strict_file.absolute(raw["to"], base)
+    if raw.get("stage") == "export" and isinstance(adapters := raw.get("adapters"), list):
+        raw["adapters"] = [strict_file.absolute(each, base) if isinstance(each, str) else each for each in adapters]
     if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
         raw["template"] = strict_file.absolute(template, base)

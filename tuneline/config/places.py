@@ -7,12 +7,14 @@ from pathlib import Path
 from tuneline.config import custom, exams, files, harness
 from tuneline.config.evaluate import CUSTOM_KEY, NEEDS
 from tuneline.config.exams import ExamConfig
+from tuneline.config.export import ExportRecipe, ExportSource
 from tuneline.config.files import Files
 from tuneline.config.harness import HarnessConfig
 from tuneline.config.loader import Holding
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
 from tuneline.config.recipe import Recipe
 from tuneline.config.sources import SourceConfig
+from tuneline.config.stages import AnyRun
 from tuneline.errors import NotFoundError, SourceError, TunelineError
 
 ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
@@ -21,7 +23,7 @@ ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: AnyRun) -> None:
     """Look whether everything that a recipe names is there.
 
     Raises:
@@ -31,9 +33,28 @@ def check(recipe: Recipe) -> None:
         raise SourceError("\n".join(problems))
 
 
-def missing(recipe: Recipe) -> list[str]:
+def missing(recipe: AnyRun) -> list[str]:
     """Return one line for each thing that a recipe names and that is not there."""
-    checks: list[Callable[[], None]] = [
+    problems = []
+    for check in _of_export(recipe) if isinstance(recipe, ExportRecipe) else _of_training(recipe):
+        try:
+            check()
+        except TunelineError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
+    holding = Holding(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
+    return [
+        lambda: check_model(recipe.model, holding),
+        *(lambda path=path: check_adapter(path, "adapters") for path in recipe.adapters),  # type: ignore[misc]
+        lambda: check_template(recipe.template),
+    ]
+
+
+def _of_training(recipe: Recipe) -> list[Callable[[], None]]:
+    return [
         *(lambda source=source: check_source(source) for source in recipe.sources_once()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
         lambda: check_model(recipe.model, recipe.load),
@@ -42,13 +63,6 @@ def missing(recipe: Recipe) -> list[str]:
         lambda: check_template(recipe.template),
         *(lambda name=name: check_metric(name) for name in recipe.evaluate.metrics),
     ]
-    problems = []
-    for check in checks:
-        try:
-            check()
-        except TunelineError as error:
-            problems.append(str(error))
-    return problems
 
 
 def check_source(source: SourceConfig) -> None:
@@ -120,7 +134,7 @@ def check_template(template: str) -> None:
         raise NotFoundError.among("template", template, known)
 
 
-def check_model(model: ModelSource, holding: Holding | None = None) -> None:
+def check_model(model: ModelSource | ExportSource, holding: Holding | None = None) -> None:
     """Check that a model's name is known, or its files are there.
 
     Raises:
@@ -146,8 +160,12 @@ def check_reward_function(recipe: Recipe) -> None:
         custom.source_file(name, "train.reward_function")
 
 
-def check_adapter(path: Path) -> None:
+def check_adapter(path: Path, key: str = "load.adapters") -> None:
     """Check that a folder looks like an adapter.
+
+    Args:
+        path: The folder.
+        key: What it is called in the recipe.
 
     Raises:
         SourceError: Folder, config or weights are missing.
@@ -155,7 +173,7 @@ def check_adapter(path: Path) -> None:
     for names in (ADAPTER_CONFIGS, ("*.safetensors",)):
         if not any(True for name in names for _ in path.glob(name)):
             raise SourceError(
-                f"load.adapters: {path} has no {' or '.join(names)}. Give a folder that a training or peft wrote."
+                f"{key}: {path} has no {' or '.join(names)}. Give a folder that a training or peft wrote."
             )
 
 

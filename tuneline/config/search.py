@@ -112,7 +112,7 @@ def search(
     keys = [each.key for each in dimensions]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise RecipeError(f"--search {twice[0]} is given twice. Keep one.")
-    found = Search(base, dimensions, trials, sampler, seed, _objective(base.recipe, objective), direction)
+    found = Search(base, dimensions, trials, sampler, seed, _objective(base.training, objective), direction)
     for dimension in dimensions:
         for value in dimension.ends():
             found.run({dimension.key: value})
@@ -162,7 +162,7 @@ def _objective(recipe: Recipe, asked: str | None) -> str:
 
 def caution(found: Search) -> str:
     """Say what the gate's word is worth after this search; empty where it judges by something else."""
-    asked = [target.metric for target in found.base.recipe.registry.gate.wanted()]
+    asked = [target.metric for target in found.base.training.registry.gate.wanted()]
     if found.objective not in asked:
         return ""
     return (

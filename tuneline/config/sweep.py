@@ -50,7 +50,7 @@ def settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
     """
     base = load.load(recipe)
     grid = _grid(sets)
-    first = base.recipe.train.seed
+    first = base.training.train.seed
     found = []
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))

@@ -43,6 +43,16 @@ def looked_for(template: str) -> Callable[[str], bool]:
     return found
 
 
+def words(template: str) -> list[str]:
+    """Return the words that a template looks for in texts, or compares them with.
+
+    Raises:
+        DataError: The template is no valid Jinja.
+    """
+    tree = parse(template)
+    return sorted({word.strip() for word in (*_searched(tree), *_compared(tree)) if word.strip()})
+
+
 def parse(template: str) -> nodes.Template:
     """Parse a chat template with the extensions that transformers gives it.
 

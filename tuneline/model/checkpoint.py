@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.identity import digest, tree_hash
+from tuneline.identity import digest, tree
 
 Kind = Literal["adapter", "merged", "full"]
-NOT_CONTENT = ("README.md", "training_args.bin", "MLmodel", "checkpoint.json")
+ABOUT = "checkpoint.json"
+"""Lies beside the files of a stored model: what it is, and name and hash of each file."""
+
+NOT_CONTENT = ("README.md", "training_args.bin", "MLmodel", ABOUT)
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,17 @@ class Checkpoint:
 
     def content_hash(self) -> str:
         """Hash weights, configs, tokenizer, template and identity; no times, runs or environment."""
-        return self.sha256 or digest([self.kind, self.identity, tree_hash(self.path, ignore=NOT_CONTENT)])
+        return self.sha256 or content_hash_of(self.kind, self.identity, self.files())
+
+    def files(self) -> list[list[str]]:
+        """Return name and sha256 of each file that counts."""
+        return tree(self.path, ignore=NOT_CONTENT)
 
     def num_bytes(self) -> int:
         """Add up the sizes of the files."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+
+def content_hash_of(kind: str | None, identity: dict[str, Any] | None, files: list[list[str]]) -> str:
+    """Return the content hash of a model with these files (name and sha256, in order)."""
+    return digest([kind, identity, digest(files)])

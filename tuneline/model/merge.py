@@ -73,7 +73,7 @@ def merge_adapter(
     kind, facts = _make(target, parts, rows, config)
     for file in tokenizer.only().paths():
         shutil.copy2(file, target / file.name)
-    _stop_where_answers_end(target)
+    stop_where_answers_end(target)
     identity = {"checkpoint": checkpoint.content_hash(), "tokenizer": tokenizer.content_hash(), **checkpoint.identity}
     return Checkpoint(target, kind, identity, facts, disposable=True)
 
@@ -86,7 +86,9 @@ def _make(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) 
         beside.write(target, parts.checkpoint.path, parts.base_model, parts.load)
         logger.info("%s; the base goes on beside the adapter", reason)
         return "adapter", {"merged": False, "reason": reason}
-    return "merged", _merge_into(target, parts, rows, config)
+    held_out = rows.splits["validation"]
+    probes = [pairs.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
+    return "merged", merge_into(target, parts, probes, config)
 
 
 def _why_beside(parts: Parts) -> str:
@@ -102,7 +104,7 @@ def _why_beside(parts: Parts) -> str:
     return ""
 
 
-def _stop_where_answers_end(folder: Path) -> None:
+def stop_where_answers_end(folder: Path) -> None:
     """Let generation stop at the token that ends an answer in training, beside those at which the base stops."""
     path = folder / "generation_config.json"
     about = json.loads(path.read_text()) if path.is_file() else {}
@@ -114,9 +116,21 @@ def _stop_where_answers_end(folder: Path) -> None:
         path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def _merge_into(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) -> dict[str, Any]:
-    held_out = rows.splits["validation"]
-    probes = [pairs.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
+def merge_into(target: Path, parts: Parts, probes: list[dict[str, Any]], config: MergeAdapterConfig) -> dict[str, Any]:
+    """Fold an adapter into its base and save the result, measured on rows.
+
+    Args:
+        target: Gets config and weights.
+        parts: Adapter, base and tokenizer.
+        probes: Rows with `input_ids`, `labels` and the `lengths` of their segments.
+        config: Bound, precision and size of the files.
+
+    Returns:
+        What was measured: `kl` (nats a token), `greedy_agreement`, `positions`; nothing without rows.
+
+    Raises:
+        ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
+    """
     model = _attached(parts, original=False)
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):
@@ -127,7 +141,7 @@ def _merge_into(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterCo
         model = _attached(parts, original=config.merge_base == "original", dequantized=True)
     merged = parts.family.merge(model).to(getattr(torch, config.dtype))
     after = [_logits(parts.family, merged, row) for row in probes]
-    facts = _compare(before, after)
+    facts = compare(before, after)
     if facts and not facts["kl"] <= config.max_kl:
         raise ProofError(
             f"The merged model strays from the adapter's: KL {facts['kl']:.2e} nats a token, at most "
@@ -171,7 +185,8 @@ def _logits(family: Family, model: Any, row: dict[str, Any]) -> torch.Tensor:
     return family.logits(model, inputs, keep).float().log_softmax(-1)
 
 
-def _compare(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, Any]:
+def compare(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, Any]:
+    """Measure how far two models are apart, by their log-probabilities at the same positions."""
     if not before:
         return {}
     kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])

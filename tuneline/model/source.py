@@ -62,6 +62,17 @@ def tokenizer_of(folder: Path) -> Manifest:
     return _manifests(folder, folder.name, f"directory {folder.name}", "unknown")[0]
 
 
+def of_folder(folder: Path, said: str, licence: str = "unknown") -> tuple[Manifest, Manifest]:
+    """Return the manifests `tokenizer` and `base_model` of a model directory.
+
+    Args:
+        folder: As `tuneline.model.merge` leaves it.
+        said: Where it came from, in words.
+        licence: As far as it is known.
+    """
+    return _manifests(folder, folder.name, said, licence)
+
+
 def folder_of(manifest: Manifest) -> Path:
     """Return the folder of the weights or of the tokenizer that a manifest speaks of."""
     return Path(manifest.items[0].location)

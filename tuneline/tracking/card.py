@@ -4,6 +4,7 @@ It begins with the keys that the Hugging Face hub reads. What nobody recorded is
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +70,16 @@ def _front(known: Known) -> str:
     base = known.base_model.items[0]
     keys = {
         "base_model": base.name,
-        "license": base.licence if base.licence != "unknown" else "other",
+        "license": _identifier(base.licence),
         "datasets": [item.name for item in known.sources.items],
         "tags": ["tuneline", known.recipe.stage, known.recipe.method.type],
     }
     return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+
+
+def _identifier(licence: str) -> str:
+    """Return a licence as the hub takes it, which refuses a card with any other word."""
+    return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
 def _what(known: Known) -> str:
@@ -125,3 +131,35 @@ def _limits(known: Known) -> list[str]:
         limits.append(f"{len(items)} items of {name} were found in the training rows.")
     limits += [f"{check.name}: {check.sentence}." for check in known.decision.checks if not check.passed]
     return list(dict.fromkeys(limits))
+
+
+def exported(card: str, name: str, source: str, licence: str, facts: Mapping[str, Any]) -> str:
+    """Write the card of an export: the one that a model was registered with, or what is known, and what was made of it.
+
+    Args:
+        card: Of the registered version; empty where there is none.
+        name: What the model is called.
+        source: Where it came from, in words.
+        licence: As far as it is known.
+        facts: Of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
+    """
+    keys = {"license": _identifier(licence), "tags": ["tuneline"]}
+    front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+    known = card.rstrip("\n") or (
+        f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded of it: how it was "
+        "trained, on what, and how well it answers, are not known here."
+    )
+    return f"{known}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
+
+
+def _exported(facts: Mapping[str, Any]) -> list[str]:
+    lines = [f"Weights: {facts['weights']}, {facts['dtype']}, as safetensors."]
+    if "kl" in facts:
+        lines.append(
+            f"Against the model before: KL {facts['kl']:.1e} nats a token, likeliest tokens equal at "
+            f"{facts['greedy_agreement']:.1%} of {facts['positions']} positions."
+        )
+    if "modelfile.sentence" in facts:
+        lines.append(f"Ollama's Modelfile: {facts['modelfile.sentence']}.")
+        lines += [str(note) for note in facts.get("modelfile.notes", [])]
+    return [*lines, "Hashes of all files: SHA256SUMS."]

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tuneline import state
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import gate, ledger, registry
+from tuneline.tracking import gate, intact, ledger, registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
 from tuneline.tracking.gate import Finding
@@ -76,10 +76,10 @@ def force(name: str, version: str, reason: str) -> Version:
 
     Raises:
         NotFoundError: There is no such version.
-        TrackingError: Its files are gone.
+        TrackingError: Its files are gone, or are not those that were registered.
     """
     target = registry.find(name, version)
-    target.folder()
+    intact.checked_folder(target)
     with state.lock("promotion"):
         before = registry.champion(name)
         if before and before.version != target.version:
@@ -92,7 +92,7 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
     """Give `champion` back to `previous`; without one, take it away.
 
     Raises:
-        TrackingError: There is no champion to roll back from, or the files of the previous one are gone.
+        TrackingError: There is no champion to roll back from, or the files of the previous one are gone or others.
     """
     with state.lock("promotion"):
         known = {alias: version for version in registry.versions(name) for alias in version.aliases}
@@ -102,7 +102,7 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
             )
         target = known.get("previous")
         if target:
-            target.folder()
+            intact.checked_folder(target)
         _move(name, "champion", target.version if target else None, reason)
         if target:
             _move(name, "previous", None, f"became champion again: {reason}")

@@ -125,16 +125,6 @@ def champion(name: str) -> Version | None:
     return next((version for version in versions(name) if "champion" in version.aliases), None)
 
 
-def check_champion(name: str) -> None:
-    """Check that the champion's files are there, since a new model will be measured against it.
-
-    Raises:
-        TrackingError: They are gone.
-    """
-    if present := champion(name):
-        present.folder()
-
-
 def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
     number = str(version.version)
     mine = tuple(sorted(alias for alias, target in aliases.items() if str(target) == number))

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import card, compare, evidence, gate, promotion, registry, runs
+from tuneline.tracking import card, compare, evidence, gate, intact, promotion, registry, runs
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 from tuneline.tracking.gate import Finding
@@ -61,9 +61,11 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
     Raises:
         NotFoundError: There is no such version.
         RecipeError: The gate asks for a metric that a report lacks.
-        TrackingError: The two were scored on other items, or a run keeps no scores.
+        TrackingError: The two were scored on other items, a run keeps no scores, or the version's files are not those
+            that were registered.
     """
     candidate, champion = registry.find(name, version), registry.champion(name)
+    intact.checked_folder(candidate)
     facts = evidence_of(candidate)
     config = config or facts.gate
     scores = compare.scores(compare.run_of(candidate.run_id))

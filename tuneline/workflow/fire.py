@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from tuneline.config.recipe import RECIPES
+from tuneline.config.stages import RUNS
 from tuneline.errors import TunelineError
 from tuneline.workflow import schedules
 
@@ -14,7 +14,7 @@ def fire(schedule_id: str) -> str:
     Returns:
         What became of it, in one line.
     """
-    from tuneline.workflow.start import outcome
+    from tuneline.workflow.start import Exported, result
 
     snapshot = schedules.snapshot_of(schedule_id)
     configuration = snapshot.pipeline_configuration
@@ -25,8 +25,11 @@ def fire(schedule_id: str) -> str:
         tags=["scheduled"],
     )
     raw = snapshot.pipeline_spec.parameters["recipe"]
-    run = options(recipe=RECIPES[raw["stage"]].model_validate(raw))
-    decision = outcome(run).decision
+    run = options(recipe=RUNS[raw["stage"]].model_validate(raw))
+    found = result(run)
+    if isinstance(found, Exported):
+        return f"{run.name}: {found.sentence()}"
+    decision = found.decision
     return f"{run.name}: {decision.model_name} version {decision.version}: {decision.sentence}"
 
 

@@ -1,11 +1,12 @@
 """Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
 
-from tuneline.config.recipe import Recipe
+from tuneline.config.export import ExportRecipe
+from tuneline.config.stages import AnyRun
 
 CHECKED_ROWS = 10_000
 
 
-def check_content(recipe: Recipe) -> None:
+def check_content(recipe: AnyRun) -> None:
     """Read the first rows, the exams and the registry; what a step would refuse later is refused now.
 
     Raises:
@@ -13,11 +14,16 @@ def check_content(recipe: Recipe) -> None:
     """
     from tuneline.data import align, benchmarks, harness, sources
     from tuneline.model import start
-    from tuneline.tracking import registry
+    from tuneline.tracking import intact
     from tuneline.workflow import tracker
 
     tracker.connect()
-    registry.check_champion(recipe.registry.model_name)
+    if isinstance(recipe, ExportRecipe):
+        from tuneline.workflow import exports
+
+        exports.locate(recipe.for_locate())
+        return
+    intact.check_champion(recipe.registry.model_name)
     found = sources.locate(recipe.sources_once())
     for source in recipe.sources_once():
         align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))

@@ -87,7 +87,7 @@ def _try(study: Study, asked: Search, parent: Parent, told: Told) -> None:
 
 def _confirm(values: dict[str, Any], asked: Search, num_seeds: int, parent: Parent, told: Told) -> Line:
     """Run some values with seeds behind the recipe's own, which the trials had."""
-    first = asked.base.recipe.train.seed + 1
+    first = asked.base.training.train.seed + 1
     name = f"best: {in_words(values)}" if values else in_words(values)
     scores, names = [], []
     for seed in range(first, first + num_seeds):
@@ -100,7 +100,7 @@ def _confirm(values: dict[str, Any], asked: Search, num_seeds: int, parent: Pare
 
 def _score(config: RunConfig, asked: Search, parent: Parent) -> tuple[Outcome, float]:
     outcome = start.start(config)
-    if outcome is None:
+    if not isinstance(outcome, Outcome):
         raise RecipeError(f"{config.path}: a search runs now. Leave schedule out.")
     tracker.connect()  # ZenML's tracker takes its address along when a step ends
     parent.adopt(compare.find_run(outcome.run_name).info.run_id)

@@ -9,6 +9,7 @@ from zenml.models import PipelineRunResponse
 
 from tuneline.config.load import RunConfig
 from tuneline.evaluation.report import Report
+from tuneline.export.origin import Delivery
 from tuneline.tracking.decision import Decision
 
 
@@ -33,7 +34,24 @@ class Outcome:
     model_folder: Path
 
 
-def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | None:
+@dataclass(frozen=True)
+class Exported:
+    """What a finished export left."""
+
+    run_name: str
+    pipeline: str
+    steps: list[StepOutcome]
+    delivery: Delivery
+
+    def sentence(self) -> str:
+        """Say where the export lies."""
+        places = [self.delivery.to or self.delivery.folder]
+        if self.delivery.commit:
+            places.append(f"{self.delivery.repo_id} at commit {self.delivery.commit}")
+        return f"exported to {' and '.join(places)}"
+
+
+def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | Exported | None:
     """Run the pipeline that a checked configuration names.
 
     Args:
@@ -49,12 +67,20 @@ def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | None:
     pipeline = getattr(importlib.import_module("pipelines"), config.pipeline)
     options = {} if use_cache else {"enable_cache": False}
     run = pipeline.with_options(config_path=str(config.path), **options)()
-    return None if run is None else outcome(run)
+    return None if run is None else result(run)
+
+
+def result(run: PipelineRunResponse) -> Outcome | Exported:
+    """Read a finished run of any pipeline."""
+    if "publish" not in run.steps:
+        return outcome(run)
+    name = run.pipeline.name if run.pipeline else ""
+    return Exported(run.name, name, _steps(run), run.steps["publish"].output.load())
 
 
 def outcome(run: PipelineRunResponse) -> Outcome:
-    """Read a finished run."""
-    steps = [StepOutcome(name, str(step.status), _seconds(step)) for name, step in run.steps.items()]
+    """Read a finished training."""
+    steps = _steps(run)
     return Outcome(
         run_name=run.name,
         pipeline=run.pipeline.name if run.pipeline else "",
@@ -63,6 +89,10 @@ def outcome(run: PipelineRunResponse) -> Outcome:
         decision=run.steps["register"].output.load(),
         model_folder=Path(run.steps["merge_adapter"].output.uri) / "files",
     )
+
+
+def _steps(run: PipelineRunResponse) -> list[StepOutcome]:
+    return [StepOutcome(name, str(step.status), _seconds(step)) for name, step in run.steps.items()]
 
 
 def _seconds(step: Any) -> float:

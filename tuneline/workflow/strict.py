@@ -18,7 +18,7 @@ from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from tuneline.config import load, places
-from tuneline.config.recipe import PIPELINE_OF
+from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
 from tuneline.workflow import tracker
 

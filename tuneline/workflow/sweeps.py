@@ -36,14 +36,14 @@ def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: 
         Refusal: A run was refused; those before it stay.
     """
     tracker.connect()
-    metric = settings[0].runs[0].recipe.registry.gate.metric
+    metric = settings[0].runs[0].training.registry.gate.metric
     lines: list[Line] = []
     with sweep.parent(title, settings[0].runs[0].pipeline) as parent:
         for setting in settings:
             scores, names = [], []
             for config in setting.runs:
                 outcome = start.start(config)
-                if outcome is None:
+                if not isinstance(outcome, Outcome):
                     raise RecipeError(f"{config.path}: a sweep runs now. Leave schedule out.")
                 tracker.connect()  # ZenML's tracker takes its address along when a step ends
                 parent.adopt(compare.find_run(outcome.run_name).info.run_id)

@@ -43,9 +43,9 @@ EXPECTED: dict[str, set[str]] = {
     "inference/qwen3.yaml": {"infer_backend"},
     "inference/qwen3_full_sft.yaml": {"infer_backend"},
     "inference/qwen3_lora_sft.yaml": {"infer_backend"},
-    "merge_lora/qwen3_full_sft.yaml": {"export_dir"},
-    "merge_lora/qwen3_gptq.yaml": {"export_dir", "export_quantization_bit", "export_quantization_dataset"},
-    "merge_lora/qwen3_lora_sft.yaml": {"export_dir"},
+    "merge_lora/qwen3_full_sft.yaml": set(),
+    "merge_lora/qwen3_gptq.yaml": {"export_quantization_bit", "export_quantization_dataset"},
+    "merge_lora/qwen3_lora_sft.yaml": set(),
     "train_full/qwen3_full_sft.yaml": {"deepspeed"},
     "train_lora/qwen3_lora_dpo.yaml": set(),
     "train_lora/qwen3_lora_kto.yaml": set(),
@@ -528,3 +528,43 @@ def test_the_table_of_the_docs_is_the_table():
         DOCS.write_text(text)
 
     assert DOCS.read_text() == text
+
+
+def test_an_export_becomes_a_recipe_of_its_own(here):
+    path = Path("merge.yaml")
+    theirs = {"model_name_or_path": "a/b", "adapter_name_or_path": "saves/one", "template": "llama3"}
+    theirs |= {"export_dir": "merged", "export_size": 2, "export_device": "auto", "export_legacy_format": False}
+    path.write_text(yaml.safe_dump({**theirs, "export_hub_model_id": "me/it", "infer_dtype": "bfloat16"}))
+
+    found = llamafactory.translate(path)
+
+    recipe = found.config.recipe
+    assert found.config.pipeline == "export_pipeline"
+    assert recipe.adapters == [here / "saves" / "one"]
+    assert (recipe.to, recipe.max_shard_size, recipe.dtype) == (here / "merged", "2GB", "bfloat16")
+    assert recipe.push.repo_id == "me/it"
+    assert recipe.push.private
+    assert "is private" in told(found, "export_hub_model_id")
+    assert "the device for a merge is found" in told(found, "export_device")
+    (here / "kept").mkdir()
+    (here / "kept" / "ours.yaml").write_text(found.to_yaml(here / "kept"))
+    assert "to: ../merged" in (here / "kept" / "ours.yaml").read_text()
+    assert load(here / "kept" / "ours.yaml").recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("export_legacy_format", True, "weights are written as safetensors only"),
+        ("quantization_bit", 4, "merged into whole weights"),
+        ("export_quantization_bit", 4, "not quantized when it is saved"),
+        ("export_size", 0, "greater than or equal to 1"),
+        ("export_hub_model_id", "no owner", "push.repo_id"),
+    ],
+)
+def test_what_an_export_cannot_do_is_told_at_its_line(here, key, value, said):
+    path = Path("merge.yaml")
+    path.write_text(f"model_name_or_path: a/b\ntemplate: llama3\nexport_dir: merged\n{key}: {json.dumps(value)}\n")
+
+    with pytest.raises(RecipeError, match=rf"merge.yaml:4: {key}: .*{said}"):
+        llamafactory.translate(path)

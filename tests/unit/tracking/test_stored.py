@@ -7,6 +7,7 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
+from tests import tiny
 from tests.unit.tracking.test_evidence import make_evidence
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
@@ -34,8 +35,7 @@ def make_version(tmp_path):
     """Register a version whose run keeps scores of the base (all 0.5) and of the model, and evidence."""
 
     def make(content, ours, **evidence):
-        (tmp_path / content / "files").mkdir(parents=True)
-        (tmp_path / content / "files" / "model.safetensors").write_text(content)
+        sha256 = tiny.store_model(tmp_path / content, content)
         with mlflow.start_run(run_name=f"{tmp_path.name}-{content}") as run:
             runs.set_tags({"tuneline.kind": "pipeline"})
             for who, scores in (("base", dict.fromkeys(ours, 0.5)), ("model", ours)):
@@ -47,7 +47,7 @@ def make_version(tmp_path):
             if evidence.pop("kept", True):
                 gate = GateConfig(num_resamples=1000)
                 stored.keep_evidence(make_evidence(**({"gate": gate, "contaminated": {}} | evidence)))
-        return registry.register(tmp_path.name, content, (tmp_path / content).as_uri(), run.info.run_id, {})[0]
+        return registry.register(tmp_path.name, sha256, (tmp_path / content).as_uri(), run.info.run_id, {})[0]
 
     return make
 

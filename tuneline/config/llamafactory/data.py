@@ -183,14 +183,25 @@ def _rows(notes: Notes, stage: str) -> None:
 
 
 def _template(notes: Notes, stage: str) -> None:
-    written, known = notes.written, keys.templates()
-    name = written.template
-    if stage == "pretrain" or name is None:
+    if stage == "pretrain" or notes.written.template is None:
         notes.add("template", "auto", "the model's own, or that of its family")
         return
+    system = chat_template(notes)
+    if notes.written.template in keys.templates().thinking:
+        _thinking(notes)
+    notes.put_if("align.system", system or None, "default_system", "template")
+
+
+def chat_template(notes: Notes) -> str | None:
+    """Translate the chat template; returns the default system message, if there is one."""
+    written, known = notes.written, keys.templates()
+    name = written.template
+    if name is None:
+        notes.add("template", "auto", "the model's own, or that of its family")
+        return written.default_system
     if name not in known.known():
         notes.refuse("template", f"unknown template {name!r}.{hint(name, known.known())}")
-        return
+        return None
     if same := known.same.get(name):
         notes.put("template", same.ours, "template")
         if same.differs:
@@ -198,10 +209,7 @@ def _template(notes: Notes, stage: str) -> None:
     else:
         notes.put("template", "auto", "template")
         notes.tell("template", f"the model's own template is taken, which {name} imitates")
-    if name in known.thinking:
-        _thinking(notes)
-    system = written.default_system if written.default_system is not None else same.system if same else None
-    notes.put_if("align.system", system or None, "default_system", "template")
+    return written.default_system if written.default_system is not None else same.system if same else None
 
 
 def _thinking(notes: Notes) -> None:

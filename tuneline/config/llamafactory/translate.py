@@ -10,13 +10,15 @@ import yaml
 
 from tuneline.config import strict_file
 from tuneline.config.llamafactory.data import data
+from tuneline.config.llamafactory.export import export
 from tuneline.config.llamafactory.model import method, model
 from tuneline.config.llamafactory.notes import Notes
 from tuneline.config.llamafactory.read import read
 from tuneline.config.llamafactory.report import Report
 from tuneline.config.llamafactory.training import stage_of, training
 from tuneline.config.load import RunConfig
-from tuneline.config.recipe import PIPELINE_OF, RECIPES, Recipe
+from tuneline.config.recipe import RECIPES, Recipe
+from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
 
 OUTPUT_ROOTS = ("saves", "save", "output", "outputs", "results", "..", ".", "/")
 """First folders of an `output_dir` that say nothing."""
@@ -70,13 +72,15 @@ def translate(path: Path) -> Imported:
     theirs = read(path)
     notes = Notes(theirs)
     notes.look_up()
-    if theirs.purpose != "train":
-        _refuse_purpose(notes)
-    else:
+    if theirs.purpose == "export":
+        export(notes)
+    elif theirs.purpose == "train":
         _training(notes)
+    else:
+        _refuse_purpose(notes)
     notes.settle()
     recipe = _checked(notes)
-    name = recipe.registry.model_name
+    name = recipe.registry.model_name if isinstance(recipe, Recipe) else "export"
     ordered = {key: notes.recipe[key] for key in type(recipe).model_fields if key in notes.recipe}
     content = {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": ordered}}
     return Imported(path, RunConfig(path, PIPELINE_OF[recipe.stage][0], recipe, content), notes.report)
@@ -125,13 +129,13 @@ def _model_name(notes: Notes) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts)).strip("-")
 
 
-def _checked(notes: Notes) -> Recipe:
+def _checked(notes: Notes) -> AnyRun:
     """Check the recipe by the model of its stage; mistakes are told at the keys that they come from.
 
     Raises:
         RecipeError: One line for each mistake.
     """
-    recipe, problems = strict_file.check(RECIPES[notes.recipe["stage"]], notes.recipe, ())
+    recipe, problems = strict_file.check(RUNS[notes.recipe["stage"]], notes.recipe, ())
     for key, text in problems:
         origin = notes.origin_of(key, text)
         place = f"{'.'.join(map(str, key))} in a recipe" if key else "a recipe"
@@ -139,7 +143,7 @@ def _checked(notes: Notes) -> Recipe:
         notes.refuse(origin or MODEL, f"as {place}: {text}{more}")
     if problems:
         notes.settle()
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, AnyRun)
     return recipe
 
 
@@ -147,7 +151,12 @@ def _relative(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a recipe whose paths are relative to a folder."""
     load = recipe.get("load", {})
     sections: dict[str, Any] = {"model": _shorter(recipe["model"], folder)}
-    sections["sources"] = [_shorter(source, folder) for source in recipe["sources"]]
+    if "sources" in recipe:
+        sections["sources"] = [_shorter(source, folder) for source in recipe["sources"]]
+    if "to" in recipe:
+        sections["to"] = os.path.relpath(recipe["to"], folder)
+    if "adapters" in recipe:
+        sections["adapters"] = [os.path.relpath(path, folder) for path in recipe["adapters"]]
     if "adapters" in load:
         sections["load"] = {**load, "adapters": [_shorter(adapter, folder) for adapter in load["adapters"]]}
     return {**recipe, **sections}

@@ -88,6 +88,10 @@ class Data(Config):
 
     template: str | None = None
     default_system: str | None = None
+    export_dir: str | None = None
+    export_size: int = Field(5, ge=1)
+    export_hub_model_id: str | None = None
+    infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     enable_thinking: bool = True
     dataset: Words | None = None
     dataset_dir: str = "data"

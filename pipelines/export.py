@@ -1,0 +1,18 @@
+"""A model in the form that others take: merged weights, tokenizer, card, Modelfile; in a folder, and on a hub.
+
+`zenml pipeline run pipelines.export_pipeline --config configs/<recipe>.yaml`
+"""
+
+from steps.export import export
+from steps.locate import locate
+from steps.publish import publish
+from tuneline.config.export import ExportRecipe
+from tuneline.workflow.strict import strict_pipeline
+
+
+@strict_pipeline("export")
+def export_pipeline(recipe: ExportRecipe) -> None:
+    """Export as `recipe` says."""
+    tokenizer, base_model, origin = locate(recipe.for_locate())
+    exported = export(tokenizer, base_model, origin, recipe.for_export())
+    publish(exported, origin, recipe.for_publish())

@@ -1,0 +1,30 @@
+"""Step: a model -> the folder that others take: weights, tokenizer, card, Modelfile, hashes."""
+
+from typing import Annotated
+
+from zenml import step
+from zenml.config.cache_policy import CachePolicy
+
+from materializers import CHECKPOINT
+from steps.caching import code_behind
+from tuneline.config.export import ExportStepConfig
+from tuneline.export import write
+from tuneline.export.origin import Origin
+from tuneline.identity import Manifest
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.tracking import card
+
+
+def watched() -> str:
+    """What the cache key sees beside this step."""
+    libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
+    return code_behind("export.write", "export.origin", "model.checkpoint", "tracking.card", libraries=libraries)
+
+
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
+def export(
+    tokenizer: Manifest, base_model: Manifest, origin: Origin, config: ExportStepConfig
+) -> Annotated[Checkpoint, "exported_model"]:
+    """Merge or take as it is, and prove that what comes out is what went in."""
+    made = write.export(tokenizer, base_model, origin, config)
+    return write.finish(made, card.exported(origin.card, origin.name, origin.source, origin.licence, made.facts))

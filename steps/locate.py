@@ -1,0 +1,21 @@
+"""Step: the name of a model -> manifests of its bytes, and what is known of it. Never cached: it looks at the world."""
+
+from typing import Annotated
+
+from zenml import step
+
+from materializers import DOCUMENT
+from tuneline.config.export import LocateConfig
+from tuneline.export.origin import Origin
+from tuneline.identity import Manifest
+from tuneline.workflow import exports, tracker
+
+
+@step(enable_cache=False, output_materializers=DOCUMENT)
+def locate(
+    config: LocateConfig,
+) -> tuple[Annotated[Manifest, "tokenizer"], Annotated[Manifest, "base_model"], Annotated[Origin, "origin"]]:
+    """Find the model, see that its bytes are those that were registered, and that it may go where it should."""
+    tracker.connect()
+    tokenizer, base_model, origin = exports.locate(config)
+    return tokenizer, base_model, origin

@@ -1,0 +1,35 @@
+"""Bring an export where it should go."""
+
+from tuneline.config.export import PublishConfig
+from tuneline.export import hub, place
+from tuneline.export.origin import Delivery, Origin
+from tuneline.export.write import CARD
+from tuneline.model.checkpoint import Checkpoint
+
+__all__ = ["CARD", "deliver"]
+
+NO_MODELFILE = "none was asked for"
+
+
+def deliver(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Delivery:
+    """Lay an export into a folder and push it, as far as asked for.
+
+    Raises:
+        DeliveryError: The folder holds something else, or the hub does not take it.
+    """
+    if config.to:
+        place.lay(exported.path, config.to)
+    commit = url = ""
+    if config.push:
+        version = f" version {origin.version}" if origin.version else ""
+        content = exported.content_hash()[:16]
+        commit, url = hub.push(exported.path, config.push, f"{origin.name}{version}, content {content}")
+    return Delivery(
+        folder=str(exported.path),
+        to=str(config.to or ""),
+        repo_id=config.push.repo_id if config.push else "",
+        commit=commit,
+        url=url,
+        modelfile=str(exported.facts.get("modelfile.sentence", NO_MODELFILE)),
+        facts=exported.facts,
+    )
