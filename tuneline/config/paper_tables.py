@@ -178,9 +178,10 @@ def read_model(text: str) -> dict[str, Any]:
         return {"type": "catalogue", "name": text}
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return {"type": "hub", "repo_id": text, "revision": "main"}
+    known = ", ".join(sorted(catalogue()))
     raise SourceError(
-        f"--model {text}: there is no such folder, and it is no name of the catalogue ({', '.join(sorted(catalogue()))}) "
-        "and no owner/name of the hub. Correct it."
+        f"--model {text}: there is no such folder, no such name in the catalogue ({known}), and it is no owner/name of "
+        "the hub. Correct it."
     )
 
 

@@ -27,8 +27,8 @@ HOW = {
     "efficiency": (
         "Memory is the peak of the training loop beyond what its process held before the model was loaded: on a GPU as "
         "torch's allocator counts it, on a CPU pages of the process. Each method trained in a process of its own.",
-        "Bytes a parameter: that memory over all parameters of the base model. The paper's are worked out from its table "
-        "in the same way.",
+        "Bytes a parameter: that memory over all parameters of the base model. The paper's are worked out from its "
+        "table in the same way.",
         "Tokens a second: all tokens of the training rows, none of them padding, over the loop's seconds; loading and "
         "checks are left out. Processor seconds, of all threads, tell more on a machine that others use too.",
         "Perplexity is that of held-out texts, of which no token was trained on; the paper's is that of its training "

@@ -1,7 +1,7 @@
 """What a training loop takes of the machine: memory beyond what was held before it, and processor seconds.
 
-On a GPU the allocator's own peak is read. On Linux the kernel keeps the high-water mark of a process's pages and forgets
-it on request (`/proc/self/clear_refs`, proc(5)); where it does not, the pages are looked at twenty times a second.
+On a GPU the allocator's own peak is read. On Linux the kernel keeps the high-water mark of a process's pages and
+forgets it on request (`/proc/self/clear_refs`, proc(5)); elsewhere the pages are looked at twenty times a second.
 """
 
 import threading
