@@ -82,9 +82,9 @@ def to_markdown(asked: Asked, results: list[CellResult]) -> str:
     """Write the report in Markdown."""
     parts = [f"# The tables of {PAPER}, made by Tuneline", told(asked, results)]
     parts += [_markdown(table) for table in making.all_tables(results)]
-    for title, lines in notes(asked, results):
+    for title, lines in notes(results):
         parts += [f"## {title}", "\n".join(f"- {each}" for each in lines)]
-    parts += [_markdown(table) for table in making.published()]
+    parts += [_markdown(table) for table in (settings(results), *making.published())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,10 +99,10 @@ def to_html(asked: Asked, results: list[CellResult]) -> str:
     title = f"The tables of {PAPER}, made by Tuneline"
     body = [f"<h1>{escape(title)}</h1><p>{escape(told(asked, results))}</p>"]
     body += [_html(table) for table in making.all_tables(results)]
-    for name, lines in notes(asked, results):
+    for name, lines in notes(results):
         items = "".join(f"<li>{escape(each)}</li>" for each in lines)
         body.append(f"<h2>{escape(name)}</h2><ul>{items}</ul>")
-    body += [_html(table) for table in making.published()]
+    body += [_html(table) for table in (settings(results), *making.published())]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     return head + "".join(body)
 
@@ -127,39 +127,50 @@ def told(asked: Asked, results: list[CellResult]) -> str:
     )
 
 
-def notes(asked: Asked, results: list[CellResult]) -> Iterator[tuple[str, list[str]]]:
+def notes(results: list[CellResult]) -> Iterator[tuple[str, list[str]]]:
     """Yield what stands below the tables, by title."""
     if failed := [making.line(each) for each in results if each.status == "failed"]:
         yield "Failed cells", failed
     if waiting := [f"{TITLES[each.task]}, {each.method}" for each in results if each.status == "waiting"]:
         yield "Not run yet", [", ".join(waiting)]
-    yield "What differs from the paper", list(differences(results))
-    yield (
-        "How it is measured",
-        [text for kind in HOW if any(each.table == kind for each in results) for text in HOW[kind]],
-    )
+    yield "What differs from the paper", [*differences(results)]
+    kinds = dict.fromkeys(each.table for each in results)
+    yield "How it is measured", [text for kind in kinds for text in HOW[kind]]
     if runs := [f"{TITLES[each.task]}, {each.method}: {each.measured.run_name}" for each in results if each.measured]:
         yield "Pipeline runs (tuneline compare RUN RUN)", runs
 
 
 def differences(results: list[CellResult]) -> Iterator[str]:
-    """Say what differs between these runs and the paper's: settings, rows, machine."""
-    for kind in HOW:
-        cells = [each for each in results if each.table == kind]
-        if not cells:
-            continue
-        changed = {key: pair for each in cells for key, pair in _changed(each).items()}
-        if changed:
-            said = ", ".join(f"{key} {ours} (the paper's recipe: {theirs})" for key, (ours, theirs) in changed.items())
-            yield f"Settings of {kind}: {said}."
-        measured = [each for each in cells if each.measured]
-        for task in dict.fromkeys(each.task for each in measured):
-            rows = next(each.measured.rows for each in measured if each.task == task and each.measured)
-            yield f"Rows of {TITLES[task]}: {rows['train']} for training, {rows['validation']} held out."
+    """Say what differs between these runs and the paper's beside their settings: model, rows, machine, software."""
+    for kind in dict.fromkeys(each.table for each in results):
+        theirs = tables.runs()["tables"][kind]["model"]["repo_id"]
+        model = making.model_of(results, kind)
+        yield f"Model of {kind}: {model}." if model == theirs else f"Model of {kind}: {model}, and not {theirs}."
+    rows = {each.task: each.measured.rows for each in results if each.measured}
+    for task, count in rows.items():
+        yield f"Rows of {TITLES[task]}: {count['train']} for training, {count['validation']} held out."
+    for task, count in {each.task: each.measured.contaminated for each in results if each.measured}.items():
+        if count:
+            yield f"{TITLES[task]}: {count} held-out rows stand in the training rows, too."
     machines = dict.fromkeys(_machine(each.measured.environment) for each in results if each.measured)
     if machines:
         yield f"Machine: {'; '.join(machines)}. The paper's: one NVIDIA A100 of 40 GB."
     yield "The paper used flash attention everywhere, and Unsloth for LoRA and QLoRA; here it is Tuneline's own levers."
+
+
+def settings(results: list[CellResult]) -> Table:
+    """Return the settings that differ from the paper's, and those of which methods."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for each in results:
+        for key, (ours, theirs) in _changed(each).items():
+            found.setdefault((each.table, key, ours, theirs), []).append(each.method)
+    whole = {kind: {each.method for each in results if each.table == kind} for kind in making.ORDER}
+    rows = [
+        [key, kind, "all" if set(methods) == whole[kind] else ", ".join(dict.fromkeys(methods)), ours, theirs]
+        for (kind, key, ours, theirs), methods in found.items()
+    ]
+    head = ["setting", "table", "methods", "here", "in the recipes of the paper's size"]
+    return Table("Settings that differ from the paper's", head, rows or [["none", *[making.NONE] * 4]])
 
 
 def _machine(environment: Mapping[str, str]) -> str:
@@ -173,12 +184,7 @@ def _changed(result: CellResult) -> dict[str, tuple[str, str]]:
     theirs = dict(_flat(content["parameters"]["recipe"]))
     ours = dict(_flat(result.recipe))
     keys = [key for key in theirs if key.partition(".")[0] not in (*OWN, "model")]
-    found = {key: (ours[key], theirs[key]) for key in keys if key in ours and _differs(ours[key], theirs[key])}
-    model = result.recipe["model"]
-    named = str(model.get("repo_id") or model.get("name") or Path(model["path"]).name)
-    if named != theirs["model.repo_id"]:
-        found["model"] = named, theirs["model.repo_id"]
-    return found
+    return {key: (ours[key], theirs[key]) for key in keys if key in ours and _differs(ours[key], theirs[key])}
 
 
 def _differs(one: str, other: str) -> bool:

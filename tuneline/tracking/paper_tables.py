@@ -83,7 +83,7 @@ def _efficiency(results: list[CellResult]) -> Table:
         if method in cells:
             own = _spent(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
             rows.append([method, *own, *_published(paper, method)])
-    return Table(f"Training efficiency: {_model(results, 'efficiency')} beside the paper's {name}", head, rows)
+    return Table(f"Training efficiency: {model_of(results, 'efficiency')} beside the paper's {name}", head, rows)
 
 
 def _spent(cell: Measured | None, full: Measured | None) -> list[str]:
@@ -135,7 +135,7 @@ def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
             gain = f" ({published[place] - published[0]:+.2f})" if place and published[place] else ""
             row += [_score(cells, task, method, metric), f"{_number(published[place])}{gain}"]
         rows.append(row)
-    return Table(f"{title}: {_model(results, 'downstream')} beside the paper's {name}", head, rows)
+    return Table(f"{title}: {model_of(results, 'downstream')} beside the paper's {name}", head, rows)
 
 
 def _score(cells: Mapping[tuple[str, str], CellResult], task: str, method: str, metric: str) -> str:
@@ -171,7 +171,8 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _model(results: Iterable[CellResult], table: str) -> str:
+def model_of(results: Iterable[CellResult], table: str) -> str:
+    """Return the name of the base model of a table."""
     model = next(each.recipe["model"] for each in results if each.table == table)
     return str(model.get("repo_id") or model.get("name") or Path(model.get("path", "a model")).name)
 
