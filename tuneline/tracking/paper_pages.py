@@ -152,6 +152,12 @@ def differences(results: list[CellResult]) -> Iterator[str]:
     for task, count in {each.task: each.measured.contaminated for each in results if each.measured}.items():
         if count:
             yield f"{TITLES[task]}: {count} held-out rows stand in the training rows, too."
+    for each in results:
+        if each.measured and "resume" in each.measured.decisions:
+            yield (
+                f"{TITLES[each.task]}, {each.method}: the training {each.measured.decisions['resume']}, and its memory "
+                "and speed are those from there on."
+            )
     machines = dict.fromkeys(_machine(each.measured.environment) for each in results if each.measured)
     if machines:
         yield f"Machine: {'; '.join(machines)}. The paper's: one NVIDIA A100 of 40 GB."

@@ -90,7 +90,8 @@ def _spent(cell: Measured | None, full: Measured | None) -> list[str]:
     assert cell
     spent, whole = cell.training, full.training if full else {}
     memory, speed = spent["train_memory_bytes"], spent["tokens_per_second"]
-    by_processor = spent["tokens"] / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
+    seen = speed * spent["train_seconds"]  # by this process: a training that went on has seen others before
+    by_processor = seen / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
     return [
         _count(spent["trainable_parameters"]),
         f"{memory / GB:.2f} GB",

@@ -19,6 +19,7 @@ from tuneline.identity import Manifest
 from tuneline.tracking.measured import Measured, Scored
 from tuneline.train.report import TrainingReport
 from tuneline.workflow import start
+from tuneline.workflow.paper_tables import BEGUN, REASON
 
 ENDS = ("resolve", "register")
 """Steps that are never cached."""
@@ -94,10 +95,11 @@ def parameters(base_model: Manifest) -> int:
 def main() -> int:
     """Measure until something was computed; an error of the user's is a file with its message, and exit code 2."""
     for config, result in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        Path(result).with_suffix(BEGUN).touch()
         try:
             found = measure(Path(config))
         except TunelineError as error:
-            Path(result).with_suffix(".reason").write_text(str(error), encoding="utf-8")
+            Path(result).with_suffix(REASON).write_text(str(error), encoding="utf-8")
             return 2
         fresh = Path(result).with_suffix(".new")
         fresh.write_text(found.model_dump_json(), encoding="utf-8")

@@ -18,6 +18,9 @@ from tuneline.config.paper_tables import Cell
 from tuneline.errors import SourceError, StoppedError, TunelineError
 from tuneline.tracking.measured import CellResult, Measured
 
+BEGUN, REASON = ".begun", ".reason"
+"""Beside the file for a cell's figures: its run was begun; the message of an error of the user's."""
+
 Launch = Callable[[Path, Path], int]
 """Gets a list of jobs and a file for the log; returns the exit code."""
 
@@ -70,7 +73,7 @@ def run(cells: list[Cell], logs: Path, told: Told, launch: Launch | None = None)
                 results[number] = results[number].model_copy(update={"status": "done", "measured": measured})
                 told(results, number)
             rest = [number for number in open_ if number not in ended]
-            if rest and (code or not ended):
+            if rest and (not ended or places[rest[0]].with_suffix(BEGUN).is_file()):
                 reason = why(places[rest[0]], log, code)
                 results[rest[0]] = results[rest[0]].model_copy(update={"status": "failed", "reason": reason})
                 told(results, rest[0])
@@ -84,7 +87,7 @@ def _waiting(cell: Cell) -> CellResult:
 
 def why(place: Path, log: Path, code: int) -> str:
     """Say why a process left no figures: its own words, its last line, or the signal that ended it."""
-    said = place.with_suffix(".reason")
+    said = place.with_suffix(REASON)
     if said.is_file():
         return said.read_text(encoding="utf-8").strip()
     if code < 0:
@@ -102,32 +105,34 @@ def start(jobs: Path, log: Path) -> int:
         StoppedError: There was such a signal.
     """
     command = [sys.executable, "-m", "tuneline.workflow.measure", str(jobs)]
-    with log.open("w", encoding="utf-8") as output:
+    with log.open("w", encoding="utf-8") as output, _handed_on() as (asked, children):
         # A session of its own, so that Ctrl-C reaches it once, through this process.
         child = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
         )
-        with _handed_on(child) as asked:
-            code = child.wait()
+        children.append(child)
+        code = child.wait()
     if asked:
         raise StoppedError(f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.")
     return code
 
 
 @contextmanager
-def _handed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[str]]:
-    """Hand SIGINT and SIGTERM on to a child; yield the names of those that came."""
+def _handed_on() -> Iterator[tuple[list[str], list["subprocess.Popen[bytes]"]]]:
+    """Hand SIGINT and SIGTERM on to children; yield the names of those that came, and the list of the children."""
     asked: list[str] = []
+    children: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         asked.append(signal.Signals(number).name)
-        child.send_signal(number)
+        for child in children:
+            child.send_signal(number)
 
     before: dict[signal.Signals, Any] = {
         number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield asked
+        yield asked, children
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
