@@ -109,10 +109,10 @@ def to_html(asked: Asked, results: list[CellResult]) -> str:
 
 def _html(table: Table) -> str:
     papers = [": " in name for name in table.head]
-    kind = ['class="paper"' if paper and not table.title.startswith("Table ") else "" for paper in papers]
-    head = "".join(f"<th {style}>{escape(name)}</th>" for style, name in zip(kind, table.head, strict=True))
+    kind = [' class="paper"' if paper and not table.title.startswith("Table ") else "" for paper in papers]
+    head = "".join(f"<th{style}>{escape(name)}</th>" for style, name in zip(kind, table.head, strict=True))
     rows = "".join(
-        "<tr>" + "".join(f"<td {style}>{escape(cell)}</td>" for style, cell in zip(kind, row, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{style}>{escape(cell)}</td>" for style, cell in zip(kind, row, strict=True)) + "</tr>"
         for row in table.rows
     )
     return f'<h2>{escape(table.title)}</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
@@ -149,9 +149,9 @@ def differences(results: list[CellResult]) -> Iterator[str]:
     rows = {each.task: each.measured.rows for each in results if each.measured}
     for task, count in rows.items():
         yield f"Rows of {TITLES[task]}: {count['train']} for training, {count['validation']} held out."
-    for task, count in {each.task: each.measured.contaminated for each in results if each.measured}.items():
-        if count:
-            yield f"{TITLES[task]}: {count} held-out rows stand in the training rows, too."
+    for task, held in {each.task: each.measured.contaminated for each in results if each.measured}.items():
+        if held:
+            yield f"{TITLES[task]}: {held} held-out rows stand in the training rows, too."
     for each in results:
         if each.measured and "resume" in each.measured.decisions:
             yield (

@@ -96,7 +96,7 @@ def test_the_page_has_the_same_tables_and_needs_nothing_from_elsewhere(results):
     page = pages.to_html(ASKED, results)
 
     assert page.count("<table>") == 5, "two of ours, the settings, two of the paper"
-    assert "<td >0.80 GB</td>" in page
+    assert "<td>0.80 GB</td>" in page
     assert "http" not in page
 
 
