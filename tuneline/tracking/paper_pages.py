@@ -151,7 +151,7 @@ def differences(results: list[CellResult]) -> Iterator[str]:
         yield f"Rows of {TITLES[task]}: {count['train']} for training, {count['validation']} held out."
     for task, held in {each.task: each.measured.contaminated for each in results if each.measured}.items():
         if held:
-            yield f"{TITLES[task]}: {held} held-out rows stand in the training rows, too."
+            yield f"{TITLES[task]}: held-out rows that stand in the training rows, too: {held}."
     for each in results:
         if each.measured and "resume" in each.measured.decisions:
             yield (

@@ -124,7 +124,7 @@ def test_a_training_that_went_on_and_known_items_are_told():
     text = "\n".join(pages.differences([cell("xsum", "full", found)]))
 
     assert "the training went on from step 3 of 9, and its memory and speed are those from there on" in text
-    assert "2 held-out rows stand in the training rows" in text
+    assert "XSum: held-out rows that stand in the training rows, too: 2." in text
 
 
 def test_the_figures_hold_everything(results, tmp_path):
