@@ -142,7 +142,7 @@ def test_the_file_map_of_the_readme_is_true():
 
 
 def names_of(app):
-    return {command.name or command.callback.__name__ for command in app.registered_commands}
+    return {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
 
 
 def test_the_commands_of_the_readme_parse():
@@ -150,7 +150,7 @@ def test_the_commands_of_the_readme_parse():
 
     from tuneline.cli.main import app
 
-    written = re.findall(r"^tuneline ([a-z]+)(?: ([a-z]+)\b)?", Path("README.md").read_text(), flags=re.MULTILINE)
+    written = re.findall(r"^tuneline ([a-z-]+)(?: ([a-z]+)\b)?", Path("README.md").read_text(), flags=re.MULTILINE)
     groups = {group.name: names_of(group.typer_instance) for group in app.registered_groups}
 
     assert written

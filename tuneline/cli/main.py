@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, train
+from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
 from tuneline.errors import TunelineError
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (setup, train, sweeps, imports, data, runs, models, exports, schedules, doctor):
+for room in (setup, train, sweeps, tables, imports, data, runs, models, exports, schedules, doctor):
     room.add_to(app)
 
 

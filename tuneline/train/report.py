@@ -25,7 +25,8 @@ class TrainingReport(BaseModel):
     """Answers at evaluation points: `step`, `prompt`, `answer`."""
 
     summary: dict[str, float]
-    """`seconds`, also by phase; `tokens`, `flops`, `mfu`, `peak_memory_bytes`, `trainable_parameters`, losses, ..."""
+    """`seconds`, also by phase; `tokens`, `flops`, `mfu`, `peak_memory_bytes`, `train_memory_bytes` (the loop's peak
+    beyond `memory_before_bytes`), `trainable_parameters`, losses, ..."""
 
     environment: dict[str, str]
     """Versions, device, threads, instruction set: what bitwise repetition depends on."""

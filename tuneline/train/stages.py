@@ -19,6 +19,7 @@ from tuneline.model.load import Loaded, load_base
 from tuneline.train import loop as loops
 from tuneline.train import outcome, proof, receipt
 from tuneline.train.callbacks import Listener
+from tuneline.train.footprint import Footprint
 from tuneline.train.job import Job
 from tuneline.train.outcome import mean_loss
 from tuneline.train.report import TrainingReport
@@ -73,7 +74,7 @@ def train(
 def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, TrainingReport]:
     start = time.monotonic()
     held = loops.held_as_before(job)
-    phase = receipt.Phases()
+    phase, footprint = receipt.Phases(), Footprint()
     with phase("load"):
         loaded = load_base(job.base_model, job.tokenizer, held, trains_all=job.trains_all, packed=job.packed)
     computed = loaded.precision.autocast or loaded.precision.weights
@@ -88,7 +89,7 @@ def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, Train
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
     loop.levers = loops.with_levers(job, loaded, loop)
     decisions |= loop.levers.decisions
-    with phase("train"):
+    with phase("train"), footprint():
         ran = loops.run(loop, job, listeners)
     decisions |= ran.decisions
     with phase("evaluate"):
@@ -96,7 +97,7 @@ def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, Train
     before = ran.recorder.tokens_before
     seen, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
     done = receipt.figures(loop.model, seen, seconds, computed, precision.device_type(), before=before)
-    summary = outcome.summary(loop, ran.recorder, start) | held_out | done
+    summary = outcome.summary(loop, ran.recorder, start) | held_out | done | footprint.figures()
     with phase("save"):
         checkpoint = outcome.save(job, loop, work, {"attention": kind})
     return checkpoint, outcome.report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)

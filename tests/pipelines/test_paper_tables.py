@@ -1,0 +1,163 @@
+"""The paper's tables as a person makes them: small ones on the tiny model, and a slow one on the real small model."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import tiny
+from tuneline.tracking import paper_pages as pages
+
+pytestmark = pytest.mark.zenml
+COMMAND = [sys.executable, "-m", "tuneline.cli.main", "paper-tables"]
+TINY = ["--budget", "tiny", "--model", "model", "--data", "rows"]
+
+
+def call(project, *arguments, code=0):
+    run = subprocess.run([*COMMAND, *arguments], cwd=project, capture_output=True, text=True)
+    assert run.returncode == code, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    return run
+
+
+def told(project, output="paper-tables"):
+    return json.loads((project / output / pages.FIGURES).read_text())["cells"]
+
+
+@pytest.fixture(scope="module")
+def rows(project):
+    """Rows of two of the tasks, as files of the user's."""
+    tiny.write_texts(project / "rows" / "pubmed.jsonl")
+    asked = [{"content": f"类型#裙*颜色#{i}", "summary": f"这是第{i}条裙子，很好。"} for i in range(30)]
+    tiny.write_jsonl(project / "rows" / "adgen.jsonl", asked)
+    return project
+
+
+@pytest.fixture(scope="module")
+def one_cell_each(rows):
+    """A cell of each table."""
+    return call(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
+
+
+def test_each_cell_is_a_run_with_its_figures_beside_the_papers(rows, one_cell_each):
+    efficiency, downstream = (cell["measured"] for cell in told(rows))
+
+    assert "2 of 2: AdGen, lora: trained; ROUGE" in one_cell_each
+    assert 500 < efficiency["training"]["tokens"] <= 1024
+    assert efficiency["training"]["train_memory_bytes"] > 0
+    assert efficiency["training"]["train_cpu_seconds"] > 0
+    assert efficiency["totals"]["model"]["perplexity"] < efficiency["totals"]["base"]["perplexity"]
+    assert efficiency["totals"]["model"]["scored_tokens"] > 100
+    assert efficiency["parameters"] == 28_448
+    assert downstream["scores"]["rouge_mean"]["model"]["num_items"] == 8
+    assert set(downstream["scores"]) >= {"llamafactory_mean", "rouge1", "rougeL"}
+    assert "a character of Han" in downstream["methods"]["rouge1"]
+    text = (rows / "paper-tables" / pages.MARKDOWN).read_text()
+    assert re.search(r"^\| lora \|.* 7\.91 GB \|", text, re.MULTILINE)
+    assert "28.80" not in text.split("## Table")[0], "XSum was not asked for"
+    assert "20.29 (+19.68)" in text
+
+
+def test_the_same_again_is_read_from_the_cache_in_one_process(rows, one_cell_each):
+    before = told(rows)
+
+    again = call(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
+
+    assert "1 of 2: PubMed, lora: from the cache" in again
+    assert "2 of 2: AdGen, lora: from the cache" in again
+    assert [cell["measured"]["training"] for cell in told(rows)] == [cell["measured"]["training"] for cell in before]
+    logs = rows / "paper-tables" / "logs"
+    assert (logs / "pubmed-lora.log").stat().st_mtime > (logs / "adgen-lora.log").stat().st_mtime, (
+        "one process did both"
+    )
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_goes_on_where_it_stopped(rows):
+    arguments = [*TINY, "--task", "pubmed", "--method", "freeze", "--method", "full", "--output", "stopped"]
+    command = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=rows, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 600
+    second = rows / "stopped" / "logs" / "pubmed-freeze.log"
+    while not second.exists() and command.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert second.exists(), command.communicate()[1][-2000:]
+    command.send_signal(signal.SIGTERM)
+    _, said = command.communicate(timeout=600)
+    assert command.returncode == 2
+    assert said.splitlines()[-1].startswith("Stopped by SIGTERM. What is done is kept; give the same command again")
+
+    call(rows, *arguments)
+
+    assert [(cell["method"], cell["status"]) for cell in told(rows, "stopped")] == [
+        ("full", "done"),
+        ("freeze", "done"),
+    ]
+
+
+def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
+    """Rows that go away between the check and the run: the reason is the run's own."""
+    gone = rows / "gone.jsonl"
+    shutil.copy(rows / "rows" / "pubmed.jsonl", gone)
+    code = (
+        "import sys; from pathlib import Path; from tuneline.workflow import paper_tables as running\n"
+        "checked = running.check\n"
+        f"running.check = lambda cells: (checked(cells), Path({str(gone)!r}).unlink())\n"
+        "from tuneline.cli.main import main\n"
+        f"sys.argv = {['tuneline', *COMMAND[3:], *TINY, '--source', f'pubmed={gone}']!r}\n"
+        "sys.argv += ['--task', 'pubmed', '--method', 'lora', '--output', 'failed']\n"
+        "main()"
+    )
+
+    run = subprocess.run([sys.executable, "-c", code], cwd=rows, capture_output=True, text=True)
+
+    assert run.returncode == 1, run.stderr[-2000:]
+    assert "1 of 1: PubMed, lora: failed: " in run.stdout
+    (cell,) = told(rows, "failed")
+    assert str(gone) in cell["reason"]
+    assert "## Failed cells" in (rows / "failed" / pages.MARKDOWN).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--budget", "tiny", "--model", "modle"], "--model modle: there is no such folder"),
+        ([*TINY, "--task", "xsum", "--source", "xsum=nowhere.jsonl"], "xsum, full: sources.xsum.path"),
+        ([*TINY, "--task", "pubmet"], "Unknown task 'pubmet'. Did you mean 'pubmed'?"),
+        ([*TINY, "--task", "pubmed", "--method", "lora", "--output", "run.yaml"], "--output run.yaml: is a file"),
+        (
+            ["--budget", "small", "--model", "model", "--data", "rows", "--task", "pubmed", "--method", "lora"],
+            "rank 128",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line_before_anything_runs(rows, arguments, said):
+    run = call(rows, *arguments, code=2)
+
+    assert said in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("task", ["pubmed", "adgen"])
+def test_the_small_budget_on_the_real_model(project, test_data, task):
+    """Training lowers perplexity on held-out abstracts, and LoRA holds less memory than training of all weights."""
+    files = {"pubmed": "pubmed/pubmed_abstracts.jsonl.gz", "adgen": "summarization/adgen.jsonl.gz"}
+    methods = ["--method", "full", "--method", "lora"] if task == "pubmed" else ["--method", "lora"]
+
+    call(project, "--budget", "small", "--task", task, "--source", f"{task}={test_data / files[task]}", *methods)
+
+    found = {cell["method"]: cell["measured"] for cell in told(project)}
+    for measured in found.values():
+        if task == "pubmed":
+            assert measured["totals"]["model"]["perplexity"] < measured["totals"]["base"]["perplexity"]
+            assert 19_000 < measured["training"]["tokens"] < 21_000
+        else:
+            assert measured["scores"]["rouge_mean"]["gain"]["mean"] > 0
+    if task == "pubmed":
+        assert found["lora"]["training"]["train_memory_bytes"] < found["full"]["training"]["train_memory_bytes"]

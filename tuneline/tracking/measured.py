@@ -1,0 +1,76 @@
+"""What a cell of the paper's tables came to: the figures of one run, or why there are none."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneline.statistics import Interval
+
+
+class Scored(BaseModel):
+    """A mean over held-out items, with its 95 % interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: float
+    low: float
+    high: float
+    num_items: int
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Scored":
+        """Take over an interval."""
+        return cls(mean=interval.mean, low=interval.low, high=interval.high, num_items=interval.num_items)
+
+
+class Measured(BaseModel):
+    """A finished run, as its own artifacts tell it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_name: str
+    steps: dict[str, str]
+    """Step -> `ran` or `cached`."""
+
+    parameters: float
+    """Of the base model, as its files hold them."""
+
+    training: dict[str, float]
+    """`summary` of the training report."""
+
+    environment: dict[str, str]
+    """Versions, device, threads, instruction set, of the process that trained."""
+
+    decisions: dict[str, str]
+    """What the training chose by itself, with its reasons."""
+
+    scores: dict[str, dict[str, Scored]]
+    """Metric -> `base`, `model` and their paired `gain`; `rouge_mean` is the mean of ROUGE-1, 2 and L of an item."""
+
+    totals: dict[str, dict[str, float]]
+    """`base` and `model` -> `perplexity`, `scored_tokens`, ..."""
+
+    methods: dict[str, str]
+    """Metric -> how it is made."""
+
+    rows: dict[str, int]
+    """Examples: `train` and `validation`."""
+
+    contaminated: int
+    """Held-out items that stand in the training rows."""
+
+
+class CellResult(BaseModel):
+    """A cell of a table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    table: str
+    task: str
+    method: str
+    status: Literal["done", "failed", "waiting"]
+    reason: str = ""
+    """Why it failed."""
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    measured: Measured | None = None
