@@ -5,7 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 
 _MARKS = re.compile(r"<\|[^|>]*\|>|</?s>|\[/?INST\]")
-_ROLES = re.compile(r"\b(?:system|user|assistant)\n")
+_ROLES = re.compile(r"(?<=\|>)(?:system|user|assistant)\b|\b(?:system|user|assistant)\n")
 _TURN = re.compile(r"\buser\n")
 
 

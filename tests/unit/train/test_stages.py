@@ -158,7 +158,7 @@ def test_the_merged_model_answers_like_the_adapter(parts):
 def test_a_merge_that_strays_is_refused(parts, monkeypatch):
     tokenizer, base_model, rows = parts
     checkpoint, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config())
-    monkeypatch.setattr(merge, "_compare", lambda before, after: {"kl": 0.5})
+    monkeypatch.setattr(merge, "compare", lambda before, after: {"kl": 0.5})
 
     with pytest.raises(ProofError, match=r"strays from the adapter's: KL 5.00e-01"):
         merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
