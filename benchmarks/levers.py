@@ -1,10 +1,10 @@
 """What each lever of the training step is worth: all on, one off at a time, all off.
 
-    TUNELINE_TEST_DATA=... python -m benchmarks.levers [--json] [--repeats 3]
+    TUNELINE_TEST_DATA=... python -m benchmarks.levers [--json] [--repeats 3] [--dtype float32]
 
-LoRA of rank 8 on all linear layers of SmolLM2-135M, packed rows of real data, one row a step, float32; each run a
-process of its own with one thread, interleaved; medians of CPU seconds of the steps behind the first, and peak memory
-(resident) less what was there before the model.
+LoRA of rank 8 on all linear layers of SmolLM2-135M, packed rows of real data, one row a step; each run a process of its
+own with one thread, interleaved; medians of CPU seconds of the steps behind the first, and peak memory (resident) less
+what was there before the model.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def measure(told: argparse.Namespace) -> dict[str, Any]:
                     "max_length": told.max_length,
                     "steps": told.steps,
                     "method": LORA,
-                    "load": {"dtype": "float32"},
+                    "load": {"dtype": told.dtype},
                     "train": {"learning_rate": 1e-4, "levers": levers},
                 }
                 found[name].append(data_memory.watched(arguments, "method"))
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a row, and of a step")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
