@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from tuneline.data import benchmarks, corpus, harness, phrases, sources
-from tuneline.data.phrases import NOWHERE, Numbers, Texts
+from tuneline.data.phrases import NOWHERE, TELLING_WORDS, Numbers, Texts
 from tuneline.data.watch import EvaluationSet, Part, Watch
 from tuneline.identity import Located, Manifest
 
@@ -62,10 +62,6 @@ def find(train: Dataset, validation: Dataset, exams: Manifest) -> Findings:
                 _count(counts[one.name], exact, ngram)
             del watch  # before the next is built: each takes tens of megabytes
     return Findings(writer.rows(), counts)
-
-
-TELLING_WORDS = 8
-"""A question of fewer words is looked for together with its choices."""
 
 
 class _Exam:

@@ -20,6 +20,7 @@ from typing import Any
 from tuneline import state
 from tuneline.config import harness
 from tuneline.config.harness import HarnessConfig, Told
+from tuneline.data import phrases
 from tuneline.errors import RecipeError, SourceError
 from tuneline.identity import Located, digest, file_entries, sha256_of
 
@@ -207,11 +208,7 @@ def _said(task: Any, doc: Any) -> str:
     asked = task.doc_to_text(doc)
     choices = task.doc_to_choice(doc) if task.get_config("doc_to_choice") is not None else []
     text = asked if isinstance(asked, str) else ""
-    return text if len(text.split()) >= TELLING_WORDS else " ".join([text, *map(str, choices)])
-
-
-TELLING_WORDS = 8
-"""A question of fewer words is looked for together with its choices."""
+    return text if len(text.split()) >= phrases.TELLING_WORDS else " ".join([text, *map(str, choices)])
 
 
 def is_task(found: Located) -> bool:

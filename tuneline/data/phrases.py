@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TELLING_WORDS = 8
+"""A question of fewer words is looked for together with its choices."""
+
 NOWHERE = np.iinfo(np.int32).max
 """The number of a row where no row is meant."""
 

@@ -102,10 +102,10 @@ def shown_band(line: Line) -> str:
 
 
 class Parent:
-    """The MLflow run above all runs of a sweep."""
+    """The MLflow run above all runs of a sweep or a search."""
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, run_id: str, kind: str) -> None:
+        self.run_id, self.kind = run_id, kind
 
     def adopt(self, run_id: str) -> None:
         """Make a pipeline's run a child."""
@@ -131,7 +131,7 @@ def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | No
     else:
         client.update_run(run_id, status="RUNNING")
     try:
-        yield Parent(run_id)
+        yield Parent(run_id, kind)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise

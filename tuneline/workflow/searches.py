@@ -9,14 +9,13 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from tuneline.config.load import RunConfig
 from tuneline.config.search import Search
 from tuneline.config.sweep import in_words
 from tuneline.errors import ProofError, RecipeError, SourceError
-from tuneline.tracking import compare, search, sweep
+from tuneline.tracking import search, sweep
 from tuneline.tracking.search import Study, Trial
 from tuneline.tracking.sweep import Line, Parent
-from tuneline.workflow import start, tracker
+from tuneline.workflow import sweeps, tracker
 from tuneline.workflow.start import Outcome
 from tuneline.workflow.strict import Refusal
 
@@ -74,7 +73,7 @@ def _try(study: Study, asked: Search, parent: Parent, told: Told) -> None:
     trial, values = study.draw()
     name = f"trial {len(study.trials()) + 1} of {asked.trials}: {in_words(values)}"
     try:
-        outcome, score = _score(asked.run(values), asked, parent)
+        outcome, score = sweeps.run_under(parent, asked.run(values), asked.objective)
     except (Refusal, *FAILURES) as error:
         if isinstance(error, Refusal) and not isinstance(error.__cause__, FAILURES):
             raise
@@ -91,20 +90,11 @@ def _confirm(values: dict[str, Any], asked: Search, num_seeds: int, parent: Pare
     name = f"best: {in_words(values)}" if values else in_words(values)
     scores, names = [], []
     for seed in range(first, first + num_seeds):
-        outcome, score = _score(asked.run(values, seed), asked, parent)
+        outcome, score = sweeps.run_under(parent, asked.run(values, seed), asked.objective)
         told(f"{name}, seed {seed}: {asked.objective} {score:.4f}", outcome)
         scores.append(score)
         names.append(outcome.run_name)
     return Line(name, names, scores)
-
-
-def _score(config: RunConfig, asked: Search, parent: Parent) -> tuple[Outcome, float]:
-    outcome = start.start(config)
-    if not isinstance(outcome, Outcome):
-        raise RecipeError(f"{config.path}: a search runs now. Leave schedule out.")
-    tracker.connect()  # ZenML's tracker takes its address along when a step ends
-    parent.adopt(compare.find_run(outcome.run_name).info.run_id)
-    return outcome, outcome.report.metrics()[asked.objective]["model"].mean
 
 
 def _close(title: str, asked: Search, parent: Parent, trials: list[Trial], best: Trial, lines: list[Line]) -> None:

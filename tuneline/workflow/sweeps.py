@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tuneline.config.load import RunConfig
 from tuneline.config.sweep import Setting
 from tuneline.errors import RecipeError
 from tuneline.tracking import compare, sweep
-from tuneline.tracking.sweep import Line
+from tuneline.tracking.sweep import Line, Parent
 from tuneline.workflow import start, tracker
 from tuneline.workflow.start import Outcome
 
@@ -42,15 +43,26 @@ def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: 
         for setting in settings:
             scores, names = [], []
             for config in setting.runs:
-                outcome = start.start(config)
-                if not isinstance(outcome, Outcome):
-                    raise RecipeError(f"{config.path}: a sweep runs now. Leave schedule out.")
-                tracker.connect()  # ZenML's tracker takes its address along when a step ends
-                parent.adopt(compare.find_run(outcome.run_name).info.run_id)
+                outcome, score = run_under(parent, config, metric)
                 told(setting.name, outcome)
                 names.append(outcome.run_name)
-                scores.append(outcome.report.metrics()[metric]["model"].mean)
+                scores.append(score)
             lines.append(Line(setting.name, names, scores))
         ranked = sweep.judged(lines)
         parent.close(title, metric, ranked)
     return Swept(metric, ranked, parent.run_id)
+
+
+def run_under(parent: Parent, config: RunConfig, metric: str) -> tuple[Outcome, float]:
+    """Run a pipeline as a child of a sweep's or a search's run; return what it came to, and the new model's score.
+
+    Raises:
+        RecipeError: The run has a schedule, so that there is nothing to wait for.
+        Refusal: It was refused.
+    """
+    outcome = start.start(config)
+    if not isinstance(outcome, Outcome):
+        raise RecipeError(f"{config.path}: a {parent.kind} runs now. Leave schedule out.")
+    tracker.connect()  # ZenML's tracker takes its address along when a step ends
+    parent.adopt(compare.find_run(outcome.run_name).info.run_id)
+    return outcome, outcome.report.metrics()[metric]["model"].mean

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tuneline.model.attention import bounds, segment
+from tuneline.train.levers import pointwise
 
 # H heads, K key heads, G heads that share a key, T tokens of a row, D head size
 # of a block: N queries, E keys that it sees
@@ -35,7 +36,7 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q_1HTD: torch.Tensor, k_1KTD: torch.Tensor, v_1KTD: torch.Tensor, ends: list[int], scale: float
     ) -> torch.Tensor:
-        (num_heads, num_tokens, size), whole = q_1HTD.shape[1:], _whole(q_1HTD)
+        (num_heads, num_tokens, size), whole = q_1HTD.shape[1:], pointwise.whole(q_1HTD)
         num_keys = k_1KTD.shape[1]
         q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         out_1THD = q_1HTD.new_empty(1, num_tokens, num_heads, size)
@@ -55,7 +56,7 @@ class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_1THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_1HTD, k_1KTD, v_1KTD, out_1THD = ctx.saved_tensors
-        num_keys, kind, whole = k_1KTD.shape[1], q_1HTD.dtype, _whole(q_1HTD)
+        num_keys, kind, whole = k_1KTD.shape[1], q_1HTD.dtype, pointwise.whole(q_1HTD)
         q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         given_KGTD = _by_key(gradient_1THD.contiguous(), num_keys)
         mean_KGT1 = _by_key((gradient_1THD.to(whole) * out_1THD).sum(-1, keepdim=True), num_keys)
@@ -144,10 +145,6 @@ def _base(model: Any) -> Any:
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-
-
-def _whole(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _by_key(x_1THD: torch.Tensor, num_keys: int) -> torch.Tensor:

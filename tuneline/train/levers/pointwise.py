@@ -26,7 +26,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_whole(x))
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=whole(x))
         inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_D, inverse)
         return (x * inverse).mul_(weight_D).to(x.dtype)
@@ -34,7 +34,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
-        kind, x = gradient.dtype, x.to(_whole(x))
+        kind, x = gradient.dtype, x.to(whole(x))
         of_x = gradient.to(x.dtype) * weight_D
         along = torch.linalg.vecdot(of_x, x).unsqueeze(-1)
         of_x.mul_(inverse)
@@ -76,6 +76,11 @@ class _Gate(torch.autograd.Function):
         gate_TI, up_TI = ctx.saved_tensors
         of_up = nn.functional.silu(gate_TI).mul_(gradient_TI)
         return torch.ops.aten.silu_backward(gradient_TI * up_TI, gate_TI), of_up
+
+
+def whole(x: torch.Tensor) -> torch.dtype:
+    """Return the type in which sums over a tensor are held: float32 for 16 bits, else its own."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def norms(model: nn.Module) -> list[nn.Module]:
@@ -168,10 +173,6 @@ def _norm(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 def _feed_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
-
-
-def _whole(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _takes_one(module: nn.Module) -> bool:
