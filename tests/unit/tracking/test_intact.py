@@ -13,20 +13,7 @@ from tuneline.identity import sha256_of
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import intact, promotion, registry, stored
 
-pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
-    """An MLflow of our own, which lives as long as this module's tests."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as env:
-        env.delenv("MLFLOW_TRACKING_URI", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        artifacts = (folder / "artifacts").as_uri()
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("intact", artifact_location=artifacts))
-        yield
-        mlflow.set_tracking_uri(None)
+pytestmark = pytest.mark.usefixtures("own_server", "home")
 
 
 @pytest.fixture

@@ -14,20 +14,7 @@ from tuneline.errors import RecipeError, TrackingError
 from tuneline.evaluation.items import Score, to_table
 from tuneline.tracking import compare, promotion, registry, runs, stored
 
-pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as env:
-        env.delenv("MLFLOW_TRACKING_URI", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment(
-            experiment_id=mlflow.create_experiment("stored", artifact_location=(folder / "artifacts").as_uri())
-        )
-        yield
-        mlflow.set_tracking_uri(None)
+pytestmark = pytest.mark.usefixtures("own_server", "home")
 
 
 @pytest.fixture
