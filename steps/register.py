@@ -71,12 +71,13 @@ def _judge(
     opponents = {"the base model": (report.base, facts.dirty())}
     if champion:
         folder = intact.checked_folder(champion)
+        config = recipe.for_evaluate()
         scores = score.score_all(
-            score.Candidate("champion", folder, champion.content_hash),
+            score.stored("champion", folder, champion.content_hash, config),
             source.tokenizer_of(folder),
             mixture.splits["validation"],
             benchmarks,
-            recipe.for_evaluate(),
+            config,
         )
         opponents[f"champion version {champion.version}"] = scores, facts.dirty() | stored.known_dirty(champion)
     candidate = reports.by_metric(report.model)

@@ -17,6 +17,8 @@ from tuneline.errors import did_you_mean
 Metric = str
 """Name of something that is measured; the recipe says what that is, and refuses other names."""
 
+AnswersDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 CUSTOM_KEY = "evaluate.metrics"
 GENERATED: dict[str, tuple[str, ...]] = {
     **{
@@ -62,6 +64,10 @@ class EvaluateConfig(Config):
 
     max_items: int | None = Field(None, ge=5)
     """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
+
+    dtype: AnswersDtype = "auto"
+    """How all models that are compared are held while they answer. `auto` takes bfloat16 on a GPU that has it and
+    float32 elsewhere. It is part of each score's protocol."""
 
     metrics: list[str] = Field(["rouge1", "rouge2", "rougeL"], min_length=1)
     """What generated answers are scored by: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,

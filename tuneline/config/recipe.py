@@ -18,6 +18,7 @@ from tuneline.config.data import (
 from tuneline.config.evaluate import (
     CUSTOM_KEY,
     GENERATED,
+    AnswersDtype,
     EvaluateConfig,
     EvaluateStepConfig,
     ExamProtocol,
@@ -58,6 +59,9 @@ class ResolveConfig(Config):
 
     metrics: list[str] = Field(default_factory=list)
     """Metrics of the user's own, as in the recipe."""
+
+    answers_dtype: AnswersDtype = "auto"
+    """Type in which models answer, as in the recipe."""
 
 
 class Recipe(DataSection):
@@ -161,6 +165,7 @@ class Recipe(DataSection):
             method=self.method,
             max_length=self.tokenize.max_length,
             metrics=[name for name in self.evaluate.metrics if ":" in name],
+            answers_dtype=self.evaluate.dtype,
         )
 
     def for_ingest(self, source: SourceConfig) -> IngestConfig:

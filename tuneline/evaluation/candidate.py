@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from tuneline.config.evaluate import EvaluateStepConfig
 from tuneline.identity import Manifest
-from tuneline.model import value_head
+from tuneline.model import precision, value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_for_answers, load_model
 from tuneline.model.source import folder_of
@@ -19,11 +20,30 @@ class Candidate:
     """A model by its hash; its weights are loaded when a question has no answer in the store."""
 
     def __init__(
-        self, name: str, folder: Path, content_hash: str, load: Callable[[], PreTrainedModel] | None = None
+        self,
+        name: str,
+        folder: Path,
+        content_hash: str,
+        load: Callable[[], PreTrainedModel] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """Name a model.
+
+        Args:
+            name: Shown beside its progress.
+            folder: Its files.
+            content_hash: Of its weights and of what else decides what it says.
+            load: Loads it in `dtype`, where `load_model` would not do.
+            dtype: How its weights are held.
+        """
         self.name, self.content_hash = name, content_hash
-        self._folder = folder
-        self._load = load or partial(load_model, folder)
+        self._folder, self._dtype = folder, dtype
+        self._load = load or partial(load_model, folder, dtype)
+
+    @property
+    def dtype(self) -> str:
+        """How its weights are held, as protocols name it."""
+        return str(self._dtype).removeprefix("torch.")
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -40,11 +60,17 @@ class Candidate:
 
 def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
     """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
-    load = partial(load_for_answers, base_model, tokenizer, config.load)
-    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load)
+    dtype = precision.for_answers(config.dtype)
+    load = partial(load_for_answers, base_model, tokenizer, config.load, dtype)
+    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load, dtype)
 
 
 def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
     """Return what a training made as a candidate."""
-    load = partial(load_model, model.path, allowed=config.load.model_copy(update={"train_from_scratch": False}))
-    return Candidate("new model", model.path, model.content_hash(), load)
+    return stored("new model", model.path, model.content_hash(), config)
+
+
+def stored(name: str, folder: Path, content_hash: str, config: EvaluateStepConfig) -> Candidate:
+    """Return a model of the artifact store as a candidate, held and permitted as the recipe says."""
+    dtype, allowed = precision.for_answers(config.dtype), config.load.model_copy(update={"train_from_scratch": False})
+    return Candidate(name, folder, content_hash, partial(load_model, folder, dtype, allowed=allowed), dtype)

@@ -1,8 +1,9 @@
 """Answer prompts side by side, stopping each where the server would: at the model's own stop tokens.
 
-Prompts are sorted by length and padded on the left; an answer does not depend on its neighbours, to rounding. Greedy,
-or drawn: noise of Gumbel added to the logits makes the greedy choice a draw (Gumbel 1954), and since the noise follows
-from a seed, the prompt and the position, a drawn answer does not depend on its neighbours either.
+Prompts are sorted by length and stand side by side as the model allows it (`together`), without computing the padding
+of those that differ (`prefill`); an answer does not depend on its neighbours, to rounding. Greedy, or drawn: noise of
+Gumbel added to the logits makes the greedy choice a draw (Gumbel 1954), and since the noise follows from a seed, the
+prompt and the position, a drawn answer does not depend on its neighbours either.
 """
 
 import time
@@ -13,6 +14,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneline import progress
+from tuneline.evaluation import prefill, together
 from tuneline.identity import digest
 
 
@@ -95,22 +97,32 @@ def _batch(
     max_new_tokens: int,
     draw: Draw | None,
 ) -> list[str]:
+    """Answer prompts at once, where the model may be asked so."""
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    width = max(map(len, rows))
     stops = stop_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    made = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=stops,
-        logits_processor=LogitsProcessorList([_Gumbel(prompts, draw)] if draw else []),
-    )
-    return [text.strip() for text in tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    alike = prefill.little_padding([rows[i] for i in order])
+    way = "padded" if len({len(row) for row in rows}) == 1 else together.way(model, [rows[i] for i in order], pad)
+    texts = [""] * len(rows)
+    for members in [[i] for i in order] if way == "alone" else [order]:
+        asked = [rows[i] for i in members]
+        ids, mask = prefill.padded(asked, len(asked[0]), pad, model.device)
+        unpadded = way == "unpadded" and not alike
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=prefill.cache_of(model, asked, max_new_tokens, pad) if unpadded else None,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=stops,
+            logits_processor=LogitsProcessorList([_Gumbel([prompts[i] for i in members], draw)] if draw else []),
+        )
+        said = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+        for i, text in zip(members, said, strict=True):
+            texts[i] = text.strip()
+    return texts
 
 
 class _Gumbel(LogitsProcessor):

@@ -61,7 +61,7 @@ def sit(
     for task in tasks:
         chat = config.apply_chat_template
         asked = [VERSION, data.identity(task), config.fewshot_random_seed, chat]
-        protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), "float32"])
+        protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), candidate.dtype])
         documents, requests = _requests(task, tokenizer, config)
         group = task.task_name if len(tasks) > 1 else ""
         items = [_item(task, config.name, group, doc, requests[doc.id]) for doc in documents]

@@ -14,13 +14,14 @@ from tuneline.evaluation import exam as taking
 from tuneline.evaluation import generate, harness, judge, likelihood, metrics, texts, totals
 from tuneline.evaluation.candidate import Candidate as Candidate
 from tuneline.evaluation.candidate import base as base
+from tuneline.evaluation.candidate import stored as stored
 from tuneline.evaluation.candidate import trained as trained
 from tuneline.evaluation.generate import Draw
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.evaluation.report import HELD_OUT, Report, by_metric
 from tuneline.identity import Manifest, digest
 
-GENERATION_VERSION = 2
+GENERATION_VERSION = 3
 """Of the way in which answers are made; a change asks models again."""
 
 
@@ -57,7 +58,7 @@ def report(
         base_hash=before.content_hash,
         model_hash=after.content_hash,
         totals={who: totals.of(each, config) for who, each in scores.items()},
-        methods=totals.methods(scores["model"], config),
+        methods={"dtype": after.dtype} | totals.methods(scores["model"], config),
         noise={who: band for who, band in bands.items() if band},
     )
 
@@ -73,7 +74,7 @@ def _held_out(
     if not likelihood.is_by_likelihood(held_out):
         return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
     window = config.window
-    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, "float32"])
+    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.dtype])
     items = likelihood.items(held_out, config.max_items)
     judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
     answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
@@ -93,7 +94,7 @@ def _answered(
     references = [item.reference for item in items]
     cut = texts.cut_for(config.cut, references)
     tokenize = texts.bleu_tokenizer(cut, references)
-    asked = generation_protocol(tokenizer_manifest, config, draw)
+    asked = generation_protocol(tokenizer_manifest, config, draw, candidate.dtype)
     judged = [judge.name(config)] if config.judged else []
 
     def scorer(missing: list[Item]) -> list[Score]:
@@ -109,10 +110,12 @@ def _answered(
     return remembered(candidate.content_hash, protocol, items, scorer)
 
 
-def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None = None) -> str:
+def generation_protocol(
+    tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None = None, dtype: str = "float32"
+) -> str:
     """Name how answers are made; another way is another protocol."""
     how = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
-    return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, "float32"])
+    return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, dtype])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:

@@ -97,13 +97,15 @@ def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepCo
     )
 
 
-def load_for_answers(base_model: Manifest, tokenizer: Manifest, config: Holding) -> PreTrainedModel:
+def load_for_answers(
+    base_model: Manifest, tokenizer: Manifest, config: Holding, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Load a base model, with the adapters that it came with folded in, for the tokenizer that asks it.
 
-    In full precision and with full attention, whatever it is trained in: the fair opponent of what is made of it.
+    With full attention and in a type of its own, whatever it is trained in: the fair opponent of what is made of it.
     """
     folders = source.folder_of(base_model), source.folder_of(tokenizer)
-    return _assembled(*folders, source.adapters_of(base_model), config.plain())
+    return _assembled(*folders, source.adapters_of(base_model), config.plain(), dtype=dtype)
 
 
 def load_model(

@@ -19,6 +19,8 @@ RACE_SHAPE = (512, 576, 1536)
 RACE_ROUNDS = 20
 MUST_BE_FASTER_BY = 0.8
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -53,11 +55,24 @@ def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None 
     if requested == "pure_bfloat16":
         _check_bfloat16(kind, requested)
         return Precision(torch.bfloat16, torch.bfloat16, None, "as the recipe says, trained weights too")
-    half, reason = _fastest(kind, trains_all) if requested == "auto" else _as_told(kind, requested)
+    half, reason = _fastest(kind) if requested == "auto" else _as_told(kind, requested)
     if half == torch.float32:
         return Precision(half, half, None, reason)
     _warn_of_overflow(half, model_dtype)
     return Precision(torch.float32 if trains_all else half, torch.float32, half, reason)
+
+
+def check(requested: str) -> None:
+    """Check that the device trains in the type that a recipe asks for.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    kind = device_type()
+    if requested in ("bfloat16", "float16"):
+        _as_told(kind, requested)
+    elif requested == "pure_bfloat16":
+        _check_bfloat16(kind, requested)
 
 
 def device_type() -> str:
@@ -72,6 +87,24 @@ def device_type() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def for_answers(requested: str) -> torch.dtype:
+    """Return the type in which a model answers questions: `auto` takes bfloat16 on a GPU that has it, else float32.
+
+    Args:
+        requested: `evaluate.dtype` of the recipe.
+
+    Raises:
+        RecipeError: The device does not compute in the type that the recipe asks for.
+    """
+    kind = device_type()
+    able, why = _bfloat16(kind)
+    if requested == "auto":
+        return torch.bfloat16 if able and kind != "cpu" else torch.float32
+    if requested == "bfloat16" and not able:
+        raise RecipeError(f"evaluate.dtype: bfloat16 is not for this device: {why}. Set evaluate.dtype: auto.")
+    return TYPES[requested]
+
+
 def _as_told(kind: str, requested: str) -> tuple[torch.dtype, str]:
     if requested == "bfloat16":
         _check_bfloat16(kind, requested)
@@ -80,14 +113,13 @@ def _as_told(kind: str, requested: str) -> tuple[torch.dtype, str]:
             "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
             "Set load.dtype: auto, bfloat16 or float32."
         )
-    return getattr(torch, requested), "as the recipe says; trained weights in float32"
+    return TYPES[requested], "as the recipe says; trained weights in float32"
 
 
-def _fastest(kind: str, trains_all: bool) -> tuple[torch.dtype, str]:
+def _fastest(kind: str) -> tuple[torch.dtype, str]:
     if kind == "cpu":
-        if trains_all:
-            return torch.float32, "every weight is trained, and trained weights are held in float32"
-        return race()
+        half, reason = race()
+        return half, f"{reason}; trained weights in float32"
     able, why = _bfloat16(kind)
     otherwise = torch.float32 if kind == "mps" else torch.float16  # without bfloat16, mps gains little by 16 bits
     return torch.bfloat16 if able else otherwise, f"{why}; trained weights in float32"

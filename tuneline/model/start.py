@@ -49,12 +49,14 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
     """Hold a recipe against the shapes of its base model.
 
     Raises:
-        RecipeError: A target that does not exist, a rank above the matrix, positions beyond the model's, full tuning
-            of a quantized model, an adapter for another base.
+        RecipeError: A type that the device lacks, a target that does not exist, a rank above the matrix, positions
+            beyond the model's, full tuning of a quantized model, an adapter for another base.
     """
     about = read_config(source.folder_of(base_model), config.load)
     family = families[config.method.type]
     _import_functions(config)
+    precision.check(config.load.dtype)
+    precision.for_answers(config.answers_dtype)
     comes = quantize.kind_of(about.to_dict())
     asked = config.load.quantization.type if config.load.quantization else None
     quantizations.check_once(comes, asked)

@@ -96,11 +96,36 @@ def test_the_faster_type_wins_the_race(device, monkeypatch, slow, winner):
     assert "race" in precision.choose("auto", trains_all=False).reason
 
 
-def test_a_cpu_trains_all_weights_in_float32(device):
+@pytest.mark.parametrize(("slow", "computed"), [(BF16, None), (FP32, BF16)])
+def test_a_cpu_holds_trained_weights_in_float32_whatever_wins(device, monkeypatch, slow, computed):
+    device("cpu")
+    monkeypatch.setattr(precision, "_time", lambda dtype: 2.0 if dtype == slow else 1.0)
+
+    assert held(trains_all=True) == (FP32, FP32, computed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "able", "dtype"), [("npu", True, BF16), ("npu", False, FP32), ("mps", True, BF16), ("cpu", True, FP32)]
+)
+def test_answers_are_made_in_sixteen_bits_on_an_accelerator_that_has_them(device, kind, able, dtype):
+    device(kind, bfloat16=able)
+
+    assert precision.for_answers("auto") == dtype
+    assert precision.for_answers("float32") == FP32
+
+
+def test_answers_in_bfloat16_are_refused_where_the_device_only_imitates_it(device):
+    device("cuda", capability=(7, 5))
+
+    assert precision.for_answers("auto") == FP32
+    with pytest.raises(RecipeError, match=r"evaluate.dtype: bfloat16 .*\(7, 5\).*Set evaluate.dtype: auto"):
+        precision.for_answers("bfloat16")
+
+
+def test_answers_in_bfloat16_go_on_a_cpu_that_is_told_so(device):
     device("cpu")
 
-    assert held(trains_all=True) == (FP32, FP32, None)
-    assert "every weight is trained" in precision.choose("auto", trains_all=True).reason
+    assert precision.for_answers("bfloat16") == BF16
 
 
 def test_a_recipe_decides_where_it_says(device):

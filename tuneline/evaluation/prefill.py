@@ -1,0 +1,148 @@
+"""Compute the cache of prompts that are answered side by side, without computing their padding.
+
+Prompts of like lengths go through the model together; what it remembers of each is then laid side by side, on the right
+end of one cache, with room for the answers. The padding of a batch whose prompts differ costs nothing but its zeros.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+LEAST_FILLED = 0.9
+"""The shortest prompt that still goes with the longest, as a share of its length."""
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that is written into room that it has, where the library's copies all that it holds each time."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
+        super().__init__()
+        self._room = keys, values
+        self._filled = filled
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._show()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write states [rows, heads, tokens, width] behind the others; return all."""
+        end = self._filled + key_states.shape[-2]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, self._filled : end] = states
+        self._filled = end
+        self._show()
+        return self.keys, self.values
+
+    def _show(self) -> None:
+        self.keys, self.values = (room[:, :, : self._filled] for room in self._room)
+
+
+def little_padding(rows: Sequence[list[int]]) -> bool:
+    """Say whether prompts, the longest first, are so alike that their padding costs little."""
+    return len(rows[-1]) >= LEAST_FILLED * len(rows[0])
+
+
+def cache_of(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pad: int) -> DynamicCache | None:
+    """Return the cache of prompts but for their last tokens, each at the right end of its row.
+
+    Args:
+        model: Causal language model.
+        rows: Tokens of each prompt, the longest first.
+        room: Tokens that will follow, the prompts' last ones included.
+        pad: Token to fill rows with.
+
+    Returns:
+        None for models that remember in another way than layer by layer, token by token; and for a prompt of one token.
+    """
+    if len(rows[-1]) < 2 or not _by_tokens(DynamicCache(config=model.config)):
+        return None
+    width, whole, start = len(rows[0]) - 1, None, 0
+    for group in _alike(rows):
+        part = _computed(model, [row[:-1] for row in group], pad)
+        if part is None:
+            return None
+        whole = whole or _empty(part, len(rows), width, room)
+        for layer, filled in zip(whole.layers, part.layers, strict=True):
+            if filled.is_initialized:
+                _lay(filled, layer, start, width)
+        start += len(group)
+    return whole
+
+
+def _alike(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Yield neighbours that need little padding."""
+    group: list[list[int]] = []
+    for row in rows:
+        if group and len(row) < LEAST_FILLED * len(group[0]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _by_tokens(cache: Cache) -> bool:
+    """Say whether each layer of a cache keeps keys and values of tokens, all or the last ones, and nothing else."""
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+
+
+def _computed(model: PreTrainedModel, rows: list[list[int]], pad: int) -> DynamicCache | None:
+    """Let the model read rows, with positions and masks as it makes them itself when it answers."""
+    width = max(map(len, rows))
+    ids, mask = padded(rows, width, pad, model.device)
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=1,
+        do_sample=False,
+        pad_token_id=pad,
+        return_dict_in_generate=True,
+    )
+    cache = made.past_key_values
+    return cache if _by_tokens(cache) and cache.get_seq_length() == width else None
+
+
+def padded(rows: Sequence[list[int]], width: int, pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tokens and mask [rows, width], with padding on the left."""
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _empty(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicCache:
+    """Return a cache of zeros for so many rows of so many tokens, with layers of the same kinds."""
+    whole = DynamicCache()
+    for layer in like.layers:
+        if not layer.is_initialized:  # it reads another layer's
+            whole.layers.append(type(layer)(**_window(layer)))
+            continue
+        length = min(width, layer.sliding_window - 1) if layer.is_sliding else width + room
+        keys, values = (
+            torch.zeros((num_rows, each.shape[1], length, each.shape[3]), dtype=each.dtype, device=each.device)
+            for each in (layer.keys, layer.values)
+        )
+        whole.layers.append(
+            _sliding(layer, keys, values, width) if layer.is_sliding else RoomyLayer(keys, values, width)
+        )
+    return whole
+
+
+def _window(layer: DynamicLayer) -> dict[str, int]:
+    return {"sliding_window": layer.sliding_window} if layer.is_sliding else {}
+
+
+def _sliding(like: DynamicLayer, keys: torch.Tensor, values: torch.Tensor, width: int) -> DynamicSlidingWindowLayer:
+    layer = DynamicSlidingWindowLayer(**_window(like))
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values, layer.cumulative_length = keys, values, width
+    return layer
+
+
+def _lay(part: DynamicLayer, whole: DynamicLayer, start: int, width: int) -> None:
+    """Lay a group's keys and values at the right end of its rows."""
+    for into, states in ((whole.keys, part.keys), (whole.values, part.values)):
+        length = min(states.shape[2], into.shape[2])
+        into[start : start + states.shape[0], :, into.shape[2] - length :] = states[:, :, states.shape[2] - length :]
