@@ -25,6 +25,16 @@ class Interval:
     num_items: int
 
 
+def shown(metric: str, value: float, *, signed: bool = False) -> str:
+    """Write a value of a metric: in points of a hundred, or as it is where it has no such range.
+
+    Log-likelihoods are nats a token, rewards what the judge makes them.
+    """
+    sign, whole = "+" if signed else "", metric.removesuffix("_clean")
+    plain = whole == "reward" or whole.endswith("log_likelihood")
+    return f"{value:{sign}.3f}" if plain else f"{100 * value:{sign}.1f}"
+
+
 def bootstrap_mean(
     values: Sequence[float], level: float = 0.95, num_resamples: int = 5000, seed: int = 0, *, one_sided: bool = False
 ) -> Interval:

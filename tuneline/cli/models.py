@@ -98,7 +98,7 @@ def findings(decision: "Decision") -> None:
 
     if not decision.findings:
         return
-    table = Table(title="The gate's comparisons, in points of 100", title_justify="left")
+    table = Table(title="The gate's comparisons", title_justify="left")
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in decision.table():

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from tuneline import statistics
 from tuneline.evaluation.items import Score
-from tuneline.statistics import Interval
+from tuneline.statistics import Interval, shown
 
 HELD_OUT = "held_out"
 
@@ -63,7 +63,7 @@ class Report:
         """Write the table that people read first, then how it was made."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
         for name, parts in self.metrics().items():
-            cells = " | ".join(show(parts[key], signed=key == "gain") for key in ("base", "model", "gain"))
+            cells = " | ".join(show(name, parts[key], signed=key == "gain") for key in ("base", "model", "gain"))
             lines.append(f"| {name} | {parts['model'].num_items} | {cells} |")
         for title, rows in self._details():
             if rows:
@@ -74,7 +74,9 @@ class Report:
         """Return what stands below the table, by title."""
         before, after = (self.totals.get(who, {}) for who in ("base", "model"))
         totals = [(name, f"base {before.get(name, nan):.4g}, model {value:.4g}") for name, value in after.items()]
-        noise = [(f"{name} of {who}", spread(means)) for who in self.noise for name, means in self.noise[who].items()]
+        noise = [
+            (f"{name} of {who}", spread(name, means)) for who in self.noise for name, means in self.noise[who].items()
+        ]
         subjects = [
             (name, f"{count} questions, base {100 * one:.1f}, model {100 * other:.1f}")
             for name, (count, one, other) in self.subjects().items()
@@ -90,17 +92,20 @@ class Report:
         ]
 
     def to_html(self) -> str:
-        """Write the table and the first answers side by side."""
+        """Write the table and, where answers were given, the first of them side by side."""
         rows = []
         for name, parts in self.metrics().items():
-            cells = "".join(f"<td>{show(parts[key], signed=key == 'gain')}</td>" for key in ("base", "model", "gain"))
+            told = [show(name, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
+            cells = "".join(f"<td>{each}</td>" for each in told)
             rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{cells}</tr>")
         texts = [
             "<tr>"
             + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output))
             + "</tr>"
             for b, m in list(zip(self.base, self.model, strict=True))[:20]
+            if b.output or m.output or b.reference
         ]
+        answers = "<h2>First answers</h2><table><tr><th>prompt<th>reference<th>base<th>model</tr>"
         return (
             "<!doctype html><meta charset=utf-8><title>Evaluation</title><style>body{font:14px system-ui;margin:2em}"
             "td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top;white-space:pre-wrap}"
@@ -109,9 +114,7 @@ class Report:
             + "".join(rows)
             + "</table>"
             + "".join(_html_list(title, rows) for title, rows in self._details() if rows)
-            + "<h2>First answers</h2><table><tr><th>prompt<th>reference<th>base<th>model</tr>"
-            + "".join(texts)
-            + "</table>"
+            + (answers + "".join(texts) + "</table>" if texts else "")
         )
 
 
@@ -168,13 +171,13 @@ def _compare_macro(before: dict[str, float], after: dict[str, float], strata: li
     return {"base": over(before), "model": over(after), "gain": over(gain)}
 
 
-def spread(means: list[float]) -> str:
-    """Write the means of several seeds: their mean, standard deviation and ends, in points of a hundred."""
-    points = [100 * each for each in means]
-    return f"{mean(points):.1f} ± {stdev(points):.1f} [{min(points):.1f}, {max(points):.1f}], {len(points)} seeds"
+def spread(metric: str, means: list[float]) -> str:
+    """Write the means of several seeds: their mean, standard deviation and ends, in the metric's unit."""
+    middle, apart, low, high = (shown(metric, each) for each in (mean(means), stdev(means), min(means), max(means)))
+    return f"{middle} ± {apart} [{low}, {high}], {len(means)} seeds"
 
 
-def show(interval: Interval, *, signed: bool = False) -> str:
-    """Write a mean with its interval, in points of a hundred."""
-    sign = "+" if signed else ""
-    return f"{100 * interval.mean:{sign}.1f} [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+def show(metric: str, interval: Interval, *, signed: bool = False) -> str:
+    """Write a mean with its interval, in the metric's unit."""
+    middle, low, high = (shown(metric, each, signed=signed) for each in (interval.mean, interval.low, interval.high))
+    return f"{middle} [{low}, {high}]"

@@ -19,7 +19,7 @@ from tuneline import statistics
 from tuneline.config.data import FEWEST_HELD_OUT
 from tuneline.config.evaluate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
-from tuneline.statistics import PairedTest
+from tuneline.statistics import PairedTest, shown
 
 POWER = 0.8
 Scores = Mapping[str, Mapping[str, float]]
@@ -93,10 +93,8 @@ class Finding(BaseModel):
         )
 
     def show(self, value: float, *, signed: bool = False) -> str:
-        """Write a value of the metric: in points of a hundred, or as it is where it has no such range."""
-        sign = "+" if signed else ""
-        plain = self.metric == "reward" or self.metric.endswith("log_likelihood")
-        return f"{value:{sign}.3f}" if plain else f"{100 * value:{sign}.1f}"
+        """Write a value of the metric in its unit."""
+        return shown(self.metric, value, signed=signed)
 
 
 @dataclass(frozen=True)

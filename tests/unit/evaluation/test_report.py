@@ -53,6 +53,20 @@ def test_items_are_matched_by_their_id_not_their_place():
     assert reports.compare(before, after)["gain"].mean == pytest.approx(0.125)
 
 
+def test_likelihoods_and_rewards_have_no_points_and_texts_no_answers():
+    before = [make_score(i, output="", log_likelihood=value) for i, value in enumerate((-3.25, -2.75))]
+    before = [replace(each, reference="") for each in before]
+    after = [replace(each, metrics={"log_likelihood": each.metrics["log_likelihood"] + 0.016}) for each in before]
+    report = Report(base=before, model=after, base_hash="a", model_hash="b")
+
+    row = report.to_markdown().splitlines()[2]
+
+    assert row.startswith("| log_likelihood | 2 | -3.000 [")
+    assert row.endswith("| +0.016 [+0.016, +0.016] |")
+    assert "First answers" not in report.to_html()
+    assert "+0.016 [+0.016, +0.016]" in report.to_html()
+
+
 def test_markdown_has_a_row_for_each_metric():
     lines = make_report(base=(0.5, 0.5), gain=0.25).to_markdown().splitlines()
 
@@ -85,8 +99,8 @@ def test_html_shows_the_first_answers_only():
 def test_points_are_of_a_hundred_and_signed_where_asked():
     interval = Interval(mean=0.123, low=-0.01, high=0.25, num_items=9)
 
-    assert reports.show(interval) == "12.3 [-1.0, 25.0]"
-    assert reports.show(interval, signed=True) == "+12.3 [-1.0, +25.0]"
+    assert reports.show("rougeL", interval) == "12.3 [-1.0, 25.0]"
+    assert reports.show("rougeL", interval, signed=True) == "+12.3 [-1.0, +25.0]"
 
 
 def make_exam(*accuracies):

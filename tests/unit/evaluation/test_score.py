@@ -42,6 +42,28 @@ def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_mod
     assert [len(means) for means in scored(noise={"num_seeds": 2})[1].values()] == [2, 2, 2]
 
 
+def test_another_type_of_weights_is_another_protocol(tiny_model, home):
+    files = file_entries(tiny_model, [path for path in tiny_model.iterdir() if path.is_file()])
+    tokenizer = Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
+    none, held = Manifest(kind="benchmarks", items=[]), []
+
+    def scored(dtype):
+        config = EvaluateStepConfig(max_new_tokens=4, dtype=dtype)
+        candidate = score.stored("model", tiny_model, "a" * 64, config)
+        load = candidate._load
+        candidate._load = lambda: (held.append(candidate.dtype), load())[1]
+        score.score_all(candidate, tokenizer, held_out(), none, config)
+        return candidate
+
+    scored("float32"), scored("auto"), scored("bfloat16")
+
+    assert held == ["float32", "bfloat16"]
+    assert {str(each.model.dtype) for each in (scored("float32"), scored("bfloat16"))} == {
+        "torch.float32",
+        "torch.bfloat16",
+    }
+
+
 def test_items_in_the_training_rows_are_marked():
     scores = [Score("exam", item, "p", "r", "o") for item in ("x", "y")]
     found = Dataset.from_list([{"benchmark": "exam", "item": "y", "kind": "ngram", "example_id": "e"}])

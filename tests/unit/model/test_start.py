@@ -12,7 +12,7 @@ from tests import tiny
 from tuneline.config import load as loading
 from tuneline.config import places
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.model import load, start
+from tuneline.model import load, precision, start
 
 
 @pytest.fixture
@@ -169,6 +169,17 @@ def test_a_library_that_is_not_installed(project, monkeypatch):
     path.write_text(json.dumps(about | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
 
     assert "pip install" in refusal(project, monkeypatch)
+
+
+def test_types_that_the_device_lacks(project, monkeypatch):
+    assert refusal(project, monkeypatch, load={"dtype": "float16"}).startswith(
+        "load.dtype: float16 needs a loss scaler"
+    )
+
+    monkeypatch.setattr(precision, "_bfloat16", lambda kind: (False, "an old device"))
+    said = refusal(project, monkeypatch, evaluate={"dtype": "bfloat16"})
+    assert said == "evaluate.dtype: bfloat16 is not for this device: an old device. Set evaluate.dtype: auto."
+    assert "load.dtype: bfloat16 is not" in refusal(project, monkeypatch, load={"dtype": "bfloat16"})
 
 
 def test_the_recipe_error_is_a_recipe_error(project):
