@@ -26,6 +26,11 @@ class MergeConfig(Config):
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of examples held out. The side follows from an example's content: it stays when others come and go."""
 
+    split_by: Literal["auto", "example", "prompt"] = "auto"
+    """What decides about the side: the whole example, or its prompt alone, so that all answers to one prompt stand on
+    one side. `auto` goes by the prompt for pairs and labelled answers, of which data sets have several a prompt, and by
+    the example else."""
+
     split_seed: int = 0
     """Another seed holds out other examples."""
 

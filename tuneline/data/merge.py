@@ -1,8 +1,8 @@
 """Merge: examples of several data sets -> one mixture with a held-out part, free of copies, checked for contamination.
 
-Whether an example is held out follows from its content alone (a hash, compared with the fraction), so it stays on its
-side when others come and go, and equal examples stand on one side. Rows are read twice: once for what decides (ids,
-kinds), once to be written in their final order; between the two some fifty bytes a row are kept.
+Whether an example is held out follows from its content alone, or its prompt's (a hash, compared with the fraction), so
+it stays on its side when others come and go, and equal examples stand on one side. Rows are read twice: once for what
+decides (ids, prompts, kinds), once to be written in their final order; between the two some fifty bytes a row are kept.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tuneline.data import contamination, mixing, schema
 from tuneline.data.corpus import Corpus, batches
 from tuneline.data.mixing import Chosen
 from tuneline.errors import DataError
-from tuneline.identity import Manifest
+from tuneline.identity import Manifest, digest
 
 KINDS = get_args(schema.Kind)
 
@@ -100,15 +100,28 @@ def look(examples: list[Dataset], config: MergeConfig) -> Facts:
         here = slice(start, start + batch.num_rows)
         ids = batch.column("id").to_pylist()
         facts.ids[here] = np.frombuffer(bytes.fromhex("".join(ids)), "S32").astype("S16")
-        facts.held_out[here] = are_held_out(ids, config.validation_fraction, config.split_seed)
         facts.kinds[here] = kinds(batch)
+        keys = split_keys(batch, facts.kinds[here], config.split_by)
+        facts.held_out[here] = are_held_out(keys, config.validation_fraction, config.split_seed)
         start += batch.num_rows
     return facts
 
 
-def are_held_out(example_ids: list[str], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Decide the side of examples from their ids."""
-    hashes = (hashlib.sha256(f"{seed}:{example_id}".encode()).digest()[:8] for example_id in example_ids)
+def split_keys(batch: pa.RecordBatch, kinds: NDArray[np.uint8], split_by: str) -> list[str]:
+    """Return what decides about each example's side: its id, or the hash of its prompt."""
+    keys: list[str] = batch.column("id").to_pylist()
+    grouped = {"auto": ("preference", "kto"), "prompt": ("chat", "preference", "kto"), "example": ()}[split_by]
+    rows = np.flatnonzero(np.isin(kinds, [KINDS.index(name) for name in grouped]))
+    asked = schema.from_batch(batch.take(pa.array(rows)), ["messages", "tools"])
+    for row, told in zip(rows, asked, strict=True):
+        prompt = told["messages"] if KINDS[kinds[row]] == "preference" else told["messages"][:-1]
+        keys[row] = digest([[[turn["role"], turn["content"], turn["tool_calls"]] for turn in prompt], told["tools"]])
+    return keys
+
+
+def are_held_out(keys: list[str], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Decide the side of examples from their keys: equal ones stand on one side."""
+    hashes = (hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8] for key in keys)
     points: NDArray[np.float64] = np.frombuffer(b"".join(hashes), ">u8") / 2.0**64
     return points < fraction
 

@@ -91,6 +91,44 @@ def test_every_distinct_example_stands_once_on_one_side_and_as_often_as_asked_in
     assert set(validation["copy"]) <= {0}
 
 
+def answered(prompt, answer, kind):
+    asked, said = [schema.message("user", prompt)], [schema.message("assistant", answer)]
+    if kind == "preference":
+        return schema.content(asked, chosen=said, rejected=[schema.message("assistant", "no")])
+    return schema.content([*asked, *said], label=True if kind == "kto" else None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "split_by", "together"),
+    [
+        ("preference", "auto", True),
+        ("kto", "auto", True),
+        ("chat", "auto", False),
+        ("chat", "prompt", True),
+        ("preference", "example", False),
+    ],
+)
+def test_all_answers_to_one_prompt_stand_on_one_side_where_the_prompt_decides(kind, split_by, together):
+    rows = of("a", [answered(f"question {i // 4}", f"answer {i}", kind) for i in range(160)])
+
+    mixture = mixed([rows], hold_out=0.5, split_by=split_by)
+
+    sides = [{row["messages"][0]["content"] for row in mixture.splits[side]} for side in ("train", "validation")]
+    assert sides[0] | sides[1] == {f"question {i}" for i in range(40)}
+    assert sides[0].isdisjoint(sides[1]) == together
+    assert all(len(side) > 10 for side in sides)
+
+
+def test_a_prompt_of_another_data_set_stands_on_the_same_side():
+    one, other = (of(name, [answered(f"q {i}", name, "kto") for i in range(60)]) for name in "ab")
+
+    held = mixed([one, other], hold_out=0.5).splits["validation"]
+
+    by_source = {name: {row["messages"][0]["content"] for row in held if row["source"] == name} for name in "ab"}
+    assert by_source["a"] == by_source["b"]
+    assert len(by_source["a"]) > 15
+
+
 def test_copies_are_dropped_and_counted_for_each_data_set():
     mixture = mixed([corpus("a", "xxyz"), corpus("b", "xyw")])
 
