@@ -39,7 +39,7 @@ def column_of(name: str) -> str:
     return name.partition(":")[2]
 
 
-LETTERS_VERSION = 1
+LETTERS_VERSION = 2
 """Of the prompts and of the scoring of exams; a change of either is another protocol."""
 
 
@@ -112,7 +112,7 @@ class ExamProtocol(Config):
 
     @property
     def protocol(self) -> str:
-        """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 1`."""
+        """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 2`."""
         return f"{self.benchmark}, {self.num_shots} shots, letters, {LETTERS_VERSION}"
 
 

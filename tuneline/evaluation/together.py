@@ -8,6 +8,7 @@ with being alone is taken.
 
 import logging
 from collections.abc import Sequence
+from math import isnan, nan
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -25,8 +26,7 @@ Way = Literal["unpadded", "padded", "alone"]
 PROBE, STEPS = (24, 9), 4
 """Tokens of the two prompts, and of their answers."""
 
-MOVED = {torch.float32: 0.01, torch.float64: 0.01}
-ROUNDED = 0.2
+MOVED, ROUNDED = {torch.float32: 0.01, torch.float64: 0.01}, 0.2
 """How far logits may lie apart, as a share of their spread: in float32 rounding makes some millionths, in 16 bits some
 hundredths; padding that is read some hundredths up to several whole."""
 
@@ -49,13 +49,12 @@ def way(model: PreTrainedModel, rows: Sequence[list[int]], pad: int) -> Way:
 
 
 def _tried(model: PreTrainedModel, rows: list[list[int]], pad: int) -> Way:
-    if any(isinstance(layer, DynamicIndexedLayer) for layer in DynamicCache(config=model.config).layers):
+    if chooses_sparsely(model):
         logger.warning("Prompts are answered one after the other: sparse attention chooses among padding, too.")
         return "alone"
-    allowed = MOVED.get(model.dtype, ROUNDED)
     alone = [_begun(model, [row], None, pad) for row in rows]
-    padded = _apart(alone, _begun(model, rows, None, pad))
-    if not padded <= allowed:
+    padded = _furthest(alone, _begun(model, rows, None, pad))
+    if not padded <= allowed(model):
         logger.warning(
             "Prompts are answered one after the other: padding changes what this architecture says in transformers "
             "(logits move by %.2g of their spread).",
@@ -63,23 +62,34 @@ def _tried(model: PreTrainedModel, rows: list[list[int]], pad: int) -> Way:
         )
         return "alone"
     cache = prefill.cache_of(model, rows, STEPS, pad)
-    fits = cache is not None and _apart(alone, _begun(model, rows, cache, pad)) <= allowed
+    fits = cache is not None and _furthest(alone, _begun(model, rows, cache, pad)) <= allowed(model)
     return "unpadded" if fits else "padded"
 
 
-def _apart(alone: list[Begun], together: Begun) -> float:
-    """Return the largest difference of logits as a share of their spread, as far as the same tokens were said.
+def chooses_sparsely(model: PreTrainedModel) -> bool:
+    """Say whether a model attends to the best of all tokens only."""
+    return any(isinstance(layer, DynamicIndexedLayer) for layer in DynamicCache(config=model.config).layers)
 
-    NaN where some logits are NaN.
-    """
-    found = [torch.zeros(1)]
+
+def allowed(model: PreTrainedModel) -> float:
+    """Return how far logits may lie apart by rounding."""
+    return MOVED.get(model.dtype, ROUNDED)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of logits [rows, words] as a share of their spread; NaN where some are NaN."""
+    return float(((one - other).abs().amax(-1) / one.std(-1)).max())
+
+
+def _furthest(alone: list[Begun], together: Begun) -> float:
+    """Return how far logits lie apart, as far as the same tokens were said."""
+    found = []
     for row, (tokens, logits) in enumerate(alone):
         for step in range(STEPS):
-            one, other = logits[step][0], together[1][step][row]
-            found.append(((one - other).abs().max() / one.std()).reshape(1))
+            found.append(apart(logits[step], together[1][step][row : row + 1]))
             if tokens[0][step] != together[0][row][step]:
                 break
-    return float(torch.cat(found).max())
+    return max(found) if not any(map(isnan, found)) else nan
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tuneline.data.benchmarks import LETTERS, Question
 from tuneline.errors import SourceError
-from tuneline.evaluation import choice
+from tuneline.evaluation import choice, shared
 from tuneline.model.load import load_model
 
 TOLERANCE = 1e-4
@@ -82,6 +82,7 @@ def test_questions_differ_enough_for_the_comparison_to_mean_something(model, tok
 
 
 def test_the_shared_shots_are_computed_once(model, tokenizer, monkeypatch):
+    choice.letter_logprobs(model, tokenizer, exam_prompts(2))  # its first question is a trial
     seen = []
     forward = type(model).forward
     monkeypatch.setattr(
@@ -98,7 +99,7 @@ def test_the_shared_shots_are_computed_once(model, tokenizer, monkeypatch):
 def test_no_batch_is_larger_than_asked_for():
     lengths = [5, 40, 7, 7, 12, 1]
 
-    batches = list(choice._batches(lengths, batch_tokens=24))
+    batches = list(shared.batches(lengths, batch_tokens=24))
 
     assert sorted(i for members in batches for i in members) == list(range(len(lengths)))
     assert all(len(members) == 1 or len(members) * max(lengths[i] for i in members) <= 24 for members in batches)
