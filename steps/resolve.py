@@ -6,7 +6,7 @@ from typing import Annotated
 from zenml import step
 
 from materializers import DOCUMENT
-from tuneline.config.recipe import ResolveConfig
+from tuneline.config.resolve import ResolveConfig
 from tuneline.data import sources
 from tuneline.identity import Manifest
 from tuneline.model import start

@@ -71,7 +71,9 @@ def test_a_reward_model_keeps_its_adapter_and_its_head_beside_the_base(dpo, run)
     assert {step.name for step in made.steps if step.status == "cached"} >= {"align_pairs", "merge", "tokenize_pack"}
 
     folder = folder_of("tiny-rm", made.decision.version)
-    assert made.report.metrics()["preference_accuracy"]["model"].mean > 0.9
+    found = made.report.metrics()["preference_accuracy"]["model"]
+    assert found.num_items >= 8, "prompts of which no answer was trained on"
+    assert found.mean > 0.75
     assert beside.is_adapter(folder)
     assert (folder / value_head.FILE).is_file()
 

@@ -5,10 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tuneline.config import support
-from tuneline.config.base import Config
 from tuneline.config.custom import format_hash, source_hash
 from tuneline.config.data import (
-    AnyExam,
     DataSection,
     MergeConfig,
     MergeStepConfig,
@@ -18,7 +16,6 @@ from tuneline.config.data import (
 from tuneline.config.evaluate import (
     CUSTOM_KEY,
     GENERATED,
-    AnswersDtype,
     EvaluateConfig,
     EvaluateStepConfig,
     ExamProtocol,
@@ -30,38 +27,13 @@ from tuneline.config.loader import LoadConfig, LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.model import ModelSource
 from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
+from tuneline.config.resolve import ResolveConfig
 from tuneline.config.rl import GRPOConfig, PPOConfig
 from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
 from tuneline.config.train import MergeAdapterConfig, Optimisation, TrainConfig
 from tuneline.errors import did_you_mean
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
-
-
-class ResolveConfig(Config):
-    """What the run starts from; the slice that `resolve` sees."""
-
-    model: ModelSource
-    sources: list[SourceConfig]
-    exams: list[AnyExam]
-    model_name: str
-    """Registered model whose champion must still be there."""
-
-    template: str = "auto"
-    """Chat template, as in the recipe."""
-
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
-    load: LoadConfig = LoadConfig()
-    method: Method
-    max_length: int
-    reward_function: str | None = None
-    """Function that judges answers, as in the recipe."""
-
-    metrics: list[str] = Field(default_factory=list)
-    """Metrics of the user's own, as in the recipe."""
-
-    answers_dtype: AnswersDtype = "auto"
-    """Type in which models answer, as in the recipe."""
 
 
 class Recipe(DataSection):

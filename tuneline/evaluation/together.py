@@ -67,8 +67,10 @@ def _tried(model: PreTrainedModel, rows: list[list[int]], pad: int) -> Way:
 
 
 def chooses_sparsely(model: PreTrainedModel) -> bool:
-    """Say whether a model attends to the best of all tokens only."""
-    return any(isinstance(layer, DynamicIndexedLayer) for layer in DynamicCache(config=model.config).layers)
+    """Say whether a model attends to the best of all tokens only, or to what a layer of its own makes of them."""
+    layers = DynamicCache(config=model.config).layers
+    common = DynamicIndexedLayer.__module__
+    return any(isinstance(layer, DynamicIndexedLayer) or type(layer).__module__ != common for layer in layers)
 
 
 def allowed(model: PreTrainedModel) -> float:

@@ -5,7 +5,7 @@ Everything is checked on the shapes alone, before any weights are read.
 
 from tuneline.config import quantizations
 from tuneline.config.evaluate import CUSTOM_KEY
-from tuneline.config.recipe import ResolveConfig
+from tuneline.config.resolve import ResolveConfig
 from tuneline.data import custom, template, vocabulary
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
