@@ -9,6 +9,7 @@ goes on from a cache, and takes no notice of what stands behind, is tried once o
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -82,16 +83,15 @@ def _tried(model: PreTrainedModel, rows: Sequence[list[int]]) -> Way:
     head = rows[0][:HEAD]
     trial = [head + row[-length:] for row, length in zip((rows[0], rows[-1]), TAILS, strict=True)]
     alone = torch.cat([_alone(model, row) for row in trial])
-    moved = {}
     ways: tuple[tuple[Way, int], ...] = (("shared", len(head)), ("padded", 0))
     for way, shared in ways:
         try:
             cache = _cache(model, head) if shared else None
-            moved[way] = together.apart(alone, _behind(model, [row[shared:] for row in trial], cache))
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # a cache of its own, or none
+            moved = together.apart(alone, _behind(model, [row[shared:] for row in trial], cache))
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a cache of its own
             logger.debug("%s: %s", way, error)
             continue
-        if moved[way] <= together.allowed(model):
+        if moved <= together.allowed(model):
             return way
     logger.warning("Prompts are asked one after the other: beside others this architecture says something else.")
     return "alone"
@@ -120,13 +120,27 @@ def _behind(model: PreTrainedModel, tails: list[list[int]], cache: DynamicCache 
     past = copy.deepcopy(cache)
     if past is not None:
         past.reorder_cache(torch.zeros(len(tails), dtype=torch.long, device=model.device))
-    last = [len(tail) - 1 for tail in tails]
-    kept = sorted(set(last))
-    logits = model(
-        input_ids=ids,
-        past_key_values=past,
-        use_cache=past is not None,
-        logits_to_keep=torch.tensor(kept, device=model.device),
-    ).logits
-    places = last if logits.shape[1] == width else [kept.index(each) for each in last]
+    last = torch.tensor([len(tail) - 1 for tail in tails], device=model.device)
+    with _only(model, last):
+        logits = model(input_ids=ids, past_key_values=past, use_cache=past is not None).logits
+    places = torch.zeros_like(last) if logits.shape[1] == 1 else last
     return logits[torch.arange(len(tails)), places].float()
+
+
+@contextmanager
+def _only(model: PreTrainedModel, last: torch.Tensor) -> Iterator[None]:
+    """Let the head of a model see one position of each row; a model without a head shows all."""
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def picked(_: object, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden_BTD, *rest = given
+        return hidden_BTD[torch.arange(len(last)), last][:, None], *rest
+
+    hook = head.register_forward_pre_hook(picked)
+    try:
+        yield
+    finally:
+        hook.remove()
