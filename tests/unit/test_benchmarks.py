@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from benchmarks import data_memory, data_preparation, exam_throughput, training_throughput
+from benchmarks import answer_throughput, data_memory, data_preparation, exam_throughput, training_throughput
 from benchmarks.peers import steps
 
 
@@ -97,6 +97,17 @@ def test_padding_counts_for_nobody():
     plain = Dataset.from_list([{"input_ids": [1, 2, 3]}] * 3)
 
     assert steps.tokens_by_step(padded, 2) == steps.tokens_by_step(plain, 2) == [6, 3]
+
+
+def test_answers_are_compared_by_cpu_seconds_and_counted_where_they_are_equal():
+    runs = {
+        "transformers": [{"cpu_seconds": seconds, "answers": ["a", "b"]} for seconds in (9.0, 6.0, 40.0)],
+        "ours": [{"cpu_seconds": 3.0, "answers": ["a", "c"]}],
+    }
+
+    found = answer_throughput.report(runs)
+
+    assert (found["prompts"], found["vs_transformers"], found["same_answers"]) == (2, 3.0, 1)
 
 
 def test_exam_engines_are_compared_by_cpu_seconds_and_by_their_answers():
