@@ -67,13 +67,13 @@ def test_kto_learns_from_single_answers(dpo, run):
 
 def test_a_reward_model_keeps_its_adapter_and_its_head_beside_the_base(dpo, run):
 
-    made = run("rm_pipeline", **recipe("rm", "preference_accuracy", PAIRS))
+    made = run("rm_pipeline", **recipe("rm", "preference_accuracy", PAIRS, max_steps=60))
     assert {step.name for step in made.steps if step.status == "cached"} >= {"align_pairs", "merge", "tokenize_pack"}
 
     folder = folder_of("tiny-rm", made.decision.version)
     found = made.report.metrics()["preference_accuracy"]["model"]
     assert found.num_items >= 8, "prompts of which no answer was trained on"
-    assert found.mean > 0.75
+    assert found.mean > 0.9
     assert beside.is_adapter(folder)
     assert (folder / value_head.FILE).is_file()
 

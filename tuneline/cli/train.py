@@ -117,12 +117,11 @@ def _steps_table(outcome: "Outcome | Exported") -> Table:
 
 
 def _metrics_table(outcome: "Outcome") -> Table:
-    from tuneline.evaluation.report import show as points
+    from tuneline.evaluation.report import cells
 
     table = Table(title="Before and after, with 95 % intervals", title_justify="left")
     for name in ("metric", "items", "base model", "new model", "gain"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, parts in outcome.report.metrics().items():
-        cells = [points(name, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
-        table.add_row(name, str(parts["model"].num_items), *cells)
+        table.add_row(name, str(parts["model"].num_items), *cells(name, parts))
     return table

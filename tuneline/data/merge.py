@@ -101,15 +101,15 @@ def look(examples: list[Dataset], config: MergeConfig) -> Facts:
         ids = batch.column("id").to_pylist()
         facts.ids[here] = np.frombuffer(bytes.fromhex("".join(ids)), "S32").astype("S16")
         facts.kinds[here] = kinds(batch)
-        keys = split_keys(batch, facts.kinds[here], config.split_by)
+        keys = split_keys(batch, ids, facts.kinds[here], config.split_by)
         facts.held_out[here] = are_held_out(keys, config.validation_fraction, config.split_seed)
         start += batch.num_rows
     return facts
 
 
-def split_keys(batch: pa.RecordBatch, kinds: NDArray[np.uint8], split_by: str) -> list[str]:
+def split_keys(batch: pa.RecordBatch, ids: list[str], kinds: NDArray[np.uint8], split_by: str) -> list[str]:
     """Return what decides about each example's side: its id, or the hash of its prompt."""
-    keys: list[str] = batch.column("id").to_pylist()
+    keys = list(ids)
     grouped = {"auto": ("preference", "kto"), "prompt": ("chat", "preference", "kto"), "example": ()}[split_by]
     rows = np.flatnonzero(np.isin(kinds, [KINDS.index(name) for name in grouped]))
     asked = schema.from_batch(batch.take(pa.array(rows)), ["messages", "tools"])

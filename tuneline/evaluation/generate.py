@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from tuneline import progress
 from tuneline.evaluation import prefill, together
 from tuneline.identity import digest
+from tuneline.model import padding
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,18 @@ def _batch(
     stops = stop_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    alike = prefill.little_padding([rows[i] for i in order])
-    way = "padded" if len({len(row) for row in rows}) == 1 else together.way(model, [rows[i] for i in order], pad)
+    ordered = [rows[i] for i in order]
+    way = together.way(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
+    if way == "unpadded" and prefill.little_padding(ordered):
+        way = "padded"
     texts = [""] * len(rows)
     for members in [[i] for i in order] if way == "alone" else [order]:
         asked = [rows[i] for i in members]
-        ids, mask = prefill.padded(asked, len(asked[0]), pad, model.device)
-        unpadded = way == "unpadded" and not alike
+        ids, mask = padding.on_the_left(asked, pad, model.device)
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=prefill.cache_of(model, asked, max_new_tokens, pad) if unpadded else None,
+            past_key_values=prefill.cache_of(model, asked, max_new_tokens, pad) if way == "unpadded" else None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,

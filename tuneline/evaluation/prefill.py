@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from tuneline.model import padding
+
 LEAST_FILLED = 0.9
 """The shortest prompt that still goes with the longest, as a share of its length."""
 
@@ -91,8 +93,7 @@ def _by_tokens(cache: Cache) -> bool:
 
 def _computed(model: PreTrainedModel, rows: list[list[int]], pad: int) -> DynamicCache | None:
     """Let the model read rows, with positions and masks as it makes them itself when it answers."""
-    width = max(map(len, rows))
-    ids, mask = padded(rows, width, pad, model.device)
+    ids, mask = padding.on_the_left(rows, pad, model.device)
     made = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -102,14 +103,7 @@ def _computed(model: PreTrainedModel, rows: list[list[int]], pad: int) -> Dynami
         return_dict_in_generate=True,
     )
     cache = made.past_key_values
-    return cache if _by_tokens(cache) and cache.get_seq_length() == width else None
-
-
-def padded(rows: Sequence[list[int]], width: int, pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tokens and mask [rows, width], with padding on the left."""
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    return cache if _by_tokens(cache) and cache.get_seq_length() == ids.shape[1] else None
 
 
 def _empty(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicCache:

@@ -63,8 +63,7 @@ class Report:
         """Write the table that people read first, then how it was made."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
         for name, parts in self.metrics().items():
-            cells = " | ".join(show(name, parts[key], signed=key == "gain") for key in ("base", "model", "gain"))
-            lines.append(f"| {name} | {parts['model'].num_items} | {cells} |")
+            lines.append(f"| {name} | {parts['model'].num_items} | {' | '.join(cells(name, parts))} |")
         for title, rows in self._details():
             if rows:
                 lines += ["", f"{title}:", "", *(f"- {name}: {told}" for name, told in rows)]
@@ -95,9 +94,8 @@ class Report:
         """Write the table and, where answers were given, the first of them side by side."""
         rows = []
         for name, parts in self.metrics().items():
-            told = [show(name, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
-            cells = "".join(f"<td>{each}</td>" for each in told)
-            rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{cells}</tr>")
+            told = "".join(f"<td>{each}</td>" for each in cells(name, parts))
+            rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{told}</tr>")
         texts = [
             "<tr>"
             + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output))
@@ -175,6 +173,11 @@ def spread(metric: str, means: list[float]) -> str:
     """Write the means of several seeds: their mean, standard deviation and ends, in the metric's unit."""
     middle, apart, low, high = (shown(metric, each) for each in (mean(means), stdev(means), min(means), max(means)))
     return f"{middle} ± {apart} [{low}, {high}], {len(means)} seeds"
+
+
+def cells(metric: str, parts: dict[str, Interval]) -> list[str]:
+    """Write the intervals of the base model, the new one and their gain, as a row of a table."""
+    return [show(metric, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
 
 
 def show(metric: str, interval: Interval, *, signed: bool = False) -> str:

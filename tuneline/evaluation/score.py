@@ -110,9 +110,7 @@ def _answered(
     return remembered(candidate.content_hash, protocol, items, scorer)
 
 
-def generation_protocol(
-    tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None = None, dtype: str = "float32"
-) -> str:
+def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None, dtype: str) -> str:
     """Name how answers are made; another way is another protocol."""
     how = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
     return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, dtype])

@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tuneline.evaluation import together
+from tuneline.model.likeness import apart
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,11 @@ def _tried(model: PreTrainedModel, rows: Sequence[list[int]]) -> Way:
     for way, shared in ways:
         try:
             cache = _cache(model, head) if shared else None
-            moved = together.apart(alone, _behind(model, [row[shared:] for row in trial], cache))
+            found = _behind(model, [row[shared:] for row in trial], cache)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a cache of its own
             logger.debug("%s: %s", way, error)
             continue
-        if moved <= together.allowed(model):
+        if all(apart(*pair) <= together.allowed(model) for pair in zip(alone, found, strict=True)):
             return way
     logger.warning("Prompts are asked one after the other: beside others this architecture says something else.")
     return "alone"

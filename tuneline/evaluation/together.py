@@ -17,6 +17,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicIndexedLayer
 
 from tuneline.evaluation import prefill
+from tuneline.model import padding
+from tuneline.model.likeness import apart
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +80,12 @@ def allowed(model: PreTrainedModel) -> float:
     return MOVED.get(model.dtype, ROUNDED)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of logits [rows, words] as a share of their spread; NaN where some are NaN."""
-    return float(((one - other).abs().amax(-1) / one.std(-1)).max())
-
-
 def _furthest(alone: list[Begun], together: Begun) -> float:
     """Return how far logits lie apart, as far as the same tokens were said."""
     found = []
     for row, (tokens, logits) in enumerate(alone):
         for step in range(STEPS):
-            found.append(apart(logits[step], together[1][step][row : row + 1]))
+            found.append(apart(logits[step][0], together[1][step][row]))
             if tokens[0][step] != together[0][row][step]:
                 break
     return max(found) if not any(map(isnan, found)) else nan
@@ -97,7 +94,7 @@ def _furthest(alone: list[Begun], together: Begun) -> float:
 @torch.inference_mode()
 def _begun(model: PreTrainedModel, rows: Sequence[list[int]], past: DynamicCache | None, pad: int) -> Begun:
     """Return the first tokens [rows, steps] of each answer, and their logits [steps, rows, words]."""
-    ids, mask = prefill.padded(rows, len(rows[0]), pad, model.device)
+    ids, mask = padding.on_the_left(rows, pad, model.device)
     made = model.generate(
         input_ids=ids,
         attention_mask=mask,

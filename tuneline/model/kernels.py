@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tuneline.config.loader import Holding
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model.attention.isolation import made_up
+from tuneline.model.likeness import apart
 
 FUSED_MLP = ("gate_proj", "up_proj", "down_proj")
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
@@ -109,7 +110,7 @@ def _changes_nothing(kernels: str, model: Any, patch: Callable[[], None]) -> flo
     """
     before = _logits(model)
     patch()
-    difference = float((_logits(model) - before).abs().max() / before.std())
+    difference = apart(before, _logits(model))
     if not difference <= TOLERANCE.get(model.dtype, 0.5):
         raise ProofError(
             f"load.kernels: {kernels} computes something else than this model: its logits differ by {difference:.1e}, "

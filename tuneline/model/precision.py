@@ -49,13 +49,13 @@ def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None 
     Raises:
         RecipeError: The device cannot train in the type that the recipe asks for.
     """
-    kind = device_type()
+    check(requested)
     if requested == "float32":
         return Precision(torch.float32, torch.float32, None, "as the recipe says")
     if requested == "pure_bfloat16":
-        _check_bfloat16(kind, requested)
         return Precision(torch.bfloat16, torch.bfloat16, None, "as the recipe says, trained weights too")
-    half, reason = _fastest(kind) if requested == "auto" else _as_told(kind, requested)
+    told = "as the recipe says; trained weights in float32"
+    half, reason = _fastest(device_type()) if requested == "auto" else (TYPES[requested], told)
     if half == torch.float32:
         return Precision(half, half, None, reason)
     _warn_of_overflow(half, model_dtype)
@@ -68,11 +68,13 @@ def check(requested: str) -> None:
     Raises:
         RecipeError: It does not.
     """
-    kind = device_type()
-    if requested in ("bfloat16", "float16"):
-        _as_told(kind, requested)
-    elif requested == "pure_bfloat16":
-        _check_bfloat16(kind, requested)
+    if requested in ("bfloat16", "pure_bfloat16"):
+        _check_bfloat16("load.dtype", requested)
+    elif requested == "float16" and device_type() == "cpu":
+        raise RecipeError(
+            "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
+            "Set load.dtype: auto, bfloat16 or float32."
+        )
 
 
 def device_type() -> str:
@@ -96,24 +98,12 @@ def for_answers(requested: str) -> torch.dtype:
     Raises:
         RecipeError: The device does not compute in the type that the recipe asks for.
     """
-    kind = device_type()
-    able, why = _bfloat16(kind)
     if requested == "auto":
-        return torch.bfloat16 if able and kind != "cpu" else torch.float32
-    if requested == "bfloat16" and not able:
-        raise RecipeError(f"evaluate.dtype: bfloat16 is not for this device: {why}. Set evaluate.dtype: auto.")
-    return TYPES[requested]
-
-
-def _as_told(kind: str, requested: str) -> tuple[torch.dtype, str]:
+        kind = device_type()
+        return torch.bfloat16 if kind != "cpu" and _bfloat16(kind)[0] else torch.float32
     if requested == "bfloat16":
-        _check_bfloat16(kind, requested)
-    elif kind == "cpu":
-        raise RecipeError(
-            "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
-            "Set load.dtype: auto, bfloat16 or float32."
-        )
-    return TYPES[requested], "as the recipe says; trained weights in float32"
+        _check_bfloat16("evaluate.dtype", requested)
+    return TYPES[requested]
 
 
 def _fastest(kind: str) -> tuple[torch.dtype, str]:
@@ -141,10 +131,10 @@ def _bfloat16(kind: str) -> tuple[bool, str]:
             return True, "the CPU has bfloat16, at whatever speed"
 
 
-def _check_bfloat16(kind: str, requested: str) -> None:
-    able, why = _bfloat16(kind)
+def _check_bfloat16(key: str, requested: str) -> None:
+    able, why = _bfloat16(device_type())
     if not able:
-        raise RecipeError(f"load.dtype: {requested} is not for this device: {why}. Set load.dtype: auto.")
+        raise RecipeError(f"{key}: {requested} is not for this device: {why}. Set {key}: auto.")
 
 
 def _warn_of_overflow(half: torch.dtype, model_dtype: torch.dtype | None) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from tuneline.model import padding
+
 Ids = list[int]
 
 
@@ -31,9 +33,7 @@ def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = 
         drawing: Lengths, stop token and temperature.
         greedy: Take the likeliest token each time.
     """
-    width = max(map(len, prompts))
-    ids = torch.tensor([[drawing.pad_id] * (width - len(row)) + row for row in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    ids, mask = padding.on_the_left(prompts, drawing.pad_id, model.device)
     whole = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
     made = model.generate(
         input_ids=ids,
@@ -45,7 +45,7 @@ def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = 
         eos_token_id=drawing.stop_id,
         **({"do_sample": False} if greedy else whole),
     )
-    return [_ended(row, drawing.stop_id) for row in made[:, width:].tolist()]
+    return [_ended(row, drawing.stop_id) for row in made[:, ids.shape[1] :].tolist()]
 
 
 def _ended(ids: Ids, stop_id: int) -> Ids:

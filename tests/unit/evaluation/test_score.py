@@ -11,6 +11,14 @@ from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model.load import load_model
 
 pytestmark = pytest.mark.usefixtures("home")
+NO_EXAMS = Manifest(kind="benchmarks", items=[])
+
+
+@pytest.fixture
+def tokenizer(tiny_model):
+    """The tiny model's tokenizer as a manifest."""
+    files = file_entries(tiny_model, [path for path in tiny_model.iterdir() if path.is_file()])
+    return Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
 
 
 def held_out():
@@ -18,16 +26,13 @@ def held_out():
     return Dataset.from_list([schema.example("s", schema.content(each)) for each in said], features=schema.EXAMPLE)
 
 
-def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_model, home):
-    files = file_entries(tiny_model, [path for path in tiny_model.iterdir() if path.is_file()])
-    tokenizer = Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
+def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_model, tokenizer):
     loads = []
-    none = Manifest(kind="benchmarks", items=[])
 
     def scored(**told):
         candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
         config = EvaluateStepConfig(max_new_tokens=4, **told)
-        return score.score_all(candidate, tokenizer, held_out(), none, config), score.noise(
+        return score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config), score.noise(
             candidate, tokenizer, held_out(), config
         )
 
@@ -42,17 +47,15 @@ def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_mod
     assert [len(means) for means in scored(noise={"num_seeds": 2})[1].values()] == [2, 2, 2]
 
 
-def test_another_type_of_weights_is_another_protocol(tiny_model, home):
-    files = file_entries(tiny_model, [path for path in tiny_model.iterdir() if path.is_file()])
-    tokenizer = Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
-    none, held = Manifest(kind="benchmarks", items=[]), []
+def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
+    held = []
 
     def scored(dtype):
         config = EvaluateStepConfig(max_new_tokens=4, dtype=dtype)
         candidate = score.stored("model", tiny_model, "a" * 64, config)
         load = candidate._load
         candidate._load = lambda: (held.append(candidate.dtype), load())[1]
-        score.score_all(candidate, tokenizer, held_out(), none, config)
+        score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config)
         return candidate
 
     scored("float32"), scored("auto"), scored("bfloat16")

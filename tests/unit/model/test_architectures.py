@@ -22,6 +22,7 @@ from tuneline.config.method import LoraMethod
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model import attention, quantize, targets
 from tuneline.model.attention import choose, shifted
+from tuneline.model.likeness import apart
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
 
@@ -133,7 +134,7 @@ def measure(name: str, folder: Path) -> Row:
     adapted = family.attach(model, METHOD)
     train(adapted, packed=packing != "refused")
     trained = logits(adapted)
-    assert difference(plain, trained) > MOVED
+    assert apart(plain, trained) > MOVED
     family.save(adapted, folder / "adapter")
     merged = family.merge(adapted)
     same("merged", trained, logits(merged), MERGE)
@@ -174,9 +175,9 @@ def try_s2(model: PreTrainedModel, kind: str) -> str:
         return "refused"
     finally:
         model.set_attn_implementation(kind)
-    assert difference(sparse[:-1], other_end[:-1]) < RELOAD
+    assert apart(sparse[:-1], other_end[:-1]) < RELOAD
     same("s2 in eval", full, logits(model, ids), RELOAD)
-    return "yes" if difference(sparse, full) > RELOAD else "no effect"
+    return "yes" if apart(sparse, full) > RELOAD else "no effect"
 
 
 def try_four_bit(folder: Path) -> str:
@@ -219,14 +220,9 @@ def logits(model: Any, ids: list[int] = IDS, *, training: bool = False) -> torch
     return result
 
 
-def difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return the largest difference relative to the spread."""
-    return float((first - second).abs().max() / first.std())
-
-
 def same(what: str, first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
     """Refuse logits that differ."""
-    found = difference(first, second)
+    found = apart(first, second)
     assert found <= tolerance, f"{what}: logits differ by {found:.1e} of their spread"
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import ProofError
 from tuneline.model.attention import choose
+from tuneline.model.likeness import apart
 
 REMEDY = "Set tokenize.packing: false and train.per_device_train_batch_size: 1"
 Batches = Sequence[Sequence[list[int]]]
@@ -108,7 +109,7 @@ def _check_alone(model: PreTrainedModel, batches: Batches, tolerance: float) -> 
     theirs = model(input_ids=ids, use_cache=False).logits.float()
     model.set_attn_implementation("segment")
     model.train(training)
-    difference = float((ours - theirs).abs().max() / theirs.std())
+    difference = apart(theirs, ours)
     if not difference <= tolerance:
         raise ProofError(f"it computes something else than {own} (relative difference {difference:.1e})")
 
@@ -146,7 +147,7 @@ def _difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ProofError(f"This architecture cannot compute a packed row: {error} {REMEDY}.") from error
-    return float((alone - packed).abs().max() / alone.std())
+    return apart(alone, packed)
 
 
 def made_up(model: PreTrainedModel) -> list[list[int]]:
