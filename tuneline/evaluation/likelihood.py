@@ -142,8 +142,8 @@ def mean(model: PreTrainedModel, spans: Iterable[Span]) -> float:
         if len(ids) <= given:
             continue
         row = torch.tensor([ids], device=model.device)
-        logits = model(input_ids=row, use_cache=False).logits[0, given - 1 : -1].float()
-        total -= float(cross_entropy(logits, row[0, given:], reduction="sum"))
+        logits = model(input_ids=row, use_cache=False).logits[0, -len(ids) :]  # without those of virtual tokens
+        total -= float(cross_entropy(logits[given - 1 : -1].float(), row[0, given:], reduction="sum"))
         count += len(ids) - given
     return total / count if count else float("nan")
 

@@ -126,3 +126,17 @@ def test_a_reward_model_judges_pairs_by_its_rewards(model, tokenizer):
     turned = scored(model, tokenizer, rows, head=head)
     for item, score in found.items():
         assert turned[item].metrics["preference_accuracy"] == 1 - score.metrics["preference_accuracy"]
+
+
+def test_virtual_tokens_in_front_of_a_text_are_not_scored(tiny_model, tokenizer):
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    prompted = get_peft_model(load_model(tiny_model), config).eval()
+    ids = tokenizer("The brown fox answers.")["input_ids"]
+
+    with torch.inference_mode():
+        rows = prompted(input_ids=torch.tensor([ids])).logits[0, 3:-1].log_softmax(-1)
+    expected = rows.gather(1, torch.tensor(ids[1:])[:, None]).mean()
+
+    assert likelihood.mean(prompted, [(ids, 1)]) == pytest.approx(float(expected), abs=1e-5)

@@ -1,0 +1,260 @@
+"""Every format, kind of file, kind of weights and way to start, from a recipe to a promoted version, checked elsewhere."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from typer.testing import CliRunner
+
+from tests import tiny
+from tests.integration import reference
+from tuneline.cli.main import app
+from tuneline.workflow import tracker
+
+pytestmark = [pytest.mark.zenml, pytest.mark.slow]
+
+COUNT = 60
+FOX = "The quick brown fox answers."
+CHATS = [[("user", f"What is {i}?"), ("assistant", FOX)] for i in range(COUNT)]
+TRAIN = {"learning_rate": 1e-2, "max_steps": 40, "lr_scheduler_type": "constant"}
+FULL = {"type": "full"}
+LORA = {"type": "lora", "r": 4, "lora_alpha": 8}
+
+QUIZ = """
+def read(record):
+    return {"messages": [{"role": role, "content": text} for role, text in record["said"]]}
+"""
+FORMATS = {
+    "alpaca": lambda chat: {"instruction": chat[0][1], "input": "", "output": chat[1][1]},
+    "sharegpt": lambda chat: {
+        "conversations": [{"from": {"user": "human", "assistant": "gpt"}[r], "value": t} for r, t in chat]
+    },
+    "openai": lambda chat: {"messages": [{"role": role, "content": text} for role, text in chat]},
+    "standard": lambda chat: {
+        "_prompt": [{"role": "user", "content": chat[0][1]}],
+        "_response": [{"role": "assistant", "content": chat[1][1]}],
+        "_system": "",
+        "_tools": "",
+    },
+    "quiz_format:read": lambda chat: {"said": chat},
+}
+
+
+def as_json(path, rows):
+    path.write_text(json.dumps(rows))
+
+
+def as_gzip(path, rows):
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def as_csv(path, rows):
+    pa.csv.write_csv(pa.Table.from_pylist(rows), path)
+
+
+def as_parquet(path, rows):
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def as_arrow(path, rows):
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+KINDS = {"json": as_json, "jsonl.gz": as_gzip, "csv": as_csv, "parquet": as_parquet, "arrow": as_arrow}
+
+
+@pytest.fixture
+def preview(project):
+    """Preview a recipe made of the small one, as a user does; returns what the command shows as JSON."""
+
+    def show(**changes):
+        path = tiny.write_config(project / "preview.yaml", tiny.recipe(**changes))
+        result = CliRunner().invoke(app, ["data", "preview", str(path), "--json"])
+        assert result.exit_code == 0, result.output or result.exception
+        return json.loads(result.stdout)
+
+    return show
+
+
+def promoted(outcome, name):
+    """Return the folder of the version that a run promoted."""
+    assert "champion" in outcome.decision.aliases, outcome.decision.sentence
+    tracker.connect()
+    return reference.champion_folder(name)
+
+
+def training_examples(outcome):
+    """Return ids and labels of each training example of a run, whatever row it was packed into."""
+    from zenml.client import Client
+
+    step = Client().get_pipeline_run(outcome.run_name).steps["tokenize_pack"]
+    rows = step.output.load().splits["train"]
+    found = []
+    for row in rows:
+        start = 0
+        for length in row["lengths"]:
+            part = slice(start, start + length)
+            found.append((row["input_ids"][part], row["labels"][part]))
+            start += length
+    return found
+
+
+def expected_example(tokenizer, chat):
+    """Return ids and labels of a chat: transformers renders it, the answer and its stop token carry loss."""
+    messages = [{"role": role, "content": text} for role, text in chat]
+    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    stop = len(prompt) + ids[len(prompt) :].index(tokenizer.eos_token_id) + 1
+    return ids, [-100] * len(prompt) + ids[len(prompt) : stop] + [-100] * (len(ids) - stop)
+
+
+def check_rows(outcome, folder):
+    """Compare the training rows of a run with what transformers makes of the same chats."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    allowed = {json.dumps(expected_example(tokenizer, chat)) for chat in CHATS}
+    examples = [json.dumps(example) for example in map(list, training_examples(outcome))]
+    assert len(examples) > COUNT / 2
+    assert set(examples) <= allowed
+    assert len(set(examples)) == len(examples)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_makes_the_rows_that_transformers_makes(name, project, run, preview):
+    (project / "quiz_format.py").write_text(QUIZ)
+    tiny.write_jsonl(project / "data" / "rows.jsonl", [FORMATS[name](chat) for chat in CHATS])
+    parts = {"sources": [{"name": "rows", "path": "data/rows.jsonl", "format": name}], "exams": []}
+    shown = preview(**parts)
+
+    outcome = run(**parts, method=FULL, train=TRAIN, registry={"model_name": "formats"})
+
+    check_rows(outcome, promoted(outcome, "formats"))
+    assert FOX in json.dumps(shown)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_makes_the_same_rows(kind, project, run, preview):
+    path = project / "data" / f"rows.{kind}"
+    KINDS[kind](path, [FORMATS["alpaca"](chat) for chat in CHATS])
+    parts = {"sources": [{"name": "rows", "path": f"data/rows.{kind}", "format": "alpaca"}], "exams": []}
+    preview(**parts)
+
+    outcome = run(**parts, method=FULL, train=TRAIN, registry={"model_name": "kinds"})
+
+    check_rows(outcome, promoted(outcome, "kinds"))
+
+
+QUANTIZATIONS = {
+    "nf4": {"type": "bnb_4bit", "bnb_4bit_quant_type": "nf4"},
+    "nf4_single": {"type": "bnb_4bit", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
+    "fp4": {"type": "bnb_4bit", "bnb_4bit_quant_type": "fp4"},
+    "int8": {"type": "bnb_8bit"},
+    "torchao_int8": {"type": "torchao_int8"},
+}
+
+
+def quantized_base(folder, quantization):
+    """Load a base as transformers and bitsandbytes quantize it, and turn it back into full weights."""
+    options = {key: value for key, value in quantization.items() if key != "type"}
+    if quantization["type"] == "bnb_4bit":
+        options |= {"bnb_4bit_use_double_quant": options.get("bnb_4bit_use_double_quant", True)}
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    return model.dequantize()
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(name, project, run):
+    from pipelines import export_pipeline
+    from zenml.client import Client
+
+    from tuneline.workflow import start
+
+    tiny.write_texts(project / "data" / "texts.jsonl", COUNT)
+    outcome = run(
+        "pretrain_pipeline",
+        stage="pretrain",
+        sources=[{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
+        exams=[],
+        evaluate={"max_items": None},
+        load={"dtype": "float32", "quantization": QUANTIZATIONS[name]},
+        train=TRAIN,
+        registry={"model_name": f"quantized-{name}", "gate": {"metric": "log_likelihood"}},
+    )
+    merged, tokenizer = reference.load(promoted(outcome, f"quantized-{name}"))
+    model = {"type": "registered", "name": f"quantized-{name}", "version": "champion"}
+    path = tiny.write_config(project / "export.yaml", {"stage": "export", "model": model})
+    exported, _ = reference.load(start.result(export_pipeline.with_options(config_path=str(path))()).delivery.folder)
+
+    ids = torch.tensor([tokenizer(tiny.TEXT[:200])["input_ids"]])
+    assert torch.equal(exported(ids).logits, merged(ids).logits)
+    for each in outcome.report.model:
+        value = reference.text_log_likelihood(merged, tokenizer, each.prompt)
+        assert each.metrics["log_likelihood"] == pytest.approx(value, abs=2e-4)
+    if name != "torchao_int8":
+        adapter = Client().get_pipeline_run(outcome.run_name).steps["train"].outputs["pretrain_checkpoint"][0].uri
+        base = quantized_base(project / "model", QUANTIZATIONS[name])
+        other = PeftModel.from_pretrained(base, f"{adapter}/files").eval()
+        assert (other(ids).logits - merged(ids).logits).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("key", ["new_tokens", "new_special_tokens"])
+def test_new_tokens_are_learned_and_pass_the_gate(key, project, run):
+    mark = "<fox>"
+    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"{mark} {FOX}"} for i in range(COUNT)]
+    tiny.write_jsonl(project / "data" / "marked.jsonl", rows)
+    outcome = run(
+        sources=[{"name": "marked", "path": "data/marked.jsonl", "format": "alpaca"}],
+        exams=[],
+        load={"dtype": "float32", key: [mark]},
+        evaluate={"max_new_tokens": 16},
+        train={**TRAIN, "max_steps": 80},
+        registry={"model_name": f"tokens-{key}"},
+    )
+
+    model, tokenizer = reference.load(promoted(outcome, f"tokens-{key}"))
+    (mark_id,) = tokenizer(mark, add_special_tokens=False)["input_ids"]
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer) > mark_id
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is 3?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(**asked, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert int(made[0, asked["input_ids"].shape[1]]) == mark_id
+
+
+@pytest.mark.parametrize("use", ["merge", "continue"])
+def test_a_training_goes_on_from_an_adapter(use, project, run):
+    from zenml.client import Client
+
+    tiny.write_jsonl(project / "data" / "rows.jsonl", [FORMATS["alpaca"](chat) for chat in CHATS])
+    parts = {
+        "sources": [{"name": "rows", "path": "data/rows.jsonl", "format": "alpaca"}],
+        "exams": [],
+        "method": LORA,
+        "evaluate": {"max_new_tokens": 16},
+    }
+    first = run(**parts, train={**TRAIN, "max_steps": 1}, registry={"model_name": "first"})
+    adapter = Client().get_pipeline_run(first.run_name).steps["train"].outputs["sft_checkpoint"][0].uri + "/files"
+    load = {"dtype": "float32", "adapters": [{"path": adapter, "use": use}]}
+
+    outcome = run(**parts, load=load, train={**TRAIN, "max_steps": 80}, registry={"model_name": f"from-{use}"})
+
+    merged, tokenizer = reference.load(promoted(outcome, f"from-{use}"))
+    second = Client().get_pipeline_run(outcome.run_name).steps["train"].outputs["sft_checkpoint"][0].uri + "/files"
+    base = AutoModelForCausalLM.from_pretrained(project / "model", dtype=torch.float32)
+    if use == "merge":
+        base = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    other = PeftModel.from_pretrained(base, second).eval()
+    ids = torch.tensor([tokenizer(tiny.TEXT[:200])["input_ids"]])
+    assert (other(ids).logits - merged(ids).logits).abs().max() < 1e-4
