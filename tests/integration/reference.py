@@ -1,4 +1,4 @@
-"""A second opinion on what Tuneline registers: transformers, peft, mlflow and rouge-score alone, nothing of the library.
+"""A second opinion on what Tuneline registers: transformers, peft, mlflow and rouge-score, nothing of the library.
 
 Each function works from a registered folder and from plain text, so that an error of the library cannot hide behind
 its own code.

@@ -1,4 +1,4 @@
-"""Every format, kind of file, kind of weights and way to start, from a recipe to a promoted version, checked elsewhere."""
+"""Every format, kind of file and kind of weights, from a recipe to a promoted version, checked by other libraries."""
 
 import gzip
 import json
@@ -176,9 +176,9 @@ def quantized_base(folder, quantization):
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(name, project, run):
-    from pipelines import export_pipeline
     from zenml.client import Client
 
+    from pipelines import export_pipeline
     from tuneline.workflow import start
 
     tiny.write_texts(project / "data" / "texts.jsonl", COUNT)
