@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tuneline.config import strict_file
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_ROWS, Config
 from tuneline.config.sources import SourceConfig
 from tuneline.config.strict_file import Problem
 from tuneline.errors import RecipeError
@@ -89,7 +89,7 @@ class Entry(Config):
     subset: str | None = None
     split: str = "train"
     folder: str | None = None
-    num_samples: int | None = Field(None, ge=1)
+    num_samples: int | None = Field(None, ge=1, le=MAX_ROWS)
     columns: EntryColumns = EntryColumns()
     tags: EntryTags = EntryTags()
 

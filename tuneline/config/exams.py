@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_ROWS, Config, OwnedRepoId, PlainName
 from tuneline.config.harness import HarnessConfig
 from tuneline.errors import SourceError, did_you_mean
 
@@ -31,7 +31,7 @@ class ExamConfig(Config):
     engine: Literal["tuneline"] = "tuneline"
     """Who asks and scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: PlainName
     """Prefix of the exam's metrics."""
 
     benchmark: Benchmark = "mmlu"
@@ -41,7 +41,7 @@ class ExamConfig(Config):
     """Folder or zip file with `dev/<subject>.csv` (the shots) and `test/<subject>.csv` or `val/<subject>.csv`,
     relative to the recipe's file."""
 
-    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    hub: OwnedRepoId | None = None
     """Data set of the hub instead, like `cais/mmlu`."""
 
     revision: str | None = None
@@ -50,13 +50,13 @@ class ExamConfig(Config):
     split: Literal["test", "val"] | None = None
     """Which questions are asked; left out, `val` for C-Eval, whose test has no public answers, else `test`."""
 
-    num_shots: int = Field(5, ge=0)
+    num_shots: int = Field(5, ge=0, le=1000)
     """Solved questions in front of each question, the first of `dev/`."""
 
     subjects: list[str] | None = Field(None, min_length=1)
     """Names of the subjects that are asked; left out, all that have files."""
 
-    max_questions: int | None = Field(None, ge=1)
+    max_questions: int | None = Field(None, ge=1, le=MAX_ROWS)
     """Questions asked of each subject, the first of its file; left out, all."""
 
     def columns(self) -> list[str]:

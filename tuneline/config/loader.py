@@ -15,7 +15,7 @@ class RopeScaling(Config):
     """`linear` (Chen et al. 2023, arXiv:2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv:2309.00071)
     or `llama3`."""
 
-    factor: float | None = Field(None, gt=1)
+    factor: float | None = Field(None, gt=1, le=1e6)
     """How many times longer; where it is left out, `tokenize.max_length` divided by the model's own length."""
 
 
@@ -34,7 +34,7 @@ class Bnb8bit(Config):
     """8-bit weights of bitsandbytes, made while loading (Dettmers et al. 2022, arXiv:2208.07339)."""
 
     type: Literal["bnb_8bit"]
-    llm_int8_threshold: float = Field(6.0, ge=0)
+    llm_int8_threshold: float = Field(6.0, ge=0, le=1e6)
     """Columns with activations above this are computed in 16 bits; 0 computes all in 8."""
 
 

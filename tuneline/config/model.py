@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, TypeAdapter
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, RepoId
 from tuneline.errors import NotFoundError
 
 CATALOGUE = Path(__file__).parent / "catalogue.yaml"
@@ -17,7 +17,7 @@ class HubModel(Config):
     """A model repository on the Hugging Face hub."""
 
     type: Literal["hub"]
-    repo_id: str
+    repo_id: RepoId
     """`owner/name` on the hub."""
 
     revision: str = "main"

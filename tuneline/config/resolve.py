@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, TemplateArguments
 from tuneline.config.data import AnyExam
 from tuneline.config.evaluate import AnswersDtype
 from tuneline.config.loader import LoadConfig
@@ -23,7 +23,7 @@ class ResolveConfig(Config):
     template: str = "auto"
     """Chat template, as in the recipe."""
 
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     load: LoadConfig = LoadConfig()
     method: Method
     max_length: int
