@@ -149,23 +149,27 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
 
 def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
     """Find names that ZenML or MLflow would refuse once the run is under way."""
-    names = [(("run_name",), content["run_name"])] if content.get("run_name") is not None else []
-    tags = content.get("tags")
-    names += (
-        [(("tags", i), tag) for i, tag in enumerate(tags) if isinstance(tag, str)] if isinstance(tags, list) else []
-    )
+    names: list[tuple[Key, Any]] = []
+    if (run_name := content.get("run_name")) is not None:
+        names.append((("run_name",), run_name))
+        yield from _unknown_fields(str(run_name), ["date", "time", *(at(content, ("substitutions",)) or ())])
+    if isinstance(tags := content.get("tags"), list):
+        names += [(("tags", i), tag) for i, tag in enumerate(tags) if isinstance(tag, str)]
     for key, name in names:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             yield key, f"expected a name of printable characters, got {name!r:.80}."
         elif len(name) > MAX_MODEL_NAME:
             yield key, f"has {len(name)} characters, and at most {MAX_MODEL_NAME} are allowed. Shorten it."
+
+
+def _unknown_fields(run_name: str, known: list[str]) -> Iterator[Problem]:
+    """Find fields in braces that ZenML has nothing to put in place of."""
     try:
-        used = [field for _, field, _, _ in Formatter().parse(str(content.get("run_name") or "")) if field is not None]
+        fields = [field for _, field, _, _ in Formatter().parse(run_name) if field is not None]
     except ValueError as error:
-        yield ("run_name",), f"{error}. Write {{date}} and {{time}} for the time of the run, and {{{{ for a brace."
+        yield ("run_name",), f"{error}. Write {{date}} and {{time}} for the time of the run."
         return
-    known = ["date", "time", *(at(content, ("substitutions",)) or ())]
-    for field in used:
+    for field in fields:
         if field not in known:
             yield ("run_name",), f"there is nothing to put in place of {{{field}}}.{hint(field, known)}"
 

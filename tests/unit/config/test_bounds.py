@@ -102,7 +102,8 @@ def problem(tmp_path, recipe, **top) -> str:
         load.load(path)
     (line,) = str(caught.value).splitlines()
     place, number, rest = line.split(":", 2)
-    assert place == str(path) and number.isdigit()
+    assert place == str(path)
+    assert number.isdigit()
     return rest.strip()
 
 
