@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tuneline import limits
 from tuneline.config import strict_file
 from tuneline.config.base import Config
 from tuneline.config.strict_file import Document, Key, Problem
@@ -76,7 +77,7 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
     path = Path(strict_file.absolute(gate, document.path.resolve().parent))
     if not path.is_file():
         del registry["gate"]
-        text = f"there is no file {path}. Give the path of a gate, relative to the recipe, or write the gate here."
+        text = f"{limits.no_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
         return document.tell([(here, text)])
     registry["gate"], told = _checked(path)
     return told

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline import state
+from tuneline import limits, state
 from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_SEED, Config, PlainName
 from tuneline.errors import NotFoundError, RecipeError, SourceError, did_you_mean
 
@@ -156,7 +156,7 @@ def files_of(config: HarnessConfig) -> list[Path]:
     if config.is_file:
         path = Path(config.task)
         if not path.is_file():
-            raise SourceError(f"exams.{config.name}.task: there is no file {path}. Give the YAML file of a task.")
+            raise SourceError(f"exams.{config.name}.task: {limits.no_file(path)}. Give the YAML file of a task.")
         return _below(config, path)
     own = _index(config.include_path) if config.include_path else {}
     known = own if config.task in own else _built_in()
