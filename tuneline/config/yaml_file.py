@@ -46,7 +46,8 @@ class BoundedLoader(yaml.SafeLoader):
         before, self._depth = self._num_nodes, self._depth + 1
         if self._depth > self._deepest:
             self._refuse(
-                f"values are nested more than {self._deepest} deep. Write them flatter. {limits.CONFIG_DEPTH.raise_it()}",
+                f"values are nested more than {self._deepest} deep. Write them flatter. "
+                f"{limits.CONFIG_DEPTH.raise_it()}",
                 mark,
             )
         self._count(1, mark)
