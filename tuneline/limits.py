@@ -94,12 +94,20 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder; one that no file system can hold is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def irregular(path: Path) -> str:
     """Say what lies at a path that is neither a file nor a folder, or return an empty string; nothing is opened."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if not path.is_symlink():
+        if error.errno == errno.ENAMETOOLONG or not path.is_symlink():
             return ""
         return "a link that leads to itself" if error.errno == errno.ELOOP else "a link to a file that is not there"
     except ValueError:  # a zero byte in the name
@@ -113,11 +121,21 @@ def irregular(path: Path) -> str:
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "")
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether a path is a plain file; one that no file system can hold is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def no_file(path: Path) -> str:
     """Say in words why a path is no file: `there is no file X`, or what it is instead."""
     if odd := irregular(path):
         return f"{path} is {odd}"
-    return f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}"
+    if is_folder(path):
+        return f"{path} is a folder, not a file"
+    return f"there is no file {path!s:.300}"
 
 
 def check_file(path: Path) -> None:
@@ -126,7 +144,7 @@ def check_file(path: Path) -> None:
     Raises:
         SourceError: It is not there, or is a folder, a named pipe, a socket or a device.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise SourceError(f"{no_file(path)}. Give the path of a file.")
 
 

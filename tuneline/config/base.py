@@ -1,5 +1,7 @@
 """The base of every config model, the bounds of its numbers, and the kinds of names."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -23,6 +25,10 @@ MAX_MODEL_NAME = 200
 """Characters of a registered model's name: MLflow holds 256, ZenML 255, and a file's name 255 bytes."""
 
 
+MAX_PATH = 4000
+"""Bytes of a path: Linux opens none of more than 4,095."""
+
+
 class Config(BaseModel):
     """A frozen config that refuses unknown keys, NaN and infinite numbers.
 
@@ -33,6 +39,26 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+def _usable_path(path: Path) -> Path:
+    text = str(path)
+    if "\0" in text or len(os.fsencode(path)) > MAX_PATH or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError(f"{text[:80]!r}... is no path: it is too long, or holds a zero byte. Correct it.")
+    return path
+
+
+LocalPath = Annotated[Path, AfterValidator(_usable_path)]
+"""A path that a file system can hold."""
+
+
+def _usable_template(name: str) -> str:
+    _usable_path(Path(name))
+    return name
+
+
+TemplateName = Annotated[str, AfterValidator(_usable_template)]
+"""A name of the catalogue of chat templates, or the path of a file."""
 
 
 def _no_parent(path: str) -> str:

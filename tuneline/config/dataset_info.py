@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tuneline import limits
 from tuneline.config import strict_file
 from tuneline.config.base import MAX_ROWS, Config
 from tuneline.config.sources import SourceConfig
@@ -203,7 +204,8 @@ def _notes(entry: Entry, description: dict[str, Any]) -> Iterator[str]:
         yield "read as text: it names only a prompt"
     if entry.ranking and not (entry.columns.chosen and entry.columns.rejected):
         yield "names no chosen and rejected: its rows must call them so"
-    if is_file and not Path(description["path"]).exists():
+    place = Path(description["path"]) if is_file else None
+    if place is not None and not (limits.is_file(place) or limits.is_folder(place)):
         yield f"{entry.file_name} is not there"
     if unread := _unread(entry):
         yield f"columns {', '.join(unread)}: not read where formatting is {entry.formatting}, ranking {entry.ranking}"

@@ -134,7 +134,7 @@ def _described(document: Document, raw: dict[str, Any], named: list[int]) -> Des
         raise _wrong(document, key, f"expected the path of a file like configs/datasets.yaml, got {written!r}.")
     folder = document.path.resolve().parent if document.path.is_symlink() else document.path.parent
     path = folder / written
-    if path.is_file():
+    if limits.is_file(path):
         return read(path)
     if "datasets" in raw:
         raise _wrong(document, key, f"{limits.no_file(path)}. Correct the path; it is relative to this file.")

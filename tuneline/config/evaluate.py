@@ -2,12 +2,11 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_TOKENS, Config, ModelName
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_TOKENS, Config, LocalPath, ModelName
 from tuneline.config.exams import Benchmark
 from tuneline.config.gate import GuardConfig, PreconditionsConfig, TargetConfig
 from tuneline.config.harness import HarnessConfig
@@ -129,7 +128,7 @@ class EvaluateStepConfig(EvaluateConfig):
     load: Holding = Holding()
     """How the models are held that answer."""
 
-    reward_model: Path | None = None
+    reward_model: LocalPath | None = None
     """Folder of the reward model that judges answers."""
 
     reward_function: str | None = None

@@ -1,11 +1,10 @@
 """Configs of an export: which model, in which form, where it goes; names as in `transformers` and `huggingface_hub`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.base import Config, OwnedRepoId, TemplateArguments
+from tuneline.config.base import Config, LocalPath, OwnedRepoId, TemplateArguments, TemplateName
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, HubModel, WheelModel
 from tuneline.errors import did_you_mean
 
@@ -117,19 +116,19 @@ class LocateConfig(Config):
     """What the step `locate` sees: which model, with which chat template, and who must let it in."""
 
     model: ExportSource
-    adapters: list[Path] = Field(default_factory=list)
-    template: str = "auto"
+    adapters: list[LocalPath] = Field(default_factory=list)
+    template: TemplateName = "auto"
     template_arguments: TemplateArguments = Field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    to: Path | None = None
+    to: LocalPath | None = None
     push: PushConfig | None = None
 
 
 class PublishConfig(Config):
     """What the step `publish` sees: where the export goes."""
 
-    to: Path | None = None
+    to: LocalPath | None = None
     push: PushConfig | None = None
 
 
@@ -140,17 +139,17 @@ class ExportRecipe(FormConfig):
     model: ExportSource
     """What is exported: a registered version, a run's model, or a model of any other source."""
 
-    adapters: list[Path] = Field(default_factory=list)
+    adapters: list[LocalPath] = Field(default_factory=list)
     """Adapters to fold in first, in order; relative to the recipe's file. LlamaFactory calls this
     `adapter_name_or_path`."""
 
-    template: str = "auto"
+    template: TemplateName = "auto"
     """Chat template: `auto` keeps the model's own; or a name of the catalogue, or the path of a Jinja file."""
 
     template_arguments: TemplateArguments = Field(default_factory=dict)
     """Variables that the template is to see, like `enable_thinking: false`; they become part of it."""
 
-    to: Path | None = None
+    to: LocalPath | None = None
     """Folder to lay the export into, beside the artifact; it must be empty, or an earlier export."""
 
     push: PushConfig | None = None

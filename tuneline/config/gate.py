@@ -75,7 +75,7 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
     if not isinstance(registry, dict) or not isinstance(gate, str):
         return []
     path = Path(strict_file.absolute(gate, document.path.resolve().parent))
-    if not path.is_file():
+    if not limits.is_file(path):
         del registry["gate"]
         text = f"{limits.no_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
         return document.tell([(here, text)])

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tuneline import limits, state
-from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_SEED, Config, PlainName
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_SEED, Config, LocalPath, PlainName
 from tuneline.errors import NotFoundError, RecipeError, SourceError, did_you_mean
 
 NO_FILTER = "none"
@@ -36,7 +36,7 @@ class HarnessConfig(Config):
     """Name of a task, a group or a tag of the harness, like `hellaswag`; or the path of a task's YAML file, relative to
     the recipe's file. Data files that a task file of your own names are relative to it."""
 
-    include_path: Path | None = None
+    include_path: LocalPath | None = None
     """Folder with tasks of your own, to be named in `task`, relative to the recipe's file."""
 
     metrics: list[str] = Field(min_length=1)
@@ -155,7 +155,7 @@ def files_of(config: HarnessConfig) -> list[Path]:
         )
     if config.is_file:
         path = Path(config.task)
-        if not path.is_file():
+        if not limits.is_file(path):
             raise SourceError(f"exams.{config.name}.task: {limits.no_file(path)}. Give the YAML file of a task.")
         return _below(config, path)
     own = _index(config.include_path) if config.include_path else {}

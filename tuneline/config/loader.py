@@ -1,11 +1,10 @@
 """How the base model is held in memory and patched; names as in `transformers`, `peft` and `bitsandbytes`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, LocalPath
 
 
 class RopeScaling(Config):
@@ -50,7 +49,7 @@ Quantization = Annotated[Bnb4bit | Bnb8bit | TorchaoInt8, Field(discriminator="t
 class AdapterSource(Config):
     """An adapter that was trained before, for this base model."""
 
-    path: Path
+    path: LocalPath
     """Its folder, relative to the recipe's file."""
 
     use: Literal["merge", "continue", "reward"] = "merge"

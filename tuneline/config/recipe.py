@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tuneline.config import support
-from tuneline.config.base import TemplateArguments
+from tuneline.config.base import TemplateArguments, TemplateName
 from tuneline.config.custom import format_hash, source_hash
 from tuneline.config.data import (
     DataSection,
@@ -52,7 +52,7 @@ class Recipe(DataSection):
     model: ModelSource
     """The base model."""
 
-    template: str = "auto"
+    template: TemplateName = "auto"
     """Chat template: `auto` takes the model's own, or, where it has none, the one of its family; or a name of the
     catalogue, or the path of a Jinja file."""
 

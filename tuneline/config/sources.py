@@ -1,11 +1,10 @@
 """Configs of data sets: where rows are, what shape they have, how much of them is taken."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tuneline.config.base import MAX_ROWS, Config, Name, RepoFolder, RepoId
+from tuneline.config.base import MAX_ROWS, Config, LocalPath, Name, RepoFolder, RepoId
 from tuneline.errors import did_you_mean
 
 FORMATS = ("alpaca", "kto", "openai", "preference", "sharegpt", "standard", "text")
@@ -91,7 +90,7 @@ class SourceConfig(Config):
     name: Name
     """Name that the rows carry from here on. The same entry written twice counts twice."""
 
-    path: Path | None = None
+    path: LocalPath | None = None
     """A file, a folder or a pattern like `data/*.jsonl`, relative to the recipe's file."""
 
     hub: RepoId | None = None

@@ -177,9 +177,14 @@ def at(content: Any, key: Key) -> Any:
 
 def absolute(written: str, base: Path) -> str:
     """Make a path, or a pattern like `data/*.jsonl`, that is relative to a file's folder absolute."""
+    if "\0" in written:
+        return written  # which no path holds: its model refuses it
     if glob.has_magic(written) and not (base / written).exists():
         return os.path.normpath(Path(glob.escape(str(base)), written))
-    return os.path.realpath(base / written)  # `resolve` fails on a link that leads to itself
+    found = Path(os.path.realpath(base / written))  # `resolve` fails on a link that leads to itself
+    if found.suffix != Path(written).suffix:  # by which the kind of a file is known
+        return os.path.normpath(base / written)
+    return str(found)
 
 
 def hint(name: Any, known: Iterable[str]) -> str:

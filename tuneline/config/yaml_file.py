@@ -79,9 +79,9 @@ def text_of(path: Path, what: str) -> str:
     Raises:
         RecipeError: It is no plain file, too large, or no UTF-8.
     """
-    if not path.is_file():
+    if not limits.is_file(path):
         odd = limits.irregular(path)
-        raise RecipeError(f"{path}: {f'is {odd}' if odd else 'there is no such file'}. Give the path of {what}.")
+        raise RecipeError(f"{path!s:.300}: {f'is {odd}' if odd else 'there is no such file'}. Give the path of {what}.")
     if (size := path.stat().st_size) > limits.CONFIG_BYTES.value():
         limit = limits.CONFIG_BYTES
         raise RecipeError(
