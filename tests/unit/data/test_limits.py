@@ -260,11 +260,9 @@ def test_yaml_that_multiplies_or_nests_without_end_is_refused_with_its_line(tmp_
 def test_json_that_nests_without_end_is_refused_with_its_line(tmp_path, text):
     path = tmp_path / "dataset_info.json"
     path.write_text(text)
+    place = f"dataset_info.json:{1 + text.count(chr(10))}: "
 
-    with (
-        at_most(20),
-        pytest.raises(RecipeError, match=f"{place}values are nested",
-    ):
+    with at_most(20), pytest.raises(RecipeError, match=f"{place}values are nested"):
         descriptions.read(path)
 
 
