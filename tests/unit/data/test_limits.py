@@ -14,7 +14,7 @@ from pyarrow import parquet
 from tests import tiny
 from tuneline import identity, limits
 from tuneline.config import descriptions, files, load, places
-from tuneline.data import readers
+from tuneline.data import readers, template
 from tuneline.errors import RecipeError, SourceError, TunelineError
 
 MIB = 1 << 20
@@ -340,3 +340,14 @@ def test_a_path_that_no_file_system_holds_is_refused_with_its_line(tmp_path, key
 def test_a_recipe_is_asked_for_by_a_path_that_can_be():
     with pytest.raises(RecipeError, match="there is no such file"):
         load.load(Path(TOO_LONG))
+
+
+def test_a_template_that_is_far_too_large_or_no_text_is_refused(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("a" * (2 * MIB))
+    with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and at most 1 MiB are read"):
+        template.read(str(path))
+
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(SourceError, match="is not UTF-8 text: byte 3"):
+        template.read(str(path))
