@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneline import state
+from tuneline import limits, state
 
 
 def canonical_json(value: Any) -> str:
@@ -109,7 +109,12 @@ def _entry(base: Path, path: Path, known: dict[str, list[Any]]) -> FileEntry:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash the bytes of one file."""
+    """Hash the bytes of one file.
+
+    Raises:
+        SourceError: It is no plain file.
+    """
+    limits.check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

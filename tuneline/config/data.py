@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_SEED, MAX_TOKENS, Config
 from tuneline.config.exams import AnyExam as AnyExam
 from tuneline.config.exams import ExamConfig as ExamConfig
 from tuneline.config.sources import SourceConfig
@@ -20,7 +20,7 @@ class MergeConfig(Config):
     strategy: Literal["concatenate", "interleave_under", "interleave_over"] = "concatenate"
     """One after another; or drawn in turn by their weights until the first is used up (under), or the last (over)."""
 
-    mix_seed: int = 0
+    mix_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the draw where data sets are interleaved."""
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)
@@ -31,7 +31,7 @@ class MergeConfig(Config):
     one side. `auto` goes by the prompt for pairs and labelled answers, of which data sets have several a prompt, and by
     the example else."""
 
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=-MAX_SEED, le=MAX_SEED)
     """Another seed holds out other examples."""
 
 
@@ -52,7 +52,7 @@ class MergeStepConfig(MergeConfig):
 class TokenizeConfig(Config):
     """How examples become training rows."""
 
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(2048, ge=8, le=MAX_TOKENS)
     """Tokens a row. LlamaFactory calls this `cutoff_len`."""
 
     packing: bool | Literal["wrapped"] = True

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tuneline import limits
 from tuneline.config import strict_file
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_ROWS, Config
 from tuneline.config.sources import SourceConfig
 from tuneline.config.strict_file import Problem
 from tuneline.errors import RecipeError
@@ -89,7 +90,7 @@ class Entry(Config):
     subset: str | None = None
     split: str = "train"
     folder: str | None = None
-    num_samples: int | None = Field(None, ge=1)
+    num_samples: int | None = Field(None, ge=1, le=MAX_ROWS)
     columns: EntryColumns = EntryColumns()
     tags: EntryTags = EntryTags()
 
@@ -203,7 +204,8 @@ def _notes(entry: Entry, description: dict[str, Any]) -> Iterator[str]:
         yield "read as text: it names only a prompt"
     if entry.ranking and not (entry.columns.chosen and entry.columns.rejected):
         yield "names no chosen and rejected: its rows must call them so"
-    if is_file and not Path(description["path"]).exists():
+    place = Path(description["path"]) if is_file else None
+    if place is not None and not (limits.is_file(place) or limits.is_folder(place)):
         yield f"{entry.file_name} is not there"
     if unread := _unread(entry):
         yield f"columns {', '.join(unread)}: not read where formatting is {entry.formatting}, ranking {entry.ranking}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tuneline import limits
 from tuneline.config import dataset_info, strict_file
 from tuneline.config.sources import SourceConfig
 from tuneline.config.strict_file import Document, Key, Problem
@@ -133,10 +134,12 @@ def _described(document: Document, raw: dict[str, Any], named: list[int]) -> Des
         raise _wrong(document, key, f"expected the path of a file like configs/datasets.yaml, got {written!r}.")
     folder = document.path.resolve().parent if document.path.is_symlink() else document.path.parent
     path = folder / written
-    if path.is_file():
+    if limits.is_file(path):
         return read(path)
     if "datasets" in raw:
-        raise _wrong(document, key, f"there is no file {path}. Correct the path; it is relative to this file.")
+        raise _wrong(document, key, f"{limits.no_file(path)}. Correct the path; it is relative to this file.")
+    if odd := limits.irregular(path):
+        raise _wrong(document, key, f"{path} is {odd}, not a file. Write the descriptions into a file.")
     text = f"there is no {BESIDE} beside this file to look it up in. Name a file of descriptions by the key `datasets`."
     raise _wrong(document, key, text)
 

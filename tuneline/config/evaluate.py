@@ -2,12 +2,11 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_TOKENS, Config, LocalPath, ModelName
 from tuneline.config.exams import Benchmark
 from tuneline.config.gate import GuardConfig, PreconditionsConfig, TargetConfig
 from tuneline.config.harness import HarnessConfig
@@ -46,23 +45,23 @@ LETTERS_VERSION = 2
 class NoiseConfig(Config):
     """How often answers are drawn for the noise band, and how."""
 
-    num_seeds: int = Field(3, ge=2)
+    num_seeds: int = Field(3, ge=2, le=1000)
     """Draws of each answer, with the seeds 0, 1, ..."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=100)
     """Of the draws."""
 
 
 class EvaluateConfig(Config):
     """How the base model and the new one are scored."""
 
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=1, le=MAX_TOKENS)
     """Longest answer that is generated; references are never cut."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
     """Prompts generated side by side. It changes the speed, not the answers."""
 
-    max_items: int | None = Field(None, ge=5)
+    max_items: int | None = Field(None, ge=5, le=MAX_ROWS)
     """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
 
     dtype: AnswersDtype = "auto"
@@ -123,13 +122,13 @@ class EvaluateStepConfig(EvaluateConfig):
     harness: list[HarnessConfig] = Field(default_factory=list)
     """Tasks of lm-evaluation-harness."""
 
-    window: int = Field(2048, ge=2)
+    window: int = Field(2048, ge=2, le=MAX_TOKENS)
     """Tokens of one forward pass where held-out texts are scored: those of a training row."""
 
     load: Holding = Holding()
     """How the models are held that answer."""
 
-    reward_model: Path | None = None
+    reward_model: LocalPath | None = None
     """Folder of the reward model that judges answers."""
 
     reward_function: str | None = None
@@ -151,13 +150,13 @@ class GateConfig(Config):
     texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for answers
     with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
 
-    min_gain: float = Field(0.0, ge=0)
+    min_gain: float = Field(0.0, ge=0, le=1e6)
     """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
 
     level: float = Field(0.95, gt=0.5, lt=1)
     """One-sided confidence of each decision."""
 
-    num_resamples: int = Field(5000, ge=1000)
+    num_resamples: int = Field(5000, ge=1000, le=1_000_000)
     """Bootstrap resamples."""
 
     targets: list[TargetConfig] = Field(default_factory=list)
@@ -230,7 +229,7 @@ class GateConfig(Config):
 class RegisterConfig(Config):
     """Under which name a model is registered, and which gate it meets."""
 
-    model_name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    model_name: ModelName
     """Name in the MLflow model registry."""
 
     gate: GateConfig = GateConfig()

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tuneline.config.base import Config
+from tuneline import limits
+from tuneline.config.base import MAX_NAME, MAX_ROWS, Config, LocalPath, OwnedRepoId, PlainName
 from tuneline.config.harness import HarnessConfig
 from tuneline.errors import SourceError, did_you_mean
 
@@ -31,17 +32,17 @@ class ExamConfig(Config):
     engine: Literal["tuneline"] = "tuneline"
     """Who asks and scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: PlainName
     """Prefix of the exam's metrics."""
 
     benchmark: Benchmark = "mmlu"
     """Whose prompt is used, and whose subjects: `mmlu` (English), `cmmlu` or `ceval` (Chinese)."""
 
-    path: Path | None = None
+    path: LocalPath | None = None
     """Folder or zip file with `dev/<subject>.csv` (the shots) and `test/<subject>.csv` or `val/<subject>.csv`,
     relative to the recipe's file."""
 
-    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    hub: OwnedRepoId | None = None
     """Data set of the hub instead, like `cais/mmlu`."""
 
     revision: str | None = None
@@ -50,13 +51,13 @@ class ExamConfig(Config):
     split: Literal["test", "val"] | None = None
     """Which questions are asked; left out, `val` for C-Eval, whose test has no public answers, else `test`."""
 
-    num_shots: int = Field(5, ge=0)
+    num_shots: int = Field(5, ge=0, le=1000)
     """Solved questions in front of each question, the first of `dev/`."""
 
     subjects: list[str] | None = Field(None, min_length=1)
     """Names of the subjects that are asked; left out, all that have files."""
 
-    max_questions: int | None = Field(None, ge=1)
+    max_questions: int | None = Field(None, ge=1, le=MAX_ROWS)
     """Questions asked of each subject, the first of its file; left out, all."""
 
     def columns(self) -> list[str]:
@@ -99,7 +100,7 @@ class Sheet:
 
     split: str
     subject: str
-    file: Path
+    file: LocalPath
     member: str | None = None
 
 
@@ -115,6 +116,7 @@ def sheets(exam: ExamConfig, place: Path) -> list[Sheet]:
     """
     key = f"exams.{exam.name}.{'path' if exam.path else 'hub'}"
     found = [sheet for sheet in _all(key, place) if sheet.split in (SHOTS, exam.asked)]
+    _check_once(key, found)
     have = {sheet.subject for sheet in found if sheet.split == exam.asked}
     if not have:
         raise SourceError(
@@ -134,13 +136,49 @@ def _all(key: str, place: Path) -> list[Sheet]:
     if place.is_dir():
         return _in_folder(place)
     if not place.is_file():
-        raise SourceError(f"{key}: there is no {place}. Give the folder or the zip file of an exam.")
+        raise SourceError(f"{key}: {limits.no_file(place)}. Give the folder or the zip file of an exam.")
     try:
         with zipfile.ZipFile(place) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise SourceError(f"{key}: {place} is no zip file ({error}). Give the folder or the zip file.") from None
-    return _named(names, place)
+    if len(members) > limits.EXAM_FILES.value():
+        raise SourceError(
+            f"{key}: {place} holds {len(members):,} files, and an exam at most {limits.EXAM_FILES.shown()}. Give the "
+            f"zip file of an exam. {limits.EXAM_FILES.raise_it()}"
+        )
+    found = _named([member.filename for member in members], place)
+    sizes = {member.filename: member.file_size for member in members}
+    for sheet in found:
+        check_size(f"{key}: {sheet.member} in {place}", sizes[str(sheet.member)])
+    return found
+
+
+def check_size(place: str, num_bytes: int) -> None:
+    """Check the size of a sheet before it is read.
+
+    Raises:
+        SourceError: It is too large.
+    """
+    if num_bytes > limits.EXAM_BYTES.value():
+        raise SourceError(
+            f"{place} has {num_bytes:,} bytes, and a sheet of an exam at most {limits.EXAM_BYTES.shown()}. Give the "
+            f"questions alone. {limits.EXAM_BYTES.raise_it()}"
+        )
+
+
+def _check_once(key: str, found: list[Sheet]) -> None:
+    """Refuse two sheets of one subject in one split: one of them would be lost."""
+    first: dict[tuple[str, str], Sheet] = {}
+    for sheet in found:
+        if (other := first.setdefault((sheet.split, sheet.subject), sheet)) is not sheet:
+            names = " and ".join(str(each.member or each.file) for each in (other, sheet))
+            raise SourceError(
+                f"{key}: two sheets hold the subject {sheet.subject!r} of split {sheet.split} ({names}), and one would "
+                "be lost. Keep one, or put both into one file."
+            )
+        if len(sheet.subject.encode()) > MAX_NAME or not sheet.subject.isprintable():
+            raise SourceError(f"{key}: {sheet.subject[:80]!r}... is no name of a subject. Rename its file.")
 
 
 def _in_folder(place: Path) -> list[Sheet]:

@@ -1,13 +1,14 @@
 """Configs of an export: which model, in which form, where it goes; names as in `transformers` and `huggingface_hub`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, LocalPath, OwnedRepoId, TemplateArguments, TemplateName
 from tuneline.config.model import CatalogueModel, DirectoryModel, GgufModel, HubModel, WheelModel
 from tuneline.errors import did_you_mean
+
+Parameter = Annotated[int, Field(ge=-1e9, le=1e9)] | Annotated[float, Field(ge=-1e9, le=1e9)]
 
 PARAMETERS = (
     "temperature",
@@ -27,10 +28,10 @@ class RegisteredModel(Config):
     """A version in the model registry."""
 
     type: Literal["registered"]
-    name: str
+    name: str = Field(max_length=256)
     """Registered model."""
 
-    version: str = "champion"
+    version: str = Field("champion", max_length=255)
     """Number or alias."""
 
 
@@ -38,7 +39,7 @@ class RunModel(Config):
     """What a run made, registered or not."""
 
     type: Literal["run"]
-    name: str
+    name: str = Field(max_length=255)
     """Name or id of the pipeline run."""
 
 
@@ -51,7 +52,7 @@ ExportSource = Annotated[
 class PushConfig(Config):
     """A repository of a hub; who pushes is known by `HF_TOKEN` or `hf auth login`, and never written down."""
 
-    repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    repo_id: OwnedRepoId
     """`owner/name`."""
 
     private: bool = True
@@ -73,10 +74,10 @@ class FormConfig(Config):
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Precision of the weights; `keep` leaves them as they are."""
 
-    max_shard_size: str | None = Field(None, pattern=r"^\d+(\.\d+)?(KB|MB|GB)$")
+    max_shard_size: str | None = Field(None, pattern=r"^\d{1,9}(\.\d{1,9})?(KB|MB|GB)$")
     """Largest file of weights, like 5GB; left out, files stay as they are."""
 
-    max_kl: float = Field(1e-2, gt=0)
+    max_kl: float = Field(1e-2, gt=0, le=100)
     """Largest mean KL divergence (nats a token) between the model as it was and as it is exported, where its weights
     are merged or rounded; more is refused."""
 
@@ -87,7 +88,7 @@ class FormConfig(Config):
     system: str | None = None
     """Default system message of the Modelfile; left out, that of the training data (`align.system`), if it is known."""
 
-    parameters: dict[str, int | float] = Field(default_factory=dict)
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
     """More for the Modelfile, like `num_ctx: 8192`; over what the generation config says."""
 
     trust_remote_code: bool = False
@@ -115,19 +116,19 @@ class LocateConfig(Config):
     """What the step `locate` sees: which model, with which chat template, and who must let it in."""
 
     model: ExportSource
-    adapters: list[Path] = Field(default_factory=list)
-    template: str = "auto"
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    adapters: list[LocalPath] = Field(default_factory=list)
+    template: TemplateName = "auto"
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False
-    to: Path | None = None
+    to: LocalPath | None = None
     push: PushConfig | None = None
 
 
 class PublishConfig(Config):
     """What the step `publish` sees: where the export goes."""
 
-    to: Path | None = None
+    to: LocalPath | None = None
     push: PushConfig | None = None
 
 
@@ -138,17 +139,17 @@ class ExportRecipe(FormConfig):
     model: ExportSource
     """What is exported: a registered version, a run's model, or a model of any other source."""
 
-    adapters: list[Path] = Field(default_factory=list)
+    adapters: list[LocalPath] = Field(default_factory=list)
     """Adapters to fold in first, in order; relative to the recipe's file. LlamaFactory calls this
     `adapter_name_or_path`."""
 
-    template: str = "auto"
+    template: TemplateName = "auto"
     """Chat template: `auto` keeps the model's own; or a name of the catalogue, or the path of a Jinja file."""
 
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     """Variables that the template is to see, like `enable_thinking: false`; they become part of it."""
 
-    to: Path | None = None
+    to: LocalPath | None = None
     """Folder to lay the export into, beside the artifact; it must be empty, or an earlier export."""
 
     push: PushConfig | None = None

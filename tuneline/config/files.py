@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneline import limits
 from tuneline.errors import SourceError, did_you_mean
 
 TEXT_KINDS = ("json", "jsonl", "csv", "tsv", "txt")
@@ -55,6 +56,8 @@ def find(path: Path) -> Files:
     """
     if path.is_file():
         found = Files(path.parent, [path])
+    elif odd := limits.irregular(path):
+        raise SourceError(f"{path} is {odd}, and rows are read from plain files. Give a file.")
     elif path.is_dir():
         found = Files(path, _in_folder(path))
     else:
@@ -106,7 +109,10 @@ def _one_kind(found: Files) -> None:
     by_kind: dict[str, list[str]] = {}
     for path in found.paths:
         if not path.is_file():
-            raise SourceError(f"{path} is a link to a file that is not there. Fetch the file, or remove the link.")
+            raise SourceError(
+                f"{path} is {limits.irregular(path)}, and rows are read from plain files. Fetch the file, or remove it "
+                "from the folder."
+            )
         by_kind.setdefault(kind(path) or "", []).append(path.relative_to(found.folder).as_posix())
     if len(by_kind) > 1:
         listed = "; ".join(f"{kind or 'not read'}: {_some(names)}" for kind, names in by_kind.items())

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tuneline import limits
 from tuneline.config import strict_file
 from tuneline.config.base import Config
 from tuneline.config.strict_file import Document, Key, Problem
@@ -22,7 +23,7 @@ class TargetConfig(Config):
     metric: str
     """Name in the report: one of the held-out rows, like rougeL, or of an exam, like mmlu_accuracy."""
 
-    min_effect: float = Field(0.0, ge=0)
+    min_effect: float = Field(0.0, ge=0, le=1e6)
     """What the gain must surely exceed; 0.01 is one point of ROUGE or of right answers."""
 
 
@@ -32,7 +33,7 @@ class GuardConfig(Config):
     metric: str
     """Name in the report: one of the held-out rows, like rougeL, or of an exam, like mmlu_accuracy."""
 
-    margin: float = Field(gt=0)
+    margin: float = Field(gt=0, le=1e6)
     """Loss that is tolerated; 0.02 is two points of ROUGE or of right answers."""
 
 
@@ -42,7 +43,7 @@ class PreconditionsConfig(Config):
     template_parity: bool = True
     """Tokenizer and chat template beside the weights are, byte by byte, those that the training rows were made with."""
 
-    max_kl: float | None = Field(None, gt=0)
+    max_kl: float | None = Field(None, gt=0, le=100)
     """Largest mean KL divergence (nats a token) of the merged model from the adapter; null: `merge_adapter.max_kl`."""
 
     min_greedy_agreement: float = Field(0.9, ge=0, le=1)
@@ -74,9 +75,9 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
     if not isinstance(registry, dict) or not isinstance(gate, str):
         return []
     path = Path(strict_file.absolute(gate, document.path.resolve().parent))
-    if not path.is_file():
+    if not limits.is_file(path):
         del registry["gate"]
-        text = f"there is no file {path}. Give the path of a gate, relative to the recipe, or write the gate here."
+        text = f"{limits.no_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
         return document.tell([(here, text)])
     registry["gate"], told = _checked(path)
     return told

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline import state
-from tuneline.config.base import Config
+from tuneline import limits, state
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_SEED, Config, LocalPath, PlainName
 from tuneline.errors import NotFoundError, RecipeError, SourceError, did_you_mean
 
 NO_FILTER = "none"
@@ -29,32 +29,32 @@ class HarnessConfig(Config):
     engine: Literal["lm_eval"]
     """Who asks and scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: PlainName
     """Prefix of the task's metrics."""
 
     task: str
     """Name of a task, a group or a tag of the harness, like `hellaswag`; or the path of a task's YAML file, relative to
     the recipe's file. Data files that a task file of your own names are relative to it."""
 
-    include_path: Path | None = None
+    include_path: LocalPath | None = None
     """Folder with tasks of your own, to be named in `task`, relative to the recipe's file."""
 
     metrics: list[str] = Field(min_length=1)
     """Metrics of the task, like `acc_norm`; `exact_match,strict-match` where a task has several filters."""
 
-    num_fewshot: int | None = Field(None, ge=0)
+    num_fewshot: int | None = Field(None, ge=0, le=1000)
     """Solved items in front of each; left out, as many as the task says."""
 
-    fewshot_random_seed: int = 1234
+    fewshot_random_seed: int = Field(1234, ge=0, le=MAX_SEED)
     """Which are drawn, where the task draws them; the harness' own default."""
 
-    limit: int | None = Field(None, ge=5)
+    limit: int | None = Field(None, ge=5, le=MAX_ROWS)
     """Items asked of each task, the first; left out, all."""
 
     apply_chat_template: bool = False
     """Ask in the model's chat template; solved items become turns."""
 
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=MAX_BATCH_SIZE)
     """Requests answered side by side. It changes the speed, not the answers."""
 
     def columns(self) -> list[str]:
@@ -155,8 +155,8 @@ def files_of(config: HarnessConfig) -> list[Path]:
         )
     if config.is_file:
         path = Path(config.task)
-        if not path.is_file():
-            raise SourceError(f"exams.{config.name}.task: there is no file {path}. Give the YAML file of a task.")
+        if not limits.is_file(path):
+            raise SourceError(f"exams.{config.name}.task: {limits.no_file(path)}. Give the YAML file of a task.")
         return _below(config, path)
     own = _index(config.include_path) if config.include_path else {}
     known = own if config.task in own else _built_in()

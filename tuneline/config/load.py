@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from tuneline.config import descriptions, gate, run_keys, strict_file
+from tuneline.config.base import MAX_MODEL_NAME
 from tuneline.config.recipe import Recipe, SFTRecipe
 from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
 from tuneline.config.strict_file import Key, Problem, at, hint
@@ -51,7 +53,7 @@ def load(path: Path) -> RunConfig:
     content = document.content
     if "parameters" not in content:
         _refuse_llamafactory(path)
-    told = document.tell(_unknown_keys(content))
+    told = document.tell([*_unknown_keys(content), *_unusable_names(content)])
     recipe, raw = None, at(content, RECIPE)
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
@@ -143,6 +145,33 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
                 ("schedule", "cron_expression"),
                 f"{cron!r} is no cron expression. Write five fields, like '0 3 * * *'.",
             )
+
+
+def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
+    """Find names that ZenML or MLflow would refuse once the run is under way."""
+    names: list[tuple[Key, Any]] = []
+    if (run_name := content.get("run_name")) is not None:
+        names.append((("run_name",), run_name))
+        yield from _unknown_fields(str(run_name), ["date", "time", *(at(content, ("substitutions",)) or ())])
+    if isinstance(tags := content.get("tags"), list):
+        names += [(("tags", i), tag) for i, tag in enumerate(tags) if isinstance(tag, str)]
+    for key, name in names:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            yield key, f"expected a name of printable characters, got {name!r:.80}."
+        elif len(name) > MAX_MODEL_NAME:
+            yield key, f"has {len(name)} characters, and at most {MAX_MODEL_NAME} are allowed. Shorten it."
+
+
+def _unknown_fields(run_name: str, known: list[str]) -> Iterator[Problem]:
+    """Find fields in braces that ZenML has nothing to put in place of."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(run_name) if field is not None]
+    except ValueError as error:
+        yield ("run_name",), f"{error}. Write {{date}} and {{time}} for the time of the run."
+        return
+    for field in fields:
+        if field not in known:
+            yield ("run_name",), f"there is nothing to put in place of {{{field}}}.{hint(field, known)}"
 
 
 def _unknown_steps(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:

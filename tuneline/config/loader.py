@@ -1,11 +1,10 @@
 """How the base model is held in memory and patched; names as in `transformers`, `peft` and `bitsandbytes`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, LocalPath
 
 
 class RopeScaling(Config):
@@ -15,7 +14,7 @@ class RopeScaling(Config):
     """`linear` (Chen et al. 2023, arXiv:2306.15595), `dynamic` (NTK-aware), `yarn` (Peng et al. 2023, arXiv:2309.00071)
     or `llama3`."""
 
-    factor: float | None = Field(None, gt=1)
+    factor: float | None = Field(None, gt=1, le=1e6)
     """How many times longer; where it is left out, `tokenize.max_length` divided by the model's own length."""
 
 
@@ -34,7 +33,7 @@ class Bnb8bit(Config):
     """8-bit weights of bitsandbytes, made while loading (Dettmers et al. 2022, arXiv:2208.07339)."""
 
     type: Literal["bnb_8bit"]
-    llm_int8_threshold: float = Field(6.0, ge=0)
+    llm_int8_threshold: float = Field(6.0, ge=0, le=1e6)
     """Columns with activations above this are computed in 16 bits; 0 computes all in 8."""
 
 
@@ -50,7 +49,7 @@ Quantization = Annotated[Bnb4bit | Bnb8bit | TorchaoInt8, Field(discriminator="t
 class AdapterSource(Config):
     """An adapter that was trained before, for this base model."""
 
-    path: Path
+    path: LocalPath
     """Its folder, relative to the recipe's file."""
 
     use: Literal["merge", "continue", "reward"] = "merge"

@@ -4,9 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_SEED, MAX_STEPS, Config
 
 Targets = Literal["all"] | list[str]
+
+MAX_RANK = 1 << 16
+"""Largest rank, width or length of what is added to a model: more than the width of the widest models."""
+
+MAX_LAYERS = 10_000
 
 
 class FullMethod(Config):
@@ -19,7 +24,7 @@ class FreezeMethod(Config):
     """Some of the weights are trained, the others stay (Houlsby et al. 2019, arXiv:1902.00751, section 3)."""
 
     type: Literal["freeze"]
-    layers: int = 2
+    layers: int = Field(2, ge=-MAX_LAYERS, le=MAX_LAYERS)
     """Trains the last n layers; a negative number the first n; 0 none. LlamaFactory: `freeze_trainable_layers`."""
 
     trainable_modules: Targets = "all"
@@ -43,10 +48,10 @@ class LoraMethod(Config):
     """Low-rank adapter (Hu et al. 2021, arXiv:2106.09685) and its kin that merge the same way."""
 
     type: Literal["lora"]
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=MAX_RANK)
     """Rank of the update. LlamaFactory calls this `lora_rank`."""
 
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(32, ge=1, le=MAX_RANK)
     """Scale: the update is multiplied by `lora_alpha / r`."""
 
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -69,7 +74,7 @@ class LoraMethod(Config):
     """`pissa` starts from the main singular directions (Meng et al. 2024, arXiv:2404.02948), `olora` from an
     orthonormal basis (Buyukakyuz 2024, arXiv:2406.01775); both are saved as plain LoRA of twice the rank."""
 
-    loraplus_lr_ratio: float | None = Field(None, ge=1)
+    loraplus_lr_ratio: float | None = Field(None, ge=1, le=1e6)
     """Learning rate of B over that of A (Hayou et al. 2024, arXiv:2402.12354)."""
 
 
@@ -77,25 +82,25 @@ class AdaloraMethod(Config):
     """LoRA whose ranks go where they matter (Zhang et al. 2023, arXiv:2303.10512)."""
 
     type: Literal["adalora"]
-    init_r: int = Field(12, ge=1)
+    init_r: int = Field(12, ge=1, le=MAX_RANK)
     """Rank at the start."""
 
-    target_r: int = Field(8, ge=1)
+    target_r: int = Field(8, ge=1, le=MAX_RANK)
     """Mean rank at the end."""
 
-    tinit: int = Field(0, ge=0)
+    tinit: int = Field(0, ge=0, le=MAX_STEPS)
     """Steps before ranks begin to fall."""
 
-    tfinal: int = Field(0, ge=0)
+    tfinal: int = Field(0, ge=0, le=MAX_STEPS)
     """Steps at the end with ranks fixed."""
 
-    deltaT: int = Field(1, ge=1)
+    deltaT: int = Field(1, ge=1, le=MAX_STEPS)
     """Steps between two allocations."""
 
-    orth_reg_weight: float = Field(0.5, ge=0)
+    orth_reg_weight: float = Field(0.5, ge=0, le=1e6)
     """Weight of the penalty that keeps the factors orthogonal."""
 
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(32, ge=1, le=MAX_RANK)
     """Scale of the update."""
 
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -115,16 +120,16 @@ class VeraMethod(Config):
     """Shared random projections, trained scales (Kopiczko et al. 2023, arXiv:2310.11454)."""
 
     type: Literal["vera"]
-    r: int = Field(256, ge=1)
+    r: int = Field(256, ge=1, le=MAX_RANK)
     """Rank of the shared projections."""
 
-    d_initial: float = Field(0.1, gt=0)
+    d_initial: float = Field(0.1, gt=0, le=1e6)
     """Starting value of the scales."""
 
     vera_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training."""
 
-    projection_prng_key: int = Field(0, ge=0)
+    projection_prng_key: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the projections; they are saved too."""
 
     target_modules: Targets = "all"
@@ -135,7 +140,7 @@ class OftMethod(Config):
     """Orthogonal rotations of the weights (Qiu et al. 2023, arXiv:2306.07280)."""
 
     type: Literal["oft"]
-    oft_block_size: int = Field(32, ge=2)
+    oft_block_size: int = Field(32, ge=2, le=MAX_RANK)
     """Size of a rotation's block; it divides every adapted layer's inputs."""
 
     module_dropout: float = Field(0.0, ge=0, lt=1)
@@ -160,7 +165,7 @@ class PrefixMethod(Config):
     """Trained keys and values in front of each layer (Li and Liang 2021, arXiv:2101.00190)."""
 
     type: Literal["prefix"]
-    num_virtual_tokens: int = Field(30, ge=1)
+    num_virtual_tokens: int = Field(30, ge=1, le=MAX_RANK)
     """Length of the prefix."""
 
     prefix_projection: bool = False
@@ -171,7 +176,7 @@ class PromptMethod(Config):
     """Trained embeddings in front of the text (Lester et al. 2021, arXiv:2104.08691)."""
 
     type: Literal["prompt"]
-    num_virtual_tokens: int = Field(30, ge=1)
+    num_virtual_tokens: int = Field(30, ge=1, le=MAX_RANK)
     """Length of the prompt."""
 
 
@@ -179,10 +184,10 @@ class PTuningMethod(Config):
     """A trained prompt made by a small network (Liu et al. 2021, arXiv:2103.10385)."""
 
     type: Literal["p_tuning"]
-    num_virtual_tokens: int = Field(30, ge=1)
+    num_virtual_tokens: int = Field(30, ge=1, le=MAX_RANK)
     """Length of the prompt."""
 
-    encoder_hidden_size: int = Field(128, ge=1)
+    encoder_hidden_size: int = Field(128, ge=1, le=MAX_RANK)
     """Width of the network."""
 
 
@@ -190,7 +195,7 @@ class BottleneckMethod(Config):
     """Small networks behind attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751)."""
 
     type: Literal["bottleneck"]
-    bottleneck_size: int = Field(64, ge=1)
+    bottleneck_size: int = Field(64, ge=1, le=MAX_RANK)
     """Width of the network."""
 
     after: list[Literal["attention", "mlp"]] = Field(["attention", "mlp"], min_length=1, max_length=2)

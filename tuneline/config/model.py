@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, TypeAdapter
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, LocalPath, RepoId
 from tuneline.errors import NotFoundError
 
 CATALOGUE = Path(__file__).parent / "catalogue.yaml"
@@ -17,7 +17,7 @@ class HubModel(Config):
     """A model repository on the Hugging Face hub."""
 
     type: Literal["hub"]
-    repo_id: str
+    repo_id: RepoId
     """`owner/name` on the hub."""
 
     revision: str = "main"
@@ -28,7 +28,7 @@ class DirectoryModel(Config):
     """A folder as `save_pretrained` leaves it: config, safetensors, tokenizer."""
 
     type: Literal["directory"]
-    path: Path
+    path: LocalPath
     """The folder, relative to the recipe's file."""
 
     sha256: str | None = None
@@ -39,7 +39,7 @@ class GgufModel(Config):
     """One GGUF file; dequantized and converted into safetensors once, then kept."""
 
     type: Literal["gguf"]
-    path: Path
+    path: LocalPath
     """The file, relative to the recipe's file."""
 
     sha256: str | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+from tuneline.config.base import MAX_STEPS
 from tuneline.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -203,10 +204,13 @@ def _read(key: str, text: str, kind: Kinds) -> Value:
             raise ValueError(f"optim_args: {key} is {text!r}. Set true or false.")
         return WORDS[text.lower()]
     try:
-        return int(text) if kind is int else float(text)
+        number = int(text) if kind is int else float(text)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise ValueError(f"optim_args: {key} is {text!r}. Give {wanted}.") from None
+    if not abs(number) <= MAX_STEPS:  # NaN too
+        raise ValueError(f"optim_args: {key} is {text:.60}. Give a number up to {MAX_STEPS}.")
+    return number
 
 
 def check(config: "Optimisation") -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from tuneline import limits
 from tuneline.config import custom, exams, files, harness
 from tuneline.config.evaluate import CUSTOM_KEY, NEEDS
 from tuneline.config.exams import ExamConfig
@@ -127,7 +128,7 @@ def check_template(template: str) -> None:
     """
     if template.endswith(".jinja"):
         if not Path(template).is_file():
-            raise SourceError(f"template: there is no file {template}. Correct the path.")
+            raise SourceError(f"template: {limits.no_file(Path(template))}. Correct the path.")
         return
     known = ["auto", *(path.stem for path in TEMPLATES.glob("*.jinja"))]
     if template not in known:
@@ -147,7 +148,7 @@ def check_model(model: ModelSource | ExportSource, holding: Holding | None = Non
         case DirectoryModel():
             check_directory(model.path, holding)
         case GgufModel() if not model.path.is_file():
-            raise SourceError(f"model.path: there is no file {model.path}. Give a GGUF file.")
+            raise SourceError(f"model.path: {limits.no_file(model.path)}. Give a GGUF file.")
 
 
 def check_reward_function(recipe: Recipe) -> None:
@@ -170,6 +171,7 @@ def check_adapter(path: Path, key: str = "load.adapters") -> None:
     Raises:
         SourceError: Folder, config or weights are missing.
     """
+    _check_plain_files(path, key)
     for names in (ADAPTER_CONFIGS, ("*.safetensors",)):
         if not any(True for name in names for _ in path.glob(name)):
             raise SourceError(
@@ -185,6 +187,7 @@ def check_directory(path: Path, holding: Holding | None = None) -> None:
     """
     if not path.is_dir():
         raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
+    _check_plain_files(path, "model.path")
     holding = holding or Holding()
     pickled = any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors"))
     if pickled and not (holding.allow_pickle or holding.train_from_scratch):
@@ -201,3 +204,10 @@ def check_directory(path: Path, holding: Holding | None = None) -> None:
             raise SourceError(
                 f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote."
             )
+
+
+def _check_plain_files(folder: Path, key: str) -> None:
+    """Check that no file of a folder would block whoever opens it."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.exists() and (odd := limits.irregular(path)):
+            raise SourceError(f"{key}: {path} is {odd}. Remove it from the folder.")

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tuneline.config.base import MAX_BATCH_SIZE
 from tuneline.config.train import Optimisation
 
 DPOLoss = Literal[
@@ -31,10 +32,10 @@ SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaire
 class PreferenceConfig(Optimisation):
     """What the stages of preferences have in common: a small step and one pass."""
 
-    learning_rate: float = Field(5e-6, gt=0)
+    learning_rate: float = Field(5e-6, gt=0, le=100)
     """Peak learning rate; far below that of supervised fine-tuning."""
 
-    num_train_epochs: float = Field(1, gt=0)
+    num_train_epochs: float = Field(1, gt=0, le=1e6)
     """Passes over the training rows."""
 
 
@@ -44,7 +45,7 @@ class DPOConfig(PreferenceConfig):
     objective: Literal["dpo"] = "dpo"
     """What is minimised; it follows from the stage."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1e6)
     """How dear it is to leave the reference; IPO calls it tau. LlamaFactory calls this `pref_beta`."""
 
     loss_type: DPOLoss | list[DPOLoss] = "sigmoid"
@@ -102,7 +103,7 @@ class ORPOConfig(PreferenceConfig):
     objective: Literal["orpo"] = "orpo"
     """What is minimised; it follows from the stage."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1e6)
     """Weight of the odds ratio beside the likelihood; the paper's lambda."""
 
 
@@ -112,7 +113,7 @@ class CPOConfig(PreferenceConfig):
     objective: Literal["cpo"] = "cpo"
     """What is minimised; it follows from the stage."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1e6)
     """Scale of the margin between the answers' log-likelihoods."""
 
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
@@ -121,7 +122,7 @@ class CPOConfig(PreferenceConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs that are taken to be the wrong way round; for `sigmoid`."""
 
-    cpo_alpha: float = Field(1.0, ge=0)
+    cpo_alpha: float = Field(1.0, ge=0, le=1e6)
     """Weight of the chosen answers' cross entropy."""
 
     @model_validator(mode="after")
@@ -137,16 +138,16 @@ class SimPOConfig(PreferenceConfig):
     objective: Literal["simpo"] = "simpo"
     """What is minimised; it follows from the stage."""
 
-    beta: float = Field(2.0, gt=0)
+    beta: float = Field(2.0, gt=0, le=1e6)
     """Scale of the reward, a log-likelihood a token; the paper finds 2.0 to 2.5 best."""
 
-    simpo_gamma: float = Field(1.0, ge=0)
+    simpo_gamma: float = Field(1.0, ge=0, le=1e6)
     """Margin that the chosen reward shall keep; the paper's gamma."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs that are taken to be the wrong way round."""
 
-    cpo_alpha: float = Field(0.0, ge=0)
+    cpo_alpha: float = Field(0.0, ge=0, le=1e6)
     """Weight of the chosen answers' cross entropy; none in the paper."""
 
 
@@ -156,19 +157,19 @@ class KTOConfig(PreferenceConfig):
     objective: Literal["kto"] = "kto"
     """What is minimised; it follows from the stage."""
 
-    per_device_train_batch_size: int = Field(4, ge=1)
+    per_device_train_batch_size: int = Field(4, ge=1, le=MAX_BATCH_SIZE)
     """Answers in one forward pass; how far the policy has moved is estimated on them."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1e6)
     """How dear it is to leave the reference."""
 
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     """The loss; `apo_zero_unpaired` (arXiv:2408.06266) needs no estimate of how far the policy has moved."""
 
-    desirable_weight: float = Field(1.0, ge=0)
+    desirable_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of wanted answers. LlamaFactory calls this `kto_chosen_weight`."""
 
-    undesirable_weight: float = Field(1.0, ge=0)
+    undesirable_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of unwanted answers. LlamaFactory calls this `kto_rejected_weight`."""
 
     @model_validator(mode="after")
@@ -187,9 +188,9 @@ class RewardConfig(PreferenceConfig):
     objective: Literal["reward"] = "reward"
     """What is minimised; it follows from the stage."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=100)
     """Peak learning rate."""
 
-    center_rewards_coefficient: float | None = Field(None, gt=0)
+    center_rewards_coefficient: float | None = Field(None, gt=0, le=1e6)
     """Weight of the squared sum of both rewards, which keeps them around zero (Eisenstein et al. 2023,
     arXiv:2312.09244), like 0.01."""

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tuneline.config import support
+from tuneline.config.base import TemplateArguments, TemplateName
 from tuneline.config.custom import format_hash, source_hash
 from tuneline.config.data import (
     DataSection,
@@ -51,11 +52,11 @@ class Recipe(DataSection):
     model: ModelSource
     """The base model."""
 
-    template: str = "auto"
+    template: TemplateName = "auto"
     """Chat template: `auto` takes the model's own, or, where it has none, the one of its family; or a name of the
     catalogue, or the path of a Jinja file."""
 
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     """Variables that the template sees in training, evaluation and serving alike, like `enable_thinking: false`."""
 
     align: AlignPolicy = AlignPolicy()

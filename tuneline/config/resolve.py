@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tuneline.config.base import Config
+from tuneline.config.base import Config, TemplateArguments, TemplateName
 from tuneline.config.data import AnyExam
 from tuneline.config.evaluate import AnswersDtype
 from tuneline.config.loader import LoadConfig
@@ -20,10 +20,10 @@ class ResolveConfig(Config):
     model_name: str
     """Registered model whose champion must still be there."""
 
-    template: str = "auto"
+    template: TemplateName = "auto"
     """Chat template, as in the recipe."""
 
-    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
+    template_arguments: TemplateArguments = Field(default_factory=dict)
     load: LoadConfig = LoadConfig()
     method: Method
     max_length: int

@@ -4,22 +4,23 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_TOKENS
 from tuneline.config.train import Optimisation
 
 
 class RLConfig(Optimisation):
     """What PPO and GRPO have in common: answers are drawn, rewarded, and learned from in a few updates."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, le=100)
     """Peak learning rate."""
 
-    num_train_epochs: float = Field(1, gt=0)
+    num_train_epochs: float = Field(1, gt=0, le=1e6)
     """Passes over the prompts."""
 
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, le=MAX_BATCH_SIZE)
     """Prompts a step. A step draws answers once and makes all its updates on them."""
 
-    mini_batch_size: int | None = Field(None, ge=1)
+    mini_batch_size: int | None = Field(None, ge=1, le=MAX_BATCH_SIZE)
     """Answers in one update; left out, all of the step's."""
 
     reward_function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
@@ -29,13 +30,13 @@ class RLConfig(Optimisation):
     reward_function_hash: str = ""
     """Hash of the function's source, filled in by the pipeline, so that a changed function is another training."""
 
-    max_completion_length: int = Field(128, ge=1)
+    max_completion_length: int = Field(128, ge=1, le=MAX_TOKENS)
     """Longest answer, in tokens."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=100)
     """Of the answers that are drawn."""
 
-    missing_eos_penalty: float | None = Field(None, gt=0)
+    missing_eos_penalty: float | None = Field(None, gt=0, le=1e6)
     """Taken off the reward of an answer that does not end by itself."""
 
     @model_validator(mode="after")
@@ -58,23 +59,23 @@ class PPOConfig(RLConfig):
     objective: Literal["ppo"] = "ppo"
     """What is minimised; it follows from the stage."""
 
-    num_ppo_epochs: int = Field(4, ge=1)
+    num_ppo_epochs: int = Field(4, ge=1, le=10_000)
     """Passes over a step's answers."""
 
-    kl_coef: float = Field(0.05, ge=0)
+    kl_coef: float = Field(0.05, ge=0, le=1e6)
     """Price of a nat of distance from the reference, taken off the reward token by token."""
 
-    target_kl: float | None = Field(None, gt=0)
+    target_kl: float | None = Field(None, gt=0, le=1e6)
     """Adapt `kl_coef` so that answers are so many nats from the reference on average (Ziegler et al. 2019,
     arXiv:1909.08593). LlamaFactory calls this `ppo_target`."""
 
-    cliprange: float = Field(0.2, gt=0)
+    cliprange: float = Field(0.2, gt=0, le=1e6)
     """How far the policy may move from the one that answered, as a ratio."""
 
-    cliprange_value: float = Field(0.2, gt=0)
+    cliprange_value: float = Field(0.2, gt=0, le=1e6)
     """The same of the critic's values."""
 
-    vf_coef: float = Field(0.1, ge=0)
+    vf_coef: float = Field(0.1, ge=0, le=1e6)
     """Weight of the critic's loss."""
 
     gamma: float = Field(1.0, gt=0, le=1)
@@ -93,22 +94,22 @@ class GRPOConfig(RLConfig):
     objective: Literal["grpo"] = "grpo"
     """What is minimised; it follows from the stage."""
 
-    per_device_train_batch_size: int = Field(4, ge=1)
+    per_device_train_batch_size: int = Field(4, ge=1, le=MAX_BATCH_SIZE)
     """Prompts a step; each is answered `num_generations` times."""
 
-    num_generations: int = Field(8, ge=2)
+    num_generations: int = Field(8, ge=2, le=10_000)
     """Answers a prompt, which are compared with each other."""
 
-    num_iterations: int = Field(1, ge=1)
+    num_iterations: int = Field(1, ge=1, le=10_000)
     """Passes over a step's answers."""
 
-    beta: float = Field(0.0, ge=0)
+    beta: float = Field(0.0, ge=0, le=1e6)
     """Price of distance from the reference; 0 needs none."""
 
-    epsilon: float = Field(0.2, gt=0)
+    epsilon: float = Field(0.2, gt=0, le=1e6)
     """How far the policy may move down from the one that answered, as a ratio."""
 
-    epsilon_high: float | None = Field(None, gt=0)
+    epsilon_high: float | None = Field(None, gt=0, le=1e6)
     """The same upwards (DAPO, Yu et al. 2025, arXiv:2503.14476); left out, `epsilon`."""
 
     scale_rewards: Literal["group", "batch", "none"] = "group"

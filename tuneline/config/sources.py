@@ -1,11 +1,10 @@
 """Configs of data sets: where rows are, what shape they have, how much of them is taken."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_ROWS, Config, LocalPath, Name, RepoFolder, RepoId
 from tuneline.errors import did_you_mean
 
 FORMATS = ("alpaca", "kto", "openai", "preference", "sharegpt", "standard", "text")
@@ -88,13 +87,13 @@ class Tags(Config):
 class SourceConfig(Config):
     """One data set: local files, or a repository of the hub."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name
     """Name that the rows carry from here on. The same entry written twice counts twice."""
 
-    path: Path | None = None
+    path: LocalPath | None = None
     """A file, a folder or a pattern like `data/*.jsonl`, relative to the recipe's file."""
 
-    hub: str | None = Field(None, pattern=r"^[^/\s]+(/[^/\s]+)?$")
+    hub: RepoId | None = None
     """Repository on the hub, like `tatsu-lab/alpaca`, instead of `path`."""
 
     subset: str | None = None
@@ -106,7 +105,7 @@ class SourceConfig(Config):
     revision: str | None = None
     """Commit, tag or branch of the hub's repository; the commit found is part of the identity."""
 
-    folder: str | None = None
+    folder: RepoFolder | None = None
     """Folder inside the hub's repository."""
 
     streaming: bool = False
@@ -121,19 +120,19 @@ class SourceConfig(Config):
     tags: Tags = Tags()
     """The data set's own words for roles."""
 
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: int | None = Field(None, ge=1, le=MAX_ROWS)
     """Take so many rows only; the rest are counted."""
 
     sample: Literal["first", "random"] = "first"
     """Which rows `max_rows` takes: the first, or a seeded draw in the file's order."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_ROWS)
     """Take examples for training until they hold so many tokens; the rest are counted."""
 
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=10_000)
     """How often the training sees each example."""
 
-    weight: float | None = Field(None, gt=0)
+    weight: float | None = Field(None, gt=0, le=1e9)
     """Share of this data set in an interleaved mixture, relative to the others' weights."""
 
     @model_validator(mode="after")

@@ -4,7 +4,6 @@ Knows nothing of recipes: `load` reads run configurations with it, `descriptions
 """
 
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tuneline.config import yaml_file
 from tuneline.errors import RecipeError, did_you_mean
 
 Key = tuple[str | int, ...]
@@ -54,13 +54,8 @@ def read(path: Path, *, what: str, inside: Key = ()) -> Document:
     Raises:
         RecipeError: There is no such file, its syntax is wrong, it is no mapping, or a key is written twice.
     """
-    if not path.is_file():
-        raise RecipeError(f"{path}: there is no such file. Give the path of {what}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not UTF-8 text: byte {error.start} cannot be read. Save it as UTF-8.") from None
-    content, node = _json(path, text) if path.suffix == ".json" else _yaml(path, text)
+    text = yaml_file.text_of(path, what)
+    content, node = (yaml_file.from_json if path.suffix == ".json" else yaml_file.from_yaml)(path, text)
     if node is None or not isinstance(content, dict):
         raise RecipeError(f"{path}:1: expected a mapping, got {type(content).__name__}. Give {what}.")
     lines: dict[Key, int] = {}
@@ -72,34 +67,6 @@ def read(path: Path, *, what: str, inside: Key = ()) -> Document:
             )
         lines[key] = line
     return Document(path, content, lines, inside)
-
-
-def _yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        return (None if node is None else loader.construct_document(node)), node
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}. Correct the syntax there.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise RecipeError(f"{path}: not valid YAML: {told}. Correct the value, or put it in quotes.") from error
-
-
-def _json(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
-    """Parse JSON; the lines come from reading it as YAML, which valid JSON is but for tabs between its words."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecipeError(
-            f"{path}:{error.lineno}: not valid JSON: {error.msg.lower()} at column {error.colno}. "
-            "Correct the syntax there."
-        ) from None
-    try:
-        return content, yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return content, yaml.MappingNode("", [])  # a word that YAML refuses: then only the lines are unknown
 
 
 def _marks(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
@@ -156,7 +123,7 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
         case "missing":
             return (*prefix, *key), "is required."
         case "model_type" | "dict_type":
-            return (*prefix, *key), f"expected a mapping, got {problem['input']!r}."
+            return (*prefix, *key), f"expected a mapping, got {_shown(problem['input'])}."
         case "value_error":
             return (*prefix, *key), str(problem["ctx"]["error"])
         case "union_tag_not_found":
@@ -170,13 +137,20 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
             values = _quoted(problem["ctx"]["expected"])
             return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{hint(problem['input'], values)}"
         case _:
-            return (*prefix, *key), f"{problem['msg']}, got {problem['input']!r}."
+            return (*prefix, *key), f"{problem['msg']}, got {_shown(problem['input'])}."
 
 
 def _none_of(problems: list[ErrorDetails]) -> str:
     """Say what a value should have been that fits none of the kinds it may have."""
     kinds = [re.sub(r"^Input should be |, unable to .*$", "", problem["msg"]) for problem in problems]
-    return f"expected {' or '.join(kinds)}, got {problems[0]['input']!r}."
+    return f"expected {' or '.join(kinds)}, got {_shown(problems[0]['input'])}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.200}"
+    except ValueError:  # Python does not write numbers of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
@@ -203,9 +177,14 @@ def at(content: Any, key: Key) -> Any:
 
 def absolute(written: str, base: Path) -> str:
     """Make a path, or a pattern like `data/*.jsonl`, that is relative to a file's folder absolute."""
+    if "\0" in written:
+        return written  # which no path holds: its model refuses it
     if glob.has_magic(written) and not (base / written).exists():
         return os.path.normpath(Path(glob.escape(str(base)), written))
-    return str((base / written).resolve())
+    found = Path(os.path.realpath(base / written))  # `resolve` fails on a link that leads to itself
+    if found.suffix != Path(written).suffix:  # by which the kind of a file is known
+        return os.path.normpath(base / written)
+    return str(found)
 
 
 def hint(name: Any, known: Iterable[str]) -> str:

@@ -1,11 +1,11 @@
 """Configs of training and merging; field names are those of `transformers`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tuneline.config import optimizers, support
-from tuneline.config.base import Config
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_SEED, MAX_STEPS, MAX_TOKENS, Config
 from tuneline.errors import did_you_mean
 
 Schedule = Literal[
@@ -22,6 +22,10 @@ Schedule = Literal[
 ]
 """Those of transformers; `reduce_lr_on_plateau` and `greedy` are left out: they follow the score of an evaluation of
 transformers' own, and held-out rows are evaluated here by ours."""
+
+SchedulerValue = (
+    Annotated[float, Field(ge=-MAX_STEPS, le=MAX_STEPS)] | Annotated[int, Field(ge=-MAX_STEPS, le=MAX_STEPS)] | str
+)
 
 TAKES: dict[str, tuple[str, ...]] = {
     "cosine": ("num_cycles",),
@@ -97,34 +101,34 @@ class Optimisation(Config):
     objective: str
     """What is minimised."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=100)
     """Peak learning rate."""
 
-    num_train_epochs: float = Field(3, gt=0)
+    num_train_epochs: float = Field(3, gt=0, le=1e6)
     """Passes over the training rows."""
 
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: int = Field(-1, ge=-1, le=MAX_STEPS)
     """Optimizer steps to take; -1 follows `num_train_epochs`."""
 
-    per_device_train_batch_size: int = Field(1, ge=1)
+    per_device_train_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     """Rows in one forward pass."""
 
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     """Forward passes an optimizer step; the loss is weighted by tokens across them."""
 
     lr_scheduler_type: Schedule = "cosine"
     """How the learning rate falls."""
 
-    lr_scheduler_kwargs: dict[str, float | int | str] = Field(default_factory=dict)
+    lr_scheduler_kwargs: dict[str, SchedulerValue] = Field(default_factory=dict)
     """What the schedule takes beside, like `min_lr_rate: 0.1` for `cosine_with_min_lr`."""
 
-    warmup_steps: float = Field(0, ge=0)
+    warmup_steps: float = Field(0, ge=0, le=MAX_STEPS)
     """Steps over which the learning rate rises; below 1, a share of all steps."""
 
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=100)
     """Weight decay; norms and biases are left out."""
 
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, le=1e12)
     """Gradients longer than this are shortened to it; null leaves them, as optimizers that step inside the backward
     pass must."""
 
@@ -138,42 +142,42 @@ class Optimisation(Config):
     optim_target_modules: list[str] | None = None
     """Modules whose matrices GaLore and APOLLO project, like `self_attn` and `mlp`."""
 
-    neftune_noise_alpha: float | None = Field(None, gt=0)
+    neftune_noise_alpha: float | None = Field(None, gt=0, le=1e4)
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914), like 5."""
 
     levers: LeversConfig = LeversConfig()
     """What makes a step fast."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the adapter's initial weights, of the order of rows and of dropout."""
 
-    save_steps: int = Field(100, ge=0)
+    save_steps: int = Field(100, ge=0, le=MAX_STEPS)
     """Optimizer steps between two checkpoints of the training state, from which a killed training goes on; 0 saves by
     time alone. It does not change the weights."""
 
-    save_seconds: float = Field(600, gt=0)
+    save_seconds: float = Field(600, gt=0, le=1e9)
     """Longest time between two checkpoints."""
 
-    save_total_limit: int = Field(2, ge=1)
+    save_total_limit: int = Field(2, ge=1, le=10_000)
     """Checkpoints to keep while training; all are removed when it is done."""
 
     resume_from: str | None = None
     """Name of an unfinished training that this one must go on with, as a log or `.tuneline/training/` tells it; one of
     another recipe is refused with what differs. Left out, a training of the same recipe is found by itself."""
 
-    eval_steps: int = Field(0, ge=0)
+    eval_steps: int = Field(0, ge=0, le=MAX_STEPS)
     """Optimizer steps between two evaluations on held-out rows; 0 evaluates at the end alone."""
 
-    eval_samples: int = Field(0, ge=0)
+    eval_samples: int = Field(0, ge=0, le=10_000)
     """Held-out prompts that are answered at each evaluation, the first ones, so that one can read what is learned."""
 
-    eval_sample_tokens: int = Field(48, ge=1)
+    eval_sample_tokens: int = Field(48, ge=1, le=MAX_TOKENS)
     """Longest answer of these."""
 
     load_best_model_at_end: bool = False
     """Keep the weights of the evaluation with the lowest loss on held-out rows, not the last ones."""
 
-    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1, le=MAX_STEPS)
     """Stop after so many evaluations in a row that did not lower the loss on held-out rows."""
 
     @field_validator("optim", mode="before")
@@ -235,10 +239,10 @@ class TrainConfig(Optimisation):
 class MergeAdapterConfig(Config):
     """How the adapter is folded into the base, and how far the result may stray."""
 
-    max_kl: float = Field(1e-4, gt=0)
+    max_kl: float = Field(1e-4, gt=0, le=100)
     """Largest mean KL divergence (nats a token) between adapter and merged model on held-out rows; more is refused."""
 
-    num_rows: int = Field(4, ge=1)
+    num_rows: int = Field(4, ge=1, le=10_000)
     """Held-out rows that are compared."""
 
     merge_base: Literal["dequantized", "original"] = "dequantized"
@@ -247,5 +251,5 @@ class MergeAdapterConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the saved weights; the comparison is made after rounding to it."""
 
-    max_shard_size: str = Field("5GB", pattern=r"^\d+(\.\d+)?(KB|MB|GB)$")
+    max_shard_size: str = Field("5GB", pattern=r"^\d{1,9}(\.\d{1,9})?(KB|MB|GB)$")
     """Largest file of weights."""

@@ -6,12 +6,13 @@ others (CMMLU, C-Eval).
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.config.exams import SHOTS
+from tuneline.config.exams import SHOTS, check_size
 from tuneline.data import sources
+from tuneline.data.readers.csv_rows import LONGEST_FIELD
 from tuneline.errors import DataError
 from tuneline.identity import Located, digest
 
@@ -64,26 +65,36 @@ def read_exam(found: Located) -> Exam:
 
 def _read(path: Path, subject: str) -> list[Question]:
     questions = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        pick: Callable[[Row], Row] | None = None
-        for row in reader:
-            if pick is None:
-                pick, is_header = _columns(row, path)
-                if is_header:
-                    continue
-            place = f"{path}:{reader.line_num}"
-            cells = pick(row)
-            if len(cells) != len(COLUMNS):
-                raise DataError(
-                    f"{place}: expected question, A, B, C, D, answer; got {len(row)} columns. Mend the row."
-                )
-            if cells[5] not in LETTERS:
-                raise DataError(f"{place}: the answer must be one of A, B, C, D; got {cells[5]!r}. Mend the row.")
-            questions.append(Question(subject, cells[0], tuple(cells[1:5]), cells[5]))
+    pick: Callable[[Row], Row] | None = None
+    for place, row in _rows(path):
+        if pick is None:
+            pick, is_header = _columns(row, path)
+            if is_header:
+                continue
+        cells = pick(row)
+        if len(cells) != len(COLUMNS):
+            raise DataError(f"{place}: expected question, A, B, C, D, answer; got {len(row)} columns. Mend the row.")
+        if cells[5] not in LETTERS:
+            raise DataError(f"{place}: the answer must be one of A, B, C, D; got {cells[5]!r}. Mend the row.")
+        questions.append(Question(subject, cells[0], tuple(cells[1:5]), cells[5]))
     if not questions:
         raise DataError(f"{path} holds no questions. Give a file with at least one, or leave its subject out.")
     return questions
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a sheet, each with its place."""
+    check_size(str(path), path.stat().st_size)
+    csv.field_size_limit(LONGEST_FIELD)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        try:
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}. Correct it there.") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{path}:{reader.line_num + 1}: the sheet is not UTF-8. Save it as UTF-8.") from None
 
 
 def _columns(first: Row, path: Path) -> tuple[Callable[[Row], Row], bool]:

@@ -4,8 +4,10 @@ A copy has one layout, `<split>/<subject>.csv`, whatever the exam came in, so th
 """
 
 import csv
+import lzma
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -72,15 +74,27 @@ def _copied(sheets: list[Sheet]) -> Path:
 
 def _write(sheet: Sheet, path: Path) -> None:
     if sheet.member is not None:
-        with zipfile.ZipFile(sheet.file) as archive:
-            path.write_bytes(archive.read(sheet.member))
+        _unpack(sheet.file, sheet.member, path)
         return
     import pyarrow.parquet as pq
 
+    about = pq.read_metadata(sheet.file)
+    exams.check_size(str(sheet.file), sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         writer.writerows(_row(row, sheet.file) for row in pq.read_table(sheet.file).to_pylist())
+
+
+def _unpack(file: Path, member: str, path: Path) -> None:
+    """Unpack a member of a zip file, whose size was checked; `zipfile` reads no more than it says."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(member) as packed, path.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise SourceError(
+            f"{file}: {member} cannot be unpacked ({error}). Download the file again, or unpack it into a folder."
+        ) from None
 
 
 def _row(row: dict[str, object], path: Path) -> list[object]:

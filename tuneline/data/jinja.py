@@ -65,6 +65,10 @@ def parse(template: str) -> nodes.Template:
     except TemplateError as error:
         line = getattr(error, "lineno", 1)
         raise DataError(f"The chat template is no valid Jinja: {error} (its line {line}). Correct it there.") from error
+    except RecursionError:
+        raise DataError(
+            "The chat template is no valid Jinja: its brackets are nested too deep. Write it flatter."
+        ) from None
 
 
 def _searched(tree: nodes.Template) -> Iterator[str]:

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.schema import Message
 from tuneline.errors import DataError, ProofError, SourceError
 
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_TEMPLATE_FAULTS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
+)
 
 OPENED = re.compile(r"<think>\s*\Z")
 OPENING = re.compile(r"\A\s*<think>\s*")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneline import limits
 from tuneline.data import derived, render, vocabulary
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import message
@@ -95,10 +96,11 @@ def read(wanted: str) -> str:
         SourceError: There is no such file.
     """
     path = Path(wanted) if wanted.endswith(".jinja") else FOLDER / f"{wanted}.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    if wanted.endswith(".jinja"):
-        raise SourceError(f"template: there is no file {wanted}. Correct the path.")
+    if wanted.endswith(".jinja") or path.is_file():
+        try:
+            return limits.read_text(path, limits.TEMPLATE_BYTES)
+        except SourceError as error:
+            raise SourceError(f"template: {error}") from None
     raise NotFoundError.among("template", wanted, ["auto", *names()])
 
 

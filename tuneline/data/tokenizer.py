@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tuneline.data import sandbox
 from tuneline.identity import Manifest
 
 
@@ -13,5 +14,6 @@ def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory."""
+    """Load the tokenizer of a model directory; it renders chat templates with limits."""
+    sandbox.install()
     return AutoTokenizer.from_pretrained(folder)

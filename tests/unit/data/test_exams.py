@@ -217,3 +217,90 @@ def test_a_real_sheet_loses_no_row_and_no_cell(test_data):
 
     asked = [(q.text, *q.choices, q.answer) for q in exam.test["agronomy"]]
     assert asked == [tuple(row[name] for name in ("Question", "A", "B", "C", "D", "Answer")) for row in rows]
+
+
+def a_zip(path, members, **how):
+    with zipfile.ZipFile(path, "w", **how) as file:
+        for name, text in members:
+            file.writestr(name, text)
+    return path
+
+
+SOLVED = "q,a,b,c,d,A\n"
+
+
+def test_a_zip_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path):
+    members = [("dev/x.csv", SOLVED), ("test/x.csv", "q" * (80 << 20))]
+    archive = a_zip(tmp_path / "e.zip", members, compression=zipfile.ZIP_DEFLATED)
+
+    assert archive.stat().st_size < 1 << 20
+    assert "test/x.csv in" in (message := refusal(path=archive))
+    assert "has 83,886,080 bytes, and a sheet of an exam at most 64 MiB" in message
+
+
+def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
+    members = [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED * 100_000)]
+    archive = a_zip(tmp_path / "e.zip", members, compression=zipfile.ZIP_DEFLATED)
+    size = (len(SOLVED) * 100_000).to_bytes(4, "little")
+    archive.write_bytes(archive.read_bytes().replace(size, (100).to_bytes(4, "little")))
+
+    assert "test/x.csv cannot be unpacked" in refusal(path=archive)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("second", ["test/x.csv", "other/test/x.csv", "test/x_test.csv"])
+def test_two_sheets_of_one_subject_are_refused(tmp_path, second):
+    archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED), (second, "r,a,b,c,d,B\n")])
+
+    assert "two sheets hold the subject 'x' of split test" in refusal(path=archive)
+
+
+def test_two_files_of_one_subject_in_a_folder_are_refused(tmp_path):
+    for name in ("x", "x_dev"):
+        sheet(tmp_path, "dev", SOLVED, name)
+    sheet(tmp_path, "test", SOLVED, "x")
+
+    assert "two sheets hold the subject 'x' of split dev" in refusal(path=tmp_path)
+
+
+def test_a_zip_file_with_very_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_MAX_EXAM_FILES", "3")
+    archive = a_zip(tmp_path / "e.zip", [(f"test/x{i}.csv", SOLVED) for i in range(4)])
+
+    assert "holds 4 files, and an exam at most 3" in refusal(path=archive)
+
+
+def test_a_locked_zip_file_is_refused(tmp_path):
+    archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED)])
+    content = bytearray(archive.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for at in [i for i in range(len(content)) if content[i : i + 4] == signature]:
+            content[at + place] |= 1
+    archive.write_bytes(content)
+
+    assert "cannot be unpacked" in refusal(path=archive)
+
+
+@pytest.mark.parametrize("subject", ["s" * 200, "a\nb"], ids=["long", "line feed"])
+def test_a_subject_has_a_name_that_a_file_can_hold(tmp_path, subject):
+    archive = a_zip(tmp_path / "e.zip", [(f"{split}/{subject}.csv", SOLVED) for split in ("dev", "test")])
+
+    assert "is no name of a subject" in refusal(path=archive)
+
+
+def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED * 1000)
+    monkeypatch.setenv("TUNELINE_MAX_EXAM_BYTES", "5000")
+
+    with pytest.raises(SourceError, match="at most 5,000 bytes"):
+        read(path=tmp_path)
+
+
+def test_a_cell_that_never_ends_and_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
+    sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED + '"' + "a" * (20 << 20))
+    with pytest.raises(DataError, match=r"numbers.csv:\d+: not valid CSV"):
+        read(path=tmp_path)
+
+    (tmp_path / "test" / "numbers.csv").write_bytes(SOLVED.encode() + b"caf\xe9,a,b,c,d,A\n")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read(path=tmp_path)

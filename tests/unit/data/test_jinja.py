@@ -38,3 +38,8 @@ def test_what_a_template_only_writes_is_not_looked_for(template):
 def test_a_template_that_does_not_parse_is_told_with_its_line():
     with pytest.raises(DataError, match=r"no valid Jinja: .* \(its line 2\). Correct it there."):
         jinja.looked_for("a\n{% if %}")
+
+
+def test_brackets_without_end_are_refused():
+    with pytest.raises(DataError, match="nested too deep"):
+        jinja.words("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")

@@ -18,9 +18,11 @@ import pyarrow as pa
 from datasets import Features
 from pyarrow import parquet
 
+from tuneline import limits
 from tuneline.data.readers.base import Chunk
-from tuneline.data.readers.files import check_beginning
-from tuneline.errors import DataError, SourceError
+from tuneline.data.readers.files import check_beginning, too_long
+from tuneline.data.readers.unpacked import check_unpacked_size
+from tuneline.errors import DataError, SourceError, TunelineError
 
 BATCH = 1024
 FILE_BEGINS = b"ARROW1"
@@ -30,6 +32,8 @@ STREAM_ENDS = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 def parquet_chunks(path: Path) -> Iterator[Chunk]:
     """Read a Parquet file; in one thread and through a small buffer, or a large row group comes into memory whole."""
     with _whole(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
+        about = file.metadata
+        check_unpacked_size(path, sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
         yield from _chunks(str(path), file.schema_arrow, file.iter_batches(BATCH, use_threads=False))
 
 
@@ -54,6 +58,8 @@ def _whole(path: Path) -> Iterator[None]:
     check_beginning(path)
     try:
         yield
+    except TunelineError:
+        raise
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = path.suffix.removeprefix(".").capitalize()
         raise SourceError(
@@ -94,12 +100,14 @@ def texts(batch: pa.RecordBatch, places: Sequence[str]) -> list[bytes]:
         rows = batch.to_pylist()
     except UnicodeDecodeError as error:
         raise DataError(f"{places[0]} and following: a text is not UTF-8 ({error}). Write the file anew.") from None
-    found = []
+    found, longest = [], limits.ROW_BYTES.value()
     for place, row in zip(places, rows, strict=True):
         try:
             found.append(to_json(decode(row)))
         except (ValueError, TypeError) as error:
             raise DataError(f"{place}: a value cannot be written as JSON ({error}). Mend or drop its column.") from None
+        if len(found[-1]) > longest:
+            raise too_long(place)
     return found
 
 

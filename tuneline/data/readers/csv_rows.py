@@ -7,14 +7,15 @@ thousands of these, and are refused by `align` rather than trained on.
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from tuneline.data.readers.base import Chunk, bad_row, grouped
-from tuneline.data.readers.files import opened
+from tuneline.data.readers.files import opened, too_long
+from tuneline.data.readers.unpacked import RowTooLongError, end_row
 from tuneline.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ DELIMITERS = ",;\t|"
 def chunks(path: Path, delimiter: str) -> Iterator[Chunk]:
     """Read the records of a CSV file."""
     csv.field_size_limit(LONGEST_FIELD)
-    with opened(path) as file:
+    with opened(path, by_line=False) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-        found = _found(csv.reader(text, delimiter=delimiter, strict=True))
+        found = _found(path, csv.reader(text, delimiter=delimiter, strict=True), end_row(file))
         header = _header(path, found, delimiter)
         empty = True
         for chunk in grouped(found, lambda _, fields: _text(header, fields)):
@@ -41,15 +42,18 @@ def chunks(path: Path, delimiter: str) -> Iterator[Chunk]:
             raise DataError(f"{path}:1: there is a header and no row. Give a file with at least one row.")
 
 
-def _found(reader: "_csv.Reader") -> Iterator[tuple[int, list[str] | str | None]]:
+def _found(path: Path, reader: "_csv.Reader", end: Callable[[], None]) -> Iterator[tuple[int, list[str] | str | None]]:
     """Yield the line and the fields of each record, None for a blank line, or what is wrong."""
     while True:
+        end()
         line = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
             yield line, f"a CSV record that does not parse ({error})"
             continue
+        except RowTooLongError:
+            raise too_long(f"{path}:{line}") from None
         if fields is None:
             return
         yield line, fields or None

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-
+from tuneline import limits
 from tuneline.config.files import packing
+from tuneline.data.readers.unpacked import RowTooLongError, Unpacked, line_at
 from tuneline.errors import DataError, SourceError, TunelineError
 
 BUFFER = 1 << 20
@@ -42,16 +42,20 @@ OTHERS = {
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def opened(path: Path, *, by_line: bool = True) -> Iterator[io.BufferedReader]:
     """Open a file of text for reading bytes, unpacked, behind a byte order mark.
 
+    Args:
+        path: The file.
+        by_line: A line feed ends a row; else whoever reads calls `end_row`.
+
     Raises:
-        DataError: It is empty, or no UTF-8 (where whoever reads it decodes it as such).
+        DataError: It is empty, or no UTF-8 (where whoever reads it decodes it as such), or a row is too long.
         SourceError: Something else lies in its place, or it was cut.
     """
     check_beginning(path)
     try:
-        with unpacked(path) as file:
+        with unpacked(path, by_line=by_line) as file:
             head = file.peek(len(BOM))
             _check(path, head, OTHERS)
             if b"\0" in head[:FIRST]:
@@ -60,8 +64,19 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
             yield file
     except TunelineError:
         raise
+    except RowTooLongError as error:
+        raise too_long(f"{path}:{line_at(path, error.offset)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _trouble(path, error) from None
+
+
+def too_long(place: str) -> DataError:
+    """Return the error of a row that is longer than the limit."""
+    limit = limits.ROW_BYTES
+    return DataError(
+        f"{place}: the row is longer than {limit.shown()}. If line feeds are missing, write them; else divide the row, "
+        f"or leave it out. {limit.raise_it()}"
+    )
 
 
 def check_beginning(path: Path) -> None:
@@ -71,6 +86,7 @@ def check_beginning(path: Path) -> None:
         DataError: It is empty.
         SourceError: A pointer or a web page lies there instead.
     """
+    limits.check_file(path)
     with path.open("rb") as file:
         head = file.read(FIRST)
     if not head:
@@ -84,9 +100,9 @@ def _check(path: Path, head: bytes, others: dict[bytes, str]) -> None:
             raise SourceError(f"{path}:1: this is {what}")
 
 
-def unpacked(path: Path) -> io.BufferedReader:
+def unpacked(path: Path, *, by_line: bool = True) -> io.BufferedReader:
     """Open a file for reading its bytes, unpacked where its name says that it is packed."""
-    return io.BufferedReader(pa.input_stream(str(path), compression=packing(path)), BUFFER)
+    return io.BufferedReader(Unpacked(path, by_line=by_line), BUFFER)
 
 
 def _trouble(path: Path, error: Exception) -> TunelineError:
@@ -102,6 +118,8 @@ def _trouble(path: Path, error: Exception) -> TunelineError:
             f"{path}:{num_read + 1}: byte {bad.object[bad.start]:#04x} at offset {offset + bad.start} is not UTF-8. "
             "Save the file as UTF-8 (`iconv -f latin1 -t utf-8` where it is Latin-1)."
         )
+    except RowTooLongError:  # of one JSON list, whose rows share a line
+        return SourceError(f"{path}:{num_read + 1}: the file cannot be read ({error}). Give one that can.")
     except OSError as cut:
         if num_read == 0 and not _begins_packed(path):
             return SourceError(

@@ -6,15 +6,17 @@
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 import orjson
 
+from tuneline import limits
 from tuneline.data.readers.base import Chunk, grouped
-from tuneline.data.readers.files import opened
+from tuneline.data.readers.files import opened, too_long
 from tuneline.data.readers.json_rows import SPACE, invalid, proven
+from tuneline.data.readers.unpacked import end_row
 from tuneline.errors import DataError
 
 WINDOW = 1 << 18
@@ -28,8 +30,8 @@ _decoder = json.JSONDecoder()
 
 def chunks(path: Path) -> Iterator[Chunk]:
     """Read one JSON list of objects; `line` is where a row begins in the file."""
-    with opened(path) as file:
-        window = _Window(path, io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+    with opened(path, by_line=False) as file:
+        window = _Window(path, io.TextIOWrapper(file, encoding="utf-8", newline="\n"), end_row(file))
         yield from grouped(_rows(window), lambda line, text: proven(path, line, text))
 
 
@@ -57,8 +59,9 @@ class _Window:
     `num_gone` signs of the line at which `text` begins are no longer in it.
     """
 
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: TextIO, end_row: Callable[[], None]) -> None:
+        self.path, self.file, self.end_row = path, file, end_row
+        self.longest = limits.ROW_BYTES.value()
         self.text, self.at, self.line, self.num_gone = "", 0, 1, 0
 
     def step(self, num_signs: int) -> None:
@@ -98,6 +101,9 @@ class _Window:
         begin = self._line_begin()
         self.num_gone = self.at - begin + (self.num_gone if begin == 0 else 0)
         rest = self.text[self.at :]
+        if len(rest) > self.longest:
+            raise too_long(f"{self.path}:{self.line}")
+        self.end_row()  # the row is measured here, as a window holds many
         more = self.file.read(max(WINDOW, len(rest)))
         self.text, self.at = rest + more, 0
         return bool(more)

@@ -1,0 +1,163 @@
+"""Limits on what is read and rendered: each has a default, and an environment variable that sets another value.
+
+What goes beyond one is refused with a line that names the variable, so that no file can fill the memory or hang a
+command. Only plain files are opened: a named pipe would wait for a writer, a device never ends.
+"""
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneline.errors import RecipeError, SourceError
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit; `variable` sets another value than `default`, a whole number that may end in K, M or G."""
+
+    variable: str
+    default: int
+    of: str
+    """What is limited, in words."""
+
+    def value(self) -> int:
+        """Return the limit that holds now.
+
+        Raises:
+            RecipeError: The variable holds no whole number above 0.
+        """
+        written = os.environ.get(self.variable)
+        if written is None:
+            return self.default
+        digits = written.strip().upper().removesuffix("B")
+        unit = UNITS.get(digits[-1:], 1)
+        digits = digits[:-1] if unit > 1 else digits
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 15 and int(digits)):
+            raise RecipeError(f"{self.variable} is {written!r:.60}. Set a whole number above 0, like 64M or 1000.")
+        return int(digits) * unit
+
+    def raise_it(self) -> str:
+        """Return the sentence that says how to allow more."""
+        return f"To allow more, set the environment variable {self.variable}."
+
+    def shown(self) -> str:
+        """Return the limit for a message or a table: `64 MiB`, `1,000,000`."""
+        return _shown(self.value(), is_size=self.variable.endswith("_BYTES"))
+
+
+def _shown(number: int, *, is_size: bool) -> str:
+    for name, unit in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if is_size and number >= unit and number % unit == 0:
+            return f"{number // unit} {name}"
+    return f"{number:,}{' bytes' if is_size else ''}"
+
+
+CONFIG_BYTES = Limit("TUNELINE_MAX_CONFIG_BYTES", 8 << 20, "size of a recipe or another YAML or JSON file of settings")
+CONFIG_NODES = Limit("TUNELINE_MAX_CONFIG_NODES", 100_000, "values in such a file, aliases written out")
+CONFIG_DEPTH = Limit("TUNELINE_MAX_CONFIG_DEPTH", 64, "depth of nested values in such a file")
+ROW_BYTES = Limit("TUNELINE_MAX_ROW_BYTES", 64 << 20, "size of one row of data")
+UNPACKED_RATIO = Limit("TUNELINE_MAX_UNPACKED_RATIO", 200, "unpacked size of a data file over its packed size")
+UNPACKED_BYTES = Limit("TUNELINE_MIN_UNPACKED_BYTES", 1 << 30, "unpacked size below which the ratio does not count")
+EXAM_BYTES = Limit("TUNELINE_MAX_EXAM_BYTES", 64 << 20, "size of one subject's file of an exam, unpacked")
+EXAM_FILES = Limit("TUNELINE_MAX_EXAM_FILES", 10_000, "files in an exam's zip file")
+TEMPLATE_BYTES = Limit("TUNELINE_MAX_TEMPLATE_BYTES", 1 << 20, "size of a chat template's file")
+TEMPLATE_STEPS = Limit("TUNELINE_MAX_TEMPLATE_STEPS", 1_000_000, "rounds of loops and calls of macros in a rendering")
+TEMPLATE_CHARACTERS = Limit("TUNELINE_MAX_TEMPLATE_CHARACTERS", 64 << 20, "characters that a rendering makes")
+TEMPLATE_SECONDS = Limit("TUNELINE_MAX_TEMPLATE_SECONDS", 60, "seconds of one rendering")
+
+ALL = (
+    CONFIG_BYTES,
+    CONFIG_NODES,
+    CONFIG_DEPTH,
+    ROW_BYTES,
+    UNPACKED_RATIO,
+    UNPACKED_BYTES,
+    EXAM_BYTES,
+    EXAM_FILES,
+    TEMPLATE_BYTES,
+    TEMPLATE_STEPS,
+    TEMPLATE_CHARACTERS,
+    TEMPLATE_SECONDS,
+)
+
+
+def to_markdown() -> str:
+    """Render the limits as a table for readers."""
+    lines = ["| Variable | Default | Limits |", "|---|---|---|"]
+    for each in ALL:
+        default = _shown(each.default, is_size="_BYTES" in each.variable)
+        lines.append(f"| `{each.variable}` | {default} | {each.of} |")
+    return "\n".join(lines) + "\n"
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder; one that no file system can hold is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def irregular(path: Path) -> str:
+    """Say what lies at a path that is neither a file nor a folder, or return an empty string; nothing is opened."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG or not path.is_symlink():
+            return ""
+        return "a link that leads to itself" if error.errno == errno.ELOOP else "a link to a file that is not there"
+    except ValueError:  # a zero byte in the name
+        return ""
+    kinds = {
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "")
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a path is a plain file; one that no file system can hold is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def no_file(path: Path) -> str:
+    """Say in words why a path is no file: `there is no file X`, or what it is instead."""
+    if odd := irregular(path):
+        return f"{path} is {odd}"
+    if is_folder(path):
+        return f"{path} is a folder, not a file"
+    return f"there is no file {path!s:.300}"
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is a plain file, before it is opened.
+
+    Raises:
+        SourceError: It is not there, or is a folder, a named pipe, a socket or a device.
+    """
+    if not is_file(path):
+        raise SourceError(f"{no_file(path)}. Give the path of a file.")
+
+
+def read_text(path: Path, limit: Limit) -> str:
+    """Read a small file of text.
+
+    Raises:
+        SourceError: It is no plain file, larger than the limit, or no UTF-8.
+    """
+    check_file(path)
+    if (size := path.stat().st_size) > limit.value():
+        raise SourceError(f"{path} has {size:,} bytes, and at most {limit.shown()} are read. {limit.raise_it()}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 text: byte {error.start} cannot be read. Save it as UTF-8.") from None
