@@ -156,7 +156,13 @@ class Recipe(DataSection):
 
     def for_merge(self) -> MergeStepConfig:
         """Return what `merge` sees."""
-        return MergeStepConfig(**self.merge.model_dump(), shares=self.shares())
+        gate = self.registry.gate
+        return MergeStepConfig(
+            **self.merge.model_dump(),
+            shares=self.shares(),
+            judged=self.evaluation_sets(gate.asked()) if gate.exclude_contaminated else [],
+            max_items=self.evaluate.max_items,
+        )
 
     def for_tokenize(self) -> TokenizeStepConfig:
         """Return what `tokenize_pack` sees."""
