@@ -63,7 +63,7 @@ def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows:
         _HeldOut(validation),
     ]
     counts = {one.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for one in sets}
-    shown: dict[str, dict[str, int]] = {one.name: {} for one in sets}
+    shown: dict[str, dict[int, dict[str, Any]]] = {one.name: {} for one in sets}
     with corpus.Writer(FOUND) as writer:
         for watch in _portions(sets):
             for texts in phrases.lay_out(_numbered(train)):
@@ -74,8 +74,7 @@ def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows:
                 _count(counts[one.name], hits)
                 _show(shown[one.name], one, texts, hits, watch)
             del watch  # before the next is built: each takes tens of megabytes
-    runs = [{"benchmark": name, "words": run, "rows": num} for name, some in shown.items() for run, num in some.items()]
-    return Findings(writer.rows(), counts, runs)
+    return Findings(writer.rows(), counts, [run for runs in shown.values() for run in runs.values()])
 
 
 class _Exam:
@@ -167,17 +166,19 @@ def _count(counts: dict[str, int], hits: Hits) -> None:
     counts["items"] += len(whole)
 
 
-def _show(shown: dict[str, int], one: EvaluationSet, texts: Texts, hits: Hits, watch: Watch) -> None:
-    """Keep the first run of boilerplate of some items as text, with the number of training examples that hold it."""
+def _show(shown: dict[int, dict[str, Any]], one: EvaluationSet, texts: Texts, hits: Hits, watch: Watch) -> None:
+    """Keep the runs of boilerplate with which items begin to share some, as text, by their hashes."""
     owners = np.searchsorted(texts.ends, hits.frequent, side="right")
-    _, firsts = np.unique(owners, return_index=True)
-    for first in firsts:
-        if len(shown) == SHOWN:
-            return
-        start, item = int(hits.frequent[first]), int(owners[first])
+    starts = hits.frequent[np.unique(owners, return_index=True)[1]]
+    keys, num_rows = watch.ngrams(texts, starts) if len(starts) else (starts, starts)
+    for first in np.sort(np.unique(keys, return_index=True)[1]):
+        key, start = int(keys[first]), int(starts[first])
+        if key in shown or len(shown) == SHOWN:
+            continue
+        item = int(np.searchsorted(texts.ends, start, side="right"))
         offset = start - int(texts.starts[item])
         run = phrases.words(one.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
-        shown.setdefault(" ".join(run), watch.num_rows(texts, start))
+        shown[key] = {"benchmark": one.name, "words": " ".join(run), "rows": int(num_rows[first])}
 
 
 def _numbered(rows: Dataset) -> Iterator[tuple[int, str, str]]:

@@ -89,9 +89,10 @@ class Watch:
             some, hashes = _tails(texts)
             self._tails.see(hashes, texts.numbers[some])
 
-    def num_rows(self, texts: Texts, start: int) -> int:
-        """Return the number of training rows that hold the n-gram which begins at a word."""
-        return int(self._runs[NGRAM_WORDS].num_rows(texts.runs(np.array([start]), NGRAM_WORDS))[0])
+    def ngrams(self, texts: Texts, starts: Numbers) -> tuple[Hashes, Numbers]:
+        """Return the hashes of the n-grams that begin at some words, and how many training rows hold each."""
+        hashes = texts.runs(starts, NGRAM_WORDS)
+        return hashes, self._runs[NGRAM_WORDS].num_rows(hashes)
 
     def found(self, one: EvaluationSet, texts: Texts, boilerplate_rows: int) -> Hits:
         """Return what training rows hold of some items; n-grams in more than `boilerplate_rows` of them are no hit."""
