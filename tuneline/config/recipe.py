@@ -151,6 +151,7 @@ class Recipe(DataSection):
             columns=source.columns,
             tags=source.tags,
             format_hash=format_hash(source.format),
+            loss_on="none" if self.rows != "sft" else "all" if self.tokenize.train_on == "all" else "assistant",
             **self.align.model_dump(),
         )
 
