@@ -88,12 +88,12 @@ class _Reader:
             said["messages"] = [schema.message("system", self.system), *said["messages"]]
         return said, kind
 
-    def unread(self, record: Record) -> Iterator[str]:
+    def unread(self, record: Record) -> list[str]:
         """Return the keys of a record, and of its turns, that nothing reads."""
         if self.format.keys is None:
-            return iter(())
+            return []
         record = self._renamed(record)
-        return unread.keys(record, self.format.keys(record) | usable.MEDIA, self.tags)
+        return unread.keys(record, self.format.keys(record), self.tags)
 
     def _renamed(self, record: Record) -> Record:
         return columns.rename(record, self.names) if self.names else record
@@ -144,7 +144,8 @@ def _examples(
             tally.drop(file, line, error)
             continue
         tally.kinds[kind] += 1
-        tally.unread.note(f"{file}:{line}", reader.unread(record))
+        if ignored := reader.unread(record):
+            tally.unread.note(f"{file}:{line}", ignored)
         yield example
 
 

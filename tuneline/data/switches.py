@@ -9,6 +9,8 @@ from tuneline.data.formats.chat import SWITCHES
 from tuneline.data.schema import Content, Kind, Message
 from tuneline.errors import DataError
 
+_NAMES = frozenset(SWITCHES)
+
 
 def refuse_for_row(record: Record) -> None:
     """Refuse a row that is to carry no loss as a whole: a switch is read in a turn only.
@@ -16,6 +18,8 @@ def refuse_for_row(record: Record) -> None:
     Raises:
         DataError: A switch beside the turns says false.
     """
+    if _NAMES.isdisjoint(record):
+        return
     for name in SWITCHES:
         if record.get(name) is False:
             raise DataError(
@@ -36,8 +40,8 @@ def check(said: Content, kind: Kind, loss_on: LossOn) -> None:
     Raises:
         DataError: A turn is to carry loss and cannot, or does and must not.
     """
-    turns = [*said["messages"], *said["chosen"], *said["rejected"]]
-    if all(turn["train"] is None for turn in turns):
+    turns = said["messages"] + said["chosen"] + said["rejected"]
+    if not [turn for turn in turns if turn["train"] is not None]:
         return
     loss_on = loss_on if kind == "chat" else "none"
     learnt = [*said["chosen"], *said["rejected"]] or turns[-1:]

@@ -5,11 +5,12 @@ tables fill gaps with it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.config.sources import Columns, Tags
+from tuneline.data import usable
 from tuneline.data.formats import chat
 from tuneline.data.formats.base import Record
 from tuneline.errors import did_you_mean
@@ -29,30 +30,29 @@ _COLUMNS = (*Columns.model_fields, "conversations", "prompt", "completion", "res
 _TURN_KEYS = ("role", "content", "from", "value", *chat.KEYS)
 
 
-def keys(record: Record, known: frozenset[str], tags: Tags) -> Iterator[str]:
-    """Yield the columns of a row that its format does not read, and the keys of its turns, as `messages[].key`.
+def keys(record: Record, known: frozenset[str], tags: Tags) -> list[str]:
+    """Return the columns of a row that its format does not read, and the keys of its turns, as `messages[].key`.
 
     Args:
         record: The row, its columns named as its format names them.
         known: Columns that the format reads of it.
         tags: The data set's own words.
     """
+    found = []
     for name, value in record.items():
         if name not in known:
-            if value is not None:
-                yield name
-        elif isinstance(value, list | dict) and name not in SCHEMAS:
-            yield from (f"{name}{IN_TURNS}{key}" for turn in _turns(value) for key in _of_turn(turn, tags))
+            if value is not None and name not in usable.MEDIA:
+                found.append(name)
+        elif type(value) in (list, dict) and name not in SCHEMAS:
+            for turn in [value] if isinstance(value, dict) else value:
+                if isinstance(turn, dict) and len(turn) > 2:
+                    found += [f"{name}{IN_TURNS}{key}" for key in _of_turn(turn, tags)]
+    return found
 
 
-def _turns(value: Any) -> Iterable[Record]:
-    listed = [value] if isinstance(value, dict) else value
-    return (turn for turn in listed if isinstance(turn, dict) and len(turn) > 2)
-
-
-def _of_turn(turn: Record, tags: Tags) -> Iterator[str]:
+def _of_turn(turn: Record, tags: Tags) -> list[str]:
     read = chat.names_in(turn, tags)
-    return (key for key, value in turn.items() if value is not None and key not in read and key not in chat.KEYS)
+    return [key for key, value in turn.items() if value is not None and key not in read and key not in chat.KEYS]
 
 
 @dataclass

@@ -22,6 +22,9 @@ def looks_like_alpaca(record: Record) -> bool:
     return record.get("instruction") is not None and record.get("output") is not None
 
 
+KEYS = frozenset(("instruction", "input", "output", "system", "history"))
+
+
 def _is_pair(record: Record) -> bool:
     one_answer = isinstance(record.get("output"), str) and "chosen" not in record
     return not one_answer and preference.is_pair(record)
@@ -30,7 +33,7 @@ def _is_pair(record: Record) -> bool:
 def _keys(record: Record) -> frozenset[str]:
     if _is_pair(record):
         return preference.keys(record)
-    return frozenset(("instruction", "input", "output", "system", "history"))
+    return KEYS
 
 
 formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca, _keys))
