@@ -44,6 +44,15 @@ def no_weights(project):
     return {"model": {"type": "directory", "path": "empty"}}
 
 
+def shared_wording(project):
+    asked = "Answer as the friendly clerk of a small bank would, in one sentence, without any name"
+    rows = [{"instruction": f"{asked} {i}", "output": f"{i}"} for i in range(40)]
+    return {
+        **jsonl(project, "".join(json.dumps(row) + "\n" for row in rows)),
+        "merge": {"validation_fraction": 0.3, "boilerplate_rows": 40},
+    }
+
+
 GOOD = json.dumps(tiny.alpaca_rows(1)[0])
 CASES = {
     "unknown key": (
@@ -64,6 +73,7 @@ CASES = {
         "bad.jsonl:2: a row in alpaca format needs",
     ),
     "empty data set": (lambda p: jsonl(p, "\n"), "bad.jsonl holds no rows"),
+    "too few clean held-out rows": (shared_wording, "so 0 clean ones are left, and 5 are the fewest"),
     "unknown format": (
         lambda p: {"sources": [{"name": "first", "path": "data/first.jsonl", "format": "alpacca"}]},
         "unknown format 'alpacca'. Did you mean 'alpaca'?",

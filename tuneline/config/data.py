@@ -14,6 +14,13 @@ FEWEST_HELD_OUT = 5
 """With fewer items no interval can be believed, whatever the method."""
 
 
+HELD_OUT = "held_out"
+"""The name under which the held-out examples stand beside the exams."""
+
+BOILERPLATE_ROWS = 10
+"""Brown et al. (2020, arXiv:2005.14165, appendix C) pass over runs of words that stand in more training documents."""
+
+
 class MergeConfig(Config):
     """How data sets become one mixture."""
 
@@ -34,6 +41,10 @@ class MergeConfig(Config):
     split_seed: int = Field(0, ge=-MAX_SEED, le=MAX_SEED)
     """Another seed holds out other examples."""
 
+    boilerplate_rows: int = Field(BOILERPLATE_ROWS, ge=1)
+    """A run of 13 words that more training examples hold is boilerplate: it makes no held-out example and no exam
+    question contaminated. Whole copies do, however many there are."""
+
 
 class Share(Config):
     """How much of one data set goes into the mixture."""
@@ -44,9 +55,15 @@ class Share(Config):
 
 
 class MergeStepConfig(MergeConfig):
-    """What `merge` sees: the policy, and each data set's share."""
+    """What `merge` sees: the policy, each data set's share, and what the gate will need."""
 
     shares: list[Share] = Field(default_factory=list)
+
+    judged: list[str] = Field(default_factory=list)
+    """Evaluation sets (`held_out`, exams) of whose clean items the gate judges; each must have enough of them."""
+
+    max_items: int | None = None
+    """Held-out examples that are scored, the first by id; null: all."""
 
 
 class TokenizeConfig(Config):
@@ -105,6 +122,11 @@ class DataSection(Config):
             Share(name=source.name, repeats=source.repeats * written[source.name], weight=source.weight)
             for source in self.sources_once()
         ]
+
+    def evaluation_sets(self, asked: list[tuple[str, str]]) -> list[str]:
+        """Return the evaluation sets that metrics, given with their keys, are of: the held-out rows, exams."""
+        exams = {f"{exam.name}_{column}": exam.name for exam in self.exams for column in exam.columns()}
+        return sorted({exams.get(metric, HELD_OUT) for _, metric in asked})
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "DataSection":

@@ -152,12 +152,19 @@ class Recipe(DataSection):
             columns=source.columns,
             tags=source.tags,
             format_hash=format_hash(source.format),
+            loss_on="none" if self.rows != "sft" else "all" if self.tokenize.train_on == "all" else "assistant",
             **self.align.model_dump(),
         )
 
     def for_merge(self) -> MergeStepConfig:
         """Return what `merge` sees."""
-        return MergeStepConfig(**self.merge.model_dump(), shares=self.shares())
+        gate = self.registry.gate
+        return MergeStepConfig(
+            **self.merge.model_dump(),
+            shares=self.shares(),
+            judged=self.evaluation_sets(gate.asked()) if gate.exclude_contaminated else [],
+            max_items=self.evaluate.max_items,
+        )
 
     def for_tokenize(self) -> TokenizeStepConfig:
         """Return what `tokenize_pack` sees."""

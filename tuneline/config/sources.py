@@ -169,6 +169,9 @@ class AlignPolicy(Config):
     """Where bad rows are dropped: more than this share of them is an error all the same."""
 
 
+LossOn = Literal["assistant", "all", "none"]
+
+
 class AlignConfig(AlignPolicy):
     """How the records of one data set become examples."""
 
@@ -177,6 +180,10 @@ class AlignConfig(AlignPolicy):
 
     columns: Columns = Columns()
     tags: Tags = Tags()
+
+    loss_on: LossOn = "assistant"
+    """Turns whose loss a switch of their own (`train: false`) can change; a switch that changes nothing is refused.
+    `all` with `tokenize.train_on: all`; `none` where a stage learns from whole answers."""
 
     format_hash: str = ""
     """Hash of the source of a format of the user's own, so that a changed function is another step."""

@@ -5,6 +5,7 @@ added to a row that its data set does not say, but for the system message that t
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -14,13 +15,16 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from tuneline.config.sources import AlignConfig, AlignPolicy, Columns, Tags
-from tuneline.data import columns, corpus, custom, pause, schema, usable
+from tuneline.config.sources import AlignConfig, AlignPolicy, Columns, LossOn, Tags
+from tuneline.data import columns, corpus, custom, pause, schema, switches, unread, usable
 from tuneline.data.corpus import Corpus
 from tuneline.data.formats import formats
 from tuneline.data.formats.base import Format, Record
 from tuneline.data.schema import Content
+from tuneline.data.unread import Unread
 from tuneline.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 5
 LOOKED_AT = 200
@@ -32,8 +36,8 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
     """Give every record the one shape.
 
     Returns:
-        Examples in the order of the records; counts hold the format, the kinds of examples, and what was dropped, by
-        reason, with the first places.
+        Examples in the order of the records; counts hold the format, the kinds of examples, what was dropped, by
+        reason, with the first places, and the keys that nothing reads.
 
     Raises:
         DataError: A row cannot be used and `bad_rows` says refuse, too many or all were dropped, or no format fits.
@@ -45,7 +49,7 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
     if name == "auto":
         batches = (batch.column("record").to_pylist() for batch in corpus.batches(rows))
         name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
-    reader = _Reader(_format(name), names, config.tags, config.system)
+    reader = _reader(name, config)
     tally = _Tally()
     with nullcontext() if ":" in name else pause.no_cycles(), corpus.Writer(schema.EXAMPLE) as writer:
         for batch in corpus.batches(rows):
@@ -53,6 +57,8 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
             if examples:
                 writer.write(schema.to_columns(examples))
     _is_enough(source, tally, config)
+    if told := tally.unread.lines():
+        logger.warning("sources.%s: nothing reads the keys %s", source, " ".join(told))
     counts = {**records.counts, "format": name, "format_found": config.format == "auto", **tally.counts()}
     return Corpus({"examples": writer.rows()}, {"source": source}, counts)
 
@@ -65,19 +71,36 @@ class _Reader:
     names: columns.Names
     tags: Tags
     system: str | None
+    loss_on: LossOn = "assistant"
 
     def read(self, record: Record) -> tuple[Content, schema.Kind]:
         """Read a record and check that it can be used."""
         if schema.BAD_ROW in record:
             raise DataError(f"{record[schema.BAD_ROW]}.", str(record[schema.BAD_ROW]))
-        if self.names:
-            record = columns.rename(record, self.names)
+        record = self._renamed(record)
         usable.refuse_media(record)
+        if self.format.keys:
+            switches.refuse_for_row(record)
         said = self.format.align(record, self.tags)
         kind = usable.check(said)
+        switches.check(said, kind, self.loss_on)
         if self.system and kind != "text" and said["messages"][0]["role"] != "system":
             said["messages"] = [schema.message("system", self.system), *said["messages"]]
         return said, kind
+
+    def unread(self, record: Record) -> list[str]:
+        """Return the keys of a record, and of its turns, that nothing reads."""
+        if self.format.keys is None:
+            return []
+        record = self._renamed(record)
+        return unread.keys(record, self.format.keys(record), self.tags)
+
+    def _renamed(self, record: Record) -> Record:
+        return columns.rename(record, self.names) if self.names else record
+
+
+def _reader(format: str, config: AlignConfig) -> _Reader:
+    return _Reader(_format(format), columns.names_of(config.columns), config.tags, config.system, config.loss_on)
 
 
 @dataclass
@@ -87,6 +110,7 @@ class _Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_first: list[str] = field(default_factory=list)
+    unread: Unread = field(default_factory=Unread)
 
     def drop(self, file: str, line: int, error: DataError) -> None:
         """Count a bad row."""
@@ -101,6 +125,7 @@ class _Tally:
             "kinds": dict(self.kinds),
             "dropped": dict(self.dropped.most_common()),
             "dropped_first": self.dropped_first,
+            "unread_keys": self.unread.counts(),
         }
 
 
@@ -110,7 +135,8 @@ def _examples(
     files, lines, texts = (batch.column(name).to_pylist() for name in ("file", "line", "record"))
     for file, line, text in zip(files, lines, texts, strict=True):
         try:
-            said, kind = reader.read(_parse(text))
+            record = _parse(text)
+            said, kind = reader.read(record)
             example = schema.example(source, said)
         except DataError as error:
             if policy.bad_rows == "refuse":
@@ -118,6 +144,8 @@ def _examples(
             tally.drop(file, line, error)
             continue
         tally.kinds[kind] += 1
+        if ignored := reader.unread(record):
+            tally.unread.note(f"{file}:{line}", ignored)
         yield example
 
 
@@ -156,7 +184,7 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
     name = config.format
     if name == "auto":
         name = _found(rows[0][0] if rows else "auto", (record for _, _, record in rows), names)
-    reader = _Reader(_format(name), names, config.tags, config.system)
+    reader = _reader(name, config)
     last: DataError | None = None
     for file, line, record in rows:
         try:

@@ -3,7 +3,9 @@
 An exam's question is found `exact` where a training example holds all its words in a row, and `ngram` where it holds 13
 of them in a row (Brown et al. 2020, arXiv:2005.14165, appendix C). Of a held-out example, the last question with its
 answer is looked for: `exact` where a training example ends in the same words, so that only case or punctuation made
-them two, `ngram` as above. Memory is bounded: the evaluation sets are looked for in portions, the training rows stream.
+them two, `ngram` as above. A run of 13 words that stands in more than 10 training examples is boilerplate (an
+instruction that all rows share, a stock answer) and proves nothing; the number is that paper's. Whole copies are found
+whatever their number. Memory is bounded: the evaluation sets are looked for in portions, the training rows stream.
 """
 
 from collections.abc import Iterator
@@ -15,16 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
+from tuneline.config.data import BOILERPLATE_ROWS, HELD_OUT
 from tuneline.data import benchmarks, corpus, harness, phrases, sources
-from tuneline.data.phrases import NOWHERE, TELLING_WORDS, Numbers, Texts
-from tuneline.data.watch import EvaluationSet, Part, Watch
+from tuneline.data.phrases import NOWHERE, TELLING_WORDS, Texts
+from tuneline.data.watch import NGRAM_WORDS, EvaluationSet, Hits, Part, Watch
 from tuneline.identity import Located, Manifest
 
-HELD_OUT = "held_out"
-"""The name under which the held-out examples stand beside the exams."""
-
 WORDS_A_PORTION = 2**21
-"""Words of evaluation sets looked for at once, 20 bytes each; the training rows are read once a portion."""
+"""Words of evaluation sets looked for at once, 24 bytes each; the training rows are read once a portion."""
+
+SHOWN = 5
+"""Runs of boilerplate that are kept as text for each evaluation set."""
 
 FOUND = Features(
     {"benchmark": Value("string"), "item": Value("string"), "kind": Value("string"), "example_id": Value("string")}
@@ -34,34 +37,44 @@ FOUND = Features(
 
 @dataclass(frozen=True)
 class Findings:
-    """Items found in the training examples, and how many by evaluation set."""
+    """Items found in the training examples, how many by evaluation set, and some runs of boilerplate as text."""
 
     rows: Dataset
     counts: dict[str, dict[str, int]]
+    boilerplate: list[dict[str, Any]]
 
 
-def find(train: Dataset, validation: Dataset, exams: Manifest) -> Findings:
+def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows: int = BOILERPLATE_ROWS) -> Findings:
     """Look for every evaluation set's items in the training examples.
+
+    Args:
+        train: Rows of `MIXED`; copies of an example count once.
+        validation: Rows of `MIXED`.
+        exams: Exams and tasks whose questions are looked for.
+        boilerplate_rows: An n-gram that more training examples hold is boilerplate.
 
     Returns:
         Rows of `FOUND`, in the order of the evaluation sets and their items, and for each evaluation set the numbers of
-        items found `exact` and `ngram` (each item once) among its `items`.
+        items found `exact` and `ngram` (each item once) among its `items`, and of those that share nothing but
+        `boilerplate`. For the first runs of boilerplate: `benchmark`, `words`, and how many training `rows` hold them.
     """
     sets: list[EvaluationSet] = [
         *(_Exam(exam.name, *_asked(exam)) for exam in exams.items),
         _HeldOut(validation),
     ]
-    counts = {one.name: {"exact": 0, "ngram": 0, "items": 0} for one in sets}
+    counts = {one.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for one in sets}
+    shown: dict[str, dict[int, dict[str, Any]]] = {one.name: {} for one in sets}
     with corpus.Writer(FOUND) as writer:
         for watch in _portions(sets):
             for texts in phrases.lay_out(_numbered(train)):
                 watch.look(texts)
             for one, texts in watch.texts():
-                exact, ngram = watch.found(one, texts)
-                writer.write(_columns(one, texts, exact, ngram, train))
-                _count(counts[one.name], exact, ngram)
+                hits = watch.found(one, texts, boilerplate_rows)
+                writer.write(_columns(one, texts, hits, train))
+                _count(counts[one.name], hits)
+                _show(shown[one.name], one, texts, hits, watch)
             del watch  # before the next is built: each takes tens of megabytes
-    return Findings(writer.rows(), counts)
+    return Findings(writer.rows(), counts, [run for runs in shown.values() for run in runs.values()])
 
 
 class _Exam:
@@ -75,6 +88,9 @@ class _Exam:
 
     def ids(self, numbers: list[int]) -> list[str]:
         return [self._ids[number] for number in numbers]
+
+    def text(self, number: int) -> str:
+        return self._texts[number]
 
 
 def _asked(exam: Located) -> tuple[list[str], list[str]]:
@@ -108,6 +124,9 @@ class _HeldOut:
     def ids(self, numbers: list[int]) -> list[str]:
         return _ids(self._rows, numbers)
 
+    def text(self, number: int) -> str:
+        return next(tail for _, _, tail in _numbered(self._rows.select([number])))
+
 
 def _portions(sets: list[EvaluationSet]) -> Iterator[Watch]:
     parts, total = list[Part](), 0
@@ -122,9 +141,10 @@ def _portions(sets: list[EvaluationSet]) -> Iterator[Watch]:
         yield Watch(parts)
 
 
-def _columns(one: EvaluationSet, texts: Texts, exact: Numbers, ngram: Numbers, train: Dataset) -> dict[str, list[str]]:
+def _columns(one: EvaluationSet, texts: Texts, hits: Hits, train: Dataset) -> dict[str, list[str]]:
     """Lay out the rows of `FOUND` for some items."""
-    rows = np.where(exact == NOWHERE, ngram, exact)
+    exact = hits.exact
+    rows = np.where(exact == NOWHERE, hits.ngram, exact)
     hit = np.flatnonzero(rows != NOWHERE)
     return {
         "benchmark": [one.name] * len(hit),
@@ -138,11 +158,27 @@ def _ids(rows: Dataset, numbers: list[int]) -> list[str]:
     return rows.select_columns("id").with_format("arrow")[numbers].column("id").to_pylist() if numbers else []
 
 
-def _count(counts: dict[str, int], exact: Numbers, ngram: Numbers) -> None:
-    whole = exact != NOWHERE
+def _count(counts: dict[str, int], hits: Hits) -> None:
+    whole, part = hits.exact != NOWHERE, hits.ngram != NOWHERE
     counts["exact"] += int(whole.sum())
-    counts["ngram"] += int((~whole & (ngram != NOWHERE)).sum())
-    counts["items"] += len(exact)
+    counts["ngram"] += int((~whole & part).sum())
+    counts["boilerplate"] += int((~whole & ~part & hits.boilerplate).sum())
+    counts["items"] += len(whole)
+
+
+def _show(shown: dict[int, dict[str, Any]], one: EvaluationSet, texts: Texts, hits: Hits, watch: Watch) -> None:
+    """Keep the runs of boilerplate with which items begin to share some, as text, by their hashes."""
+    owners = np.searchsorted(texts.ends, hits.frequent, side="right")
+    starts = hits.frequent[np.unique(owners, return_index=True)[1]]
+    keys, num_rows = watch.ngrams(texts, starts) if len(starts) else (starts, starts)
+    for first in np.sort(np.unique(keys, return_index=True)[1]):
+        key, start = int(keys[first]), int(starts[first])
+        if key in shown or len(shown) == SHOWN:
+            continue
+        item = int(np.searchsorted(texts.ends, start, side="right"))
+        offset = start - int(texts.starts[item])
+        run = phrases.words(one.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
+        shown[key] = {"benchmark": one.name, "words": " ".join(run), "rows": int(num_rows[first])}
 
 
 def _numbered(rows: Dataset) -> Iterator[tuple[int, str, str]]:

@@ -20,7 +20,7 @@ from typing import Any
 from tuneline import state
 from tuneline.config import harness
 from tuneline.config.harness import HarnessConfig, Told
-from tuneline.data import phrases
+from tuneline.data import hub, phrases
 from tuneline.errors import RecipeError, SourceError
 from tuneline.identity import Located, digest, file_entries, sha256_of
 
@@ -28,6 +28,7 @@ TASKS, ITEMS = "tasks.json", "items.jsonl"
 PLACES = ("data_files", "data_dir", "cache_dir", "config_source")
 """Keys of a config that say where things lie; documents are hashed themselves."""
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
@@ -60,6 +61,7 @@ def load(config: HarnessConfig) -> list[Any]:
     for path in harness.files_of(config):
         content = load_yaml(path)
         _make_data_files_absolute(config, content, path.parent)
+        shadow = _ask_the_hub_alone(content)
         try:
             found = TaskManager(include_defaults=False).load([content])["tasks"]
         except Exception as error:
@@ -67,7 +69,7 @@ def load(config: HarnessConfig) -> list[Any]:
             raise SourceError(
                 f"exams.{config.name}.task: task {content.get('task')} of {path} cannot be loaded: "
                 f"{type(error).__name__}: {reason}. Are its data there, and its file in order? Data of the hub need a "
-                "network, or HF_DATASETS_CACHE with a copy."
+                f"network, or HF_DATASETS_CACHE with a copy.{shadow}"
             ) from error
         tasks += [_set(config, task) for task in found.values()]
     return tasks
@@ -95,6 +97,15 @@ def _make_data_files_absolute(config: HarnessConfig, content: dict[str, Any], ba
 
     made = {split: absolute(name) for split, name in files.items()} if isinstance(files, dict) else absolute(files)
     content["dataset_kwargs"] = {**told, "data_files": made, "cache_dir": str(state.folder("datasets"))}
+
+
+def _ask_the_hub_alone(content: dict[str, Any]) -> str:
+    """Read a set of the hub's from the hub where a local folder has its name; return what to say if that fails."""
+    name = content.get("dataset_path")
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or not Path(name).is_dir():
+        return ""
+    content["dataset_path"] = f"{hub.HUB}{name}"
+    return f" The local folder {name} is not read: dataset_path {name!r} names a set of the hub. Write ./{name} for it."
 
 
 def _set(config: HarnessConfig, task: Any) -> Any:
@@ -164,7 +175,9 @@ def _plain(value: Any) -> Any:
     if callable(value):
         file = inspect.getsourcefile(value if inspect.isroutine(value) or isinstance(value, type) else type(value))
         return [getattr(value, "__qualname__", type(value).__qualname__), sha256_of(Path(file)) if file else ""]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, str):
+        return value.removeprefix(hub.HUB)
+    return value if isinstance(value, int | float | bool | None) else str(value)
 
 
 def locate(config: HarnessConfig) -> Located:
@@ -194,7 +207,7 @@ def locate(config: HarnessConfig) -> Located:
 
 def _origin(task: Any) -> str:
     """Say where a task's data came from: the repository on the hub and its commit, or the kind of file."""
-    place = f"{task.task_name} from {task.get_config('dataset_path')}"
+    place = f"{task.task_name} from {str(task.get_config('dataset_path')).removeprefix(hub.HUB)}"
     splits = task.dataset.values() if isinstance(task.dataset, dict) else ()
     urls = (url for split in splits for url in getattr(split.info, "download_checksums", None) or ())
     commit = next((match[1] for url in urls if (match := _COMMIT.search(url))), "")

@@ -1,7 +1,9 @@
 """Data sets of the hub, by `datasets`: one split of one commit, copied once to JSON Lines under the state root.
 
-The copy is what a run reads, so a run needs no network once it is there, and the hub's bytes are the run's bytes. Code
-from the hub is never run (`datasets` has no way to, from version 4 on).
+The copy is what a run reads, so a run needs no network once it is there, and the hub's bytes are the run's bytes. A
+name is always the hub's: `datasets` alone would read a folder `./owner/name` in the working directory, or, where the
+hub fails half-way, its last cached copy of whatever commit. Code from the hub is never run (`datasets` has no way to,
+from version 4 on).
 """
 
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import load_dataset, load_dataset_builder
+from datasets import load_dataset_builder
 from huggingface_hub import HfApi
 
 from tuneline import state
@@ -20,6 +22,9 @@ from tuneline.config.sources import SourceConfig
 from tuneline.data.readers import arrow
 from tuneline.errors import SourceError, TunelineError
 from tuneline.identity import Located, digest, file_entries
+
+HUB = "hf://datasets/"
+"""What a name begins with for `datasets` to ask the hub alone."""
 
 ABOUT = "about.json"
 ROWS = "rows.jsonl"
@@ -90,13 +95,17 @@ def _copy(source: SourceConfig, about: dict[str, Any], folder: Path) -> None:
 
 
 def _rows(source: SourceConfig, commit: str) -> Iterator[bytes]:
-    place = {"name": source.subset, "revision": commit, "data_dir": source.folder}
-    features = load_dataset_builder(source.hub, **place).info.features
+    builder = load_dataset_builder(f"{HUB}{source.hub}", name=source.subset, revision=commit, data_dir=source.folder)
+    if builder.hash != commit:
+        raise _out_of_reach(source, ConnectionError(f"commit {commit} cannot be read, only a copy of {builder.hash}"))
+    features = builder.info.features
     if features is not None:
         arrow.check_columns(features.arrow_schema, str(source.hub))
-    rows = load_dataset(source.hub, split=source.split, streaming=source.streaming, **place)
     if source.streaming:
-        rows = rows.take(source.max_rows)
+        rows = builder.as_streaming_dataset(split=source.split).take(source.max_rows)
+    else:
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=source.split)
     yield from _texts(str(source.hub), rows.with_format("arrow").iter(batch_size=arrow.BATCH))
 
 

@@ -73,6 +73,7 @@ def _section(source: SourceConfig, recipe: Recipe, trial: Trial, tokenizer: Any)
         "kinds": counts["kinds"],
         "bad_rows": counts["dropped"],
         "first_bad_rows": counts["dropped_first"],
+        "unread_keys": counts["unread_keys"],
         **made.counts,
     }
     return Section(source.name, made.shown, seen, list(_facts(seen)))
@@ -131,6 +132,8 @@ def _facts(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", f"{seen['format']}{', found by the rows' if seen['format_found'] else ''}; {kinds}"
     yield "read", f"{'all' if seen['all_rows'] else 'the first'} {seen['rows']:,} rows"
     yield "bad rows", "\n".join([f"dropped: {bad}", *seen["first_bad_rows"]]) if bad else "none"
+    unread = [f"{key}: {found['count']:,}, first {found['first']}" for key, found in seen["unread_keys"].items()]
+    yield "unread keys", "\n".join(unread) or "none"
     yield "lengths", f"{lengths} tokens"
     yield "too long", _too_long(seen)
     yield "trained", f"{seen['trained_tokens']:,} of {seen['tokens']:,} tokens, {seen['coverage']:.1%}"

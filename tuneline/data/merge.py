@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from tuneline.config.data import FEWEST_HELD_OUT, MergeConfig, MergeStepConfig, Share
+from tuneline.config.data import FEWEST_HELD_OUT, HELD_OUT, MergeConfig, MergeStepConfig, Share
 from tuneline.data import contamination, mixing, schema
+from tuneline.data.contamination import Findings
 from tuneline.data.corpus import Corpus, batches
 from tuneline.data.mixing import Chosen
 from tuneline.errors import DataError
@@ -53,14 +54,16 @@ def merge(examples: list[Corpus], exams: Manifest, config: MergeStepConfig) -> C
         that a training example holds).
 
     Raises:
-        DataError: Kinds are mixed, nothing is left to train on, or too few are held out.
+        DataError: Kinds are mixed, nothing is left to train on, too few are held out, or too few items of what the gate
+            judges by are clean.
     """
     rows, shares = [corpus.only() for corpus in examples], _shares(examples, config)
     train, held_out, kind = _sides(rows, shares, config)
     order = mixing.order([_size(side) for side in train], shares, config)
     one_by_one = mixing.concatenated([_size(side) for side in held_out])
     splits = {"train": mixing.mix(rows, train, order), "validation": mixing.mix(rows, held_out, one_by_one)}
-    found = contamination.find(splits["train"], splits["validation"], exams)
+    found = contamination.find(splits["train"], splits["validation"], exams, config.boilerplate_rows)
+    _check_clean(found, splits["validation"], config)
     by_source = _by_source(shares, train, held_out, order)
     counts = {
         "sources": [corpus.counts | corpus.identity for corpus in examples],
@@ -72,6 +75,7 @@ def merge(examples: list[Corpus], exams: Manifest, config: MergeStepConfig) -> C
         "validation": len(one_by_one),
         "train_share": {name: round(source["train"] / len(order), 4) for name, source in sorted(by_source.items())},
         "contamination": found.counts,
+        "boilerplate": found.boilerplate,
     }
     return Corpus({**splits, "contamination": found.rows}, {}, counts)
 
@@ -180,6 +184,33 @@ def _check_sizes(num_train: int, num_held_out: int, num_copies: int, config: Mer
             f"{num_train + num_held_out} examples{beside}; {FEWEST_HELD_OUT} are the fewest that can be measured. "
             "Raise it, or give more rows."
         )
+
+
+def _check_clean(found: Findings, validation: Dataset, config: MergeStepConfig) -> None:
+    """Check that the gate will have enough items which no training example holds."""
+    for name in config.judged:
+        counts = found.counts[name]
+        num_items, num_found = counts["items"], counts["exact"] + counts["ngram"]
+        if name == HELD_OUT and config.max_items is not None and config.max_items < num_items:
+            scored = set(sorted(validation["id"])[: config.max_items])
+            num_items, num_found = len(scored), len(scored & _items(found, name))
+        if num_items - num_found < FEWEST_HELD_OUT:
+            raise DataError(_too_few_clean(name, num_items, num_found, counts))
+
+
+def _items(found: Findings, name: str) -> set[str]:
+    return {row["item"] for row in found.rows if row["benchmark"] == name}
+
+
+def _too_few_clean(name: str, num_items: int, num_found: int, counts: dict[str, int]) -> str:
+    what = "held-out examples" if name == HELD_OUT else f"questions of {name}"
+    return (
+        f"{num_found} of the {num_items} {what} that the gate would judge by were found in the training examples "
+        f"({counts['exact']} whole, {counts['ngram']} by a run of 13 words), so {num_items - num_found} clean ones are "
+        f"left, and {FEWEST_HELD_OUT} are the fewest that can be measured. Take them out of the training data, give "
+        "more items, lower merge.boilerplate_rows where they only share wording, or set "
+        "registry.gate.exclude_contaminated: false."
+    )
 
 
 def _by_source(

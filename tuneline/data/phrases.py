@@ -96,12 +96,13 @@ def _hashes(text: str) -> Hashes:
 
 
 class Table:
-    """Hashes that are looked for (at least one), each with the first row in which it was seen."""
+    """Hashes that are looked for (at least one), each with the first row that holds it and the number of such rows."""
 
     def __init__(self, hashes: list[Hashes]) -> None:
         self._hashes = np.concatenate(hashes)
         self._hashes.sort()
         self._rows = np.full(len(self._hashes), NOWHERE, np.int32)
+        self._num_rows = np.zeros(len(self._hashes), np.uint32)
         # Most hashes are in no table; a look at their upper bits tells so for far less than a search.
         bits = min(max(len(self._hashes).bit_length() + 3, 10), 23)
         self._shift = np.uint64(64 - bits)
@@ -109,18 +110,33 @@ class Table:
         self._upper[self._hashes >> self._shift] = True
 
     def see(self, hashes: Hashes, rows: Numbers) -> Numbers:
-        """Note in which rows hashes stand, rows ascending from call to call; return the positions of known ones."""
+        """Note in which rows hashes stand; return the positions of known ones.
+
+        Rows ascend from call to call, and all hashes of a row come in one call, so that each row is counted once.
+        """
         near = np.flatnonzero(self._upper[hashes >> self._shift])
         at, known = self._find(hashes[near])
         found, at = near[known], at[known]
         new = np.flatnonzero(self._rows[at] == NOWHERE)
         np.minimum.at(self._rows, at[new], rows[found[new]].astype(np.int32))
+        if len(found):
+            self._count(at, rows[found])
         return found
+
+    def _count(self, at: Numbers, rows: Numbers) -> None:
+        span = int(rows.max() - rows.min()) + 1
+        once = np.unique(at * span + (rows - rows.min()))
+        np.add.at(self._num_rows, once // span, 1)
 
     def first_rows(self, hashes: Hashes) -> Numbers:
         """Return for each hash the lowest row in which it was seen, or `NOWHERE`."""
         at, known = self._find(hashes)
         return np.where(known, self._rows[at], NOWHERE).astype(np.int64)
+
+    def num_rows(self, hashes: Hashes) -> Numbers:
+        """Return for each hash the number of rows that hold it."""
+        at, known = self._find(hashes)
+        return np.where(known, self._num_rows[at], 0).astype(np.int64)
 
     def _find(self, hashes: Hashes) -> tuple[Numbers, NDArray[np.bool_]]:
         """Return where hashes stand, of equal ones the first, and whether they do."""

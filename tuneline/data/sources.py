@@ -4,7 +4,8 @@ A row travels as its own JSON text with the file and line it stands in, so nothi
 its format has read it, and every later complaint can name its place. Rows stream from the file into an Arrow file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ SEED = 0
 """Of the draw where `sample` is random; drawn rows are the same in every run."""
 
 COMPARED_ROWS = 100
-"""Rows of each file whose keys are compared: an optional key need not be in the first."""
+"""Rows of each file whose keys are compared first; only files that look different are read as a whole for that."""
 
 
 def locate(sources: list[SourceConfig]) -> Manifest:
@@ -72,7 +73,7 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
     found = sources.item(config.name)
     counts = {"rows": 0, "rows_beyond_max_rows": 0, "blank_lines": 0, "files": len(found.files)}
     with _unchanged(found), Writer(schema.RECORD) as writer:
-        same_columns = _SameColumns(found.name)
+        same_columns = _SameColumns(found)
         for file, chunk, taken in _taken(found, config):
             texts = chunk.read(taken)
             same_columns.check(file, texts)
@@ -165,25 +166,62 @@ def _taker(found: Located, config: IngestConfig) -> Callable[[int, int], Sequenc
     return draw
 
 
-class _SameColumns:
-    """Compare the keys of each file's rows to those of the first file."""
+class _Keys:
+    """Keys of the rows of a file: those that every row has, and those that any has. A null counts as absent."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.first: tuple[str, set[str]] | None = None
+    def __init__(self, texts: Iterable[bytes]) -> None:
+        self.any: set[str] = set()
+        self.every: set[str] | None = None
+        for text in texts:
+            keys = {key for key, value in _parsed(text).items() if value is not None}
+            if schema.BAD_ROW not in keys:
+                self.any |= keys
+                self.every = keys if self.every is None else self.every & keys
+
+    def only(self, other: "_Keys") -> list[str]:
+        """Return the keys that every row has here, and none there."""
+        return sorted((self.every or set()) - other.any)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # half a surrogate pair
+        return json.loads(text)
+
+
+class _SameColumns:
+    """Compare the keys of each file's rows to those of the first file.
+
+    A key that some rows lack is optional, and so is one that only one of two files has: formats say what they need, and
+    `align` tells what nothing reads. Two files that each always have a column which the other lacks are refused.
+    """
+
+    def __init__(self, found: Located) -> None:
+        self.found = found
+        self.first: tuple[str, _Keys] | None = None
         self.seen = ""
 
     def check(self, file: str, texts: list[bytes]) -> None:
-        """Look at rows of a file; only the first of each that are not bad count."""
-        rows = [orjson.loads(text) for text in texts[:COMPARED_ROWS]] if file != self.seen else []
-        keys = {key for row in rows if schema.BAD_ROW not in row for key in row}
-        if not keys:
+        """Look at the first rows of a file."""
+        keys = _Keys(texts[:COMPARED_ROWS] if file != self.seen else [])
+        if not keys.any:
             return
         self.seen = file
         first, known = self.first = self.first or (file, keys)
-        if keys != known:
+        if not (keys.only(known) and known.only(keys)):
+            return
+        known, keys = self._whole(first), self._whole(file)
+        if keys.only(known) and known.only(keys):
             raise DataError(
-                f"sources.{self.source}: its files do not have the same columns: only {first} has "
-                f"{sorted(known - keys)}, only {file} has {sorted(keys - known)}. Make them data sets of their own, or "
-                "name the columns alike."
+                f"sources.{self.found.name}: its files do not have the same columns: only {first} has "
+                f"{known.only(keys)}, only {file} has {keys.only(known)}. Make them data sets of their own, or name "
+                "the columns alike."
             )
+
+    def _whole(self, file: str) -> _Keys:
+        return _Keys(text for name, chunk in _chunks(self.found) if name == file for text in _texts(chunk))
+
+
+def _texts(chunk: readers.Chunk) -> Iterator[bytes]:
+    yield from chunk.read(range(len(chunk.lines)))

@@ -124,7 +124,9 @@ def trained_spans(
         thinking: Whether thinking blocks carry loss.
     """
     if train_on == "all":
-        return [(0, length)]
+        left_out = [answer for answer in answers if messages[answer.message]["train"] is False]
+        edges = [0, *(edge for answer in left_out for edge in (answer.start, answer.end)), length]
+        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
     if train_on == "last_assistant":
         answers = answers[-1:]
     chosen = [answer for answer in answers if messages[answer.message]["train"] is not False]

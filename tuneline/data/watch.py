@@ -1,9 +1,10 @@
 """What is looked for in the training rows: items of the evaluation sets and their n-grams, as tables of hashes."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuneline.data.phrases import NOWHERE, Hashes, Numbers, Table, Texts
 
@@ -19,6 +20,22 @@ class EvaluationSet(Protocol):
     def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]: ...
 
     def ids(self, numbers: list[int]) -> list[str]: ...
+
+    def text(self, number: int) -> str: ...
+
+
+class Hits(NamedTuple):
+    """Of each item: the first row that holds it whole, the first that holds one of its n-grams, else `NOWHERE`.
+
+    An n-gram that more than so many rows hold is boilerplate. It is no hit, and neither is one that shares a word with
+    it, as the first words behind a common instruction are often the same. `boilerplate` marks the items that have
+    some, and `frequent` is where these n-grams begin among the words.
+    """
+
+    exact: Numbers
+    ngram: Numbers
+    boilerplate: NDArray[np.bool_]
+    frequent: Numbers
 
 
 class Part:
@@ -72,8 +89,13 @@ class Watch:
             some, hashes = _tails(texts)
             self._tails.see(hashes, texts.numbers[some])
 
-    def found(self, one: EvaluationSet, texts: Texts) -> tuple[Numbers, Numbers]:
-        """Return for each item the first row that holds it whole, and the first that holds an n-gram of it."""
+    def ngrams(self, texts: Texts, starts: Numbers) -> tuple[Hashes, Numbers]:
+        """Return the hashes of the n-grams that begin at some words, and how many training rows hold each."""
+        hashes = texts.runs(starts, NGRAM_WORDS)
+        return hashes, self._runs[NGRAM_WORDS].num_rows(hashes)
+
+    def found(self, one: EvaluationSet, texts: Texts, boilerplate_rows: int) -> Hits:
+        """Return what training rows hold of some items; n-grams in more than `boilerplate_rows` of them are no hit."""
         exact, ngram = (np.full(len(texts.ends), NOWHERE, np.int64) for _ in range(2))
         if one.inside:
             for length, items in _by_length(texts):
@@ -81,10 +103,15 @@ class Watch:
         elif self._tails:
             items, hashes = _tails(texts)
             exact[items] = self._tails.first_rows(hashes)
-        items, hashes = _ngrams(texts)
+        starts, hashes = _ngrams(texts)
+        boilerplate, frequent = np.zeros(len(texts.ends), np.bool_), starts[:0]
         if len(hashes):
-            np.minimum.at(ngram, items, self._runs[NGRAM_WORDS].first_rows(hashes))
-        return exact, ngram
+            items, table = texts.owners()[starts], self._runs[NGRAM_WORDS]
+            often = table.num_rows(hashes) > boilerplate_rows
+            boilerplate[items[often]], frequent = True, starts[often]
+            apart = ~_overlap(starts, frequent)
+            np.minimum.at(ngram, items[apart], table.first_rows(hashes[apart]))
+        return Hits(exact, ngram, boilerplate, frequent)
 
 
 def _by_length(texts: Texts) -> Iterator[tuple[int, Numbers]]:
@@ -95,9 +122,15 @@ def _by_length(texts: Texts) -> Iterator[tuple[int, Numbers]]:
 
 
 def _ngrams(texts: Texts) -> tuple[Numbers, Hashes]:
-    """Return the n-grams' texts and hashes."""
+    """Return the words at which n-grams begin, and the n-grams' hashes."""
     starts = np.flatnonzero(texts.room() >= NGRAM_WORDS)
-    return texts.owners()[starts], texts.runs(starts, NGRAM_WORDS)
+    return starts, texts.runs(starts, NGRAM_WORDS)
+
+
+def _overlap(starts: Numbers, others: Numbers) -> NDArray[np.bool_]:
+    """Return which n-grams share a word with one of the others; all are given by where they begin, ascending."""
+    after = np.searchsorted(others, starts - NGRAM_WORDS, side="right")
+    return after < np.searchsorted(others, starts + NGRAM_WORDS, side="left")
 
 
 def _openings(texts: Texts) -> Hashes:

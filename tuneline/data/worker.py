@@ -15,7 +15,11 @@ def mix(recipe: Recipe) -> Corpus:
     Raises:
         TunelineError: As each step does.
     """
-    found, exams = sources.locate(recipe.sources_once()), sources.locate_exams(recipe.exams)
+    return mix_located(recipe, sources.locate(recipe.sources_once()), sources.locate_exams(recipe.exams))
+
+
+def mix_located(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:
+    """Read, align and merge data sets whose files, and those of the exams, are known."""
     examples = [
         align.align(sources.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
         for source in recipe.sources_once()

@@ -22,6 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 SINGLE, PICKLED = "model.safetensors", "pytorch_model.bin"
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+ADAPTER = "adapter_config.json"
 SHOWN = 3
 
 
@@ -41,6 +42,7 @@ def check(
         RecipeError: The recipe does not allow what this model needs.
     """
     config = _json(folder / "config.json")
+    _check_no_adapter(folder)
     _check_code(folder, config, trusted=trust_remote_code)
     shapes = _check_weights(folder, allow_pickle=allow_pickle) if needs_weights else {}
     _check_tokenizer(folder, _num_rows(shapes, config))
@@ -58,6 +60,15 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_no_adapter(folder: Path) -> None:
+    """Refuse an adapter beside the weights: transformers adds it to them, and it is no part of their identity."""
+    if (folder / ADAPTER).is_file():
+        raise SourceError(
+            f"model: {folder} holds an adapter ({ADAPTER}) beside the weights, which would become part of the model "
+            "unseen. Take its files out, or move them into a folder of their own and name that under load.adapters."
+        )
+
+
 def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
     """Refuse a model that runs its own code; one that transformers has a class for runs none unless it is trusted."""
     about = folder / "tokenizer_config.json"
@@ -65,6 +76,7 @@ def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
     needed = own if config.get("model_type") not in CONFIG_MAPPING_NAMES else []
     needed += tokenizers if not (folder / "tokenizer.json").is_file() else []
     if trusted and (own or tokenizers):
+        _check_no_shadow(folder, own + tokenizers)
         logger.warning(
             "load.trust_remote_code: Python code that came with the model in %s is run with your rights: %s.",
             folder,
@@ -76,6 +88,17 @@ def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
             f"for it (type {config.get('model_type')!r}). Read the code, then set load.trust_remote_code: true, or "
             "take another model."
         )
+
+
+def _check_no_shadow(folder: Path, names: list[str]) -> None:
+    """Refuse code of a repository of the hub where a local folder has its name: transformers would run that."""
+    for name in names:
+        repository = name.partition("--")[0] if "--" in name else ""
+        if repository and Path(repository).is_dir():
+            raise SourceError(
+                f"model: the code of {folder} is {name}, of the hub's repository {repository}, and the local folder "
+                f"{Path(repository).resolve()} would be run in its place. Rename that folder, or start elsewhere."
+            )
 
 
 def _code(about: dict[str, Any]) -> list[str]:

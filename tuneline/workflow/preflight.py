@@ -4,6 +4,7 @@ from tuneline.config.export import ExportRecipe
 from tuneline.config.stages import AnyRun
 
 CHECKED_ROWS = 10_000
+"""First rows of each data set that are read; where none has more, the mixture is made, too."""
 
 
 def check_content(recipe: AnyRun) -> None:
@@ -12,7 +13,7 @@ def check_content(recipe: AnyRun) -> None:
     Raises:
         TunelineError: A row, an exam, a model or the tracking server is not as it must be.
     """
-    from tuneline.data import align, benchmarks, harness, sources
+    from tuneline.data import align, benchmarks, harness, sources, worker
     from tuneline.model import start
     from tuneline.tracking import intact
     from tuneline.workflow import tracker
@@ -25,9 +26,15 @@ def check_content(recipe: AnyRun) -> None:
         return
     intact.check_champion(recipe.registry.model_name)
     found = sources.locate(recipe.sources_once())
+    read_whole = True
     for source in recipe.sources_once():
-        align.check_rows(sources.first_rows(found.item(source.name), CHECKED_ROWS), recipe.for_align(source))
-    for exam in sources.locate_exams(recipe.exams).items:
+        rows = sources.first_rows(found.item(source.name), CHECKED_ROWS)
+        align.check_rows(rows, recipe.for_align(source))
+        read_whole = read_whole and len(rows) < CHECKED_ROWS
+    exams = sources.locate_exams(recipe.exams)
+    for exam in exams.items:
         if not harness.is_task(exam):
             benchmarks.read_exam(exam)
+    if read_whole:  # copies, the held-out part and contamination are known, so `merge` would refuse the same
+        worker.mix_located(recipe, found, exams)
     start.find(recipe.for_resolve())

@@ -67,6 +67,7 @@ def test_counts_say_what_was_found():
         "kinds": {"chat": 2},
         "dropped": {"empty assistant turn": 1},
         "dropped_first": ["rows.jsonl:3: turn 2, by the assistant, is empty."],
+        "unread_keys": {},
     }
 
 

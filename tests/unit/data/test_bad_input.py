@@ -570,9 +570,29 @@ ROWS = {
     "null for an output": (
         [*ALPACA[:3], alpaca("a", None)],
         {},
-        "d.jsonl:4: a row in alpaca format needs 'output'; it has ['instruction', 'output'].",
+        "d.jsonl:4: a row in alpaca format needs 'output', and it is null.",
     ),
     "empty output": ([*ALPACA[:3], alpaca("a", "")], {}, "d.jsonl:4: turn 2, by the assistant, is empty."),
+    "an input without an instruction": (
+        [*ALPACA[:3], {"instruction": "", "input": "a", "output": "b"}],
+        {},
+        "d.jsonl:4: 'instruction' is empty, and 'input' is 'a': nothing says what to do with it. Where the question "
+        "stands in 'input', set columns: {instruction: input}.",
+    ),
+    "a pair that carries no loss": (
+        [{"prompt": "a", "chosen": "b", "rejected": "c", "train": False}],
+        {},
+        "d.jsonl:1: the row says 'train': false, which is read in turns only. Leave the row out, or write it into the "
+        "turns that carry no loss.",
+    ),
+    "a transcript without an answer": (
+        [
+            {"chosen": f"\n\nHuman: a\n\nAssistant: {good}", "rejected": "\n\nHuman: a\n\nAssistant: no"}
+            for good in ("b", "")
+        ],
+        {},
+        "d.jsonl:2: turn 2, by the assistant, is empty.",
+    ),
     "blank instruction": ([*ALPACA[:3], alpaca(" \n", "b")], {}, "d.jsonl:4: turn 1, by the user, is empty."),
     "misspelt column": (
         [{"question": "a", "answer": "b"}],

@@ -119,8 +119,8 @@ def test_an_item_is_told_once_with_the_first_example_that_holds_it(tmp_path):
     assert [row["example_id"] for row in rows] == [schema.content_id(first), schema.content_id(almost)]
     assert len({row["item"] for row in rows}) == 2
     assert found.counts == {
-        "exam": {"exact": 1, "ngram": 1, "items": 3},
-        "held_out": {"exact": 0, "ngram": 0, "items": 0},
+        "exam": {"exact": 1, "ngram": 1, "boilerplate": 0, "items": 3},
+        "held_out": {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0},
     }
 
 
@@ -152,11 +152,68 @@ def test_examples_without_words_are_no_copies_of_each_other():
     assert held([chat("?", "!")], [chat("!", "?")]) == []
 
 
+SHARED = (
+    "Read the report below and write one short and polite sentence that tells the customer when the parcel will come"
+)
+
+
+def kinds(training, held_out, **limit):
+    found = contamination.find(mixed(training), mixed(held_out), NO_EXAMS, **limit)
+    return found.rows["kind"][:], found.counts["held_out"]["boilerplate"], found.boilerplate
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda i: chat(f"{SHARED}\nThe parcel {i} left town {i}", f"It comes on day {i}"),
+        lambda i: chat(f"{SHARED}\n{i}", f"Day {i}", label=bool(i % 2)),
+        lambda i: schema.content(
+            [schema.message("user", f"{i}?")],
+            chosen=[schema.message("assistant", f"{SHARED} {i}")],
+            rejected=[schema.message("assistant", f"no {i}")],
+        ),
+    ],
+    ids=["chat", "label", "pair"],
+)
+def test_wording_that_many_rows_share_is_boilerplate_and_no_contamination(row):
+    """In the chats the first two words behind the instruction are shared, too, by all rows and by only a few."""
+    rows = [row(i) for i in range(40)]
+
+    found, num_boilerplate, shown = kinds(rows[:34], rows[34:])
+
+    assert (found, num_boilerplate) == ([], 6)
+    assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {run["words"]: run["rows"] for run in shown}.items()
+    assert kinds(rows[:34], rows[34:], boilerplate_rows=34)[:2] == (["ngram"] * 6, 0)
+
+
+def test_a_run_that_begins_in_boilerplate_is_boilerplate_however_few_rows_hold_it():
+    common = [chat(f"{SHARED} {i}", f"answer {i}") for i in range(20)]
+
+    assert kinds([*common, chat(f"{SHARED} rare", "a")], [chat(f"{SHARED} rare", "b")])[:2] == ([], 1)
+    assert kinds([*common, chat(f"{SHARED} {LONG}", "a")], [chat(f"{SHARED} {LONG}", "b")])[:2] == (["ngram"], 0)
+
+
+def test_a_copy_is_found_however_many_rows_hold_its_words(tmp_path):
+    leaked = [chat(f"{i}", LONG) for i in range(30)] + [chat("When?", f"{SHARED}!")] * 30
+    copies = [chat(f"{i}.", f"Asked: {LONG} Ever {i}") for i in range(30)]
+
+    assert kinds(leaked, [chat("when", SHARED)])[0] == ["exact"]
+    assert contamination.find(mixed(copies), mixed([]), exam(tmp_path, [LONG])).rows["kind"][:] == ["exact"]
+
+
+def test_rows_are_counted_once_however_often_they_hold_a_run(monkeypatch):
+    monkeypatch.setattr(phrases, "WORDS_AT_ONCE", 30)
+    often = [chat(f"{SHARED} and {SHARED}", f"{SHARED} {i}") for i in range(10)]
+
+    assert kinds(often, [chat("x", SHARED)])[0] == ["ngram"], "10 rows are not more than 10"
+    assert kinds([*often, chat("y", f"{SHARED} too")], [chat("x", SHARED)])[:2] == ([], 1)
+
+
 some_words = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
 chats = st.lists(st.lists(some_words, min_size=2, max_size=4), max_size=6)
 
 
-def naive(train, held_out, questions):
+def naive(train, held_out, questions, limit):
     """Look for everything everywhere, word by word."""
     texts = [f" {' '.join(' '.join(said).split())} " for said in train]
     tails = [" ".join(tail_of(said).split()) for said in train]
@@ -165,7 +222,9 @@ def naive(train, held_out, questions):
         words = item.split()
         grams = [f" {' '.join(words[i : i + 3])} " for i in range(len(words) - 2)]
         whole = any(f" {' '.join(words)} " in text for text in texts) if inside else " ".join(words) in tails
-        part = any(gram in text for gram in grams for text in texts)
+        num_rows = [sum(gram in text for text in texts) for gram in grams]
+        covered = {i + j for i, num in enumerate(num_rows) if num > limit for j in range(3)}
+        part = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
         kinds += ["exact"] if words and whole else ["ngram"] if part else []
     return kinds
 
@@ -181,18 +240,20 @@ def tail_of(said):
     questions=st.lists(some_words, min_size=1, max_size=5),
     at_once=st.sampled_from([1, 20, 10_000]),
     portion=st.sampled_from([1, 20, 10_000]),
+    limit=st.sampled_from([1, 2, 10]),
 )
 def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
-    tmp_path_factory, train, held_out, questions, at_once, portion
+    tmp_path_factory, train, held_out, questions, at_once, portion, limit
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "NGRAM_WORDS", 3)
         patch.setattr(phrases, "WORDS_AT_ONCE", at_once)
         patch.setattr(contamination, "WORDS_A_PORTION", portion)
         located = exam(tmp_path_factory.mktemp("exam"), questions)
-        found = contamination.find(mixed([chat(*said) for said in train]), mixed([chat(*x) for x in held_out]), located)
+        rows, items = mixed([chat(*said) for said in train]), mixed([chat(*said) for said in held_out])
+        found = contamination.find(rows, items, located, limit)
 
-    assert found.rows["kind"][:] == naive(train, held_out, questions)
+    assert found.rows["kind"][:] == naive(train, held_out, questions, limit)
     assert found.counts["held_out"]["items"] == len(held_out)
     assert found.counts["exam"]["items"] == len(questions)
 
@@ -253,4 +314,4 @@ def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(
     found = contamination.find(mixed([training]), mixed([]), sources.locate_exams([config]))
 
     assert found.rows["kind"][:] == ["exact"]
-    assert found.counts["h"] == {"exact": 1, "ngram": 0, "items": 6}
+    assert found.counts["h"] == {"exact": 1, "ngram": 0, "boilerplate": 0, "items": 6}

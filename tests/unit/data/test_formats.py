@@ -168,6 +168,28 @@ def test_openai_messages_keep_their_train_flag_in_either_spelling():
     assert flags == [None, False, None, False, None, True]
 
 
+@pytest.mark.parametrize("name", ["train", "training", "loss", "weight", "train_on_turn"])
+@pytest.mark.parametrize(("value", "flag"), [(False, False), (0, False), (True, True), (1.0, True), (None, None)])
+def test_a_switch_is_read_under_every_name_of_the_field(name, value, flag):
+    found = align.align_record({"conversations": [human("a"), {**gpt("b"), name: value}]}, "sharegpt")
+
+    assert found["messages"][1]["train"] is flag
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"train": True, "loss": 0}, "'train': True and 'loss': 0, which contradict each other"),
+        ({"weight": 1, "training": False, "loss": True}, "'loss': True and 'training'|contradict each other"),
+        ({"loss": "false"}, "'loss' must be true or false, or 1 or 0, got 'false'"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "'train_detail', which trains part"),
+    ],
+)
+def test_switches_that_cannot_be_followed_are_refused(switches, message):
+    with pytest.raises(DataError, match=message):
+        align.align_record({"messages": [user("a"), assistant("b", **switches)]}, "openai")
+
+
 def test_openai_calls_are_read_whether_their_arguments_are_text_or_not():
     as_text = {
         "id": "call_1",
@@ -338,6 +360,48 @@ def test_a_label_that_is_neither_true_nor_false_is_refused_and_not_overlooked(la
         align.align_record(record, "kto")
 
 
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Two\n\nlines\n\nAssistant:"
+
+
+@pytest.mark.parametrize("beginning", ["\n\n", ""])
+def test_transcripts_of_hh_rlhf_are_chats_that_share_their_prompt(beginning):
+    before = beginning + TRANSCRIPT.lstrip()
+
+    found = align.align_record({"chosen": f"{before} good", "rejected": f"{before} bad\n"}, "preference")
+
+    assert turns(found["messages"]) == [("user", "Hi"), ("assistant", "Hello."), ("user", "Two\n\nlines")]
+    assert turns(found["chosen"] + found["rejected"]) == [("assistant", "good"), ("assistant", "bad")]
+
+
+def test_a_transcript_as_the_prompt_ends_where_the_answer_goes():
+    pair = align.align_record({"prompt": TRANSCRIPT, "chosen": " good", "rejected": " bad"}, "preference")
+    labelled = align.align_record({"prompt": TRANSCRIPT, "completion": " good", "label": True}, "kto")
+
+    assert (
+        pair["messages"]
+        == labelled["messages"][:-1]
+        == align.align_record({"chosen": f"{TRANSCRIPT} a", "rejected": f"{TRANSCRIPT} b"}, "preference")["messages"]
+    )
+    assert turns(pair["chosen"] + pair["rejected"]) == [("assistant", "good"), ("assistant", "bad")]
+    assert turns(labelled["messages"][-1:]) == [("assistant", "good")]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "message"),
+    [
+        ("\n\nHuman: a", "\n\nHuman: a\n\nAssistant: b", "ends on a user turn|begin differently|empty"),
+        ("\n\nHuman: a\n\nAssistant:", "\n\nHuman: a\n\nAssistant: b", "turn 2, by the assistant, is empty"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: c\n\nAssistant: d", "begin differently"),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "\n\nHuman: a\n\nHuman: b\n\nAssistant: d", "follows one by"),
+        ("\n\nAssistant: c", "\n\nAssistant: d", "needs 'prompt'"),
+        ("\n\nHuman: a\n\nAssistant: b", "plain", "begin differently"),
+    ],
+)
+def test_a_malformed_transcript_is_refused(chosen, rejected, message):
+    with pytest.raises(DataError, match=message):
+        align.align_record({"chosen": chosen, "rejected": rejected}, "preference")
+
+
 # standard and text
 
 
@@ -363,7 +427,8 @@ def test_two_responses_are_a_pair():
     [
         PAIR,
         schema.content(text="x"),
-        schema.content([schema.message("user", "a"), schema.message("assistant", "b", train=False)], label=True),
+        schema.content([schema.message("user", "a"), schema.message("assistant", "b")], label=True),
+        schema.content([schema.message("user", "a"), schema.message("assistant", "b", train=False)]),
         schema.content([schema.message("user", "a"), schema.message("assistant", "", CALLED)], tools=TOOLS),
     ],
 )
@@ -385,7 +450,24 @@ def test_a_text_is_taken_as_it_is():
     ("format", "record", "message", "reason"),
     [
         ("alpaca", {"instruction": "a"}, r"needs 'output'; it has \['instruction'\]", "no 'output'"),
-        ("alpaca", {"instruction": "a", "output": None}, "needs 'output'", "no 'output'"),
+        ("alpaca", {"instruction": "a", "output": None}, "needs 'output', and it is null", "'output' is null"),
+        ("alpaca", {"instruction": None, "output": "b"}, "'instruction', and it is null", "'instruction' is null"),
+        ("kto", {"messages": [], "label": None}, "needs 'label', and it is null", "'label' is null"),
+        ("kto", {"messages": [], "kto_tag": None}, "needs 'kto_tag', and it is null", "'kto_tag' is null"),
+        ("kto", {"prompt": None, "label": True}, "needs 'prompt', and it is null", "'prompt' is null"),
+        ("kto", {"prompt": "a", "output": None, "label": True}, "'output', and it is null", "'output' is null"),
+        ("sharegpt", {"messages": None}, "needs 'messages', and it is null", "'messages' is null"),
+        ("preference", {"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt', and it is", "'prompt' is null"),
+        ("preference", {"prompt": "a", "chosen": "a", "rejected": None}, "'rejected', and", "'rejected' is null"),
+        ("standard", {"_prompt": None, "_response": []}, "'_prompt', and it is null", "'_prompt' is null"),
+        ("text", {"text": None}, "needs 'text', and it is null", "'text' is null"),
+        ("openai", {"messages": [{"role": None, "content": "x"}]}, "'role', and it is", "turn whose 'role' is null"),
+        (
+            "alpaca",
+            {"instruction": " ", "input": "a", "output": "b"},
+            r"'instruction' is empty, and 'input' is 'a'.*columns: \{instruction: input\}",
+            "empty 'instruction' with an 'input'",
+        ),
         ("alpaca", {"instruction": "a", "output": 3}, "'output' must be text, got int 3", "'output' is no text"),
         ("alpaca", {"instruction": "a", "output": {"b": 1}}, "'output' must be text, got dict", "'output' is no text"),
         (
@@ -398,7 +480,13 @@ def test_a_text_is_taken_as_it_is():
         ("openai", {"messages": [{"role": "robot", "content": "x"}]}, "unknown role 'robot'", "unknown role"),
         ("openai", {"messages": [{"role": 3, "content": "x"}]}, "unknown role 3", "unknown role"),
         ("openai", {"messages": [{"content": "x"}]}, "a turn needs 'role'", "turn without role"),
-        ("openai", {"messages": [user("a"), assistant(None)]}, "a turn needs 'content'", "turn without content"),
+        ("openai", {"messages": [user("a"), {"role": "assistant"}]}, "needs 'content'; it", "turn without content"),
+        (
+            "openai",
+            {"messages": [user("a"), assistant(None)]},
+            "a turn needs 'content', and it is null",
+            "turn whose 'content' is null",
+        ),
         ("openai", {"messages": [user(3), assistant("a")]}, "'content' must be text, got int", "'content' is no text"),
         (
             "openai",
@@ -409,8 +497,8 @@ def test_a_text_is_taken_as_it_is():
         (
             "openai",
             {"messages": [user("a"), assistant("b", weight=0.5)]},
-            "'weight' must be 0 or 1",
-            "'weight' is not 0 or 1",
+            "'weight' must be true or false, or 1 or 0, got 0.5",
+            "'weight' is neither true nor false",
         ),
         (
             "openai",
@@ -426,7 +514,7 @@ def test_a_text_is_taken_as_it_is():
         ),
         ("sharegpt", {"conversation": "hello"}, "must be a list of mess", "'conversation' is no list of messages"),
         ("sharegpt", {"dialog": []}, "needs 'conversations'; it has", "no 'conversations'"),
-        ("sharegpt", {"conversations": [human("a"), gpt(None)]}, "a turn needs 'value'", "turn without content"),
+        ("sharegpt", {"conversations": [human("a"), gpt(None)]}, "'value', and it is", "turn whose 'value' is null"),
         (
             "sharegpt",
             {"conversations": [human("a"), {"from": "function_call", "value": "add(1)"}]},

@@ -1,4 +1,4 @@
-"""Data sets of the hub: copied once by commit, read without the network from then on. The hub here is a folder."""
+"""Data sets of the hub: copied once by commit, read without the network from then on. The hub here is a thread."""
 
 import json
 import time
@@ -8,13 +8,14 @@ import huggingface_hub
 import pytest
 from datasets import Dataset, Features, Image, Value
 
-from tests import tiny
+from tests import data_hub, tiny
+from tuneline.config.harness import HarnessConfig
 from tuneline.config.sources import IngestConfig, SourceConfig
-from tuneline.data import hub, sources
+from tuneline.data import harness, hub, sources
 from tuneline.errors import DataError, SourceError
 
 pytestmark = pytest.mark.usefixtures("home")
-COMMIT = "a" * 40
+COMMIT = data_hub.COMMIT
 
 
 def source(**more):
@@ -25,33 +26,23 @@ def ingest(**more):
     return sources.ingest(sources.locate([source(**more)]), IngestConfig(name="rows"))
 
 
+def lines(*rows):
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A folder that stands for the repository; calls to the hub are answered from it and noted down."""
-    folder = tmp_path / "repository"
-    tiny.write_jsonl(
-        folder / "train.jsonl", [*tiny.alpaca_rows(4), {"instruction": "q", "input": None, "output": "\u2028"}]
-    )
-    tiny.write_jsonl(folder / "test.jsonl", tiny.alpaca_rows(2))
-    tiny.write_jsonl(folder / "more" / "rows.jsonl", tiny.alpaca_rows(1))
-    calls = []
-
-    def info(self, repo_id, *, revision=None, timeout=None):
-        calls.append(("info", repo_id, revision))
-        card = huggingface_hub.DatasetCardData(license="mit")
-        return huggingface_hub.hf_api.DatasetInfo(id=repo_id, sha=COMMIT, cardData=card.to_dict())
-
-    def instead(function):
-        def local(path, *, revision, **more):
-            calls.append((function.__name__, path, revision))
-            return function(str(folder), cache_dir=str(tmp_path / "cache"), **more)
-
-        return local
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
-    monkeypatch.setattr(hub, "load_dataset", instead(datasets.load_dataset))
-    monkeypatch.setattr(hub, "load_dataset_builder", instead(datasets.load_dataset_builder))
-    return folder, calls
+    """The files of `team/rows` on a hub that both libraries ask; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "files"))
+    with data_hub.serve(monkeypatch) as server:
+        server.repositories["team/rows"] = {
+            "train.jsonl": lines(*tiny.alpaca_rows(4), {"instruction": "q", "input": None, "output": "\u2028"}),
+            "test.jsonl": lines(*tiny.alpaca_rows(2)),
+            "more/rows.jsonl": lines(*tiny.alpaca_rows(1)),
+        }
+        yield server
 
 
 def test_a_split_is_copied_at_its_commit(repository):
@@ -63,17 +54,32 @@ def test_a_split_is_copied_at_its_commit(repository):
         *tiny.alpaca_rows(4),
         {"instruction": "q", "input": None, "output": "\u2028"},
     ]
-    assert ("load_dataset", "team/rows", COMMIT) in repository[1]
+    assert any(COMMIT in request and request.endswith("/train.jsonl") for request in repository.requests)
+
+
+@pytest.mark.parametrize("streaming", [{}, {"streaming": True, "max_rows": 9}])
+def test_a_local_folder_of_the_same_name_is_not_the_hubs_data_set(repository, tmp_path, streaming):
+    tiny.write_jsonl(tmp_path / "team" / "rows" / "train.jsonl", tiny.alpaca_rows(1))
+
+    assert ingest(**streaming).counts["rows"] == 5
+
+
+def test_a_cached_copy_of_another_commit_is_not_this_commits_rows(repository):
+    ingest()
+    repository.commit, repository.down = "b" * 40, True
+
+    with pytest.raises(SourceError, match=f"commit {'b' * 40} cannot be read, only a copy of {COMMIT}"):
+        ingest()
 
 
 def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
     first = sources.locate([source()])
-    repository[1].clear()
+    repository.requests.clear()
 
     again = sources.locate([source()])
     by_commit = sources.locate([source(revision=COMMIT)])
 
-    assert repository[1] == [("info", "team/rows", None)], "only the branch had to be looked up"
+    assert repository.requests == ["GET /api/datasets/team/rows"], "only the branch had to be looked up"
     assert first.content_hash() == again.content_hash() == by_commit.content_hash()
 
 
@@ -93,7 +99,7 @@ def test_a_copy_holds_what_was_asked_for(repository, place, num_rows):
 
 @pytest.mark.parametrize("streaming", [{}, {"streaming": True, "max_rows": 5}])
 def test_a_download_that_breaks_leaves_nothing(repository, home, streaming):
-    (repository[0] / "train.jsonl").write_text('{"a": 1}\nbroken\n')
+    repository.repositories["team/rows"]["train.jsonl"] = b'{"a": 1}\nbroken\n'
 
     with pytest.raises(SourceError, match=r"sources.rows.hub: the hub does not give team/rows, split train.*JSON"):
         sources.locate([source(**streaming)])
@@ -109,9 +115,9 @@ def test_an_unknown_split_is_told_with_those_there_are(repository):
 def test_images_are_refused(repository, tmp_path):
     features = Features({"text": Value("string"), "picture": Image()})
     rows = {"text": ["x"], "picture": [{"path": "p.png", "bytes": b"1"}]}
-    for path in repository[0].rglob("*.jsonl"):
-        path.unlink()
-    Dataset.from_dict(rows, features=features).to_parquet(repository[0] / "train.parquet")
+    path = tmp_path / "picture.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    repository.repositories["team/rows"] = {"train.parquet": path.read_bytes()}
 
     with pytest.raises(DataError, match=r"team/rows: the column 'picture' holds bytes"):
         sources.locate([source()])
@@ -122,13 +128,13 @@ def test_images_are_refused_before_they_are_loaded(repository, monkeypatch):
     monkeypatch.setattr(
         hub,
         "load_dataset_builder",
-        lambda *_, **__: type("Builder", (), {"info": datasets.DatasetInfo(features=features)}),
+        lambda *_, **__: type("Builder", (), {"info": datasets.DatasetInfo(features=features), "hash": COMMIT}),
     )
 
     with pytest.raises(DataError, match="the column 'picture' holds bytes"):
         sources.locate([source()])
 
-    assert "load_dataset" not in [call[0] for call in repository[1]]
+    assert repository.requests == ["GET /api/datasets/team/rows"]
 
 
 def test_a_hub_out_of_reach_is_told_at_once():
@@ -150,3 +156,31 @@ def test_copies_at_hand_are_named_when_the_hub_is_out_of_reach(repository, monke
         sources.locate([source()])
     with pytest.raises(SourceError, match=r"set HF_TOKEN.$"):
         sources.locate([source(split="test")])
+
+
+TASK = """
+task: names
+dataset_path: team/rows
+test_split: test
+output_type: generate_until
+doc_to_text: "{{instruction}}"
+doc_to_target: "{{output}}"
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.0}
+"""
+
+
+def test_a_harness_task_reads_the_hubs_data_set_beside_a_local_folder_of_its_name(repository, tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    (tmp_path / "names.yaml").write_text(TASK)
+    config = HarnessConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])
+    plain = sources.locate_exams([config])
+    tiny.write_jsonl(tmp_path / "team" / "rows" / "test.jsonl", tiny.alpaca_rows(1, start=9))
+
+    shadowed = sources.locate_exams([config])
+
+    assert len(harness.texts(shadowed.items[0])) == 2
+    assert shadowed.content_hash() == plain.content_hash(), "one identity"
+    assert shadowed.items[0].source == plain.items[0].source
+    assert shadowed.items[0].source.endswith(": names from team/rows")

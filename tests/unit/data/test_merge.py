@@ -274,3 +274,61 @@ def test_kinds_of_many_examples_are_those_of_each(contents):
 @given(ids=st.lists(st.binary(min_size=2, max_size=2).map(lambda end: bytes(7) + end + bytes(7)), min_size=1))
 def test_the_first_of_equal_ids_stays_even_if_they_hold_zeros(ids):
     assert merge.first_copies(np.array(ids, "S16")).tolist() == [id_ not in ids[:i] for i, id_ in enumerate(ids)]
+
+
+def shared_wording(
+    num_rows, shared="Answer as the friendly clerk of a small bank would, in one sentence, without any name"
+):
+    return corpus("a", [f"{shared} {i}" for i in range(num_rows)])
+
+
+def test_an_instruction_that_all_rows_share_leaves_the_held_out_rows_clean():
+    made = mixed([shared_wording(40)], hold_out=0.3, judged=["held_out"])
+
+    held_out = made.counts["contamination"]["held_out"]
+    assert (held_out["ngram"], held_out["boilerplate"]) == (0, held_out["items"])
+    assert made.counts["boilerplate"][0]["rows"] == made.counts["train"] > 10
+
+
+def test_too_few_clean_items_for_the_gate_are_told_before_anything_is_trained():
+    rows = [shared_wording(40)]
+    asked = {"hold_out": 0.3, "boilerplate_rows": 40}
+
+    with pytest.raises(DataError, match=r"(\d+) of the \1 held-out examples that the gate .* so 0 clean ones .* 5 are"):
+        mixed(rows, **asked, judged=["held_out"])
+    assert mixed(rows, **asked).counts["contamination"]["held_out"]["ngram"] > 5, "no gate leaves them out"
+
+
+def test_only_the_held_out_rows_that_are_scored_must_be_clean():
+    leaked = "the one long answer that stands in very many of all these rows and that nobody can miss"
+    rows = [corpus("a", [f"{leaked} {i}" if i % 2 else f"answer {i}" for i in range(200)])]
+    asked = {"hold_out": 0.3, "boilerplate_rows": 1000}
+    held_out = mixed(rows, **asked).splits["validation"]
+    first = sorted(held_out, key=lambda row: row["id"])
+    num_first = next(n for n in range(5, 60) if sum(leaked not in r["messages"][1]["content"] for r in first[:n]) == 5)
+
+    assert mixed(rows, **asked, judged=["held_out"], max_items=num_first).counts["validation"] == len(held_out)
+    with pytest.raises(DataError, match=rf"of the {num_first - 1} held-out examples .* so 4 clean ones"):
+        mixed(rows, **asked, judged=["held_out"], max_items=num_first - 1)
+
+
+@pytest.mark.parametrize(
+    ("gate", "judged"),
+    [
+        ({}, ["held_out"]),
+        ({"metric": "exam_accuracy"}, ["exam"]),
+        ({"guards": [{"metric": "exam_accuracy", "margin": 0.1}]}, ["exam", "held_out"]),
+        ({"exclude_contaminated": False}, []),
+    ],
+)
+def test_what_must_be_clean_is_what_the_gate_asks_for(tmp_path, gate, judged):
+    recipe = SFTRecipe(
+        stage="sft",
+        model={"type": "directory", "path": tmp_path},
+        sources=[{"name": "rows", "path": tmp_path}],
+        exams=[{"name": "exam", "path": tmp_path}],
+        method={"type": "lora"},
+        registry={"model_name": "m", "gate": gate},
+    )
+
+    assert recipe.for_merge().judged == judged

@@ -324,7 +324,7 @@ def test_empty_answers_are_dropped_and_counted_where_the_recipe_says_so(tmp_path
     made = prepared(rows, align={"bad_rows": "drop"})
     (counts,) = worker.mix(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
 
-    assert counts["dropped"] == {"empty assistant turn": 3, "no 'output'": 1}
+    assert counts["dropped"] == {"empty assistant turn": 3, "'output' is null": 1}
     assert made.counts["train"]["examples"] + made.counts["validation"]["examples"] == len(ALPACA)
     trained = [sum(label != schema.IGNORE_INDEX for label in part["labels"]) for part in all_parts(made)]
     assert min(trained) > 1, "a stop token alone is no answer"

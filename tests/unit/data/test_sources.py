@@ -94,6 +94,26 @@ def test_a_key_that_some_rows_lack_makes_no_difference_between_files(tmp_path):
     assert ingest(tmp_path).counts["rows"] == 4
 
 
+def test_an_optional_key_may_come_late_in_one_file_and_early_in_another(tmp_path):
+    rows = tiny.alpaca_rows(150)
+    plain, systems = [rows, [{**row, "system": "s"} for row in rows]]
+    notes = [{**row, "note": "n"} for row in rows]
+    tiny.write_jsonl(tmp_path / "a.jsonl", [*notes, *systems[-2:], *plain[-2:]])
+    tiny.write_jsonl(tmp_path / "b.jsonl", systems)
+    tiny.write_jsonl(tmp_path / "c.jsonl", [{**row, "note": None, "system": None} for row in rows])
+    tiny.write_jsonl(tmp_path / "d.jsonl", plain)
+
+    assert ingest(tmp_path).counts["rows"] == 604
+
+
+def test_files_whose_columns_have_other_names_are_refused_however_late_they_are_known(tmp_path):
+    tiny.write_jsonl(tmp_path / "a.jsonl", [{"q": "a", "a": "b"}] * 150)
+    tiny.write_jsonl(tmp_path / "b.jsonl", [{"q": "a", "answer": "b"}] * 150)
+
+    with pytest.raises(DataError, match=r"only a.jsonl has \['a'\], only b.jsonl has \['answer'\]. Make them"):
+        ingest(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

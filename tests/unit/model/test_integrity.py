@@ -290,3 +290,21 @@ def test_no_weights_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", None)
 
     integrity.check(folder)
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(SourceError, match=r"holds an adapter \(adapter_config.json\) beside the weights"):
+        integrity.check(folder)
+
+
+def test_a_local_folder_is_not_run_in_place_of_the_hubs_code(folder, tmp_path, monkeypatch):
+    change(folder / "config.json", auto_map={"AutoConfig": "team/code--configuration_x.XConfig"})
+    monkeypatch.chdir(tmp_path)
+    integrity.check(folder, trust_remote_code=True)
+    (tmp_path / "team" / "code").mkdir(parents=True)
+
+    with pytest.raises(SourceError, match=r"the hub's repository team/code, and the local folder .*/team/code would"):
+        integrity.check(folder, trust_remote_code=True)
+    integrity.check(folder)

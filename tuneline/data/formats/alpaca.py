@@ -11,8 +11,7 @@ def align_alpaca(record: Record, tags: Tags) -> Content:
 
     A row with `chosen` and `rejected`, or with several answers, is a preference.
     """
-    one_answer = isinstance(record.get("output"), str) and "chosen" not in record
-    if not one_answer and preference.is_pair(record):
+    if _is_pair(record):
         return preference.align_preference(record, tags)
     asked = fields.question(record, "instruction", "alpaca")
     return content([*asked, message("assistant", fields.text(record, "output", "alpaca"))])
@@ -23,4 +22,18 @@ def looks_like_alpaca(record: Record) -> bool:
     return record.get("instruction") is not None and record.get("output") is not None
 
 
-formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca))
+KEYS = frozenset(("instruction", "input", "output", "system", "history"))
+
+
+def _is_pair(record: Record) -> bool:
+    one_answer = isinstance(record.get("output"), str) and "chosen" not in record
+    return not one_answer and preference.is_pair(record)
+
+
+def _keys(record: Record) -> frozenset[str]:
+    if _is_pair(record):
+        return preference.keys(record)
+    return KEYS
+
+
+formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca, _keys))

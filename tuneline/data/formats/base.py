@@ -16,11 +16,12 @@ class Format:
     """A shape of rows.
 
     `align` turns a record, whose columns already carry the format's names, into what it says; `matches` tells whether
-    a record looks like it.
+    a record looks like it; `keys` returns the columns that are read of a record, where that is known.
     """
 
     align: Callable[[Record, Tags], Content]
     matches: Callable[[Record], bool]
+    keys: Callable[[Record], frozenset[str]] | None = None
 
 
 formats: Registry[Format] = Registry("format")

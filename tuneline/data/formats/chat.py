@@ -1,7 +1,12 @@
 """Turns of a chat, in any common spelling -> messages.
 
-A turn is `{"from", "value"}` or `{"role", "content"}`. `train` (true or false) or `weight` (0 or 1) tell whether it
-carries loss. `tool_call_id` and `name` only tie a result to its call, which stands before it, and are left out.
+A turn is `{"from", "value"}` or `{"role", "content"}`. `tool_call_id` and `name` only tie a result to its call, which
+stands before it, and are left out.
+
+A switch tells whether a turn carries loss, under any name that the field uses: `train` and `training` (axolotl's
+`message_field_training`, docs/dataset-formats/conversation.qmd and its tests), `weight` 0 or 1 (OpenAI's fine-tuning
+format), `loss` (ms-swift; AgentGym's trajectories, Xi et al. 2024, arXiv:2406.04151), `train_on_turn` (home-llm). There
+is no `mask`: some data sets mean by true that a turn carries loss, and others that it does not.
 """
 
 from functools import lru_cache
@@ -38,7 +43,13 @@ ROLES: dict[str, dict[str, str]] = {
     "common": {word: role for role, words in COMMON.items() for word in words},
 }
 Spelling = Literal["openai", "paper", "common"]
+SWITCHES = ("train", "training", "loss", "weight", "train_on_turn")
+PARTS = "train_detail"
+"""Axolotl's switch for parts of a turn."""
+
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+KEYS = frozenset(("tool_calls", "function_call", "tool_call_id", "name", PARTS, *SWITCHES, *THOUGHTS))
+"""What is read of a turn beside speaker and content, or passed over because it says nothing that is trained."""
 
 
 def messages(value: Any, name: str, tags: Tags, spelling: Spelling = "common") -> list[Message]:
@@ -78,9 +89,15 @@ def _words(spelling: Spelling, tags: Tags) -> dict[str, str]:
     return ROLES[spelling] | {word: role for word, role in own.items() if word is not None}
 
 
+def names_in(turn: Record, tags: Tags) -> tuple[str, str]:
+    """Return under which keys a turn has its speaker and its content."""
+    role = tags.role or ("from" if "from" in turn else "role")
+    return role, tags.content or ("value" if "value" in turn else "content")
+
+
 def _message(turn: Record, words: dict[str, str], tags: Tags) -> tuple[str, Message]:
-    role = _role(turn, tags.role or ("from" if "from" in turn else "role"), words)
-    name = tags.content or ("value" if "value" in turn else "content")
+    speaker, name = names_in(turn, tags)
+    role = _role(turn, speaker, words)
     if role == CALL:
         if turn.get(name) is None:
             raise _lacks(turn, name, "content")
@@ -117,6 +134,8 @@ def _content(turn: Record, name: str) -> str:
 
 
 def _lacks(turn: Record, name: str, tag: str) -> DataError:
+    if name in turn:
+        return DataError(f"a turn needs {name!r}, and it is null.", f"turn whose {name!r} is null")
     return DataError(
         f"a turn needs {name!r}; it has {sorted(turn)}. Another key is named in tags.{tag}.", f"turn without {tag}"
     )
@@ -132,16 +151,29 @@ def _part(part: Any) -> str:
 
 
 def _train(turn: Record) -> bool | None:
-    train, weight = turn.get("train"), turn.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise DataError(f"'train' must be true or false, got {train!r:.60}.", "'train' is neither true nor false")
-    if weight is None:
-        return train
-    if weight not in (0, 1) or (train is not None and train != bool(weight)):
+    if turn.get(PARTS):
         raise DataError(
-            f"'weight' must be 0 or 1, and agree with 'train', got {weight!r:.60}.", "'weight' is not 0 or 1"
+            f"a turn has {PARTS!r}, which trains parts of it, and a turn is trained as a whole or not at all. Leave it "
+            "out, or make turns of the parts.",
+            f"{PARTS!r} in a turn",
         )
-    return bool(weight)
+    said = {name: _switch(name, turn[name]) for name in SWITCHES if turn.get(name) is not None}
+    if len(set(said.values())) > 1:
+        one, other = (next(name for name in said if said[name] is value) for value in (True, False))
+        raise DataError(
+            f"a turn says {one!r}: {turn[one]!r} and {other!r}: {turn[other]!r}, which contradict each other. Keep "
+            "one.",
+            "switches that contradict each other",
+        )
+    return next(iter(said.values()), None)
+
+
+def _switch(name: str, value: Any) -> bool:
+    if value not in (0, 1):  # true and false among them
+        raise DataError(
+            f"{name!r} must be true or false, or 1 or 0, got {value!r:.60}.", f"{name!r} is neither true nor false"
+        )
+    return bool(value)
 
 
 def _keeps_thoughts(turn: Record) -> None:

@@ -65,11 +65,17 @@ def question(record: Record, name: str, format: str) -> list[Message]:
     """Return system message, earlier rounds and question; an `input` follows the instruction on a line of its own.
 
     Raises:
-        DataError: A field is missing or is no text, or `history` is no list of pairs.
+        DataError: A field is missing or is no text, an input has no instruction, or `history` is no list of pairs.
     """
     asked, about = text(record, name, format), optional(record, "input")
     if about:
-        asked = f"{asked}\n{about}" if asked else about
+        if not asked or asked.isspace():
+            raise DataError(
+                f"{name!r} is empty, and 'input' is {about!r:.60}: nothing says what to do with it. Where the question "
+                f"stands in 'input', set columns: {{instruction: input}}.",
+                f"empty {name!r} with an 'input'",
+            )
+        asked = f"{asked}\n{about}"
     before = [*system(record), *_history(record)] if "system" in record or "history" in record else []
     return [*before, message("user", asked)]
 
@@ -89,8 +95,11 @@ def _is_round(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
-def missing(record: Record, name: str, format: str) -> DataError:
-    """Build the error of a row that lacks a field."""
+def missing(record: Record, name: str, format: str, others: Iterable[str] = ()) -> DataError:
+    """Build the error of a row that lacks a field, under its name or under others that it may have."""
+    null = next((each for each in (name, *others) if each in record), None)
+    if null is not None:
+        return DataError(f"a row in {format} format needs {null!r}, and it is null.", f"{null!r} is null")
     return DataError(f"a row in {format} format needs {name!r}; it has {sorted(record)}.", f"no {name!r}")
 
 

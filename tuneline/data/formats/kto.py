@@ -3,7 +3,7 @@
 from typing import Any
 
 from tuneline.config.sources import Tags
-from tuneline.data.formats import calls, chat, fields
+from tuneline.data.formats import calls, chat, fields, transcript
 from tuneline.data.formats.base import Format, Record, formats
 from tuneline.data.schema import Content, Message, content, message
 from tuneline.errors import DataError
@@ -16,7 +16,7 @@ def align_kto(record: Record, tags: Tags) -> Content:
     """Read `messages`, or `prompt` and `completion`, or `instruction` and `output`; and `label` beside them."""
     name = fields.first_of(record, LABELS)
     if name is None:
-        raise fields.missing(record, "label", "kto")
+        raise fields.missing(record, "label", "kto", LABELS)
     if not isinstance(record[name], bool):
         got = f"{type(record[name]).__name__} {record[name]!r:.60}"
         raise DataError(f"{name!r} must be true or false, got {got}.", "label is neither true nor false")
@@ -29,10 +29,13 @@ def _said(record: Record, tags: Tags) -> list[Message]:
         return [*fields.system(record), *chat.messages(record[turns], turns, tags)]
     asks = fields.first_of(record, fields.ASKS)
     if asks is None:
-        raise fields.missing(record, "messages", "kto")
+        raise fields.missing(record, "messages", "kto", (*fields.TURNS, *fields.ASKS))
     answers = fields.first_of(record, ANSWERS)
     if answers is None:
-        raise fields.missing(record, "completion", "kto")
+        raise fields.missing(record, "completion", "kto", ANSWERS)
+    if transcript.is_transcript(record[asks]):
+        said = fields.text(record, answers, "kto").strip()
+        return [*fields.system(record), *transcript.prompt(record[asks]), message("assistant", said)]
     return [*_asked(record, asks, tags), *_answered(record, answers, tags)]
 
 
@@ -63,4 +66,12 @@ def _is_yes_or_no(value: Any) -> bool:
     return str(value).lower() in ("true", "false", "0", "1", "0.0", "1.0")
 
 
-formats.register("kto")(Format(align_kto, looks_like_kto))
+def _keys(record: Record) -> frozenset[str]:
+    label, turns = fields.first_of(record, LABELS) or "label", fields.first_of(record, fields.TURNS)
+    if turns:
+        return frozenset((label, turns, "system", "tools"))
+    own = fields.first_of(record, fields.ASKS), fields.first_of(record, ANSWERS)
+    return frozenset((label, *filter(None, own), "input", "system", "history", "tools"))
+
+
+formats.register("kto")(Format(align_kto, looks_like_kto, _keys))

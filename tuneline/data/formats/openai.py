@@ -1,6 +1,6 @@
 """OpenAI chat: `messages`, a list of `{"role", "content"}`, with `tool_calls` in it and `tools` beside it.
 
-`parallel_tool_calls` and other keys beside the messages say nothing that is trained, and are left out.
+`parallel_tool_calls` beside the messages says nothing that is trained, and is left out.
 """
 
 from tuneline.config.sources import Tags
@@ -23,4 +23,7 @@ def looks_like_openai(record: Record) -> bool:
     return fields.is_list(said) and "role" in said[0]
 
 
-formats.register("openai")(Format(align_openai, looks_like_openai))
+KEYS = frozenset(("messages", "tools", "functions", "parallel_tool_calls"))
+
+
+formats.register("openai")(Format(align_openai, looks_like_openai, lambda record: KEYS))

@@ -1,18 +1,20 @@
 """Preference: one prompt with a better and a worse answer, `chosen` and `rejected`.
 
-The prompt is text, or turns of a chat, or what `chosen` and `rejected` have in common where both hold the whole chat.
+The prompt is text, or turns of a chat, or what `chosen` and `rejected` have in common where both hold the whole chat,
+as turns or as a transcript of hh-rlhf.
 Of answers in order of preference (a list in `responses` or `output`), the first and the last make the pair.
 """
 
 from typing import Any
 
 from tuneline.config.sources import Tags
-from tuneline.data.formats import calls, chat, fields
+from tuneline.data.formats import calls, chat, fields, transcript
 from tuneline.data.formats.base import Format, Record, formats
 from tuneline.data.schema import Content, Message, content, message
 from tuneline.errors import DataError
 
 RANKED = ("responses", "output")
+PROMPTS = (*fields.TURNS, *fields.ASKS)
 
 
 def align_preference(record: Record, tags: Tags) -> Content:
@@ -22,6 +24,8 @@ def align_preference(record: Record, tags: Tags) -> Content:
         DataError: There is no prompt, or no pair.
     """
     better, worse = _pair(record)
+    if transcript.is_transcript(record.get(fields.first_of(record, PROMPTS) or "")):
+        better, worse = (each.strip() if isinstance(each, str) else each for each in (better, worse))
     chosen, rejected = _answer(better, "chosen", tags), _answer(worse, "rejected", tags)
     prompt = _prompt(record, tags)
     if chosen[0]["role"] != "assistant":
@@ -29,8 +33,15 @@ def align_preference(record: Record, tags: Tags) -> Content:
         _fits(prompt, common)
         prompt, chosen, rejected = [*fields.system(record), *common], chosen[len(common) :], rejected[len(common) :]
     elif not prompt:
-        raise fields.missing(record, "prompt", "preference")
+        raise fields.missing(record, "prompt", "preference", PROMPTS)
     return content(prompt, tools=calls.tools(record.get("tools")), chosen=chosen, rejected=rejected)
+
+
+def keys(record: Record) -> frozenset[str]:
+    """Return the columns that are read of a record."""
+    answers = ("chosen", "rejected") if _named(record) else tuple(name for name in RANKED if name in record)[:1]
+    prompt = fields.first_of(record, PROMPTS)
+    return frozenset((*answers, *filter(None, [prompt]), "input", "system", "history", "tools"))
 
 
 def is_pair(record: Record) -> bool:
@@ -38,6 +49,10 @@ def is_pair(record: Record) -> bool:
     if record.get("chosen") is not None and record.get("rejected") is not None:
         return True
     return _ranked(record) is not None
+
+
+def _named(record: Record) -> bool:
+    return record.get("chosen") is not None or record.get("rejected") is not None
 
 
 def _ranked(record: Record) -> list[Any] | None:
@@ -50,7 +65,7 @@ def _ranked(record: Record) -> list[Any] | None:
 
 def _pair(record: Record) -> tuple[Any, Any]:
     ranked = _ranked(record)
-    if ranked and record.get("chosen") is None and record.get("rejected") is None:
+    if ranked and not _named(record):
         return ranked[0], ranked[-1]
     for name in ("chosen", "rejected"):
         if record.get(name) is None:
@@ -60,6 +75,8 @@ def _pair(record: Record) -> tuple[Any, Any]:
 
 def _answer(value: Any, name: str, tags: Tags) -> list[Message]:
     """Read an answer: text, one turn, or turns."""
+    if transcript.is_transcript(value):
+        return transcript.turns(value)
     if isinstance(value, str):
         return [message("assistant", value)]
     if isinstance(value, dict):
@@ -71,9 +88,11 @@ def _answer(value: Any, name: str, tags: Tags) -> list[Message]:
 
 def _prompt(record: Record, tags: Tags) -> list[Message]:
     """Read the prompt, if one is given by itself."""
-    name = fields.first_of(record, (*fields.TURNS, *fields.ASKS))
+    name = fields.first_of(record, PROMPTS)
     if name is None:
         return []
+    if transcript.is_transcript(record[name]):
+        return [*fields.system(record), *transcript.prompt(record[name])]
     if isinstance(record[name], str):
         return fields.question(record, name, "preference")
     return [*fields.system(record), *chat.messages(record[name], name, tags)]
@@ -101,4 +120,4 @@ def _fits(prompt: list[Message], common: list[Message]) -> None:
         )
 
 
-formats.register("preference")(Format(align_preference, is_pair))
+formats.register("preference")(Format(align_preference, is_pair, keys))

@@ -13,7 +13,7 @@ def align_sharegpt(record: Record, tags: Tags) -> Content:
     """Translate the roles; `system` beside the conversation comes first."""
     name = fields.first_of(record, fields.TURNS)
     if name is None:
-        raise fields.missing(record, "conversations", "sharegpt")
+        raise fields.missing(record, "conversations", "sharegpt", fields.TURNS)
     said = chat.messages(record[name], name, tags)
     return content([*fields.system(record), *said], tools=calls.tools(record.get("tools")))
 
@@ -26,4 +26,8 @@ def looks_like_sharegpt(record: Record) -> bool:
     return name != "messages" or "role" not in record[name][0]
 
 
-formats.register("sharegpt")(Format(align_sharegpt, looks_like_sharegpt))
+def _keys(record: Record) -> frozenset[str]:
+    return frozenset((fields.first_of(record, fields.TURNS) or "conversations", "system", "tools"))
+
+
+formats.register("sharegpt")(Format(align_sharegpt, looks_like_sharegpt, _keys))

@@ -13,6 +13,7 @@ from tuneline.data.schema import Content, Message, content
 from tuneline.errors import DataError
 
 OWN = frozenset(("messages", "tools", "chosen", "rejected", "label", "text"))
+PAPER = frozenset(f"{mark}{name}" for mark in ("", "_") for name in ("prompt", "response", "system", "tools"))
 
 
 def align_standard(record: Record, tags: Tags) -> Content:
@@ -22,7 +23,7 @@ def align_standard(record: Record, tags: Tags) -> Content:
     plain = {name.removeprefix("_"): value for name, value in record.items()}
     for name in ("prompt", "response"):
         if plain.get(name) is None:
-            raise fields.missing(record, name, "standard")
+            raise fields.missing(record, name, "standard", [f"_{name}"])
     prompt = [*fields.system(plain), *chat.messages(plain["prompt"], "prompt", tags, "paper")]
     answers = chat.messages(plain["response"], "response", tags, "paper")
     tools = calls.tools(plain.get("tools"))
@@ -64,4 +65,8 @@ def _are_turns(value: Any) -> bool:
     return fields.is_list(value)
 
 
-formats.register("standard")(Format(align_standard, looks_standard))
+def _keys(record: Record) -> frozenset[str]:
+    return OWN | {"id", "source", "copy"} if record.keys() >= OWN else PAPER
+
+
+formats.register("standard")(Format(align_standard, looks_standard, _keys))

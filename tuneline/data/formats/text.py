@@ -20,4 +20,7 @@ def looks_like_text(record: Record) -> bool:
     return record.get("text") is not None
 
 
-formats.register("text")(Format(align_text, looks_like_text))
+KEYS = frozenset(("text",))
+
+
+formats.register("text")(Format(align_text, looks_like_text, lambda record: KEYS))

@@ -1,0 +1,143 @@
+"""A hub of data sets in a thread: the endpoints that `datasets` and `huggingface_hub` read one by."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import datasets
+import huggingface_hub
+import pytest
+
+COMMIT = "a" * 40
+
+
+@dataclass
+class DataHub:
+    """Files by repository; all have one commit, and whatever revision is asked for is that one."""
+
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commit: str = COMMIT
+    requests: list[str] = field(default_factory=list)
+    down: bool = False
+    """Answer nothing but the question for the commit."""
+
+
+@contextmanager
+def serve(patch: pytest.MonkeyPatch) -> Iterator[DataHub]:
+    """Start it, and let both libraries ask it."""
+    hub = DataHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
+    url = f"http://127.0.0.1:{server.server_port}"
+    patch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    patch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_ENDPOINT", url)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(
+        datasets.config, "HUB_DATASETS_URL", url + "/datasets/{repo_id}/resolve/{revision}/{path}", raising=False
+    )
+    patch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    hub: DataHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._route()
+
+    def do_HEAD(self) -> None:
+        self._route()
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._route()
+
+    def _route(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        name = next((name for name in self.hub.repositories if f"datasets/{name}" in path), None)
+        if name is None:
+            return self._answer(b'{"error": "Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
+        files = self.hub.repositories[name]
+        is_api, rest = path.startswith("/api/"), path.partition(f"datasets/{name}")[2].strip("/").split("/")
+        if is_api and rest[0] in ("", "revision"):
+            siblings = [{"rfilename": file} for file in files]
+            about = {
+                "id": name,
+                "sha": self.hub.commit,
+                "private": False,
+                "siblings": siblings,
+                "cardData": {"license": "mit"},
+            }
+            return self._answer(json.dumps(about).encode())
+        if self.hub.down:
+            return self._answer(b'{"error": "not now"}', 403)
+        if is_api:
+            return self._entries(files, rest)
+        content = files.get("/".join(rest[2:]))
+        if content is None:
+            return self._answer(b"", 404, {"X-Error-Code": "EntryNotFound"})
+        return self._answer(
+            content, 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit}
+        )
+
+    def _entries(self, files: dict[str, bytes], rest: list[str]) -> None:
+        if rest[0] == "paths-info":
+            asked = parse_qs(self.body.decode())["paths"]
+            found = [self._entry(files, path) for path in asked if self._exists(files, path)]
+            return self._answer(json.dumps(found).encode())
+        folder = "/".join(rest[2:])
+        prefix = f"{folder}/" if folder else ""
+        below = {
+            path if "recursive=True" in self.path else prefix + path.removeprefix(prefix).split("/")[0]
+            for path in files
+            if path.startswith(prefix)
+        }
+        if not below:
+            return self._answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
+        return self._answer(json.dumps([self._entry(files, path) for path in sorted(below)]).encode())
+
+    def _exists(self, files: dict[str, bytes], path: str) -> bool:
+        return path in files or any(each.startswith(f"{path}/") for each in files)
+
+    def _entry(self, files: dict[str, bytes], path: str) -> dict:
+        oid = hashlib.sha1(path.encode()).hexdigest()
+        if path not in files:
+            return {"type": "directory", "path": path, "size": 0, "oid": oid}
+        return {"type": "file", "path": path, "size": len(files[path]), "oid": oid}
+
+    def _answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        part = self.headers.get("Range")
+        if part and status == 200 and headers:
+            first, _, last = part.removeprefix("bytes=").partition("-")
+            end = int(last) + 1 if last else len(content)
+            headers["Content-Range"] = f"bytes {first}-{min(end, len(content)) - 1}/{len(content)}"
+            content, status = content[int(first) : end], 206
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
