@@ -133,21 +133,21 @@ def versions(name: str | None = None, most: int | None = None) -> list[Version]:
         name: Registered model.
         most: How many, from the newest; default: every one.
     """
-    query = f"name = {_quoted(name)}" if name else None
+    query = f"name = {quoted(name)}" if name else None
     return _with_aliases(mlflow.search_model_versions(most, query, order_by=["version_number DESC"]))
 
 
 def of_content(content_hash: str, name: str | None = None) -> list[Version]:
     """List the versions with a content, newest first; of one model, or of all."""
-    query = f"tags.`{CONTENT_HASH}` = {_quoted(content_hash)}"
+    query = f"tags.`{CONTENT_HASH}` = {quoted(content_hash)}"
     if name:
-        query += f" and name = {_quoted(name)}"
+        query += f" and name = {quoted(name)}"
     return _with_aliases(mlflow.search_model_versions(None, query, order_by=["version_number DESC"]))
 
 
 def models(name: str | None = None) -> dict[str, RegisteredModel]:
     """Return registered models with their aliases and tags, by name; the one of that name, or all."""
-    query = f"name = {_quoted(name)}" if name else None
+    query = f"name = {quoted(name)}" if name else None
     return {model.name: model for model in mlflow.search_registered_models(filter_string=query)}
 
 
@@ -186,17 +186,17 @@ def champion(name: str) -> Version | None:
         raise
 
 
-def _quoted(text: str) -> str:
-    """Quote a text for a filter.
+def quoted(text: str) -> str:
+    """Quote a text for one of MLflow's filters.
 
     Raises:
-        NotFoundError: MLflow's filters have no way to write it, so nothing is called so.
+        NotFoundError: MLflow's filters have no way to write it.
     """
     if "'" not in text:
         return f"'{text}'"
     if '"' not in text:
         return f'"{text}"'
-    raise NotFoundError(f"No model is called {text!r}: MLflow cannot look for a name with both kinds of quotes.")
+    raise NotFoundError(f"Nothing is called {text!r}: MLflow cannot look for a name with both kinds of quotes.")
 
 
 def _with_aliases(matches: Sequence[ModelVersion]) -> list[Version]:
