@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TIMEOUT_SECONDS = 5.0
+HERE = ("127.0.0.1", "localhost", "::1")
 PROBE = "tuneline-check"
 """File that is written among a server's artifacts, and deleted again."""
 
@@ -139,7 +140,8 @@ def _check_artifacts(place: str, uri: str) -> None:
     from tuneline.tracking import uploads
 
     folder = uploads.local_folder(place)
-    if folder and not any(each.is_dir() for each in (folder, folder.parent)):
+    elsewhere = urlsplit(uri).hostname not in HERE  # a mounted folder is there before the first run of an experiment
+    if folder and elsewhere and not any(each.is_dir() for each in (folder, folder.parent)):
         raise TrackingError(
             f"MLflow at {uri} keeps artifacts in {folder}, a folder that is not on this machine, so that no model can "
             "be registered from here. Start the server with --serve-artifacts (an existing experiment keeps its "

@@ -2,9 +2,9 @@
 
 A registry that is a database on this machine takes any address, so versions point at the artifact store and nothing is
 copied. One behind an MLflow server refuses the address of a folder (`Invalid model version source`) unless the folder
-lies among the artifacts of the run that made it: there the files join the run's artifacts, and the version's source is
-`runs:/RUN/model`. They go over the network where the run's artifacts do, and become hard links where these lie on the
-same disk. Other addresses, like those of an object store, a server takes as they are.
+lies among the artifacts of the run that made it: there the files join the run's artifacts. They go over the network where the run's
+artifacts do, and the version's source is `runs:/RUN/model`; where these lie in a folder of this machine they become hard
+links in it, and the source is their own folder. Other addresses, like those of an object store, a server takes as they are.
 """
 
 import logging
@@ -58,11 +58,10 @@ def accepted_source(source: str, run_id: str) -> str:
         if root_folder and folder.is_relative_to(root_folder):
             return source
         if root_folder:
-            _link(folder, root_folder / ARTIFACT)
-        else:
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            logger.info("Uploading %.1f MB of the model to %s/%s", size / 1e6, root, ARTIFACT)
-            MlflowClient().log_artifacts(run_id, str(folder), ARTIFACT)
+            return _link(folder, root_folder / ARTIFACT).as_uri()
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        logger.info("Uploading %.1f MB of the model to %s/%s", size / 1e6, root, ARTIFACT)
+        MlflowClient().log_artifacts(run_id, str(folder), ARTIFACT)
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"{folder} could not be uploaded to the artifacts of MLflow run {run_id} ({error}), and a registry behind "
@@ -72,9 +71,10 @@ def accepted_source(source: str, run_id: str) -> str:
     return f"runs:/{run_id}/{ARTIFACT}"
 
 
-def _link(folder: Path, target: Path) -> None:
+def _link(folder: Path, target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)  # what an interrupted try left
     shutil.copytree(folder, target, copy_function=_link_or_copy)
+    return target
 
 
 def _link_or_copy(source: str, target: str) -> None:
