@@ -137,6 +137,14 @@ def versions(name: str | None = None, most: int | None = None) -> list[Version]:
     return _with_aliases(mlflow.search_model_versions(most, query, order_by=["version_number DESC"]))
 
 
+def recent(name: str | None, most: int) -> list[Version]:
+    """List the newest versions and, behind them, older ones that hold an alias; of one model, or of all."""
+    newest = versions(name, most)
+    listed = {(version.name, version.version) for version in newest}
+    standing = {(model.name, str(number)) for model in models(name).values() for number in model.aliases.values()}
+    return newest + [find(*each) for each in sorted(standing - listed)]
+
+
 def of_content(content_hash: str, name: str | None = None) -> list[Version]:
     """List the versions with a content, newest first; of one model, or of all."""
     query = f"tags.`{CONTENT_HASH}` = {quoted(content_hash)}"

@@ -1,7 +1,7 @@
 """ZenML's model versions, kept in step with MLflow's registry, which decides.
 
-Each call looks at the newest versions, at those with an alias and at the one that was decided about, so that its cost
-does not grow with their number; every version was among these when it was registered.
+Each call looks at the newest versions and at those with an alias, which the one that was just decided about has, so that
+its cost does not grow with their number.
 
 Version 7 is called `v7` there, as ZenML counts by itself and refuses plain numbers as names. ZenML has no aliases, and
 its stages are not used: an alias is a tag of the version. The artifact of the weights is linked, and metadata say where
@@ -35,7 +35,7 @@ def mirror(name: str, decision: Decision | None = None) -> None:
         decision: What was just decided about one of its versions.
     """
     client = Client()
-    wanted = _wanted(name, decision)
+    wanted = {name_of(version): version for version in registry.recent(name, NEWEST)}
     if not (model := _model(client, name, create=bool(wanted))):
         return
     there = [*_listed(client, model, tags=ALIASES), *_listed(client, model, name=wanted)]
@@ -51,14 +51,6 @@ def mirror(name: str, decision: Decision | None = None) -> None:
             client.update_model_version(model, mirrored.id, add_tags=fresh, remove_tags=gone)
         if decision and label == f"v{decision.version}":
             log_metadata(metadata=_told(decision), model_version_id=mirrored.id)
-
-
-def _wanted(name: str, decision: Decision | None) -> dict[str, Version]:
-    """Return the registry's newest versions, those with an alias, and the one that was decided about."""
-    newest = registry.versions(name, most=NEWEST)
-    numbers = set(registry.aliases(name).values()) | ({decision.version} if decision else set())
-    others = numbers - {version.version for version in newest}
-    return {name_of(version): version for version in (*newest, *(registry.find(name, each) for each in others))}
 
 
 def name_of(version: Version) -> str:

@@ -36,6 +36,11 @@ def test_every_version_is_listed_newest_first(database):
     assert [version.version for version in registry.versions("many", most=2)] == [str(MANY), str(MANY - 1)]
 
 
+def test_the_newest_versions_come_with_older_ones_that_hold_an_alias(database):
+    for name in ("many", None):
+        assert [version.version for version in registry.recent(name, 2)] == [str(MANY), str(MANY - 1), "3"]
+
+
 def test_known_content_is_registered_once_behind_a_thousand_versions(database, home):
     version, new = registry.register("many", "content 2", "file:///nowhere", "no run", {})
 
