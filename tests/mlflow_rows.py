@@ -8,10 +8,15 @@ def insert_versions(database: Path, name: str, count: int) -> None:
     """Add versions 1 to `count` of a registered model, each with a content of its own: `content 1` and so on."""
     numbers = range(1, count + 1)
     versions = [(name, number, number, number, "None", f"file:///gone/{number}", "READY") for number in numbers]
-    tags = [(key, value, name, n) for n in numbers for key, value in (("tuneline.content_hash", f"content {n}"), ("zenml.run", f"run-{n}"))]
+    tags = [
+        (key, value, name, n)
+        for n in numbers
+        for key, value in (("tuneline.content_hash", f"content {n}"), ("zenml.run", f"run-{n}"))
+    ]
     with sqlite3.connect(database) as rows:
         rows.executemany(
-            "insert into model_versions (name, version, creation_time, last_updated_time, current_stage, source, status)"
+            "insert into model_versions"
+            " (name, version, creation_time, last_updated_time, current_stage, source, status)"
             " values (?, ?, ?, ?, ?, ?, ?)",
             versions,
         )
@@ -30,5 +35,9 @@ def insert_runs(database: Path, like: str, count: int) -> None:
             " values (?, ?, 'FINISHED', ?, 'active', ?, '')",
             [(each, f"run {i}", start + i + 1, experiment) for i, each in enumerate(ids)],
         )
-        tags = [(key, value, each) for i, each in enumerate(ids) for key, value in (("tuneline.kind", "pipeline"), ("mlflow.runName", f"run {i}"))]
+        tags = [
+            (key, value, each)
+            for i, each in enumerate(ids)
+            for key, value in (("tuneline.kind", "pipeline"), ("mlflow.runName", f"run {i}"))
+        ]
         rows.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)

@@ -1,7 +1,7 @@
 """How the command line shows things: tables for people, JSON lists for programs.
 
-Rich takes square brackets in a string as markup and `:name:` as an emoji. What is shown holds names, paths and sentences
-of the user's, so every console is made here, where both are off; whoever wants a style uses `rich.text.Text`.
+Rich takes square brackets in a string as markup and `:name:` as an emoji. What is shown holds names, paths and
+sentences of the user's, so every console is made here, where both are off; whoever wants a style uses `rich.text.Text`.
 """
 
 import json

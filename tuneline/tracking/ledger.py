@@ -108,8 +108,8 @@ def append(model: str, alias: str, before: str | None, after: str | None, why: s
         raise TrackingError(f"{model}: the reason {why!r} is not valid Unicode text. Give another one.") from error
     except OSError as error:
         raise TrackingError(
-            f"{path()}: the move of {alias} of {model} to version {after or 'none'} could not be written down: {error}. "
-            "The alias was not moved. Free space or mend the permissions, then give the command again."
+            f"{path()}: the move of {alias} of {model} to version {after or 'none'} could not be written down: {error}."
+            " The alias was not moved. Free space or mend the permissions, then give the command again."
         ) from error
     places = marker.positions | {model: marker.positions.get(model, {}) | {alias: after}}
     _keep(_Marker(stamp=stamp, num_lines=marker.num_lines + 1, last=entry["hash"], positions=places))
@@ -237,7 +237,7 @@ def _is_whole(tail: bytes) -> bool:
         entry = _parse(0, tail)
     except TrackingError:
         return False
-    return _hash_of(entry) == entry["hash"]
+    return _hash_of(entry) == str(entry["hash"])
 
 
 def _hash_of(entry: Entry) -> str:

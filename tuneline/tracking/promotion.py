@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
 
 from tuneline import state
 from tuneline.config.evaluate import GateConfig
@@ -89,8 +90,8 @@ def force(name: str, version: str, reason: str) -> Version:
 def rollback(name: str, reason: str = "rolled back") -> Version | None:
     """Give `champion` back to `previous`; without one, take it away.
 
-    A champion that was deleted elsewhere is replaced by `previous` too. Of a model that was deleted, the ledger gets the
-    lines that say so, and nothing else happens.
+    A champion that was deleted elsewhere is replaced by `previous` too. Of a model that was deleted, the ledger gets
+    the lines that say so, and nothing else happens.
 
     Raises:
         NotFoundError: Neither the registry nor the ledger knows the model.
@@ -192,18 +193,30 @@ def _crown(version: Version, why: str, **more: object) -> None:
 
 
 def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> None:
-    client = MlflowClient()
     before = registry.aliases(name).get(alias)
     said = ledger.positions(name).get(alias)
     line = None
     if before != to or said != to or why.startswith(FORCED):
         line = ledger.append(name, alias, before, to, why, **more)
+    try:
+        _move_alias(name, alias, to)
+        if line:
+            MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
+    except MlflowException as error:
+        why = f"the registry refused: {' '.join(str(error).split())}"
+        if line and registry.aliases(name).get(alias) == before:
+            ledger.append(name, alias, to, before, why)
+        raise TrackingError(
+            f"{name}: alias {alias} could not be moved to version {to or 'none'}: {why} Check the server and your "
+            "permissions, then give the command again."
+        ) from error
+
+
+def _move_alias(name: str, alias: str, to: str | None) -> None:
     if to is None:
-        client.delete_registered_model_alias(name, alias)
+        MlflowClient().delete_registered_model_alias(name, alias)
     else:
-        client.set_registered_model_alias(name, alias, to)
-    if line:
-        client.set_registered_model_tag(name, HEAD, line["hash"])
+        MlflowClient().set_registered_model_alias(name, alias, to)
 
 
 def _number(version: Version | None) -> str | None:

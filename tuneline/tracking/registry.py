@@ -96,9 +96,7 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
         if known := of_content(content_hash, name):
             return known[0], False
         try:
-            made = client.create_model_version(
-                name, accepted, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags}
-            )
+            made = client.create_model_version(name, accepted, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
         except MlflowException as error:
             raise _refusal(name, accepted, error) from error
     return find(name, str(made.version)), True

@@ -114,8 +114,8 @@ def check_registry(experiments: Iterable[str] = ()) -> None:
             places = _artifact_places(client, experiments)
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"The model registry at {uri} does not answer: {' '.join(str(error).split())} Start the server with its "
-                "registry, and check your permissions."
+                f"The model registry at {uri} does not answer: {' '.join(str(error).split())} Start the server with "
+                "its registry, and check your permissions."
             ) from error
         for place in sorted(places):
             _check_artifacts(place, uri)

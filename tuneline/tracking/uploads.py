@@ -2,9 +2,10 @@
 
 A registry that is a database on this machine takes any address, so versions point at the artifact store and nothing is
 copied. One behind an MLflow server refuses the address of a folder (`Invalid model version source`) unless the folder
-lies among the artifacts of the run that made it: there the files join the run's artifacts. They go over the network where the run's
-artifacts do, and the version's source is `runs:/RUN/model`; where these lie in a folder of this machine they become hard
-links in it, and the source is their own folder. Other addresses, like those of an object store, a server takes as they are.
+lies among the artifacts of the run that made it: there the files join the run's artifacts. They go over the network
+where the run's artifacts do, and the version's source is `runs:/RUN/model`; where these lie in a folder of this machine
+they become hard links in it, and the source is their own folder. Other addresses, like those of an object store, a
+server takes as they are.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """ZenML's model versions, kept in step with MLflow's registry, which decides.
 
-Each call looks at the newest versions and at those with an alias, which the one that was just decided about has, so that
-its cost does not grow with their number.
+Each call looks at the newest versions and at those with an alias, which the one that was just decided about has, so
+that its cost does not grow with their number.
 
 Version 7 is called `v7` there, as ZenML counts by itself and refuses plain numbers as names. ZenML has no aliases, and
 its stages are not used: an alias is a tag of the version. The artifact of the weights is linked, and metadata say where

@@ -23,7 +23,14 @@ def decision():
     checks = [Check(name=NASTY, passed=False, sentence=NASTY)]
     found = finding(against=NASTY)
     return Decision(
-        model_name=NASTY, version="1", new=True, promoted=False, aliases=[], sentence=NASTY, findings=[found], checks=checks
+        model_name=NASTY,
+        version="1",
+        new=True,
+        promoted=False,
+        aliases=[],
+        sentence=NASTY,
+        findings=[found],
+        checks=checks,
     )
 
 
@@ -50,9 +57,7 @@ def outcome():
             {NASTY: "B"},
             show.console(),
         ),
-        lambda: imports._tell(
-            SimpleNamespace(path=NASTY, report=SimpleNamespace(lines=lambda: [NASTY]), config=None)
-        ),
+        lambda: imports._tell(SimpleNamespace(path=NASTY, report=SimpleNamespace(lines=lambda: [NASTY]), config=None)),
     ],
     ids=["table", "nothing", "print", "stderr", "findings", "outcome", "sweep", "examples", "import"],
 )

@@ -116,7 +116,9 @@ def tear(data=b'{"when": '):
         file.write(data)
 
 
-@pytest.mark.parametrize("torn", [b'{"when": ', b"\xff\x00\x00", b"[1, 2]", b"{}"], ids=["json", "bytes", "list", "empty"])
+@pytest.mark.parametrize(
+    "torn", [b'{"when": ', b"\xff\x00\x00", b"[1, 2]", b"{}"], ids=["json", "bytes", "list", "empty"]
+)
 def test_a_torn_last_line_is_moved_aside_with_a_warning_and_the_chain_goes_on(torn, caplog):
     write_moves(2)
     tear(torn)

@@ -82,10 +82,10 @@ def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, co
         server.check_registry()
         server.check_registry(["not there yet"])
         experiment = client.create_experiment("served")
+        client.create_registered_model("refused")
+        run_id = client.create_run(experiment).info.run_id
         with pytest.raises(mlflow.MlflowException, match="Invalid model version source"):
-            client.create_registered_model("refused")
-            run = client.create_run(experiment)
-            client.create_model_version("refused", tmp_path.as_uri(), run_id=run.info.run_id)
+            client.create_model_version("refused", tmp_path.as_uri(), run_id=run_id)
 
         first, new = register(client, tmp_path / "a model", "one", experiment)
         again, new_again = register(client, tmp_path / "the same", "one", experiment)
@@ -125,8 +125,8 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
         assert weights.samefile(tmp_path / "a model" / "files" / "model.safetensors")
 
         client.create_experiment("elsewhere", artifact_location=(tmp_path / "not" / "here").as_uri())
-        with monkeypatch.context() as patch, pytest.raises(TrackingError, match="a folder that is not on this machine"):
-            patch.setattr(server, "HERE", ())
+        monkeypatch.setattr(server, "HERE", ())
+        with pytest.raises(TrackingError, match="a folder that is not on this machine"):
             server.check_registry(["elsewhere"])
         client.create_experiment("unproxied", artifact_location="mlflow-artifacts:/unproxied")
         with pytest.raises(TrackingError, match="where nothing can be written from here"):
