@@ -4,10 +4,11 @@ Guarantee. Changing, inserting or removing a line breaks the chain behind it, wh
 line. Beside the ledger lies a marker: number and hash of the last line, and the file's size, times and inode at the
 moment when the chain was last known to be whole. An append trusts the lines before it without reading them only if the
 file still has exactly these; otherwise it reads and checks the whole chain, and that the line of the marker is still in
-its place, and refuses to write where either fails. So any edit through the file system (which sets the inode's change
-time) stops the next append, and appending costs the same whatever the length. What the marker cannot tell, an edit that
-leaves size, times and inode as they were, is left to `verify`; somebody who rewrites both ledger and marker is found by
-the hash that the registry keeps (`promotion.verify`).
+its place, and refuses to write where either fails. So an edit through the file system (which sets the inode's change
+time) stops the next append, and appending costs the same whatever the number of lines. What the marker cannot tell, an
+edit that leaves size, times and inode as they were (past the file system, or within the same tick of its clock as the
+last append), is left to `verify`; somebody who rewrites both ledger and marker is found by the hash that the registry
+keeps (`promotion.verify`).
 
 A line is written by one call and is whole only with its newline. What a stopped process or a full disk left of a last
 line is moved into a file of its own (`ledger.torn-*`), with a warning.
