@@ -170,6 +170,29 @@ def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
     assert "The ledger is whole, and the registry agrees" in tuneline("history", "--verify")
 
 
+def test_a_reason_with_brackets_breaks_no_command(two_runs):
+    assert "by force: fix [/b] now" in tuneline("promote", "tiny", "1", "--force", "--reason", "fix [/b] now")
+
+    assert "[/b] now" in tuneline("history", "tiny")
+
+
+def test_the_newest_models_are_shown_with_those_that_hold_an_alias(two_runs):
+    tuneline("promote", "tiny", "1", "--force", "--reason", "the older one")
+
+    (newest, oldest) = as_json("models", "tiny", "--limit", 1)
+    assert (newest["version"], oldest["version"], "champion" in oldest["aliases"]) == ("2", "1", True)
+
+
+def test_runs_are_listed_page_by_page(two_runs, monkeypatch):
+    from tuneline.workflow import runs
+
+    whole = runs.latest(2)
+    monkeypatch.setattr(runs, "PAGE", 1)
+
+    assert [run["id"] for run in runs.latest(2)] == [run["id"] for run in whole]
+    assert len(whole) == 2
+
+
 def test_doctor_finds_the_stack_and_the_tracker(project):
     rows = {row["what"]: row["status"] for row in as_json("doctor")}
 

@@ -55,6 +55,29 @@ def test_two_processes_may_start_on_an_empty_machine(tmp_path):
     assert "analytics_opt_in: false" in (tmp_path / "zenml" / "config.yaml").read_text()
 
 
+FIRST_USE = """
+from tuneline.tracking import registry
+from tuneline.workflow import runs, stack, tracker
+
+stack.is_ready() or stack.init()
+tracker.connect()
+print(registry.versions(), runs.latest(1))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_may_use_an_empty_machine_for_the_first_time(tmp_path):
+    env = {**os.environ, "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
+    env.pop("TUNELINE_HOME", None)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    started = [subprocess.Popen([sys.executable, "-c", FIRST_USE], cwd=tmp_path, env=env, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in started]
+
+    assert [process.returncode for process in started] == [0, 0], said
+    assert [out.splitlines()[-1] for out, _ in said] == ["[] []"] * 2
+
+
 @pytest.fixture(scope="module")
 def first_run(project):
     """A run by ZenML's own command."""

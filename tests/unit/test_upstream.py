@@ -240,3 +240,19 @@ def test_adam_mini_finds_heads_that_do_not_add_up():
     optimizer.step()
 
     assert optimizer.state[part]["vmean"].shape == (4, 1)
+
+
+@fault
+def test_mlflows_registry_makes_its_tables_one_process_at_a_time():
+    import inspect
+
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    assert "_safe_initialize_tables" in inspect.getsource(SqlAlchemyStore.__init__)
+
+
+@fault
+def test_a_spinner_of_rich_shows_a_text_as_it_is():
+    from rich.spinner import Spinner
+
+    assert str(Spinner("dots", "[b]bold[/b]").text) == "[b]bold[/b]"

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
 
 from tuneline import identity, state
+from tuneline.cli import show
 from tuneline.config import llamafactory, load
 from tuneline.config.load import RunConfig
 from tuneline.errors import RecipeError
@@ -61,7 +61,7 @@ def as_file(checked: RunConfig) -> RunConfig:
 
 
 def _tell(imported: llamafactory.Imported) -> None:
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = show.stderr_console()
     console.print(f"{imported.path} is a configuration of LlamaFactory.")
     for line in imported.report.lines():
         console.print(line, soft_wrap=True)

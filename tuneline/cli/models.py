@@ -11,6 +11,9 @@ from tuneline.cli import show
 if TYPE_CHECKING:
     from tuneline.tracking.decision import Decision
 
+SHOWN = 50
+"""Rows of the table of versions."""
+
 Name = Annotated[str, typer.Argument(help="Registered model.")]
 
 
@@ -23,13 +26,20 @@ def add_to(app: typer.Typer) -> None:
 def models(
     name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
     as_json: show.AsJson = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"How many of the newest.  [default: {SHOWN} in the table, all as JSON]"),
+    ] = None,
 ) -> None:
-    """List registered versions, one a row, with their aliases."""
+    """List registered versions with their aliases: the newest, and those with an alias however old they are."""
     show.quiet()
     from tuneline.tracking import registry
     from tuneline.workflow import tracker
 
     tracker.connect()
+    most = limit or (None if as_json else SHOWN)
+    listed = registry.recent(name, most + 1) if most else registry.versions(name)
+    left_out = [version for version in listed[most:] if not version.aliases] if most else []
     found = [
         {
             "name": version.name,
@@ -41,12 +51,15 @@ def models(
             "mlflow_run_id": version.run_id,
             "tags": version.tags,
         }
-        for version in registry.versions(name)
+        for version in listed
+        if version not in left_out
     ]
     columns = ("name", "version", "aliases", "run", "content_hash")
     show.rows(
         "Models", found, columns, as_json=as_json, empty="No model is registered yet. Make one: tuneline run FILE"
     )
+    if left_out and not as_json:
+        show.console().print(f"The newest {most} versions; older ones without an alias are left out (--limit, --json).")
 
 
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:

@@ -41,7 +41,7 @@ def preview(
     """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
     checked = imports.read(recipe)
     places.check(checked.recipe)
-    with Console(stderr=True, highlight=False).status(f"Reading the first rows of {recipe}"):
+    with show.status(f"Reading the first rows of {recipe}"):
         from tuneline.data import look as looking
         from tuneline.data.tokenizer import load_tokenizer
         from tuneline.model import start

@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def runs(
-    as_json: show.AsJson = False, limit: Annotated[int, typer.Option(help="How many, newest first.")] = 20
+    as_json: show.AsJson = False, limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20
 ) -> None:
     """List pipeline runs: what ran, what was cached, how long it took."""
     show.quiet()

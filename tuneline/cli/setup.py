@@ -27,7 +27,7 @@ def init(
     from tuneline.workflow import tracker
 
     name = stacks.init(stack)
-    uri = tracker.connect()
+    uri = tracker.connect_to_registry()
     show.console().print(
         f"Stack {name} is active in this folder. State root: {state.root()}. MLflow: {uri}.", soft_wrap=True
     )

@@ -1,4 +1,8 @@
-"""How the command line shows things: tables for people, JSON lists for programs."""
+"""How the command line shows things: tables for people, JSON lists for programs.
+
+Rich takes square brackets in a string as markup and `:name:` as an emoji. What is shown holds names, paths and
+sentences of the user's, so every console is made here, where both are off; whoever wants a style uses `rich.text.Text`.
+"""
 
 import json
 import os
@@ -8,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 WIDTH_OF_FILES = 110
 
@@ -17,7 +23,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list instead 
 
 def console() -> Console:
     """Return the console for results."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+    return _console(stderr=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+
+
+def stderr_console() -> Console:
+    """Return the console for what is said beside results."""
+    return _console(stderr=True, width=None)
+
+
+def _console(*, stderr: bool, width: int | None) -> Console:
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def status(text: str) -> Status:
+    """Show a text and a sign of life for the time of a block."""
+    return stderr_console().status(Text(text))  # a spinner reads any string as markup, whatever its console does
 
 
 def quiet() -> None:

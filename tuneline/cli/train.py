@@ -43,15 +43,12 @@ def run(
     cache: Annotated[bool, typer.Option(help="Take finished steps from the cache.")] = True,
 ) -> None:
     """Check a recipe, its data and the stack, then run it; makes the embedded stack where none was chosen yet."""
-    from rich.console import Console
-
     checked = imports.as_file(_checked(config))
-    err = Console(stderr=True, highlight=False)
-    with err.status(f"Checking {config}"):
+    with show.status(f"Checking {config}") as shown:
         from tuneline.workflow import preflight, stack, start
 
         if not stack.is_ready():
-            err.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
+            shown.console.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
         preflight.check_content(checked.recipe)
     outcome = start.start(checked, use_cache=cache)
     if outcome is None:

@@ -3,12 +3,15 @@
 import base64
 import io
 import json
+import re
+import sys
 import tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -22,6 +25,9 @@ LAST_STEP = ("grad_norm", "learning_rate", "loss", "memory_bytes", "tokens_per_s
 LEVEL = 0.95
 SHOWN = 5
 """Items shown with their answers, of those that gained most, and of those that lost most."""
+
+BEGINNING = re.compile("[0-9a-f]{6,32}")
+"""Of a run's id."""
 
 Table = dict[str, dict[str, float]]
 """Metric -> item -> score."""
@@ -148,19 +154,31 @@ def find_run(name: str) -> Run:
     model, _, version = name.removeprefix("models:/").replace("/", "@", 1).partition("@")
     if version:
         return run_of(registry.find(model, version).run_id)
-    known = pipeline_runs()
-    for run in known:
-        if name == run.info.run_name or (len(name) >= 6 and run.info.run_id.startswith(name)):
-            return run
-    raise NotFoundError.among("run", name, [str(run.info.run_name) for run in known])
+    queries = [f"attributes.run_name = {registry.quoted(name)}"]
+    if BEGINNING.fullmatch(name):
+        queries.append(f"attributes.run_id LIKE '{name}%'")
+    for query in queries:
+        if runs := pipeline_runs(query, most=1):
+            return runs[0]
+    raise NotFoundError.among("run", name, [str(run.info.run_name) for run in pipeline_runs(most=registry.SHOWN)])
 
 
-def pipeline_runs() -> list[Run]:
-    """List the parent runs, newest first."""
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, "tags.`tuneline.kind` = 'pipeline'", max_results=1000)
-    return sorted(found, key=lambda run: -run.info.start_time)
+def pipeline_runs(query: str = "", most: int = sys.maxsize) -> list[Run]:
+    """List the parent runs, newest first.
+
+    Args:
+        query: A filter of MLflow's.
+        most: How many, from the newest; default: every one.
+    """
+    conditions = ["tags.`tuneline.kind` = 'pipeline'", *filter(None, [query])]
+    listed: list[Run] = mlflow.search_runs(
+        filter_string=" and ".join(conditions),
+        max_results=most,
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+        search_all_experiments=True,
+    )
+    return listed
 
 
 def _history(run: Run, metric: str) -> list[Any]:

@@ -8,10 +8,12 @@ dies between the two leaves a line too many, which `verify` finds, and never a m
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
 
 from tuneline import state
 from tuneline.config.evaluate import GateConfig
-from tuneline.errors import TrackingError
+from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking import gate, intact, ledger, registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
@@ -60,11 +62,10 @@ def decide(
         if _number(registry.champion(version.name)) != _number(champion):
             raise TrackingError(f"The champion of {version.name} changed while this model was judged. Run again.")
         report = [finding.model_dump() for finding in findings]
+        _note_losses(version.name)
         _move(version.name, "challenger", version.version, why, report=report)
         if not against:
-            if champion:
-                _move(version.name, "previous", champion.version, f"was champion before version {version.version}")
-            _move(version.name, "champion", version.version, why, report=report)
+            _crown(version, why, report=report)
     sentence = f"Kept as challenger: {why}." if against else f"Promoted to champion: {why}."
     after = registry.find(version.name, version.version)
     promoted = _decision(after, new=new, promoted=not against, sentence=sentence)
@@ -81,30 +82,36 @@ def force(name: str, version: str, reason: str) -> Version:
     target = registry.find(name, version)
     intact.checked_folder(target)
     with state.lock("promotion"):
-        before = registry.champion(name)
-        if before and before.version != target.version:
-            _move(name, "previous", before.version, f"was champion before version {target.version}")
-        _move(name, "champion", target.version, f"{FORCED}{reason}")
+        _note_losses(name)
+        _crown(target, f"{FORCED}{reason}")
     return registry.find(name, target.version)
 
 
 def rollback(name: str, reason: str = "rolled back") -> Version | None:
     """Give `champion` back to `previous`; without one, take it away.
 
+    A champion that was deleted elsewhere is replaced by `previous` too. Of a model that was deleted, the ledger gets
+    the lines that say so, and nothing else happens.
+
     Raises:
+        NotFoundError: Neither the registry nor the ledger knows the model.
         TrackingError: There is no champion to roll back from, or the files of the previous one are gone or others.
     """
     with state.lock("promotion"):
-        known = {alias: version for version in registry.versions(name) for alias in version.aliases}
-        if "champion" not in known:
+        lost = _note_losses(name)
+        if not lost and not registry.models(name):
+            raise NotFoundError.among("model", name, list(registry.models())[: registry.SHOWN])
+        stands = registry.aliases(name)
+        if not lost and not stands.keys() & {"champion", "previous"}:
             raise TrackingError(
                 f"{name} has no champion, so nothing can be rolled back. `tuneline models` lists what there is."
             )
-        target = known.get("previous")
-        if target:
-            intact.checked_folder(target)
-        _move(name, "champion", target.version if target else None, reason)
-        if target:
+        number = stands.get("previous")
+        if number:
+            intact.checked_folder(registry.find(name, number))
+        if number or "champion" in stands:
+            _move(name, "champion", number, reason)
+        if number:
             _move(name, "previous", None, f"became champion again: {reason}")
     return registry.champion(name)
 
@@ -120,45 +127,96 @@ def verify() -> int:
             program, or a process died between the ledger and the registry.
     """
     with state.lock("promotion"):
+        ledger.repair()
         number = ledger.verify()
-        lines = ledger.entries()
-        for name in dict.fromkeys(line["model"] for line in lines):
-            _verify_model(name, [line for line in lines if line["model"] == name])
+        hashes: dict[str, set[str]] = {}
+        said: dict[str, dict[str, str | None]] = {}
+        for line in ledger.entries():
+            hashes.setdefault(line["model"], set()).add(line["hash"])
+            said.setdefault(line["model"], {})[line["alias"]] = line["to"]
+        models = registry.models() if said else {}
+        for name in said:
+            _verify_model(name, models.get(name), said[name], hashes[name])
     return number
 
 
-def _verify_model(name: str, lines: list[dict[str, str]]) -> None:
-    model = MlflowClient().get_registered_model(name)
-    stands = {alias: str(number) for alias, number in model.aliases.items() if alias in ALIASES}
-    said = {line["alias"]: line["to"] for line in lines}
+def _verify_model(name: str, model: RegisteredModel | None, said: dict[str, str | None], hashes: set[str]) -> None:
+    stands = {alias: str(number) for alias, number in model.aliases.items()} if model else {}
     for alias in ALIASES:
-        if stands.get(alias) != said.get(alias):
+        if stands.get(alias) == said.get(alias):
+            continue
+        if model is None:
             raise TrackingError(
-                f"{name}: alias {alias} stands at version {stands.get(alias) or 'none'}, and the ledger's last line "
-                f"of it says {said.get(alias) or 'none'}. It was moved outside of Tuneline, or a promotion was cut "
-                "short. Promote the version that you mean: tuneline promote NAME VERSION --force --reason WHY."
+                f"{name}: the ledger says that alias {alias} stands at version {said.get(alias)}, and the registry has "
+                "no model of that name: it was deleted outside of Tuneline. Write that down: "
+                f"tuneline rollback {name} --reason WHY."
             )
-    if HEAD in model.tags and model.tags[HEAD] not in {line["hash"] for line in lines}:
+        raise TrackingError(
+            f"{name}: alias {alias} stands at version {stands.get(alias) or 'none'}, and the ledger's last line "
+            f"of it says {said.get(alias) or 'none'}. It was moved outside of Tuneline, or a promotion was cut "
+            f"short. Promote the version that you mean: tuneline promote {name} VERSION --force --reason WHY."
+        )
+    if model and HEAD in model.tags and model.tags[HEAD] not in hashes:
         raise TrackingError(
             f"{name}: the last lines of {ledger.path()} are missing: the registry knows of a later one. Restore it "
             "from a backup."
         )
 
 
+def _note_losses(name: str) -> list[str]:
+    """Write down which aliases are gone that the ledger says stand; their version or the model was deleted elsewhere.
+
+    Returns:
+        The aliases.
+    """
+    models = registry.models(name)
+    stands = models[name].aliases if models else {}
+    lost = [alias for alias, number in ledger.positions(name).items() if number and alias not in stands]
+    for alias in lost:
+        number = ledger.positions(name)[alias]
+        why = f"found gone: the alias, version {number} or the whole model was deleted outside of Tuneline"
+        line = ledger.append(name, alias, number, None, why)
+        if models:
+            MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
+    return lost
+
+
+def _crown(version: Version, why: str, **more: object) -> None:
+    """Make a version champion, and the one before it, if there is one, `previous`; nothing is both."""
+    stands = registry.aliases(version.name)
+    before = stands.get("champion")
+    if before not in (None, version.version):
+        _move(version.name, "previous", before, f"was champion before version {version.version}")
+    elif stands.get("previous") == version.version:
+        _move(version.name, "previous", None, f"version {version.version} becomes champion")
+    _move(version.name, "champion", version.version, why, **more)
+
+
 def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> None:
-    client = MlflowClient()
-    before = client.get_registered_model(name).aliases.get(alias)
-    before = None if before is None else str(before)
-    said = next((line["to"] for line in reversed(ledger.entries(name)) if line["alias"] == alias), None)
+    before = registry.aliases(name).get(alias)
+    said = ledger.positions(name).get(alias)
     line = None
     if before != to or said != to or why.startswith(FORCED):
         line = ledger.append(name, alias, before, to, why, **more)
+    try:
+        _move_alias(name, alias, to)
+        if line:
+            MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
+    except MlflowException as error:
+        why = f"the registry refused: {' '.join(str(error).split())}"
+        if line and registry.aliases(name).get(alias) == before:
+            ledger.append(name, alias, to, before, why)
+        raise TrackingError(
+            f"{name}: alias {alias} could not be moved to version {to or 'none'}: {why} Check the server and your "
+            "permissions, then give the command again."
+        ) from error
+
+
+def _move_alias(name: str, alias: str, to: str | None) -> None:
     if to is None:
-        client.delete_registered_model_alias(name, alias)
+        MlflowClient().delete_registered_model_alias(name, alias)
     else:
-        client.set_registered_model_alias(name, alias, to)
-    if line:
-        client.set_registered_model_tag(name, HEAD, line["hash"])
+        MlflowClient().set_registered_model_alias(name, alias, to)
 
 
 def _number(version: Version | None) -> str | None:

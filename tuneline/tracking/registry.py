@@ -1,21 +1,32 @@
-"""Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases, never copied."""
+"""Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases.
 
-from collections.abc import Mapping
+Their files are never copied on a local store; see `tuneline.tracking.uploads` for a registry behind a server. A version
+is looked up by its number, alias or content, so that the cost of a look does not grow with the number of versions.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from tuneline import state
 from tuneline.errors import NotFoundError, TrackingError
+from tuneline.tracking import uploads
 from tuneline.tracking.flavor import FILES
 
 CONTENT_HASH = "tuneline.content_hash"
 ALIASES = ("challenger", "champion", "previous")
+SHOWN = 20
+"""Versions named in an error, from the newest."""
 
+LONGEST_NUMBER = 18
+"""Digits that a database's integers hold."""
 
 NEEDED = {
     "weights": ("*.safetensors",),
@@ -62,25 +73,41 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
     Args:
         name: Registered model.
         content_hash: Of weights, tokenizer and template.
-        source: URI of the folder that holds `MLmodel`.
+        source: URI of the folder that holds `MLmodel`; behind a server, its files are uploaded where need be.
         run_id: MLflow run that made it.
         tags: Lineage.
 
     Returns:
         The version, and whether it is new.
+
+    Raises:
+        TrackingError: The registry does not take it.
     """
     client = MlflowClient()
+    if known := of_content(content_hash, name):
+        return known[0], False
+    accepted = uploads.accepted_source(source, run_id)  # before the lock, as it may take long
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+            raise _refusal(name, accepted, error) from error
     with state.lock("registry"):
-        for known in versions(name):
-            if known.content_hash == content_hash:
-                return known, False
-        made = client.create_model_version(name, source, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
+        if known := of_content(content_hash, name):
+            return known[0], False
+        try:
+            made = client.create_model_version(name, accepted, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
+        except MlflowException as error:
+            raise _refusal(name, accepted, error) from error
     return find(name, str(made.version)), True
+
+
+def _refusal(name: str, source: str, error: MlflowException) -> TrackingError:
+    return TrackingError(
+        f"The model registry at {mlflow.get_registry_uri()} does not take {source} as a version of {name}: "
+        f"{' '.join(str(error).split())} Change its settings or your permissions, then run again: finished steps come "
+        "from the cache."
+    )
 
 
 def check_servable(folder: Path) -> None:
@@ -97,13 +124,42 @@ def check_servable(folder: Path) -> None:
             )
 
 
-def versions(name: str | None = None) -> list[Version]:
-    """List versions, newest first; of one model, or of all."""
-    client = MlflowClient()
-    query = f"name = '{name}'" if name else None
-    found = client.search_model_versions(query, order_by=["version_number DESC"], max_results=1000)
-    aliases = {model: dict(client.get_registered_model(model).aliases) for model in {v.name for v in found}}
-    return [_version(v, aliases[v.name]) for v in found]
+def versions(name: str | None = None, most: int | None = None) -> list[Version]:
+    """List versions, newest first; of one model, or of all.
+
+    Args:
+        name: Registered model.
+        most: How many, from the newest; default: every one.
+    """
+    query = f"name = {quoted(name)}" if name else None
+    return _with_aliases(mlflow.search_model_versions(most, query, order_by=["version_number DESC"]))
+
+
+def recent(name: str | None, most: int) -> list[Version]:
+    """List the newest versions and, behind them, older ones that hold an alias; of one model, or of all."""
+    newest = versions(name, most)
+    listed = {(version.name, version.version) for version in newest}
+    standing = {(model.name, str(number)) for model in models(name).values() for number in model.aliases.values()}
+    return newest + [find(*each) for each in sorted(standing - listed)]
+
+
+def of_content(content_hash: str, name: str | None = None) -> list[Version]:
+    """List the versions with a content, newest first; of one model, or of all."""
+    query = f"tags.`{CONTENT_HASH}` = {quoted(content_hash)}"
+    if name:
+        query += f" and name = {quoted(name)}"
+    return _with_aliases(mlflow.search_model_versions(None, query, order_by=["version_number DESC"]))
+
+
+def models(name: str | None = None) -> dict[str, RegisteredModel]:
+    """Return registered models with their aliases and tags, by name; the one of that name, or all."""
+    query = f"name = {quoted(name)}" if name else None
+    return {model.name: model for model in mlflow.search_registered_models(filter_string=query)}
+
+
+def aliases(name: str) -> dict[str, str]:
+    """Return at which versions the aliases of a model stand; none where there is no such model."""
+    return {alias: str(number) for model in models(name).values() for alias, number in model.aliases.items()}
 
 
 def find(name: str, version_or_alias: str) -> Version:
@@ -112,25 +168,62 @@ def find(name: str, version_or_alias: str) -> Version:
     Raises:
         NotFoundError: There is none.
     """
-    known = versions(name)
-    for version in known:
-        if version_or_alias in (version.version, *version.aliases):
-            return version
-    names = [label for version in known for label in (version.version, *version.aliases)]
-    raise NotFoundError.among(f"version of {name}", version_or_alias, names)
+    client = MlflowClient()
+    try:
+        if version_or_alias.isdecimal() and len(version_or_alias) <= LONGEST_NUMBER:
+            return _version(client.get_model_version(name, version_or_alias))
+        return _version(client.get_model_version_by_alias(name, version_or_alias))
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    if not (newest := versions(name, most=SHOWN)):
+        raise NotFoundError.among("model", name, list(models())[:SHOWN])
+    labels = {*aliases(name), *(version.version for version in newest)}
+    raise NotFoundError.among(f"version of {name}", version_or_alias, labels)
 
 
 def champion(name: str) -> Version | None:
     """Return the version with the alias `champion`, if there is one."""
-    return next((version for version in versions(name) if "champion" in version.aliases), None)
+    try:
+        return _version(MlflowClient().get_model_version_by_alias(name, "champion"))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
-def _version(version: ModelVersion, aliases: Mapping[str, str]) -> Version:
+def quoted(text: str) -> str:
+    """Quote a text for one of MLflow's filters.
+
+    Raises:
+        NotFoundError: MLflow's filters have no way to write it.
+    """
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' not in text:
+        return f'"{text}"'
+    raise NotFoundError(f"Nothing is called {text!r}: MLflow cannot look for a name with both kinds of quotes.")
+
+
+def _with_aliases(matches: Sequence[ModelVersion]) -> list[Version]:
+    """Add the aliases, which a search of versions leaves out."""
+    names = {version.name for version in matches}
+    known = models(names.pop()) if len(names) == 1 else models() if names else {}
+    return [_version(version, known[version.name].aliases) for version in matches]
+
+
+def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) -> Version:
     number = str(version.version)
-    mine = tuple(sorted(alias for alias, target in aliases.items() if str(target) == number))
+    mine = version.aliases if aliases is None else [alias for alias, at in aliases.items() if str(at) == number]
     tags = dict(version.tags)
     return Version(
-        version.name, number, mine, tags.get(CONTENT_HASH, ""), version.source or "", version.run_id or "", tags
+        version.name,
+        number,
+        tuple(sorted(mine)),
+        tags.get(CONTENT_HASH, ""),
+        version.source or "",
+        version.run_id or "",
+        tags,
     )
 
 

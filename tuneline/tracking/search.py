@@ -49,12 +49,13 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
-        self._study = optuna.create_study(
-            study_name=search.name,
-            storage=f"sqlite:///{state.folder('searches') / 'optuna.db'}",
-            direction=search.direction,
-            load_if_exists=True,
-        )
+        with state.lock("optuna"):  # the first one makes the tables, which two at once break
+            self._study = optuna.create_study(
+                study_name=search.name,
+                storage=f"sqlite:///{state.folder('searches') / 'optuna.db'}",
+                direction=search.direction,
+                load_if_exists=True,
+            )
         drawn = search.seed + 1000 * len(self._study.trials)  # going on with the first seed would draw the first again
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         self._study.sampler = samplers[search.sampler](seed=drawn)

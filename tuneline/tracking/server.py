@@ -1,12 +1,28 @@
-"""Is the tracking server there? Asked before anything expensive starts."""
+"""Is the tracking server there, and will its registry take a model? Asked before anything expensive starts."""
 
+import contextlib
+import os
 import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
+from tuneline import state
 from tuneline.errors import TrackingError
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 TIMEOUT_SECONDS = 5.0
+HERE = ("127.0.0.1", "localhost", "::1")
+PROBE = "tuneline-check"
+"""File that is written among a server's artifacts, and deleted again."""
+
+NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
 def check_reachable(uri: str) -> None:
@@ -48,3 +64,114 @@ def _check_http(uri: str) -> None:
         raise TrackingError(
             f"MLflow at {uri} answers with status {answer.status_code}. Mend the server, then run again."
         )
+
+
+def make_schema(uri: str) -> None:
+    """Make the tables of MLflow's tracker and registry, one process at a time; call it once MLflow points at `uri`.
+
+    MLflow's registry makes them without a lock, so that of two first runs one dies inside its migrations.
+
+    Raises:
+        TrackingError: The tables are those of another version of MLflow, or cannot be made.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if urlsplit(uri).scheme in ("http", "https"):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    lock = FileLock(f"{path}.lock", timeout=600) if uri.startswith("sqlite:///") else state.lock("mlflow")
+    try:
+        with lock:
+            MlflowClient().search_experiments(max_results=1)
+            MlflowClient().search_registered_models(max_results=1)
+    except MlflowException as error:
+        raise TrackingError(f"MLflow's store {uri} cannot be opened: {' '.join(str(error).split())}") from error
+
+
+def check_registry(experiments: Iterable[str] = ()) -> None:
+    """Ask whether a registry behind a server will take a model: it must answer, and its artifacts must be writable.
+
+    Args:
+        experiments: Names of the experiments that runs will belong to; for one that is not there yet the server's own
+            place for artifacts counts.
+
+    Raises:
+        TrackingError: It would refuse, or the model's files could not be uploaded.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from tuneline.tracking import uploads
+
+    if not uploads.is_served():
+        return
+    client, uri = MlflowClient(), mlflow.get_registry_uri()
+    with _environment(NO_RETRIES):
+        try:
+            client.search_registered_models(max_results=1)
+            places = _artifact_places(client, experiments)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"The model registry at {uri} does not answer: {' '.join(str(error).split())} Start the server with "
+                "its registry, and check your permissions."
+            ) from error
+        for place in sorted(places):
+            _check_artifacts(place, uri)
+
+
+def _artifact_places(client: "MlflowClient", experiments: Iterable[str]) -> set[str]:
+    found = [client.get_experiment_by_name(name) for name in experiments]
+    if None in found or not found:
+        found.append(client.get_experiment_by_name("Default"))
+    return {each.artifact_location for each in found if each}
+
+
+def _check_artifacts(place: str, uri: str) -> None:
+    """Write a small file where runs keep their artifacts, and delete it.
+
+    Raises:
+        TrackingError: It cannot be written, so that a model could not be registered either.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    from tuneline.tracking import uploads
+
+    folder = uploads.local_folder(place)
+    elsewhere = urlsplit(uri).hostname not in HERE  # a mounted folder is there before the first run of an experiment
+    if folder and elsewhere and not any(each.is_dir() for each in (folder, folder.parent)):
+        raise TrackingError(
+            f"MLflow at {uri} keeps artifacts in {folder}, a folder that is not on this machine, so that no model can "
+            "be registered from here. Start the server with --serve-artifacts (an existing experiment keeps its "
+            "place: rename it), or mount the folder."
+        )
+    try:
+        repository = get_artifact_repository(place)
+        with tempfile.TemporaryDirectory() as scratch:
+            probe = Path(scratch) / PROBE
+            probe.write_text("Written by Tuneline to see whether artifacts can be kept here; may be deleted.\n")
+            repository.log_artifact(str(probe))
+    except (MlflowException, OSError, ImportError) as error:
+        raise TrackingError(
+            f"MLflow at {uri} keeps artifacts at {place}, where nothing can be written from here: "
+            f"{' '.join(str(error).split())} A model could not be registered. Start the server with --serve-artifacts, "
+            "or give this machine what it takes to write there."
+        ) from error
+    with contextlib.suppress(MlflowException, OSError, NotImplementedError):
+        repository.delete_artifacts(PROBE)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the time of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -124,8 +124,7 @@ class Parent:
 def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | None = None) -> Iterator[Parent]:
     """Open a run for a sweep, or go on with one; it fails where the block does."""
     client = MlflowClient()
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment)
+    experiment_id = mlflow.set_experiment(experiment).experiment_id  # of two first sweeps one makes it
     if run_id is None:
         run_id = client.create_run(experiment_id, run_name=title, tags={"tuneline.kind": kind}).info.run_id
     else:

@@ -81,8 +81,7 @@ def _of_run(name: str) -> Found:
             "through merge_adapter."
         ) from error
     content_hash = str(model.run_metadata.get("sha256", ""))
-    known = [version for version in registry.versions() if version.content_hash == content_hash]
-    if known:
+    if content_hash and (known := registry.of_content(content_hash)):
         return _registered(known[0])
     folder, said = Path(model.uri) / "files", f"run {run.name}"
     if not folder.is_dir():

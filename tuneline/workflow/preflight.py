@@ -1,7 +1,7 @@
 """Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
 
 from tuneline.config.export import ExportRecipe
-from tuneline.config.stages import AnyRun
+from tuneline.config.stages import PIPELINE_OF, AnyRun
 
 CHECKED_ROWS = 10_000
 """First rows of each data set that are read; where none has more, the mixture is made, too."""
@@ -18,12 +18,13 @@ def check_content(recipe: AnyRun) -> None:
     from tuneline.tracking import intact
     from tuneline.workflow import tracker
 
-    tracker.connect()
     if isinstance(recipe, ExportRecipe):
         from tuneline.workflow import exports
 
+        tracker.connect()
         exports.locate(recipe.for_locate())
         return
+    tracker.connect_to_registry(*PIPELINE_OF[recipe.stage])
     intact.check_champion(recipe.registry.model_name)
     found = sources.locate(recipe.sources_once())
     read_whole = True

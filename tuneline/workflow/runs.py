@@ -1,14 +1,21 @@
 """Runs as ZenML knows them."""
 
+from itertools import islice
 from typing import Any
 
 from zenml.client import Client
+from zenml.utils.pagination_utils import depaginate_stream
+
+from tuneline.workflow.stack import PAGE, open_store
 
 
 def latest(num_runs: int) -> list[dict[str, Any]]:
     """Return the newest runs of our pipelines, newest first: name, pipeline, status, times, steps run and cached."""
-    found = Client().list_pipeline_runs(sort_by="desc:created", size=num_runs, hydrate=True).items
-    return [_row(run) for run in found]
+    open_store()
+    listed = depaginate_stream(
+        Client().list_pipeline_runs, sort_by="desc:created", size=min(num_runs, PAGE), hydrate=True
+    )
+    return [_row(run) for run in islice(listed, num_runs)]
 
 
 def _row(run: Any) -> dict[str, Any]:

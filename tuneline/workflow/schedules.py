@@ -6,8 +6,10 @@ from typing import Any
 
 from zenml.client import Client
 from zenml.enums import StackComponentType
+from zenml.utils.pagination_utils import depaginate
 
 from tuneline.errors import NotFoundError
+from tuneline.workflow.stack import PAGE, open_store
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Schedule:
 
 def all_schedules() -> list[Schedule]:
     """List the cron schedules of the active stack; other stacks' schedules are not ours to fire."""
+    open_store()
     orchestrator = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    found = Client().list_schedules(size=1000, hydrate=True, orchestrator_id=orchestrator.id).items
+    found = depaginate(Client().list_schedules, size=PAGE, hydrate=True, orchestrator_id=orchestrator.id)
     return [
         Schedule(
             id=str(schedule.id),

@@ -17,6 +17,8 @@ from tuneline import state
 from tuneline.errors import NotFoundError
 
 MARK = "stack.json"
+PAGE = 1000
+"""Rows that ZenML is asked for at once."""
 
 
 def init(existing: str | None = None) -> str:
@@ -33,6 +35,7 @@ def init(existing: str | None = None) -> str:
     """
     with _one_at_a_time():
         from zenml.client import Client
+        from zenml.utils.pagination_utils import depaginate
 
         _keep_analytics_off()
         state.root().mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,7 @@ def init(existing: str | None = None) -> str:
         client = Client()
         client.activate_root(folder)
         name = existing or _ensure(client)
-        known = [stack.name for stack in client.list_stacks(size=1000).items]
+        known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE)]
         if name not in known:
             raise NotFoundError.among("stack", name, known)
         if client.active_stack_model.name != name:
@@ -57,8 +60,18 @@ def is_ready() -> bool:
     root = Client.find_repository()
     if root is None:
         return False
+    open_store()
     store = Client().active_stack.artifact_store
     return not store.config.is_local or Path(store.path).is_dir()
+
+
+def open_store() -> None:
+    """Open ZenML's store, and make its tables where this is the first time, while no other process does."""
+    with _one_at_a_time():
+        from zenml.client import Client
+
+        _keep_analytics_off()
+        _ = Client().zen_store
 
 
 def _one_at_a_time() -> FileLock:

@@ -61,10 +61,13 @@ class StrictPipeline(Pipeline):
         """Run on the active stack.
 
         Raises:
-            Refusal: MLflow is out of reach, or a step refused its input.
+            Refusal: MLflow is out of reach, its registry would not take a model, or a step refused its input.
         """
         try:
-            tracker.connect()
+            if self.name in PIPELINE_OF["export"]:
+                tracker.connect()
+            else:
+                tracker.connect_to_registry(self.name)
             return super().__call__(*args, **kwargs)
         except Refusal:
             raise

@@ -7,6 +7,7 @@ from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracke
 
 from tuneline.errors import TrackingError
 from tuneline.tracking import server
+from tuneline.workflow import stack as stacks
 
 
 def connect() -> str:
@@ -18,6 +19,7 @@ def connect() -> str:
     Raises:
         TrackingError: The stack has no MLflow tracker, its store is gone, or MLflow does not answer.
     """
+    stacks.open_store()
     stack = Client().active_stack
     tracker = stack.experiment_tracker
     if not isinstance(tracker, MLFlowExperimentTracker):
@@ -34,4 +36,22 @@ def connect() -> str:
     uri = tracker.get_tracking_uri()
     server.check_reachable(uri)
     tracker.configure_mlflow()
+    server.make_schema(uri)
+    return uri
+
+
+def connect_to_registry(*experiments: str) -> str:
+    """Do what `connect` does, and ask whether the registry will take a model.
+
+    Args:
+        experiments: Names of the experiments that runs will belong to; ZenML calls them after the pipeline.
+
+    Returns:
+        The tracking URI.
+
+    Raises:
+        TrackingError: It would not.
+    """
+    uri = connect()
+    server.check_registry(experiments)
     return uri

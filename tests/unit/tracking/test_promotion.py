@@ -337,6 +337,9 @@ def test_a_missing_last_line_is_found_by_the_registry(make_version):
     promotion.force(champion.name, "1", "so it is")
     lines = ledger.path().read_text().splitlines(keepends=True)
     ledger.path().write_text("".join(lines[:-1]))
+    with pytest.raises(TrackingError, match="has 2 lines, and had 3: the last ones were taken out"):
+        promotion.verify()
+    (ledger.path().parent / ledger.MARKER).unlink()
     assert ledger.verify() == 2, "the chain alone cannot know"
 
     with pytest.raises(TrackingError, match="the last lines of .*ledger.jsonl are missing"):
@@ -363,6 +366,98 @@ def test_a_process_that_dies_between_ledger_and_registry_is_found_and_mended(mak
 
     assert promotion.verify() == len(ledger.entries())
     assert aliases(version.name) == {"champion": "2", "challenger": "2", "previous": "1"}
+
+
+def delete_version(version):
+    """Delete a version as MLflow's own UI does: its aliases go with it."""
+    mlflow.MlflowClient().delete_model_version(version.name, version.version)
+
+
+def two_champions(make_version):
+    """Return the first champion, which is `previous` now, and the one after it."""
+    first = champion_of(make_version)
+    second, _ = make_version("two")
+    decide(second, champion=first)
+    return first, registry.find(first.name, "champion")
+
+
+def test_rollback_after_the_champion_was_deleted_gives_it_to_the_previous(make_version):
+    first, second = two_champions(make_version)
+    delete_version(second)
+    with pytest.raises(TrackingError, match="challenger stands at version none, and the ledger's last line"):
+        promotion.verify()
+
+    back = promotion.rollback(first.name, "it was deleted")
+
+    assert (back.version, back.aliases) == ("1", ("champion",))
+    assert moves(first.name, start=5) == [
+        ("challenger", "2", None),
+        ("champion", "2", None),
+        ("champion", None, "1"),
+        ("previous", "1", None),
+    ]
+    assert "deleted outside of Tuneline" in ledger.entries(first.name)[5]["why"]
+    assert promotion.verify() == 9
+
+
+@pytest.mark.parametrize("way", ["decide", "force"])
+def test_a_previous_that_becomes_champion_is_not_previous_any_more(make_version, way):
+    first, second = two_champions(make_version)
+    delete_version(second)
+
+    decide(first) if way == "decide" else promotion.force(first.name, "1", "the only one left")
+
+    expected = {"champion": "1"} | ({"challenger": "1"} if way == "decide" else {})
+    assert aliases(first.name) == expected
+    assert promotion.verify() == len(ledger.entries())
+
+
+def test_a_deleted_model_is_told_in_one_line_and_written_down_by_rollback(make_version):
+    first, _ = two_champions(make_version)
+    name = first.name
+    mlflow.MlflowClient().delete_registered_model(name)
+
+    with pytest.raises(TrackingError, match=f"{name}: the ledger says .*no model of that name.*rollback {name}"):
+        promotion.verify()
+    assert promotion.rollback(name, "it was deleted") is None
+
+    assert moves(name, start=5) == [("challenger", "2", None), ("champion", "2", None), ("previous", "1", None)]
+    assert promotion.verify() == 8
+    with pytest.raises(NotFoundError, match=f"Unknown model '{name}'"):
+        promotion.rollback(name)
+
+
+def test_a_model_that_is_made_again_after_it_was_deleted_starts_without_aliases(make_version):
+    first, _ = two_champions(make_version)
+    mlflow.MlflowClient().delete_registered_model(first.name)
+
+    champion = champion_of(make_version, "three")
+
+    assert aliases(champion.name) == {"challenger": "1", "champion": "1"}
+    assert ledger.positions(champion.name) == {"challenger": "1", "champion": "1", "previous": None}
+    assert promotion.verify() == len(ledger.entries())
+
+
+def test_a_move_that_the_registry_refuses_is_taken_back_in_the_ledger(make_version, monkeypatch):
+    champion = champion_of(make_version)
+
+    def refuse(*_):
+        raise mlflow.MlflowException("Permission denied", 7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "delete_registered_model_alias", refuse)
+        with pytest.raises(TrackingError, match="champion could not be moved to version none: the registry refused"):
+            promotion.rollback(champion.name)
+
+    assert moves(champion.name, start=2) == [("champion", "1", None), ("champion", None, "1")]
+    assert promotion.verify() == 4
+
+
+def test_rollback_of_a_model_that_nobody_knows_names_those_there_are(make_version):
+    version, _ = make_version("one")
+
+    with pytest.raises(NotFoundError, match=f"Unknown model 'nobody'.*{version.name}"):
+        promotion.rollback("nobody")
 
 
 @pytest.mark.parametrize("move", ["rollback", "force"])

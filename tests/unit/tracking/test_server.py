@@ -1,0 +1,139 @@
+"""What is asked of MLflow before anything runs; a real server where one is needed."""
+
+import subprocess
+import sys
+
+import mlflow
+import pytest
+
+from tests import mlflow_server, tiny
+from tuneline.errors import TrackingError
+from tuneline.tracking import intact, promotion, registry, server, uploads
+
+FIRST = """
+import sys
+import mlflow
+from tuneline.tracking import server
+
+mlflow.set_tracking_uri(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+server.make_schema(sys.argv[1])
+mlflow.MlflowClient().create_registered_model(sys.argv[2])
+mlflow.create_experiment(sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_first_processes_make_one_schema(tmp_path, home):
+    """MLflow's registry makes its tables without a lock: one of two processes dies in its migrations."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    rivals = [subprocess.Popen([sys.executable, "-c", FIRST, uri, name], **pipes) for name in ("one", "two")]
+    assert [rival.stdout.readline() for rival in rivals] == ["ready\n"] * 2
+
+    for rival in rivals:
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
+    errors = [rival.communicate(timeout=300)[1] for rival in rivals]
+
+    assert [rival.returncode for rival in rivals] == [0, 0], errors
+
+
+def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, home, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says" * 100)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        server.check_reachable(uri)
+
+
+@pytest.fixture
+def connected(tmp_path, monkeypatch):
+    """Point MLflow at an address until the test ends."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def connect(uri):
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient()
+
+    yield connect
+    mlflow.set_tracking_uri(None)
+
+
+def make_model(folder, content):
+    """Lay out a model with all that is stored beside its files; returns its content hash."""
+    content_hash = tiny.store_model(folder, content)
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    return content_hash
+
+
+def register(client, folder, content, experiment):
+    run = client.create_run(experiment)
+    content_hash = make_model(folder, content)
+    return registry.register("served", content_hash, folder.as_uri(), run.info.run_id, {"zenml.run": content})
+
+
+@pytest.mark.slow
+def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, connected):
+    with mlflow_server.running(tmp_path, "--artifacts-destination", str(tmp_path / "stored")) as uri:
+        client = connected(uri)
+        server.check_registry()
+        server.check_registry(["not there yet"])
+        experiment = client.create_experiment("served")
+        client.create_registered_model("refused")
+        run_id = client.create_run(experiment).info.run_id
+        with pytest.raises(mlflow.MlflowException, match="Invalid model version source"):
+            client.create_model_version("refused", tmp_path.as_uri(), run_id=run_id)
+
+        first, new = register(client, tmp_path / "a model", "one", experiment)
+        again, new_again = register(client, tmp_path / "the same", "one", experiment)
+        second, _ = register(client, tmp_path / "other", "two", experiment)
+
+        assert (new, new_again, again) == (True, False, first)
+        assert first.source == f"runs:/{first.run_id}/{uploads.ARTIFACT}"
+        promotion.force("served", "1", "first")
+        promotion.force("served", "2", "better")
+        champion = registry.find("served", "champion")
+        assert (champion.version, champion.aliases) == (second.version, ("champion",))
+        assert (intact.checked_folder(champion) / "model.safetensors").read_text() == "two"
+        assert (champion.folder().parent / "MLmodel").is_file()
+        assert promotion.rollback("served").version == "1"
+        assert promotion.verify() == 5
+        assert not list((tmp_path / "stored").rglob(server.PROBE))
+
+        stored = next((tmp_path / "stored").rglob(f"{second.run_id}/**/model.safetensors"))
+        stored.write_text("owt")
+        with pytest.raises(TrackingError, match="version 2 .* has the sha256 .* expected"):
+            intact.checked_folder(registry.find("served", "2"))
+
+
+@pytest.mark.slow
+def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path, home, connected, monkeypatch):
+    root = tmp_path / "root"
+    with mlflow_server.running(tmp_path, "--no-serve-artifacts", "--default-artifact-root", root.as_uri()) as uri:
+        client = connected(uri)
+        server.check_registry()
+        experiment = client.create_experiment("served")
+
+        version, new = register(client, tmp_path / "a model", "one", experiment)
+
+        assert new
+        weights = intact.checked_folder(version) / "model.safetensors"
+        assert weights.is_relative_to(root)
+        assert weights.samefile(tmp_path / "a model" / "files" / "model.safetensors")
+
+        client.create_experiment("elsewhere", artifact_location=(tmp_path / "not" / "here").as_uri())
+        monkeypatch.setattr(server, "HERE", ())
+        with pytest.raises(TrackingError, match="a folder that is not on this machine"):
+            server.check_registry(["elsewhere"])
+        client.create_experiment("unproxied", artifact_location="mlflow-artifacts:/unproxied")
+        with pytest.raises(TrackingError, match="where nothing can be written from here"):
+            server.check_registry(["unproxied"])
+
+
+def test_a_local_registry_gets_the_address_as_it_is(own_server, home, tmp_path):
+    server.check_registry()
+
+    assert uploads.accepted_source(tmp_path.as_uri(), "no run") == tmp_path.as_uri()
