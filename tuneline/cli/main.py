@@ -6,6 +6,7 @@ import typer
 
 from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
 from tuneline.errors import TunelineError
+from tuneline.storage_errors import explain
 
 app = typer.Typer(
     name="tuneline",
@@ -22,8 +23,11 @@ def main() -> None:
     """Run the command; a mistake of the user's ends with its message alone."""
     try:
         app()
-    except TunelineError as error:
-        sys.stderr.write(f"{error}\n")
+    except Exception as error:
+        told = explain(error) or error
+        if not isinstance(told, TunelineError):
+            raise
+        sys.stderr.write(f"{told}\n")
         sys.exit(2)
 
 

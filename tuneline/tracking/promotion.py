@@ -79,7 +79,7 @@ def force(name: str, version: str, reason: str) -> Version:
         TrackingError: Its files are gone, or are not those that were registered.
     """
     target = registry.find(name, version)
-    intact.checked_folder(target)
+    intact.checked_folder(target, full=True)
     with state.lock("promotion"):
         before = registry.champion(name)
         if before and before.version != target.version:
@@ -102,7 +102,7 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
             )
         target = known.get("previous")
         if target:
-            intact.checked_folder(target)
+            intact.checked_folder(target, full=True)
         _move(name, "champion", target.version if target else None, reason)
         if target:
             _move(name, "previous", None, f"became champion again: {reason}")

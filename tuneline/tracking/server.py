@@ -4,9 +4,11 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tuneline import storage_errors
 from tuneline.errors import TrackingError
 
 TIMEOUT_SECONDS = 5.0
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def check_reachable(uri: str) -> None:
@@ -28,9 +30,15 @@ def _check_sqlite(path: Path) -> None:
         with sqlite3.connect(path) as database:
             database.execute("pragma schema_version")
     except (OSError, sqlite3.Error) as error:
-        raise TrackingError(
-            f"MLflow's database {path} cannot be opened: {error}. Mend it, or run `tuneline init`."
-        ) from error
+        if told := storage_errors.explain(error):
+            raise told from error
+        raise TrackingError(f"MLflow's database {path} cannot be opened: {error}. {_advice(error)}") from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode in DAMAGED:
+        return "Its bytes are damaged: restore it from a backup, or move it away and run `tuneline init`."
+    return "Check that the file and its folder can be read and written, then run again."
 
 
 def _check_http(uri: str) -> None:
