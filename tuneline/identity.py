@@ -100,10 +100,10 @@ def file_entries(base: Path, paths: Iterable[Path], *, full: bool = False) -> li
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         key = str(path.resolve())
-        was = known.get(key)
+        was = known.get(key) or [None]
         unchanged = isinstance(was, list) and was[:-1] == stamp
-        sha256 = str(was[-1]) if was and unchanged and not full else sha256_of(path)
-        if not unchanged or was[-1] != sha256:
+        sha256 = str(was[-1]) if unchanged and not full else sha256_of(path)
+        if was != [*stamp, sha256]:
             fresh[key] = [*stamp, sha256]
         entries.append(FileEntry(name=path.relative_to(base).as_posix(), size=stat.st_size, sha256=sha256))
     _keep_hashes(fresh)

@@ -70,10 +70,7 @@ def compare(place: str, found: str | None, expected: str | None) -> None:
 
 
 def _check(artifact: ArtifactVersionResponse, store: BaseArtifactStore) -> None:
-    if store.config.is_local:
-        sums = checksums.check(Path(artifact.uri))
-    else:
-        sums = _remote_checksums(artifact.uri, store)
+    sums = checksums.check(Path(artifact.uri)) if store.config.is_local else _remote_checksums(artifact.uri, store)
     if sums:
         compare(artifact.uri, sums.content_hash, artifact.content_hash)
 
