@@ -4,6 +4,7 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuneline import state
@@ -20,6 +21,23 @@ LOCKED = ("database is locked", "database table is locked", "database schema is 
 FULL_BYTES = 2**20
 QUOTING = (TunelineError, ValueError, LookupError, TypeError)
 """Errors whose text may quote data; they mean a full disk only where they come from another error."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise the one-line error in place of one that means a full disk or a locked database.
+
+    Raises:
+        DiskFullError: A disk is full.
+        TrackingError: A database is locked.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = explain(error)
+        if told is None or told is error:
+            raise
+        raise told from error
 
 
 def explain(error: BaseException) -> TunelineError | None:

@@ -6,7 +6,7 @@ import typer
 
 from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
 from tuneline.errors import TunelineError
-from tuneline.storage_errors import explain
+from tuneline.storage_errors import explained
 
 app = typer.Typer(
     name="tuneline",
@@ -22,12 +22,10 @@ for room in (setup, train, sweeps, tables, imports, data, runs, models, exports,
 def main() -> None:
     """Run the command; a mistake of the user's ends with its message alone."""
     try:
-        app()
-    except Exception as error:
-        told = explain(error) or error
-        if not isinstance(told, TunelineError):
-            raise
-        sys.stderr.write(f"{told}\n")
+        with explained():
+            app()
+    except TunelineError as error:
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)
 
 

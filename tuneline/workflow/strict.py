@@ -20,8 +20,8 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from tuneline.config import load, places
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.storage_errors import explain
-from tuneline.workflow import artifacts, tracker
+from tuneline.storage_errors import explained
+from tuneline.workflow import artifacts, log, tracker
 
 
 class Refusal(click.ClickException, TunelineError):
@@ -62,11 +62,11 @@ class StrictPipeline(Pipeline):
         """Run on the active stack.
 
         Raises:
-            Refusal: MLflow is out of reach, a step refused its input, or a disk is full.
+            Refusal: MLflow is out of reach, or a step refused its input.
         """
         try:
             tracker.connect()
-            with artifacts.checked_cache():
+            with explained(), artifacts.checked_cache(), log.without_tracebacks():
                 return super().__call__(*args, **kwargs)
         except Refusal:
             raise
@@ -75,11 +75,8 @@ class StrictPipeline(Pipeline):
                 f"schedule.name: {' '.join(str(error).split())} Choose another name, delete that one (`zenml pipeline "
                 "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
             ) from error
-        except Exception as error:
-            told = explain(error) or error
-            if not isinstance(told, TunelineError):
-                raise
-            raise Refusal(str(told)) from error
+        except TunelineError as error:
+            raise Refusal(str(error)) from error
 
 
 def _check_stage(name: str, checked: load.RunConfig) -> None:
