@@ -14,7 +14,7 @@ NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full", "os error 28", "errno 28")
 """What SQLite, SQLAlchemy, pyarrow, safetensors and MLflow's server say of a full disk, in lower case."""
 
-VAGUE = ("write failed", "pytorchstreamwriter failed", "disk i/o error")
+VAGUE = ("write failed", "pytorchstreamwriter failed", "enforce fail at inline_container", "disk i/o error")
 """What torch and SQLite say of a full disk and of other failures: the free space decides."""
 
 LOCKED = ("database is locked", "database table is locked", "database schema is locked")

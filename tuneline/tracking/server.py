@@ -8,6 +8,9 @@ from tuneline import storage_errors
 from tuneline.errors import TrackingError
 
 TIMEOUT_SECONDS = 5.0
+BUSY_SECONDS = 30.0
+"""How long another process may hold the database before that is an error."""
+
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -27,7 +30,7 @@ def check_reachable(uri: str) -> None:
 def _check_sqlite(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(path) as database:
+        with sqlite3.connect(path, timeout=BUSY_SECONDS) as database:
             database.execute("pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         if told := storage_errors.explain(error):
