@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
-from tuneline.evaluation.items import from_table, to_table
+from tuneline.evaluation.items import from_table, read_table, to_table, write_table
 from tuneline.evaluation.report import Report
 from tuneline.identity import digest
 
@@ -27,11 +26,11 @@ class ReportMaterializer(FolderMaterializer):
 
     def write(self, data: Report, folder: Path) -> None:
         for who in WHO:
-            pq.write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
+            write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
         (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in TOLD}, ensure_ascii=False))
 
     def read(self, data_type: type[Report], folder: Path) -> Report:
-        base, model = (from_table(pq.read_table(folder / f"{who}.parquet")) for who in WHO)
+        base, model = (from_table(read_table(folder / f"{who}.parquet")) for who in WHO)
         return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:

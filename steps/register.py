@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 from zenml import get_step_context, log_metadata, step
 
 from materializers import DOCUMENT
@@ -135,7 +134,7 @@ def _log_run(
     runs.log_text("evaluation/report.html", report.to_html())
     runs.log_text("evaluation/report.md", report.to_markdown())
     for who, scores in (("base", report.base), ("model", report.model)):
-        runs.log_file("evaluation", f"{who}.parquet", partial(pq.write_table, items.to_table(scores)))
+        runs.log_file("evaluation", f"{who}.parquet", partial(items.write_table, items.to_table(scores)))
     inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
     runs.set_tags(
         {

@@ -5,6 +5,8 @@ size, times or inode changed; `full` reads all of them. Pages that are written l
 own folder) are not content and are not listed.
 """
 
+import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +17,8 @@ from tuneline.errors import ArtifactError
 from tuneline.identity import FileEntry, file_entries, tree_paths
 
 FILE = "checksums.json"
+
+logger = logging.getLogger(__name__)
 
 
 class Checksums(BaseModel):
@@ -37,8 +41,12 @@ class Checksums(BaseModel):
 
 def write(folder: Path, content_hash: str, step: str = "") -> None:
     """Write the checksums of all files below a folder into it."""
-    sums = Checksums(content_hash=content_hash, step=step, files=file_entries(folder, tree_paths(folder, [FILE])))
+    sums = Checksums(content_hash=content_hash, step=step, files=_entries(folder))
     state.write_whole(folder / FILE, sums.model_dump_json(indent=1))
+
+
+def _entries(folder: Path) -> list[FileEntry]:
+    return file_entries(folder, tree_paths(folder, [FILE]))
 
 
 def read(folder: Path) -> Checksums | None:
@@ -65,6 +73,32 @@ def parse(text: str | bytes, place: str) -> Checksums:
         raise ArtifactError(f"{place} is damaged: {error.errors()[0]['msg']}.") from error
 
 
+def write_for_copy(fresh: Path, target: Path) -> None:
+    """Write the checksums of a copy that is complete and about to get its name, beside the folder of that name."""
+    state.write_whole(_beside(target), Checksums(content_hash="", files=_entries(fresh)).model_dump_json(indent=1))
+
+
+def is_usable_copy(target: Path) -> bool:
+    """Tell whether a copy that can be made again is there as it was made; a damaged one is removed, with a warning."""
+    if not target.is_dir():
+        return False
+    path = _beside(target)
+    try:
+        sums = parse(path.read_bytes(), str(path)) if path.exists() else None
+        differences = _all_differences(target, sums, full=False) if sums else []
+    except ArtifactError as error:
+        differences = [str(error)]
+    if differences:
+        logger.warning("%s The folder is only a copy, and is made again.", differences[0])
+        shutil.rmtree(target)
+        path.unlink(missing_ok=True)
+    return not differences
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{FILE}")
+
+
 def check(folder: Path, *, full: bool = False) -> Checksums | None:
     """Compare the files of an artifact with its checksums.
 
@@ -81,13 +115,17 @@ def check(folder: Path, *, full: bool = False) -> Checksums | None:
     sums = read(folder)
     if sums is None:
         return None
-    differences = _differences(folder, sums, full=full)
-    if differences and not full:  # the cache of hashes may be wrong itself: the bytes decide
-        differences = _differences(folder, sums, full=True)
-    if differences:
+    if differences := _all_differences(folder, sums, full=full):
         more = f" {len(differences) - 1} more files differ." if len(differences) > 1 else ""
         raise ArtifactError(f"{differences[0]}{more}")
     return sums
+
+
+def _all_differences(folder: Path, sums: Checksums, *, full: bool) -> list[str]:
+    differences = _differences(folder, sums, full=full)
+    if differences and not full:  # the cache of hashes may be wrong itself: the bytes decide
+        differences = _differences(folder, sums, full=True)
+    return differences
 
 
 def _differences(folder: Path, sums: Checksums, *, full: bool) -> list[str]:

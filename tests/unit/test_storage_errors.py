@@ -19,21 +19,24 @@ pytestmark = pytest.mark.usefixtures("home")
 
 @pytest.fixture
 def full_disk():
-    """A device that takes nothing, as a full disk. Only write into it: who writes beside and renames would replace it."""
-    if not Path("/dev/full").is_char_device():
+    """A device that takes nothing, as a full disk. Give it to no library that renames: it would replace the device."""
+    path = Path("/dev/full")
+    if not path.is_char_device():
         pytest.skip("this machine has no /dev/full")
-    return "/dev/full"
+    return path
 
 
 def caught(action):
-    with pytest.raises(Exception) as error:
+    try:
         action()
-    return error.value
+    except Exception as error:
+        return error
+    pytest.fail("nothing was raised")
 
 
 def test_a_write_of_python(full_disk):
     def write():
-        with open(full_disk, "w") as file:
+        with full_disk.open("w") as file:
             file.write("x" * 10_000)
 
     told = str(explain(caught(write)))
@@ -44,7 +47,7 @@ def test_a_write_of_python(full_disk):
 
 def test_a_write_of_pyarrow(full_disk):
     def write():
-        with pa.OSFile(full_disk, "w") as file:
+        with pa.OSFile(str(full_disk), "w") as file:
             file.write(b"x" * 10_000)
 
     assert isinstance(explain(caught(write)), DiskFullError)
@@ -70,7 +73,7 @@ def test_a_write_of_safetensors_and_of_torch(full_disk, monkeypatch):
     monkeypatch.setattr(storage_errors, "_free", lambda path: 0)
 
     def save():
-        with open(full_disk, "wb") as file:
+        with full_disk.open("wb") as file:
             torch.save({"x": torch.zeros(100_000)}, file)
 
     error = caught(save)

@@ -2,7 +2,7 @@
 
 ZenML takes a finished step from its cache without a look at the files, so that a missing or damaged one would be found
 by the step that reads it, maybe after hours of training, or by none. There is no hook for a look of our own, so
-`checked_cache` wraps the function that finds the cached step (canary: `tests/unit/workflow/test_artifacts.py`).
+`checked_cache` wraps the function that finds the cached step (canary: `tests/pipelines/test_damage.py`).
 """
 
 from collections.abc import Iterator
