@@ -130,6 +130,6 @@ def _name() -> str:
     except (ValueError, LookupError, TypeError) as error:
         raise TrackingError(
             f"{mark} is damaged ({error}), so the stack of this state root is not known. Put its name back, as `zenml "
-            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`, which makes a '
-            "new stack, in which every step runs again."
+            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`, which makes '
+            "a new stack, in which every step runs again."
         ) from error

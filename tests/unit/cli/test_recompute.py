@@ -1,6 +1,5 @@
 """`tuneline run --recompute STEP` takes steps of the recipe only."""
 
-import pytest
 from typer.testing import CliRunner
 
 from tests import tiny

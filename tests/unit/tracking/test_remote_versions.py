@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
@@ -77,10 +78,14 @@ def test_the_artifact_and_the_version_share_a_copy(register, artifact, transfers
     assert len(transfers) == 1
 
 
+def place_of(version):
+    """Return where the files lie that are downloaded."""
+    return Path(urlsplit(mlflow.get_run(version.run_id).info.artifact_uri).path) / "model"
+
+
 def test_files_that_were_damaged_there_are_told(register):
     version = register()
-    place = mlflow.artifacts.download_artifacts(version.source)
-    (Path(place) / "files" / "model.safetensors").write_text("Weights")
+    (place_of(version) / "files" / "model.safetensors").write_text("Weights")
 
     with pytest.raises(ArtifactError, match=r"model.safetensors has the sha256"):
         version.folder()
@@ -88,7 +93,7 @@ def test_files_that_were_damaged_there_are_told(register):
 
 def test_files_that_are_gone_there_are_told(register):
     version = register()
-    shutil.rmtree(mlflow.artifacts.download_artifacts(version.source))
+    shutil.rmtree(place_of(version))
 
     with pytest.raises(TrackingError, match=r"cannot be had from runs:/"):
         version.folder()
