@@ -1,5 +1,6 @@
 """Stored artifacts that were damaged or deleted are refused before anything is computed from them."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -109,3 +110,22 @@ def test_a_step_that_is_computed_again_heals_the_cache(project, run, output, ran
     made = sft_pipeline.with_options(config_path=str(path), steps={"tokenize_pack": {"enable_cache": False}})
     assert ran(outcome(made())) == {"tokenize_pack"}
     assert ran(run()) == set()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/rows.arrow")
+
+
+def full_in_the_words_of_arrow(*_):
+    raise OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+
+@pytest.mark.parametrize("fail", [full, full_in_the_words_of_arrow])
+def test_a_full_disk_in_a_step_is_told_as_one_and_without_a_traceback(run, first, monkeypatch, capfd, fail):
+    monkeypatch.setattr("tuneline.data.tokenize.tokenize_pack", fail)
+
+    told = refusal(run, tokenize={"max_length": 128})
+
+    assert told.startswith("A disk is full")
+    assert "GB at " in told
+    assert "Traceback" not in capfd.readouterr().err

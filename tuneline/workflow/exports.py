@@ -84,10 +84,8 @@ def _of_run(name: str) -> Found:
     known = [version for version in registry.versions() if version.content_hash == content_hash]
     if known:
         return _registered(known[0])
-    folder, said = Path(model.uri) / "files", f"run {run.name}"
-    if not folder.is_dir():
-        raise TrackingError(f"The model of run {run.name} is gone from {folder}. Run its recipe again.")
-    found = source.of_folder(folder, said)
+    said, made = f"run {run.name}", model.load()
+    found = source.of_folder(made.path, said)
     return *found, Origin(name=run.name, content_hash=content_hash, source=said, system=_system_of_run(run.name))
 
 

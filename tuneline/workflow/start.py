@@ -91,7 +91,7 @@ def outcome(run: PipelineRunResponse) -> Outcome:
         steps=steps,
         report=run.steps["evaluate"].output.load(),
         decision=run.steps["register"].output.load(),
-        model_folder=Path(run.steps["merge_adapter"].output.uri) / "files",
+        model_folder=run.steps["merge_adapter"].output.load().path,
     )
 
 
