@@ -13,7 +13,7 @@ from tuneline.workflow import tracker
 from tuneline.workflow.start import outcome
 from tuneline.workflow.strict import Refusal
 
-pytestmark = pytest.mark.zenml
+pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
