@@ -15,9 +15,10 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer, table_html
+from tuneline.checksums import Checksums
 from tuneline.identity import canonical_json
 from tuneline.model import beside
-from tuneline.model.checkpoint import ABOUT, Checkpoint, content_hash_of
+from tuneline.model.checkpoint import ABOUT, NOT_CONTENT, Checkpoint, content_hash_of
 from tuneline.tracking import flavor
 
 
@@ -27,20 +28,18 @@ class CheckpointMaterializer(FolderMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Checkpoint,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
 
-    def save(self, data: Checkpoint) -> None:
+    def write(self, data: Checkpoint, folder: Path) -> None:
         files = data.files()
         self._stored = replace(data, sha256=data.sha256 or content_hash_of(data.kind, data.identity, files))
         self._bytes = data.num_bytes()
         about: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
         about |= {"sha256": self._stored.sha256, "files": files}
-        with self.writing() as folder:
-            _place(data.path, folder / flavor.FILES, move=data.disposable)
-            (folder / ABOUT).write_text(json.dumps(about, indent=1))
-            if data.kind != "adapter" or beside.is_adapter(folder / flavor.FILES):
-                flavor.write_mlmodel(folder)
+        _place(data.path, folder / flavor.FILES, move=data.disposable)
+        (folder / ABOUT).write_text(json.dumps(about, indent=1))
+        if data.kind != "adapter" or beside.is_adapter(folder / flavor.FILES):
+            flavor.write_mlmodel(folder)
 
-    def load(self, data_type: type[Checkpoint]) -> Checkpoint:
-        folder = self.reading()
+    def read(self, data_type: type[Checkpoint], folder: Path) -> Checkpoint:
         about = json.loads((folder / ABOUT).read_text())
         about.pop("files", None)
         return Checkpoint(path=folder / flavor.FILES, **about)
@@ -54,8 +53,12 @@ class CheckpointMaterializer(FolderMaterializer):
         rows = [{"what": name, "value": canonical_json(value)} for name, value in facts.items()]
         return {self.keep_text("checkpoint.html", table_html("Model directory", rows)): VisualizationType.HTML}
 
-    def compute_content_hash(self, data: Checkpoint) -> str:
+    def content_hash_of(self, data: Checkpoint) -> str:
         return self._stored.sha256
+
+    def stored_content_hash(self, data: Checkpoint, sums: Checksums | None) -> str:
+        files = sums.below(flavor.FILES, NOT_CONTENT) if sums else data.files()
+        return content_hash_of(data.kind, data.identity, files)
 
 
 def _place(source: Path, target: Path, *, move: bool) -> None:

@@ -1,12 +1,15 @@
 """Store a corpus: Arrow written once where it stays, read memory-mapped, known by a hash of its values."""
 
+from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer, table_html
+from tuneline.checksums import Checksums
 from tuneline.data.corpus import Corpus
 from tuneline.identity import canonical_json
 
@@ -19,12 +22,17 @@ class CorpusMaterializer(FolderMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Corpus,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
 
-    def save(self, data: Corpus) -> None:
-        with self.writing() as folder:
-            data.save(folder)
+    def write(self, data: Corpus, folder: Path) -> None:
+        data.save(folder)
 
-    def load(self, data_type: type[Corpus]) -> Corpus:
-        return Corpus.load(self.reading())
+    def read(self, data_type: type[Corpus], folder: Path) -> Corpus:
+        return replace(Corpus.load(folder), folder=folder)
+
+    def content_hash_of(self, data: Corpus) -> str:
+        return data.content_hash()
+
+    def stored_content_hash(self, data: Corpus, sums: Checksums | None) -> str:
+        return sums.content_hash if sums else data.content_hash()
 
     def extract_metadata(self, data: Corpus) -> dict[str, MetadataType]:
         size = sum(rows.data.nbytes for rows in data.splits.values())
@@ -40,9 +48,6 @@ class CorpusMaterializer(FolderMaterializer):
             pages.append(table_html(f"{name}: the first {len(first)} of {rows.num_rows} rows", first))
         counts = f"<h1>Counts</h1><pre>{escape(canonical_json(data.counts))}</pre>"
         return {self.keep_text("preview.html", "".join([*pages, counts])): VisualizationType.HTML}
-
-    def compute_content_hash(self, data: Corpus) -> str:
-        return data.content_hash()
 
 
 def _small(value: Any) -> MetadataType:

@@ -1,5 +1,6 @@
 """Store small documents as JSON: manifests, reports, decisions, exports. A manifest is known by the bytes it names."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
@@ -21,12 +22,11 @@ class DocumentMaterializer(FolderMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Manifest, TrainingReport, Decision, Origin, Delivery)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
 
-    def save(self, data: Document) -> None:
-        self.keep_text(FILE, data.model_dump_json(indent=1))
+    def write(self, data: Document, folder: Path) -> None:
+        (folder / FILE).write_text(data.model_dump_json(indent=1), encoding="utf-8")
 
-    def load(self, data_type: type[Document]) -> Document:
-        with self.artifact_store.open(f"{self.uri.rstrip('/')}/{FILE}", "r") as file:
-            return data_type.model_validate_json(file.read())
+    def read(self, data_type: type[Document], folder: Path) -> Document:
+        return data_type.model_validate_json((folder / FILE).read_bytes())
 
     def extract_metadata(self, data: Document) -> dict[str, MetadataType]:
         match data:
@@ -51,5 +51,5 @@ class DocumentMaterializer(FolderMaterializer):
         page = f"```json\n{data.model_dump_json(indent=1)}\n```\n"
         return {self.keep_text("document.md", page): VisualizationType.MARKDOWN}
 
-    def compute_content_hash(self, data: Document) -> str:
+    def content_hash_of(self, data: Document) -> str:
         return data.content_hash() if isinstance(data, Manifest) else digest(data.model_dump(mode="json"))

@@ -1,14 +1,14 @@
 """Store an evaluation: per-item scores as Parquet for machines, HTML and Markdown for people."""
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
-from tuneline.evaluation.items import from_table, to_table
+from tuneline.evaluation.items import from_table, read_table, to_table, write_table
 from tuneline.evaluation.report import Report
 from tuneline.identity import digest
 
@@ -24,15 +24,13 @@ class ReportMaterializer(FolderMaterializer):
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Report,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
 
-    def save(self, data: Report) -> None:
-        with self.writing() as folder:
-            for who in WHO:
-                pq.write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
-            (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in TOLD}, ensure_ascii=False))
+    def write(self, data: Report, folder: Path) -> None:
+        for who in WHO:
+            write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
+        (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in TOLD}, ensure_ascii=False))
 
-    def load(self, data_type: type[Report]) -> Report:
-        folder = self.reading()
-        base, model = (from_table(pq.read_table(folder / f"{who}.parquet")) for who in WHO)
+    def read(self, data_type: type[Report], folder: Path) -> Report:
+        base, model = (from_table(read_table(folder / f"{who}.parquet")) for who in WHO)
         return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
@@ -47,7 +45,7 @@ class ReportMaterializer(FolderMaterializer):
             self.keep_text("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
         }
 
-    def compute_content_hash(self, data: Report) -> str:
+    def content_hash_of(self, data: Report) -> str:
         rows = [
             [who, score.benchmark, score.item, score.output, score.metrics]
             for who in WHO

@@ -12,13 +12,14 @@ from tuneline.data.corpus import Corpus
 from tuneline.evaluation import score
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
+from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "evaluate", "rouge-score", "sacrebleu", "lm-eval", "jieba", "rouge-chinese")
-    modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "data.corpus")
+    modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
     return code_behind(*modules, libraries=libraries)
 
 
@@ -32,6 +33,7 @@ def evaluate(
     config: EvaluateStepConfig,
 ) -> Annotated[Report, "{stage}_report"]:
     """Ask both models the same questions; answers that are known already are not asked for again."""
+    verification.check(base_model, tokenizer)
     before = score.base(base_model, tokenizer, config)
     after = score.trained(model, config)
     return score.report(before, after, tokenizer, mixture, benchmarks, config)

@@ -11,6 +11,7 @@ from tuneline.config.export import ExportStepConfig
 from tuneline.export import write
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest
+from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import card
 
@@ -18,7 +19,8 @@ from tuneline.tracking import card
 def watched() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
-    return code_behind("export.write", "export.origin", "model.checkpoint", "tracking.card", libraries=libraries)
+    modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.card")
+    return code_behind(*modules, libraries=libraries)
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
@@ -26,5 +28,6 @@ def export(
     tokenizer: Manifest, base_model: Manifest, origin: Origin, config: ExportStepConfig
 ) -> Annotated[Checkpoint, "exported_model"]:
     """Merge or take as it is, and prove that what comes out is what went in."""
+    verification.check_fully(tokenizer, base_model)
     made = write.export(tokenizer, base_model, origin, config)
     return write.finish(made, card.exported(origin.card, origin.name, origin.source, origin.licence, made.facts))

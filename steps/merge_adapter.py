@@ -12,13 +12,15 @@ from tuneline.config.train import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model import merge as merging
+from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "peft", "bitsandbytes")
-    return code_behind("model.merge", "model.checkpoint", "data.corpus", libraries=libraries)
+    modules = ("model.merge", "model.checkpoint", "model.verification", "data.corpus")
+    return code_behind(*modules, libraries=libraries)
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
@@ -31,4 +33,5 @@ def merge_adapter(
     config: MergeAdapterConfig,
 ) -> Annotated[Checkpoint, "{stage}_model"]:
     """Fold the adapter into the base and measure that nothing else changed."""
+    verification.check(base_model, tokenizer)
     return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, load, config)

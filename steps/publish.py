@@ -9,6 +9,7 @@ from materializers import DOCUMENT
 from tuneline.config.export import PublishConfig
 from tuneline.export import deliver
 from tuneline.export.origin import Delivery, Origin
+from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import runs
 
@@ -16,6 +17,7 @@ from tuneline.tracking import runs
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
 def publish(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Annotated[Delivery, "delivery"]:
     """Lay the export where it should go, push it, and tell ZenML and MLflow what became of it."""
+    verification.check_fully(exported)
     delivery = deliver.deliver(exported, origin, config)
     context = get_step_context()
     runs.log_params({"model": origin.model_dump(exclude={"card"}), "publish": config.model_dump(mode="json")})

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 from zenml import get_step_context, log_metadata, step
 
 from materializers import DOCUMENT
@@ -14,7 +13,7 @@ from tuneline.evaluation import items, score
 from tuneline.evaluation import report as reports
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
-from tuneline.model import source
+from tuneline.model import source, verification
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import card, evidence, gate, intact, promotion, registry, runs, stored
 from tuneline.tracking.card import Known
@@ -39,6 +38,7 @@ def register(
     recipe: AnyRecipe,
 ) -> Annotated[Decision, "{stage}_decision"]:
     """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
+    verification.check_fully(model)
     _log_run(report, training_report, sources, mixture, rows, recipe)
     champion = registry.champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
@@ -47,6 +47,8 @@ def register(
     stored.keep_evidence(facts)
     findings = [] if itself else _judge(report, champion, mixture, benchmarks, recipe, facts)
     version, new = _register_version(model, sources, training_report, recipe)
+    if not new:
+        intact.checked_folder(version, full=True)
     checks = evidence.check(facts, config.preconditions)
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     stored.keep_decision(decision)
@@ -70,7 +72,7 @@ def _judge(
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
     opponents = {"the base model": (report.base, facts.dirty())}
     if champion:
-        folder = intact.checked_folder(champion)
+        folder = intact.checked_folder(champion, full=True)
         config = recipe.for_evaluate()
         scores = score.score_all(
             score.stored("champion", folder, champion.content_hash, config),
@@ -132,7 +134,7 @@ def _log_run(
     runs.log_text("evaluation/report.html", report.to_html())
     runs.log_text("evaluation/report.md", report.to_markdown())
     for who, scores in (("base", report.base), ("model", report.model)):
-        runs.log_file("evaluation", f"{who}.parquet", partial(pq.write_table, items.to_table(scores)))
+        runs.log_file("evaluation", f"{who}.parquet", partial(items.write_table, items.to_table(scores)))
     inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
     runs.set_tags(
         {

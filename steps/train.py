@@ -12,6 +12,7 @@ from tuneline.config.method import Method
 from tuneline.config.training import Training
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
+from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import runs
 from tuneline.train import stages
@@ -21,7 +22,8 @@ from tuneline.train.report import TrainingReport
 def watched() -> str:
     """What the cache key sees beside this step; the tracker does not change what is learned."""
     libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
-    return code_behind("train.stages", "train.report", "model.checkpoint", "data.corpus", libraries=libraries)
+    modules = ("train.stages", "train.report", "model.checkpoint", "model.verification", "data.corpus")
+    return code_behind(*modules, libraries=libraries)
 
 
 @step(
@@ -33,6 +35,7 @@ def train(
     rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: Training
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
+    verification.check_fully(rows, base_model, tokenizer)
     state = stages.Job(rows, base_model, tokenizer, load, method, config).state
     name = f"{get_step_context().pipeline_run.name}-training"
     with runs.training_child(name, went_on=state.told(runs.TRAINING)) as (run_id, listener):

@@ -6,6 +6,8 @@ TunelineError
 ├── NotFoundError    a name is in no registry                                 (fix the name)
 ├── SourceError      a model or data set is missing, or has other bytes       (fix the place)
 ├── ProofError       a check of our own failed: masks, packing, merge         (the result is not trustworthy)
+├── ArtifactError    a stored artifact is gone or has other bytes               (restore it or compute it again)
+├── DiskFullError    a disk is full                                            (free some space)
 ├── StoppedError     a training was told to stop                              (give the same command again)
 ├── DeliveryError    an export cannot go where it should: a folder, a hub     (fix the place or the login)
 └── TrackingError    MLflow, the registry or a registered model is unusable   (fix the stack)
@@ -40,6 +42,14 @@ class SourceError(TunelineError, OSError):
 
 class ProofError(TunelineError, RuntimeError):
     """A proof obligation does not hold, so the result must not be used."""
+
+
+class ArtifactError(TunelineError, OSError):
+    """A stored artifact is missing, or its bytes are not those that were stored."""
+
+
+class DiskFullError(TunelineError, OSError):
+    """A disk has no space left for what must be written."""
 
 
 class StoppedError(TunelineError, RuntimeError):

@@ -86,26 +86,45 @@ class Manifest(BaseModel):
         return item
 
 
-def file_entries(base: Path, paths: Iterable[Path]) -> list[FileEntry]:
-    """Hash files that lie below `base`; unchanged ones are known from the last time."""
-    paths = sorted(paths)
-    with state.lock("hashes"):
-        store = state.root() / "hashes.json"
-        known = json.loads(store.read_text()) if store.exists() else {}
-        entries = [_entry(base, path, known) for path in paths]
-        fresh = store.with_suffix(".new")
-        fresh.write_text(json.dumps(known))
-        fresh.replace(store)
+def file_entries(base: Path, paths: Iterable[Path], *, full: bool = False) -> list[FileEntry]:
+    """Hash files that lie below `base`; unchanged ones are known from the last time.
+
+    Args:
+        base: Folder that the names are relative to.
+        paths: The files.
+        full: Read all bytes again, also of files whose size, times and inode did not change.
+    """
+    known, fresh = _known_hashes(), {}
+    entries = []
+    for path in sorted(paths):
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        key = str(path.resolve())
+        was = known.get(key) or [None]
+        unchanged = isinstance(was, list) and was[:-1] == stamp
+        sha256 = str(was[-1]) if unchanged and not full else sha256_of(path)
+        if was != [*stamp, sha256]:
+            fresh[key] = [*stamp, sha256]
+        entries.append(FileEntry(name=path.relative_to(base).as_posix(), size=stat.st_size, sha256=sha256))
+    _keep_hashes(fresh)
     return entries
 
 
-def _entry(base: Path, path: Path, known: dict[str, list[Any]]) -> FileEntry:
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    key = str(path.resolve())
-    if known.get(key, [None])[:-1] != stamp:
-        known[key] = [*stamp, sha256_of(path)]
-    return FileEntry(name=path.relative_to(base).as_posix(), size=stat.st_size, sha256=known[key][-1])
+def _hash_cache() -> Path:
+    return state.root() / "hashes.json"
+
+
+def _known_hashes() -> dict[str, Any]:
+    known = state.cached_json(_hash_cache())
+    return known if isinstance(known, dict) else {}
+
+
+def _keep_hashes(fresh: dict[str, list[Any]]) -> None:
+    """Add hashes to those that are known; files are read before, so that nobody waits for the lock meanwhile."""
+    if not fresh:
+        return
+    with state.lock("hashes"):
+        state.write_whole(_hash_cache(), json.dumps(_known_hashes() | fresh))
 
 
 def sha256_of(path: Path) -> str:

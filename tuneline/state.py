@@ -2,13 +2,19 @@
 
 It is `TUNELINE_HOME`, or the nearest `.tuneline` at or above the working directory, or `.tuneline` in the
 working directory. Inside: `models/` (converted base models), `work/` (scratch, moved into artifacts), `scores/`,
-`locks/`, `artifacts/` (embedded ZenML artifact store with MLflow's database), `ledger.jsonl`, `hashes.json`.
+`downloads/` (copies of remote artifacts), `locks/`, `artifacts/` (embedded ZenML artifact store with MLflow's
+database), `ledger.jsonl`, `hashes.json`.
 """
 
+import json
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+logger = logging.getLogger(__name__)
 
 
 def root() -> Path:
@@ -29,3 +35,28 @@ def folder(name: str) -> Path:
 def lock(name: str, timeout_seconds: float = 600) -> FileLock:
     """Return a lock that every process on this state root shares; use it with `with`."""
     return FileLock(folder("locks") / f"{name}.lock", timeout=timeout_seconds)
+
+
+def cached_json(path: Path) -> Any:
+    """Return what a cache file holds; None where it is missing, or cut off (by a crash or a full disk), with a warning.
+
+    Only for files that can be computed again.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is not valid JSON (%s). It is only a cache and is computed again.", path, error)
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file completely or not at all; call it while holding the lock of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

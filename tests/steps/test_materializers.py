@@ -1,5 +1,8 @@
 """Artifacts come back as they went in, from a local store in place and from a remote one as a copy."""
 
+import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,17 +13,19 @@ from materializers.dataset import CorpusMaterializer
 from materializers.document import DocumentMaterializer
 from materializers.folders import FolderMaterializer
 from materializers.report import ReportMaterializer
+from tuneline import checksums, state
 from tuneline.data.corpus import Corpus
+from tuneline.errors import ArtifactError
 from tuneline.evaluation.items import Score
 from tuneline.evaluation.report import Report
-from tuneline.identity import FileEntry, Located, Manifest
+from tuneline.identity import FileEntry, Located, Manifest, sha256_of
 from tuneline.model.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.zenml
 
 
 @pytest.fixture
-def store(zenml_world, tmp_path):
+def store(zenml_world, home):
     from zenml.client import Client
 
     return Client().active_stack.artifact_store
@@ -133,3 +138,118 @@ def test_a_report_keeps_every_item(artifact):
 
     assert back == report
     assert metadata["rougeL.gain"] == 1.0
+
+
+@pytest.fixture
+def corpus():
+    return Corpus({"train": Dataset.from_dict({"a": [1, 2, 3]})}, {"tokenizer": "t"}, {"dropped": 2})
+
+
+@pytest.fixture
+def any_artifact(artifact, corpus, files):
+    """One artifact of each kind, and its file that holds most of it."""
+    manifest = Manifest(kind="sources", items=[])
+    scores = [Score("held_out", "0", "p", "r", "o", {"rougeL": 0.5})]
+    return {
+        "corpus": (CorpusMaterializer, corpus, "train.arrow"),
+        "counts": (CorpusMaterializer, corpus, "corpus.json"),
+        "checkpoint": (CheckpointMaterializer, Checkpoint(files, "merged"), "files/model.safetensors"),
+        "facts": (CheckpointMaterializer, Checkpoint(files, "merged", facts={"kl": 0.1}), "checkpoint.json"),
+        "report": (ReportMaterializer, Report(scores, scores, "b", "m"), "model.parquet"),
+        "document": (DocumentMaterializer, manifest, "document.json"),
+    }
+
+
+KINDS = ["corpus", "counts", "checkpoint", "facts", "report", "document"]
+
+
+@pytest.fixture
+def load_again(store):
+    """Load as a later step does, with the content hash that ZenML recorded."""
+
+    def load(kind, data, uri, content_hash=None):
+        reader = kind(str(uri), artifact_store=store)
+        reader.expected_content_hash = content_hash
+        return reader.load(type(data))
+
+    return load
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_told_with_its_file(artifact, any_artifact, load_again, kind):
+    materializer, data, name = any_artifact[kind]
+    _, content_hash, _, uri = artifact(materializer, data)
+    load_again(materializer, data, uri, content_hash)
+    spoiled = uri / name
+    content = bytearray(spoiled.read_bytes())
+    content[len(content) // 2] ^= 1
+    spoiled.write_bytes(content)
+    shutil.rmtree(state.root() / "downloads", ignore_errors=True)  # as on another machine
+
+    with pytest.raises(ArtifactError) as caught:
+        load_again(materializer, data, uri, content_hash)
+
+    assert f"{name} has the sha256 {sha256_of(spoiled)}" in str(caught.value)
+    assert "or compute it again: `tuneline run RECIPE" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["corpus", "checkpoint", "report", "document"])
+def test_a_missing_artifact_is_told(artifact, any_artifact, load_again, kind):
+    materializer, data, _ = any_artifact[kind]
+    _, content_hash, _, uri = artifact(materializer, data)
+    shutil.rmtree(uri)
+
+    with pytest.raises(ArtifactError, match=f"{uri} is missing."):
+        load_again(materializer, data, uri, content_hash)
+
+
+@pytest.mark.parametrize("kind", ["corpus", "checkpoint", "report", "document"])
+def test_files_and_checksums_that_fit_each_other_must_fit_what_zenml_recorded(artifact, any_artifact, load_again, kind):
+    materializer, data, _ = any_artifact[kind]
+    _, _, _, uri = artifact(materializer, data)
+
+    with pytest.raises(ArtifactError, match=f"expected {'0' * 64} as ZenML recorded it"):
+        load_again(materializer, data, uri, "0" * 64)
+
+
+def test_torn_checksums_and_a_file_that_was_put_in_are_told(artifact, files, load_again):
+    data = Checkpoint(files, "merged", disposable=False)
+    _, content_hash, _, uri = artifact(CheckpointMaterializer, data)
+    (uri / "files" / "model-00002.safetensors").write_text("more")
+    shutil.rmtree(state.root() / "downloads", ignore_errors=True)
+    with pytest.raises(ArtifactError, match=r"model-00002.safetensors was added after it was stored"):
+        load_again(CheckpointMaterializer, data, uri, content_hash)
+
+    (uri / checksums.FILE).write_text('{"content_hash": "')
+    with pytest.raises(ArtifactError, match=r"checksums.json is damaged"):
+        load_again(CheckpointMaterializer, data, uri, content_hash)
+
+
+def test_an_artifact_of_an_earlier_version_is_compared_by_its_values(artifact, corpus, load_again):
+    _, content_hash, _, uri = artifact(CorpusMaterializer, corpus)
+    (uri / checksums.FILE).unlink()
+    assert load_again(CorpusMaterializer, corpus, uri, content_hash).only()["a"][:] == [1, 2, 3]
+
+    shutil.rmtree(state.root() / "downloads", ignore_errors=True)
+    (uri / "train.arrow").unlink()
+    replace(corpus, splits={"train": Dataset.from_dict({"a": [1, 2, 4]})}).save(uri)
+    with pytest.raises(ArtifactError, match=f"expected {content_hash} as ZenML recorded it"):
+        load_again(CorpusMaterializer, corpus, uri, content_hash)
+
+
+def test_a_remote_artifact_is_copied_once_and_nothing_is_left_in_the_temporary_folder(
+    artifact, files, load_again, tmp_path, monkeypatch
+):
+    if artifact.is_local:
+        pytest.skip("a local artifact is read where it lies")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    data = Checkpoint(files, "merged")
+
+    back, content_hash, _, uri = artifact(CheckpointMaterializer, data)
+    again = load_again(CheckpointMaterializer, data, uri, content_hash)
+
+    assert again.path == back.path
+    assert again.path.is_relative_to(state.root() / "downloads")
+    assert list(temporary.iterdir()) == []

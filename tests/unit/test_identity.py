@@ -1,10 +1,11 @@
 """Identity by content."""
 
+import json
 import os
 
 import pytest
 
-from tuneline import identity
+from tuneline import identity, state
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -36,3 +37,38 @@ def test_a_tree_is_known_by_names_and_bytes(tmp_path):
     assert identity.tree_hash(tmp_path / "a") == identity.tree_hash(tmp_path / "b")
     (tmp_path / "b" / "file").rename(tmp_path / "b" / "other")
     assert identity.tree_hash(tmp_path / "a") != identity.tree_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", ["", '{"/x/y": [1, 2', "[]", "3", '{"%s": 3}', '{"%s": []}', "\x00\x00"])
+def test_a_torn_cache_of_hashes_is_a_cold_one(tmp_path, home, content):
+    path = tmp_path / "x"
+    path.write_text("a")
+    before = identity.file_entries(tmp_path, [path])
+    (home / "hashes.json").write_text(content.replace("%s", str(path)))
+
+    assert identity.file_entries(tmp_path, [path]) == before
+    assert json.loads((home / "hashes.json").read_text())[str(path)][-1] == before[0].sha256
+
+
+def test_all_bytes_are_read_where_that_is_asked_for(tmp_path, monkeypatch):
+    """A disk that returns other bytes changes neither size nor time."""
+    path = tmp_path / "x"
+    path.write_text("a")
+    identity.file_entries(tmp_path, [path])
+    monkeypatch.setattr(identity, "sha256_of", lambda path: "other")
+
+    assert identity.file_entries(tmp_path, [path], full=True)[0].sha256 == "other"
+    assert identity.file_entries(tmp_path, [path])[0].sha256 == "other", "the newer look counts"
+
+
+def test_nobody_waits_for_the_hash_of_a_large_file(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_text("a")
+
+    def hash_while_another_process_looks(path):
+        state.lock("hashes", timeout_seconds=0).acquire().lock.release()
+        return "0" * 64
+
+    monkeypatch.setattr(identity, "sha256_of", hash_while_another_process_looks)
+
+    assert identity.file_entries(tmp_path, [path])

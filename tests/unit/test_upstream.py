@@ -1,5 +1,7 @@
 """Canaries: faults of the libraries below us as strict expected failures; one that passes frees its work-around."""
 
+import inspect
+
 import pytest
 import torch
 import yaml
@@ -15,6 +17,13 @@ def test_zenml_refuses_unknown_keys():
 
     with pytest.raises(ValueError, match="paramters"):
         PipelineRunConfiguration.model_validate(yaml.safe_load("paramters: {}"))
+
+
+@fault
+def test_zenml_looks_at_the_outputs_of_a_cached_step():
+    from zenml.orchestrators import cache_utils
+
+    assert "outputs" in inspect.getsource(cache_utils.get_cached_step_run)
 
 
 @fault

@@ -6,6 +6,7 @@ import typer
 
 from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
 from tuneline.errors import TunelineError
+from tuneline.storage_errors import explained
 
 app = typer.Typer(
     name="tuneline",
@@ -21,7 +22,8 @@ for room in (setup, train, sweeps, tables, imports, data, runs, models, exports,
 def main() -> None:
     """Run the command; a mistake of the user's ends with its message alone."""
     try:
-        app()
+        with explained():
+            app()
     except TunelineError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

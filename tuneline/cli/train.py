@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tuneline.cli import imports, models, show
 from tuneline.config import load, places
+from tuneline.errors import NotFoundError
 
 if TYPE_CHECKING:
     from tuneline.workflow.start import Exported, Outcome
@@ -41,16 +42,20 @@ def plan(
 def run(
     config: ConfigFile,
     cache: Annotated[bool, typer.Option(help="Take finished steps from the cache.")] = True,
+    recompute: Annotated[
+        list[str] | None, typer.Option(help="A step not to take from the cache; can be given several times.")
+    ] = None,
 ) -> None:
     """Check a recipe, its data and the stack, then run it; makes the embedded stack where none was chosen yet."""
     checked = imports.as_file(_checked(config))
+    _check_steps(checked, recompute or [])
     with show.status(f"Checking {config}") as shown:
         from tuneline.workflow import preflight, stack, start
 
         if not stack.is_ready():
             shown.console.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
         preflight.check_content(checked.recipe)
-    outcome = start.start(checked, use_cache=cache)
+    outcome = start.start(checked, use_cache=cache, recompute=recompute or [])
     if outcome is None:
         show.console().print("The schedule is recorded. `tuneline scheduler` fires it; `tuneline schedule` lists it.")
     elif isinstance(outcome, start.Exported):
@@ -81,6 +86,18 @@ def _checked(config: Path) -> load.RunConfig:
     checked = imports.read(config)
     places.check(checked.recipe)
     return checked
+
+
+def _check_steps(checked: load.RunConfig, names: list[str]) -> None:
+    """Check that a recipe has the steps that are to be computed again.
+
+    Raises:
+        NotFoundError: It has not.
+    """
+    known = checked.recipe.step_names()
+    for name in names:
+        if name not in known:
+            raise NotFoundError.among("step", name, known)
 
 
 def _show_outcome(outcome: "Outcome") -> None:

@@ -45,6 +45,9 @@ class Corpus:
     page: str = ""
     """HTML that shows some rows, or empty; no part of the content."""
 
+    folder: Path | None = field(default=None, compare=False)
+    """The stored artifact that the rows were read from."""
+
     def only(self) -> Dataset:
         """Return the rows of a corpus with one split."""
         (rows,) = self.splits.values()

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.identity import Located, Manifest, digest, file_entries
 
@@ -29,7 +29,7 @@ def derive(
     """
     was = tokenizer_manifest.only()
     target = state.folder("tokenizers") / digest([tokenizer_manifest.content_hash(), *key])[:32]
-    if not target.is_dir():
+    if not checksums.is_usable_copy(target):
         tokenizer = load_tokenizer(tokenizer_manifest)
         beside = change(tokenizer)
         scratch = Path(tempfile.mkdtemp(dir=target.parent))
@@ -37,6 +37,7 @@ def derive(
         _forget_the_machine(scratch / "tokenizer_config.json")
         for name, text in beside.items():
             (scratch / name).write_text(text)
+        checksums.write_for_copy(scratch, target)
         try:
             scratch.rename(target)
         except OSError:  # another run wrote the same

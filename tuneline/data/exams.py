@@ -12,7 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.config import exams
 from tuneline.config.exams import ExamConfig, Sheet
 from tuneline.errors import DataError, SourceError
@@ -61,13 +61,14 @@ def _copied(sheets: list[Sheet]) -> Path:
     told = [[sheet.split, sheet.subject, sheet.member, origins[sheet.file]] for sheet in sheets]
     folder = state.folder("exams") / digest(told)[:16]
     with state.lock(f"exams-{folder.name}", COPY_SECONDS):
-        if not folder.is_dir():
+        if not checksums.is_usable_copy(folder):
             fresh = folder.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
             for sheet in sheets:
                 path = fresh / sheet.split / f"{sheet.subject}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _write(sheet, path)
+            checksums.write_for_copy(fresh, folder)
             fresh.replace(folder)
     return folder
 

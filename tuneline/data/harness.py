@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.config import harness
 from tuneline.config.harness import HarnessConfig, Told
 from tuneline.data import hub, phrases
@@ -192,7 +192,7 @@ def locate(config: HarnessConfig) -> Located:
     told = {task.task_name: identity(task) for task in tasks}
     folder = state.folder("exams") / f"lm_eval-{digest(told)[:16]}"
     with state.lock(f"exams-{folder.name}"):
-        if not (folder / TASKS).is_file():
+        if not checksums.is_usable_copy(folder) or not (folder / TASKS).is_file():
             folder.mkdir(exist_ok=True)
             with (folder / ITEMS).open("w", encoding="utf-8") as file:
                 for task in tasks:
@@ -200,6 +200,7 @@ def locate(config: HarnessConfig) -> Located:
                         _json({"id": doc.id, "text": _said(task, doc.content)}) + "\n" for doc in documents(task)
                     )
             (folder / TASKS).write_text(json.dumps(told, sort_keys=True), encoding="utf-8")
+            checksums.write_for_copy(folder, folder)
     source = f"lm_eval {version('lm_eval')}: {', '.join(map(_origin, tasks))}"
     files = file_entries(folder, [folder / TASKS, folder / ITEMS])
     return Located(name=config.name, location=str(folder), source=source, files=files)

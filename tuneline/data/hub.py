@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import load_dataset_builder
 from huggingface_hub import HfApi
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.config.sources import SourceConfig
 from tuneline.data.readers import arrow
 from tuneline.errors import SourceError, TunelineError
@@ -43,7 +43,7 @@ def locate(source: SourceConfig) -> Located:
     wanted = _wanted(source, commit)
     folder = state.folder("hub") / digest(wanted)[:16]
     with state.lock(f"hub-{folder.name}", DOWNLOAD_SECONDS):
-        if not folder.is_dir():
+        if not checksums.is_usable_copy(folder):
             _copy(source, {**wanted, "licence": licence}, folder)
     about = json.loads((folder / ABOUT).read_text())
     where = f"hub {source.hub}@{commit} split {source.split}"
@@ -85,6 +85,7 @@ def _copy(source: SourceConfig, about: dict[str, Any], folder: Path) -> None:
         with (fresh / ROWS).open("wb") as file:
             file.writelines(text + b"\n" for text in _rows(source, about["commit"]))
         (fresh / ABOUT).write_text(json.dumps(about, indent=1))
+        checksums.write_for_copy(fresh, folder)
         fresh.replace(folder)
     except TunelineError:
         raise
@@ -135,6 +136,7 @@ def _in_short(error: Exception) -> str:
 
 def _copies(source: SourceConfig) -> str:
     """Name the commits of the same rows that were copied before."""
-    found = [json.loads(about.read_text()) for about in state.folder("hub").glob(f"*/{ABOUT}")]
+    read = [state.cached_json(about) for about in state.folder("hub").glob(f"*/{ABOUT}")]
+    found = [about for about in read if about]
     commits = sorted(each["commit"] for each in found if _wanted(source, each["commit"]).items() <= each.items())
     return f" Copied before, and read without the hub as `revision`: {', '.join(commits)}." if commits else ""

@@ -1,6 +1,7 @@
 """One scored item, and the store that keeps each score once: by model, protocol and item."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline import state
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 20.0
 """Scores are written at least so often; an evaluation that is killed asks again for what came since."""
@@ -135,12 +138,34 @@ def _portions(scores: Iterable[Score]) -> Iterable[list[Score]]:
         yield fresh
 
 
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table with a checksum for each of its pages."""
+    pq.write_table(table, path, write_page_checksum=True)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a table, and compare its pages with their checksums.
+
+    Raises:
+        OSError: Its bytes are not those that were written.
+        ArrowException: It is not a table.
+    """
+    return pq.read_table(path, page_checksum_verification=True)
+
+
 def _read(path: Path) -> list[Score]:
-    return from_table(pq.read_table(path)) if path.exists() else []
+    """Read the scores that are known; a damaged file counts as none, as all can be asked again."""
+    if not path.exists():
+        return []
+    try:
+        return from_table(read_table(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        logger.warning("%s is damaged (%s). It is only a cache: its items are asked again.", path, error)
+        return []
 
 
 def _write(path: Path, scores: Iterable[Score]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
-    pq.write_table(to_table(scores), fresh)
+    write_table(to_table(scores), fresh)
     fresh.replace(path)

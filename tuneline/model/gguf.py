@@ -6,7 +6,7 @@ transformers refuses to save a model loaded from GGUF unless it was dequantized 
 import shutil
 from pathlib import Path
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
 
@@ -32,10 +32,11 @@ def under_key(key: str, file: Path) -> Path:
     """Convert `file` into the folder of `key`, unless it is there; two processes convert once."""
     done = state.folder("models") / key[:32]
     with state.lock(f"model-{key[:32]}"):
-        if not done.is_dir():
+        if not checksums.is_usable_copy(done):
             work = state.folder("work") / f"convert-{key[:32]}"
             shutil.rmtree(work, ignore_errors=True)
             _convert(file, work)
+            checksums.write_for_copy(work, done)
             work.rename(done)
     return done
 

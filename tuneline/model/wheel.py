@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tuneline import state
+from tuneline import checksums, state
 from tuneline.config.model import WheelModel
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
@@ -21,7 +21,7 @@ def converted_member(source: WheelModel) -> Path:
     """
     key = digest([source.sha256, source.member, gguf.CONVERTER])
     done = state.folder("models") / key[:32]
-    if done.is_dir():
+    if checksums.is_usable_copy(done):
         return done
     work = state.folder("work") / f"wheel-{key[:32]}"
     with state.lock(f"wheel-{key[:32]}"):

@@ -320,6 +320,7 @@ def scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
 
 def _answers(run: Run, who: str = "model") -> list[Row]:
     """Read what a run's model answered: one row an item."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from mlflow.exceptions import MlflowException
 
@@ -328,7 +329,13 @@ def _answers(run: Run, who: str = "model") -> list[Row]:
             path = MlflowClient().download_artifacts(run.info.run_id, f"evaluation/{who}.parquet", scratch)
         except (MlflowException, OSError) as error:
             raise TrackingError(f"Run {run.info.run_name} keeps no scores: {error}. Was it finished?") from error
-        rows: list[Row] = pq.read_table(Path(path)).to_pylist()
+        try:
+            rows: list[Row] = pq.read_table(Path(path), page_checksum_verification=True).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise TrackingError(
+                f"evaluation/{who}.parquet of run {run.info.run_name} is damaged: {error}. Run its recipe again: only "
+                "register runs, as the rest is cached."
+            ) from error
     return rows
 
 

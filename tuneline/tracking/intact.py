@@ -2,7 +2,7 @@
 
 The version's tag holds the hash of its content: kind, identity, names and hashes of all files. `checkpoint.json` beside
 the files lists them, and counts only as far as it gives that hash. A file is read again where its size, time or inode
-changed since it was hashed, so looking costs next to nothing.
+changed since it was hashed, so looking costs next to nothing; before a promotion all bytes are read.
 """
 
 import json
@@ -29,10 +29,14 @@ def check_champion(name: str) -> None:
         checked_folder(present)
 
 
-def checked_folder(version: Version) -> Path:
+def checked_folder(version: Version, *, full: bool = False) -> Path:
     """Return the directory of a version, as transformers loads it, once its bytes were held against its content hash.
 
     A version that another program registered has no content hash, and is taken as it is.
+
+    Args:
+        version: The version.
+        full: Read all bytes, also of files whose size, times and inode did not change.
 
     Raises:
         TrackingError: A file is gone, was changed, or was put in.
@@ -42,10 +46,12 @@ def checked_folder(version: Version) -> Path:
         return folder
     about = _about(version, folder.parent / ABOUT)
     paths = tree_paths(folder, NOT_CONTENT)
-    entries = {entry.name: entry.sha256 for entry in file_entries(folder, paths)}
+    entries = {entry.name: entry.sha256 for entry in file_entries(folder, paths, full=full)}
     found = [[name := path.relative_to(folder).as_posix(), entries[name]] for path in paths]
     if content_hash_of(about.get("kind"), about.get("identity"), found) == version.content_hash:
         return folder
+    if not full:  # the cache of hashes may be wrong itself: the bytes decide
+        return checked_folder(version, full=True)
     told = _difference(version, about, found, folder)
     raise TrackingError(f"{_called(version)}: {told} Restore it from a backup, or {_instead(version)}.")
 

@@ -4,6 +4,8 @@ Their files are never copied on a local store; see `tuneline.tracking.uploads` f
 is looked up by its number, alias or content, so that the cost of a look does not grow with the number of versions.
 """
 
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from tuneline import state
+from tuneline import checksums, downloads, state
 from tuneline.errors import NotFoundError, TrackingError
+from tuneline.identity import digest
 from tuneline.tracking import uploads
 from tuneline.tracking.flavor import FILES
 
@@ -228,13 +231,34 @@ def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) ->
 
 
 def _download(version: Version) -> Path:
+    """Return the copy of a version's files on this machine; the artifact that was registered has the same one."""
+    text = _checksums_text(version)
+    key = downloads.key_of(text) if text else digest(["version", version.source, version.content_hash])
+    return downloads.folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
+
+
+def _checksums_text(version: Version) -> str | None:
+    """Return the checksums beside a version's files, where it has some."""
+    import mlflow.artifacts
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = mlflow.artifacts.download_artifacts(f"{version.source}/{checksums.FILE}", dst_path=scratch)
+            return Path(path).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+
+def _fetch(version: Version, folder: Path) -> None:
     import mlflow.artifacts
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(version.source)) / FILES
+        place = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"The files of {version.name} version {version.version} cannot be had from {version.source}: {error}. "
-            "Restore "
-            f"them, or take the alias away: `tuneline rollback {version.name}`."
+            f"Restore them, or take the alias away: `tuneline rollback {version.name}`."
         ) from error
+    if place != folder and place.is_dir():  # some stores lay the last part of the address into the folder
+        shutil.copytree(place, folder, dirs_exist_ok=True, copy_function=shutil.move)
+        shutil.rmtree(place)

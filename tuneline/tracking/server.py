@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from tuneline import state
+from tuneline import state, storage_errors
 from tuneline.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ PROBE = "tuneline-check"
 """File that is written among a server's artifacts, and deleted again."""
 
 NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+BUSY_SECONDS = 30.0
+"""How long another process may hold the database before that is an error."""
+
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def check_reachable(uri: str) -> None:
@@ -41,12 +45,18 @@ def check_reachable(uri: str) -> None:
 def _check_sqlite(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(path) as database:
+        with sqlite3.connect(path, timeout=BUSY_SECONDS) as database:
             database.execute("pragma schema_version")
     except (OSError, sqlite3.Error) as error:
-        raise TrackingError(
-            f"MLflow's database {path} cannot be opened: {error}. Mend it, or run `tuneline init`."
-        ) from error
+        if told := storage_errors.explain(error):
+            raise told from error
+        raise TrackingError(f"MLflow's database {path} cannot be opened: {error}. {_advice(error)}") from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode in DAMAGED:
+        return "Its bytes are damaged: restore it from a backup, or move it away and run `tuneline init`."
+    return "Check that the file and its folder can be read and written, then run again."
 
 
 def _check_http(uri: str) -> None:

@@ -83,10 +83,8 @@ def _of_run(name: str) -> Found:
     content_hash = str(model.run_metadata.get("sha256", ""))
     if content_hash and (known := registry.of_content(content_hash)):
         return _registered(known[0])
-    folder, said = Path(model.uri) / "files", f"run {run.name}"
-    if not folder.is_dir():
-        raise TrackingError(f"The model of run {run.name} is gone from {folder}. Run its recipe again.")
-    found = source.of_folder(folder, said)
+    said, made = f"run {run.name}", model.load()
+    found = source.of_folder(made.path, said)
     return *found, Origin(name=run.name, content_hash=content_hash, source=said, system=_system_of_run(run.name))
 
 

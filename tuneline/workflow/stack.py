@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from tuneline import state
-from tuneline.errors import NotFoundError
+from tuneline.errors import NotFoundError, TrackingError
 
 MARK = "stack.json"
 PAGE = 1000
@@ -137,5 +137,12 @@ def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str,
 def _name() -> str:
     mark = state.root() / MARK
     if not mark.exists():
-        mark.write_text(json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
-    return str(json.loads(mark.read_text())["stack"])
+        state.write_whole(mark, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
+    try:
+        return str(json.loads(mark.read_text(encoding="utf-8"))["stack"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise TrackingError(
+            f"{mark} is damaged ({error}), so the stack of this state root is not known. Put its name back, as `zenml "
+            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`, which makes '
+            "a new stack, in which every step runs again."
+        ) from error

@@ -1,6 +1,7 @@
 """Start a pipeline by its import string, and tell what became of the run."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,13 @@ class Exported:
         return f"exported to {' and '.join(places)}"
 
 
-def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | Exported | None:
+def start(config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str] = ()) -> Outcome | Exported | None:
     """Run the pipeline that a checked configuration names.
 
     Args:
         config: What `tuneline.config.load` returned.
         use_cache: False runs every step again.
+        recompute: Steps to run again, whatever is cached.
 
     Returns:
         What the run left; None where the configuration has a schedule, which was recorded instead.
@@ -65,7 +67,9 @@ def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | Exported | 
         Refusal: Something of the user's is wrong.
     """
     pipeline = getattr(importlib.import_module("pipelines"), config.pipeline)
-    options = {} if use_cache else {"enable_cache": False}
+    options: dict[str, Any] = {} if use_cache else {"enable_cache": False}
+    if recompute:
+        options["steps"] = {name: {"enable_cache": False} for name in recompute}
     run = pipeline.with_options(config_path=str(config.path), **options)()
     return None if run is None else result(run)
 
@@ -87,7 +91,7 @@ def outcome(run: PipelineRunResponse) -> Outcome:
         steps=steps,
         report=run.steps["evaluate"].output.load(),
         decision=run.steps["register"].output.load(),
-        model_folder=Path(run.steps["merge_adapter"].output.uri) / "files",
+        model_folder=run.steps["merge_adapter"].output.load().path,
     )
 
 

@@ -20,7 +20,8 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from tuneline.config import load, places
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.workflow import tracker
+from tuneline.storage_errors import explained
+from tuneline.workflow import artifacts, log, tracker
 
 
 class Refusal(click.ClickException, TunelineError):
@@ -68,7 +69,8 @@ class StrictPipeline(Pipeline):
                 tracker.connect()
             else:
                 tracker.connect_to_registry(self.name)
-            return super().__call__(*args, **kwargs)
+            with explained(), artifacts.checked_cache(), log.without_tracebacks():
+                return super().__call__(*args, **kwargs)
         except Refusal:
             raise
         except EntityExistsError as error:

@@ -140,13 +140,15 @@ def test_a_version_of_another_program_is_taken_as_it_is(tmp_path):
 def test_bytes_are_read_again_only_where_a_file_changed(version, monkeypatch):
     intact.checked_folder(version)
     read = []
-    monkeypatch.setattr("tuneline.identity.sha256_of", lambda path: read.append(path.name) or "0" * 64)
+    monkeypatch.setattr("tuneline.identity.sha256_of", lambda path: read.append(path.name) or sha256_of(path))
 
     intact.checked_folder(version)
     assert read == []
     (version.folder() / "config.json").touch()
-    refusal(version)
+    intact.checked_folder(version)
     assert read == ["config.json"]
+    intact.checked_folder(version, full=True)
+    assert len(read) > 5, "all bytes are read, whatever is known"
 
 
 def test_a_spoiled_version_is_not_promoted_nor_rolled_back_to(make_version):

@@ -1,0 +1,17 @@
+"""`tuneline run --recompute STEP` takes steps of the recipe only."""
+
+from typer.testing import CliRunner
+
+from tests import tiny
+from tuneline.cli.main import app
+from tuneline.errors import NotFoundError
+
+
+def test_a_step_that_the_recipe_lacks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.build_project(tmp_path)
+
+    outcome = CliRunner().invoke(app, ["run", "run.yaml", "--recompute", "merge_adaptor"])
+
+    assert isinstance(outcome.exception, NotFoundError)
+    assert "Unknown step 'merge_adaptor'. Did you mean 'merge_adapter'?" in str(outcome.exception)

@@ -1,0 +1,158 @@
+"""Checksums beside a stored artifact: written with it, compared with its files when it is read.
+
+`checksums.json` lists size and sha256 of every file, and the content hash of the whole. A file is read again where its
+size, times or inode changed; `full` reads all of them. Pages that are written later (HTML, Markdown in the artifact's
+own folder) are not content and are not listed.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneline import state
+from tuneline.errors import ArtifactError
+from tuneline.identity import FileEntry, file_entries, tree_paths
+
+FILE = "checksums.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Checksums(BaseModel):
+    """The files of an artifact, and what they are together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    content_hash: str
+    step: str = ""
+    """Step that made the artifact."""
+
+    files: list[FileEntry]
+
+    def below(self, folder: str, ignore: Iterable[str] = ()) -> list[list[str]]:
+        """Return name and sha256 of each file below a folder in order, as `identity.tree` does."""
+        paths = {PurePosixPath(entry.name): entry.sha256 for entry in self.files}
+        inside = [path for path in sorted(paths) if path.parts[0] == folder and path.name not in set(ignore)]
+        return [[path.relative_to(folder).as_posix(), paths[path]] for path in inside]
+
+
+def write(folder: Path, content_hash: str, step: str = "") -> None:
+    """Write the checksums of all files below a folder into it."""
+    sums = Checksums(content_hash=content_hash, step=step, files=_entries(folder))
+    state.write_whole(folder / FILE, sums.model_dump_json(indent=1))
+
+
+def _entries(folder: Path) -> list[FileEntry]:
+    return file_entries(folder, tree_paths(folder, [FILE]))
+
+
+def read(folder: Path) -> Checksums | None:
+    """Return the checksums of an artifact; None where it was stored without.
+
+    Raises:
+        ArtifactError: The folder is missing, or its checksums cannot be read.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is missing.")
+    path = folder / FILE
+    return parse(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def parse(text: str | bytes, place: str) -> Checksums:
+    """Read checksums.
+
+    Raises:
+        ArtifactError: The text is damaged.
+    """
+    try:
+        return Checksums.model_validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError(f"{place} is damaged: {error.errors()[0]['msg']}.") from error
+
+
+def write_for_copy(fresh: Path, target: Path) -> None:
+    """Write the checksums of a copy that is complete and about to get its name, beside the folder of that name."""
+    state.write_whole(_beside(target), Checksums(content_hash="", files=_entries(fresh)).model_dump_json(indent=1))
+
+
+def is_usable_copy(target: Path) -> bool:
+    """Tell whether a copy that can be made again is there as it was made; a damaged one is removed, with a warning."""
+    if not target.is_dir():
+        return False
+    path = _beside(target)
+    try:
+        sums = parse(path.read_bytes(), str(path)) if path.exists() else None
+        differences = _all_differences(target, sums, full=False) if sums else []
+    except ArtifactError as error:
+        differences = [str(error)]
+    if differences:
+        logger.warning("%s The folder is only a copy, and is made again.", differences[0])
+        shutil.rmtree(target)
+        path.unlink(missing_ok=True)
+    return not differences
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{FILE}")
+
+
+def check(folder: Path, *, full: bool = False) -> Checksums | None:
+    """Compare the files of an artifact with its checksums.
+
+    Args:
+        folder: The artifact.
+        full: Read all bytes, also of files whose size, times and inode did not change.
+
+    Returns:
+        The checksums; None where the artifact was stored without.
+
+    Raises:
+        ArtifactError: A file is missing, has other bytes, or was added.
+    """
+    sums = read(folder)
+    if sums is None:
+        return None
+    if differences := _all_differences(folder, sums, full=full):
+        more = f" {len(differences) - 1} more files differ." if len(differences) > 1 else ""
+        raise ArtifactError(f"{differences[0]}{more}")
+    return sums
+
+
+def _all_differences(folder: Path, sums: Checksums, *, full: bool) -> list[str]:
+    differences = _differences(folder, sums, full=full)
+    if differences and not full:  # the cache of hashes may be wrong itself: the bytes decide
+        differences = _differences(folder, sums, full=True)
+    return differences
+
+
+def _differences(folder: Path, sums: Checksums, *, full: bool) -> list[str]:
+    present = {path.relative_to(folder).as_posix(): path for path in tree_paths(folder, [FILE])}
+    listed = {entry.name: entry for entry in sums.files}
+    found = file_entries(folder, [path for name, path in present.items() if name in listed], full=full)
+    return [
+        *(f"{folder / name} is missing." for name in listed if name not in present),
+        *(
+            f"{folder / entry.name} has the sha256 {entry.sha256} ({entry.size} bytes), expected "
+            f"{listed[entry.name].sha256} ({listed[entry.name].size} bytes) as it was stored."
+            for entry in found
+            if entry != listed[entry.name]
+        ),
+        *(f"{folder / name} was added after it was stored." for name in present if "/" in name and name not in listed),
+    ]
+
+
+def remedy(step: str) -> str:
+    """Say how a damaged artifact can be replaced.
+
+    Args:
+        step: The step that made it, or an empty text.
+    """
+    if not step:
+        return "Restore it from a backup, or compute it again: `tuneline run RECIPE --no-cache`."
+    return (
+        f"It is an output of step {step}. Restore it from a backup, or compute it again: `tuneline run RECIPE "
+        f"--recompute {step}`."
+    )

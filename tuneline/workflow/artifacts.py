@@ -1,0 +1,103 @@
+"""Stored outputs of steps: checked before the cache hands them on, and named by the step that made them.
+
+ZenML takes a finished step from its cache without a look at the files, so that a missing or damaged one would be found
+by the step that reads it, maybe after hours of training, or by none. There is no hook for a look of our own, so
+`checked_cache` wraps the function that finds the cached step (canary: `tests/pipelines/test_damage.py`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zenml.artifact_stores import BaseArtifactStore
+from zenml.client import Client
+from zenml.models import ArtifactVersionResponse, StepRunResponse
+from zenml.orchestrators import cache_utils
+
+from tuneline import checksums
+from tuneline.checksums import Checksums
+from tuneline.errors import ArtifactError
+
+
+@contextmanager
+def checked_cache() -> Iterator[None]:
+    """Refuse a cached step whose outputs are missing or damaged, as long as this is open."""
+    find = cache_utils.get_cached_step_run
+
+    def find_intact(cache_key: str) -> StepRunResponse | None:
+        step = find(cache_key)
+        if step is not None:
+            check_outputs(step)
+        return step
+
+    cache_utils.get_cached_step_run = find_intact
+    try:
+        yield
+    finally:
+        cache_utils.get_cached_step_run = find
+
+
+def check_outputs(step: StepRunResponse) -> None:
+    """Check that the outputs of a finished step are stored as they were written.
+
+    Raises:
+        ArtifactError: One is missing or damaged.
+    """
+    store = Client().active_stack.artifact_store
+    for artifact in (each for outputs in step.outputs.values() for each in outputs):
+        try:
+            _check(artifact, store)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error} {checksums.remedy(step.name)}") from error
+
+
+def remedy(uri: str) -> str:
+    """Say which step made an artifact and how to compute it again, as far as ZenML knows."""
+    found = Client().list_artifact_versions(uri=uri, hydrate=True).items
+    producer = found[0].producer_step_run_id if found else None
+    return checksums.remedy(Client().get_run_step(producer).name if producer else "")
+
+
+def compare(place: str, found: str | None, expected: str | None) -> None:
+    """Compare a content hash with the one that ZenML recorded.
+
+    Raises:
+        ArtifactError: They differ.
+    """
+    if found is not None and expected is not None and found != expected:
+        raise ArtifactError(f"{place} has the content hash {found}, expected {expected} as ZenML recorded it.")
+
+
+def _check(artifact: ArtifactVersionResponse, store: BaseArtifactStore) -> None:
+    sums = checksums.check(Path(artifact.uri)) if store.config.is_local else _remote_checksums(artifact.uri, store)
+    if sums:
+        compare(artifact.uri, sums.content_hash, artifact.content_hash)
+
+
+def _remote_checksums(uri: str, store: BaseArtifactStore) -> Checksums | None:
+    """Look for each file and its size; the bytes are compared when they are downloaded."""
+    text = remote_text(uri, checksums.FILE, store)
+    if text is None:
+        if not store.exists(uri):
+            raise ArtifactError(f"{uri} is missing.")
+        return None
+    sums = checksums.parse(text, f"{uri}/{checksums.FILE}")
+    for entry in sums.files:
+        address = f"{uri.rstrip('/')}/{entry.name}"
+        if not store.exists(address):
+            raise ArtifactError(f"{address} is missing.")
+        size = store.size(address)
+        if size is not None and size != entry.size:
+            raise ArtifactError(f"{address} has {size} bytes, expected {entry.size} as it was stored.")
+    return sums
+
+
+def remote_text(uri: str, name: str, store: BaseArtifactStore) -> str | None:
+    """Read a small file of an artifact; None where there is none."""
+    address = f"{uri.rstrip('/')}/{name}"
+    if not store.exists(address):
+        return None
+    with store.open(address, "rb") as file:
+        content: Any = file.read()
+    return content.decode("utf-8", errors="replace") if isinstance(content, bytes) else str(content)
