@@ -12,6 +12,7 @@ from pathlib import Path
 from tuneline.config import model as config
 from tuneline.config.loader import AdapterSource, Holding
 from tuneline.config.places import check_adapter, check_directory, check_model
+from tuneline.data import vocabulary
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, integrity, wheel
@@ -25,7 +26,9 @@ TOKENIZER = (
     "merges.txt",
     "*.model",
     "added_tokens.json",
+    vocabulary.RECORD,
 )
+"""Every file that `tuneline.data.derived` writes is among these: the hash beside the weights must be that of the rows."""
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")
