@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from tuneline.data import jinja, render
-from tuneline.data.encode import Encoder
+from tuneline.data import jinja, render, thoughts
 from tuneline.data.schema import Message, message
-from tuneline.data.tokens import Answer
+from tuneline.data.tokens import Answer, Reader
 
 LONGEST = 48
 """Messages; longer conversations are rare, and each length is a pattern of its own."""
@@ -68,16 +66,26 @@ Place = tuple[int, int]
 """A piece, and a number of tokens behind its beginning."""
 
 
+class Span(NamedTuple):
+    """An answer in a pattern: its message, where it begins, where it ends behind its stop token, where a block ends."""
+
+    message: int
+    start: Place
+    end: Place
+    block_end: Place | None = None
+
+
 @dataclass
 class Pattern:
     """What a template makes of a sequence of roles.
 
-    `pieces` are ids or slots in order; `answers` holds, for each answer, its message, where it begins, and where it
-    ends behind its stop token.
+    `pieces` are ids or slots in order. An empty thinking block of the template ends in front of white space, of which
+    `behind_block` tells, given ids and a token, where it ends.
     """
 
     pieces: list[list[int] | Slot] = field(default_factory=list)
-    answers: list[tuple[int, Place, Place]] = field(default_factory=list)
+    answers: list[Span] = field(default_factory=list)
+    behind_block: Callable[[list[int], int], int] = field(default=lambda _, start: start)
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -95,7 +103,14 @@ class Pattern:
         for piece in self._fixed:
             begins.append(len(ids))
             ids += next(encoded) if piece is None else piece
-        return ids, [Answer(i, begins[a] + before, begins[b] + behind) for i, (a, before), (b, behind) in self.answers]
+        return ids, [self._answer(span, begins, ids) for span in self.answers]
+
+    def _answer(self, span: Span, begins: list[int], ids: list[int]) -> Answer:
+        start, end = (begins[piece] + tokens for piece, tokens in (span.start, span.end))
+        if span.block_end is None:
+            return Answer(span.message, start, end)
+        piece, tokens = span.block_end
+        return Answer(span.message, start, end, block_end=self.behind_block(ids, begins[piece] + tokens))
 
     def add(self, piece: list[int] | Slot) -> Place:
         """Append a piece, joined with the fixed ids before it; returns where it begins."""
@@ -110,10 +125,10 @@ class Pattern:
 class CompiledTemplate:
     """The chat template of a tokenizer, compiled pattern by pattern as they are met."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, stop_ids: frozenset[int], turns: render.Turns
-    ) -> None:
-        self._tokenizer, self._encoder, self._stop_ids, self._turns = tokenizer, encoder, stop_ids, turns
+    def __init__(self, reader: Reader, turns: render.Turns) -> None:
+        self._tokenizer, self._encoder, self._stop_ids = reader.tokenizer, reader.encoder, reader.stop_ids
+        self._block, self._turns = reader.empty_block, turns
+        self._width = thoughts.white_space(self._tokenizer)
         self._patterns: dict[tuple[str, ...], Pattern | None] = {}
 
     def pattern(self, messages: list[Message], tools: str) -> Pattern | None:
@@ -160,12 +175,16 @@ class CompiledTemplate:
         return next((strip for strip, expected in shown.items() if expected == text), None)
 
     def _cut(self, rendered: render.Rendered, strips: list[Strip]) -> Pattern | None:
-        """Cut a rendering with marks into pieces; nothing where an answer has no stop token."""
-        pattern = Pattern()
+        """Cut a rendering with marks into pieces; nothing where an answer has no stop token.
+
+        Nothing, too, where an empty thinking block ends inside of a piece.
+        """
+        pattern = Pattern(behind_block=self._behind_block)
         answers = {turn.start: turn for turn in rendered.turns}
         position = 0
         for chunk in _chunks(rendered.text, sorted(answers)):
-            turn, first, stop = answers.get(position), None, None
+            turn, first, stop, block_end = answers.get(position), None, None, None
+            block = position + self._length_of_block(turn, rendered.text) if turn else -1
             for piece in self._encoder.pieces(chunk):
                 made = self._piece(piece, strips)
                 place = pattern.add(made)
@@ -173,9 +192,17 @@ class CompiledTemplate:
                 if turn and position < turn.end and isinstance(made, list) and made[-1] in self._stop_ids:
                     stop = place[0], place[1] + len(made)
                 position += len(piece)
-            if turn and first and stop:
-                pattern.answers.append((turn.message, first, stop))
+                if position == block and isinstance(made, list):
+                    block_end = place[0], place[1] + len(made)
+            if turn and first and stop and (block_end or block == turn.start):
+                pattern.answers.append(Span(turn.message, first, stop, block_end))
         return pattern if len(pattern.answers) == len(rendered.turns) else None
+
+    def _length_of_block(self, turn: render.Turn, text: str) -> int:
+        return self._block.length(text[turn.start : turn.end], f"\ue000{turn.message}\ue001") if self._block else 0
+
+    def _behind_block(self, ids: list[int], start: int) -> int:
+        return thoughts.behind_margin(ids, start, self._block.margin, self._width) if self._block else start
 
     def _piece(self, piece: str, strips: list[Strip]) -> list[int] | Slot:
         parts = MARK.split(piece)

@@ -42,7 +42,7 @@ def tokenize_split(examples: Dataset, sequencer: Sequencer, config: TokenizeConf
     totals = {"tokens": 0, "trained_tokens": 0}
     with Writer(_FEATURES[kind]) as writer:
         for batch in corpus.batches(examples):
-            rows = list(_rows(schema.from_batch(batch, COLUMNS), sequencer, config, ANSWERS[kind]))
+            rows = list(_rows(schema.from_batch(batch, COLUMNS), sequencer, config, kind))
             if rows:
                 writer.write({name: [row[name] for row in rows] for name in writer.features})
             for row in rows:
@@ -61,7 +61,7 @@ def of_example(example: Example, sequencer: Sequencer, config: TokenizeConfig, k
     Raises:
         DataError: It is longer than `max_length`, or its answers have different prompts.
     """
-    return next(_rows([example], sequencer, config, ANSWERS[kind]))
+    return next(_rows([example], sequencer, config, kind))
 
 
 def laid_out(row: Row) -> Row:
@@ -87,19 +87,17 @@ def answered(spans: list[tuple[list[int], list[int]]]) -> Row:
     return {"input_ids": ids, "labels": labels, "lengths": lengths}
 
 
-def _rows(
-    examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, names: tuple[str, ...]
-) -> Iterator[Row]:
+def _rows(examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Iterator[Row]:
+    names = ANSWERS[kind]
     said = [_conversation(example, name) for example in examples for name in names]
     read = sequencer.read_checked(said)
     for number, example in enumerate(examples):
         sequencer.counts["examples"] += 1
         found = read[number * len(names) : (number + 1) * len(names)]
         first = len(_prompt_of(example))
-        split = [_split(ids, answers, first) for ids, answers in found]
-        prompt, answers = split[0][0], [answer for _, answer in split]
-        if any(other != prompt for other, _ in split):
-            raise DataError(f"{example['source']}: the template shows the two answers of a pair different prompts.")
+        own = [_own(ids, answers, first) for ids, answers in found]
+        sequencer.count_blocks([place for _, place in own])
+        prompt, answers = _split(own, kind, example["source"])
         fitted = _fitted(prompt, answers, said[number * len(names)], sequencer, config)
         if fitted:
             columns = {f"{name}_ids": ids for name, ids in zip(names, fitted[1], strict=True)}
@@ -117,9 +115,27 @@ def _conversation(example: Example, name: str) -> Example:
     return {**example, "messages": [*_prompt_of(example), *answer], "chosen": [], "rejected": []}
 
 
-def _split(ids: list[int], answers: list[Answer], first: int) -> tuple[list[int], list[int]]:
+def _own(ids: list[int], answers: list[Answer], first: int) -> tuple[list[int], Answer]:
+    """Return ids, and the place in them from the first to the last of an example's own answers."""
     own = [answer for answer in answers if answer.message >= first]
-    return ids[: own[0].start], ids[own[0].start : own[-1].end]
+    return ids, own[0]._replace(end=own[-1].end)
+
+
+def _split(found: list[tuple[list[int], Answer]], kind: str, source: str) -> tuple[list[int], list[list[int]]]:
+    """Return the prompt, and what is trained of each answer.
+
+    An empty thinking block that the template wrote into every answer goes to the prompt, so that it carries no loss. Of
+    a pair of which one answer has thoughts it tells the two apart, and stays. A prompt to be answered anew ends where a
+    server's does.
+
+    Raises:
+        DataError: The answers of a pair have different prompts.
+    """
+    same = len({tuple(ids[: place.said]) for ids, place in found}) == 1
+    prompts = [ids[: place.said if same and kind != "prompt" else place.start] for ids, place in found]
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise DataError(f"{source}: the template shows the two answers of a pair different prompts.")
+    return prompts[0], [ids[place.said if same else place.start : place.end] for ids, place in found]
 
 
 def _fitted(

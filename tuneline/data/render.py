@@ -150,7 +150,7 @@ def prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
 
 def plain(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """Return a message as templates expect it; the arguments of calls as objects, or as JSON text."""
-    said: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    said: dict[str, Any] = {name: value for name, value in message.items() if name not in ("tool_calls", "train")}
     if message["tool_calls"]:
         said["tool_calls"] = json.loads(message["tool_calls"])
         for call in said["tool_calls"] if arguments_as_text else ():

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
-from tuneline.data import cutoff, encode, render, unwritten
+from tuneline.data import cutoff, encode, render, thoughts, unwritten
 from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.schema import Message
 from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
@@ -22,6 +22,12 @@ COLUMNS = ("id", "source", "messages", "tools", "text", "label", "chosen")
 CHECKED_FIRST = 32
 CHECKED_THEN = 512
 """After the first, one example of so many is compared with the template."""
+
+COUNTED = (
+    *("examples", "rendered_by_template", "overlong", "cut", "dropped", "made_by_split", "joined_at_answer"),
+    *("empty_thoughts", "empty_thought_tokens"),
+)
+"""What is counted of examples; of empty thinking blocks that the template wrote, how many, and their tokens."""
 
 Example = dict[str, Any]
 Conversation = cutoff.Cut
@@ -38,20 +44,18 @@ class Sequencer:
         self._config = config
         self._tokenizer = tokenizer
         self._encoder = encode.encoder(tokenizer)
-        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer))
+        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer), thoughts.empty_block(tokenizer))
         last_only = config.train_on == "last_assistant" or config.rewritten_history != "refuse"
         self._turns: render.Turns = "last" if last_only else "all"
         self._compiled: CompiledTemplate | None = None
         if self._encoder.joins and tokenizer.chat_template:
-            self._compiled = CompiledTemplate(tokenizer, self._encoder, self._reader.stop_ids, self._turns)
+            self._compiled = CompiledTemplate(self._reader, self._turns)
         self.start()
 
     def start(self) -> None:
         """Begin to count anew."""
         self._num_read = 0
-        self.counts: dict[str, int] = Counter(
-            examples=0, rendered_by_template=0, overlong=0, cut=0, dropped=0, made_by_split=0, joined_at_answer=0
-        )
+        self.counts: dict[str, int] = Counter(dict.fromkeys(COUNTED, 0))
 
     def distrust(self) -> None:
         """Render by the template alone from now on."""
@@ -164,7 +168,9 @@ class Sequencer:
         exact, exact_answers = self._reader.read(messages, tools, self._turns)
         whole = self._tokenizer(render.apply(messages, tools, self._tokenizer), add_special_tokens=False)["input_ids"]
         self.counts["joined_at_answer"] += whole != exact
-        spans, exact_spans = ([(a.message, a.start, a.end) for a in found] for found in (answers, exact_answers))
+        spans, exact_spans = (
+            [(a.message, a.start, a.end, a.said) for a in found] for found in (answers, exact_answers)
+        )
         if ids != exact or spans != exact_spans:
             raise CompiledDiffersError(
                 f"Example {example['id'][:12]}: the compiled chat template gives other ids than the template itself."
@@ -238,7 +244,14 @@ class Sequencer:
             raise ProofError(
                 f"Example {example['id'][:12]} carries no loss: none of its turns is trained. Leave it out."
             )
+        self.count_blocks(answers)
         return Tokens(example["id"], ids, answers, spans)
+
+    def count_blocks(self, answers: list[Answer]) -> None:
+        """Count the empty thinking blocks that the template wrote into answers."""
+        lengths = [answer.said - answer.start for answer in answers if answer.said > answer.start]
+        self.counts["empty_thoughts"] += len(lengths)
+        self.counts["empty_thought_tokens"] += sum(lengths)
 
 
 def _beginning(example: Example) -> str:
