@@ -51,6 +51,10 @@ class Slot:
         """The message whose content is the whole text as it is, if it is that."""
         return self.contents[0][0] if self.fixed == ["", ""] and self.contents[0][1] == NO_STRIP else None
 
+    def holds(self, message: int) -> bool:
+        """Tell whether the content of a message is in it."""
+        return any(number == message for number, _ in self.contents)
+
     def fill(self, messages: list[Message]) -> str:
         """Return the text for a conversation."""
         if self.alone is not None:
@@ -132,12 +136,7 @@ class CompiledTemplate:
         self._patterns: dict[tuple[str, ...], Pattern | None] = {}
 
     def pattern(self, messages: list[Message], tools: str) -> Pattern | None:
-        """Return the pattern of a conversation, or nothing where the template itself must render it.
-
-        Raises:
-            RewrittenHistoryError: The template rewrites earlier turns.
-            DataError: The template refuses the roles.
-        """
+        """Return the pattern of a conversation, or nothing where the template itself must render (or refuse) it."""
         if tools or len(messages) > LONGEST:
             return None
         is_looked_for = self._is_looked_for
@@ -149,11 +148,17 @@ class CompiledTemplate:
         try:
             return self._patterns[roles]
         except KeyError:
-            return self._patterns.setdefault(roles, self._compile(roles))
+            return self._patterns.setdefault(roles, self._compile_or_not(roles))
 
     @cached_property
     def _is_looked_for(self) -> Callable[[str], bool]:
         return jinja.looked_for(str(self._tokenizer.chat_template))
+
+    def _compile_or_not(self, roles: tuple[str, ...]) -> Pattern | None:
+        try:
+            return self._compile(roles)
+        except render.TemplateMisfitError:  # what the contents say may decide, so the real conversation is asked
+            return None
 
     def _compile(self, roles: tuple[str, ...]) -> Pattern | None:
         contents = [f"\ue000{i}\ue001" for i in range(len(roles))]
@@ -183,20 +188,33 @@ class CompiledTemplate:
         answers = {turn.start: turn for turn in rendered.turns}
         position = 0
         for chunk in _chunks(rendered.text, sorted(answers)):
-            turn, first, stop, block_end = answers.get(position), None, None, None
-            block = position + self._length_of_block(turn, rendered.text) if turn else -1
-            for piece in self._encoder.pieces(chunk):
-                made = self._piece(piece, strips)
-                place = pattern.add(made)
-                first = first or place
-                if turn and position < turn.end and isinstance(made, list) and made[-1] in self._stop_ids:
-                    stop = place[0], place[1] + len(made)
-                position += len(piece)
-                if position == block and isinstance(made, list):
-                    block_end = place[0], place[1] + len(made)
-            if turn and first and stop and (block_end or block == turn.start):
-                pattern.answers.append(Span(turn.message, first, stop, block_end))
+            turn = answers.get(position)
+            for piece in self._encoder.pieces(chunk) if turn is None else ():
+                pattern.add(self._piece(piece, strips))
+            span = self._add(pattern, chunk, turn, self._length_of_block(turn, rendered.text), strips) if turn else None
+            pattern.answers += [span] if span else []
+            position += len(chunk)
         return pattern if len(pattern.answers) == len(rendered.turns) else None
+
+    def _add(self, pattern: Pattern, chunk: str, turn: render.Turn, block: int, strips: list[Strip]) -> Span | None:
+        """Add an answer whose first `block` characters are an empty thinking block; it ends at the first stop token."""
+        first, stop, block_end, is_said = None, None, None, False
+        position = 0
+        for piece in self._encoder.pieces(chunk):
+            made = self._piece(piece, strips)
+            place = pattern.add(made)
+            first = first or place
+            if isinstance(made, Slot):
+                is_said = is_said or made.holds(turn.message)
+                stop = None if made.holds(turn.message) else stop
+            elif made[-1] in self._stop_ids and position < turn.end - turn.start and not (stop and is_said):
+                stop = place[0], place[1] + len(made)
+            position += len(piece)
+            if position == block and isinstance(made, list):
+                block_end = place[0], place[1] + len(made)
+        if first and stop and (block_end or not block):
+            return Span(turn.message, first, stop, block_end)
+        return None
 
     def _length_of_block(self, turn: render.Turn, text: str) -> int:
         return self._block.length(text[turn.start : turn.end], f"\ue000{turn.message}\ue001") if self._block else 0

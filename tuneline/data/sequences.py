@@ -6,13 +6,12 @@ compared on the first examples and on a sample of the rest; where they differ, e
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
-from tuneline.data import cutoff, encode, render, thoughts, unwritten
+from tuneline.data import cutoff, encode, render, thoughts, ways_out
 from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.schema import Message
 from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
@@ -38,15 +37,17 @@ class CompiledDiffersError(ProofError):
 
 
 class Sequencer:
-    """Makes token sequences of examples; `counts` says what happened to them since `start`."""
+    """Makes token sequences of examples; `counts` says what happened to them since `start`.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> None:
-        self._config = config
+    What a chat template does not fit is refused; where `advises`, settings are tried on it, and those that work named.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig, *, advises: bool = True) -> None:
+        self._config, self._advises = config, advises
         self._tokenizer = tokenizer
         self._encoder = encode.encoder(tokenizer)
         self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer), thoughts.empty_block(tokenizer))
-        last_only = config.train_on == "last_assistant" or config.rewritten_history != "refuse"
-        self._turns: render.Turns = "last" if last_only else "all"
+        self._turns = _turns(config.train_on, config.rewritten_history)
         self._compiled: CompiledTemplate | None = None
         if self._encoder.joins and tokenizer.chat_template:
             self._compiled = CompiledTemplate(self._reader, self._turns)
@@ -102,9 +103,7 @@ class Sequencer:
         """Return the example, or one for each of its answers where the recipe asks for it."""
         if self._config.rewritten_history != "each_turn" or example["text"]:
             return [example]
-        said = example["messages"]
-        ends = [i + 1 for i, m in enumerate(said) if m["role"] == "assistant" and m["train"] is not False]
-        return [{**example, "messages": said[:end]} for end in ends]
+        return [{**example, "messages": said} for said in _each_turn(example["messages"])]
 
     def _read_all(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
         """Read examples in order: those that have a pattern all at once, the others one by one."""
@@ -117,9 +116,36 @@ class Sequencer:
         ]
         encoded = iter(self._encoder(texts))
         return [
-            pattern.assemble(encoded) if pattern else self._read(example)
+            pattern.assemble(encoded) if pattern else self._read_or_advise(example)
             for example, pattern in zip(examples, patterns, strict=True)
         ]
+
+    def _read_or_advise(self, example: Example) -> tuple[list[int], list[Answer]]:
+        """Read an example by the template itself; where that does not fit, say which row it is and what does.
+
+        Raises:
+            TemplateMisfitError: It does not fit.
+        """
+        try:
+            return self._read(example)
+        except render.TemplateMisfitError as error:
+            if not self._advises:
+                raise
+            fault = error
+        refused = ways_out.Attempt(
+            "", self._tokenizer, self._reader.stop_ids, self._config.rewritten_history, example["messages"]
+        )
+        ways = ways_out.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
+        where = f"It is a row of {example['source']} that begins {_beginning(example)!r}."
+        raise type(fault)(f"{fault} {where} {ways}") from None
+
+    def _attempt(self, attempt: ways_out.Attempt, tools: str) -> None:
+        """Read a conversation under other settings, by the template itself."""
+        block = thoughts.empty_block(attempt.tokenizer)
+        reader = Reader(attempt.tokenizer, self._encoder, attempt.stop_ids, block)
+        turns = _turns(self._config.train_on, attempt.history)
+        for messages in _each_turn(attempt.messages) if attempt.history == "each_turn" else [attempt.messages]:
+            reader.read(messages, tools, turns)
 
     def _pattern(self, example: Example) -> Pattern | None:
         if self._compiled is None or example["text"]:
@@ -133,21 +159,7 @@ class Sequencer:
         if example["text"]:
             return self._text(example["text"]), []
         self.counts["rendered_by_template"] += 1
-        self._refuse_unwritten(example)
         return self._reader.read(example["messages"], example["tools"], self._turns)
-
-    def _refuse_unwritten(self, example: Example) -> None:
-        calls = any(message["tool_calls"] for message in example["messages"])
-        for what, has in ((unwritten.CALLS, calls), (unwritten.SCHEMAS, bool(example["tools"]))):
-            if has and what in self._left_out:
-                raise DataError(
-                    f"{example['source']} has {what}, and the chat template leaves them out in silence, so they would "
-                    "not be learned. Set template to one that writes them, like qwen, or leave such rows out."
-                )
-
-    @cached_property
-    def _left_out(self) -> list[str]:
-        return unwritten.left_out(self._tokenizer)
 
     def _text(self, text: str) -> list[int]:
         """Encode a document, between the tokens that mark its beginning (where the tokenizer has one) and its end."""
@@ -252,6 +264,16 @@ class Sequencer:
         lengths = [answer.said - answer.start for answer in answers if answer.said > answer.start]
         self.counts["empty_thoughts"] += len(lengths)
         self.counts["empty_thought_tokens"] += sum(lengths)
+
+
+def _turns(train_on: str, rewritten_history: str) -> render.Turns:
+    return "last" if train_on == "last_assistant" or rewritten_history != "refuse" else "all"
+
+
+def _each_turn(messages: list[Message]) -> list[list[Message]]:
+    """Return the conversation up to each of its answers that is trained."""
+    ends = [i + 1 for i, m in enumerate(messages) if m["role"] == "assistant" and m["train"] is not False]
+    return [messages[:end] for end in ends]
 
 
 def _beginning(example: Example) -> str:

@@ -7,11 +7,12 @@ that put a space in front of every piece (SentencePiece) encode the text as a wh
 import itertools
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data import render
+from tuneline.data import render, unwritten
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import Message
 from tuneline.data.thoughts import EmptyBlock
@@ -53,6 +54,10 @@ class Tokens(NamedTuple):
     trained: list[tuple[int, int]]
 
 
+class NoStopError(render.TemplateMisfitError, ProofError):
+    """An answer does not end with a token at which answering stops."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """What it takes to read conversations: a tokenizer, its encoder, and the ids that end an answer."""
@@ -66,11 +71,18 @@ class Reader:
         """Render a conversation by the template and encode it.
 
         Raises:
-            ProofError: The template rewrites earlier turns, or an answer has no stop token.
+            TemplateMisfitError: The template refuses it, rewrites earlier turns, leaves something out, or an answer has
+                no stop token.
         """
+        unwritten.check(messages, tools, self._left_out)
         rendered = render.render(messages, tools, self.tokenizer, turns)
+        unwritten.check_thoughts(messages, rendered)
         ids, starts = self.encode(rendered.text, [turn.start for turn in rendered.turns])
         return ids, [self._answer(turn, rendered.text, messages, ids, starts) for turn in rendered.turns]
+
+    @cached_property
+    def _left_out(self) -> list[str]:
+        return unwritten.left_out(self.tokenizer)
 
     def encode(self, text: str, cuts: list[int]) -> tuple[list[int], list[int]]:
         """Return ids, and the character at which each begins."""
@@ -96,10 +108,14 @@ class Reader:
         self, turn: render.Turn, text: str, messages: list[Message], ids: list[int], starts: list[int]
     ) -> Answer:
         first, last = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
-        stop = next((i for i in range(last - 1, first - 1, -1) if ids[i] in self.stop_ids), None)
-        if stop is None:
-            raise ProofError(self._no_stop(text[turn.start : turn.end]))
         answer, content = text[turn.start : turn.end], messages[turn.message]["content"]
+        stops = [i for i in range(first, last) if ids[i] in self.stop_ids]
+        if not stops:
+            raise NoStopError(self._no_stop(answer))
+        stop = stops[-1]
+        if not messages[turn.message]["tool_calls"]:  # what a template writes behind the first stop token is no answer
+            behind = bisect_left(starts, _end_of(content.strip(), text, turn))
+            stop = next((i for i in stops if i >= behind), stop)
         block = self.empty_block.length_with_margin(answer, content) if self.empty_block else 0
         thought = text.rfind(THOUGHT_END, turn.start + block, turn.end)
         after = -1
@@ -113,8 +129,13 @@ class Reader:
         known = ", ".join(repr(self.tokenizer.decode([i])) for i in sorted(self.stop_ids))
         return (
             f"The chat template does not end the assistant's turn with a token at which answering stops ({known}); it "
-            f"ends with {answer[-24:]!r}, so the model would not learn to stop. Set template to one that does."
+            f"ends with {answer[-24:]!r}, so the model would not learn to stop."
         )
+
+
+def _end_of(said: str, text: str, turn: render.Turn) -> int:
+    place = text.find(said, turn.start, turn.end)
+    return place + len(said) if place >= 0 else turn.end
 
 
 def _holding(starts: list[int], place: int) -> int:

@@ -28,7 +28,7 @@ TOKENIZER = (
     "added_tokens.json",
     vocabulary.RECORD,
 )
-"""All files that `tuneline.data.derived` writes are among these: the hash beside the weights must be that of the rows."""
+"""All files that `tuneline.data.derived` writes are among these, so they have one hash wherever they lie."""
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")

@@ -167,9 +167,9 @@ def test_a_template_that_leaves_out_calls_or_schemas_is_refused(tokenizer):
     said = schema.content([*turns, schema.message("assistant", "4")])
     listed = schema.content([*turns[:1], schema.message("assistant", "4")], tools='[{"type":"function"}]')
 
-    with pytest.raises(DataError, match="s has calls of functions, and the chat template leaves them out in silence"):
+    with pytest.raises(DataError, match="row has calls of functions, and the chat template leaves them out in silence"):
         tokenize.tokenize(schema.example("s", said), tokenizer)
-    with pytest.raises(DataError, match="s has functions' schemas, and the chat template leaves them out in silence"):
+    with pytest.raises(DataError, match="row has functions' schemas, and the chat template leaves them out in silence"):
         tokenize.tokenize(schema.example("s", listed), tokenizer)
 
 
