@@ -5,7 +5,7 @@ compared on the first examples and on a sample of the rest; where they differ, e
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -40,10 +40,18 @@ class Sequencer:
     """Makes token sequences of examples; `counts` says what happened to them since `start`.
 
     What a chat template does not fit is refused; where `advises`, settings are tried on it, and those that work named.
+    Errors name an example by its place (file:line) where `places` has one for its id, else by how it begins.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig, *, advises: bool = True) -> None:
-        self._config, self._advises = config, advises
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        *,
+        advises: bool = True,
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._advises, self._places = config, advises, {} if places is None else places
         self._tokenizer = tokenizer
         self._encoder = encode.encoder(tokenizer)
         self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer), thoughts.empty_block(tokenizer))
@@ -136,8 +144,12 @@ class Sequencer:
             "", self._tokenizer, self._reader.stop_ids, self._config.rewritten_history, example["messages"]
         )
         ways = ways_out.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
-        where = f"It is a row of {example['source']} that begins {_beginning(example)!r}."
-        raise type(fault)(f"{fault} {where} {ways}") from None
+        raise type(fault)(f"{fault} It is {self._name(example)}. {ways}") from None
+
+    def _name(self, example: Example) -> str:
+        """Say which row an example is."""
+        place = self._places.get(example["id"])
+        return place or f"a row of {example['source']} that begins {_beginning(example)!r}"
 
     def _attempt(self, attempt: ways_out.Attempt, tools: str) -> None:
         """Read a conversation under other settings, by the template itself."""
@@ -185,7 +197,7 @@ class Sequencer:
         )
         if ids != exact or spans != exact_spans:
             raise CompiledDiffersError(
-                f"Example {example['id'][:12]}: the compiled chat template gives other ids than the template itself."
+                f"The compiled chat template gives other ids than the template itself for {self._name(example)}."
             )
         if not self._encoder.joins:  # else the prompt is encoded by itself, as it is when the model answers
             self._check_prompts(example, exact, exact_answers)
@@ -196,7 +208,7 @@ class Sequencer:
             head = render.apply(before, example["tools"], self._tokenizer, add_generation_prompt=True)
             if ids[: answer.start] != self._tokenizer(head, add_special_tokens=False)["input_ids"]:
                 raise ProofError(
-                    f"Example {example['id'][:12]}: the ids of the prompt are not the beginning of the example's, so "
+                    f"The ids of the prompt are not the beginning of the example's for {self._name(example)}, so "
                     "the model would answer from other tokens than it was trained on. Set template to one whose "
                     "generation header ends where a token ends."
                 )
@@ -228,8 +240,8 @@ class Sequencer:
         self.counts["overlong"] += 1
         if self._config.overlong == "refuse":
             raise DataError(
-                f"an example of {example['source']} has {length} tokens, more than tokenize.max_length "
-                f"{self._config.max_length} (it begins {_beginning(example)!r}). Raise max_length, or set "
+                f"{self._name(example)} has {length} tokens, more than tokenize.max_length "
+                f"{self._config.max_length}. Raise max_length, or set "
                 "tokenize.overlong: drop, right, left, proportional or split."
             )
 
@@ -253,9 +265,7 @@ class Sequencer:
         thinking = self._config.thinking == "train"
         spans = trained_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
         if not spans or (len(spans) == 1 and spans[0][1] <= 1):
-            raise ProofError(
-                f"Example {example['id'][:12]} carries no loss: none of its turns is trained. Leave it out."
-            )
+            raise ProofError(f"{self._name(example)} carries no loss: none of its turns is trained. Leave it out.")
         self.count_blocks(answers)
         return Tokens(example["id"], ids, answers, spans)
 

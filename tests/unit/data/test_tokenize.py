@@ -290,7 +290,7 @@ def test_a_held_out_part_that_is_all_too_long_is_told(manifest):
 
 
 def test_an_overlong_example_is_refused_with_its_length_and_the_ways_out(manifest):
-    with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64 .*overlong: drop, right"):
+    with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64. .*overlong: drop, right"):
         tokenize.tokenize_pack(corpus("one", "word " * 40), manifest, config(max_length=64))
 
 
