@@ -822,8 +822,8 @@ def test_chats_are_not_torn_by_wrapping(told):
 
     assert (error, message) == (
         RecipeError,
-        "tokenize.packing: wrapped cuts one stream of texts into rows, and the mixture holds examples of kind chat, whose "
-        "answers it would tear from their questions. Set packing: true.",
+        "tokenize.packing: wrapped cuts one stream of texts into rows, and the mixture holds examples of kind chat, "
+        "whose answers it would tear from their questions. Set packing: true.",
     )
 
 

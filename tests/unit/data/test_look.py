@@ -15,7 +15,7 @@ from tests import tiny
 from tuneline.config import load
 from tuneline.config.data import TokenizeStepConfig
 from tuneline.data import align, look, pairs, prepare, schema, tokenize
-from tuneline.data.compiled import Pattern
+from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.data.trial import Trial
@@ -54,7 +54,8 @@ def looked_at(shown):
 def recipe_over(path, tmp_path, tiny_model):
     """Load a shipped recipe with the tiny model in place of its own; its tokenizer makes more tokens of a text."""
     recipe = yaml.safe_load(path.read_text())["parameters"]["recipe"]
-    model, registry = {"type": "directory", "path": str(tiny_model)}, {"model_name": "tiny"}
+    model = {"type": "directory", "path": str(tiny_model)}
+    registry = {"model_name": "tiny", "gate": {"metric": recipe["registry"]["gate"]["metric"]}}
     recipe |= {"model": model, "exams": [], "registry": registry, "evaluate": {}}
     recipe["tokenize"] |= {"overlong": "right", "max_cut_fraction": 1.0}
     for entry in recipe["sources"]:
@@ -143,6 +144,7 @@ def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, t
     path = tiny.write_jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = tiny.recipe(
         stage="dpo",
+        registry={"model_name": "tiny", "gate": {"metric": "preference_accuracy"}},
         model={"type": "directory", "path": str(tiny_model)},
         sources=[{"name": "mine", "path": str(path)}],
         exams=[],
@@ -161,6 +163,12 @@ def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, t
         "No.<|im_end|>",
     ]
     assert "fill" not in section.counts
+
+
+def refused(recipe, tiny_model):
+    """Look at a recipe's rows, and raise what a run would."""
+    seen = look.look(recipe, load_tokenizer(source.tokenizer_of(tiny_model)))
+    raise seen.problem or AssertionError("nothing was refused")
 
 
 @pytest.mark.parametrize(
@@ -187,8 +195,7 @@ def test_what_a_run_would_refuse_is_named_by_its_line(tmp_path, home, tiny_model
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
     with pytest.raises(TunelineError, match=message):
-        seen = look.look(checked, load_tokenizer(source.tokenizer_of(tiny_model)))
-        raise seen.problem or AssertionError("nothing was refused")
+        refused(checked, tiny_model)
 
 
 def test_chats_that_a_run_would_not_wrap_are_refused_by_the_preview_too(tmp_path, home, tiny_model):
@@ -211,7 +218,8 @@ def test_pairs_fall_back_to_the_template_and_keep_to_their_budget(tiny_model, ho
     manifest, config = source.tokenizer_of(tiny_model), TokenizeStepConfig(stage="preference", max_length=64)
     splits = {"train": examples, "validation": examples.select([])}
     exact = tokenize.tokenize_pack(Corpus(splits), manifest, config).splits["train"]
-    monkeypatch.setattr(Pattern, "assemble", lambda self, encoded: (list(next(encoded)), []))
+    pattern = CompiledTemplate.pattern
+    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: Pattern([[7], *pattern(*chat).pieces]))
 
     made = tokenize.tokenize_pack(Corpus(splits), manifest, config)
     few = tokenize.tokenize_pack(Corpus(splits), manifest, config.model_copy(update={"max_tokens": {"s": 200}}))
