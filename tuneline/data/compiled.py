@@ -152,7 +152,10 @@ class CompiledTemplate:
 
     @cached_property
     def _is_looked_for(self) -> Callable[[str], bool]:
-        return jinja.looked_for(str(self._tokenizer.chat_template))
+        """Return a test for contents with a word that the template looks for, or with thoughts where it has some."""
+        text = str(self._tokenizer.chat_template)
+        looked_for = jinja.looked_for(text)
+        return (lambda said: render.CLOSING in said or looked_for(said)) if render.CLOSING in text else looked_for
 
     def _compile_or_not(self, roles: tuple[str, ...]) -> Pattern | None:
         try:

@@ -76,7 +76,7 @@ class Reader:
         """
         unwritten.check(messages, tools, self._left_out)
         rendered = render.render(messages, tools, self.tokenizer, turns)
-        unwritten.check_thoughts(messages, rendered)
+        unwritten.check_thoughts(messages, rendered, self.empty_block)
         ids, starts = self.encode(rendered.text, [turn.start for turn in rendered.turns])
         return ids, [self._answer(turn, rendered.text, messages, ids, starts) for turn in rendered.turns]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tuneline.data import render
 from tuneline.data.schema import Message, message
+from tuneline.data.thoughts import EmptyBlock
 from tuneline.errors import DataError
 
 CALLS, SCHEMAS, TEXTS = "calls of functions", "functions' schemas", "texts beside calls of functions"
@@ -41,17 +42,30 @@ def check(messages: list[Message], tools: str, left_out: list[str]) -> None:
         raise _lost(f"The row has {lost}")
 
 
-def check_thoughts(messages: list[Message], rendered: render.Rendered) -> None:
-    """Refuse an answer whose thoughts a template does not write.
+def check_thoughts(messages: list[Message], rendered: render.Rendered, block: EmptyBlock | None) -> None:
+    """Refuse an answer whose thoughts a template does not write, or writes behind an empty thinking block.
+
+    Args:
+        messages: The conversation.
+        rendered: As a template writes it.
+        block: The empty thinking block that the template writes into answers, if it does.
 
     Raises:
-        RefusedError: The text of an answer that is looked for lacks the thoughts of its message.
+        RefusedError: An answer that is looked for has such thoughts.
     """
     for turn in rendered.turns:
-        before, closed, _ = messages[turn.message]["content"].partition(render.CLOSING)
+        content, answer = messages[turn.message]["content"], rendered.text[turn.start : turn.end]
+        before, closed, _ = content.partition(render.CLOSING)
         thoughts = render.OPENING.sub("", before).strip() if closed else ""
-        if thoughts and thoughts not in rendered.text[turn.start : turn.end]:
-            raise _lost(f"Answer {turn.message + 1} has thoughts ({thoughts[:24]!r})")
+        has = f"Answer {turn.message + 1} has thoughts ({thoughts[:24]!r})"
+        if thoughts and thoughts not in answer:
+            raise _lost(has)
+        is_closed = rendered.text[: turn.start].rstrip().endswith(render.CLOSING)
+        if thoughts and (is_closed or (block and block.length(answer, content))):
+            raise render.RefusedError(
+                f"{has}, and the chat template writes an empty thinking block in front of them, so the model would "
+                "learn to think after it has stopped thinking."
+            )
 
 
 def _lost(what: str) -> render.RefusedError:

@@ -68,7 +68,8 @@ def resolve_tokenizer(source: config.ModelSource, holding: Holding | None = None
         holding: What the recipe allows, as for `resolve`.
 
     Returns:
-        The manifest, with the content hash of the one that `resolve` gives; the architecture's name, or an empty text; and which place was used.
+        The manifest, with the content hash of the one that `resolve` gives; the architecture's name, or an empty text;
+        and which place was used.
 
     Raises:
         SourceError: No place can be reached, or the folder is no model.

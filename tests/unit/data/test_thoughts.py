@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from benchmarks import chat_templates
 from tuneline.config.data import TokenizeConfig
-from tuneline.data import cutoff, encode, pairs, render, schema, thoughts, tokens, unwritten
+from tuneline.data import cutoff, encode, pairs, render, schema, template, thoughts, tokens, unwritten
 from tuneline.data.sequences import CompiledDiffersError, Sequencer
 from tuneline.errors import DataError, TunelineError
 
@@ -228,6 +228,22 @@ def test_a_template_that_leaves_thoughts_out_says_so(tiny_model):
             made(chat(*said), tokenizer, **config)
     (sequence,), _ = made(chat(*said), tokenizer, rewritten_history="last_turn")  # it trains the last answer alone
     assert trained_text(sequence, tokenizer) == "5.<|im_end|>"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}])
+def test_thoughts_behind_an_empty_block_are_refused(templates, tiny_model, arguments):
+    text = template.with_arguments(templates["trl: qwen3_8"], arguments)
+    tokenizer = chat_templates.tokenizer_for(text, tiny_model)
+
+    with pytest.raises(DataError, match="writes an empty thinking block in front of them.*trained with template: "):
+        made(chat("What?", "<think>\nHm.\n</think>\n\n4."), tokenizer)
+
+
+def test_calls_at_the_end_are_not_lost_by_a_template_that_refuses_their_results(templates, tiny_model):
+    tokenizer = chat_templates.tokenizer_for(templates["tuneline: alpaca"], tiny_model)
+
+    with pytest.raises(DataError, match="calls of functions, and the chat template leaves them out"):
+        made(schema.example("s", {**CALLING, "messages": CALLING["messages"][:2], "tools": ""}), tokenizer)
 
 
 def test_a_template_that_leaves_out_texts_beside_calls_says_so(templates, tiny_model):
