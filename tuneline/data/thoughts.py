@@ -14,18 +14,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data import render
+from tuneline.data.formats import chat
 from tuneline.data.schema import message
 from tuneline.errors import TunelineError
 
 THOUGHTS, ANSWER = "\ue000thoughts\ue001", "\ue000answer\ue001"
-FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Where templates look for thoughts beside the content."""
-
 QUESTION = message("user", "question")
 PLAIN = message("assistant", ANSWER)
 SPELLINGS: tuple[dict[str, Any], ...] = (
     {"content": f"<think>\n{THOUGHTS}\n</think>\n\n{ANSWER}"},
-    dict.fromkeys(FIELDS, THOUGHTS),
+    dict.fromkeys(chat.THOUGHTS, THOUGHTS),
 )
 
 

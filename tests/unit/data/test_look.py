@@ -14,7 +14,7 @@ from benchmarks import chat_templates
 from tests import tiny
 from tuneline.config import load
 from tuneline.config.data import TokenizeStepConfig
-from tuneline.data import align, look, pairs, prepare, schema, tokenize
+from tuneline.data import align, look, pairs, prepare, preview, schema, tokenize
 from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
@@ -109,7 +109,7 @@ def manifest(request, tiny_model, tmp_path_factory):
     return source.tokenizer_of(folder)
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     said=st.lists(st.tuples(words, words), min_size=1, max_size=4),
     overlong=st.sampled_from(TOO_LONG),
@@ -163,6 +163,28 @@ def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, t
         "No.<|im_end|>",
     ]
     assert "fill" not in section.counts
+
+
+def test_empty_thoughts_of_the_template_are_shown(tmp_path, home, tiny_model):
+    (tmp_path / "qwen3.jinja").write_text(chat_templates.templates()["trl: qwen3"])
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(3))
+    recipe = tiny.recipe(
+        model={"type": "directory", "path": str(tiny_model)},
+        sources=[{"name": "mine", "path": str(path)}],
+        exams=[],
+        evaluate={},
+        template="qwen3.jinja",
+    )
+    checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+    manifest, _ = start.locate_tokenizer(checked.for_resolve())
+
+    (section,) = look.look(checked, load_tokenizer(manifest)).sections
+
+    assert section.counts["empty_thoughts"] == 3
+    assert "an empty thinking block into 3 answers" in dict(section.facts)["empty thoughts"]
+    text = preview.document("", [], [section], load_tokenizer(manifest))
+    assert "&lt;/think&gt;<i></i>\n<i></i>\n</pre><mark>" not in text
+    assert "&lt;/think&gt;<i></i>\n<i></i>\n<mark>It is 0.</mark>" in text
 
 
 def refused(recipe, tiny_model):

@@ -72,7 +72,7 @@ def test_calls_behind_an_empty_block_are_trained(tokenizer):
     assert trained_text(sequence, tokenizer).startswith("<tool_call>")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(said=contents)
 def test_both_ways_of_rendering_train_the_same_tokens(qwen3, said):
     example = chat(*said)
