@@ -23,6 +23,9 @@ from tuneline.errors import TunelineError
 DOC = Path(__file__).parents[1] / "docs" / "templates.md"
 TAG = re.compile(r"<[^<>\s'\"{}]{1,40}>|\[/?[A-Z_]{3,24}\]|<\|[^|]{1,40}\|>")
 REFUSED = "refused"
+PLACES = ("rewrites earlier turns", "does not write turn")
+"""In refusals that other choices may turn into one that tells more."""
+
 CHOICES: tuple[tuple[str, str, template.Arguments], ...] = (
     ("exact", "refuse", {}),
     ("each_turn", "each_turn", {}),
@@ -72,7 +75,7 @@ def sequencer_for(text: str, history: str, folder: Path) -> tuple[Sequencer, Any
     """Return what makes sequences by a template, and its tokenizer."""
     tokenizer = tokenizer_for(text, folder)
     config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
-    return Sequencer(tokenizer, config), tokenizer
+    return Sequencer(tokenizer, config, advises=False), tokenizer
 
 
 def verdict(text: str, chat: schema.Content, folder: Path) -> str:
@@ -89,7 +92,8 @@ def verdict(text: str, chat: schema.Content, folder: Path) -> str:
         by_template = " (by template)" if sequencer.counts["rendered_by_template"] else ""
         lost = missing(chat, made, tokenizer)
         return f"{name}{by_template}{f', without {lost}' if lost else ''}"
-    return f"{REFUSED}: {short(next((reason for reason in reasons if 'rewrites earlier' not in reason), reasons[0]))}"
+    telling = [reason for reason in reasons if not any(words in reason for words in PLACES)]
+    return f"{REFUSED}: {short([*telling, *reasons][0])}"
 
 
 def missing(chat: schema.Content, made: list[Tokens], tokenizer: Any) -> str:
@@ -107,7 +111,7 @@ def missing(chat: schema.Content, made: list[Tokens], tokenizer: Any) -> str:
 
 def short(reason: str) -> str:
     """Shorten an error to what the template said."""
-    found = re.search(r"refuses a conversation of [\w, ]+: (.*?) Leave such", reason, re.S)
+    found = re.search(r"refuses a conversation of [\w, ]+: (.*)", reason, re.S)
     text = found.group(1) if found else reason.split(". ")[0]
     return re.sub(r"(answer|turn) \d+", r"\1 N", " ".join(text.split())).rstrip(".")
 

@@ -33,7 +33,7 @@ BAR = 40
 
 def preview(
     recipe: Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")],
-    rows: Annotated[int, typer.Option(min=0, help="Sequences to show of each data set.")] = 5,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show of each data set.")] = 5,
     source: Annotated[str | None, typer.Option(help="Name of the one data set to look at.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as a page, with the sequences in full length.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -46,7 +46,7 @@ def preview(
         from tuneline.data.tokenizer import load_tokenizer
         from tuneline.model import start
 
-        manifest, _, said = start.locate(checked.training.for_resolve())
+        manifest, said = start.locate_tokenizer(checked.training.for_resolve())
         tokenizer = load_tokenizer(manifest)
         seen = looking.look(checked.training, tokenizer, num_shown=rows, only=source)
     if html:
@@ -73,12 +73,13 @@ def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase"
     for section in seen.sections:
         shown = [
             {
+                "name": name,
                 "example_id": tokens.example_id,
                 "tokens": len(tokens.input_ids),
                 "trained_tokens": pages.num_trained(tokens),
                 "parts": [part._asdict() for part in pages.parts(tokens, tokenizer)],
             }
-            for tokens in section.shown
+            for tokens, name in section.shown
         ]
         found.append({"name": section.title, **section.counts, "shown": shown})
     problem = str(seen.problem) if seen.problem else None
@@ -110,10 +111,9 @@ def _has_colours(console: Console) -> bool:
 def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrainedTokenizerBase") -> None:
     from tuneline.data import preview as pages
 
-    for number, tokens in enumerate(section.shown, start=1):
-        parts = pages.parts(tokens, tokenizer)
-        title = f"\n{number}: {len(tokens.input_ids):,} tokens, {pages.num_trained(tokens):,} trained"
-        console.print(Text(title, "bold"))
+    for number, shown in enumerate(section.shown, start=1):
+        parts = pages.parts(shown.tokens, tokenizer)
+        console.print(Text(f"\n{number}: {shown.title}", "bold"))
         console.print(_coloured(parts) if _has_colours(console) else Text(_marked(parts)), soft_wrap=True)
 
 

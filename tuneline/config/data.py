@@ -91,7 +91,7 @@ class TokenizeConfig(Config):
     of each turn, with the history as the model will see it."""
 
     thinking: Literal["train", "mask"] = "train"
-    """Whether `<think>` blocks in answers carry loss."""
+    """Whether `<think>` blocks in answers carry loss. An empty one that the template writes never does."""
 
 
 class TokenizeStepConfig(TokenizeConfig):

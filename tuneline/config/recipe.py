@@ -107,6 +107,15 @@ class Recipe(DataSection):
         return self
 
     @model_validator(mode="after")
+    def _answers_of_pairs_are_trained_whole(self) -> "Recipe":
+        if self.rows in ("preference", "kto", "prompt") and self.tokenize.thinking == "mask":
+            raise ValueError(
+                f"tokenize.thinking is 'mask', and stage {self.stage} judges answers as a whole, with their thoughts. "
+                "Leave it out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_need_interleaving(self) -> "Recipe":
         weighted = [source.name for source in self.sources if source.weight is not None]
         if weighted and self.merge.strategy == "concatenate":

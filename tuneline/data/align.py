@@ -32,8 +32,13 @@ ORDER = ("standard", "preference", "kto", "sharegpt", "openai", "alpaca", "text"
 """Formats from the most specific on: a record is of the first that it looks like."""
 
 
-def align(records: Corpus, config: AlignConfig) -> Corpus:
+def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = None) -> Corpus:
     """Give every record the one shape.
+
+    Args:
+        records: Rows of one data set.
+        config: Format and policy.
+        places: Filled with the first place (file:line) of each example, by its id.
 
     Returns:
         Examples in the order of the records; counts hold the format, the kinds of examples, what was dropped, by
@@ -50,7 +55,7 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
         batches = (batch.column("record").to_pylist() for batch in corpus.batches(rows))
         name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
     reader = _reader(name, config)
-    tally = _Tally()
+    tally = _Tally(places=places)
     with nullcontext() if ":" in name else pause.no_cycles(), corpus.Writer(schema.EXAMPLE) as writer:
         for batch in corpus.batches(rows):
             examples = list(_examples(batch, source, reader, config, tally))
@@ -111,6 +116,13 @@ class _Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_first: list[str] = field(default_factory=list)
     unread: Unread = field(default_factory=Unread)
+    places: dict[str, str] | None = None
+
+    def keep(self, file: str, line: int, kind: str, example_id: str) -> None:
+        """Count a good row."""
+        self.kinds[kind] += 1
+        if self.places is not None:
+            self.places.setdefault(example_id, f"{file}:{line}")
 
     def drop(self, file: str, line: int, error: DataError) -> None:
         """Count a bad row."""
@@ -143,7 +155,7 @@ def _examples(
                 raise _refused(file, line, error) from error.__cause__
             tally.drop(file, line, error)
             continue
-        tally.kinds[kind] += 1
+        tally.keep(file, line, kind, example["id"])
         if ignored := reader.unread(record):
             tally.unread.note(f"{file}:{line}", ignored)
         yield example

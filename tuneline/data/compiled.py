@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
-from tuneline.data import jinja, render
-from tuneline.data.encode import Encoder
+from tuneline.data import jinja, render, thoughts
 from tuneline.data.schema import Message, message
-from tuneline.data.tokens import Answer
+from tuneline.data.tokens import Answer, Reader
 
 LONGEST = 48
 """Messages; longer conversations are rare, and each length is a pattern of its own."""
@@ -53,6 +51,10 @@ class Slot:
         """The message whose content is the whole text as it is, if it is that."""
         return self.contents[0][0] if self.fixed == ["", ""] and self.contents[0][1] == NO_STRIP else None
 
+    def holds(self, message: int) -> bool:
+        """Tell whether the content of a message is in it."""
+        return any(number == message for number, _ in self.contents)
+
     def fill(self, messages: list[Message]) -> str:
         """Return the text for a conversation."""
         if self.alone is not None:
@@ -68,16 +70,26 @@ Place = tuple[int, int]
 """A piece, and a number of tokens behind its beginning."""
 
 
+class Span(NamedTuple):
+    """An answer in a pattern: its message, where it begins, where it ends behind its stop token, where a block ends."""
+
+    message: int
+    start: Place
+    end: Place
+    block_end: Place | None = None
+
+
 @dataclass
 class Pattern:
     """What a template makes of a sequence of roles.
 
-    `pieces` are ids or slots in order; `answers` holds, for each answer, its message, where it begins, and where it
-    ends behind its stop token.
+    `pieces` are ids or slots in order. An empty thinking block of the template ends in front of white space, of which
+    `behind_block` tells, given ids and a token, where it ends.
     """
 
     pieces: list[list[int] | Slot] = field(default_factory=list)
-    answers: list[tuple[int, Place, Place]] = field(default_factory=list)
+    answers: list[Span] = field(default_factory=list)
+    behind_block: Callable[[list[int], int], int] = field(default=lambda _, start: start)
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -95,7 +107,14 @@ class Pattern:
         for piece in self._fixed:
             begins.append(len(ids))
             ids += next(encoded) if piece is None else piece
-        return ids, [Answer(i, begins[a] + before, begins[b] + behind) for i, (a, before), (b, behind) in self.answers]
+        return ids, [self._answer(span, begins, ids) for span in self.answers]
+
+    def _answer(self, span: Span, begins: list[int], ids: list[int]) -> Answer:
+        start, end = (begins[piece] + tokens for piece, tokens in (span.start, span.end))
+        if span.block_end is None:
+            return Answer(span.message, start, end)
+        piece, tokens = span.block_end
+        return Answer(span.message, start, end, block_end=self.behind_block(ids, begins[piece] + tokens))
 
     def add(self, piece: list[int] | Slot) -> Place:
         """Append a piece, joined with the fixed ids before it; returns where it begins."""
@@ -110,19 +129,14 @@ class Pattern:
 class CompiledTemplate:
     """The chat template of a tokenizer, compiled pattern by pattern as they are met."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, stop_ids: frozenset[int], turns: render.Turns
-    ) -> None:
-        self._tokenizer, self._encoder, self._stop_ids, self._turns = tokenizer, encoder, stop_ids, turns
+    def __init__(self, reader: Reader, turns: render.Turns) -> None:
+        self._tokenizer, self._encoder, self._stop_ids = reader.tokenizer, reader.encoder, reader.stop_ids
+        self._block, self._turns = reader.empty_block, turns
+        self._width = thoughts.white_space(self._tokenizer)
         self._patterns: dict[tuple[str, ...], Pattern | None] = {}
 
     def pattern(self, messages: list[Message], tools: str) -> Pattern | None:
-        """Return the pattern of a conversation, or nothing where the template itself must render it.
-
-        Raises:
-            RewrittenHistoryError: The template rewrites earlier turns.
-            DataError: The template refuses the roles.
-        """
+        """Return the pattern of a conversation, or nothing where the template itself must render (or refuse) it."""
         if tools or len(messages) > LONGEST:
             return None
         is_looked_for = self._is_looked_for
@@ -134,11 +148,20 @@ class CompiledTemplate:
         try:
             return self._patterns[roles]
         except KeyError:
-            return self._patterns.setdefault(roles, self._compile(roles))
+            return self._patterns.setdefault(roles, self._compile_or_not(roles))
 
     @cached_property
     def _is_looked_for(self) -> Callable[[str], bool]:
-        return jinja.looked_for(str(self._tokenizer.chat_template))
+        """Return a test for contents with a word that the template looks for, or with thoughts where it has some."""
+        text = str(self._tokenizer.chat_template)
+        looked_for = jinja.looked_for(text)
+        return (lambda said: render.CLOSING in said or looked_for(said)) if render.CLOSING in text else looked_for
+
+    def _compile_or_not(self, roles: tuple[str, ...]) -> Pattern | None:
+        try:
+            return self._compile(roles)
+        except render.TemplateMisfitError:  # what the contents say may decide, so the real conversation is asked
+            return None
 
     def _compile(self, roles: tuple[str, ...]) -> Pattern | None:
         contents = [f"\ue000{i}\ue001" for i in range(len(roles))]
@@ -160,22 +183,47 @@ class CompiledTemplate:
         return next((strip for strip, expected in shown.items() if expected == text), None)
 
     def _cut(self, rendered: render.Rendered, strips: list[Strip]) -> Pattern | None:
-        """Cut a rendering with marks into pieces; nothing where an answer has no stop token."""
-        pattern = Pattern()
+        """Cut a rendering with marks into pieces; nothing where an answer has no stop token.
+
+        Nothing, too, where an empty thinking block ends inside of a piece.
+        """
+        pattern = Pattern(behind_block=self._behind_block)
         answers = {turn.start: turn for turn in rendered.turns}
         position = 0
         for chunk in _chunks(rendered.text, sorted(answers)):
-            turn, first, stop = answers.get(position), None, None
-            for piece in self._encoder.pieces(chunk):
-                made = self._piece(piece, strips)
-                place = pattern.add(made)
-                first = first or place
-                if turn and position < turn.end and isinstance(made, list) and made[-1] in self._stop_ids:
-                    stop = place[0], place[1] + len(made)
-                position += len(piece)
-            if turn and first and stop:
-                pattern.answers.append((turn.message, first, stop))
+            turn = answers.get(position)
+            for piece in self._encoder.pieces(chunk) if turn is None else ():
+                pattern.add(self._piece(piece, strips))
+            span = self._add(pattern, chunk, turn, self._length_of_block(turn, rendered.text), strips) if turn else None
+            pattern.answers += [span] if span else []
+            position += len(chunk)
         return pattern if len(pattern.answers) == len(rendered.turns) else None
+
+    def _add(self, pattern: Pattern, chunk: str, turn: render.Turn, block: int, strips: list[Strip]) -> Span | None:
+        """Add an answer whose first `block` characters are an empty thinking block; it ends at the first stop token."""
+        first, stop, block_end, is_said = None, None, None, False
+        position = 0
+        for piece in self._encoder.pieces(chunk):
+            made = self._piece(piece, strips)
+            place = pattern.add(made)
+            first = first or place
+            if isinstance(made, Slot):
+                is_said = is_said or made.holds(turn.message)
+                stop = None if made.holds(turn.message) else stop
+            elif made[-1] in self._stop_ids and position < turn.end - turn.start and not (stop and is_said):
+                stop = place[0], place[1] + len(made)
+            position += len(piece)
+            if position == block and isinstance(made, list):
+                block_end = place[0], place[1] + len(made)
+        if first and stop and (block_end or not block):
+            return Span(turn.message, first, stop, block_end)
+        return None
+
+    def _length_of_block(self, turn: render.Turn, text: str) -> int:
+        return self._block.length(text[turn.start : turn.end], f"\ue000{turn.message}\ue001") if self._block else 0
+
+    def _behind_block(self, ids: list[int], start: int) -> int:
+        return thoughts.behind_margin(ids, start, self._block.margin, self._width) if self._block else start
 
     def _piece(self, piece: str, strips: list[Strip]) -> list[int] | Slot:
         parts = MARK.split(piece)

@@ -2,7 +2,7 @@
 
 Whole rounds (a question and its answer) go first, and what is left is rendered anew, so its ids are again those of the
 template. Only a single round that is too long is cut inside: tokens of the question's content or of the answer go; the
-generation header and the stop token always stay.
+generation header, an empty thinking block of the template and the stop token always stay.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def _right(system: list[Message], rounds: list[list[Message]], read: Read, max_l
     if not count:
         return None
     messages, ids, answers = first(count)
-    return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].start)
+    return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].said)
 
 
 def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
@@ -128,7 +128,7 @@ def _proportional(system: list[Message], rounds: list[list[Message]], read: Read
     if not answers:
         return kept
     before = kept[2][-1].end if kept else 0
-    shared = lengths_of(answers[-1].start - before, answers[-1].end - answers[-1].start, max_length - before)
+    shared = lengths_of(answers[-1].said - before, answers[-1].end - answers[-1].said, max_length - before)
     return _inside(messages, ids, answers, "right", max_length, lambda *_: (shared[0] + before, shared[1])) or kept
 
 
@@ -176,7 +176,7 @@ def _whole(
 
 def _begins(part: Cut, max_length: int) -> bool:
     answers = part[2]
-    return bool(answers) and answers[-1].start + SHORTEST_ANSWER <= max_length
+    return bool(answers) and answers[-1].said + SHORTEST_ANSWER <= max_length
 
 
 def _ends(part: Cut, max_length: int) -> bool:
@@ -202,11 +202,11 @@ def _inside(
     if not answers:
         return None
     last = answers[-1]
-    target = last.end - last.start
-    source, room = sizes(last.start, target)
+    target = last.end - last.said
+    source, room = sizes(last.said, target)
     content = last.content[1] - last.content[0] if last.content else 0
-    removed = min(max(last.start - max(source, 0), 0), content)
-    kept = min(max(room, SHORTEST_ANSWER), max_length - (last.start - removed), target)
+    removed = min(max(last.said - max(source, 0), 0), content)
+    kept = min(max(room, SHORTEST_ANSWER), max_length - (last.said - removed), target)
     if kept < min(SHORTEST_ANSWER, target):
         return None
     return messages, *_shorten(ids, answers, removed, side, kept)
@@ -217,13 +217,14 @@ def _shorten(
 ) -> tuple[list[int], list[Answer]]:
     """Take `removed` tokens from one side of the last question, and leave `kept` of its answer with its stop token."""
     last = answers[-1]
-    start, end = last.content or (last.start, last.start)
+    start, end = last.content or (last.said, last.said)
     gap = (start, start + removed) if side == "left" else (end - removed, end)
-    answer = ids[last.start : last.end]
+    answer = ids[last.said : last.end]
     if kept < len(answer):
         answer = [*answer[: kept - 1], answer[-1]]
-    shorter = [*ids[: gap[0]], *ids[gap[1] : last.start], *answer]
-    begin = last.start - removed
+    shorter = [*ids[: gap[0]], *ids[gap[1] : last.said], *answer]
+    begin, start = last.said - removed, last.start - removed
     thought = -1 if last.thought < 0 else min(last.thought - removed, begin + len(answer))
-    moved = Answer(last.message, begin, begin + len(answer), thought)
+    block_end = -1 if last.block_end < 0 else begin
+    moved = Answer(last.message, start, begin + len(answer), thought, block_end=block_end)
     return shorter, [*answers[:-1], moved]

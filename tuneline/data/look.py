@@ -16,8 +16,8 @@ from tuneline.config.recipe import Recipe
 from tuneline.config.sources import SourceConfig
 from tuneline.data import align, corpus, readers, schema, sources
 from tuneline.data.corpus import Corpus
+from tuneline.data.prepare import kind_of
 from tuneline.data.preview import Section
-from tuneline.data.tokenize import KINDS
 from tuneline.data.trial import Trial
 from tuneline.errors import DataError, NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
@@ -60,10 +60,9 @@ def look(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None
 
 def _section(source: SourceConfig, recipe: Recipe, trial: Trial, tokenizer: Any) -> Section:
     records, are_all = _first_records(_located(source), source)
-    examples = align.align(records, recipe.for_align(source))
+    examples = align.align(records, recipe.for_align(source), trial.places)
     counts = examples.counts
-    _check_kind(source.name, counts["kinds"], trial.config.stage)
-    made = trial.make(examples.only())
+    made = trial.make(examples.only(), kind_of(counts["kinds"], trial.config, f"sources.{source.name}"))
     seen = {
         "place": source.hub or min(str(source.path), os.path.relpath(str(source.path)), key=len),
         "format": counts["format"],
@@ -114,15 +113,6 @@ def _records(found: Located, limit: int) -> Iterator[tuple[str, int, bytes]]:
                 return
 
 
-def _check_kind(name: str, kinds: dict[str, int], stage: str) -> None:
-    other = next((kind for kind in kinds if kind not in KINDS[stage]), None)
-    if other:
-        raise DataError(
-            f"sources.{name} holds examples of kind {other}; stage {stage} trains on {' or '.join(KINDS[stage])}. Set "
-            "format, or take other data."
-        )
-
-
 def _facts(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what was counted as a person reads it."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen["kinds"].items())
@@ -137,9 +127,19 @@ def _facts(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "lengths", f"{lengths} tokens"
     yield "too long", _too_long(seen)
     yield "trained", f"{seen['trained_tokens']:,} of {seen['tokens']:,} tokens, {seen['coverage']:.1%}"
+    if seen["empty_thoughts"]:
+        yield "empty thoughts", _empty_thoughts(seen)
     if "fill" in seen:
         yield "rows made", f"{seen['packed_rows']:,} of max_length {seen['max_length']:,}, {seen['fill']:.1%} full"
     yield "rendering", f"{seen['rendering']}; {seen['rendered_by_template']:,} rendered one by one"
+
+
+def _empty_thoughts(seen: dict[str, Any]) -> str:
+    return (
+        f"the chat template writes an empty thinking block into {seen['empty_thoughts']:,} answers, "
+        f"{seen['empty_thought_tokens']:,} tokens that the rows do not have and that carry no loss; a block that a row "
+        "writes is trained"
+    )
 
 
 def _too_long(seen: dict[str, Any]) -> str:

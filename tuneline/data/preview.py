@@ -44,12 +44,25 @@ class Part(NamedTuple):
     special: bool
 
 
+class Shown(NamedTuple):
+    """A sequence to look at, and what it is: where its example stands, and which answer of a pair it has."""
+
+    tokens: Tokens
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name and its size."""
+        size = f"{len(self.tokens.input_ids):,} tokens, {num_trained(self.tokens):,} trained"
+        return f"{self.name}: {size}" if self.name else size
+
+
 @dataclass(frozen=True)
 class Section:
     """Some sequences of a data set, what was counted of all (with a histogram in `lengths`), and that for people."""
 
     title: str
-    shown: list[Tokens]
+    shown: list[Shown]
     counts: dict[str, Any]
     facts: list[tuple[str, str]]
 
@@ -87,7 +100,7 @@ def _text(ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBa
     return str(tokenizer.decode(before + ids[start:end], **keep))[len(tokenizer.decode(before, **keep)) :]
 
 
-def page(shown: list[Tokens], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
+def page(shown: list[Shown], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
     """Return an HTML page: the first sequences with trained text marked, a histogram of lengths, and the counts."""
     return document("Training rows", [], [Section("", shown, counts, facts(counts))], tokenizer)
 
@@ -133,14 +146,13 @@ def _section(section: Section, tokenizer: PreTrainedTokenizerBase) -> str:
         for name, said in section.facts
     )
     heading = f"<h2>{escape(section.title)}</h2>" if section.title else ""
-    sequences = "".join(_sequence(number, tokens, tokenizer) for number, tokens in enumerate(section.shown, start=1))
+    sequences = "".join(_sequence(number, shown, tokenizer) for number, shown in enumerate(section.shown, start=1))
     return f"{heading}<table>{rows}</table><h3>Tokens a sequence</h3>{_bars(section.counts)}{sequences}"
 
 
-def _sequence(number: int, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = "".join(map(_part, parts(tokens, tokenizer)))
-    title = f"{number}: {len(tokens.input_ids):,} tokens, {num_trained(tokens):,} trained"
-    return f"<h3 title={tokens.example_id}>{title}</h3><pre>{text}</pre>"
+def _sequence(number: int, shown: Shown, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = "".join(map(_part, parts(shown.tokens, tokenizer)))
+    return f"<h3>{number}: {escape(shown.title)}</h3><pre>{text}</pre>"
 
 
 def _part(part: Part) -> str:

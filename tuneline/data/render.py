@@ -8,13 +8,14 @@ that rewrites earlier turns, as those of thinking models do, has no such place f
 import json
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.schema import Message
-from tuneline.errors import DataError, ProofError, SourceError
+from tuneline.errors import DataError, ProofError, SourceError, TunelineError
 
 _TEMPLATE_FAULTS = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
@@ -27,8 +28,16 @@ CLOSING = "</think>"
 Turns = Literal["all", "last"]
 
 
-class RewrittenHistoryError(ProofError):
-    """The template shows an earlier turn otherwise once others follow."""
+class TemplateMisfitError(TunelineError):
+    """A chat template does not fit a conversation; other settings may (`tuneline.data.ways_out`)."""
+
+
+class RewrittenHistoryError(TemplateMisfitError, ProofError):
+    """The template shows an answer otherwise than behind the prompt for it."""
+
+
+class RefusedError(TemplateMisfitError, DataError):
+    """The template refuses a conversation, or leaves out what it says."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +82,22 @@ def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
         elif turns == "last" and whole == text and OPENED.search(head):
             return _answered(head, text, messages[i]["content"], i)
         else:
-            raise RewrittenHistoryError(
-                f"The chat template rewrites earlier turns, so what the model is shown of turn {i + 1} in a longer "
-                "conversation is not what it answered. Set tokenize.rewritten_history: each_turn (one example a turn) "
-                "or last_turn."
-            )
+            raise RewrittenHistoryError(_rewritten(i + 1, head, whole, text))
     return Rendered(text, found)
+
+
+def _rewritten(number: int, head: str, whole: str, text: str) -> str:
+    if whole.startswith(head) and not text.startswith(whole):
+        return (
+            f"The chat template rewrites earlier turns, so what the model is shown of turn {number} in a longer "
+            "conversation is not what it answered."
+        )
+    same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(head, whole, strict=False)))
+    alone = head[same:]
+    return (
+        f"The chat template does not write turn {number} behind the prompt that it makes for it, which has {alone!r} "
+        "there, so the model would not answer from what it was trained on."
+    )
 
 
 def _answered(head: str, text: str, answer: str, i: int) -> Rendered:
@@ -91,9 +110,7 @@ def _answered(head: str, text: str, answer: str, i: int) -> Rendered:
     behind = text.rpartition(said.strip())[2] if said.strip() else ""
     if not closed or not behind:
         raise RewrittenHistoryError(
-            f"The chat template opens a thinking block in front of answer {i + 1}, and that answer has none. Give it "
-            "one (<think>...</think>), set template_arguments: {enable_thinking: false} if the template knows it, or "
-            "name another template."
+            f"The chat template opens a thinking block in front of answer {i + 1}, and that answer has none."
         )
     whole = head + OPENING.sub("", thoughts) + closed + said.rstrip() + behind
     return Rendered(whole, [Turn(i, len(head), len(whole))])
@@ -122,9 +139,7 @@ def apply(
         except _TEMPLATE_FAULTS as error:
             fault = error
     roles = ", ".join(message["role"] for message in messages)
-    raise DataError(
-        f"the chat template refuses a conversation of {roles}: {fault}. Leave such rows out, or set template."
-    )
+    raise RefusedError(f"The chat template refuses a conversation of {roles}: {fault}.")
 
 
 def _rendered(
@@ -152,7 +167,7 @@ def prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
 
 def plain(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """Return a message as templates expect it; the arguments of calls as objects, or as JSON text."""
-    said: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    said: dict[str, Any] = {name: value for name, value in message.items() if name not in ("tool_calls", "train")}
     if message["tool_calls"]:
         said["tool_calls"] = json.loads(message["tool_calls"])
         for call in said["tool_calls"] if arguments_as_text else ():

@@ -5,14 +5,13 @@ compared on the first examples and on a sample of the rest; where they differ, e
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.data import TokenizeConfig
-from tuneline.data import cutoff, encode, render, unwritten
+from tuneline.data import cutoff, encode, render, thoughts, ways_out
 from tuneline.data.compiled import CompiledTemplate, Pattern
 from tuneline.data.schema import Message
 from tuneline.data.tokens import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
@@ -23,6 +22,12 @@ CHECKED_FIRST = 32
 CHECKED_THEN = 512
 """After the first, one example of so many is compared with the template."""
 
+COUNTED = (
+    *("examples", "rendered_by_template", "overlong", "cut", "dropped", "made_by_split", "joined_at_answer"),
+    *("empty_thoughts", "empty_thought_tokens"),
+)
+"""What is counted of examples; of empty thinking blocks that the template wrote, how many, and their tokens."""
+
 Example = dict[str, Any]
 Conversation = cutoff.Cut
 
@@ -32,26 +37,34 @@ class CompiledDiffersError(ProofError):
 
 
 class Sequencer:
-    """Makes token sequences of examples; `counts` says what happened to them since `start`."""
+    """Makes token sequences of examples; `counts` says what happened to them since `start`.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> None:
-        self._config = config
+    What a chat template does not fit is refused; where `advises`, settings are tried on it, and those that work named.
+    Errors name an example by its place (file:line) where `places` has one for its id, else by how it begins.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        *,
+        advises: bool = True,
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._advises, self._places = config, advises, {} if places is None else places
         self._tokenizer = tokenizer
         self._encoder = encode.encoder(tokenizer)
-        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer))
-        last_only = config.train_on == "last_assistant" or config.rewritten_history != "refuse"
-        self._turns: render.Turns = "last" if last_only else "all"
+        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer), thoughts.empty_block(tokenizer))
+        self._turns = _turns(config.train_on, config.rewritten_history)
         self._compiled: CompiledTemplate | None = None
         if self._encoder.joins and tokenizer.chat_template:
-            self._compiled = CompiledTemplate(tokenizer, self._encoder, self._reader.stop_ids, self._turns)
+            self._compiled = CompiledTemplate(self._reader, self._turns)
         self.start()
 
     def start(self) -> None:
         """Begin to count anew."""
         self._num_read = 0
-        self.counts: dict[str, int] = Counter(
-            examples=0, rendered_by_template=0, overlong=0, cut=0, dropped=0, made_by_split=0, joined_at_answer=0
-        )
+        self.counts: dict[str, int] = Counter(dict.fromkeys(COUNTED, 0))
 
     def distrust(self) -> None:
         """Render by the template alone from now on."""
@@ -98,9 +111,7 @@ class Sequencer:
         """Return the example, or one for each of its answers where the recipe asks for it."""
         if self._config.rewritten_history != "each_turn" or example["text"]:
             return [example]
-        said = example["messages"]
-        ends = [i + 1 for i, m in enumerate(said) if m["role"] == "assistant" and m["train"] is not False]
-        return [{**example, "messages": said[:end]} for end in ends]
+        return [{**example, "messages": said} for said in _each_turn(example["messages"])]
 
     def _read_all(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
         """Read examples in order: those that have a pattern all at once, the others one by one."""
@@ -113,9 +124,40 @@ class Sequencer:
         ]
         encoded = iter(self._encoder(texts))
         return [
-            pattern.assemble(encoded) if pattern else self._read(example)
+            pattern.assemble(encoded) if pattern else self._read_or_advise(example)
             for example, pattern in zip(examples, patterns, strict=True)
         ]
+
+    def _read_or_advise(self, example: Example) -> tuple[list[int], list[Answer]]:
+        """Read an example by the template itself; where that does not fit, say which row it is and what does.
+
+        Raises:
+            TemplateMisfitError: It does not fit.
+        """
+        try:
+            return self._read(example)
+        except render.TemplateMisfitError as error:
+            if not self._advises:
+                raise
+            fault = error
+        refused = ways_out.Attempt(
+            "", self._tokenizer, self._reader.stop_ids, self._config.rewritten_history, example["messages"]
+        )
+        ways = ways_out.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
+        raise type(fault)(f"{fault} It is {self._name(example)}. {ways}") from None
+
+    def _name(self, example: Example) -> str:
+        """Say which row an example is."""
+        place = self._places.get(example["id"])
+        return place or f"a row of {example['source']} that begins {_beginning(example)!r}"
+
+    def _attempt(self, attempt: ways_out.Attempt, tools: str) -> None:
+        """Read a conversation under other settings, by the template itself."""
+        block = thoughts.empty_block(attempt.tokenizer)
+        reader = Reader(attempt.tokenizer, self._encoder, attempt.stop_ids, block)
+        turns = _turns(self._config.train_on, attempt.history)
+        for messages in _each_turn(attempt.messages) if attempt.history == "each_turn" else [attempt.messages]:
+            reader.read(messages, tools, turns)
 
     def _pattern(self, example: Example) -> Pattern | None:
         if self._compiled is None or example["text"]:
@@ -129,21 +171,7 @@ class Sequencer:
         if example["text"]:
             return self._text(example["text"]), []
         self.counts["rendered_by_template"] += 1
-        self._refuse_unwritten(example)
         return self._reader.read(example["messages"], example["tools"], self._turns)
-
-    def _refuse_unwritten(self, example: Example) -> None:
-        calls = any(message["tool_calls"] for message in example["messages"])
-        for what, has in ((unwritten.CALLS, calls), (unwritten.SCHEMAS, bool(example["tools"]))):
-            if has and what in self._left_out:
-                raise DataError(
-                    f"{example['source']} has {what}, and the chat template leaves them out in silence, so they would "
-                    "not be learned. Set template to one that writes them, like qwen, or leave such rows out."
-                )
-
-    @cached_property
-    def _left_out(self) -> list[str]:
-        return unwritten.left_out(self._tokenizer)
 
     def _text(self, text: str) -> list[int]:
         """Encode a document, between the tokens that mark its beginning (where the tokenizer has one) and its end."""
@@ -164,10 +192,12 @@ class Sequencer:
         exact, exact_answers = self._reader.read(messages, tools, self._turns)
         whole = self._tokenizer(render.apply(messages, tools, self._tokenizer), add_special_tokens=False)["input_ids"]
         self.counts["joined_at_answer"] += whole != exact
-        spans, exact_spans = ([(a.message, a.start, a.end) for a in found] for found in (answers, exact_answers))
+        spans, exact_spans = (
+            [(a.message, a.start, a.end, a.said) for a in found] for found in (answers, exact_answers)
+        )
         if ids != exact or spans != exact_spans:
             raise CompiledDiffersError(
-                f"Example {example['id'][:12]}: the compiled chat template gives other ids than the template itself."
+                f"The compiled chat template gives other ids than the template itself for {self._name(example)}."
             )
         if not self._encoder.joins:  # else the prompt is encoded by itself, as it is when the model answers
             self._check_prompts(example, exact, exact_answers)
@@ -178,7 +208,7 @@ class Sequencer:
             head = render.apply(before, example["tools"], self._tokenizer, add_generation_prompt=True)
             if ids[: answer.start] != self._tokenizer(head, add_special_tokens=False)["input_ids"]:
                 raise ProofError(
-                    f"Example {example['id'][:12]}: the ids of the prompt are not the beginning of the example's, so "
+                    f"The ids of the prompt are not the beginning of the example's for {self._name(example)}, so "
                     "the model would answer from other tokens than it was trained on. Set template to one whose "
                     "generation header ends where a token ends."
                 )
@@ -210,8 +240,8 @@ class Sequencer:
         self.counts["overlong"] += 1
         if self._config.overlong == "refuse":
             raise DataError(
-                f"an example of {example['source']} has {length} tokens, more than tokenize.max_length "
-                f"{self._config.max_length} (it begins {_beginning(example)!r}). Raise max_length, or set "
+                f"{self._name(example)} has {length} tokens, more than tokenize.max_length "
+                f"{self._config.max_length}. Raise max_length, or set "
                 "tokenize.overlong: drop, right, left, proportional or split."
             )
 
@@ -235,10 +265,25 @@ class Sequencer:
         thinking = self._config.thinking == "train"
         spans = trained_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
         if not spans or (len(spans) == 1 and spans[0][1] <= 1):
-            raise ProofError(
-                f"Example {example['id'][:12]} carries no loss: none of its turns is trained. Leave it out."
-            )
+            raise ProofError(f"{self._name(example)} carries no loss: none of its turns is trained. Leave it out.")
+        self.count_blocks(answers)
         return Tokens(example["id"], ids, answers, spans)
+
+    def count_blocks(self, answers: list[Answer]) -> None:
+        """Count the empty thinking blocks that the template wrote into answers."""
+        lengths = [answer.said - answer.start for answer in answers if answer.said > answer.start]
+        self.counts["empty_thoughts"] += len(lengths)
+        self.counts["empty_thought_tokens"] += sum(lengths)
+
+
+def _turns(train_on: str, rewritten_history: str) -> render.Turns:
+    return "last" if train_on == "last_assistant" or rewritten_history != "refuse" else "all"
+
+
+def _each_turn(messages: list[Message]) -> list[list[Message]]:
+    """Return the conversation up to each of its answers that is trained."""
+    ends = [i + 1 for i, m in enumerate(messages) if m["role"] == "assistant" and m["train"] is not False]
+    return [messages[:end] for end in ends]
 
 
 def _beginning(example: Example) -> str:

@@ -15,7 +15,7 @@ from tuneline.data import derived, render, vocabulary
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import message
 from tuneline.data.tokenizer import load_tokenizer
-from tuneline.errors import NotFoundError, SourceError
+from tuneline.errors import DataError, NotFoundError, SourceError
 from tuneline.identity import Manifest
 
 FOLDER = Path(__file__).parent / "templates"
@@ -71,15 +71,29 @@ def with_template(
     else:
         text, said = read(wanted), f"chat template: {wanted}, as the recipe says"
     text = with_arguments(text, arguments or {})
-    end = turn_end(tokenizer, text)
-    if end is None:
-        raise SourceError(
-            f"template: {wanted} ends its turns with text that is no token of this tokenizer, so a model would not "
-            f"learn to stop. Take one of those that fit: {', '.join(_fitting(tokenizer)) or 'none of the catalogue'}."
-        )
+    end = _end(tokenizer, wanted, text)
     if text == own and end == tokenizer.eos_token:
         return tokenizer_manifest, said
     return _derived(tokenizer_manifest, text, end), f"{said}; answers end with {end!r}"
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, wanted: str, text: str) -> str:
+    """Return the token that ends the turns of a template.
+
+    Raises:
+        SourceError: There is none, or the template cannot write a conversation.
+    """
+    try:
+        end = turn_end(tokenizer, text)
+        fault = (
+            f"{wanted} ends its turns with text that is no token of this tokenizer, so a model would not learn to stop."
+        )
+    except (SourceError, DataError) as error:
+        end, fault = None, f"{wanted} cannot be used: {error}"
+    if end is None:
+        known = ", ".join(fitting(tokenizer)) or "none of the catalogue"
+        raise SourceError(f"template: {fault} Take one of those that fit: {known}.")
+    return end
 
 
 def with_arguments(template: str, arguments: Arguments) -> str:
@@ -118,7 +132,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
     finally:
         tokenizer.chat_template = before
     if ANSWER not in text:
-        raise SourceError("the chat template leaves out what is said: it is for messages with images. Set template.")
+        raise SourceError("the chat template leaves out what is said: it is for messages with images.")
     behind = text.rpartition(ANSWER)[2]
     pieces = Encoder(tokenizer, None, "tokenizers").pieces(behind.lstrip())
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
@@ -127,12 +141,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
 
 def _for_family(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
     family = [name for name, types in FAMILIES.items() if model_type in types]
-    fitting = _fitting(tokenizer)
-    return next((name for name in [*family, *FOR_ANY] if name in fitting), "default")
+    fits = fitting(tokenizer)
+    return next((name for name in [*family, *FOR_ANY] if name in fits), "default")
 
 
-def _fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the templates whose turns end with a token of the vocabulary, and whose other tags it has, too."""
+def fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the templates of the catalogue that the vocabulary can write: the end of their turns, and other tags."""
     known = tokenizer.get_vocab()
     return [name for name in names() if turn_end(tokenizer, read(name)) and _knows_tags(name, known)]
 

@@ -7,34 +7,28 @@ depend on the example, the tokenizer and the config alone, never on other rows.
 """
 
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 
 from tuneline import progress
 from tuneline.config.data import TokenizeConfig, TokenizeStepConfig
-from tuneline.data import corpus, pairs, pause, preview, rows, schema, sequences
+from tuneline.data import pairs, pause, prepare, preview, rows, schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.sequences import CompiledDiffersError, Sequencer
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.data.tokens import Tokens
-from tuneline.errors import DataError, RecipeError
+from tuneline.errors import DataError
 from tuneline.identity import Manifest, digest
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 SHOWN = 12
-KINDS: dict[str, tuple[schema.Kind, ...]] = {
-    "pretrain": ("text",),
-    "sft": ("chat", "text"),
-    "preference": ("preference",),
-    "kto": ("kto",),
-    "prompt": ("chat",),
-}
-"""Kinds of examples that a stage trains on."""
 
 
 def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: TokenizeStepConfig) -> Corpus:
@@ -53,23 +47,21 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     sequencer = Sequencer(tokenizer, config)
-    splits, counts, shown = {}, dict[str, Any](), list[Tokens]()
-    kind = _kind(mixture.splits["train"], config.stage)
-    _refuse_torn_chats(kind, config)
-    answers = config.stage if config.stage == "prompt" else kind
+    splits, counts, shown = {}, dict[str, Any](), list[preview.Shown]()
+    train = mixture.splits["train"]
+    first = [schema.kind(example) for example in train.select(range(min(1, train.num_rows)))]
+    kind = prepare.kind_of(first, config, "the mixture")
     for name in SPLITS:
-        if answers in pairs.ANSWERS:
-            splits[name], counts[name] = pairs.tokenize_split(mixture.splits[name], sequencer, config, answers)
-            continue
         budgets = dict(config.max_tokens) if name == "train" else {}
-        splits[name], counts[name], first = _tokenize_split(mixture.splits[name], sequencer, config, budgets)
-        shown = shown or first
+        made = _tokenize_split(mixture.splits[name], sequencer, config, kind, budgets)
+        splits[name], counts[name] = made.rows, made.counts
+        shown = shown or made.shown
     if not splits["train"].num_rows:
         raise DataError(_nothing_left(counts["train"], config))
     if mixture.splits["validation"].num_rows and not splits["validation"].num_rows:
         raise DataError(
             f"Every held-out example is longer than tokenize.max_length {config.max_length}, so nothing is left to "
-            "measure. Raise it, or set tokenize.overlong: proportional."
+            f"measure. Raise it{_other_cut(config)}."
         )
     identity = {
         "tokenizer": tokenizer_manifest.content_hash(),
@@ -80,27 +72,8 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
     return Corpus(splits, identity, counts, page)
 
 
-def _kind(examples: Dataset, stage: str) -> schema.Kind:
-    """Return the kind of a mixture's examples (it holds one kind only).
-
-    Raises:
-        DataError: The stage trains on another kind.
-    """
-    kind = schema.kind(examples[0]) if examples.num_rows else KINDS[stage][0]
-    if kind not in KINDS[stage]:
-        raise DataError(
-            f"the data hold examples of kind {kind}; stage {stage} trains on {' or '.join(KINDS[stage])}. Set format, "
-            "or take other data."
-        )
-    return kind
-
-
-def _refuse_torn_chats(kind: schema.Kind, config: TokenizeConfig) -> None:
-    if config.packing == "wrapped" and kind != "text":
-        raise RecipeError(
-            f"tokenize.packing: wrapped cuts one stream of texts into rows, and the data hold examples of kind {kind}, "
-            "whose answers it would tear from their questions. Set packing: true."
-        )
+def _other_cut(config: TokenizeConfig) -> str:
+    return ", or set tokenize.overlong: proportional" if config.overlong == "drop" else ""
 
 
 def _nothing_left(counts: dict[str, Any], config: TokenizeStepConfig) -> str:
@@ -111,56 +84,76 @@ def _nothing_left(counts: dict[str, Any], config: TokenizeStepConfig) -> str:
     return f"Every training example is longer than tokenize.max_length {config.max_length}. Raise it."
 
 
+@dataclass
+class _Made:
+    """What became of a split: rows, counts, and the first sequences."""
+
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    num_trained: int = 0
+    beyond_budget: Counter[str] = field(default_factory=Counter)
+    shown: list[preview.Shown] = field(default_factory=list)
+    rows: Dataset = field(init=False)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, item: prepare.Item) -> None:
+        """Count an item, and keep the first ones."""
+        for tokens in item.sequences:
+            self.lengths.append(len(tokens.input_ids))
+            self.num_trained += preview.num_trained(tokens)
+        self.shown += item.shown() if len(self.shown) < SHOWN else []
+
+
 def _tokenize_split(
-    examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, budgets: dict[str, int]
-) -> tuple[Dataset, dict[str, Any], list[Tokens]]:
+    examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str, budgets: dict[str, int]
+) -> _Made:
     """Tokenize one split; from its beginning by the template alone, where the compiled one turns out to differ."""
     try:
-        waiting, left_out, shown = _tokenize_all(examples, sequencer, dict(budgets))
+        made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
     except CompiledDiffersError as error:
         logger.warning("%s Rendering example by example from here on.", error)
         sequencer.distrust()
-        waiting, left_out, shown = _tokenize_all(examples, sequencer, dict(budgets))
+        made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
     sequencer.check_cuts()
-    made = waiting.rows(config.max_length, config.packing)
-    return made, _counts(waiting, made, sequencer, config) | {"beyond_max_tokens": dict(left_out)}, shown
+    made.counts = _counts(made, sequencer, config, kind)
+    return made
 
 
 def _tokenize_all(
-    examples: Dataset, sequencer: Sequencer, budgets: dict[str, int]
-) -> tuple[rows.Waiting, Counter[str], list[Tokens]]:
-    waiting, left_out = rows.Waiting(), Counter[str]()
-    shown: list[Tokens] = []
-    sequencer.start()
+    examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str, budgets: dict[str, int]
+) -> _Made:
+    made = _Made()
+    sink = pairs.Rows(kind) if kind in pairs.ANSWERS else rows.Waiting()
     with pause.no_cycles(), progress.bar("tokens", examples.num_rows) as advance:
-        done = 0
-        for batch in corpus.batches(examples):
-            for source, tokens in sequencer.sequences(schema.from_batch(batch, sequences.COLUMNS)):
-                if source in budgets:
-                    if budgets[source] < len(tokens.input_ids):
-                        left_out[source] += 1
-                        continue
-                    budgets[source] -= len(tokens.input_ids)
-                waiting.add(tokens)
-                shown += [tokens] if len(shown) < SHOWN else []
-            done += batch.num_rows
+        for done, items in prepare.prepare(examples, sequencer, config, kind):
+            for item in items:
+                left = budgets.get(item.source)
+                if left is not None and left < item.num_tokens:
+                    made.beyond_budget[item.source] += 1
+                    continue
+                if left is not None:
+                    budgets[item.source] = left - item.num_tokens
+                made.add(item)
+                sink.add(item.row or item.sequences[0])
             advance(done)
-    return waiting, left_out, shown
+    made.rows = sink.rows(config.max_length, config.packing)
+    return made
 
 
-def _counts(waiting: rows.Waiting, made: Dataset, sequencer: Sequencer, config: TokenizeConfig) -> dict[str, Any]:
-    total = sum(waiting.lengths)
+def _counts(made: _Made, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> dict[str, Any]:
+    total = sum(made.lengths)
+    packed = {} if kind in pairs.ANSWERS else {"fill": rows.fill(made.rows, total, config.max_length)}
     return {
         **sequencer.counts,
-        "sequences": len(waiting.lengths),
-        "rows": made.num_rows,
+        "sequences": len(made.lengths),
+        "rows": made.rows.num_rows,
         "tokens": total,
-        "trained_tokens": waiting.num_trained,
-        "coverage": round(waiting.num_trained / max(total, 1), 4),
-        "fill": rows.fill(made, total, config.max_length),
-        "longest": max(waiting.lengths, default=0),
-        "lengths": rows.histogram(waiting.lengths, config.max_length),
+        "trained_tokens": made.num_trained,
+        "coverage": round(made.num_trained / max(total, 1), 4),
+        **packed,
+        "longest": max(made.lengths, default=0),
+        "lengths": rows.histogram(made.lengths, config.max_length),
         "rendering": sequencer.rendering,
+        "beyond_max_tokens": dict(made.beyond_budget),
     }
 
 

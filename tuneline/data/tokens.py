@@ -7,13 +7,15 @@ that put a space in front of every piece (SentencePiece) encode the text as a wh
 import itertools
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data import render
+from tuneline.data import render, unwritten
 from tuneline.data.encode import Encoder
 from tuneline.data.schema import Message
+from tuneline.data.thoughts import EmptyBlock
 from tuneline.errors import ProofError, SourceError
 
 THOUGHT_END = "</think>"
@@ -22,7 +24,8 @@ THOUGHT_END = "</think>"
 class Answer(NamedTuple):
     """Tokens `start` to `end` answer, the stop token included; loss may begin at `thought`, after a thinking block.
 
-    `content` are the bounds of what was said last before the answer; a cut takes tokens there.
+    `content` are the bounds of what was said last before the answer; a cut takes tokens there. `block_end` is where an
+    empty thinking block ends that the template wrote, and that no row says.
     """
 
     message: int
@@ -30,10 +33,16 @@ class Answer(NamedTuple):
     end: int
     thought: int = -1
     content: tuple[int, int] | None = None
+    block_end: int = -1
+
+    @property
+    def said(self) -> int:
+        """Where that begins which the row says: behind an empty thinking block of the template."""
+        return max(self.start, self.block_end)
 
     def trained_from(self, *, thinking: bool) -> int:
         """Return where loss begins."""
-        return self.start if thinking or self.thought < 0 else self.thought
+        return self.said if thinking else max(self.said, self.thought)
 
 
 class Tokens(NamedTuple):
@@ -45,6 +54,10 @@ class Tokens(NamedTuple):
     trained: list[tuple[int, int]]
 
 
+class NoStopError(render.TemplateMisfitError, ProofError):
+    """An answer does not end with a token at which answering stops."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """What it takes to read conversations: a tokenizer, its encoder, and the ids that end an answer."""
@@ -52,16 +65,24 @@ class Reader:
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     stop_ids: frozenset[int]
+    empty_block: EmptyBlock | None = None
 
     def read(self, messages: list[Message], tools: str, turns: render.Turns) -> tuple[list[int], list[Answer]]:
         """Render a conversation by the template and encode it.
 
         Raises:
-            ProofError: The template rewrites earlier turns, or an answer has no stop token.
+            TemplateMisfitError: The template refuses it, rewrites earlier turns, leaves something out, or an answer has
+                no stop token.
         """
+        unwritten.check(messages, tools, self._left_out)
         rendered = render.render(messages, tools, self.tokenizer, turns)
+        unwritten.check_thoughts(messages, rendered, self.empty_block)
         ids, starts = self.encode(rendered.text, [turn.start for turn in rendered.turns])
         return ids, [self._answer(turn, rendered.text, messages, ids, starts) for turn in rendered.turns]
+
+    @cached_property
+    def _left_out(self) -> list[str]:
+        return unwritten.left_out(self.tokenizer)
 
     def encode(self, text: str, cuts: list[int]) -> tuple[list[int], list[int]]:
         """Return ids, and the character at which each begins."""
@@ -87,22 +108,40 @@ class Reader:
         self, turn: render.Turn, text: str, messages: list[Message], ids: list[int], starts: list[int]
     ) -> Answer:
         first, last = bisect_left(starts, turn.start), bisect_left(starts, turn.end)
-        stop = next((i for i in range(last - 1, first - 1, -1) if ids[i] in self.stop_ids), None)
-        if stop is None:
-            raise ProofError(self._no_stop(text[turn.start : turn.end]))
-        thought = text.rfind(THOUGHT_END, turn.start, turn.end)
+        answer, content = text[turn.start : turn.end], messages[turn.message]["content"]
+        stops = [i for i in range(first, last) if ids[i] in self.stop_ids]
+        if not stops:
+            raise NoStopError(self._no_stop(answer))
+        stop = stops[-1]
+        if not messages[turn.message]["tool_calls"]:  # what a template writes behind the first stop token is no answer
+            behind = bisect_left(starts, _end_of(content.strip(), text, turn))
+            stop = next((i for i in stops if i >= behind), stop)
+        block = self.empty_block.length_with_margin(answer, content) if self.empty_block else 0
+        thought = text.rfind(THOUGHT_END, turn.start + block, turn.end)
         after = -1
         if thought >= 0:
             rest = text[thought + len(THOUGHT_END) : turn.end]
             after = bisect_left(starts, turn.end - len(rest.lstrip()))
-        return Answer(turn.message, first, stop + 1, after, _content(turn, text, messages, starts))
+        said = _holding(starts, turn.start + block) if block else -1
+        return Answer(turn.message, first, stop + 1, after, _content(turn, text, messages, starts), said)
 
     def _no_stop(self, answer: str) -> str:
         known = ", ".join(repr(self.tokenizer.decode([i])) for i in sorted(self.stop_ids))
         return (
             f"The chat template does not end the assistant's turn with a token at which answering stops ({known}); it "
-            f"ends with {answer[-24:]!r}, so the model would not learn to stop. Set template to one that does."
+            f"ends with {answer[-24:]!r}, so the model would not learn to stop."
         )
+
+
+def _end_of(said: str, text: str, turn: render.Turn) -> int:
+    place = text.find(said, turn.start, turn.end)
+    return place + len(said) if place >= 0 else turn.end
+
+
+def _holding(starts: list[int], place: int) -> int:
+    """Return the first token that holds the character at a place, whole or in part."""
+    i = bisect_left(starts, place)
+    return i if starts[i : i + 1] == [place] else bisect_left(starts, starts[i - 1])
 
 
 def _content(turn: render.Turn, text: str, messages: list[Message], starts: list[int]) -> tuple[int, int] | None:
@@ -121,18 +160,22 @@ def trained_spans(
         messages: Its messages; `train: false` leaves one out.
         length: Tokens of the example.
         train_on: `assistant`, `last_assistant` or `all`.
-        thinking: Whether thinking blocks carry loss.
+        thinking: Whether thinking blocks carry loss; empty ones that the template wrote never do.
     """
     if train_on == "all":
-        left_out = [answer for answer in answers if messages[answer.message]["train"] is False]
-        edges = [0, *(edge for answer in left_out for edge in (answer.start, answer.end)), length]
-        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+        holes = [
+            (
+                answer.start,
+                answer.end if messages[answer.message]["train"] is False else answer.trained_from(thinking=thinking),
+            )
+            for answer in answers
+        ]
+        bounds = [0, *itertools.chain.from_iterable(holes), length]
+        return [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
     if train_on == "last_assistant":
         answers = answers[-1:]
     chosen = [answer for answer in answers if messages[answer.message]["train"] is not False]
-    if thinking:
-        return [(answer.start, answer.end) for answer in chosen]
-    spans = [(answer.trained_from(thinking=False), answer.end) for answer in chosen]
+    spans = [(answer.trained_from(thinking=thinking), answer.end) for answer in chosen]
     return [(a, b) for a, b in spans if a < b]
 
 

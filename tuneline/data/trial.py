@@ -9,9 +9,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from tuneline.config.data import TokenizeStepConfig
-from tuneline.data import corpus, rows, schema, sequences
+from tuneline.data import pairs, prepare, rows
+from tuneline.data.preview import Shown
 from tuneline.data.sequences import CompiledDiffersError, Sequencer
-from tuneline.data.tokens import Tokens
 from tuneline.errors import DataError
 
 ANY_LENGTH = 2**31 - 1
@@ -24,7 +24,7 @@ Lengths = NDArray[np.int64]
 class Made:
     """Sequences of one data set: those to show, all in a file, what was done to them, and what is told of that."""
 
-    shown: list[Tokens] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
     waiting: rows.Waiting = field(default_factory=rows.Waiting)
     done: dict[str, int] = field(default_factory=dict)
     rendering: str = ""
@@ -36,22 +36,31 @@ class Trial:
 
     def __init__(self, tokenizer: Any, config: TokenizeStepConfig, num_shown: int) -> None:
         self.config = config
+        self.places: dict[str, str] = {}
+        """Where examples stand, by their ids; filled as they are read."""
         self._tokenizer = tokenizer
         self._num_shown = num_shown
-        self._whole = Sequencer(tokenizer, config.model_copy(update={"max_length": ANY_LENGTH}))
+        self._at_any_length = config.model_copy(update={"max_length": ANY_LENGTH})
+        self._whole = Sequencer(tokenizer, self._at_any_length, places=self.places)
         self._cutting: Sequencer | None = None
         self._totals: Counter[str] = Counter()
         self._refused: DataError | None = None
 
-    def make(self, examples: Dataset) -> Made:
-        """Make the sequences of one data set; where too long ones are refused, they are kept as they are."""
-        whole = self._make(examples, self._whole)
+    def make(self, examples: Dataset, kind: str) -> Made:
+        """Make the sequences of one data set; where too long ones are refused, they are kept as they are.
+
+        Args:
+            examples: Rows of `schema.EXAMPLE`.
+            kind: As `prepare.kind_of` tells it.
+        """
+        whole = self._make(examples, self._whole, self._at_any_length, kind)
         lengths = np.array(whole.waiting.lengths, np.int64)
-        made = self._cut(examples) if lengths.size and lengths.max() > self.config.max_length else whole
+        made = self._cut(examples, kind) if lengths.size and lengths.max() > self.config.max_length else whole
         kept = made or whole
         self._totals.update(kept.done)
         counts = _counts(kept, lengths, self.config)
-        return replace(kept, counts=counts | _laid_out(made, self.config) if made else counts)
+        is_packed = made is not None and kind not in pairs.ANSWERS
+        return replace(kept, counts=counts | _laid_out(kept, self.config) if is_packed else counts)
 
     def problem(self) -> DataError | None:
         """Return what a run would refuse about the lengths of all that was made."""
@@ -65,29 +74,30 @@ class Trial:
             return error
         return None
 
-    def _cut(self, examples: Dataset) -> Made | None:
-        self._cutting = self._cutting or Sequencer(self._tokenizer, self.config)
+    def _cut(self, examples: Dataset, kind: str) -> Made | None:
+        self._cutting = self._cutting or Sequencer(self._tokenizer, self.config, places=self.places)
         try:
-            return self._make(examples, self._cutting)
+            return self._make(examples, self._cutting, self.config, kind)
         except DataError as error:  # all else was refused when the sequences were whole
             self._refused = self._refused or error
         return None
 
-    def _make(self, examples: Dataset, sequencer: Sequencer) -> Made:
+    def _make(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> Made:
         try:
-            return self._make_once(examples, sequencer)
+            return self._make_once(examples, sequencer, config, kind)
         except CompiledDiffersError:
             sequencer.distrust()
-            return self._make_once(examples, sequencer)
+            return self._make_once(examples, sequencer, config, kind)
 
-    def _make_once(self, examples: Dataset, sequencer: Sequencer) -> Made:
-        made = Made()
-        sequencer.start()
-        for batch in corpus.batches(examples):
-            for _, tokens in sequencer.sequences(schema.from_batch(batch, sequences.COLUMNS)):
-                made.waiting.add(tokens)
-                if len(made.shown) < self._num_shown:
-                    made.shown.append(tokens)
+    def _make_once(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> Made:
+        made, num_items = Made(), 0
+        for _, items in prepare.prepare(examples, sequencer, config, kind):
+            for item in items:
+                for tokens in item.sequences:
+                    made.waiting.add(tokens)
+                if num_items < self._num_shown:
+                    made.shown.extend(item.shown(self.places.get(item.sequences[0].example_id, "")))
+                num_items += 1
         return replace(made, done=dict(sequencer.counts), rendering=sequencer.rendering)
 
 
@@ -105,6 +115,8 @@ def _counts(made: Made, lengths: Lengths, config: TokenizeStepConfig) -> dict[st
         "tokens": tokens,
         "trained_tokens": trained,
         "coverage": round(trained / max(tokens, 1), 4),
+        "empty_thoughts": made.done["empty_thoughts"],
+        "empty_thought_tokens": made.done["empty_thought_tokens"],
         "rendering": made.rendering,
         "rendered_by_template": made.done["rendered_by_template"],
         "lengths": _histogram(lengths, config.max_length),

@@ -12,6 +12,7 @@ from pathlib import Path
 from tuneline.config import model as config
 from tuneline.config.loader import AdapterSource, Holding
 from tuneline.config.places import check_adapter, check_directory, check_model
+from tuneline.data import vocabulary
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, integrity, wheel
@@ -25,7 +26,9 @@ TOKENIZER = (
     "merges.txt",
     "*.model",
     "added_tokens.json",
+    vocabulary.RECORD,
 )
+"""All files that `tuneline.data.derived` writes are among these, so they have one hash wherever they lie."""
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")
@@ -55,6 +58,35 @@ def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple
     folder, licence, said = _fetch(source, holding)
     name = folder.name if isinstance(source, config.DirectoryModel) else said
     return *_manifests(folder, name, said, licence, holding), f"base model: {said}"
+
+
+def resolve_tokenizer(source: config.ModelSource, holding: Holding | None = None) -> tuple[Manifest, str, str]:
+    """Find the tokenizer of a base model alone: weights are neither converted nor checked, nor downloaded from the hub.
+
+    Args:
+        source: Where the model may lie.
+        holding: What the recipe allows, as for `resolve`.
+
+    Returns:
+        The manifest, with the content hash of the one that `resolve` gives; the architecture's name, or an empty text;
+        and which place was used.
+
+    Raises:
+        SourceError: No place can be reached, or the folder is no model.
+    """
+    holding = holding or Holding()
+    if isinstance(source, config.CatalogueModel):
+        failures = []
+        for place in config.entry(source.name).places:
+            try:
+                return resolve_tokenizer(place, holding)
+            except SourceError as error:
+                failures.append(f"{place.type}: {error}")
+        raise SourceError(f"The model {source.name!r} could not be had from any place. " + " ".join(failures))
+    folder, licence, said = _have(source, holding, weights=False)
+    integrity.check(folder, trust_remote_code=holding.trust_remote_code, needs_weights=False)
+    manifest = Manifest(kind="tokenizer", items=[_located(folder, folder.name, said, licence, TOKENIZER)])
+    return manifest, _type_in(folder), f"base model: {said}"
 
 
 def tokenizer_of(folder: Path) -> Manifest:
@@ -139,7 +171,11 @@ def check_same_base(base_model: Manifest, reward_model: Path) -> None:
 
 def model_type(base_model: Manifest) -> str:
     """Return the architecture's name in the model's config, or an empty text."""
-    path = folder_of(base_model) / "config.json"
+    return _type_in(folder_of(base_model))
+
+
+def _type_in(folder: Path) -> str:
+    path = folder / "config.json"
     return str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
 
 
@@ -177,19 +213,20 @@ def _fetch(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     return folder, licence, said
 
 
-def _have(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
+def _have(place: config.Place, holding: Holding, *, weights: bool = True) -> tuple[Path, str, str]:
     match place:
         case config.DirectoryModel():
             check_model(place, holding)
-            check_weights(place)
+            if weights:
+                check_weights(place)
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
             check_model(place)
-            return gguf.converted(place.path, place.sha256), "unknown", f"GGUF {place.path.name}"
+            return gguf.converted(place.path, place.sha256, weights=weights), "unknown", f"GGUF {place.path.name}"
         case config.WheelModel():
-            return wheel.converted_member(place), "unknown", f"wheel {place.requirement}"
+            return wheel.converted_member(place, weights=weights), "unknown", f"wheel {place.requirement}"
         case config.HubModel():
-            return _from_hub(place, holding)
+            return _from_hub(place, holding, weights=weights)
 
 
 def check_weights(place: config.ModelSource) -> None:
@@ -208,19 +245,21 @@ def check_weights(place: config.ModelSource) -> None:
         )
 
 
-def _from_hub(place: config.HubModel, holding: Holding) -> tuple[Path, str, str]:
+def _from_hub(place: config.HubModel, holding: Holding, *, weights: bool = True) -> tuple[Path, str, str]:
     """Download a snapshot; fails within seconds where the hub cannot be reached."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [*WEIGHTS, *TOKENIZER, *CONFIGS, *(PICKLES if holding.allow_pickle else ())]
+    patterns = [*TOKENIZER, *CONFIGS, *(WEIGHTS if weights else ())]
+    patterns += PICKLES if weights and holding.allow_pickle else ()
     try:
         folder = Path(snapshot_download(place.repo_id, revision=place.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise SourceError(f"{place.repo_id} cannot be had from the hub: {reason}") from error
-    check_directory(folder, holding)
+    if weights:
+        check_directory(folder, holding)
     return folder, "see its model card", f"hub {place.repo_id}@{folder.name[:12]}"
 
 
@@ -231,17 +270,13 @@ def _manifests(
     if holding and holding.train_from_scratch:  # random weights are known by the config alone
         weights = ()
     parts = {"tokenizer": TOKENIZER, "base_model": (*weights, *CONFIGS)}
-    made = {
-        kind: Located(
-            name=name,
-            location=str(folder),
-            source=said,
-            licence=licence,
-            files=file_entries(folder, _glob(folder, patterns)),
-        )
-        for kind, patterns in parts.items()
-    }
+    made = {kind: _located(folder, name, said, licence, patterns) for kind, patterns in parts.items()}
     return tuple(Manifest(kind=kind, items=[item]) for kind, item in made.items())  # type: ignore[return-value]
+
+
+def _located(folder: Path, name: str, said: str, licence: str, patterns: Iterable[str]) -> Located:
+    files = file_entries(folder, _glob(folder, patterns))
+    return Located(name=name, location=str(folder), source=said, licence=licence, files=files)
 
 
 def _glob(folder: Path, patterns: Iterable[str]) -> list[Path]:

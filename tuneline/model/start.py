@@ -39,10 +39,28 @@ def locate(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
         TunelineError: Something is missing.
     """
     own, base_model, said = source.resolve(config.model, config.load)
-    grown = vocabulary.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
-    model_type = source.model_type(base_model)
-    tokenizer, chosen = template.with_template(grown, config.template, model_type, config.template_arguments)
+    tokenizer, chosen = _grown(own, source.model_type(base_model), config)
     return tokenizer, base_model, [said, chosen]
+
+
+def locate_tokenizer(config: ResolveConfig) -> tuple[Manifest, list[str]]:
+    """Find the tokenizer that a run would use, without the weights of its base model.
+
+    Returns:
+        The manifest `tokenizer`, and what was chosen: the model's place, and the template.
+
+    Raises:
+        TunelineError: Something is missing.
+    """
+    own, model_type, said = source.resolve_tokenizer(config.model, config.load)
+    tokenizer, chosen = _grown(own, model_type, config)
+    return tokenizer, [said, chosen]
+
+
+def _grown(own: Manifest, model_type: str, config: ResolveConfig) -> tuple[Manifest, str]:
+    """Add new tokens and the template."""
+    grown = vocabulary.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
+    return template.with_template(grown, config.template, model_type, config.template_arguments)
 
 
 def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:

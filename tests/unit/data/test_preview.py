@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tuneline.data import preview
+from tuneline.data.preview import Shown
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.data.tokens import Tokens
 
@@ -56,7 +57,7 @@ def test_a_page_of_one_split_tells_its_counts(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     counts = {"coverage": 0.4321, "tokens": 12345, "dropped": {"empty": 2}, "lengths": {"edges": [0, 9], "counts": [1]}}
 
-    page = preview.page([Tokens("00", tokenizer("a b")["input_ids"], [], [])], tokenizer, counts)
+    page = preview.page([Shown(Tokens("00", tokenizer("a b")["input_ids"], [], []))], tokenizer, counts)
 
     for said in ("43.2%", "12,345", "empty 2", "0 to 9"):
         assert f"<td>{said}</td>" in page

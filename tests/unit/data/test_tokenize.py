@@ -167,9 +167,9 @@ def test_a_template_that_leaves_out_calls_or_schemas_is_refused(tokenizer):
     said = schema.content([*turns, schema.message("assistant", "4")])
     listed = schema.content([*turns[:1], schema.message("assistant", "4")], tools='[{"type":"function"}]')
 
-    with pytest.raises(DataError, match="s has calls of functions, and the chat template leaves them out in silence"):
+    with pytest.raises(DataError, match="row has calls of functions, and the chat template leaves them out in silence"):
         tokenize.tokenize(schema.example("s", said), tokenizer)
-    with pytest.raises(DataError, match="s has functions' schemas, and the chat template leaves them out in silence"):
+    with pytest.raises(DataError, match="row has functions' schemas, and the chat template leaves them out in silence"):
         tokenize.tokenize(schema.example("s", listed), tokenizer)
 
 
@@ -290,7 +290,7 @@ def test_a_held_out_part_that_is_all_too_long_is_told(manifest):
 
 
 def test_an_overlong_example_is_refused_with_its_length_and_the_ways_out(manifest):
-    with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64 .*overlong: drop, right"):
+    with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64. .*overlong: drop, right"):
         tokenize.tokenize_pack(corpus("one", "word " * 40), manifest, config(max_length=64))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.data import vocabulary
+from tuneline.data import template, vocabulary
 from tuneline.data.tokenizer import load_tokenizer, load_tokenizer_from
 from tuneline.errors import RecipeError
 from tuneline.model import source
@@ -130,3 +130,16 @@ def test_the_copy_names_no_place_on_this_machine(grown, tiny_model):
     assert str(tiny_model) not in text
     assert json.loads((folder_of(grown) / vocabulary.RECORD).read_text())["tokens"] == WORDS + MARKS
     assert len(load_tokenizer_from(folder_of(grown))) > 0
+
+
+@pytest.mark.parametrize("words", [[], ["<tool>"]], ids=["a template", "a template and tokens"])
+def test_beside_the_weights_a_tokenizer_has_the_hash_of_the_rows(own, words, tmp_path):
+    wanted, _ = template.with_template(vocabulary.with_tokens(own, words, MARKS), "zephyr")
+    for path in wanted.only().paths():
+        shutil.copy2(path, tmp_path / path.name)
+    (tmp_path / "config.json").write_text("{}")
+
+    beside_the_weights = source.tokenizer_of(tmp_path)
+
+    assert beside_the_weights.content_hash() == wanted.content_hash()
+    assert template.with_template(beside_the_weights, "auto")[0] == beside_the_weights

