@@ -191,4 +191,3 @@ def _root(rises: Callable[[float], float], low: float, high: float) -> float:
     if rises(high) <= 0:
         return high
     return float(brentq(rises, low, high, xtol=1e-13, rtol=1e-12))
-

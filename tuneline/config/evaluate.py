@@ -32,9 +32,7 @@ GENERATED: dict[str, tuple[str, ...]] = {
 JUDGED_BY = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
 """What a gate asks for that names no metric: the first of these that is measured."""
 
-ZERO_TO_ONE = frozenset(
-    ["preference_accuracy", *(column for columns in GENERATED.values() for column in columns)]
-)
+ZERO_TO_ONE = frozenset(["preference_accuracy", *(column for columns in GENERATED.values() for column in columns)])
 """Metrics of held-out rows whose scores lie between 0 and 1."""
 
 NEEDS = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
@@ -218,13 +216,19 @@ class GateConfig(Config):
             raise ValueError("metric and min_gain stand beside targets, which say the same. Keep targets.")
         return self
 
-    @model_validator(mode="after")
-    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+    def repeated(self) -> str:
+        """Say which metric is asked for twice; empty where none is."""
         targets, guards = ([each.metric for each in group] for group in (self.wanted(), self.guards))
         if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
-            raise ValueError("a metric stands twice among targets, or twice among guards. Keep one entry.")
+            return "a metric stands twice among targets, or twice among guards. Keep one entry."
         if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):
-            raise ValueError(f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out.")
+            return f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out."
+        return ""
+
+    @model_validator(mode="after")
+    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+        if told := self.repeated():
+            raise ValueError(told)
         return self
 
     @model_validator(mode="after")

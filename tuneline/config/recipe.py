@@ -92,6 +92,8 @@ class Recipe(DataSection):
                     f"registry.gate.{key}: this recipe does not measure {metric} (stage {self.stage}, "
                     f"evaluate.metrics).{did_you_mean(metric, measured)} Set {' or '.join(measured)}."
                 )
+        if told := self.gate().repeated():
+            raise ValueError(f"registry.gate: {told}")
         return self
 
     def gate(self) -> GateConfig:

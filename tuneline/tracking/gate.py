@@ -180,7 +180,9 @@ def _asked(config: GateConfig) -> list[_Asked]:
     single = not config.targets
     return [
         *(
-            _Asked("metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect, each.score_range)
+            _Asked(
+                "metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect, each.score_range
+            )
             for i, each in enumerate(config.wanted())
         ),
         *(
@@ -275,7 +277,7 @@ def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
             )
         return least, most, False
     known = asked.metric in ZERO_TO_ONE or asked.metric.removesuffix("_clean").endswith("_accuracy")
-    if known and 0 <= low and high <= 1:
+    if known and low >= 0 and high <= 1:
         return 0.0, 1.0, False
     return (low, high, True) if low < high else (low - 1, high, True)
 
@@ -298,7 +300,7 @@ def _finding(question: _Question, against: str, level: float) -> Finding:
     asked = question.asked
     candidate, opponent = (np.array(side) for side in zip(*question.pairs, strict=True))
     gain, spread = float((candidate - opponent).mean()), float((candidate - opponent).std(ddof=1))
-    low = question.test.low(level)
+    p = question.test.p(asked.needed)
     detectable, items_needed = _plan(question, level, spread, gain if asked.role == "target" else 0.0)
     return Finding(
         against=against,
@@ -308,15 +310,15 @@ def _finding(question: _Question, against: str, level: float) -> Finding:
         opponent=float(opponent.mean()),
         candidate=float(candidate.mean()),
         gain=gain,
-        low=low,
+        low=question.test.low(level),
         needed=asked.needed,
-        p=question.test.p(asked.needed),
+        p=p,
         level=level,
         num_items=len(question.pairs),
         num_excluded=question.num_excluded,
         detectable=detectable,
         items_needed=items_needed,
-        passed=low > asked.needed,
+        passed=p < 1 - level,
         all_items=question.all_items,
         num_trained=question.num_trained,
         method=question.method,
