@@ -27,6 +27,10 @@ Scores = Mapping[str, Mapping[str, float]]
 """Metric -> item -> score."""
 
 
+class TooFewItemsError(TrackingError):
+    """Of the items that both answered, fewer than five are training rows of neither."""
+
+
 class AllItems(BaseModel):
     """What the numbers would be with the contaminated items, which decide nothing."""
 
@@ -73,8 +77,9 @@ class Finding(BaseModel):
 
     passed: bool
     all_items: AllItems | None = None
-    num_trained: int = 0
-    """Held-out items that one of the two models was trained on, and that were left out."""
+    num_trained: int | None = 0
+    """Held-out items that one of the two models was trained on, and that were left out; None where the opponent's
+    version does not say what it was trained on."""
 
     method: str = ""
     """The test in words, with the range of scores that it relies on."""
@@ -89,8 +94,10 @@ class Finding(BaseModel):
             verdict = f"{'within' if self.passed else 'not within'} the loss of {self.show(-self.needed)} tolerated"
             size = f"; an equal model needs {self.items_needed}" if self.items_needed else ""
         more = f"; {self.method}" if self.method else ""
-        if self.num_trained:
-            more += f"; {self.num_trained} that one of the two was trained on left out"
+        if self.num_trained is None:
+            more += f"; {self.against} keeps no list of its training rows, so those among the items still count"
+        elif self.num_trained:
+            more += f"; {self.num_trained} left out that one of the two was trained on"
         if self.all_items:
             with_them = self.show(self.all_items.gain, signed=True)
             more += f"; {self.num_excluded} contaminated ones left out, with them {with_them}"
@@ -126,7 +133,7 @@ class _Question:
     method: str
     num_excluded: int
     all_items: AllItems | None
-    num_trained: int
+    num_trained: int | None
 
 
 def judge(
@@ -135,7 +142,7 @@ def judge(
     against: str,
     config: GateConfig,
     dirty: Collection[str] = (),
-    trained: Collection[str] = (),
+    trained: Collection[str] | None = (),
 ) -> list[Finding]:
     """Compare a candidate with an opponent on the same items, in every metric that the gate asks for.
 
@@ -145,17 +152,18 @@ def judge(
         against: Name of the opponent, for the sentence.
         config: The gate.
         dirty: Items found in training rows, which the gate may leave out.
-        trained: Items that are training rows of one of the two, which are left out.
+        trained: Items that are training rows of one of the two, which are left out; None where that is not known.
 
     Returns:
         Targets, then guards, as the gate lists them.
 
     Raises:
         RecipeError: A score lacks a metric that is asked for, or the test does not suit its scores.
+        TooFewItemsError: Too few items are training rows of neither.
         TrackingError: The items differ, or there are fewer than five.
     """
     config = config.with_metric(list(candidate))
-    tables, excluded = (candidate, opponent), (frozenset(dirty), frozenset(trained))
+    tables, excluded = (candidate, opponent), (frozenset(dirty), None if trained is None else frozenset(trained))
     questions = [_question(asked, tables, against, config, excluded) for asked in _asked(config)]
     targets = [question for question in questions if question.asked.role == "target"]
     guards = [question for question in questions if question.asked.role == "guard"]
@@ -197,7 +205,7 @@ def _question(
     tables: tuple[Scores, Scores],
     against: str,
     config: GateConfig,
-    excluded: tuple[frozenset[str], frozenset[str]],
+    excluded: tuple[frozenset[str], frozenset[str] | None],
 ) -> _Question:
     for who, table in zip(("the new model", against), tables, strict=True):
         if asked.metric not in table:
@@ -212,16 +220,16 @@ def _question(
             f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Evaluate "
             "both on one set."
         )
-    dirty, trained = excluded
-    trained &= set(mine)
+    dirty, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(mine)
     left_out = (dirty & set(mine)) - trained if config.exclude_contaminated else frozenset[str]()
     items = sorted(set(mine) - left_out - trained)
     if len(items) < FEWEST_HELD_OUT:
-        raise TrackingError(_too_few(asked, len(mine), len(left_out), len(trained)))
+        kind = TooFewItemsError if trained else TrackingError
+        raise kind(_too_few(asked, len(mine), len(left_out), len(trained)))
     pairs = [(float(mine[item]), float(theirs[item])) for item in items]
     whole = _all_items(mine, theirs) if left_out else None
     test, method = _test(asked, pairs, config)
-    return _Question(asked, pairs, test, method, len(left_out), whole, len(trained))
+    return _Question(asked, pairs, test, method, len(left_out), whole, None if excluded[1] is None else len(trained))
 
 
 def _too_few(asked: _Asked, num_items: int, num_dirty: int, num_trained: int) -> str:
@@ -272,8 +280,8 @@ def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
         least, most = asked.score_range
         if low < least or high > most:
             raise RecipeError(
-                f"registry.gate.{asked.key.removesuffix('metric')}score_range: {asked.metric} has scores from {low:.6g} "
-                f"to {high:.6g}, and the range is {[least, most]}. Widen it."
+                f"registry.gate.{asked.key.removesuffix('metric')}score_range: {asked.metric} has scores from "
+                f"{low:.6g} to {high:.6g}, and the range is {[least, most]}. Widen it."
             )
         return least, most, False
     known = asked.metric in ZERO_TO_ONE or asked.metric.removesuffix("_clean").endswith("_accuracy")
