@@ -44,7 +44,7 @@ def register(
     champion = registry.champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
     config = recipe.registry.gate
-    facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl)
+    facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
     stored.keep_evidence(facts)
     seen = training_rows.of(mixture, recipe.merge.split_by)
     stored.keep_training_rows(seen)

@@ -236,6 +236,40 @@ class PairedScore:
         return distance / sqrt(variance)
 
 
+@dataclass(frozen=True)
+class SignFlips:
+    """The exact test of paired differences against answers that are alike (Fisher 1935; Pitman 1937).
+
+    Were neither better, each difference would have either sign like a coin: all ways to set the signs are counted, not
+    drawn, so no p-value has a floor. Of right and wrong answers it is the exact test of McNemar.
+
+    Args:
+        differences: One per item. They count in steps of a ten-thousandth of the largest, or, of many items, of what
+            lets all of them reach over 100,000 steps; rounding both signs alike keeps the test exact.
+    """
+
+    differences: Sequence[float]
+    most_steps: int = 100_000
+
+    def two_sided_p(self) -> float:
+        """Return how likely a sum this far from 0 is, were every sign a coin."""
+        scores = np.asarray(self.differences, dtype=float)
+        sizes = np.abs(scores)
+        if not sizes.any():
+            return 1.0
+        unit = max(sizes.max() / 10_000, sizes.sum() / self.most_steps)
+        steps = np.rint(sizes / unit).astype(int)
+        observed = abs(int(np.sign(scores) @ steps))
+        ways = np.ones(1)  # probability of each sum of those that are positive
+        for step in np.sort(steps[steps > 0]):
+            longer = np.zeros(len(ways) + step)
+            longer[: len(ways)] = ways / 2
+            longer[step:] += ways / 2
+            ways = longer
+        total = len(ways) - 1
+        return min(1.0, 2 * float(ways[-(-(total + observed) // 2) :].sum())) if observed else 1.0
+
+
 def are_right_or_wrong(scores: Sequence[float]) -> bool:
     """Tell whether every score is 0 or 1."""
     return set(scores) <= {0.0, 1.0}

@@ -69,8 +69,8 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
     Raises:
         NotFoundError: There is no such version.
         RecipeError: The gate asks for a metric that a report lacks.
-        TrackingError: The two were scored on other items, a run keeps no scores, or the version's files are not those
-            that were registered.
+        TrackingError: The two were scored on other items or under other libraries, a run keeps no scores, or the
+            version's files are not those that were registered.
     """
     candidate, champion = registry.find(name, version), registry.champion(name)
     intact.checked_folder(candidate)
@@ -83,6 +83,7 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
         findings += gate.judge(scores, base, "the base model", config, facts.dirty())
     checks = list[Check]()
     if champion and champion.version != candidate.version:
+        _check_same_setting(candidate, facts, champion)
         theirs = compare.scores(compare.run_of(champion.run_id))
         more, checks = against_champion((scores, theirs), champion, facts, training_rows_of(candidate), config)
         findings += more
@@ -94,6 +95,21 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
         for kind, text in _documents(decision):
             MlflowClient().log_text(candidate.run_id, text, f"{DECISION}.{kind}")
     return decision
+
+
+def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) -> None:
+    """Check that the scores of two runs were made in one type, on one kind of device, by the same libraries."""
+    try:
+        mine, theirs = facts.scored_with, evidence_of(champion).scored_with
+    except TrackingError:
+        return
+    if mine and theirs and mine != theirs:
+        key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
+        raise TrackingError(
+            f"Version {candidate.version} was scored with {key} {mine.get(key)}, and champion version "
+            f"{champion.version} with {theirs.get(key)}, so their stored scores cannot be compared. Run the recipe of "
+            f"version {candidate.version} again: it scores both here."
+        )
 
 
 def against_champion(
