@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuneline.statistics import McNemar, PairedBootstrap, PairedScore, SignFlips, bootstrap_mean, holm
+from tuneline.statistics import McNemar, PairedBootstrap, SignFlips, bootstrap_mean, holm
 
 
 def test_the_interval_is_that_of_scipy():
@@ -47,15 +47,6 @@ def test_mcnemar_is_scipys_binomial_test_and_agrees_with_its_interval(won, lost)
 def test_mcnemar_knows_no_other_bound():
     with pytest.raises(ValueError, match="difference of 0, not 0.1"):
         McNemar(3, 1, 10).p(0.1)
-
-
-@pytest.mark.parametrize(("won", "lost", "bound"), [(0, 0, -0.05), (3, 9, -0.1), (12, 4, 0.01), (0, 20, -0.05)])
-def test_the_score_test_agrees_with_its_interval(won, lost, bound):
-    test = PairedScore(won, lost, num_items=200)
-
-    for level in (0.9, 0.95, 0.99):
-        assert (test.p(bound) < 1 - level) == (test.low(level) > bound)
-    assert test.low(0.99) < test.low(0.9) <= (won - lost) / 200
 
 
 def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():

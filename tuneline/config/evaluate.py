@@ -180,8 +180,8 @@ class GateConfig(Config):
     """Of several targets: `holm` holds `level` for all that is claimed together; `none` for each claim alone."""
 
     test: Literal["auto", "bootstrap", "mcnemar"] = "auto"
-    """`auto` takes the exact McNemar test where every answer is right or wrong, a score test where such answers meet a
-    margin or a smallest effect, and the test of a bounded mean elsewhere. `bootstrap` finds smaller gains of targets,
+    """`auto` takes the exact McNemar test where every answer is right or wrong and any gain will do, and the test of a
+    bounded mean elsewhere. `bootstrap` finds smaller gains of targets,
     and lets luck pass more often than `level` says where a few items lose much; guards never take it."""
 
     exclude_contaminated: bool = True

@@ -263,14 +263,12 @@ def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -
     differences = [mine - theirs for mine, theirs in pairs]
     if config.test == "bootstrap" and asked.role == "target":
         return statistics.PairedBootstrap(differences, config.num_resamples), "bootstrap"
-    if not right_or_wrong:
-        low, high, seen = _range(asked, scores)
-        words = f"{low:.4g} to {high:.4g}{', as far as seen' if seen else ''}"
-        return BoundedMean(differences, low - high), f"test of a bounded mean, scores {words}"
-    won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
-    if asked.needed == 0:
+    if right_or_wrong and asked.needed == 0:
+        won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
         return statistics.McNemar(won, fell, len(pairs)), "exact test of McNemar"
-    return statistics.PairedScore(won, fell, len(pairs)), "score test"
+    low, high, seen = _range(asked, scores)
+    words = f"{low:.4g} to {high:.4g}{', as far as seen' if seen else ''}"
+    return BoundedMean(differences, low - high), f"test of a bounded mean, scores {words}"
 
 
 def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
@@ -340,10 +338,7 @@ def _plan(question: _Question, level: float, spread: float, true_gain: float) ->
         size = test.items_needed(true_gain, needed, level, POWER)
         return test.detectable(needed, level, POWER), size and max(FEWEST_HELD_OUT, size)
     width = (NormalDist().inv_cdf(level) + NormalDist().inv_cdf(POWER)) * spread
-    items_needed = _items_needed(true_gain - needed, width)
-    if isinstance(test, statistics.PairedScore) and question.asked.role == "guard":
-        items_needed = max(items_needed or 0, test.fewest(-needed, level))
-    return needed + width / sqrt(len(question.pairs)), items_needed
+    return needed + width / sqrt(len(question.pairs)), _items_needed(true_gain - needed, width)
 
 
 def _items_needed(distance: float, width: float) -> int | None:

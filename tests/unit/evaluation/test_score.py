@@ -5,9 +5,10 @@ from importlib.metadata import version
 import pytest
 from datasets import Dataset
 
-from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
-from tuneline.evaluation import metrics, score, setting
+from tuneline.data.benchmarks import Exam
+from tuneline.evaluation import exam, metrics, score, setting
 from tuneline.evaluation.items import Score
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model.load import load_model
@@ -110,6 +111,20 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
 
     assert len(computed) == 5
     assert len(loads) == 2, "once for each of the two settings"
+
+
+def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, monkeypatch):
+    protocols = []
+    monkeypatch.setattr(exam.benchmarks, "read_exam", lambda _: Exam("e", {}, {}))
+    monkeypatch.setattr(exam, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or [])
+    found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
+    real = setting.of
+    for release in ("1", "1", "2"):
+        monkeypatch.setattr(setting, "of", lambda dtype, release=release: real(dtype) | {"transformers": release})
+        candidate = score.Candidate("model", tiny_model, "a" * 64)
+        exam.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
+
+    assert [protocols.index(each) for each in protocols] == [0, 0, 2]
 
 
 def test_a_report_says_what_its_scores_were_made_with():
