@@ -9,18 +9,19 @@ from materializers import REPORT
 from steps.caching import code_behind
 from tuneline.config.evaluate import EvaluateStepConfig
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import score
+from tuneline.evaluation import score, setting
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
-from tuneline.model import verification
+from tuneline.model import precision, verification
 from tuneline.model.checkpoint import Checkpoint
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    libraries = ("torch", "transformers", "evaluate", "rouge-score", "sacrebleu", "lm-eval", "jieba", "rouge-chinese")
+    libraries = (*setting.ANSWERING, *setting.SCORING, "lm-eval")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
-    return code_behind(*modules, libraries=libraries)
+    device = f"{precision.device_type()} {precision.for_answers('auto')}"
+    return f"{code_behind(*modules, libraries=libraries)} {device}"
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=REPORT)

@@ -15,11 +15,12 @@ from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source, verification
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import card, evidence, gate, intact, promotion, registry, runs, stored
+from tuneline.tracking import card, evidence, gate, intact, promotion, registry, runs, stored, training_rows
 from tuneline.tracking.card import Known
 from tuneline.tracking.decision import Decision
-from tuneline.tracking.evidence import Evidence
+from tuneline.tracking.evidence import Check, Evidence
 from tuneline.tracking.registry import Version
+from tuneline.tracking.training_rows import TrainingRows
 from tuneline.train import resume
 from tuneline.train.report import TrainingReport
 from tuneline.workflow import versions
@@ -43,13 +44,15 @@ def register(
     champion = registry.champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
     config = recipe.registry.gate
-    facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl)
+    facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
     stored.keep_evidence(facts)
-    findings = [] if itself else _judge(report, champion, mixture, benchmarks, recipe, facts)
+    seen = training_rows.of(mixture, recipe.merge.split_by)
+    stored.keep_training_rows(seen)
+    findings, checks = ([], []) if itself else _judge(report, champion, mixture, benchmarks, recipe, facts, seen)
     version, new = _register_version(model, sources, training_report, recipe)
     if not new:
         intact.checked_folder(version, full=True)
-    checks = evidence.check(facts, config.preconditions)
+    checks = [*evidence.check(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     stored.keep_decision(decision)
     known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
@@ -68,26 +71,25 @@ def _judge(
     benchmarks: Manifest,
     recipe: Recipe,
     facts: Evidence,
-) -> list[gate.Finding]:
+    seen: TrainingRows,
+) -> tuple[list[gate.Finding], list[Check]]:
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
-    opponents = {"the base model": (report.base, facts.dirty())}
-    if champion:
-        folder = intact.checked_folder(champion, full=True)
-        config = recipe.for_evaluate()
-        scores = score.score_all(
-            score.stored("champion", folder, champion.content_hash, config),
-            source.tokenizer_of(folder),
-            mixture.splits["validation"],
-            benchmarks,
-            config,
-        )
-        opponents[f"champion version {champion.version}"] = scores, facts.dirty() | stored.known_dirty(champion)
-    candidate = reports.by_metric(report.model)
-    return [
-        finding
-        for name, (scores, dirty) in opponents.items()
-        for finding in gate.judge(candidate, reports.by_metric(scores), name, facts.gate, dirty)
-    ]
+    candidate, base = reports.by_metric(report.model), reports.by_metric(report.base)
+    findings = gate.judge(candidate, base, "the base model", facts.gate, facts.dirty())
+    if champion is None:
+        return findings, []
+    folder = intact.checked_folder(champion, full=True)
+    config = recipe.for_evaluate()
+    scores = score.score_all(
+        score.stored("champion", folder, champion.content_hash, config),
+        source.tokenizer_of(folder),
+        mixture.splits["validation"],
+        benchmarks,
+        config,
+    )
+    both = candidate, reports.by_metric(scores)
+    more, checks = stored.against_champion(both, champion, facts, seen, facts.gate)
+    return findings + more, checks
 
 
 def _register_version(

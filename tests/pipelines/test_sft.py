@@ -8,7 +8,7 @@ import pytest
 
 from steps import caching
 from tests import tiny
-from tuneline.tracking import ledger, registry
+from tuneline.tracking import ledger, promotion, registry
 from tuneline.workflow import tracker
 
 pytestmark = pytest.mark.zenml
@@ -252,3 +252,19 @@ def test_the_steps_are_those_that_the_recipe_names(project):
     wired.prepare(recipe=recipe)
 
     assert set(wired.invocations) == set(recipe.step_names())
+
+
+def test_what_the_champion_was_trained_on_is_left_out_on_both_sides(first, run):
+    """With a larger share, the champion's held-out rows are held out still, and rows that it was trained on besides."""
+    tracker.connect()
+    promotion.force("tiny", first.decision.version, "to have a champion")
+    num_before = first.report.metrics()["rougeL"]["model"].num_items
+
+    outcome = run(merge={"validation_fraction": 0.5}, train={**tiny.recipe()["train"], "learning_rate": 3e-3})
+
+    num_items = outcome.report.metrics()["rougeL"]["model"].num_items
+    base, champion = outcome.decision.findings
+    assert (base.against, base.num_items, base.num_trained) == ("the base model", num_items, 0)
+    assert (champion.num_items, champion.num_trained) == (num_before, num_items - num_before)
+    assert champion.num_trained > 0
+    promotion.rollback("tiny")

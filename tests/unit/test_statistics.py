@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tuneline.statistics import McNemar, PairedBootstrap, PairedScore, bootstrap_mean, holm
+from tuneline.statistics import McNemar, PairedBootstrap, SignFlips, bootstrap_mean, holm
 
 
 def test_the_interval_is_that_of_scipy():
@@ -49,15 +49,6 @@ def test_mcnemar_knows_no_other_bound():
         McNemar(3, 1, 10).p(0.1)
 
 
-@pytest.mark.parametrize(("won", "lost", "bound"), [(0, 0, -0.05), (3, 9, -0.1), (12, 4, 0.01), (0, 20, -0.05)])
-def test_the_score_test_agrees_with_its_interval(won, lost, bound):
-    test = PairedScore(won, lost, num_items=200)
-
-    for level in (0.9, 0.95, 0.99):
-        assert (test.p(bound) < 1 - level) == (test.low(level) > bound)
-    assert test.low(0.99) < test.low(0.9) <= (won - lost) / 200
-
-
 def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():
     differences = np.random.default_rng(0).normal(0.3, size=60).tolist()
     test = PairedBootstrap(differences, num_resamples=5000)
@@ -71,3 +62,34 @@ def test_holm_gives_the_smallest_p_value_the_strictest_level():
     assert holm([0.04, 0.001, 0.02], 0.95) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
     assert holm([0.3], 0.9) == pytest.approx([0.9])
     assert holm([], 0.95) == []
+
+
+@pytest.mark.parametrize("num_items", [2, 5, 12])
+@pytest.mark.parametrize("seed", range(4))
+def test_sign_flips_are_counted_as_scipy_enumerates_them(num_items, seed):
+    differences = np.random.default_rng(seed).integers(-30, 51, num_items) / 100
+    differences[0] = 0.5  # the largest, so that none is rounded and equal sums are equal
+    theirs = stats.permutation_test(
+        (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="greater"
+    )
+    greater = (np.abs(theirs.null_distribution) >= abs(differences.sum()) - 1e-9).mean()
+
+    assert SignFlips(differences.tolist()).two_sided_p() == pytest.approx(greater)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14), (60, 0)])
+def test_sign_flips_of_right_and_wrong_answers_are_mcnemars_test(won, lost):
+    differences = [1.0] * won + [-1.0] * lost + [0.0] * 20
+
+    one_sided = McNemar(max(won, lost), min(won, lost), len(differences)).p(0)
+
+    assert SignFlips(differences).two_sided_p() == pytest.approx(min(1.0, 2 * one_sided), rel=1e-9)
+
+
+def test_sign_flips_have_no_floor_and_many_items_take_a_second():
+    assert SignFlips([0.5] * 10).two_sided_p() == pytest.approx(2 / 2**10)
+    assert SignFlips([0.5]).two_sided_p() == 1.0
+    assert SignFlips([0.5] * 400).two_sided_p() == pytest.approx(2.0**-399)
+    many = np.random.default_rng(0).normal(0.05, 1, 3000)
+    normal = 2 * stats.norm.sf(abs(many.sum()) / np.sqrt((many**2).sum()))
+    assert SignFlips(many.tolist()).two_sided_p() == pytest.approx(normal, rel=0.05)

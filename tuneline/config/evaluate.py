@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,12 @@ GENERATED: dict[str, tuple[str, ...]] = {
     "llamafactory_compat": tuple(f"llamafactory_{kind}" for kind in ("rouge1", "rouge2", "rougeL", "bleu4")),
 }
 """Metric of generated answers -> the columns that it makes."""
+
+JUDGED_BY = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
+"""What a gate asks for that names no metric: the first of these that is measured."""
+
+ZERO_TO_ONE = frozenset(["preference_accuracy", *(column for columns in GENERATED.values() for column in columns)])
+"""Metrics of held-out rows whose scores lie between 0 and 1."""
 
 NEEDS = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
 """Metric -> packages that it needs beyond ours."""
@@ -145,10 +152,10 @@ class EvaluateStepConfig(EvaluateConfig):
 class GateConfig(Config):
     """What a new model must prove before it is promoted (docs/decisions/0003 and 0014)."""
 
-    metric: Metric = "rougeL"
-    """Target: the mean over held-out items that must rise. ROUGE is for chats, `log_likelihood` (nats a token) for
-    texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for answers
-    with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
+    metric: Metric | None = None
+    """Target: the mean over held-out items that must rise. Null: `rougeL` for chats, `log_likelihood` (nats per token)
+    for texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for
+    answers with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
 
     min_gain: float = Field(0.0, ge=0, le=1e6)
     """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
@@ -157,7 +164,7 @@ class GateConfig(Config):
     """One-sided confidence of each decision."""
 
     num_resamples: int = Field(5000, ge=1000, le=1_000_000)
-    """Bootstrap resamples."""
+    """Resamples of `test: bootstrap`."""
 
     targets: list[TargetConfig] = Field(default_factory=list)
     """Metrics that must rise, in place of `metric` and `min_gain`."""
@@ -172,8 +179,9 @@ class GateConfig(Config):
     """Of several targets: `holm` holds `level` for all that is claimed together; `none` for each claim alone."""
 
     test: Literal["auto", "bootstrap", "mcnemar"] = "auto"
-    """`auto` takes the exact McNemar test where every answer is right or wrong, a score test where such answers meet a
-    margin or a smallest effect, and the paired bootstrap elsewhere."""
+    """`auto` takes the exact McNemar test where every answer is right or wrong and any gain will do, and the test of a
+    bounded mean elsewhere. `bootstrap` finds smaller gains of targets,
+    and lets luck pass more often than `level` says where a few items lose much; guards never take it."""
 
     exclude_contaminated: bool = True
     """Leave out items that were found in the training rows; the numbers with them are shown beside."""
@@ -181,29 +189,45 @@ class GateConfig(Config):
     preconditions: PreconditionsConfig = PreconditionsConfig()
     """What must hold of the model before its scores count."""
 
+    def with_metric(self, measured: Sequence[str]) -> "GateConfig":
+        """Return the gate with a target: where it names none, what the first of `JUDGED_BY` or of `measured` says."""
+        if self.targets or self.metric or not measured:
+            return self
+        metric = next((name for name in JUDGED_BY if name in measured), measured[0])
+        return self.model_copy(update={"metric": metric})
+
     def wanted(self) -> list[TargetConfig]:
-        """Return the targets, whichever way they were written."""
-        return self.targets or [TargetConfig(metric=self.metric, min_effect=self.min_gain)]
+        """Return the targets, whichever way they were written; none before `with_metric` where none is named."""
+        if self.targets or self.metric is None:
+            return self.targets
+        return [TargetConfig(metric=self.metric, min_effect=self.min_gain)]
 
     def asked(self) -> list[tuple[str, str]]:
-        """Return every metric that is asked for, after the key that names it."""
-        named: list[tuple[str, str]] = [("metric", self.metric)] if not self.targets else []
+        """Return every metric that is asked for by name, after the key that names it."""
+        named: list[tuple[str, str]] = [("metric", self.metric)] if self.metric and not self.targets else []
         named += [(f"targets.{i}.metric", target.metric) for i, target in enumerate(self.targets)]
         return named + [(f"guards.{i}.metric", guard.metric) for i, guard in enumerate(self.guards)]
 
     @model_validator(mode="after")
     def _targets_are_written_one_way(self) -> "GateConfig":
-        if self.targets and (self.metric, self.min_gain) != ("rougeL", 0.0):
+        # Gates that earlier releases kept beside a run have "rougeL" there, which was the default.
+        if self.targets and (self.metric not in (None, "rougeL") or self.min_gain):
             raise ValueError("metric and min_gain stand beside targets, which say the same. Keep targets.")
         return self
 
-    @model_validator(mode="after")
-    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+    def repeated(self) -> str:
+        """Say which metric is asked for twice; empty where none is."""
         targets, guards = ([each.metric for each in group] for group in (self.wanted(), self.guards))
         if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
-            raise ValueError("a metric stands twice among targets, or twice among guards. Keep one entry.")
+            return "a metric stands twice among targets, or twice among guards. Keep one entry."
         if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):
-            raise ValueError(f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out.")
+            return f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out."
+        return ""
+
+    @model_validator(mode="after")
+    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+        if told := self.repeated():
+            raise ValueError(told)
         return self
 
     @model_validator(mode="after")
@@ -217,7 +241,8 @@ class GateConfig(Config):
 
     @model_validator(mode="after")
     def _mcnemar_asks_for_any_gain(self) -> "GateConfig":
-        for target in self.wanted() if self.test == "mcnemar" else ():
+        single = TargetConfig(metric=self.metric or "the target", min_effect=self.min_gain)
+        for target in (self.targets or [single]) if self.test == "mcnemar" else ():
             if target.min_effect:
                 raise ValueError(
                     f"test: mcnemar asks whether there is any gain, and {target.metric} is to gain more than "

@@ -6,15 +6,24 @@ gates/strict.yaml`, relative to the recipe. The file holds the same keys.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tuneline import limits
 from tuneline.config import strict_file
 from tuneline.config.base import Config
 from tuneline.config.strict_file import Document, Key, Problem
 from tuneline.errors import RecipeError
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{list(ends)} must be the smallest score, then the largest, like [0, 1].")
+    return ends
+
+
+ScoreRange = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
 class TargetConfig(Config):
@@ -26,6 +35,10 @@ class TargetConfig(Config):
     min_effect: float = Field(0.0, ge=0, le=1e6)
     """What the gain must surely exceed; 0.01 is one point of ROUGE or of right answers."""
 
+    score_range: ScoreRange | None = None
+    """Smallest and largest possible score of an item. Null: 0 to 1 for text metrics and accuracies, and for others
+    (likelihoods, rewards, functions of your own) the smallest and largest score of either model."""
+
 
 class GuardConfig(Config):
     """A metric that must not fall by a margin: the new model may be a little worse, and must surely not be more."""
@@ -35,6 +48,10 @@ class GuardConfig(Config):
 
     margin: float = Field(gt=0, le=1e6)
     """Loss that is tolerated; 0.02 is two points of ROUGE or of right answers."""
+
+    score_range: ScoreRange | None = None
+    """Smallest and largest possible score of an item. Null: 0 to 1 for text metrics and accuracies, and for others
+    (likelihoods, rewards, functions of your own) the smallest and largest score of either model."""
 
 
 class PreconditionsConfig(Config):

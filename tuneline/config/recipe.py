@@ -20,6 +20,7 @@ from tuneline.config.evaluate import (
     EvaluateConfig,
     EvaluateStepConfig,
     ExamProtocol,
+    GateConfig,
     RegisterConfig,
 )
 from tuneline.config.exams import ExamConfig
@@ -92,7 +93,14 @@ class Recipe(DataSection):
                     f"registry.gate.{key}: this recipe does not measure {metric} (stage {self.stage}, "
                     f"evaluate.metrics).{did_you_mean(metric, measured)} Set {' or '.join(measured)}."
                 )
+        if told := self.gate().repeated():
+            raise ValueError(f"registry.gate: {told}")
         return self
+
+    def gate(self) -> GateConfig:
+        """Return the gate; where it names no metric, it asks for what the stage is judged by."""
+        measured = self.measured()
+        return self.registry.gate.with_metric(self.metrics[:1] if self.metrics[0] in measured else measured)
 
     def measured(self) -> list[str]:
         """Return the names of all metrics that a gate can ask for: of held-out rows, and of exams."""

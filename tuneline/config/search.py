@@ -147,7 +147,7 @@ def _objective(recipe: Recipe, asked: str | None) -> str:
     of_exams = {f"{exam.name}_{column}" for exam in recipe.exams for column in exam.columns()}
     known = [metric for metric in recipe.measured() if metric not in of_exams]
     if asked is None:
-        targets = [target.metric for target in recipe.registry.gate.wanted() if target.metric in known]
+        targets = [target.metric for target in recipe.gate().wanted() if target.metric in known]
         return (targets or known)[0]
     if asked in of_exams:
         raise RecipeError(
@@ -162,7 +162,7 @@ def _objective(recipe: Recipe, asked: str | None) -> str:
 
 def caution(found: Search) -> str:
     """Say what the gate's word is worth after this search; empty where it judges by something else."""
-    asked = [target.metric for target in found.base.training.registry.gate.wanted()]
+    asked = [target.metric for target in found.base.training.gate().wanted()]
     if found.objective not in asked:
         return ""
     return (

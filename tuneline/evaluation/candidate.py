@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.evaluation import setting
 from tuneline.identity import Manifest
 from tuneline.model import precision, value_head
 from tuneline.model.checkpoint import Checkpoint
@@ -44,6 +45,11 @@ class Candidate:
     def dtype(self) -> str:
         """How its weights are held, as protocols name it."""
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """How it answers here: dtype, device and versions of libraries, a part of each protocol."""
+        return setting.of(self.dtype)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -28,7 +28,7 @@ def sit(
     exam = benchmarks.read_exam(found.item(config.name))
     shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
     asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
-    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, candidate.dtype])
+    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, candidate.setting])
     return remembered(candidate.content_hash, protocol, items(exam, config), examinee(candidate, tokenizer))
 
 

@@ -20,6 +20,7 @@ from tuneline.config.harness import HarnessConfig
 from tuneline.data import harness as data
 from tuneline.data import sources
 from tuneline.errors import RecipeError, did_you_mean
+from tuneline.evaluation import setting
 from tuneline.evaluation.candidate import Candidate
 from tuneline.evaluation.items import Item, Score, remembered, score
 from tuneline.identity import Manifest, digest
@@ -61,7 +62,8 @@ def sit(
     for task in tasks:
         chat = config.apply_chat_template
         asked = [VERSION, data.identity(task), config.fewshot_random_seed, chat]
-        protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), candidate.dtype])
+        how = candidate.setting | setting.versions(setting.SCORING)
+        protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), how])
         documents, requests = _requests(task, tokenizer, config)
         group = task.task_name if len(tasks) > 1 else ""
         items = [_item(task, config.name, group, doc, requests[doc.id]) for doc in documents]

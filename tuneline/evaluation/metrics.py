@@ -1,11 +1,10 @@
 """Metrics of generated answers, by the names that a recipe gives in `evaluate.metrics`."""
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 from tuneline.config.evaluate import CUSTOM_KEY, EvaluateStepConfig, column_of
 from tuneline.data import custom
-from tuneline.evaluation import compat, overlap, rouge, texts
+from tuneline.evaluation import compat, overlap, rouge, setting, texts
 from tuneline.evaluation.base import Columns
 from tuneline.identity import digest
 
@@ -17,7 +16,7 @@ Scorer = Callable[[list[str], list[str]], Columns]
 
 def protocol(config: EvaluateStepConfig, cut: texts.Cut, judged: list[str]) -> str:
     """Name how answers are scored; another way scores them again, and asks no model again."""
-    libraries = [version("sacrebleu"), version("rouge_score")]
+    libraries = setting.versions(setting.SCORING)
     asked = [config.metrics, config.use_stemmer, cut, sorted(config.metric_hashes.items())]
     return digest(["answers", VERSION, libraries, *asked, *judged])
 

@@ -11,7 +11,7 @@ from tuneline.data import render
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.evaluation import exam as taking
-from tuneline.evaluation import generate, harness, judge, likelihood, metrics, texts, totals
+from tuneline.evaluation import generate, harness, judge, likelihood, metrics, setting, texts, totals
 from tuneline.evaluation.candidate import Candidate as Candidate
 from tuneline.evaluation.candidate import base as base
 from tuneline.evaluation.candidate import stored as stored
@@ -58,7 +58,7 @@ def report(
         base_hash=before.content_hash,
         model_hash=after.content_hash,
         totals={who: totals.of(each, config) for who, each in scores.items()},
-        methods={"dtype": after.dtype} | totals.methods(scores["model"], config),
+        methods=setting.told(after.dtype) | totals.methods(scores["model"], config),
         noise={who: band for who, band in bands.items() if band},
     )
 
@@ -74,7 +74,7 @@ def _held_out(
     if not likelihood.is_by_likelihood(held_out):
         return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
     window = config.window
-    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.dtype])
+    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.setting])
     items = likelihood.items(held_out, config.max_items)
     judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
     answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
@@ -94,7 +94,7 @@ def _answered(
     references = [item.reference for item in items]
     cut = texts.cut_for(config.cut, references)
     tokenize = texts.bleu_tokenizer(cut, references)
-    asked = generation_protocol(tokenizer_manifest, config, draw, candidate.dtype)
+    asked = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
     judged = [judge.name(config)] if config.judged else []
 
     def scorer(missing: list[Item]) -> list[Score]:
@@ -110,10 +110,10 @@ def _answered(
     return remembered(candidate.content_hash, protocol, items, scorer)
 
 
-def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None, dtype: str) -> str:
-    """Name how answers are made; another way is another protocol."""
-    how = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
-    return digest([*how, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, dtype])
+def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None, how: dict[str, str]) -> str:
+    """Name how answers are made, `how` being the setting of the model; another way is another protocol."""
+    drawn = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
+    return digest([*drawn, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, how])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:

@@ -53,8 +53,8 @@ class Comparison:
     """Figures that are equal in all runs, and left out."""
 
     gains: dict[str, list[str]]
-    """Paired difference to the first run with its interval and p-value, where the items are the same; a star where it
-    is other than zero, at 95 % for all stars together (Holm)."""
+    """Paired difference to the first run with its interval and p-value, where the items are the same; a star where two
+    models that answer alike would not differ so much, at 95 % for all stars together (Holm)."""
 
     wins: dict[str, list[str]]
     """Items won, lost and equal against the first run."""
@@ -234,14 +234,8 @@ def _gains(tables: list[Table]) -> dict[str, list[str]]:
 
 
 def _two_sided_p(pairs: list[tuple[float, float]]) -> float:
-    """Return how likely a difference this large in either direction is, were there none."""
-    if len(pairs) < 2 or all(before == after for before, after in pairs):
-        return 1.0
-    won, lost = _won_and_lost(pairs)
-    if statistics.are_right_or_wrong([score for pair in pairs for score in pair]):
-        return min(1.0, 2 * min(statistics.McNemar(*sides, len(pairs)).p(0) for sides in ((won, lost), (lost, won))))
-    ways = ([after - before for before, after in pairs], [before - after for before, after in pairs])
-    return min(1.0, 2 * min(statistics.PairedBootstrap(way).p(0) for way in ways))
+    """Return how likely a difference this large in either direction is, were both models alike."""
+    return statistics.SignFlips([after - before for before, after in pairs]).two_sided_p()
 
 
 def _won_and_lost(pairs: list[tuple[float, float]]) -> tuple[int, int]:

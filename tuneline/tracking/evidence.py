@@ -3,6 +3,7 @@
 It is kept with the run, so that a promotion by hand asks the same questions, or those of another gate.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -56,12 +57,21 @@ class Evidence(BaseModel):
     contaminated: dict[str, list[str]]
     """Items found in the training rows, by evaluation set; of held-out examples, `held_out`."""
 
+    scored_with: dict[str, str] = {}
+    """dtype, device and libraries of its scores; empty where an earlier release made them."""
+
     def dirty(self) -> set[str]:
         """Return the contaminated items of all evaluation sets."""
         return {item for items in self.contaminated.values() for item in items}
 
 
-def collect(model: Checkpoint, mixture: Corpus, rows: Corpus, gate: GateConfig, max_kl: float) -> Evidence:
+SETTING = ("dtype", "device", "libraries")
+"""Methods of a report that say under what its scores were made."""
+
+
+def collect(
+    model: Checkpoint, mixture: Corpus, rows: Corpus, gate: GateConfig, max_kl: float, methods: Mapping[str, str]
+) -> Evidence:
     """Read what the artifacts of a run say.
 
     Args:
@@ -70,6 +80,7 @@ def collect(model: Checkpoint, mixture: Corpus, rows: Corpus, gate: GateConfig, 
         rows: What `tokenize_pack` made.
         gate: The recipe's gate.
         max_kl: The recipe's bound of a merge, nats a token.
+        methods: Of the report.
     """
     found: dict[str, list[str]] = {}
     if CONTAMINATION in mixture.splits:
@@ -85,6 +96,7 @@ def collect(model: Checkpoint, mixture: Corpus, rows: Corpus, gate: GateConfig, 
         tokenizer_of_model=source.tokenizer_of(model.path).content_hash(),
         coverage=None if rows.identity.get("stage") == "prompt" else rows.counts["train"]["coverage"],
         contaminated=found,
+        scored_with={name: methods[name] for name in SETTING if name in methods},
     )
 
 

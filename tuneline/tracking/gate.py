@@ -16,14 +16,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tuneline import statistics
+from tuneline.bounded_mean import BoundedMean
 from tuneline.config.data import FEWEST_HELD_OUT
-from tuneline.config.evaluate import GateConfig
+from tuneline.config.evaluate import ZERO_TO_ONE, GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.statistics import PairedTest, shown
 
 POWER = 0.8
 Scores = Mapping[str, Mapping[str, float]]
 """Metric -> item -> score."""
+
+
+class TooFewItemsError(TrackingError):
+    """Of the items that both answered, fewer than five are training rows of neither."""
 
 
 class AllItems(BaseModel):
@@ -72,6 +77,12 @@ class Finding(BaseModel):
 
     passed: bool
     all_items: AllItems | None = None
+    num_trained: int | None = 0
+    """Held-out items that one of the two models was trained on, and that were left out; None where the opponent's
+    version does not say what it was trained on."""
+
+    method: str = ""
+    """The test in words, with the range of scores that it relies on."""
 
     def sentence(self) -> str:
         """Say it in words, in points of a hundred."""
@@ -82,10 +93,14 @@ class Finding(BaseModel):
         else:
             verdict = f"{'within' if self.passed else 'not within'} the loss of {self.show(-self.needed)} tolerated"
             size = f"; an equal model needs {self.items_needed}" if self.items_needed else ""
-        more = ""
+        more = f"; {self.method}" if self.method else ""
+        if self.num_trained is None:
+            more += f"; {self.against} keeps no list of its training rows, so those among the items still count"
+        elif self.num_trained:
+            more += f"; {self.num_trained} left out that one of the two was trained on"
         if self.all_items:
             with_them = self.show(self.all_items.gain, signed=True)
-            more = f"; {self.num_excluded} contaminated ones left out, with them {with_them}"
+            more += f"; {self.num_excluded} contaminated ones left out, with them {with_them}"
         return (
             f"{self.metric} {self.show(self.candidate)} against {self.show(self.opponent)} of {self.against}: {gain}, "
             f"at {round(100 * self.level, 1):g}% at least {low}, {verdict} "
@@ -105,6 +120,7 @@ class _Asked:
     metric: str
     role: Literal["target", "guard"]
     needed: float
+    score_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -114,12 +130,19 @@ class _Question:
     asked: _Asked
     pairs: list[tuple[float, float]]
     test: PairedTest
+    method: str
     num_excluded: int
     all_items: AllItems | None
+    num_trained: int | None
 
 
 def judge(
-    candidate: Scores, opponent: Scores, against: str, config: GateConfig, dirty: Collection[str] = ()
+    candidate: Scores,
+    opponent: Scores,
+    against: str,
+    config: GateConfig,
+    dirty: Collection[str] = (),
+    trained: Collection[str] | None = (),
 ) -> list[Finding]:
     """Compare a candidate with an opponent on the same items, in every metric that the gate asks for.
 
@@ -129,16 +152,19 @@ def judge(
         against: Name of the opponent, for the sentence.
         config: The gate.
         dirty: Items found in training rows, which the gate may leave out.
+        trained: Items that are training rows of one of the two, which are left out; None where that is not known.
 
     Returns:
         Targets, then guards, as the gate lists them.
 
     Raises:
         RecipeError: A score lacks a metric that is asked for, or the test does not suit its scores.
+        TooFewItemsError: Too few items are training rows of neither.
         TrackingError: The items differ, or there are fewer than five.
     """
-    tables = (candidate, opponent)
-    questions = [_question(asked, tables, against, config, frozenset(dirty)) for asked in _asked(config)]
+    config = config.with_metric(list(candidate))
+    tables, excluded = (candidate, opponent), (frozenset(dirty), None if trained is None else frozenset(trained))
+    questions = [_question(asked, tables, against, config, excluded) for asked in _asked(config)]
     targets = [question for question in questions if question.asked.role == "target"]
     guards = [question for question in questions if question.asked.role == "guard"]
     return [
@@ -162,15 +188,24 @@ def _asked(config: GateConfig) -> list[_Asked]:
     single = not config.targets
     return [
         *(
-            _Asked("metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect)
+            _Asked(
+                "metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect, each.score_range
+            )
             for i, each in enumerate(config.wanted())
         ),
-        *(_Asked(f"guards.{i}.metric", each.metric, "guard", -each.margin) for i, each in enumerate(config.guards)),
+        *(
+            _Asked(f"guards.{i}.metric", each.metric, "guard", -each.margin, each.score_range)
+            for i, each in enumerate(config.guards)
+        ),
     ]
 
 
 def _question(
-    asked: _Asked, tables: tuple[Scores, Scores], against: str, config: GateConfig, dirty: frozenset[str]
+    asked: _Asked,
+    tables: tuple[Scores, Scores],
+    against: str,
+    config: GateConfig,
+    excluded: tuple[frozenset[str], frozenset[str] | None],
 ) -> _Question:
     for who, table in zip(("the new model", against), tables, strict=True):
         if asked.metric not in table:
@@ -185,17 +220,30 @@ def _question(
             f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Evaluate "
             "both on one set."
         )
-    left_out = dirty & set(mine) if config.exclude_contaminated else frozenset()
-    items = sorted(set(mine) - left_out)
+    dirty, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(mine)
+    left_out = (dirty & set(mine)) - trained if config.exclude_contaminated else frozenset[str]()
+    items = sorted(set(mine) - left_out - trained)
     if len(items) < FEWEST_HELD_OUT:
-        raise TrackingError(
-            f"{len(left_out)} of the {len(mine)} items of {asked.metric} were found in the training rows, and "
-            f"{FEWEST_HELD_OUT} clean ones are the fewest that can be measured. Take them out of the training data, "
-            "give more items, or set registry.gate.exclude_contaminated: false."
-        )
+        kind = TooFewItemsError if trained else TrackingError
+        raise kind(_too_few(asked, len(mine), len(left_out), len(trained)))
     pairs = [(float(mine[item]), float(theirs[item])) for item in items]
     whole = _all_items(mine, theirs) if left_out else None
-    return _Question(asked, pairs, _test(asked, pairs, config), len(left_out), whole)
+    test, method = _test(asked, pairs, config)
+    return _Question(asked, pairs, test, method, len(left_out), whole, None if excluded[1] is None else len(trained))
+
+
+def _too_few(asked: _Asked, num_items: int, num_dirty: int, num_trained: int) -> str:
+    reasons = [
+        *([f"{num_trained} were training rows of one of the two models"] if num_trained else []),
+        *([f"{num_dirty} were found in the training rows"] if num_dirty else []),
+    ]
+    advice = "Take them out of the training data, give more items, or set registry.gate.exclude_contaminated: false."
+    if num_trained:
+        advice = "Hold out the rows that the other model held out (merge: validation_fraction, split_seed, split_by)."
+    return (
+        f"Of the {num_items} items of {asked.metric} {' and '.join(reasons)}, and {FEWEST_HELD_OUT} clean ones are the "
+        f"fewest that can be measured. {advice}"
+    )
 
 
 def _all_items(mine: Mapping[str, float], theirs: Mapping[str, float]) -> AllItems:
@@ -203,19 +251,41 @@ def _all_items(mine: Mapping[str, float], theirs: Mapping[str, float]) -> AllIte
     return AllItems(opponent=opponent, candidate=candidate, gain=candidate - opponent, num_items=len(mine))
 
 
-def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -> PairedTest:
-    """Choose the test: what the recipe says, or what the scores are."""
-    right_or_wrong = statistics.are_right_or_wrong([score for pair in pairs for score in pair])
+def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -> tuple[PairedTest, str]:
+    """Choose the test: what the recipe says, or what the scores are; return it with its name in words."""
+    scores = [score for pair in pairs for score in pair]
+    right_or_wrong = statistics.are_right_or_wrong(scores)
     if config.test == "mcnemar" and not right_or_wrong:
         raise RecipeError(
             f"registry.gate.test: mcnemar compares right and wrong answers, and {asked.metric} has other scores. Set "
             "test: auto."
         )
-    if config.test == "bootstrap" or not right_or_wrong:
-        return statistics.PairedBootstrap([mine - theirs for mine, theirs in pairs], config.num_resamples)
-    won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
-    kind = statistics.McNemar if asked.needed == 0 else statistics.PairedScore
-    return kind(won, fell, len(pairs))
+    differences = [mine - theirs for mine, theirs in pairs]
+    if config.test == "bootstrap" and asked.role == "target":
+        return statistics.PairedBootstrap(differences, config.num_resamples), "bootstrap"
+    if right_or_wrong and asked.needed == 0:
+        won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
+        return statistics.McNemar(won, fell, len(pairs)), "exact test of McNemar"
+    low, high, seen = _range(asked, scores)
+    words = f"{low:.4g} to {high:.4g}{', as far as seen' if seen else ''}"
+    return BoundedMean(differences, low - high), f"test of a bounded mean, scores {words}"
+
+
+def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
+    """Return the smallest and largest score that an item can have, and whether these are only what was seen."""
+    low, high = min(scores), max(scores)
+    if asked.score_range:
+        least, most = asked.score_range
+        if low < least or high > most:
+            raise RecipeError(
+                f"registry.gate.{asked.key.removesuffix('metric')}score_range: {asked.metric} has scores from "
+                f"{low:.6g} to {high:.6g}, and the range is {[least, most]}. Widen it."
+            )
+        return least, most, False
+    known = asked.metric in ZERO_TO_ONE or asked.metric.removesuffix("_clean").endswith("_accuracy")
+    if known and low >= 0 and high <= 1:
+        return 0.0, 1.0, False
+    return (low, high, True) if low < high else (low - 1, high, True)
 
 
 def _of_targets(questions: list[_Question], against: str, config: GateConfig) -> list[Finding]:
@@ -236,11 +306,8 @@ def _finding(question: _Question, against: str, level: float) -> Finding:
     asked = question.asked
     candidate, opponent = (np.array(side) for side in zip(*question.pairs, strict=True))
     gain, spread = float((candidate - opponent).mean()), float((candidate - opponent).std(ddof=1))
-    quantiles = NormalDist().inv_cdf(level) + NormalDist().inv_cdf(POWER)
-    low = question.test.low(level)
-    items_needed = _items_needed((gain if asked.role == "target" else 0.0) - asked.needed, quantiles * spread)
-    if isinstance(question.test, statistics.PairedScore) and asked.role == "guard":
-        items_needed = max(items_needed or 0, question.test.fewest(-asked.needed, level))
+    p = question.test.p(asked.needed)
+    detectable, items_needed = _plan(question, level, spread, gain if asked.role == "target" else 0.0)
     return Finding(
         against=against,
         metric=asked.metric,
@@ -249,17 +316,29 @@ def _finding(question: _Question, against: str, level: float) -> Finding:
         opponent=float(opponent.mean()),
         candidate=float(candidate.mean()),
         gain=gain,
-        low=low,
+        low=question.test.low(level),
         needed=asked.needed,
-        p=question.test.p(asked.needed),
+        p=p,
         level=level,
         num_items=len(question.pairs),
         num_excluded=question.num_excluded,
-        detectable=asked.needed + quantiles * spread / sqrt(len(question.pairs)),
+        detectable=detectable,
         items_needed=items_needed,
-        passed=low > asked.needed,
+        passed=p < 1 - level,
         all_items=question.all_items,
+        num_trained=question.num_trained,
+        method=question.method,
     )
+
+
+def _plan(question: _Question, level: float, spread: float, true_gain: float) -> tuple[float, int | None]:
+    """Return the smallest gain that passes in 8 of 10 tries, and with how many items `true_gain` does so."""
+    test, needed = question.test, question.asked.needed
+    if isinstance(test, BoundedMean):
+        size = test.items_needed(true_gain, needed, level, POWER)
+        return test.detectable(needed, level, POWER), size and max(FEWEST_HELD_OUT, size)
+    width = (NormalDist().inv_cdf(level) + NormalDist().inv_cdf(POWER)) * spread
+    return needed + width / sqrt(len(question.pairs)), _items_needed(true_gain - needed, width)
 
 
 def _items_needed(distance: float, width: float) -> int | None:

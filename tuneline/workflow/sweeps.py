@@ -37,7 +37,7 @@ def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: 
         Refusal: A run was refused; those before it stay.
     """
     tracker.connect()
-    metric = settings[0].runs[0].training.registry.gate.metric
+    metric = settings[0].runs[0].training.gate().wanted()[0].metric
     lines: list[Line] = []
     with sweep.parent(title, settings[0].runs[0].pipeline) as parent:
         for setting in settings:

@@ -72,6 +72,10 @@ def test_a_gate_that_went_through_a_run_is_the_same():
             "registry.gate.guards.0.margin: Input should be greater than 0",
         ),
         (
+            {"guards": [{"metric": "rouge1", "margin": 0.1, "score_range": [1, 0]}]},
+            "guards.0.score_range: [1.0, 0.0] must be the smallest score, then the largest, like [0, 1].",
+        ),
+        (
             {"guards": [{"metric": "rouge1", "margin": 0.1, "margn": 1}]},
             "guards.0.margn: unknown key. Did you mean 'margin'?",
         ),
@@ -80,7 +84,10 @@ def test_a_gate_that_went_through_a_run_is_the_same():
             "guards: rougeL is a target that must rise, so it need not",
         ),
         ({"targets": [{"metric": "rougeL"}] * 2}, "a metric stands twice among targets, or twice among guards."),
-        ({"test": "mcnemar", "min_gain": 0.1}, "test: mcnemar asks whether there is any gain, and rougeL is to gain"),
+        (
+            {"test": "mcnemar", "min_gain": 0.1},
+            "test: mcnemar asks whether there is any gain, and the target is to gain",
+        ),
         (RICH | {"correction": "none"}, "correction: none with targets_needed: any gives luck 2 tries at level 0.95."),
         ({"preconditions": {"max_lk": 1}}, "registry.gate.preconditions.max_lk: unknown key. Did you mean 'max_kl'?"),
         (
@@ -118,3 +125,35 @@ def test_the_gates_we_give_are_valid_and_say_how_to_use_them(path):
     assert config.targets
     assert config.guards
     assert f"gate: gates/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*_lora_smollm2.yaml")), ids=str)
+def test_a_gate_without_a_metric_asks_for_what_the_stage_is_judged_by(path):
+    shipped = load.load(path).recipe
+    gate_without = {"model_name": "m", "gate": {"min_gain": 0.01}}
+
+    recipe = type(shipped).model_validate(shipped.model_dump() | {"registry": gate_without})
+
+    wanted = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
+    (target,) = recipe.gate().wanted()
+    assert (target.metric, target.min_effect) == (wanted.get(recipe.stage, "preference_accuracy"), 0.01)
+
+
+@pytest.mark.parametrize(
+    ("measured", "metric"),
+    [
+        (["rouge1", "rougeL"], "rougeL"),
+        (["bleu", "mmlu_accuracy"], "bleu"),
+        (["log_likelihood", "preference_accuracy"], "preference_accuracy"),
+        (["rougeL", "reward"], "reward"),
+    ],
+)
+def test_what_is_measured_decides_what_a_gate_without_a_metric_asks_for(measured, metric):
+    assert GateConfig().with_metric(measured).metric == metric
+    assert GateConfig(metric="chrf").with_metric(measured).metric == "chrf"
+
+
+def test_a_gate_with_targets_that_an_earlier_release_kept_is_read():
+    kept = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
+
+    assert GateConfig.model_validate(kept).wanted()[1].metric == "exam_accuracy"

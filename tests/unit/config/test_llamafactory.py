@@ -270,6 +270,7 @@ def test_texts_are_wrapped_as_in_llamafactory_and_judged_by_likelihood(here):
         "log_likelihood",
     )
     assert found.config.pipeline == PIPELINE_OF["pretrain"][0]
+    assert "those in one row see each other, as there" in told(found, "packing")
     assert recipe_of(stage="pt", dataset="texts", packing=False).tokenize.packing is False
 
 

@@ -11,7 +11,7 @@ from tuneline.config.harness import HarnessConfig
 from tuneline.data import sources
 from tuneline.data.tokenizer import load_tokenizer
 from tuneline.errors import SourceError
-from tuneline.evaluation import harness, score
+from tuneline.evaluation import harness, score, setting
 from tuneline.evaluation.report import by_metric
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model.load import load_model
@@ -98,7 +98,7 @@ def test_texts_are_scored_by_each_filter_as_the_harness_scores_them(tiny_model, 
     assert all(each.output and each.seconds > 0 for each in scores)
 
 
-def test_answers_are_kept_and_only_new_items_are_asked_with_the_same_shots(tiny_model, tokenizer, tasks):
+def test_answers_are_kept_and_only_new_items_are_asked_with_the_same_shots(tiny_model, tokenizer, tasks, monkeypatch):
     few = make(tasks / "colours.yaml", metrics=["acc"], limit=5)
     all_of_them = make(tasks / "colours.yaml", metrics=["acc_norm"])
 
@@ -107,7 +107,10 @@ def test_answers_are_kept_and_only_new_items_are_asked_with_the_same_shots(tiny_
     more, after = sit(tiny_model, tokenizer, all_of_them)
     none, other_metric = sit(tiny_model, tokenizer, make(tasks / "colours.yaml", metrics=["acc"]))
 
-    assert [first.loads, again.loads, more.loads, none.loads] == [1, 0, 1, 0]
+    monkeypatch.setattr(setting, "of", lambda dtype: {"dtype": dtype, "torch": "another"})
+    anew, _ = sit(tiny_model, tokenizer, few)
+
+    assert [first.loads, again.loads, more.loads, none.loads, anew.loads] == [1, 0, 1, 0, 1]
     assert same == before
     assert [each.prompt for each in after[:5]] == [each.prompt for each in before]
     assert [each.item for each in after[:5]] == [each.item for each in before]

@@ -1,11 +1,14 @@
 """Answers are kept apart from their scores, and marked where training rows hold them."""
 
+from importlib.metadata import version
+
 import pytest
 from datasets import Dataset
 
-from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
-from tuneline.evaluation import score
+from tuneline.data.benchmarks import Exam
+from tuneline.evaluation import exam, metrics, score, setting
 from tuneline.evaluation.items import Score
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model.load import load_model
@@ -65,6 +68,72 @@ def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
         "torch.float32",
         "torch.bfloat16",
     }
+
+
+def texts():
+    rows = [schema.example("s", schema.content(text=f"A text about number {i}.")) for i in range(3)]
+    return Dataset.from_list(rows, features=schema.EXAMPLE)
+
+
+@pytest.mark.parametrize("rows", [held_out, texts])
+@pytest.mark.parametrize("changed", ["torch", "transformers", "peft", "tokenizers", "device"])
+def test_under_another_library_or_device_models_are_asked_again(tiny_model, tokenizer, rows, changed, monkeypatch):
+    loads = []
+
+    def scored():
+        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        config = EvaluateStepConfig(max_new_tokens=2, metrics=["rougeL"])
+        return score.score_all(candidate, tokenizer, rows(), NO_EXAMS, config)
+
+    scored(), scored()
+    assert loads == [1]
+    real = setting.of
+    monkeypatch.setattr(setting, "of", lambda dtype: real(dtype) | {changed: "another"})
+    scored(), scored()
+
+    assert loads == [1, 1]
+
+
+def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny_model, tokenizer, monkeypatch):
+    loads, computed = [], []
+    real = metrics.columns
+    monkeypatch.setattr(metrics, "columns", lambda *told: (computed.append(1), real(*told))[1])
+
+    def scored():
+        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=2))
+
+    scored(), scored()
+    for package in ("jieba", "rouge_score", "sacrebleu", "nltk"):
+        monkeypatch.setattr(setting, "_version", lambda name, package=package: f"9 of {package}")
+        monkeypatch.setattr(setting, "of", lambda dtype: {"dtype": dtype})
+        scored(), scored()
+
+    assert len(computed) == 5
+    assert len(loads) == 2, "once for each of the two settings"
+
+
+def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, monkeypatch):
+    protocols = []
+    monkeypatch.setattr(exam.benchmarks, "read_exam", lambda _: Exam("e", {}, {}))
+    monkeypatch.setattr(exam, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or [])
+    found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
+    real = setting.of
+    for release in ("1", "1", "2"):
+        monkeypatch.setattr(setting, "of", lambda dtype, release=release: real(dtype) | {"transformers": release})
+        candidate = score.Candidate("model", tiny_model, "a" * 64)
+        exam.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
+
+    assert [protocols.index(each) for each in protocols] == [0, 0, 2]
+
+
+def test_a_report_says_what_its_scores_were_made_with():
+    told = setting.told("float32")
+
+    assert (told["dtype"], told["device"]) == ("float32", "cpu")
+    assert f"transformers {version('transformers')}, " in told["libraries"]
+    assert f"rouge_score {version('rouge_score')}" in told["libraries"]
+    assert "absent" not in told["libraries"]
 
 
 def test_items_in_the_training_rows_are_marked():

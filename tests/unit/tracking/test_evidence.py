@@ -78,8 +78,8 @@ def test_evidence_survives_being_kept():
 
 def make_decision():
     config = GateConfig.model_validate({"guards": [{"metric": "mmlu_accuracy", "margin": 0.2}], "num_resamples": 1000})
-    ours = {"rougeL": {str(i): 0.6 for i in range(20)}, "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)}}
-    theirs = {"rougeL": {str(i): 0.5 for i in range(20)}, "mmlu_accuracy": ours["mmlu_accuracy"]}
+    ours = {"rougeL": {str(i): 0.6 for i in range(60)}, "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)}}
+    theirs = {"rougeL": {str(i): 0.5 for i in range(60)}, "mmlu_accuracy": ours["mmlu_accuracy"]}
     findings = gate.judge(ours, theirs, "the <base> model", config, {"q1", "q2"})
     checks = evidence.check(make_evidence(coverage=0.0), PreconditionsConfig())
     return Decision(
@@ -101,7 +101,7 @@ def test_the_documents_say_why_and_show_both_numbers():
 
     assert text.splitlines()[:3] == ["# m version 1", "", "Kept as challenger: so it is."]
     assert (
-        "| rougeL | target | the <base> model | bootstrap | 20 (5 needed) | 50.0 | 60.0 | +10.0 | +10.0 at 95% |"
+        "| rougeL | target | the <base> model | bounded_mean | 60 (32 needed) | 50.0 | 60.0 | +10.0 | +4.6 at 95% |"
         in text
     )
     assert "2 were found in the training rows" in text

@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import mlflow
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +14,7 @@ from tuneline.config.evaluate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.evaluation.items import Score, to_table
 from tuneline.tracking import compare, promotion, registry, runs, stored
+from tuneline.tracking.training_rows import TrainingRows
 
 pytestmark = pytest.mark.usefixtures("own_server", "home")
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("own_server", "home")
 def make_version(tmp_path):
     """Register a version whose run keeps scores of the base (all 0.5) and of the model, and evidence."""
 
-    def make(content, ours, **evidence):
+    def make(content, ours, trained_on=None, **evidence):
         sha256 = tiny.store_model(tmp_path / content, content)
         with mlflow.start_run(run_name=f"{tmp_path.name}-{content}") as run:
             runs.set_tags({"tuneline.kind": "pipeline"})
@@ -33,13 +35,15 @@ def make_version(tmp_path):
                 runs.log_file("evaluation", f"{who}.parquet", partial(pq.write_table, to_table(rows)))
             if evidence.pop("kept", True):
                 gate = GateConfig(num_resamples=1000)
+                if trained_on:
+                    stored.keep_training_rows(trained_on)
                 stored.keep_evidence(make_evidence(**({"gate": gate, "contaminated": {}} | evidence)))
         return registry.register(tmp_path.name, sha256, (tmp_path / content).as_uri(), run.info.run_id, {})[0]
 
     return make
 
 
-def scores(value, prefix="item", count=20):
+def scores(value, prefix="item", count=60):
     return {f"{prefix}-{i}": value + i / 1000 for i in range(count)}
 
 
@@ -59,7 +63,7 @@ def test_a_report_on_other_items_than_the_champions_is_told(make_version):
     make_version("two", scores(0.7, prefix="other"))
 
     with pytest.raises(
-        TrackingError, match=r"has 20, champion version 1 has 20, and 0 are common. Evaluate both on one"
+        TrackingError, match=r"has 60, champion version 1 has 60, and 0 are common. Evaluate both on one"
     ):
         stored.promote(champion.name, "2")
     assert registry.champion(champion.name).version == "1"
@@ -92,6 +96,81 @@ def test_what_either_model_had_seen_is_left_out(make_version):
     assert [finding.num_excluded for finding in decision.findings] == [2, 3]
 
 
+def item_id(number):
+    return f"{number:02x}" * 32
+
+
+def training_rows(trained, held_out):
+    """Rows of a split by example; `trained` and `held_out` are numbers of examples."""
+    ids, held = (
+        np.array([list(bytes.fromhex(item_id(i))) for i in numbers], np.uint8).reshape(-1, 32)
+        for numbers in (sorted(trained), held_out)
+    )
+    short, keys = (np.ascontiguousarray(each[:, :16]).view("S16")[:, 0] for each in (ids, held))
+    return TrainingRows(short, short, held, keys)
+
+
+def memorised(value, trained, count=160):
+    """Scores that are perfect on what was trained on."""
+    return {item_id(i): 1.0 if i in trained else value + i / 10_000 for i in range(count)}
+
+
+def a_champion_that_was_trained_on(make_version, numbers, **about):
+    champion = make_version("one", memorised(0.5, numbers), **about)
+    promotion.force(champion.name, "1", "first")
+    make_version("two", memorised(0.6, ()), trained_on=training_rows(range(200, 250), range(160)))
+    return stored.promote(champion.name, "2")
+
+
+def test_a_better_model_does_not_lose_to_a_champion_that_was_trained_on_its_held_out_items(make_version):
+    decision = a_champion_that_was_trained_on(
+        make_version, range(60), trained_on=training_rows(range(60), range(160, 200))
+    )
+
+    assert decision.promoted
+    assert [(found.num_items, found.num_trained) for found in decision.findings] == [(160, 0), (100, 60)]
+    assert decision.findings[1].gain == pytest.approx(0.1)
+    assert "; 60 left out that one of the two was trained on" in decision.sentence
+
+
+def test_a_champion_of_an_older_release_is_compared_on_all_items_and_that_is_told(make_version):
+    decision = a_champion_that_was_trained_on(make_version, range(60))
+
+    assert not decision.promoted, "it is better on the items that it was trained on"
+    assert [found.num_trained for found in decision.findings] == [0, None]
+    assert "champion version 1 keeps no list of its training rows, so those among the items still" in decision.sentence
+
+
+def test_a_champion_that_was_trained_on_nearly_all_held_out_items_is_no_opponent(make_version):
+    decision = a_champion_that_was_trained_on(
+        make_version, range(156), trained_on=training_rows(range(156), range(160, 200))
+    )
+
+    assert not decision.promoted
+    assert (
+        "precondition clean_items: compared with champion version 1: Of the 160 items of rougeL 156 were training"
+        in (decision.sentence)
+    )
+    assert "Hold out the rows that the other model held out (merge: validation_fraction" in decision.sentence
+
+
+def test_stored_scores_of_other_libraries_are_not_compared(make_version):
+    libraries = [{"dtype": "float32", "device": "cpu", "libraries": f"transformers {each}"} for each in ("4", "5")]
+    champion = make_version("one", scores(0.6), scored_with=libraries[0])
+    promotion.force(champion.name, "1", "first")
+    make_version("two", scores(0.7), scored_with=libraries[1])
+    make_version("three", scores(0.7), scored_with=libraries[0])
+
+    with pytest.raises(TrackingError) as caught:
+        stored.promote(champion.name, "2")
+
+    assert str(caught.value) == (
+        "Version 2 was scored with libraries transformers 5, and champion version 1 with transformers 4, so their "
+        "stored scores cannot be compared. Run the recipe of version 2 again: it scores both here."
+    )
+    assert stored.promote(champion.name, "3").promoted
+
+
 def test_a_failed_precondition_counts_by_hand_too(make_version):
     version = make_version("one", scores(0.6), tokenizer_of_model="another")
 
@@ -108,10 +187,22 @@ def test_a_comparison_counts_items_and_stars_what_is_no_luck(make_version):
 
     found = compare.compare([f"{first.name}@1", f"models:/{first.name}/2", f"{first.name}@3"])
 
-    assert found.wins["rougeL"] == ["(first)", "1 won, 1 lost, 18 equal", "20 won, 0 lost, 0 equal"]
+    assert found.wins["rougeL"] == ["(first)", "1 won, 1 lost, 58 equal", "60 won, 0 lost, 0 equal"]
     assert [cell.endswith(" *") for cell in found.gains["rougeL"]] == [False, False, True]
     assert [row["scores"] for row in found.examples[:2]] == ["0.503 to 0.900", "0.504 to 0.100"]
     assert (found.examples[0]["first"], found.examples[0]["this"]) == ("model one", "model two")
+
+
+def test_ten_items_that_all_gained_are_no_luck_beside_twenty_other_metrics():
+    """Of a bootstrap of 5,000 draws the p-value was 0.0084, so that beside five other metrics no star was possible."""
+    items = [f"item-{i}" for i in range(10)]
+    first = {f"metric{m}": dict.fromkeys(items, 0.4) for m in range(21)}
+    other = first | {"metric0": dict.fromkeys(items, 0.9)}
+
+    found = compare._gains([first, other])
+
+    assert found["metric0"][1] == "+0.5000 [+0.5000, +0.5000] p=0.002 *"
+    assert found["metric1"][1].endswith("p=1")
 
 
 def test_a_comparison_leaves_out_figures_that_are_equal_and_the_last_point_of_histories(make_version):

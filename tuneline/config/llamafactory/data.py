@@ -166,7 +166,9 @@ def _rows(notes: Notes, stage: str) -> None:
         notes.put("tokenize.packing", "wrapped" if packed else False, "packing")
         notes.put("tokenize.overlong", "right", "cutoff_len")
         if packed:
-            notes.tell("packing", "texts in one row do not see each other; in LlamaFactory they do")
+            notes.tell(
+                "packing", "texts are one stream that is cut into rows; those in one row see each other, as there"
+            )
     else:
         notes.put("tokenize.packing", bool(packed or written.neat_packing), "packing", "neat_packing")
         notes.put("tokenize.overlong", "proportional", "cutoff_len")
