@@ -1,4 +1,4 @@
-"""Tell a full disk from other failures of writing; torch and safetensors report it by classes and words of their own."""
+"""Tell a full disk from other failures of writing; torch and safetensors report it each by an error of its own."""
 
 import errno
 import os

@@ -104,8 +104,8 @@ class Best:
         """
         if not self.file.is_file() or sha256_of(self.file) != self.standing.sha256:
             raise ProofError(
-                f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing or "
-                "not as it was written. Give the command again: the training goes on from a whole checkpoint."
+                f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing "
+                "or not as it was written. Give the command again: the training goes on from a whole checkpoint."
             )
         saved = load_file(self.file)
         with torch.no_grad():
