@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 BLOCK_NUMBERS = 2**28
 """Logits that a model computes at once; beyond that, the row is computed again for the next positions."""
 
-CHUNK_NUMBERS = 2**24
+CHUNK_NUMBERS = 2**22
 """Log-probabilities that are compared at once."""
 
 
