@@ -3,6 +3,7 @@
 torch.accelerator names the one accelerator that this build of torch computes on: CUDA (ROCm too), MPS, XPU, NPU.
 """
 
+import gc
 import platform
 
 import psutil
@@ -48,6 +49,13 @@ def counts_peak() -> bool:
 def peak_memory_bytes() -> int:
     """Return the most memory that the accelerator had in use; what is in use now, where no peak is kept."""
     return int(torch.accelerator.max_memory_allocated()) if counts_peak() else memory_bytes()
+
+
+def release_memory() -> None:
+    """Give back what no model holds any more; models hold themselves by cycles, which only a collection ends."""
+    gc.collect()
+    if kind() != "cpu":
+        torch.accelerator.empty_cache()
 
 
 def has_room(num_bytes: float) -> bool:

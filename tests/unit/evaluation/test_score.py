@@ -1,10 +1,13 @@
 """Answers are kept apart from their scores, and marked where training rows hold them."""
 
+import weakref
+
 import pytest
 from datasets import Dataset
 
 from tuneline.config.evaluate import EvaluateStepConfig
 from tuneline.data import schema
+from tuneline.data.corpus import Corpus
 from tuneline.evaluation import score
 from tuneline.evaluation.items import Score
 from tuneline.identity import Located, Manifest, file_entries
@@ -65,6 +68,57 @@ def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
         "torch.float32",
         "torch.bfloat16",
     }
+
+
+class Memory:
+    """Which models are alive."""
+
+    def __init__(self):
+        self.models, self.at_load = [], []
+
+    def alive(self):
+        return sum(model() is not None for model in self.models)
+
+    def loading(self, folder):
+        def load():
+            self.at_load.append(self.alive())
+            model = load_model(folder)
+            self.models.append(weakref.ref(model))
+            return model
+
+        return load
+
+
+def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer):
+    memory = Memory()
+    before, after = (score.Candidate(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab")
+    config = EvaluateStepConfig(max_new_tokens=4, noise={"num_seeds": 2})
+    mixture = Corpus({"validation": held_out(), "contamination": Dataset.from_list([])})
+
+    report = score.report(before, after, tokenizer, mixture, NO_EXAMS, config)
+
+    assert memory.at_load == [0, 0]
+    assert memory.alive() == 0
+    assert set(report.noise) == {"base", "model"}
+
+
+def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_model, tokenizer, monkeypatch):
+    memory, found = Memory(), []
+
+    def of(config, tokenizer):
+        found.append(memory.alive())
+        return lambda prompts, answers, references: [1.0] * len(answers)
+
+    monkeypatch.setattr(score.judge, "of", of)
+    monkeypatch.setattr(score.judge, "name", lambda config: "judge")
+    candidate = score.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
+
+    scores = score.score_all(
+        candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=4, reward_model=tiny_model)
+    )
+
+    assert found == [0]
+    assert [each.metrics["reward"] for each in scores] == [1.0] * 3
 
 
 def test_items_in_the_training_rows_are_marked():
