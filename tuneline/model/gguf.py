@@ -1,46 +1,72 @@
-"""Convert a GGUF file into a plain model directory, once; kept under the hash of the file.
+"""Convert a GGUF file, or its parts, into a plain model directory, once; kept under the hash of its files.
 
 transformers refuses to save a model loaded from GGUF unless it was dequantized on load.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tuneline import state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
+from tuneline.model import gguf_parts
 
 CONVERTER = "dequantized to float32, 1"
 """Part of the key: another way to convert makes another model."""
 
 
-def converted(file: Path, sha256: str | None = None) -> Path:
-    """Return the directory that `file` was converted into; convert it where that has not been done.
+def converted(files: Sequence[Path], sha256: str | list[str] | None = None) -> Path:
+    """Return the directory that a file was converted into; convert it where that has not been done.
+
+    Args:
+        files: The file, or all its parts, in order.
+        sha256: Expected hashes, one per file.
 
     Raises:
-        SourceError: The file has another hash than `sha256`, or transformers cannot read it.
+        SourceError: A file has another hash than is expected, or transformers cannot read it.
     """
-    got = sha256_of(file)
-    if sha256 is not None and got != sha256:
+    got = [sha256_of(file) for file in files]
+    expected = [sha256] if isinstance(sha256, str) else sha256 or got
+    if len(expected) != len(files):
         raise SourceError(
-            f"model.sha256: {file} has the hash {got}, expected {sha256}. Fetch it again, or correct the recipe."
+            f"model.sha256: {files[0].name} has {len(files)} parts, and the recipe gives {len(expected)} hashes. Give "
+            f"one per part: [{', '.join(got)}]."
         )
-    return under_key(digest([got, CONVERTER]), file)
+    for file, found, wanted in zip(files, got, expected, strict=True):
+        if found != wanted:
+            raise SourceError(
+                f"model.sha256: {file} has the hash {found}, expected {wanted}. Fetch it again, or correct the recipe."
+            )
+    return under_key(digest([*got, CONVERTER]), files)
 
 
-def under_key(key: str, file: Path) -> Path:
-    """Convert `file` into the folder of `key`, unless it is there; two processes convert once."""
+def under_key(key: str, files: Sequence[Path]) -> Path:
+    """Convert a file, or its parts, into the folder of `key`, unless it is there; two processes convert once."""
     done = state.folder("models") / key[:32]
     with state.lock(f"model-{key[:32]}"):
         if not done.is_dir():
-            work = state.folder("work") / f"convert-{key[:32]}"
-            shutil.rmtree(work, ignore_errors=True)
-            _convert(file, work)
+            work, joined = (state.folder("work") / f"{name}-{key[:32]}" for name in ("convert", "join"))
+            for folder in (work, joined):
+                shutil.rmtree(folder, ignore_errors=True)
+            try:
+                _convert(_whole(files, joined), work)
+            finally:
+                shutil.rmtree(joined, ignore_errors=True)
             work.rename(done)
     return done
 
 
+def _whole(files: Sequence[Path], folder: Path) -> Path:
+    """Return the file, joined into a folder where it has parts."""
+    if len(files) == 1:
+        return files[0]
+    folder.mkdir()
+    return gguf_parts.join(files, folder / "model.gguf")
+
+
 def _convert(file: Path, folder: Path) -> None:
+    gguf_parts.check_whole(file)
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
