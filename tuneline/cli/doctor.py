@@ -59,10 +59,10 @@ def _installed() -> list[dict[str, Any]]:
 def _device() -> list[dict[str, Any]]:
     import torch
 
-    from tuneline.model import precision
+    from tuneline.model import device, precision
 
-    if torch.cuda.is_available():
-        return [_row("device", "ok", f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} in all")]
+    if device.kind() != "cpu":
+        return [_row("device", "ok", f"{device.name()}, {torch.accelerator.device_count()} in all")]
     dtype, reason = precision.race()
     capability = torch.backends.cpu.get_cpu_capability()
     return [

@@ -147,8 +147,21 @@ def check_model(model: ModelSource | ExportSource, holding: Holding | None = Non
             entry(model.name)
         case DirectoryModel():
             check_directory(model.path, holding)
-        case GgufModel() if not model.path.is_file():
-            raise SourceError(f"model.path: {limits.no_file(model.path)}. Give a GGUF file.")
+        case GgufModel():
+            _check_gguf(model)
+
+
+def _check_gguf(model: GgufModel) -> None:
+    files = model.files()
+    missing = [file for file in files if not file.is_file()]
+    if missing and len(files) == 1:
+        raise SourceError(f"model.path: {limits.no_file(model.path)}. Give a GGUF file.")
+    if missing:
+        names = ", ".join(file.name for file in missing)
+        raise SourceError(
+            f"model.path: {model.path.name} is split into {len(files)} parts, and {model.path.parent} lacks {names}. "
+            "Put all parts into one folder."
+        )
 
 
 def check_reward_function(recipe: Recipe) -> None:

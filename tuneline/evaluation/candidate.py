@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tuneline.config.evaluate import EvaluateStepConfig
 from tuneline.evaluation import setting
 from tuneline.identity import Manifest
-from tuneline.model import precision, value_head
+from tuneline.model import device, precision, value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_for_answers, load_model
 from tuneline.model.source import folder_of
@@ -62,6 +62,12 @@ class Candidate:
         if not (self._folder / value_head.FILE).is_file():
             return None
         return value_head.load(self._folder).to(self.model.device).eval()
+
+    def release(self) -> None:
+        """Let go of the weights; they are loaded again if another question needs them."""
+        for part in ("model", "head"):
+            self.__dict__.pop(part, None)
+        device.release_memory()
 
 
 def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:

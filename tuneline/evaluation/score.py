@@ -46,13 +46,16 @@ def report(
     exams: Manifest,
     config: EvaluateStepConfig,
 ) -> Report:
-    """Ask both models the same questions, mark what stands in the training rows, and sum up."""
+    """Ask both models the same questions, mark what stands in the training rows, and sum up.
+
+    One model is in memory at a time: each answers all questions before the other is loaded.
+    """
     held_out, found = mixture.splits["validation"], mixture.splits["contamination"]
-    scores = {
-        who: flagged(score_all(candidate, tokenizer, held_out, exams, config), found)
-        for who, candidate in (("base", before), ("model", after))
-    }
-    bands = {who: noise(each, tokenizer, held_out, config) for who, each in (("base", before), ("model", after))}
+    scores, bands = {}, {}
+    for who, candidate in (("base", before), ("model", after)):
+        scores[who] = flagged(score_all(candidate, tokenizer, held_out, exams, config), found)
+        bands[who] = noise(candidate, tokenizer, held_out, config)
+        candidate.release()
     return Report(
         **scores,
         base_hash=before.content_hash,
@@ -101,6 +104,8 @@ def _answered(
         said = remembered(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
         told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
         columns = metrics.columns(config, cut, tokenize, *told)
+        if config.reward_model is not None:
+            candidate.release()  # the judge is a model too
         if config.judged:
             columns["reward"] = judge.of(config, tokenizer)(*told)
         rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))

@@ -7,7 +7,7 @@ safetensors, whatever they were.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tuneline.errors import ProofError, RecipeError
 from tuneline.export import modelfile
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest, digest, file_entries
-from tuneline.model import merge, quantize, source
+from tuneline.model import divergence, merge, quantize, source
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_model, read_config
 from tuneline.model.methods import families, family_of
@@ -139,9 +139,9 @@ def _rewrite(target: Path, base_model: Manifest, tokenizer: Manifest, config: Ex
         return {"weights": "the same values in other files"}
     model = load_model(folder, torch.float32, allowed=holding).eval()
     rows = _probes(tokenizer)
-    before = [_log_probabilities(model, row) for row in rows]
+    before = list(_distributions(model, rows))
     model = model.to(getattr(torch, config.dtype))
-    facts = merge.compare(before, [_log_probabilities(model, row) for row in rows])
+    facts = divergence.compare(before, _distributions(model, rows))
     if not facts["kl"] <= config.max_kl:
         raise ProofError(
             f"dtype: {config.dtype}: the rounded model strays from the model by {facts['kl']:.2e} nats a token, at "
@@ -152,10 +152,11 @@ def _rewrite(target: Path, base_model: Manifest, tokenizer: Manifest, config: Ex
 
 
 @torch.no_grad()
-def _log_probabilities(model: Any, row: dict[str, Any]) -> torch.Tensor:
-    """Return log-probabilities of the next token, [positions, vocabulary]."""
-    ids = torch.tensor([row["input_ids"]], device=model.device)
-    return model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+def _distributions(model: Any, rows: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
+    """Yield log-probabilities of the next token, [positions, vocabulary]; our prompts are short."""
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        yield model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
 
 
 def _fold_in(target: Path, base_model: Manifest, tokenizer: Manifest, config: ExportStepConfig) -> dict[str, Any]:

@@ -1,47 +1,60 @@
-"""Convert a GGUF file into a plain model directory, once; kept under the hash of the file.
+"""Convert a GGUF file, or its parts, into a plain model directory, once; kept under the hash of its files.
 
 transformers refuses to save a model loaded from GGUF unless it was dequantized on load.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tuneline import checksums, state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, file_entries
+from tuneline.model import gguf_parts
 
 CONVERTER = "dequantized to float32, 1"
 """Part of the key: another way to convert makes another model."""
 
 
-def converted(file: Path, sha256: str | None = None, *, weights: bool = True) -> Path:
-    """Return the directory that `file` was converted into; convert it where that has not been done.
+def converted(files: Sequence[Path], sha256: str | list[str] | None = None, *, weights: bool = True) -> Path:
+    """Return the directory that a file was converted into; convert it where that has not been done.
 
     Args:
-        file: A GGUF file.
-        sha256: Its hash, if it is known.
+        files: The file, or all its parts, in order.
+        sha256: Expected hashes, one per file.
         weights: Whether they are needed; else tokenizer and config are enough.
 
     Raises:
-        SourceError: The file has another hash than `sha256`, or transformers cannot read it.
+        SourceError: A file has another hash than is expected, or transformers cannot read it.
     """
-    got = file_entries(file.parent, [file])[0].sha256
-    if sha256 is not None and got != sha256:
+    got = [file_entries(file.parent, [file])[0].sha256 for file in files]
+    expected = [sha256] if isinstance(sha256, str) else sha256 or got
+    if len(expected) != len(files):
         raise SourceError(
-            f"model.sha256: {file} has the hash {got}, expected {sha256}. Fetch it again, or correct the recipe."
+            f"model.sha256: {files[0].name} has {len(files)} parts, and the recipe gives {len(expected)} hashes. Give "
+            f"one per part: [{', '.join(got)}]."
         )
-    return under_key(digest([got, CONVERTER]), file, weights=weights)
+    for file, found, wanted in zip(files, got, expected, strict=True):
+        if found != wanted:
+            raise SourceError(
+                f"model.sha256: {file} has the hash {found}, expected {wanted}. Fetch it again, or correct the recipe."
+            )
+    return under_key(digest([*got, CONVERTER]), files, weights=weights)
 
 
-def under_key(key: str, file: Path, *, weights: bool = True) -> Path:
-    """Convert `file` into the folder of `key`, unless it is there; two processes convert once."""
+def under_key(key: str, files: Sequence[Path], *, weights: bool = True) -> Path:
+    """Convert a file, or its parts, into the folder of `key`, unless it is there; two processes convert once."""
     with state.lock(f"model-{key[:32]}"):
         done = find(key, weights=weights)
         if done is None:
             done = folder_of(key, weights=weights)
-            work = state.folder("work") / f"convert-{done.name}"
-            shutil.rmtree(work, ignore_errors=True)
-            (_convert if weights else _convert_tokenizer)(file, work)
+            work, joined = (state.folder("work") / f"{name}-{done.name}" for name in ("convert", "join"))
+            for folder in (work, joined):
+                shutil.rmtree(folder, ignore_errors=True)
+            try:
+                (_convert if weights else _convert_tokenizer)(_whole(files, joined), work)
+            finally:
+                shutil.rmtree(joined, ignore_errors=True)
             checksums.write_for_copy(work, done)
             work.rename(done)
     return done
@@ -58,7 +71,16 @@ def find(key: str, *, weights: bool = True) -> Path | None:
     return next((folder for folder in folders if checksums.is_usable_copy(folder)), None)
 
 
+def _whole(files: Sequence[Path], folder: Path) -> Path:
+    """Return the file, joined into a folder where it has parts."""
+    if len(files) == 1:
+        return files[0]
+    folder.mkdir()
+    return gguf_parts.join(files, folder / "model.gguf")
+
+
 def _convert(file: Path, folder: Path) -> None:
+    gguf_parts.check_whole(file)
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -78,6 +100,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _convert_tokenizer(file: Path, folder: Path) -> None:
     """Convert what the file's header holds: tokenizer and config."""
+    gguf_parts.check_whole(file)
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from tuneline.config.loader import Holding, LoadStepConfig
@@ -19,7 +20,7 @@ from tuneline.data import vocabulary as words
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import SourceError
 from tuneline.identity import Manifest
-from tuneline.model import beside, patches, precision, quantize, rope, source, vocabulary
+from tuneline.model import beside, device, patches, precision, quantize, rope, source, vocabulary
 from tuneline.model.attention import choose, shifted
 from tuneline.model.methods import families, family_of
 from tuneline.model.precision import Precision
@@ -79,7 +80,9 @@ def load_base(
     return Loaded(model, held, kind, new_ids, decisions)
 
 
-def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str) -> PreTrainedModel:
+def load_for_merge(
+    base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str, to: str | None = None
+) -> PreTrainedModel:
     """Load a base model as it was trained on, in full precision where it is not quantized.
 
     Args:
@@ -87,6 +90,7 @@ def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepCo
         tokenizer: Says which tokens are new.
         config: How it was held in training.
         kind: Attention, as transformers calls it.
+        to: Device; the one that there is, where it is not given.
     """
     return _assembled(
         source.folder_of(base_model),
@@ -94,7 +98,32 @@ def load_for_merge(base_model: Manifest, tokenizer: Manifest, config: LoadStepCo
         _to_merge(base_model, config),
         config,
         kind,
+        to=to,
     )
+
+
+def without_weights(
+    base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str
+) -> PreTrainedModel | None:
+    """Build what `load_for_merge` loads, its parameters on the meta device and its buffers computed.
+
+    Returns:
+        None where the files alone do not make the model: quantized, grown by tokens, random, with code of its own, or
+        with adapters folded in.
+    """
+    folder = source.folder_of(base_model)
+    about = read_config(folder, config)
+    made = config.quantization or config.train_from_scratch or config.trust_remote_code
+    grown = words.new_ids(source.folder_of(tokenizer)) or _to_merge(base_model, config)
+    if made or grown or quantize.kind_of(about.to_dict()):
+        return None
+    _stretch(about, config)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(about, dtype=torch.float32, attn_implementation=kind)
+    model.tie_weights()
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
 
 
 def load_for_answers(
@@ -136,11 +165,12 @@ def _assembled(
     config: Holding,
     attention: str | None = None,
     dtype: torch.dtype = torch.float32,
+    to: str | None = None,
 ) -> PreTrainedModel:
     """Read a base model with its positions, rows for new tokens, and adapters folded in."""
     about = read_config(folder, config)
     _stretch(about, config)
-    model = read_weights(folder, about, config, dtype, attention)
+    model = read_weights(folder, about, config, dtype, attention, to)
     grow(model, tokenizer)
     return _fold_in(model, adapters)
 
@@ -157,23 +187,29 @@ def shape_of(about: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
 
 
 def read_weights(
-    folder: Path, about: Any, config: Holding, dtype: torch.dtype, attention: str | None = None
+    folder: Path,
+    about: Any,
+    config: Holding,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    to: str | None = None,
 ) -> PreTrainedModel:
-    """Read the weights onto the device, quantized where the recipe says so.
+    """Read the weights onto the device `to`, or the one that there is, quantized where the recipe says so.
 
     Raises:
         SourceError: Weights are missing, or have another shape than the config says.
     """
     transformers_logging.disable_progress_bar()
+    place = to or device.kind()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if config.train_from_scratch:
-        return _random(about, config, dtype, options).to(precision.device_type())
+        return _random(about, config, dtype, options).to(place)
     options |= quantize.reading(about.to_dict())
     if config.quantization:
         shape = shape_of(about, trust_remote_code=config.trust_remote_code)
         options["quantization_config"] = quantize.config_for(config.quantization, dtype, shape)
-    if torch.cuda.is_available() and (config.quantization or quantize.kind_of(about.to_dict())):
-        options["device_map"] = {"": 0}
+    if place != "cpu" and (config.quantization or quantize.kind_of(about.to_dict())):
+        options["device_map"] = {"": f"{place}:0"}
     model, told = AutoModelForCausalLM.from_pretrained(
         folder,
         config=about,
@@ -185,7 +221,7 @@ def read_weights(
     )
     _refuse_gaps(folder, told)
     quantize.guard(model)
-    return model if quantize.is_quantized(model) else model.to(precision.device_type())
+    return model if quantize.is_quantized(model) else model.to(place)
 
 
 def _random(about: Any, config: Holding, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:

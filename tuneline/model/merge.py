@@ -10,8 +10,11 @@ beside it.
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,15 +28,20 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import attention, beside, quantize, value_head
+from tuneline.model import attention, beside, device, divergence, quantize, shard_merge, value_head
 from tuneline.model.checkpoint import Checkpoint, Kind
-from tuneline.model.load import load_for_merge, read_config
+from tuneline.model.divergence import compare
+from tuneline.model.load import load_for_merge, read_config, shape_of, without_weights
 from tuneline.model.methods import families
 from tuneline.model.methods.base import Family
 from tuneline.model.positions import predicted_at
 from tuneline.model.source import folder_of
 
 logger = logging.getLogger(__name__)
+
+FLOAT32_BYTES = 4
+ROOM = 1.2
+"""Times the size of the weights that a merge takes: a layer and the logits of a block beside them."""
 
 
 @dataclass(frozen=True)
@@ -131,31 +139,59 @@ def merge_into(target: Path, parts: Parts, probes: list[dict[str, Any]], config:
     Raises:
         ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
     """
+    if shards := _by_shards(parts, config):
+        before, after = (_distributions(parts.family, model, probes) for model in (shards.adapted, shards.merged))
+        facts = compare(before, after)
+        _refuse_strays(facts, config, quantized=False)
+        shards.save(target, config.max_shard_size)
+        return facts
+    with TemporaryDirectory(dir=state.folder("work")) as scratch:
+        return _merge_whole(target, parts, probes, config, Path(scratch))
+
+
+def _by_shards(parts: Parts, config: MergeAdapterConfig) -> shard_merge.ShardMerge | None:
+    """Prepare a merge that never holds the model, where the method and the files of the base allow it."""
+    kind = parts.checkpoint.facts.get("attention", "sdpa")
+    bases = [without_weights(parts.base_model, parts.tokenizer, parts.load, kind) for _ in range(2)]
+    if bases[0] is None or bases[1] is None:
+        return None
+    folders = folder_of(parts.base_model), parts.checkpoint.path
+    return shard_merge.prepare((bases[0], bases[1]), *folders, parts.family, getattr(torch, config.dtype))
+
+
+def _merge_whole(
+    target: Path, parts: Parts, probes: list[dict[str, Any]], config: MergeAdapterConfig, scratch: Path
+) -> dict[str, Any]:
+    """Hold the model in memory, one at a time; what the first one said waits in a folder."""
     model = _attached(parts, original=False)
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):
+        del model
         model = _attached(parts, original=False, dequantized=True)
-    before = [_logits(parts.family, model, row) for row in probes]
+    before = divergence.on_disk(_distributions(parts.family, model, probes), scratch)
     if quantized:
         del model
         model = _attached(parts, original=config.merge_base == "original", dequantized=True)
     merged = parts.family.merge(model).to(getattr(torch, config.dtype))
-    after = [_logits(parts.family, merged, row) for row in probes]
-    facts = compare(before, after)
+    facts = compare(before, _distributions(parts.family, merged, probes))
+    _refuse_strays(facts, config, quantized=quantized)
+    merged.save_pretrained(target, max_shard_size=config.max_shard_size)
+    return facts | ({"merge_base": config.merge_base} if quantized else {})
+
+
+def _refuse_strays(facts: dict[str, Any], config: MergeAdapterConfig, *, quantized: bool) -> None:
     if facts and not facts["kl"] <= config.max_kl:
         raise ProofError(
             f"The merged model strays from the adapter's: KL {facts['kl']:.2e} nats a token, at most "
             f"{config.max_kl:.0e} allowed. {_advice(config, quantized=quantized)}"
         )
-    merged.save_pretrained(target, max_shard_size=config.max_shard_size)
-    return facts | ({"merge_base": config.merge_base} if quantized else {})
 
 
 def _attached(parts: Parts, *, original: bool, dequantized: bool = False) -> Any:
     """Load the base as it was trained on, or what the adapter is folded into, with the adapter on it."""
     kind = parts.checkpoint.facts.get("attention", "sdpa")
     load = parts.load.model_copy(update={"quantization": None}) if original else parts.load
-    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind)
+    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind, _place(parts, load))
     if original and quantize.is_quantized(base):
         raise RecipeError(
             "merge_adapter.merge_base: original, and this base model comes quantized, so there is no other. Set "
@@ -176,19 +212,22 @@ def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
     return "Raise merge_adapter.max_kl only if you know why."
 
 
-@torch.no_grad()
-def _logits(family: Family, model: Any, row: dict[str, Any]) -> torch.Tensor:
-    """Return log-probabilities at the positions that carry loss, [positions, vocabulary]."""
-    keep = predicted_at({"labels": torch.tensor([row["labels"]])}).to(model.device)
-    ids = torch.tensor([row["input_ids"]], device=model.device)
-    inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], model.device)}
-    return family.logits(model, inputs, keep).float().log_softmax(-1)
+def _place(parts: Parts, load: LoadStepConfig) -> str:
+    """Return the device that holds the model in float32: the CPU where the accelerator has no room for it."""
+    about = read_config(folder_of(parts.base_model), load)
+    if load.quantization or quantize.kind_of(about.to_dict()):
+        return device.kind()  # few bits, and the kernels may be nowhere else
+    shape = shape_of(about, trust_remote_code=load.trust_remote_code)
+    num_bytes = FLOAT32_BYTES * sum(part.numel() for part in shape.parameters())
+    return device.kind() if device.has_room(ROOM * num_bytes) else "cpu"
 
 
-def compare(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, Any]:
-    """Measure how far two models are apart, by their log-probabilities at the same positions."""
-    if not before:
-        return {}
-    kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)])
-    same = torch.cat([p.argmax(-1) == q.argmax(-1) for p, q in zip(before, after, strict=True)])
-    return {"kl": float(kl.mean()), "greedy_agreement": float(same.float().mean()), "positions": len(kl)}
+def _distributions(family: Family, model: Any, probes: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
+    """Yield log-probabilities at the positions that carry loss, in chunks of [positions, vocabulary]."""
+    place = model.device if model.device.type != "meta" else torch.device(device.kind())
+    for row in probes:
+        keep = predicted_at({"labels": torch.tensor([row["labels"]])}).to(place)
+        ids = torch.tensor([row["input_ids"]], device=place)
+        inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], place)}
+        logits = partial(family.logits, model, inputs)
+        yield from divergence.log_probabilities(logits, keep, divergence.vocabulary_of(model))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from tuneline.errors import RecipeError
+from tuneline.model import device
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None 
     if requested == "pure_bfloat16":
         return Precision(torch.bfloat16, torch.bfloat16, None, "as the recipe says, trained weights too")
     told = "as the recipe says; trained weights in float32"
-    half, reason = _fastest(device_type()) if requested == "auto" else (TYPES[requested], told)
+    half, reason = _fastest(device.kind()) if requested == "auto" else (TYPES[requested], told)
     if half == torch.float32:
         return Precision(half, half, None, reason)
     _warn_of_overflow(half, model_dtype)
@@ -70,23 +71,11 @@ def check(requested: str) -> None:
     """
     if requested in ("bfloat16", "pure_bfloat16"):
         _check_bfloat16("load.dtype", requested)
-    elif requested == "float16" and device_type() == "cpu":
+    elif requested == "float16" and device.kind() == "cpu":
         raise RecipeError(
             "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
             "Set load.dtype: auto, bfloat16 or float32."
         )
-
-
-def device_type() -> str:
-    """Return the kind of device that a model is loaded onto: cuda, npu, xpu, mps or cpu."""
-    npu = getattr(torch, "npu", None)  # there once torch_npu is installed
-    if torch.cuda.is_available():
-        return "cuda"
-    if npu is not None and npu.is_available():
-        return "npu"
-    if torch.xpu.is_available():
-        return "xpu"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def for_answers(requested: str) -> torch.dtype:
@@ -99,7 +88,7 @@ def for_answers(requested: str) -> torch.dtype:
         RecipeError: The device does not compute in the type that the recipe asks for.
     """
     if requested == "auto":
-        kind = device_type()
+        kind = device.kind()
         return torch.bfloat16 if kind != "cpu" and _bfloat16(kind)[0] else torch.float32
     if requested == "bfloat16":
         _check_bfloat16("evaluate.dtype", requested)
@@ -132,7 +121,7 @@ def _bfloat16(kind: str) -> tuple[bool, str]:
 
 
 def _check_bfloat16(key: str, requested: str) -> None:
-    able, why = _bfloat16(device_type())
+    able, why = _bfloat16(device.kind())
     if not able:
         raise RecipeError(f"{key}: {requested} is not for this device: {why}. Set {key}: auto.")
 

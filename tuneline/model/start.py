@@ -9,7 +9,7 @@ from tuneline.config.resolve import ResolveConfig
 from tuneline.data import custom, template, vocabulary
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import precision, quantize, rope, source
+from tuneline.model import device, precision, quantize, rope, source
 from tuneline.model.load import grow, read_config, shape_of
 from tuneline.model.methods import check_fits, families, family_of
 
@@ -79,7 +79,7 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
     asked = config.load.quantization.type if config.load.quantization else None
     quantizations.check_once(comes, asked)
     for kind, key in ((comes, "model"), (asked, "load.quantization")):
-        quantizations.check_trains(kind, trains_all=family.kind == "full", device=precision.device_type(), key=key)
+        quantizations.check_trains(kind, trains_all=family.kind == "full", device=device.kind(), key=key)
     if config.load.rope_scaling:
         rope.scaled(about, config.load.rope_scaling, config.max_length)
     else:

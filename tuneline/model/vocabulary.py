@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
+from tuneline.model.device import COUNTED
 
 MULTIPLE = 64
 """A grown vocabulary is padded to a multiple of this, which matrix products like."""
@@ -69,7 +70,7 @@ def _is_plain(weight: torch.Tensor) -> bool:
 def _resize(model: PreTrainedModel, num_tokens: int) -> None:
     """Add rows; what is drawn for them is overwritten, and the global generator stays where it was."""
     device = model.get_input_embeddings().weight.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type in COUNTED else []):
         model.resize_token_embeddings(num_tokens, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
 
 

@@ -3,10 +3,19 @@
 Nothing is copied and nothing is loaded to write it, whatever the size of the weights.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneline.errors import DataError
+
 FILES = "files"
+COLUMNS = ("messages", "prompt", "text")
+MAX_TOKENS = 64
+"""Length of an answer where a request does not say it."""
+
+EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 
 
 class ChatModel:
@@ -20,19 +29,111 @@ class ChatModel:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = load_model(Path(folder)).eval()
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> str:
-        """Answer one chat greedily.
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> str | list[str]:
+        """Answer greedily, one answer per row.
 
         Args:
-            model_input: `{"messages": [{"role", "content"}, ...]}`.
+            model_input: A chat, `{"messages": [{"role", "content"}, ...]}`, or rows with one of these columns:
+                `messages`, a chat; `prompt`, the question of a user; `text`, a text to go on with. Rows are a
+                DataFrame, a mapping of columns, a list of records, or a list of prompts.
             params: `max_tokens`, 64 where it is not given.
+
+        Returns:
+            The answer to one chat; a list of answers where rows are given.
+
+        Raises:
+            DataError: A row has none of the columns, or no chat where there should be one.
         """
-        inputs = self.tokenizer.apply_chat_template(
-            model_input["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        made = self.model.generate(**inputs, max_new_tokens=(params or {}).get("max_tokens", 64), do_sample=False)
+        max_tokens = int((params or {}).get("max_tokens", MAX_TOKENS))
+        if _is_one(model_input):
+            return self._answer(model_input, max_tokens)
+        return [self._answer(row, max_tokens) for row in rows(model_input)]
+
+    def _answer(self, row: Any, max_tokens: int) -> str:
+        inputs = self._encode(row).to(self.model.device)
+        made = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
         text = self.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return str(text).strip()
+
+    def _encode(self, row: Any) -> Any:
+        name, value = question(row)
+        if name == "messages":
+            return self.tokenizer.apply_chat_template(
+                value, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        return self.tokenizer(value, return_tensors="pt")
+
+
+def rows(model_input: Any) -> list[Any]:
+    """Return the rows of what `mlflow models serve` hands on: a frame, an array, columns, records or prompts."""
+    if hasattr(model_input, "to_dict") and hasattr(model_input, "columns"):
+        return list(model_input.to_dict(orient="records"))
+    if isinstance(model_input, Mapping):
+        return _from_columns({str(name): _listed(column) for name, column in model_input.items()})
+    found = _listed(model_input)
+    return found if isinstance(found, list) else [found]
+
+
+def question(row: Any) -> tuple[str, Any]:
+    """Return what a row asks: `messages` and a chat, or `text` and a text.
+
+    Raises:
+        DataError: It asks nothing.
+    """
+    record = row if isinstance(row, Mapping) else {"prompt": row}
+    name = next((name for name in COLUMNS if _is_given(record.get(name))), None)
+    if name is None:
+        raise DataError(
+            f"A row has the columns {sorted(map(str, record))} and none of {list(COLUMNS)}, like {EXAMPLE}."
+        )
+    value = _listed(record[name])
+    if name == "messages":
+        return name, _chat(value)
+    if not isinstance(value, str):
+        raise DataError(f"{name}: got {value!r}, expected a text.")
+    return ("text", value) if name == "text" else ("messages", [{"role": "user", "content": value}])
+
+
+def _is_one(model_input: Any) -> bool:
+    """Tell whether an input is one chat or one text, not rows of them."""
+    if isinstance(model_input, str):
+        return True
+    if not isinstance(model_input, Mapping):
+        return False
+    values = {name: _listed(model_input[name]) for name in COLUMNS if name in model_input}
+    messages = values.get("messages")
+    chat = isinstance(messages, list) and all(isinstance(each, Mapping) for each in messages)
+    return chat or any(isinstance(value, str) for value in values.values())
+
+
+def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    lists = {name: column if isinstance(column, list) else [column] for name, column in columns.items()}
+    length = max((len(column) for column in lists.values()), default=0)
+    if any(len(column) != length for column in lists.values()):
+        raise DataError(f"Columns have the lengths { {name: len(column) for name, column in lists.items()} }, not one.")
+    return [{name: column[i] for name, column in lists.items()} for i in range(length)]
+
+
+def _chat(value: Any) -> list[Any]:
+    """Return a chat; one in a CSV file is JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    chat = value if isinstance(value, list) else []
+    if not chat or not all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in chat):
+        raise DataError(f"messages: got {value!r}, expected a list of role and content, like {EXAMPLE}.")
+    return chat
+
+
+def _is_given(value: Any) -> bool:
+    """Tell a value from the NaN that pandas puts where a record has none."""
+    return value is not None and value == value if isinstance(value, float) else value is not None
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _load_pyfunc(path: str) -> ChatModel:
@@ -41,11 +142,17 @@ def _load_pyfunc(path: str) -> ChatModel:
 
 
 def mlmodel_text() -> str:
-    """Return the `MLmodel` file for a folder whose weights lie in `files/` beside it."""
-    import mlflow.pyfunc
-    from mlflow.models import Model
+    """Return the `MLmodel` file for a folder whose weights lie in `files/` beside it.
 
-    model = Model()
+    Its signature names the parameters alone: MLflow drops those that a signature does not name, and would refuse rows
+    of other columns than it names.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
+    parameters = ParamSchema([ParamSpec("max_tokens", DataType.long, MAX_TOKENS)])
+    model = Model(signature=ModelSignature(params=parameters))
     mlflow.pyfunc.add_to_model(model, loader_module=__name__, data=FILES)
     return str(model.to_yaml())
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from math import isfinite, isnan
 from typing import Any
 
-import psutil
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.errors import ProofError
+from tuneline.model import device
 from tuneline.progress import Advance
 
 Listener = Callable[[dict[str, float], int], None]
@@ -99,7 +98,5 @@ def _refuse_no_number(logs: dict[str, Any], step: int, *, scaled: bool) -> None:
 
 
 def memory_bytes() -> int:
-    """Return the memory in use: of the GPU at its peak, else of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return int(psutil.Process().memory_info().rss)
+    """Return the memory in use: of the accelerator at its peak, else of this process."""
+    return device.peak_memory_bytes()

@@ -1,7 +1,8 @@
 """What a training loop takes of the machine: memory beyond what was held before it, and processor seconds.
 
-On a GPU the allocator's own peak is read. On Linux the kernel keeps the high-water mark of a process's pages and
-forgets it on request (`/proc/self/clear_refs`, proc(5)); elsewhere the pages are looked at twenty times a second.
+On an accelerator the allocator's own peak is read. On Linux the kernel keeps the high-water mark of a process's pages
+and forgets it on request (`/proc/self/clear_refs`, proc(5)); elsewhere, and for MPS, memory is read twenty times per
+second.
 """
 
 import threading
@@ -10,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
+
+from tuneline.model import device
 
 FORGET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -50,19 +52,17 @@ class Footprint:
 
 
 def in_use() -> int:
-    """Return the bytes in use now: of the GPU, else of this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.memory_allocated())
-    return int(psutil.Process().memory_info().rss)
+    """Return the bytes in use now: of the accelerator, else of this process."""
+    return device.memory_bytes()
 
 
 @contextmanager
 def _watched() -> Iterator[Callable[[], int]]:
     """Yield what returns the most bytes held since the block began."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield lambda: int(torch.cuda.max_memory_allocated())
-    elif _forgotten():
+    if device.counts_peak():
+        torch.accelerator.reset_peak_memory_stats()
+        yield device.peak_memory_bytes
+    elif device.kind() == "cpu" and _forgotten():
         yield _high_water
     else:
         with _looked_at() as peak:

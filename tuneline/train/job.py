@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.train import Optimisation
 from tuneline.data.corpus import Corpus
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import source
+from tuneline.model import device, source
 from tuneline.model.methods import families
 from tuneline.model.methods.base import Family
 from tuneline.train.resume import State
@@ -52,7 +50,7 @@ class Job:
 
         Frozen layers beside trained ones may be rounded on a GPU, where products of both are computed in one type.
         """
-        if self.method.type == "freeze" and torch.cuda.is_available():
+        if self.method.type == "freeze" and device.kind() != "cpu":
             return False
         return not self.family.off_is_base(self.method)
 

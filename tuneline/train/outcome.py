@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tuneline.data import pairs
 from tuneline.data.corpus import Corpus
-from tuneline.model import value_head
+from tuneline.model import device, value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.methods import families
 from tuneline.train import trainer
@@ -82,7 +82,7 @@ def report(
     """Put together what the tracker needs later."""
     environment = {name: version(name) for name in LIBRARIES} | {
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device.name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }

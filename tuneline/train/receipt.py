@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-SIZES = {"cpu": 1024, "cuda": 8192}
+from tuneline.model import device
+
+CPU_EDGE, ACCELERATOR_EDGE = 1024, 8192
 """Edge of the square matrices whose product is timed."""
 
 ROUNDS = 3
@@ -44,26 +46,23 @@ def flops_per_token(model: Any) -> float:
     return float(4 * sum(part.numel() for part in parts) + 2 * trained)
 
 
-def best_rate(dtype: torch.dtype, device: str) -> float:
+def best_rate(dtype: torch.dtype, kind: str) -> float:
     """Measure the operations a second of a large matrix product, best of three: what the machine can do at most."""
-    edge = SIZES.get(device, SIZES["cpu"])
-    one, other = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    edge = CPU_EDGE if kind == "cpu" else ACCELERATOR_EDGE
+    one, other = (torch.randn(edge, edge, device=kind).to(dtype) for _ in range(2))
     return max(_rate(one, other) for _ in range(ROUNDS))
 
 
 def _rate(one: torch.Tensor, other: torch.Tensor) -> float:
-    on_gpu = one.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
+    device.synchronize()
     start = time.perf_counter()
     one @ other
-    if on_gpu:
-        torch.cuda.synchronize()
+    device.synchronize()
     return 2.0 * len(one) ** 3 / (time.perf_counter() - start)
 
 
 def figures(
-    model: Any, tokens: float, seconds: float, dtype: torch.dtype, device: str, *, before: float = 0
+    model: Any, tokens: float, seconds: float, dtype: torch.dtype, kind: str, *, before: float = 0
 ) -> dict[str, float]:
     """Return what was computed, and how fast.
 
@@ -73,7 +72,7 @@ def figures(
         seconds: That it trained.
         before: Tokens seen by processes that it went on from; they count in `flops` alone.
         dtype: Of the computation.
-        device: `cpu`, `cuda`, ...
+        kind: Of the device: `cpu`, `cuda`, ...
 
     Returns:
         `flops`, `flops_per_second`, `mfu` (their share of the best product on this machine), `tokens_per_second`.
@@ -83,6 +82,6 @@ def figures(
     return {
         "flops": (before + tokens) * a_token,
         "flops_per_second": rate,
-        "mfu": rate / best_rate(dtype, device),
+        "mfu": rate / best_rate(dtype, kind),
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }

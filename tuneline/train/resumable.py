@@ -4,10 +4,8 @@ A stage's trainer inherits from `Resumable` first. Trained parameters are kept b
 alike; what a method keeps beside (AdaLoRA's ranks) its family says.
 """
 
-import errno
 import json
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -23,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from tuneline.config.train import Optimisation
 from tuneline.model.methods.base import Family
+from tuneline.train import disk
 from tuneline.train.objectives import Objective
 from tuneline.train.resume import PREFIX, State, step_of
 from tuneline.train.watch import Best
@@ -70,9 +69,10 @@ class Resumable(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.kept.seal(self.kept.aside / f"{PREFIX}{self.state.global_step}", self.keep)
-        except (OSError, RuntimeError) as error:
+        except disk.WRITE_ERRORS as error:
+            full = disk.is_full(error, self.kept.folder)
             self.kept.discard_unfinished()
-            if not _is_full(error, self.kept.folder):
+            if not full:
                 raise
             latest = self.kept.latest()
             have = f"the last whole one is of step {step_of(latest)}" if latest else "there is none yet"
@@ -99,6 +99,7 @@ class Resumable(Trainer):
         }
         figures |= {"objective": self.objective.state(), "samples": self.samples}
         (folder / FIGURES).write_text(json.dumps(figures))
+        self.best.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Give the trained parameters the values that were saved."""
@@ -112,7 +113,7 @@ class Resumable(Trainer):
         figures = json.loads((folder / FIGURES).read_text())
         self.history[:] = figures["history"]
         self.tokens_seen, self.tokens_trained = figures["tokens_seen"], figures["tokens_trained"]
-        self.best.restore(figures["best"])
+        self.best.restore(figures["best"], folder)
         self.objective.restore(figures["objective"])
         self.samples[:] = figures["samples"]
 
@@ -163,11 +164,3 @@ def stopped_by_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _is_full(error: Exception, folder: Path) -> bool:
-    """Tell a full disk from other failures; torch and safetensors speak of it in words of their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    words = ("No space left", "write failed", "PytorchStreamWriter failed", "file write failed")
-    return any(word in str(error) for word in words) and shutil.disk_usage(folder).free < 2**20

@@ -112,11 +112,11 @@ class State:
         }
         (written / SEAL).write_text(json.dumps(hashes))
         for path in written.rglob("*"):
-            _to_disk(path)
+            to_disk(path)
         target = self.folder / written.name
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
-        _to_disk(self.folder)
+        to_disk(self.folder)
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
         return target
@@ -138,7 +138,7 @@ class State:
         notes = _read(path).get("notes", {}) if path.exists() else {}
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
-        _to_disk(fresh)
+        to_disk(fresh)
         fresh.replace(path)
 
     def others(self) -> list[str]:
@@ -215,7 +215,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Have the system write a file or a folder to its disk, so that a power cut finds it."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ from tuneline.config.method import Method
 from tuneline.config.train import Optimisation
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest, digest
-from tuneline.model import patches, precision
+from tuneline.model import device, patches
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import Loaded, load_base
 from tuneline.train import loop as loops
@@ -96,7 +96,7 @@ def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, Train
         held_out = {f"validation_{name}": value for name, value in loop.validate().items()}
     before = ran.recorder.tokens_before
     seen, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
-    done = receipt.figures(loop.model, seen, seconds, computed, precision.device_type(), before=before)
+    done = receipt.figures(loop.model, seen, seconds, computed, device.kind(), before=before)
     summary = outcome.summary(loop, ran.recorder, start) | held_out | done | footprint.figures()
     with phase("save"):
         checkpoint = outcome.save(job, loop, work, {"attention": kind})

@@ -17,6 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tuneline.config.method import Method
 from tuneline.config.optimizers import TRAITS
 from tuneline.config.train import Optimisation
+from tuneline.errors import RecipeError
+from tuneline.model import device
 from tuneline.model.methods.base import Family
 from tuneline.model.positions import predicted_at
 from tuneline.model.precision import Precision
@@ -169,22 +171,32 @@ def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[to
 
 
 def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizers.Arguments:
-    """Translate our configs into transformers' arguments."""
-    on_gpu = torch.cuda.is_available()
+    """Translate our configs into transformers' arguments.
+
+    Raises:
+        RecipeError: transformers would train on another device than the model is loaded onto.
+    """
+    kind = device.kind()
     args = optimizers.Arguments(
         output_dir=str(folder),
         **(config.arguments() | optimizers.arguments(config)),
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
-        use_cpu=not on_gpu,
+        use_cpu=kind == "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,  # the filter would show the last finite loss instead
         report_to="none",
         save_strategy="no",  # tuneline.train.resumable says when
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
+        dataloader_pin_memory=kind in device.COUNTED,
         average_tokens_across_devices=True,
     )
+    others = {args.device.type, args.distributed_state.device.type} - {kind}
+    if others:
+        raise RecipeError(
+            f"The model is loaded onto {kind}, and transformers would train on {', '.join(others)}. Unset "
+            "ACCELERATE_USE_CPU, or hide the accelerator from torch, like by CUDA_VISIBLE_DEVICES=''."
+        )
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one device: DataParallel would split the packed row
     return args

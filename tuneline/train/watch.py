@@ -5,6 +5,9 @@ without.
 """
 
 import logging
+import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.train import Optimisation
-from tuneline.train import optimizers
+from tuneline.errors import ProofError
+from tuneline.identity import sha256_of
+from tuneline.train import disk, optimizers
+from tuneline.train.resume import to_disk
 from tuneline.train.samples import Sampler
 
 if TYPE_CHECKING:
@@ -32,35 +38,101 @@ class Standing:
     worse_since: int = 0
     """Evaluations since the best."""
 
+    sha256: str = ""
+    """Of the file that holds its weights; empty where they are not kept."""
+
 
 class Best:
-    """The weights of the best evaluation, in a file beside the checkpoints, and where it stands."""
+    """The weights of the best evaluation, in a file named by its step, and where that evaluation stands.
+
+    Each checkpoint takes a link to the file along, so that its hashes cover the file, and a training that goes on from
+    it has the weights of the very evaluation that it records.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "best.safetensors"
+        self._folder = folder
         self.standing = Standing()
+        self._warned = False
+
+    @property
+    def file(self) -> Path:
+        """Where the weights of the best evaluation lie, if they are kept."""
+        return self._folder / f"best-{self.standing.step}.safetensors"
 
     def state(self) -> dict[str, Any]:
         """Return where it stands, for a checkpoint."""
         return asdict(self.standing)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from where a checkpoint stood."""
+    def save(self, checkpoint: Path) -> None:
+        """Put the weights into a checkpoint, as a link where the file system has links."""
+        if self.standing.sha256:
+            _link(self.file, checkpoint / self.file.name)
+
+    def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Go on from where a checkpoint stood, with the weights that it holds."""
         self.standing = Standing(**state)
+        _drop(self._folder.glob("best*"))
+        if self.standing.sha256:
+            _link(checkpoint / self.file.name, self.file)
+
+    def record(self, loss: float, step: int) -> None:
+        """Note an evaluation that is better than those before; its weights are not kept yet."""
+        self.standing = Standing(loss, step)
 
     def keep(self, trained: dict[str, torch.Tensor]) -> None:
-        """Write the weights, whole or not at all."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._file.with_suffix(".new")
-        save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
-        fresh.replace(self._file)
+        """Write the weights, whole or not at all; a full disk is reported once, and training goes on without them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.file.with_suffix(".new")
+        try:
+            save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
+            to_disk(fresh)
+            fresh.replace(self.file)
+            to_disk(self._folder)
+            self.standing.sha256 = sha256_of(self.file)
+        except disk.WRITE_ERRORS as error:
+            if not disk.is_full(error, self._folder):
+                raise
+            self._warn()
+        kept = [self.file] if self.standing.sha256 else []
+        _drop(path for path in self._folder.glob("best*") if path not in kept)
 
-    @torch.no_grad()
     def put_back(self, trained: dict[str, torch.Tensor]) -> None:
-        """Give the trained parameters their best values."""
-        saved = load_file(self._file)
-        for name, part in trained.items():
-            part.copy_(saved[name])
+        """Give the trained parameters their best values.
+
+        Raises:
+            ProofError: The file was changed since it was written.
+        """
+        if not self.file.is_file() or sha256_of(self.file) != self.standing.sha256:
+            raise ProofError(
+                f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing "
+                "or not as it was written. Give the command again: the training goes on from a whole checkpoint."
+            )
+        saved = load_file(self.file)
+        with torch.no_grad():
+            for name, part in trained.items():
+                part.copy_(saved[name])
+
+    def _warn(self) -> None:
+        if not self._warned:
+            logger.warning(
+                "The disk of %s is full, so the weights of step %d, the best so far, could not be kept. Training goes "
+                "on: free some space before the next evaluation.",
+                self._folder,
+                self.standing.step,
+            )
+        self._warned = True
+
+
+def _drop(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class Watch(TrainerCallback):
@@ -85,7 +157,7 @@ class Watch(TrainerCallback):
                 self._loop.samples += self._sampler.answers(self._loop.model, step)
         standing = self._loop.best.standing
         if figures["loss"] < standing.loss:
-            self._loop.best.restore({"loss": figures["loss"], "step": step, "worse_since": 0})
+            self._loop.best.record(figures["loss"], step)
             if config.load_best_model_at_end:
                 self._loop.best.keep(self._loop.trained())
             return
@@ -101,6 +173,13 @@ class Watch(TrainerCallback):
         if self.stopped:
             said["early_stopping"] = f"stopped after step {step}: the validation loss was best at step {standing.step}"
         if self._config.load_best_model_at_end and standing.step and standing.step != step:
-            self._loop.best.put_back(self._loop.trained())
-            said["best"] = f"weights of step {standing.step}, whose validation loss {standing.loss:.4f} is the lowest"
+            said["best"] = self._best(standing, step)
         return said
+
+    def _best(self, standing: Standing, step: int) -> str:
+        if not standing.sha256:
+            why = f"weights of step {step}, the last: those of step {standing.step}, the best, could not be kept"
+            logger.warning("train.load_best_model_at_end: %s.", why)
+            return why
+        self._loop.best.put_back(self._loop.trained())
+        return f"weights of step {standing.step}, whose validation loss {standing.loss:.4f} is the lowest"

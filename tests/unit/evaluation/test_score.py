@@ -1,5 +1,6 @@
 """Answers are kept apart from their scores, and marked where training rows hold them."""
 
+import weakref
 from importlib.metadata import version
 
 import pytest
@@ -8,6 +9,7 @@ from datasets import Dataset
 from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
 from tuneline.data.benchmarks import Exam
+from tuneline.data.corpus import Corpus
 from tuneline.evaluation import exam, metrics, score, setting
 from tuneline.evaluation.items import Score
 from tuneline.identity import Located, Manifest, file_entries
@@ -134,6 +136,57 @@ def test_a_report_says_what_its_scores_were_made_with():
     assert f"transformers {version('transformers')}, " in told["libraries"]
     assert f"rouge_score {version('rouge_score')}" in told["libraries"]
     assert "absent" not in told["libraries"]
+
+
+class Memory:
+    """Which models are alive."""
+
+    def __init__(self):
+        self.models, self.at_load = [], []
+
+    def alive(self):
+        return sum(model() is not None for model in self.models)
+
+    def loading(self, folder):
+        def load():
+            self.at_load.append(self.alive())
+            model = load_model(folder)
+            self.models.append(weakref.ref(model))
+            return model
+
+        return load
+
+
+def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer):
+    memory = Memory()
+    before, after = (score.Candidate(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab")
+    config = EvaluateStepConfig(max_new_tokens=4, noise={"num_seeds": 2})
+    mixture = Corpus({"validation": held_out(), "contamination": Dataset.from_list([])})
+
+    report = score.report(before, after, tokenizer, mixture, NO_EXAMS, config)
+
+    assert memory.at_load == [0, 0]
+    assert memory.alive() == 0
+    assert set(report.noise) == {"base", "model"}
+
+
+def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_model, tokenizer, monkeypatch):
+    memory, found = Memory(), []
+
+    def of(config, tokenizer):
+        found.append(memory.alive())
+        return lambda prompts, answers, references: [1.0] * len(answers)
+
+    monkeypatch.setattr(score.judge, "of", of)
+    monkeypatch.setattr(score.judge, "name", lambda config: "judge")
+    candidate = score.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
+
+    scores = score.score_all(
+        candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=4, reward_model=tiny_model)
+    )
+
+    assert found == [0]
+    assert [each.metrics["reward"] for each in scores] == [1.0] * 3
 
 
 def test_items_in_the_training_rows_are_marked():

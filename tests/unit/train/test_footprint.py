@@ -1,9 +1,12 @@
 """What a training loop takes of the machine."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from tuneline.model import device
 from tuneline.train import footprint
 
 SIZE = 64 * 2**20
@@ -35,16 +38,29 @@ def test_memory_that_is_given_back_counts_and_what_was_held_before_does_not(monk
     assert watched.figures()["train_cpu_seconds"] > 0
 
 
-def test_on_a_gpu_the_allocators_own_peak_counts_from_the_loop_on(monkeypatch):
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "npu"])
+def test_on_an_accelerator_its_own_peak_counts_from_the_loop_on(monkeypatch, kind):
     """What torch says is stood for here; that it says it is for a machine with a GPU to show."""
     told = {"held": 100, "peak": 9_000}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: told["held"])
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: told.update(peak=told["held"]))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: told["peak"])
+    monkeypatch.setattr(device, "kind", lambda: kind)
+    monkeypatch.setattr(torch.accelerator, "memory_allocated", lambda: told["held"])
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda: told.update(peak=told["held"]))
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: told["peak"])
     watched = footprint.Footprint()
 
     with watched():
         told["peak"] = 1_500
 
     assert watched.figures()["train_memory_bytes"] == 1_400, "the peak of loading is forgotten"
+
+
+def test_mps_keeps_no_peak_so_its_memory_is_looked_at(monkeypatch):
+    told = iter([100, 100, 900, *[400] * 1000])
+    monkeypatch.setattr(device, "kind", lambda: "mps")
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: next(told))
+    watched = footprint.Footprint()
+
+    with watched():
+        time.sleep(2 * footprint.SECONDS_BETWEEN_LOOKS)
+
+    assert watched.figures()["train_memory_bytes"] == 800

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from safetensors import SafetensorError
 
 from tests import tiny
 from tuneline.config.data import TokenizeStepConfig
@@ -20,8 +21,9 @@ from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ProofError, RecipeError, StoppedError
 from tuneline.model import source
-from tuneline.train import resumable, resume, stages
+from tuneline.train import disk, resumable, resume, stages, watch
 from tuneline.train.levers.apply import Levers
+from tuneline.train.trainer import StageTrainer
 
 STEPS, EVERY = 11, 3
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8, lora_dropout=0.1)
@@ -275,9 +277,14 @@ def test_another_recipe_is_a_new_run_and_the_unfinished_one_is_named(parts, capl
     assert trained(parts)[1].decisions["resume"] == "went on from step 6 of 11"
 
 
-def test_a_full_disk_is_told_and_training_goes_on(parts, home, whole, monkeypatch, caplog):
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+NO_SPACE_OF_SAFETENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
+def test_a_full_disk_is_told_and_training_goes_on(parts, home, whole, monkeypatch, caplog, error):
     def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(resumable, "save_file", full)
     with caplog.at_level(logging.WARNING):
@@ -349,3 +356,119 @@ def test_an_explicit_training_goes_on_and_another_recipes_is_refused_with_what_d
     _, report = trained(parts, LORA, resume_from=name[:8])
 
     assert report.decisions["resume"] == "went on from step 3 of 11"
+
+
+# -- the weights of the best evaluation
+
+BEST = {"eval_steps": 2, "load_best_model_at_end": True}
+
+
+def judged(monkeypatch, losses):
+    """Have evaluations find these losses at these steps; the last one is of the end."""
+
+    def validate(loop):
+        return {"loss": losses.get(loop.state.global_step, 9.0)}
+
+    monkeypatch.setattr(StageTrainer, "validate", validate)
+
+
+def test_a_kill_between_two_evaluations_leaves_the_weights_of_the_evaluation_that_is_recorded(parts, monkeypatch):
+    """Step 4 was best before the kill, and is not when it is computed again: step 2 is, by the checkpoint of step 3."""
+    judged(monkeypatch, {2: 1.0})
+    of_step_2 = weights(trained(parts, **BEST)[0])
+    judged(monkeypatch, {2: 1.0, 4: 0.5})
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(5), **BEST)
+
+    judged(monkeypatch, {2: 1.0, 4: 2.0})
+    checkpoint, report = trained(parts, **BEST)
+
+    assert report.decisions["resume"] == "went on from step 3 of 11"
+    assert report.decisions["best"].startswith("weights of step 2, ")
+    assert weights(checkpoint) == of_step_2
+
+
+def test_the_best_weights_are_in_each_checkpoint_under_its_hashes(parts, home, monkeypatch, caplog):
+    judged(monkeypatch, {2: 1.0, 4: 0.5})
+    with pytest.raises(DiedError):
+        trained(parts, LORA, dying_at(8), **BEST)
+    files = sorted(str(path.relative_to(path.parents[1])) for path in home.glob("training/*/*/best-*"))
+    assert files == ["checkpoint-3/best-2.safetensors", "checkpoint-6/best-4.safetensors"]
+    assert [path.name for path in home.glob("training/*/best*")] == ["best-4.safetensors"]
+    (file,) = home.glob("training/*/checkpoint-6/best-4.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+
+    _, report = trained(parts, **BEST)
+
+    assert "best-4.safetensors of checkpoint-6 is not as it was written" in caplog.text
+    assert report.decisions["resume"] == "went on from step 3 of 11"
+    assert report.decisions["best"].startswith("weights of step 4, ")
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
+def test_a_full_disk_while_the_best_weights_are_kept_ends_no_training(parts, whole, monkeypatch, caplog, error):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise error
+
+    judged(monkeypatch, {2: 1.0, 4: 0.5})
+    monkeypatch.setattr(watch, "save_file", full)
+
+    checkpoint, report = trained(parts, **BEST)
+
+    assert weights(checkpoint) == whole[0]
+    assert report.decisions["best"] == "weights of step 11, the last: those of step 4, the best, could not be kept"
+    assert caplog.text.count("is full, so the weights of step") == 1
+
+
+def test_weights_that_were_kept_again_after_a_full_disk_are_put_back(parts, home, monkeypatch):
+    judged(monkeypatch, {4: 0.5})
+    of_step_4 = weights(trained(parts, **BEST)[0])
+    plain, calls = watch.save_file, []
+
+    def full_once(tensors, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise NO_SPACE
+        plain(tensors, path)
+
+    judged(monkeypatch, {2: 1.0, 4: 0.5})
+    monkeypatch.setattr(watch, "save_file", full_once)
+
+    assert weights(trained(parts, **BEST)[0]) == of_step_4
+
+
+def test_another_fault_while_the_best_weights_are_kept_is_raised(parts, monkeypatch):
+    def broken(*_, **__):
+        raise SafetensorError("I/O error: Input/output error (os error 5)")
+
+    monkeypatch.setattr(watch, "save_file", broken)
+
+    with pytest.raises(SafetensorError, match="Input/output error"):
+        trained(parts, **BEST)
+
+
+def test_best_weights_that_were_changed_are_not_put_back(parts, home, monkeypatch):
+    def damage(figures, step):
+        if step == 10:
+            (file,) = home.glob("training/*/best-*")
+            file.unlink()
+            file.write_bytes(b"other")
+
+    judged(monkeypatch, {2: 1.0})
+
+    with pytest.raises(ProofError, match=r"best-2.safetensors with the weights of step 2 is missing or not as it was"):
+        trained(parts, LORA, (damage,), **BEST)
+
+
+def test_torch_does_not_say_that_a_disk_is_full_so_a_write_is_tried(tmp_path, monkeypatch):
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    assert not disk.is_full(error, tmp_path)
+
+    def full(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+
+    assert disk.is_full(error, tmp_path)
+    assert not list(tmp_path.iterdir())

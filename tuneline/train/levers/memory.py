@@ -6,7 +6,7 @@ glibc gives large blocks back to the system after each use, and takes page fault
 import ctypes
 import platform
 
-import torch
+from tuneline.model import device
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """Parameters of `mallopt(3)`."""
@@ -17,8 +17,8 @@ AS_BEFORE = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 * 2**10, TOP_PAD: 128 * 2**10}
 
 def why_not() -> str:
     """Return what keeps memory from being kept on this machine, or an empty text."""
-    if torch.cuda.is_available():
-        return "tensors live on a GPU, whose allocator keeps them"
+    if device.kind() != "cpu":
+        return "tensors live on an accelerator, whose allocator keeps them"
     return "" if platform.libc_ver()[0] == "glibc" else "the C library is not glibc"
 
 

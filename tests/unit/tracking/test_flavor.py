@@ -1,0 +1,178 @@
+"""A model directory as MLflow serves it: every form in which a request brings its rows."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.pyfunc import scoring_server
+from transformers import AutoConfig, LlamaForCausalLM
+
+from tuneline.errors import DataError
+from tuneline.model.checkpoint import NOT_CONTENT, Checkpoint
+from tuneline.tracking import flavor
+
+ASKED = ["What is one and two?", "Say 1"]
+CHATS = [[{"role": "user", "content": text}] for text in ASKED]
+PARAMS = {"max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    """A stored model: its files, and `MLmodel` beside them; with a head of its own it says more than it was told."""
+    place = tmp_path_factory.mktemp("stored")
+    shutil.copytree(tiny_model, place / flavor.FILES)
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(place / flavor.FILES)
+    flavor.write_mlmodel(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return mlflow.pyfunc.load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def answers(loaded):
+    """What the two chats are answered one at a time."""
+    found = [loaded.predict({"messages": chat}, params=PARAMS) for chat in CHATS]
+    assert found[0] != found[1]
+    assert all(found)
+    return found
+
+
+BODIES = {
+    "split": {"dataframe_split": {"columns": ["messages"], "data": [[chat] for chat in CHATS]}},
+    "records": {"dataframe_records": [{"messages": chat} for chat in CHATS]},
+    "prompts": {"dataframe_records": [{"prompt": text} for text in ASKED]},
+    "both columns": {"dataframe_records": [{"prompt": ASKED[0]}, {"messages": CHATS[1]}]},
+    "instances": {"instances": [{"messages": chat} for chat in CHATS]},
+    "instances of prompts": {"instances": [{"prompt": text} for text in ASKED]},
+    "texts as instances": {"instances": ASKED},
+    "inputs": {"inputs": {"messages": CHATS}},
+    "inputs of prompts": {"inputs": {"prompt": ASKED}},
+    "texts as inputs": {"inputs": ASKED},
+}
+
+
+def asked(loaded, body, kind="application/json"):
+    data = body if isinstance(body, str) else json.dumps(body)
+    answer = scoring_server.invocations(data, kind, loaded, loaded.metadata.get_input_schema())
+    assert answer.status == 200
+    return json.loads(answer.response)
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
+def test_every_form_of_a_request_gets_the_answers_of_single_chats(loaded, answers, name):
+    assert asked(loaded, BODIES[name] | {"params": PARAMS}) == {"predictions": answers}
+
+
+def test_a_chat_and_a_csv_are_answered_too(loaded, answers):
+    table = pd.DataFrame({"messages": [json.dumps(chat) for chat in CHATS]})
+
+    assert asked(loaded, {"messages": CHATS[0], **PARAMS}) == answers[0]
+    long = asked(loaded, table.to_csv(index=False), "text/csv")["predictions"]
+    assert [text.startswith(short) for text, short in zip(long, answers, strict=True)] == [True, True]
+
+
+def test_the_length_of_an_answer_is_a_parameter_that_mlflow_does_not_drop(loaded, answers):
+    long = loaded.predict({"messages": CHATS[0]}, params={"max_tokens": 30})
+
+    assert len(long) > len(answers[0])
+
+
+def test_a_text_is_gone_on_with_as_it_is(loaded):
+    assert flavor.question({"text": "The quick"}) == ("text", "The quick")
+    assert isinstance(loaded.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"question": "x"}, r"has the columns \['question'\] and none of \['messages', 'prompt', 'text'\]"),
+        ({"messages": "hello"}, r"messages: got None, expected a list of role and content"),
+        ({"messages": [{"content": "hello"}]}, r"expected a list of role and content"),
+        ({"prompt": 3}, r"prompt: got 3, expected a text"),
+    ],
+)
+def test_rows_that_ask_nothing_are_refused(row, told):
+    with pytest.raises(DataError, match=told):
+        flavor.question(row)
+
+
+def test_columns_of_other_lengths_are_refused():
+    with pytest.raises(DataError, match="lengths"):
+        flavor.rows({"prompt": np.array(["a", "b"]), "text": np.array(["c"])})
+
+
+def test_inputs_are_moved_to_the_device_of_the_model(loaded, tiny_model):
+    """The meta device stands for a GPU."""
+    model, moved = flavor.ChatModel(str(tiny_model)), []
+
+    def generate(input_ids, **_):
+        moved.append(input_ids.device.type)
+        return torch.zeros((1, input_ids.shape[1] + 1), dtype=torch.long)
+
+    model.model = SimpleNamespace(device=torch.device("meta"), generate=generate)
+    model.predict({"messages": CHATS[0]})
+
+    assert moved == ["meta"]
+
+
+def test_the_mlmodel_file_is_no_content(folder, tiny_model):
+    inside = shutil.copytree(tiny_model, folder / "copy")
+    flavor.write_mlmodel(inside)
+
+    assert "MLmodel" in NOT_CONTENT
+    assert Checkpoint(inside, "full").content_hash() == Checkpoint(tiny_model, "full").content_hash()
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers_frames(folder, answers):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/ping")
+        for name in ("split", "records", "instances", "inputs of prompts"):
+            body = json.dumps(BODIES[name] | {"params": PARAMS}).encode()
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as response:
+                assert json.loads(response.read()) == {"predictions": answers}
+    finally:
+        _end(server)
+
+
+def _wait(url):
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    pytest.fail("the server did not start")
+
+
+def _end(server):
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(timeout=60)
