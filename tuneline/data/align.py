@@ -45,7 +45,7 @@ def align(records: Corpus, config: AlignConfig) -> Corpus:
     if name == "auto":
         batches = (batch.column("record").to_pylist() for batch in corpus.batches(rows))
         name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
-    reader = _Reader(_format(name), names, config.tags, config.system)
+    reader = _Reader(_format(name, config.format_hash), names, config.tags, config.system)
     tally = _Tally()
     with nullcontext() if ":" in name else pause.no_cycles(), corpus.Writer(schema.EXAMPLE) as writer:
         for batch in corpus.batches(rows):
@@ -156,7 +156,7 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
     name = config.format
     if name == "auto":
         name = _found(rows[0][0] if rows else "auto", (record for _, _, record in rows), names)
-    reader = _Reader(_format(name), names, config.tags, config.system)
+    reader = _Reader(_format(name, config.format_hash), names, config.tags, config.system)
     last: DataError | None = None
     for file, line, record in rows:
         try:
@@ -197,8 +197,8 @@ def align_record(
     return said
 
 
-def _format(name: str) -> Format:
-    return custom.load(name) if ":" in name else formats[name]
+def _format(name: str, sha256: str = "") -> Format:
+    return custom.load(name, sha256) if ":" in name else formats[name]
 
 
 def detect(records: Iterable[Record]) -> str:
