@@ -113,7 +113,9 @@ def start(jobs: Path, log: Path) -> int:
         children.append(child)
         code = child.wait()
     if asked:
-        raise StoppedError(f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.")
+        raise StoppedError(
+            f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.", by=asked[0]
+        )
     return code
 
 

@@ -1,6 +1,5 @@
 """Start a pipeline by its import string, and tell what became of the run."""
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tuneline.config.load import RunConfig
 from tuneline.evaluation.report import Report
 from tuneline.export.origin import Delivery
 from tuneline.tracking.decision import Decision
+from tuneline.workflow import own_packages
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def start(config: RunConfig, *, use_cache: bool = True) -> Outcome | Exported | 
     Raises:
         Refusal: Something of the user's is wrong.
     """
-    pipeline = getattr(importlib.import_module("pipelines"), config.pipeline)
+    pipeline = own_packages.pipeline(config.pipeline)
     options = {} if use_cache else {"enable_cache": False}
     run = pipeline.with_options(config_path=str(config.path), **options)()
     return None if run is None else result(run)

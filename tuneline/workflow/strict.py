@@ -17,10 +17,11 @@ from zenml.exceptions import EntityExistsError
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
+from tuneline import signals
 from tuneline.config import load, places
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.workflow import tracker
+from tuneline.workflow import schedules, tracker
 
 
 class Refusal(click.ClickException, TunelineError):
@@ -48,6 +49,8 @@ class StrictPipeline(Pipeline):
             checked = load.load(Path(config_path))
             _check_stage(self.name, checked)
             places.check(checked.recipe)
+            if checked.content.get("schedule"):
+                schedules.check(checked)
         except TunelineError as error:
             raise Refusal(str(error)) from error
         scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
@@ -64,8 +67,14 @@ class StrictPipeline(Pipeline):
             Refusal: MLflow is out of reach, or a step refused its input.
         """
         try:
-            tracker.connect()
-            return super().__call__(*args, **kwargs)
+            with signals.raised() as stop:
+                tracker.connect()
+                return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            if not click.get_current_context(silent=True):
+                raise
+            click.echo(stop.line if stop.name else "Stopped by Ctrl-C.", err=True)  # zenml pipeline run
+            raise click.exceptions.Exit(2 if isinstance(error, signals.Terminated) else 130) from error
         except Refusal:
             raise
         except EntityExistsError as error:
@@ -74,7 +83,9 @@ class StrictPipeline(Pipeline):
                 "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
             ) from error
         except TunelineError as error:
-            raise Refusal(str(error)) from error
+            refusal = Refusal(str(error))
+            refusal.exit_code = error.exit_code
+            raise refusal from error
 
 
 def _check_stage(name: str, checked: load.RunConfig) -> None:
