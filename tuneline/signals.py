@@ -74,13 +74,22 @@ def exit_code(command: Callable[[], object]) -> int:
             command()
             return 0
         except BaseException as error:
+            stop.name = stop.name or _signal_behind(error)
             if stop.name:
                 line, code = stop.line, stop.code
             elif isinstance(error, TunelineError):
                 line, code = str(error), error.exit_code
-            elif isinstance(error, KeyboardInterrupt):  # a library's own
-                line, code = "Stopped by Ctrl-C.", CODES["SIGINT"]
             else:
                 raise
     sys.stderr.write(f"{line}\n")
     return code
+
+
+def _signal_behind(error: BaseException | None) -> str:
+    """Name the signal of an interrupt, also of one that typer made an exit code of; else an empty string."""
+    if isinstance(error, SystemExit) and error.code == CODES["SIGINT"]:
+        while error is not None and not isinstance(error, KeyboardInterrupt):
+            error = error.__cause__ or error.__context__
+    if not isinstance(error, KeyboardInterrupt):
+        return ""
+    return "SIGTERM" if isinstance(error, Terminated) else "SIGINT"

@@ -53,6 +53,6 @@ def _refuse_others(name: str, root: str) -> None:
     if module is not None and folders != [str(Path(root, name))]:
         where = folders[0] if folders else getattr(module, "__file__", "an unknown place")
         raise RecipeError(
-            f"The package {name!r} was imported from {where}, and Tuneline has one of that name. Rename yours, or start "
-            "from another folder."
+            f"The package {name!r} was imported from {where}, and Tuneline has one of that name. Rename yours, or "
+            "start from another folder."
         )

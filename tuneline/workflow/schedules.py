@@ -38,28 +38,30 @@ def check(checked: load.RunConfig) -> None:
     stack = Client().active_stack
     if not stack.orchestrator.config.is_schedulable:
         raise RecipeError(
-            f"{checked.path}: schedule: the orchestrator of stack {stack.name!r} takes no schedules. Run `tuneline init` "
-            "for a stack that does, or leave schedule out."
+            f"{checked.path}: schedule: the orchestrator of stack {stack.name!r} takes no schedules. Run `tuneline "
+            "init` for a stack that does, or leave schedule out."
         )
     if isinstance(stack.orchestrator, orchestrator.ScheduledLocalOrchestrator):
         load.check_schedule_of_this_machine(checked)
 
 
 def all_schedules() -> list[Schedule]:
-    """List the cron schedules of the active stack; other stacks' schedules are not ours to fire."""
+    """List the schedules of the active stack; other stacks' schedules are not ours to fire.
+
+    One without a cron expression is listed too: the scheduler says that it cannot fire it.
+    """
     ours = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
     found = depaginate(Client().list_schedules, hydrate=True, orchestrator_id=ours.id)
     return [
         Schedule(
             id=str(schedule.id),
             name=schedule.name,
-            cron_expression=schedule.cron_expression,
+            cron_expression=schedule.cron_expression or "",
             active=bool(schedule.active),
             created=schedule.created.replace(tzinfo=UTC),
             pipeline_id=str(schedule.pipeline_id),
         )
         for schedule in found
-        if schedule.cron_expression
     ]
 
 

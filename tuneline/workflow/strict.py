@@ -27,7 +27,7 @@ from tuneline.workflow import schedules, tracker
 class Refusal(click.ClickException, TunelineError):
     """A mistake of the user's: the command line shows the message and exits with 2; in Python, an ordinary error."""
 
-    exit_code = 2
+    exit_code = 2  # type: ignore[misc]  # click's is of the class, ours of the error
 
     def show(self, file: Any = None) -> None:
         """Write the message as it is, so that its first word is the place of the mistake."""
@@ -84,7 +84,7 @@ class StrictPipeline(Pipeline):
             ) from error
         except TunelineError as error:
             refusal = Refusal(str(error))
-            refusal.exit_code = error.exit_code
+            refusal.exit_code = error.exit_code  # type: ignore[misc]
             raise refusal from error
 
 
