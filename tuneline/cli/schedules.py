@@ -71,9 +71,11 @@ def scheduler(
 ) -> None:
     """Fire due schedules of this folder's stack, each in a fresh process, until stopped; its runs end with it."""
     show.quiet()
+    from tuneline.workflow import abandoned
     from tuneline.workflow import scheduler as engine
     from tuneline.workflow.schedules import all_schedules
 
+    abandoned.close()
     console = show.console()
     watching = engine.Scheduler(
         all_schedules,

@@ -48,10 +48,11 @@ def run(
     checked = imports.as_file(_checked(config))
     err = Console(stderr=True, highlight=False)
     with err.status(f"Checking {config}"):
-        from tuneline.workflow import preflight, stack, start
+        from tuneline.workflow import abandoned, preflight, stack, start
 
         if not stack.is_ready():
             err.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
+        abandoned.close()
         preflight.check_content(checked.recipe)
     outcome = start.start(checked, use_cache=cache)
     if outcome is None:

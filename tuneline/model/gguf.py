@@ -6,7 +6,7 @@ transformers refuses to save a model loaded from GGUF unless it was dequantized 
 import shutil
 from pathlib import Path
 
-from tuneline import state
+from tuneline import owner, state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
 
@@ -33,7 +33,7 @@ def under_key(key: str, file: Path) -> Path:
     done = state.folder("models") / key[:32]
     with state.lock(f"model-{key[:32]}"):
         if not done.is_dir():
-            work = state.folder("work") / f"convert-{key[:32]}"
+            work = owner.work() / f"convert-{key[:32]}"
             shutil.rmtree(work, ignore_errors=True)
             _convert(file, work)
             work.rename(done)

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tuneline import state
+from tuneline import owner, state
 from tuneline.config.model import WheelModel
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
@@ -23,7 +23,7 @@ def converted_member(source: WheelModel) -> Path:
     done = state.folder("models") / key[:32]
     if done.is_dir():
         return done
-    work = state.folder("work") / f"wheel-{key[:32]}"
+    work = owner.work() / f"wheel-{key[:32]}"
     with state.lock(f"wheel-{key[:32]}"):
         try:
             return gguf.under_key(key, _unpack(_download(source, work), source, work))

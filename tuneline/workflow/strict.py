@@ -21,7 +21,7 @@ from tuneline import signals
 from tuneline.config import load, places
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.workflow import schedules, tracker
+from tuneline.workflow import abandoned, schedules, tracker
 
 
 class Refusal(click.ClickException, TunelineError):
@@ -69,7 +69,9 @@ class StrictPipeline(Pipeline):
         try:
             with signals.raised() as stop:
                 tracker.connect()
-                return super().__call__(*args, **kwargs)
+                abandoned.close()
+                with abandoned.closed_at_the_end():
+                    return super().__call__(*args, **kwargs)
         except KeyboardInterrupt as error:
             if not click.get_current_context(silent=True):
                 raise
@@ -86,6 +88,12 @@ class StrictPipeline(Pipeline):
             refusal = Refusal(str(error))
             refusal.exit_code = error.exit_code  # type: ignore[misc]
             raise refusal from error
+
+    def log_pipeline_snapshot_metadata(self, snapshot: Any, stack: Any) -> None:  # type: ignore[override]
+        """Note the run, which ZenML begins next, as one of this process."""
+        super().log_pipeline_snapshot_metadata(snapshot, stack)
+        if not snapshot.schedule:
+            abandoned.record(stack, str(snapshot.id))
 
 
 def _check_stage(name: str, checked: load.RunConfig) -> None:
