@@ -61,8 +61,8 @@ def _refuse_other_times(schedule: ScheduleResponse) -> None:
     """
     cron = schedule.cron_expression
     asked = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
-    wrong = ["cron_expression"] if not cron or wrong_cron(cron) else []
-    wrong += [key for key in asked if getattr(schedule, key)]
+    wrong = [key for key in asked if getattr(schedule, key)]
+    wrong += ["cron_expression"] if not cron or wrong_cron(cron) else []
     if wrong:
         raise ScheduleRefused(
             f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not kept by the scheduler of this machine, which "
