@@ -1,10 +1,12 @@
 """`zenml pipeline run retrain_pipeline` resolves here: importing this module yields the pipeline itself.
 
 ZenML takes a name without a dot as a module and wants a pipeline; a module may replace itself while it is imported.
+The pipeline comes from beside `tuneline`, also where the working directory has a `pipelines/` of its own.
 """
 
 import sys
 
-from pipelines.retrain import retrain_pipeline
+from tuneline.workflow import own_packages
 
+retrain_pipeline = own_packages.pipeline("retrain_pipeline")
 sys.modules[__name__] = retrain_pipeline  # type: ignore[assignment]

@@ -1,10 +1,12 @@
 """`zenml pipeline run sft_pipeline` resolves here: importing this module yields the pipeline itself.
 
 ZenML takes a name without a dot as a module and wants a pipeline; a module may replace itself while it is imported.
+The pipeline comes from beside `tuneline`, also where the working directory has a `pipelines/` of its own.
 """
 
 import sys
 
-from pipelines.sft import sft_pipeline
+from tuneline.workflow import own_packages
 
+sft_pipeline = own_packages.pipeline("sft_pipeline")
 sys.modules[__name__] = sft_pipeline  # type: ignore[assignment]

@@ -12,6 +12,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.evaluation import score, setting
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
+from tuneline.model import device as hardware
 from tuneline.model import precision, verification
 from tuneline.model.checkpoint import Checkpoint
 
@@ -20,7 +21,7 @@ def watched() -> str:
     """What the cache key sees beside this step."""
     libraries = (*setting.ANSWERING, *setting.SCORING, "lm-eval")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
-    device = f"{precision.device_type()} {precision.for_answers('auto')}"
+    device = f"{hardware.kind()} {precision.for_answers('auto')}"
     return f"{code_behind(*modules, libraries=libraries)} {device}"
 
 

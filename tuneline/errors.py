@@ -20,6 +20,9 @@ from difflib import get_close_matches
 class TunelineError(Exception):
     """Base of all errors raised by this project; catch it to catch them all."""
 
+    exit_code = 2
+    """Of a command that it ends."""
+
 
 class RecipeError(TunelineError, ValueError):
     """The recipe asks for a combination that cannot be trained."""
@@ -53,7 +56,15 @@ class DiskFullError(TunelineError, OSError):
 
 
 class StoppedError(TunelineError, RuntimeError):
-    """A training was told to stop; what it had learned is kept, and the same command goes on."""
+    """A training was told to stop; what it had learned is kept, and the same command goes on.
+
+    `by` names the signal that asked; Ctrl-C is SIGINT, and ends a command with 130.
+    """
+
+    def __init__(self, message: str, by: str = "") -> None:
+        super().__init__(message)
+        if by == "SIGINT":
+            self.exit_code = 130
 
 
 class DeliveryError(TunelineError, OSError):

@@ -140,12 +140,12 @@ def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
     early = scheduler.Scheduler(schedules.all_schedules, clock=lambda: datetime.now(UTC) + timedelta(seconds=1))
     due = scheduler.Scheduler(schedules.all_schedules, clock=lambda: tomorrow)
 
-    assert early.look() == []
-    (firing,) = due.look()
+    assert early.once() == []
+    (firing,) = due.once()
 
     assert firing.exit_code == 0, Path(firing.log).read_text()[-2000:]
     assert Path(firing.log).read_text().splitlines()[-1].startswith("retrain_pipeline-scheduled-")
-    assert due.look() == [], "a firing is remembered"
+    assert due.once() == [], "a firing is remembered"
     assert latest_run()["pipeline"] == "retrain_pipeline"
 
 

@@ -243,3 +243,50 @@ def test_a_schedule_whose_name_is_taken_is_told(project, capfd):
         "schedule.name: Unable to create the requested schedule with name 'taken'"
         in again.output + capfd.readouterr().err
     )
+
+
+def test_times_that_the_scheduler_of_this_machine_does_not_keep_are_refused_and_not_recorded(project, capfd):
+    from zenml.cli.cli import cli as zenml_cli
+    from zenml.client import Client
+
+    schedule = {"name": "odd", "cron_expression": "0 3 * * *", "end_time": "2031-01-01"}
+    path = tiny.write_config(project / "odd.yaml", tiny.recipe(), schedule=schedule)
+
+    told = ClickRunner().invoke(zenml_cli, ["pipeline", "run", "sft_pipeline", "--config", str(path)])
+
+    assert told.exit_code == 2
+    assert "odd.yaml:4: schedule.end_time: the scheduler of this machine knows" in told.output + capfd.readouterr().err
+    assert "odd" not in [each.name for each in Client().list_schedules().items]
+
+
+def test_such_times_from_python_code_are_refused_and_not_recorded(project):
+    from datetime import UTC, datetime
+
+    from zenml.client import Client
+    from zenml.config.schedule import Schedule
+
+    from pipelines import sft_pipeline
+    from tuneline.config import load
+    from tuneline.errors import TunelineError
+
+    recipe = load.load(project / "run.yaml").recipe
+    when = datetime(2031, 1, 1, tzinfo=UTC)
+    for told in ({"run_once_start_time": when}, {"cron_expression": "0 0 30 2 *"}):
+        scheduled = sft_pipeline.with_options(schedule=Schedule(name="odd", **told))
+        with pytest.raises(TunelineError, match=r"schedule\.\w+: .* is not kept by the scheduler of this machine"):
+            scheduled(recipe=recipe)
+        assert "odd" not in [each.name for each in Client().list_schedules().items]
+
+
+def test_a_stack_that_takes_no_schedules_is_named(project, monkeypatch):
+    from tuneline.cli import main
+    from tuneline.workflow.orchestrator import ScheduledLocalOrchestratorConfig
+
+    monkeypatch.setattr(ScheduledLocalOrchestratorConfig, "is_schedulable", property(lambda self: False))
+    path = tiny.write_config(project / "odd.yaml", tiny.recipe(), schedule={"cron_expression": "0 3 * * *"})
+    monkeypatch.setattr("sys.argv", ["tuneline", "run", str(path)])
+
+    with pytest.raises(SystemExit) as end:
+        main.main()
+
+    assert end.value.code == 2

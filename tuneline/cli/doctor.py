@@ -2,6 +2,7 @@
 
 import platform
 import socket
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,13 +77,18 @@ def _stack() -> list[dict[str, Any]]:
 
     from tuneline import state
     from tuneline.tracking import ledger
-    from tuneline.workflow import stack, tracker
+    from tuneline.workflow import abandoned, stack, tracker
 
     rows = [_row("state root", "ok" if state.root().is_dir() else "absent", str(state.root()))]
     if not stack.is_ready():
         return [*rows, _row("stack", "absent", "run `tuneline init` in this folder")]
     rows.append(_row("stack", "ok", str(Client().active_stack_model.name)))
-    for what, check in (("mlflow", tracker.connect), ("ledger", lambda: f"{ledger.verify()} lines, whole")):
+    checks: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("mlflow", tracker.connect),
+        ("ledger", lambda: f"{ledger.verify()} lines, whole"),
+        ("killed runs", lambda: "; ".join(abandoned.close()) or "none"),
+    )
+    for what, check in checks:
         try:
             rows.append(_row(what, "ok", check()))
         except TunelineError as error:

@@ -4,8 +4,8 @@ import sys
 
 import typer
 
+from tuneline import signals
 from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
-from tuneline.errors import TunelineError
 from tuneline.storage_errors import explained
 
 app = typer.Typer(
@@ -20,13 +20,13 @@ for room in (setup, train, sweeps, tables, imports, data, runs, models, exports,
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's ends with its message alone."""
-    try:
-        with explained():
-            app()
-    except TunelineError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    """Run the command; a mistake of the user's, SIGTERM and Ctrl-C end with one line alone."""
+    sys.exit(signals.exit_code(_command))
+
+
+def _command() -> None:
+    with explained():
+        app()
 
 
 if __name__ == "__main__":

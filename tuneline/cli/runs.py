@@ -21,8 +21,11 @@ def runs(
 ) -> None:
     """List pipeline runs: what ran, what was cached, how long it took."""
     show.quiet()
+    from tuneline.workflow import abandoned, stack
     from tuneline.workflow import runs as known
 
+    if stack.is_ready():
+        abandoned.close()
     columns = ("name", "pipeline", "status", "started", "seconds", "steps_run", "steps_cached")
     show.rows("Runs", known.latest(limit), columns, as_json=as_json, empty="No run yet. Start one: tuneline run FILE")
 

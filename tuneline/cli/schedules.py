@@ -34,13 +34,10 @@ def schedule(
         schedules.set_active(resume, active=True)
     if delete:
         schedules.delete(delete)
-    from tuneline.workflow.scheduler import recall
+    from tuneline.workflow import fired
 
-    memory = recall()
-    found = [
-        each.row() | {f"last_{key}": memory.get(each.id, {}).get(key) for key in ("due", "status", "log")}
-        for each in schedules.all_schedules()
-    ]
+    memory = fired.recall(lambda line: typer.echo(line, err=True))
+    found = [each.row() | fired.row(memory.get(each.id)) for each in schedules.all_schedules()]
     columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
     show.rows(
         "Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE"
@@ -67,17 +64,27 @@ def scheduler(
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the clock.")] = 10.0,
     max_firings: Annotated[int | None, typer.Option(min=1, help="Stop after so many runs; default: never.")] = None,
     once: Annotated[bool, typer.Option(help="Look once and end, as from a system timer.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; never two of one schedule.")] = 2,
+    limit_hours: Annotated[
+        float, typer.Option(min=0.0001, help="Time limit of a run; then it saves its state, ends and has failed.")
+    ] = 72.0,
 ) -> None:
-    """Fire due schedules of this folder's stack, each in a fresh process, until stopped."""
+    """Fire due schedules of this folder's stack, each in a fresh process, until stopped; its runs end with it."""
     show.quiet()
+    from tuneline.workflow import abandoned
     from tuneline.workflow import scheduler as engine
     from tuneline.workflow.schedules import all_schedules
 
+    abandoned.close()
     console = show.console()
-    watching = engine.Scheduler(all_schedules, tell=lambda line: console.print(line, soft_wrap=True))
+    watching = engine.Scheduler(
+        all_schedules,
+        tell=lambda line: console.print(line, soft_wrap=True, markup=False),
+        max_jobs=jobs,
+        limit_seconds=limit_hours * 3600,
+    )
     if once:
-        with engine.only_one():
-            fired = watching.look()
+        fired = watching.once()
     else:
         console.print(f"Watching {len(all_schedules())} schedules, every {poll_seconds:g} s; stop with Ctrl-C.")
         fired = watching.run(poll_seconds, max_firings)

@@ -50,10 +50,11 @@ def run(
     checked = imports.as_file(_checked(config))
     _check_steps(checked, recompute or [])
     with show.status(f"Checking {config}") as shown:
-        from tuneline.workflow import preflight, stack, start
+        from tuneline.workflow import abandoned, preflight, stack, start
 
         if not stack.is_ready():
             shown.console.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
+        abandoned.close()
         preflight.check_content(checked.recipe)
     outcome = start.start(checked, use_cache=cache, recompute=recompute or [])
     if outcome is None:

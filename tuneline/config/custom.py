@@ -39,26 +39,36 @@ def source_file(name: str, key: str = FORMAT) -> Path:
     Raises:
         RecipeError: There is no such module.
     """
+    return Path(str(specs(name, key)[-1].origin))
+
+
+def specs(name: str, key: str = FORMAT) -> list[ModuleSpec]:
+    """Return how Python finds `module` of `module:function`: the packages around it from the outside in, then itself.
+
+    Each has the last part of its name alone.
+
+    Raises:
+        RecipeError: There is no such module.
+    """
     module, _, function = name.partition(":")
-    found = _find(module) if module and function else None
-    if found is None or not found.has_location or found.origin is None:
+    found = _find(module) if module and function else []
+    if not found or not found[-1].has_location or found[-1].origin is None:
         raise RecipeError(
             f"{key} {name!r}: there is no module {module!r} in {Path.cwd()} or among the installed packages. "
             "Write module:function, like my_formats:read_row for the function read_row in my_formats.py."
         )
-    return Path(found.origin)
+    return found
 
 
-def _find(module: str) -> ModuleSpec | None:
+def _find(module: str) -> list[ModuleSpec]:
     """Go down the dots of a module's name; `importlib.util.find_spec` would import its parents."""
     path: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec: ModuleSpec | None = None
-    parts = module.split(".")
-    for depth in range(len(parts)):
-        if path is None:
-            return None
-        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+    found: list[ModuleSpec] = []
+    for part in module.split("."):
+        spec = None if path is None else PathFinder.find_spec(part, path)
         if spec is None:
-            return None
+            return []
         path = None if spec.submodule_search_locations is None else list(spec.submodule_search_locations)
-    return spec
+        spec.submodule_search_locations = path  # that of a package without __init__.py would be computed anew
+        found.append(spec)
+    return found

@@ -14,6 +14,7 @@ from typing import Any
 from tuneline.config import descriptions, gate, run_keys, strict_file
 from tuneline.config.base import MAX_MODEL_NAME
 from tuneline.config.recipe import Recipe, SFTRecipe
+from tuneline.config.schedule import ScheduleConfig, not_on_this_machine
 from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
 from tuneline.config.strict_file import Key, Problem, at, hint
 from tuneline.errors import RecipeError
@@ -76,6 +77,17 @@ def load(path: Path) -> RunConfig:
     return RunConfig(path, pipeline, recipe, content)
 
 
+def check_schedule_of_this_machine(checked: RunConfig) -> None:
+    """Refuse a schedule that `tuneline scheduler` does not implement as a whole.
+
+    Raises:
+        RecipeError: One line for each key.
+    """
+    document = strict_file.read(checked.path, what="a run configuration")
+    if told := document.tell(not_on_this_machine(document.content.get("schedule") or {})):
+        raise RecipeError("\n".join(told))
+
+
 def _refuse_llamafactory(path: Path) -> None:
     """Say what to do with a configuration of LlamaFactory, where only one of ours will do."""
     from tuneline.config import llamafactory
@@ -124,7 +136,6 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     groups: list[tuple[Key, Iterable[str]]] = [
         ((), run_keys.RUN),
         (("parameters",), ("recipe",)),
-        (("schedule",), run_keys.SCHEDULE),
         (("extra",), ("pipeline",)),
     ]
     steps = at(content, ("steps",))
@@ -137,14 +148,8 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     pipeline = at(content, ("extra", "pipeline"))
     if pipeline is not None and pipeline not in PIPELINES:
         yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{hint(pipeline, PIPELINES)}"
-    if (cron := at(content, ("schedule", "cron_expression"))) is not None:
-        from croniter import croniter
-
-        if not croniter.is_valid(str(cron)):
-            yield (
-                ("schedule", "cron_expression"),
-                f"{cron!r} is no cron expression. Write five fields, like '0 3 * * *'.",
-            )
+    if (section := content.get("schedule")) is not None:
+        yield from strict_file.check(ScheduleConfig, section, ("schedule",))[1]
 
 
 def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:

@@ -58,13 +58,3 @@ STEP = (
     "substitutions",
     "success_hook_source",
 )
-
-SCHEDULE = (
-    "catchup",
-    "cron_expression",
-    "end_time",
-    "interval_second",
-    "name",
-    "run_once_start_time",
-    "start_time",
-)

@@ -105,7 +105,13 @@ class _Reader:
 
 
 def _reader(format: str, config: AlignConfig) -> _Reader:
-    return _Reader(_format(format), columns.names_of(config.columns), config.tags, config.system, config.loss_on)
+    return _Reader(
+        _format(format, config.format_hash),
+        columns.names_of(config.columns),
+        config.tags,
+        config.system,
+        config.loss_on,
+    )
 
 
 @dataclass
@@ -237,8 +243,8 @@ def align_record(
     return said
 
 
-def _format(name: str) -> Format:
-    return custom.load(name) if ":" in name else formats[name]
+def _format(name: str, sha256: str = "") -> Format:
+    return custom.load(name, sha256) if ":" in name else formats[name]
 
 
 def detect(records: Iterable[Record]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
-from tuneline import state
+from tuneline import owner
 from tuneline.identity import canonical_json
 
 ABOUT = "corpus.json"
@@ -204,7 +204,7 @@ def _keep(rows: Dataset, target: Path) -> None:
 
 def scratch_file() -> Path:
     """Return a path for a file that is gone when the process ends, unless it was linked elsewhere."""
-    handle, path = tempfile.mkstemp(suffix=".arrow", dir=_scratch_folder(state.folder("work")))
+    handle, path = tempfile.mkstemp(suffix=".arrow", dir=_scratch_folder(owner.work()))
     os.close(handle)
     return Path(path)
 

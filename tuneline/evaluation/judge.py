@@ -28,7 +28,7 @@ def of(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase) -> Judge:
     if config.reward_model is not None:
         return _by_model(config.reward_model, tokenizer)
     assert config.reward_function is not None, "a recipe has one of both"
-    function = custom.load_reward(config.reward_function)
+    function = custom.load_reward(config.reward_function, sha256=config.reward_function_hash)
 
     def judge(prompts: list[str], answers: list[str], references: list[str]) -> list[float]:
         plain = tokenizer.batch_decode(

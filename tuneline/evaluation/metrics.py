@@ -46,7 +46,8 @@ def columns(
     built_in = _built_in(cut, tokenize)
     for name in config.metrics:
         if ":" in name:
-            found[column_of(name)] = custom.load_reward(name, CUSTOM_KEY)(prompts, outputs, wanted)
+            function = custom.load_reward(name, CUSTOM_KEY, config.metric_hashes.get(name, ""))
+            found[column_of(name)] = function(prompts, outputs, wanted)
         elif name not in kinds:
             found |= built_in[name](outputs, wanted)
     return found

@@ -7,7 +7,7 @@ too: two models are never compared under different ones.
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from tuneline.model import precision
+from tuneline.model import device
 
 ANSWERING = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes")
 """Packages that have a part in what a model says."""
@@ -22,7 +22,7 @@ def of(dtype: str) -> dict[str, str]:
     Args:
         dtype: How weights are held.
     """
-    return {"dtype": dtype, "device": precision.device_type(), **versions(ANSWERING)}
+    return {"dtype": dtype, "device": device.kind(), **versions(ANSWERING)}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

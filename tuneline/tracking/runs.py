@@ -19,9 +19,13 @@ from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from tuneline import owner
 from tuneline.identity import Manifest
 
 TRAINING = "tuneline.training_run"
+MLFLOW_RUNS = "mlflow_runs"
+"""Under which a process notes the MLflow runs that it has not ended yet."""
+
 DIGEST_LENGTH = 36
 SECONDS_BETWEEN_TRIES = 10.0
 
@@ -42,10 +46,18 @@ def training_child(name: str, went_on: str | None = None) -> Iterator[tuple[str,
     about: dict[str, Any] = {"run_name": name, "tags": {"tuneline.kind": "training"}}
     if went_on and _is_there(went_on):
         about = {"run_id": went_on}
-    with mlflow.start_run(**about, nested=True, log_system_metrics=True) as run:
+    with (
+        mlflow.start_run(**about, nested=True, log_system_metrics=True) as run,
+        owner.own().holding(MLFLOW_RUNS, noted(run.info.run_id)),
+    ):
         curves = Curves(run.info.run_id)
         yield run.info.run_id, curves
         curves.finish()
+
+
+def noted(run_id: str) -> str:
+    """Return how a process notes an MLflow run that it has begun: behind the address of its store."""
+    return f"{mlflow.get_tracking_uri()} {run_id}"
 
 
 class Curves:

@@ -15,7 +15,9 @@ from statistics import fmean, stdev
 import mlflow
 from mlflow import MlflowClient
 
+from tuneline import owner
 from tuneline.statistics import holm
+from tuneline.tracking.runs import MLFLOW_RUNS, noted
 
 LEVEL = 0.05
 
@@ -130,7 +132,8 @@ def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | No
     else:
         client.update_run(run_id, status="RUNNING")
     try:
-        yield Parent(run_id, kind)
+        with owner.own().holding(MLFLOW_RUNS, noted(run_id)):
+            yield Parent(run_id, kind)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise

@@ -130,7 +130,7 @@ def run(loop: StageTrainer, job: Job, listeners: tuple[Listener, ...]) -> Ran:
         with _telling_what_is_whole(job, loop):
             loop.train(resume_from_checkpoint=str(latest) if latest else None)
     if stop.asked and loop.state.global_step < job.num_steps and not watch.stopped:
-        raise StoppedError(_stopped(job, loop, stop.asked))
+        raise StoppedError(_stopped(job, loop, stop.asked), by=stop.asked)
     if loop.noise:
         loop.noise.remove()
     return Ran(recorder, decisions | watch.finish())

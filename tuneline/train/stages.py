@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from tuneline import state
+from tuneline import owner
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import Method
 from tuneline.config.train import Optimisation
@@ -116,7 +116,7 @@ def _isolated(job: Job, loaded: Loaded, *, exact: bool) -> tuple[str, str]:
 
 def _work_folder(job: Job) -> Path:
     key = digest(job.state.identity)
-    work = state.folder("work") / f"train-{key[:32]}"
+    work = owner.work() / f"train-{key[:32]}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     return work

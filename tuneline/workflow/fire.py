@@ -1,10 +1,17 @@
-"""`python -m tuneline.workflow.fire SCHEDULE_ID`: run a schedule's pipeline now, compiled from today's source."""
+"""`python -m tuneline.workflow.fire SCHEDULE_ID [FILE]`: run a schedule's pipeline now, compiled from today's source.
 
-import importlib
+The exit code is also written to FILE, for a scheduler that was started meanwhile; a run that a signal stopped writes
+none, as it is to be started again.
+"""
+
 import sys
+from pathlib import Path
 
-from tuneline.config.stages import RUNS
-from tuneline.errors import TunelineError
+from pydantic import ValidationError
+
+from tuneline import signals
+from tuneline.config.stages import RUNS, AnyRun
+from tuneline.errors import RecipeError, StoppedError, TunelineError
 from tuneline.workflow import schedules
 
 
@@ -13,19 +20,23 @@ def fire(schedule_id: str) -> str:
 
     Returns:
         What became of it, in one line.
+
+    Raises:
+        NotFoundError: The schedule's pipeline is gone.
+        RecipeError: The recipe that was recorded is not valid any more.
     """
+    from tuneline.workflow import own_packages
     from tuneline.workflow.start import Exported, result
 
     snapshot = schedules.snapshot_of(schedule_id)
     configuration = snapshot.pipeline_configuration
-    pipeline = getattr(importlib.import_module("pipelines"), configuration.name)
-    options = pipeline.with_options(
+    recipe = _recipe(snapshot.pipeline_spec.parameters.get("recipe"), schedule_id)
+    options = own_packages.pipeline(configuration.name).with_options(
         run_name=f"{configuration.name}-scheduled-{{date}}-{{time}}",
         enable_cache=configuration.enable_cache,
         tags=["scheduled"],
     )
-    raw = snapshot.pipeline_spec.parameters["recipe"]
-    run = options(recipe=RUNS[raw["stage"]].model_validate(raw))
+    run = options(recipe=recipe)
     found = result(run)
     if isinstance(found, Exported):
         return f"{run.name}: {found.sentence()}"
@@ -33,15 +44,46 @@ def fire(schedule_id: str) -> str:
     return f"{run.name}: {decision.model_name} version {decision.version}: {decision.sentence}"
 
 
+def _recipe(raw: object, schedule_id: str) -> AnyRun:
+    stage = raw.get("stage") if isinstance(raw, dict) else None
+    try:
+        return RUNS[stage].model_validate(raw)  # type: ignore[index]
+    except KeyError:
+        said = f"stage {stage!r} is unknown"
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    raise RecipeError(
+        f"Schedule {schedule_id} was recorded with a recipe that this version does not take: {said}. Record it again: "
+        "tuneline schedule FILE."
+    )
+
+
 def main() -> int:
     """Fire; an error of the user's is one line and exit code 2."""
+    code = signals.exit_code(_fire_and_note)
+    sys.stdout.flush()
+    return code
+
+
+def _fire_and_note() -> None:
     try:
-        line = fire(sys.argv[1])
+        sys.stdout.write(f"{fire(sys.argv[1])}\n")
     except TunelineError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{line}\n")
-    return 0
+        if not any(isinstance(each, StoppedError) for each in (error, error.__cause__)):
+            _note(error.exit_code)
+        raise
+    except Exception:
+        _note(1)
+        raise
+    _note(0)
+
+
+def _note(code: int) -> None:
+    for path in map(Path, sys.argv[2:3]):
+        fresh = path.with_suffix(".new")
+        fresh.write_text(str(code))
+        fresh.replace(path)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ from typing import Any
 
 from zenml.models import ScheduleResponse, ScheduleUpdate
 from zenml.orchestrators import SubmissionResult
+from zenml.orchestrators.exceptions import PipelineSubmissionError
 from zenml.orchestrators.local.local_orchestrator import (
     LocalOrchestrator,
     LocalOrchestratorConfig,
     LocalOrchestratorFlavor,
 )
+
+from tuneline.config.schedule import wrong_cron
+from tuneline.errors import RecipeError
 
 FLAVOR = "tuneline_local"
 logger = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ class ScheduledLocalOrchestrator(LocalOrchestrator):
 
     def submit_pipeline(self, snapshot: Any, *args: Any, **kwargs: Any) -> SubmissionResult | None:
         if snapshot.schedule and kwargs.get("placeholder_run") is None:
+            _refuse_other_times(snapshot.schedule)
             logger.info("The schedule is recorded: `tuneline scheduler` fires it.")
             return SubmissionResult(metadata={"fired_by": "tuneline scheduler"})
         return super().submit_pipeline(snapshot, *args, **kwargs)
@@ -42,6 +47,27 @@ class ScheduledLocalOrchestrator(LocalOrchestrator):
 
     def delete_schedule(self, schedule: ScheduleResponse) -> None:
         """Nothing to do: the scheduler reads ZenML's own record at each look."""
+
+
+class ScheduleRefused(PipelineSubmissionError, RecipeError):
+    """A schedule from Python code that `tuneline scheduler` would not keep; ZenML drops its record again."""
+
+
+def _refuse_other_times(schedule: ScheduleResponse) -> None:
+    """Refuse what a file would have been refused for already.
+
+    Raises:
+        ScheduleRefused: The schedule has no cron expression that fires, or more than that.
+    """
+    cron = schedule.cron_expression
+    asked = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
+    wrong = [key for key in asked if getattr(schedule, key)]
+    wrong += ["cron_expression"] if not cron or wrong_cron(cron) else []
+    if wrong:
+        raise ScheduleRefused(
+            f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not kept by the scheduler of this machine, which "
+            "knows a cron_expression of five fields alone. Write the times as one."
+        )
 
 
 class ScheduledLocalOrchestratorFlavor(LocalOrchestratorFlavor):

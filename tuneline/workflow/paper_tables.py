@@ -104,7 +104,7 @@ def start(jobs: Path, log: Path) -> int:
     Raises:
         StoppedError: There was such a signal.
     """
-    command = [sys.executable, "-m", "tuneline.workflow.measure", str(jobs)]
+    command = [sys.executable, "-P", "-m", "tuneline.workflow.measure", str(jobs)]
     with log.open("w", encoding="utf-8") as output, _handed_on() as (asked, children):
         # A session of its own, so that Ctrl-C reaches it once, through this process.
         child = subprocess.Popen(
@@ -113,7 +113,9 @@ def start(jobs: Path, log: Path) -> int:
         children.append(child)
         code = child.wait()
     if asked:
-        raise StoppedError(f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.")
+        raise StoppedError(
+            f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.", by=asked[0]
+        )
     return code
 
 

@@ -8,7 +8,9 @@ from zenml.client import Client
 from zenml.enums import StackComponentType
 from zenml.utils.pagination_utils import depaginate
 
-from tuneline.errors import NotFoundError
+from tuneline.config import load
+from tuneline.errors import NotFoundError, RecipeError
+from tuneline.workflow import orchestrator
 from tuneline.workflow.stack import PAGE, open_store
 
 
@@ -28,22 +30,40 @@ class Schedule:
         return asdict(self) | {"created": self.created.isoformat()}
 
 
+def check(checked: load.RunConfig) -> None:
+    """Refuse a schedule that the active stack cannot keep.
+
+    Raises:
+        RecipeError: Its orchestrator takes no schedules, or is the one of this machine, which knows fewer keys.
+    """
+    stack = Client().active_stack
+    if not stack.orchestrator.config.is_schedulable:
+        raise RecipeError(
+            f"{checked.path}: schedule: the orchestrator of stack {stack.name!r} takes no schedules. Run `tuneline "
+            "init` for a stack that does, or leave schedule out."
+        )
+    if isinstance(stack.orchestrator, orchestrator.ScheduledLocalOrchestrator):
+        load.check_schedule_of_this_machine(checked)
+
+
 def all_schedules() -> list[Schedule]:
-    """List the cron schedules of the active stack; other stacks' schedules are not ours to fire."""
+    """List the schedules of the active stack; other stacks' schedules are not ours to fire.
+
+    One without a cron expression is listed too: the scheduler says that it cannot fire it.
+    """
     open_store()
-    orchestrator = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    found = depaginate(Client().list_schedules, size=PAGE, hydrate=True, orchestrator_id=orchestrator.id)
+    ours = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
+    found = depaginate(Client().list_schedules, size=PAGE, hydrate=True, orchestrator_id=ours.id)
     return [
         Schedule(
             id=str(schedule.id),
             name=schedule.name,
-            cron_expression=schedule.cron_expression,
+            cron_expression=schedule.cron_expression or "",
             active=bool(schedule.active),
             created=schedule.created.replace(tzinfo=UTC),
             pipeline_id=str(schedule.pipeline_id),
         )
         for schedule in found
-        if schedule.cron_expression
     ]
 
 
@@ -70,6 +90,14 @@ def delete(name: str) -> None:
 
 
 def snapshot_of(schedule_id: str) -> Any:
-    """Return the newest snapshot that was submitted with a schedule: pipeline and parameters."""
-    found = Client().list_snapshots(schedule_id=schedule_id, named_only=False, size=1, sort_by="desc:created")
-    return Client().get_snapshot(found.items[0].id)
+    """Return the newest snapshot that was submitted with a schedule: pipeline and parameters.
+
+    Raises:
+        NotFoundError: ZenML has none: the schedule or its pipeline was deleted.
+    """
+    found = Client().list_snapshots(schedule_id=schedule_id, named_only=False, size=1, sort_by="desc:created").items
+    if not found:
+        raise NotFoundError(
+            f"Schedule {schedule_id} has no pipeline in ZenML any more. Record it again: tuneline schedule FILE."
+        )
+    return Client().get_snapshot(found[0].id)

@@ -1,6 +1,5 @@
 """Start a pipeline by its import string, and tell what became of the run."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tuneline.config.load import RunConfig
 from tuneline.evaluation.report import Report
 from tuneline.export.origin import Delivery
 from tuneline.tracking.decision import Decision
+from tuneline.workflow import own_packages
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def start(config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str]
     Raises:
         Refusal: Something of the user's is wrong.
     """
-    pipeline = getattr(importlib.import_module("pipelines"), config.pipeline)
+    pipeline = own_packages.pipeline(config.pipeline)
     options: dict[str, Any] = {} if use_cache else {"enable_cache": False}
     if recompute:
         options["steps"] = {name: {"enable_cache": False} for name in recompute}

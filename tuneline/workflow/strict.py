@@ -17,17 +17,18 @@ from zenml.exceptions import EntityExistsError
 from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
+from tuneline import signals
 from tuneline.config import load, places
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
 from tuneline.storage_errors import explained
-from tuneline.workflow import artifacts, log, tracker
+from tuneline.workflow import abandoned, artifacts, log, schedules, tracker
 
 
 class Refusal(click.ClickException, TunelineError):
     """A mistake of the user's: the command line shows the message and exits with 2; in Python, an ordinary error."""
 
-    exit_code = 2
+    exit_code = 2  # type: ignore[misc]  # click's is of the class, ours of the error
 
     def show(self, file: Any = None) -> None:
         """Write the message as it is, so that its first word is the place of the mistake."""
@@ -49,6 +50,8 @@ class StrictPipeline(Pipeline):
             checked = load.load(Path(config_path))
             _check_stage(self.name, checked)
             places.check(checked.recipe)
+            if checked.content.get("schedule"):
+                schedules.check(checked)
         except TunelineError as error:
             raise Refusal(str(error)) from error
         scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
@@ -65,12 +68,19 @@ class StrictPipeline(Pipeline):
             Refusal: MLflow is out of reach, its registry would not take a model, or a step refused its input.
         """
         try:
-            if self.name in PIPELINE_OF["export"]:
-                tracker.connect()
-            else:
-                tracker.connect_to_registry(self.name)
-            with explained(), artifacts.checked_cache(), log.without_tracebacks():
-                return super().__call__(*args, **kwargs)
+            with signals.raised() as stop:
+                if self.name in PIPELINE_OF["export"]:
+                    tracker.connect()
+                else:
+                    tracker.connect_to_registry(self.name)
+                abandoned.close()
+                with abandoned.closed_at_the_end(), explained(), artifacts.checked_cache(), log.without_tracebacks():
+                    return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            if not click.get_current_context(silent=True):
+                raise
+            click.echo(stop.line if stop.name else "Stopped by Ctrl-C.", err=True)  # zenml pipeline run
+            raise click.exceptions.Exit(2 if isinstance(error, signals.Terminated) else 130) from error
         except Refusal:
             raise
         except EntityExistsError as error:
@@ -79,7 +89,15 @@ class StrictPipeline(Pipeline):
                 "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
             ) from error
         except TunelineError as error:
-            raise Refusal(str(error)) from error
+            refusal = Refusal(str(error))
+            refusal.exit_code = error.exit_code  # type: ignore[misc]
+            raise refusal from error
+
+    def log_pipeline_snapshot_metadata(self, snapshot: Any, stack: Any) -> None:  # type: ignore[override]
+        """Note the run, which ZenML begins next, as one of this process."""
+        super().log_pipeline_snapshot_metadata(snapshot, stack)
+        if not snapshot.schedule:
+            abandoned.record(stack, str(snapshot.id))
 
 
 def _check_stage(name: str, checked: load.RunConfig) -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from tests import tiny
 from tuneline.config import load, run_keys
+from tuneline.config.schedule import ScheduleConfig
 from tuneline.errors import RecipeError
 
 
@@ -120,6 +121,66 @@ def test_a_cron_expression_is_checked(tmp_path):
     assert line.endswith("'every day' is no cron expression. Write five fields, like '0 3 * * *'.")
 
 
+@pytest.mark.parametrize("cron", ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *"])
+def test_a_cron_expression_that_never_fires_is_refused(tmp_path, cron):
+    (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": cron})
+
+    assert f"schedule.cron_expression: {cron!r} never fires: there is no such day" in line
+
+
+@pytest.mark.parametrize("cron", ["0 0 29 2 *", "@daily", "0 3 * * MON-THU", "0 0 L mar *", "*/5 * * * *"])
+def test_a_cron_expression_that_fires_is_taken(tmp_path, cron):
+    path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={"cron_expression": cron})
+
+    assert load.load(path).content["schedule"] == {"cron_expression": cron}
+
+
+@pytest.mark.parametrize("cron", ["* * * * * *", "0 0 3 * * * 2030", "R 3 * * *", "H H * * *", 5, "@reboot"])
+def test_seconds_years_and_random_times_are_refused(tmp_path, cron):
+    (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": cron})
+
+    assert "schedule.cron_expression: " in line
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "nightly"}, "schedule: says no time. Add a cron_expression"),
+        ({}, "schedule: says no time"),
+        (["0 3 * * *"], "schedule: expected a mapping"),
+        ({"cron_expresion": "0 3 * * *"}, "schedule.cron_expresion: unknown key. Did you mean 'cron_expression'?"),
+        ({"interval_second": "often", "start_time": "2026-01-01"}, "schedule.interval_second: "),
+        ({"interval_second": 60}, "schedule: says no time"),
+    ],
+)
+def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, said):
+    (line,) = problems(tmp_path, tiny.recipe(), schedule=schedule)
+
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interval_second", 60),
+        ("start_time", "2026-01-01"),
+        ("end_time", "2026-01-01T00:00:00"),
+        ("run_once_start_time", "2026-01-01"),
+        ("catchup", True),
+    ],
+)
+def test_what_the_scheduler_of_this_machine_does_not_implement_is_refused_with_its_line(tmp_path, key, value):
+    schedule = {"name": "nightly", "cron_expression": "0 3 * * *"}
+    path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, key: value})
+    checked = load.load(path)
+
+    with pytest.raises(RecipeError, match=rf"run\.yaml:\d+: schedule\.{key}: the scheduler of this machine knows"):
+        load.check_schedule_of_this_machine(checked)
+
+    path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, "catchup": False})
+    load.check_schedule_of_this_machine(load.load(path))
+
+
 def test_two_data_sets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
     source = tiny.recipe()["sources"][0]
     (line,) = problems(tmp_path, tiny.recipe(sources=[source, {**source, "max_rows": 3}]))
@@ -193,7 +254,7 @@ def test_the_written_down_keys_are_those_of_zenml():
 
     assert set(run_keys.RUN) == set(PipelineRunConfiguration.model_fields)
     assert set(run_keys.STEP) == set(StepConfigurationUpdate.model_fields)
-    assert set(run_keys.SCHEDULE) == set(Schedule.model_fields)
+    assert set(ScheduleConfig.model_fields) == set(Schedule.model_fields)
 
 
 RECIPES = [path for path in sorted(Path("configs").rglob("*.yaml")) if "recipe:" in path.read_text()]

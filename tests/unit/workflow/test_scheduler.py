@@ -1,12 +1,14 @@
 """The scheduler fires what is due, once, whatever happens in between."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tuneline.errors import TunelineError
-from tuneline.workflow import scheduler
+from tuneline.workflow import fired, jobs, scheduler
 from tuneline.workflow.scheduler import Scheduler
 from tuneline.workflow.schedules import Schedule
 
@@ -21,22 +23,44 @@ def make_schedule(name="nightly", cron="0 2 * * *", active=True):
     )
 
 
+class Job:
+    """A run that is over when it is told so."""
+
+    def __init__(self, schedule, due, log, code=0):
+        self.ticket = jobs.Ticket(schedule.id, schedule.name, due.isoformat(), str(log), pid=7)
+        self.exit, self.age, self.asked = code, 0.0, []
+
+    def code(self):
+        return self.exit
+
+    def age_seconds(self):
+        return self.age
+
+    def terminate(self):
+        self.asked.append("terminate")
+
+    def kill(self):
+        self.asked.append("kill")
+
+
 class World:
     """A clock that is set by hand, and a launch that only remembers."""
 
     def __init__(self, *schedules, exit_codes=None):
         self.now = CREATED
         self.schedules, self.exit_codes = list(schedules), exit_codes or {}
-        self.launched, self.lines = [], []
+        self.launched, self.lines, self.jobs = [], [], {}
 
-    def launch(self, schedule, log):
-        assert scheduler.recall()[schedule.id]["status"] == "running"
+    def launch(self, schedule, due, log):
+        assert fired.recall()[schedule.id].status == "running"
         self.launched.append(schedule.name)
         log.write_text("output")
-        return self.exit_codes.get(schedule.name, 0)
+        self.jobs[schedule.name] = Job(schedule, due, log, self.exit_codes.get(schedule.name, 0))
+        return self.jobs[schedule.name]
 
-    def scheduler(self):
-        return Scheduler(lambda: self.schedules, launch=self.launch, clock=lambda: self.now, tell=self.lines.append)
+    def scheduler(self, **changes):
+        told = {"clock": lambda: self.now, "tell": self.lines.append, "launch": self.launch, **changes}
+        return Scheduler(lambda: self.schedules, **told)
 
     def look(self, now):
         """Look with a fresh scheduler, as after a restart."""
@@ -57,7 +81,7 @@ def dues(firings):
 @pytest.mark.parametrize("now", [CREATED, TWO - timedelta(hours=3), TWO - timedelta(microseconds=1)], ids=str)
 def test_a_schedule_does_not_fire_before_its_time(world, now):
     assert world.look(now) == []
-    assert scheduler.recall() == {}
+    assert fired.recall() == {}
 
 
 @pytest.mark.parametrize("late", [timedelta(0), timedelta(microseconds=1), timedelta(seconds=20)], ids=str)
@@ -115,26 +139,22 @@ def test_a_restart_neither_repeats_nor_loses_a_time(home):
 def test_a_run_that_failed_is_written_down_and_stops_no_other(home):
     world = World(make_schedule("broken"), make_schedule("sound"), exit_codes={"broken": 2})
 
-    fired = world.look(TWO)
+    ended = world.look(TWO)
 
-    assert [(firing.schedule, firing.exit_code) for firing in fired] == [("broken", 2), ("sound", 0)]
-    memory = scheduler.recall()
-    assert memory["id of broken"]["status"] == "failed with exit code 2"
-    assert memory["id of sound"] == {
-        "name": "sound",
-        "due": "2026-03-02T02:00:00+00:00",
-        "status": "completed",
-        "log": str(home / "logs" / "sound-20260302T020000Z.log"),
-    }
+    assert [(firing.schedule, firing.exit_code) for firing in ended] == [("broken", 2), ("sound", 0)]
+    memory = fired.recall()
+    assert memory["id of broken"].status == "failed with exit code 2"
+    log = str(home / "logs" / "sound-20260302T020000Z.log")
+    assert memory["id of sound"] == fired.Fired(name="sound", due=TWO, status="completed", log=log)
     assert world.look(TWO + timedelta(minutes=1)) == []
 
 
 def test_what_happens_is_told(world):
-    (fired,) = world.look(TWO)
+    (firing,) = world.look(TWO)
 
     assert world.lines == [
         "nightly: due 2026-03-02 02:00 UTC, started",
-        f"nightly: completed, output in {fired.log}",
+        f"nightly: completed, output in {firing.log}",
     ]
 
 
@@ -166,31 +186,20 @@ def test_a_second_scheduler_is_refused():
 def test_a_scheduler_at_work_refuses_another(world):
     world.now = TWO
 
-    def second(schedule, log):
+    def second(schedule, due, log):
         with pytest.raises(TunelineError, match="Another scheduler"):
             world.scheduler().run(poll_seconds=0, max_firings=0)
-        return 0
+        with pytest.raises(TunelineError, match="Another scheduler"):
+            world.scheduler().once()
+        return world.launch(schedule, due, log)
 
-    first = Scheduler(lambda: world.schedules, launch=second, clock=lambda: world.now)
+    first = world.scheduler(launch=second)
 
     assert [firing.exit_code for firing in first.run(poll_seconds=0, max_firings=1)] == [0]
 
 
-@pytest.mark.usefixtures("home")
-def test_a_launched_process_leaves_its_output_and_its_exit_code(tmp_path, monkeypatch):
-    script = tmp_path / "python"
-    script.write_text('#!/bin/sh\necho "$@"\necho trouble >&2\nexit 3\n')
-    script.chmod(0o755)
-    monkeypatch.setattr(scheduler.sys, "executable", str(script))
-
-    code = scheduler.launch(make_schedule(), tmp_path / "log")
-
-    assert code == 3
-    assert (tmp_path / "log").read_text() == "-m tuneline.workflow.fire id of nightly\ntrouble\n"
-
-
 def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monkeypatch):
-    def killed(schedule, log):
+    def killed(schedule, due, log):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -200,6 +209,158 @@ def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monke
 
     assert dues(world.look(TWO + timedelta(hours=1))) == [TWO]
     assert world.look(TWO + timedelta(hours=2)) == []
+
+
+def test_a_run_that_is_cut_off_again_and_again_is_given_up_until_its_next_time(world):
+    world.exit_codes["nightly"] = None  # it never ends: each scheduler is gone before
+    for hours in range(3):
+        assert world.look(TWO + timedelta(hours=hours)) == []
+
+    assert world.launched == ["nightly", "nightly"]
+    assert fired.recall()["id of nightly"].status == "failed: cut off 2 times"
+    world.exit_codes["nightly"] = 0
+    assert dues(world.look(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
+
+
+@pytest.mark.parametrize(("code", "status"), [("0", "completed"), ("2", "failed with exit code 2")])
+def test_a_run_that_ended_without_its_scheduler_is_not_started_again(world, code, status):
+    world.exit_codes["nightly"] = None
+    world.look(TWO)
+    (log,) = [entry.log for entry in fired.recall().values()]
+    Path(log).with_suffix(".exit").write_text(code)
+
+    assert world.look(TWO + timedelta(hours=1)) == []
+    assert fired.recall()["id of nightly"].status == status
+    assert world.launched == ["nightly"]
+
+
+def test_a_hanging_run_holds_no_other_and_is_not_started_twice(home):
+    world = World(make_schedule("hangs"), make_schedule("hourly", "0 * * * *"), exit_codes={"hangs": None})
+    one = world.scheduler()
+    for hour in range(3):
+        world.now = TWO + timedelta(hours=hour)
+        one.look()
+
+    assert world.launched == ["hangs", "hourly", "hourly", "hourly"]
+
+
+def test_runs_side_by_side_are_bounded_and_the_first_due_goes_first(home):
+    world = World(*(make_schedule(str(i), f"{9 - i} 2 * * *") for i in range(4)), exit_codes={"3": None, "2": None})
+    world.now = TWO + timedelta(minutes=30)
+    one = world.scheduler(max_jobs=2)
+    one.look()
+    assert world.launched == ["3", "2"]
+    assert "1: due 2026-03-02 02:08 UTC, waits for one of 2 runs" in world.lines
+
+    world.jobs["3"].exit = 0
+    one.look()
+    assert world.launched == ["3", "2", "1"]
+    one.look()
+    assert world.launched == ["3", "2", "1", "0"], "what waited is not lost"
+
+
+def test_a_run_beyond_the_time_limit_is_asked_to_end_and_then_ended(world):
+    world.exit_codes["nightly"], world.now = None, TWO
+    one = world.scheduler(limit_seconds=3600, grace_seconds=0.0)
+    one.look()
+    job = world.jobs["nightly"]
+    assert job.asked == []
+
+    job.age = 3601
+    one.look()
+    one.look()
+    assert job.asked[:2] == ["terminate", "kill"]
+    job.exit = -9
+    (firing,) = one.look()
+
+    assert firing.exit_code == -9
+    assert fired.recall()["id of nightly"].status == "failed: ended after the time limit of 1 hours"
+    assert one.look() == [], "its time is over"
+
+
+@pytest.mark.parametrize("cron", ["0 0 30 2 *", "garbage", "", "99 * * * *"])
+def test_a_schedule_that_cannot_fire_stops_no_other_and_is_told_once(home, cron):
+    world = World(make_schedule("bad", cron), make_schedule("sound"))
+    one = world.scheduler()
+    world.now = TWO
+    one.look()
+    one.look()
+
+    assert world.launched == ["sound"]
+    (line,) = [line for line in world.lines if line.startswith("bad: ")]
+    assert "is passed over. Record it again." in line
+
+
+def test_a_store_that_does_not_answer_is_asked_again(world):
+    def broken():
+        raise RuntimeError("database is locked\nsomewhere")
+
+    one = world.scheduler()
+    one.schedules = broken
+    world.now = TWO
+    assert one.look() == []
+    one.schedules = lambda: world.schedules
+
+    assert dues(one.look()) == [TWO]
+    assert "The schedules cannot be read: database is locked somewhere. The next look tries again." in world.lines
+
+
+@pytest.mark.parametrize("text", ["", '{"id of nightly": {"due"', "[]", "null", "\xff"])
+def test_a_torn_memory_is_set_aside_with_a_line(world, home, text):
+    world.look(TWO)
+    (home / "scheduler.json").write_bytes(text.encode("latin-1"))
+
+    fired_again = world.look(TWO + timedelta(hours=1))
+
+    assert dues(fired_again) == [TWO], "nobody knows that it was fired"
+    assert (home / "scheduler.damaged").read_bytes() == text.encode("latin-1")
+    assert sum("is damaged and was set aside" in line for line in world.lines) == 1
+    assert world.look(TWO + timedelta(hours=2)) == []
+
+
+@pytest.mark.parametrize("entry", [{}, None, {"name": "nightly", "due": "soon", "status": "completed", "log": ""}])
+def test_a_torn_entry_costs_no_other_its_memory(home, entry):
+    world = World(make_schedule(), make_schedule("other"))
+    world.look(TWO)
+    memory = json.loads((home / "scheduler.json").read_text())
+    (home / "scheduler.json").write_text(json.dumps(memory | {"id of nightly": entry}))
+
+    world.look(TWO + timedelta(hours=1))
+
+    assert sorted(world.launched) == ["nightly", "nightly", "other"]
+
+
+def test_a_clock_that_stood_in_the_future_is_survived(home):
+    world = World(make_schedule())
+    world.look(datetime(2031, 5, 5, 5, 0, tzinfo=UTC))
+    assert world.launched == ["nightly"]
+
+    world.look(TWO + timedelta(hours=1))
+    assert any("2031-05-05 02:00 UTC, counted as done, lies ahead" in line for line in world.lines)
+    world.look(TWO + timedelta(days=1))
+
+    assert world.launched == ["nightly", "nightly"]
+
+
+def test_a_schedule_that_was_recorded_in_the_future_fires_from_now_on(home):
+    from dataclasses import replace
+
+    world = World(replace(make_schedule(), created=datetime(2031, 1, 1, tzinfo=UTC)))
+    world.look(TWO - timedelta(hours=1))
+
+    assert dues(world.look(TWO)) == [TWO]
+
+
+def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monkeypatch):
+    def full(schedule_id, entry):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fired, "remember", full)
+        assert world.look(TWO) == []
+
+    assert "cannot be written" in world.lines[-1]
+    assert dues(world.look(TWO)) == [TWO]
 
 
 def test_a_name_that_is_no_file_name_is_no_trouble(home):
@@ -214,10 +375,10 @@ def test_a_process_that_cannot_be_started_stops_no_other(home, monkeypatch):
     world = World(make_schedule(name="a"), make_schedule(name="b"))
     launch = world.launch
 
-    def refuse_first(schedule, log):
+    def refuse_first(schedule, due, log):
         if schedule.name == "a":
             raise OSError("no process left")
-        return launch(schedule, log)
+        return launch(schedule, due, log)
 
     monkeypatch.setattr(world, "launch", refuse_first)
 

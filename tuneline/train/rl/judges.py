@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tuneline.config.rl import RLConfig
 from tuneline.data import custom
 from tuneline.model import source
 from tuneline.train.job import Job
@@ -22,7 +23,9 @@ def judge_of(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> Reward
     folder = source.reward_of(job.base_model)
     if folder is not None:
         return roles.attach_reward_model(model, folder)
-    function = custom.load_reward(job.config.reward_function)  # type: ignore[attr-defined]  # one of both is there
+    config: RLConfig = job.config  # type: ignore[assignment]  # these judges are of the stages ppo and grpo
+    assert config.reward_function is not None, "a recipe has one of both"
+    function = custom.load_reward(config.reward_function, sha256=config.reward_function_hash)
 
     def judge(spans: list[Span], references: list[list[int]]) -> list[float]:
         prompts, answers = [prompt for prompt, _ in spans], [answer for _, answer in spans]

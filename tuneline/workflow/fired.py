@@ -1,0 +1,86 @@
+"""The scheduler's memory, `scheduler.json`: for each schedule, what was fired last and how it ended.
+
+A damaged memory costs no schedule: the file is set aside, and each schedule whose time has passed since it was recorded
+fires once, from the cache where nothing changed.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from tuneline import state
+
+MEMORY = "scheduler.json"
+RUNNING, STOPPED = "running", "stopped with the scheduler"
+
+
+class Fired(BaseModel):
+    """The last firing of one schedule."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    due: AwareDatetime
+    status: str
+    log: str
+    pid: int | None = None
+    """Of the process while it runs; it leads a session of its own."""
+
+    attempts: int = 1
+    """How often this due time was started."""
+
+    @property
+    def unfinished(self) -> bool:
+        """It was started, and nobody has seen its end."""
+        return self.status in (RUNNING, STOPPED)
+
+
+def recall(tell: Callable[[str], None] = lambda line: None) -> dict[str, Fired]:
+    """Return, for each schedule's id, what was fired last.
+
+    Args:
+        tell: Hears what could not be read, in one line.
+    """
+    path = state.root() / MEMORY
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        tell(f"{path} is damaged and was set aside as {aside.name}: each schedule that is due fires once more.")
+        return {}
+    entries = {}
+    for schedule_id, entry in found.items():
+        try:
+            entries[schedule_id] = Fired.model_validate(entry)
+        except ValidationError:
+            tell(f"{path}: the entry {schedule_id} is damaged, so its schedule fires once more if it is due.")
+    return entries
+
+
+def remember(schedule_id: str, entry: Fired) -> None:
+    """Write down what was fired, whole or not at all."""
+    path = state.root() / MEMORY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    entries = recall() | {schedule_id: entry}
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump({key: value.model_dump(mode="json") for key, value in entries.items()}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def row(entry: Fired | None) -> dict[str, str | None]:
+    """Return what a table shows of the last firing."""
+    if entry is None:
+        return {"last_due": None, "last_status": None, "last_log": None}
+    due: datetime = entry.due
+    return {"last_due": due.isoformat(), "last_status": entry.status, "last_log": entry.log}
