@@ -145,7 +145,7 @@ def merge_into(target: Path, parts: Parts, probes: list[dict[str, Any]], config:
         _refuse_strays(facts, config, quantized=False)
         shards.save(target, config.max_shard_size)
         return facts
-    with TemporaryDirectory(dir=state.folder("work")) as scratch:
+    with TemporaryDirectory(dir=owner.work()) as scratch:
         return _merge_whole(target, parts, probes, config, Path(scratch))
 
 
