@@ -86,8 +86,11 @@ def test_each_room_says_what_it_knows(room):
 def test_importing_the_steps_opens_no_store(tmp_path):
     code = "import pipelines, sys; from pathlib import Path; sys.exit(any(Path(sys.argv[1]).rglob('*.db')))"
     env = {"ZENML_CONFIG_PATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    script = tmp_path / "main.py"  # ZenML asks where the script of the process lies, unless there is a `.zen` folder
+    script.write_text(code)
+    env["PYTHONPATH"] = str(Path.cwd())
 
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, cwd=Path.cwd()).returncode == 0
+    assert subprocess.run([sys.executable, script, tmp_path], env=env, cwd=Path.cwd()).returncode == 0
 
 
 def test_the_library_trains_and_evaluates_in_plain_python_without_zenml(tiny_model, tmp_path):

@@ -393,9 +393,3 @@ RECIPES: dict[str, type[Recipe]] = {
     "grpo": GRPORecipe,
 }
 """Stage -> its recipe."""
-
-PIPELINE_OF = {
-    "sft": ("sft_pipeline", "retrain_pipeline"),
-    **{stage: (f"{stage}_pipeline",) for stage in RECIPES if stage != "sft"},
-}
-"""Stage -> the pipelines that run it; the first by itself."""

@@ -12,7 +12,8 @@ from tuneline.config import llamafactory
 from tuneline.config.llamafactory import keys, training
 from tuneline.config.llamafactory.written import Written
 from tuneline.config.load import load
-from tuneline.config.recipe import PIPELINE_OF, Recipe
+from tuneline.config.recipe import Recipe
+from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError
 
 DATA = os.environ.get("TUNELINE_TEST_DATA")
