@@ -9,6 +9,7 @@ from zenml import get_step_context, log_metadata, step
 from materializers import DOCUMENT
 from tuneline.config.recipe import AnyRecipe, Recipe
 from tuneline.data.corpus import Corpus
+from tuneline.errors import TrackingError
 from tuneline.evaluation import items, score
 from tuneline.evaluation import report as reports
 from tuneline.evaluation.report import Report
@@ -51,7 +52,7 @@ def register(
     findings, checks = ([], []) if itself else _judge(report, champion, mixture, benchmarks, recipe, facts, seen)
     version, new = _register_version(model, sources, training_report, recipe)
     if not new:
-        intact.checked_folder(version, full=True)
+        _check_known(version, model)
     checks = [*evidence.check(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     stored.keep_decision(decision)
@@ -111,6 +112,18 @@ def _register_version(
     }
     uri = folder.as_uri() if folder.is_dir() else artifact.uri
     return registry.register(recipe.registry.model_name, model.content_hash(), uri, runs.active_id(), tags)
+
+
+def _check_known(version: Version, model: Checkpoint) -> None:
+    """Check the files of a version that was registered earlier with the content of this model.
+
+    Raises:
+        TrackingError: They were damaged since.
+    """
+    try:
+        intact.checked_folder(version, full=True)
+    except TrackingError as error:
+        raise TrackingError(f"{error} The same content lies in {model.path}: it can be copied from there.") from error
 
 
 def _log_run(

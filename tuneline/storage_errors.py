@@ -42,8 +42,8 @@ def explained() -> Iterator[None]:
 
 def explain(error: BaseException) -> TunelineError | None:
     """Return the one-line error that tells what is wrong with a disk or a database; None where that is not the case."""
-    if isinstance(error, DiskFullError):
-        return error
+    if any(isinstance(each, DiskFullError) for each in _chain(error)):
+        return error if isinstance(error, TunelineError) else DiskFullError(_full_sentence(error))
     if is_full(error):
         return DiskFullError(_full_sentence(error))
     if not isinstance(error, TunelineError) and any(word in _text(each) for each in _chain(error) for word in LOCKED):
@@ -68,7 +68,8 @@ def is_full(error: BaseException, folder: Path | None = None) -> bool:
 
 
 def _full_sentence(error: BaseException) -> str:
-    named = [str(each.filename) for each in _chain(error) if isinstance(each, OSError) and each.filename]
+    errors = [each for each in _chain(error) if isinstance(each, OSError) and each.filename]
+    named = [str(each.filename2 or each.filename) for each in errors]  # the second is where a copy goes
     places = dict.fromkeys([*named[-1:], str(state.root()), tempfile.gettempdir()])
     free = ", ".join(f"{_free(Path(place)) / 1e9:.2f} GB at {place}" for place in places)
     what = f": {named[-1]} could not be written" if named else ""

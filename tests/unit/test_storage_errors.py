@@ -95,6 +95,25 @@ def test_the_quota_of_a_user_and_an_error_that_came_from_a_full_disk():
     assert "/data/model.safetensors could not be written" in told
 
 
+def test_a_copy_names_where_it_went_and_is_told_once():
+    def copy():
+        with explained():
+            raise OSError(errno.ENOSPC, "No space left on device", "/model/config.json", None, "/home/config.json")
+
+    told = str(explain(caught(copy)))
+
+    assert told.count("A disk is full") == 1
+    assert "/home/config.json could not be written" in told
+
+    def wrap():
+        try:
+            copy()
+        except DiskFullError as error:
+            raise DeliveryError(str(error)) from error
+
+    assert str(explain(caught(wrap))) == told
+
+
 def test_a_row_that_speaks_of_a_full_disk_is_none():
     assert explain(DataError("data.jsonl:3: 'No space left on device' is no role.")) is None
     assert explain(ValueError("database is full: no space left on device")) is None

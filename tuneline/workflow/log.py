@@ -11,8 +11,9 @@ LOGGERS = (
     "zenml.orchestrators.step_launcher",
     "zenml.orchestrators.step_runner",
     "zenml.orchestrators.local.local_orchestrator",
+    "zenml.log_stores.artifact.artifact_log_exporter",
 )
-"""Loggers that write the traceback of a failed step, each once."""
+"""Loggers that write the traceback of a failed step, each once, or of their own failure on a full disk."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class RemoteStore:
 
     config = SimpleNamespace(is_local=False)
     exists = staticmethod(lambda path: Path(path).exists())
-    open = staticmethod(lambda path, mode: Path(path).open(mode))  # noqa: SIM115
+    open = staticmethod(open)
     size = staticmethod(lambda path: Path(path).stat().st_size)
 
 
@@ -52,9 +52,7 @@ def test_whole_outputs_pass(look):
 def test_a_missing_file_is_told(look, artifact):
     (Path(artifact.uri) / "rows.arrow").unlink()
 
-    with pytest.raises(
-        ArtifactError, match=r"rows.arrow is missing. It is an output of step merge. .*--recompute merge"
-    ):
+    with pytest.raises(ArtifactError, match=r"rows.arrow is missing. It is an output of .*--recompute merge"):
         look()
 
 
