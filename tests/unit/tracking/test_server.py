@@ -133,7 +133,8 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
             server.check_registry(["unproxied"])
 
 
-def test_a_local_registry_gets_the_address_as_it_is(own_server, home, tmp_path):
+def test_a_local_registry_gets_the_address_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/not there/mlflow.db")
     server.check_registry()
 
     assert uploads.accepted_source(tmp_path.as_uri(), "no run") == tmp_path.as_uri()
