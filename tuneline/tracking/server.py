@@ -90,7 +90,8 @@ def make_schema(uri: str) -> None:
     except (MlflowException, CommandError, SQLAlchemyError) as error:
         raise TrackingError(
             f"MLflow's store {uri} cannot be opened: {one_line(error)} If it is locked, wait for the other "
-            "process; if another version of MLflow made it, install that one, or take a backup and run `mlflow db upgrade`."
+            "process; if another version of MLflow made it, install that one, or take a backup and run `mlflow db "
+            "upgrade`."
         ) from error
 
 

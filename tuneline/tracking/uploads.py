@@ -66,8 +66,8 @@ def accepted_source(source: str, run_id: str) -> str:
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"{folder} could not be uploaded to the artifacts of MLflow run {run_id}: {one_line(error)} A registry "
-            "behind a server takes only what lies there. Mend the server's artifact store, then run again: finished steps "
-            "come from the cache."
+            "behind a server takes only what lies there. Mend the server's artifact store, then run again: finished "
+            "steps come from the cache."
         ) from error
     return f"runs:/{run_id}/{ARTIFACT}"
 
