@@ -89,3 +89,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` where a known name is near, or an empty string."""
     nearest = get_close_matches(name, sorted(known), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return another library's message as one line that ends like a sentence."""
+    return f"{' '.join(str(error).split()).rstrip('.')}."

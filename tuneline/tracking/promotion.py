@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from tuneline import state
 from tuneline.config.evaluate import GateConfig
-from tuneline.errors import NotFoundError, TrackingError
+from tuneline.errors import NotFoundError, TrackingError, one_line
 from tuneline.tracking import gate, intact, ledger, registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
@@ -203,7 +203,7 @@ def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> No
         if line:
             MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
     except MlflowException as error:
-        why = f"the registry refused: {' '.join(str(error).split())}"
+        why = f"the registry refused: {one_line(error)}"
         if line and registry.aliases(name).get(alias) == before:
             ledger.append(name, alias, to, before, why)
         raise TrackingError(

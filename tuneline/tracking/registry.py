@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from tuneline import checksums, downloads, state
-from tuneline.errors import NotFoundError, TrackingError
+from tuneline.errors import NotFoundError, TrackingError, one_line
 from tuneline.identity import digest
 from tuneline.tracking import uploads
 from tuneline.tracking.flavor import FILES
@@ -108,7 +108,7 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
 def _refusal(name: str, source: str, error: MlflowException) -> TrackingError:
     return TrackingError(
         f"The model registry at {mlflow.get_registry_uri()} does not take {source} as a version of {name}: "
-        f"{' '.join(str(error).split())} Change its settings or your permissions, then run again: finished steps come "
+        f"{one_line(error)} Change its settings or your permissions, then run again: finished steps come "
         "from the cache."
     )
 

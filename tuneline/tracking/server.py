@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from tuneline import state, storage_errors
-from tuneline.errors import TrackingError
+from tuneline.errors import TrackingError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,8 +84,10 @@ def make_schema(uri: str) -> None:
     Raises:
         TrackingError: The tables are those of another version of MLflow, or cannot be made.
     """
+    from alembic.util import CommandError
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     if urlsplit(uri).scheme in ("http", "https"):
         return
@@ -95,8 +97,12 @@ def make_schema(uri: str) -> None:
         with lock:
             MlflowClient().search_experiments(max_results=1)
             MlflowClient().search_registered_models(max_results=1)
-    except MlflowException as error:
-        raise TrackingError(f"MLflow's store {uri} cannot be opened: {' '.join(str(error).split())}") from error
+    except (MlflowException, CommandError, SQLAlchemyError) as error:
+        raise TrackingError(
+            f"MLflow's store {uri} cannot be opened: {one_line(error)} If it is locked, wait for the other "
+            "process; if another version of MLflow made it, install that one, or take a backup and run `mlflow db "
+            "upgrade`."
+        ) from error
 
 
 def check_registry(experiments: Iterable[str] = ()) -> None:
@@ -124,7 +130,7 @@ def check_registry(experiments: Iterable[str] = ()) -> None:
             places = _artifact_places(client, experiments)
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"The model registry at {uri} does not answer: {' '.join(str(error).split())} Start the server with "
+                f"The model registry at {uri} does not answer: {one_line(error)} Start the server with "
                 "its registry, and check your permissions."
             ) from error
         for place in sorted(places):
@@ -166,7 +172,7 @@ def _check_artifacts(place: str, uri: str) -> None:
     except (MlflowException, OSError, ImportError) as error:
         raise TrackingError(
             f"MLflow at {uri} keeps artifacts at {place}, where nothing can be written from here: "
-            f"{' '.join(str(error).split())} A model could not be registered. Start the server with --serve-artifacts, "
+            f"{one_line(error)} A model could not be registered. Start the server with --serve-artifacts, "
             "or give this machine what it takes to write there."
         ) from error
     with contextlib.suppress(MlflowException, OSError, NotImplementedError):

@@ -18,7 +18,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tuneline.errors import TrackingError
+from tuneline.errors import TrackingError, one_line
 
 ARTIFACT = "model"
 """Folder among the artifacts of a run."""
@@ -65,9 +65,9 @@ def accepted_source(source: str, run_id: str) -> str:
         MlflowClient().log_artifacts(run_id, str(folder), ARTIFACT)
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"{folder} could not be uploaded to the artifacts of MLflow run {run_id} ({error}), and a registry behind "
-            "a server takes only what lies there. Mend the server's artifact store, then run again: finished steps "
-            "come from the cache."
+            f"{folder} could not be uploaded to the artifacts of MLflow run {run_id}: {one_line(error)} A registry "
+            "behind a server takes only what lies there. Mend the server's artifact store, then run again: finished "
+            "steps come from the cache."
         ) from error
     return f"runs:/{run_id}/{ARTIFACT}"
 

@@ -1,5 +1,6 @@
 """What is asked of MLflow before anything runs; a real server where one is needed."""
 
+import sqlite3
 import subprocess
 import sys
 
@@ -40,13 +41,17 @@ def test_two_first_processes_make_one_schema(tmp_path, home):
     assert [rival.returncode for rival in rivals] == [0, 0], errors
 
 
-def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, home, monkeypatch):
+def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says" * 100)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("create table alembic_version (version_num varchar(32) not null)")
+        database.execute("insert into alembic_version values ('of a later MLflow')")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
 
-    with pytest.raises(TrackingError, match="cannot be opened"):
-        server.check_reachable(uri)
+    with pytest.raises(TrackingError, match="mlflow.db cannot be opened: .*of a later MLflow.*mlflow db upgrade"):
+        server.make_schema(uri)
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture
@@ -133,7 +138,8 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
             server.check_registry(["unproxied"])
 
 
-def test_a_local_registry_gets_the_address_as_it_is(own_server, home, tmp_path):
+def test_a_local_registry_gets_the_address_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/not there/mlflow.db")
     server.check_registry()
 
     assert uploads.accepted_source(tmp_path.as_uri(), "no run") == tmp_path.as_uri()
