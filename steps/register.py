@@ -135,7 +135,8 @@ def _log_run(
     recipe: Recipe,
 ) -> None:
     context = get_step_context()
-    runs.log_params(recipe.model_dump(mode="json"))
+    scored_with = {name: report.methods.get(name, "unknown") for name in evidence.SETTING}
+    runs.log_params(recipe.model_dump(mode="json") | {"scored_with": scored_with})
     runs.log_history(training_report.history)
     figures: dict[str, Any] = {f"training.{name}": value for name, value in training_report.summary.items()}
     for name, parts in report.metrics().items():

@@ -45,6 +45,8 @@ class Decision(BaseModel):
             lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
             lines += ["| " + " | ".join(row.values()) + " |" for row in self.table()]
             lines += ["", NOTE, ""]
+        if trained := self._trained_on():
+            lines += ["Training rows among the items:", "", *(f"- {each}" for each in trained), ""]
         if excluded := [finding for finding in self.findings if finding.all_items]:
             lines += ["Contaminated items decide nothing. With them:", ""]
             lines += [f"- {_with_all(finding)}" for finding in excluded] + [""]
@@ -65,6 +67,8 @@ class Decision(BaseModel):
         parts = [f"<p>{escape(self.sentence)}"]
         if rows:
             parts.append(f"<table><tr>{head}{rows}</table><p>{escape(NOTE)}")
+        if trained := "".join(f"<li>{escape(each)}" for each in self._trained_on()):
+            parts.append(f"<h2>Training rows among the items</h2><ul>{trained}</ul>")
         if excluded := "".join(f"<li>{escape(_with_all(each))}" for each in self.findings if each.all_items):
             parts.append(f"<h2>With contaminated items, which decide nothing</h2><ul>{excluded}</ul>")
         if self.checks:
@@ -78,6 +82,11 @@ class Decision(BaseModel):
             f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
             + "".join(parts)
         )
+
+    def _trained_on(self) -> list[str]:
+        """Say of each comparison which items were training rows of one of the two models."""
+        said = ((finding, finding.trained_on()) for finding in self.findings)
+        return [f"{finding.metric} against {finding.against}: {text}" for finding, text in said if text]
 
     def _title(self) -> str:
         return f"{self.model_name} version {self.version}"

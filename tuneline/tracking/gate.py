@@ -94,10 +94,8 @@ class Finding(BaseModel):
             verdict = f"{'within' if self.passed else 'not within'} the loss of {self.show(-self.needed)} tolerated"
             size = f"; an equal model needs {self.items_needed}" if self.items_needed else ""
         more = f"; {self.method}" if self.method else ""
-        if self.num_trained is None:
-            more += f"; {self.against} keeps no list of its training rows, so those among the items still count"
-        elif self.num_trained:
-            more += f"; {self.num_trained} left out that one of the two was trained on"
+        if self.trained_on():
+            more += f"; {self.trained_on()}"
         if self.all_items:
             with_them = self.show(self.all_items.gain, signed=True)
             more += f"; {self.num_excluded} contaminated ones left out, with them {with_them}"
@@ -106,6 +104,12 @@ class Finding(BaseModel):
             f"at {round(100 * self.level, 1):g}% at least {low}, {verdict} "
             f"({self.num_items} items{size}{more})"
         )
+
+    def trained_on(self) -> str:
+        """Say what became of items that one of the two models was trained on; empty where there are none."""
+        if self.num_trained is None:
+            return f"{self.against} keeps no list of its training rows, so those among the items still count"
+        return f"{self.num_trained} left out that one of the two was trained on" if self.num_trained else ""
 
     def show(self, value: float, *, signed: bool = False) -> str:
         """Write a value of the metric in its unit."""

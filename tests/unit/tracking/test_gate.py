@@ -36,7 +36,16 @@ def judge(candidate, opponent, **options):
 @contextmanager
 def verdicts_only():
     """Leave out what a finding says beside its verdict, as thousands are drawn."""
+    known, real = {}, BoundedMean.p
+
+    def p(self, bound):
+        key = (tuple(sorted(self.differences)), bound)
+        if key not in known:
+            known[key] = real(self, bound)
+        return known[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedMean, "p", p)
         for name in ("low", "detectable", "items_needed"):
             patch.setattr(BoundedMean, name, lambda *_: 0)
         yield

@@ -131,6 +131,9 @@ def test_a_better_model_does_not_lose_to_a_champion_that_was_trained_on_its_held
     assert [(found.num_items, found.num_trained) for found in decision.findings] == [(160, 0), (100, 60)]
     assert decision.findings[1].gain == pytest.approx(0.1)
     assert "; 60 left out that one of the two was trained on" in decision.sentence
+    told = "rougeL against champion version 1: 60 left out that one of the two was trained on"
+    assert f"- {told}" in decision.to_markdown()
+    assert f"<li>{told}" in decision.to_html()
 
 
 def test_a_champion_of_an_older_release_is_compared_on_all_items_and_that_is_told(make_version):
