@@ -88,7 +88,8 @@ def _convert(file: Path, folder: Path) -> None:
         ) from error
     if missing := sorted(told["missing_keys"]):
         raise SourceError(
-            f"{file} lacks {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers. Fetch it again."
+            f"{file} lacks {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers. Fetch it "
+            "again."
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

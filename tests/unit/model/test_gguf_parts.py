@@ -153,7 +153,7 @@ def test_one_part_under_another_name_is_no_model(files, tmp_path):
 
 
 def test_a_file_that_lacks_weights_is_no_model(files, tmp_path, monkeypatch):
-    """transformers fills what is missing with random numbers."""
+    """What is missing would be filled with random numbers."""
     monkeypatch.setattr(gguf_parts, "check_whole", lambda file: None)
     shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
 
