@@ -88,12 +88,21 @@ def _convert(file: Path, folder: Path) -> None:
     transformers.logging.disable_progress_bar()
     place, name = str(file.parent), file.name
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        model, told = AutoModelForCausalLM.from_pretrained(
+            place,
+            gguf_file=name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     except (ValueError, OSError, KeyError) as error:
         raise _unreadable(file, error) from error
+    if missing := sorted(told["missing_keys"]):
+        raise SourceError(
+            f"{file} lacks {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers. Fetch it "
+            "again."
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -152,6 +152,15 @@ def test_one_part_under_another_name_is_no_model(files, tmp_path):
         source.resolve(asked(tmp_path / "model.gguf"))
 
 
+def test_a_file_that_lacks_weights_is_no_model(files, tmp_path, monkeypatch):
+    """What is missing would be filled with random numbers."""
+    monkeypatch.setattr(gguf_parts, "check_whole", lambda file: None)
+    shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
+
+    with pytest.raises(SourceError, match=r"lacks model.layers.*13 in all.*random numbers"):
+        source.resolve(asked(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize(
     ("order", "told"),
     [((1, 0, 2), "m-00002-of-00003.gguf stands as part 1 of 3 and is part 2 of 3"), ((0, 1), "and is part 1 of 3")],

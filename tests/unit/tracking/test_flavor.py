@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow.pyfunc
@@ -149,9 +150,12 @@ def test_mlflow_models_serve_answers_frames(folder, answers):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # MLflow starts uvicorn by its name
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], env={**os.environ, "PATH": path}, start_new_session=True
+    )
     try:
-        _wait(f"http://127.0.0.1:{port}/ping")
+        _wait(server, f"http://127.0.0.1:{port}/ping")
         for name in ("split", "records", "instances", "inputs of prompts"):
             body = json.dumps(BODIES[name] | {"params": PARAMS}).encode()
             request = urllib.request.Request(
@@ -163,16 +167,18 @@ def test_mlflow_models_serve_answers_frames(folder, answers):
         _end(server)
 
 
-def _wait(url):
+def _wait(server, url):
     for _ in range(240):
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
+            assert server.poll() is None, "the server ended"
             time.sleep(1)
     pytest.fail("the server did not start")
 
 
 def _end(server):
-    os.killpg(server.pid, signal.SIGTERM)
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
     server.wait(timeout=60)
