@@ -2,7 +2,8 @@
 
 It is `TUNELINE_HOME`, or the nearest `.tuneline` at or above the working directory, or `.tuneline` in the
 working directory. Inside: `models/` (converted base models), `work/` (scratch, moved into artifacts), `scores/`,
-`locks/`, `artifacts/` (embedded ZenML artifact store with MLflow's database), `ledger.jsonl`, `hashes.json`.
+`locks/`, `runs/` (which process works on what, see `tuneline.owner`), `artifacts/` (embedded ZenML artifact store with
+MLflow's database), `ledger.jsonl`, `hashes.json`.
 """
 
 import os
