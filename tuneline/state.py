@@ -2,8 +2,8 @@
 
 It is `TUNELINE_HOME`, or the nearest `.tuneline` at or above the working directory, or `.tuneline` in the
 working directory. Inside: `models/` (converted base models), `work/` (scratch, moved into artifacts), `scores/`,
-`downloads/` (copies of remote artifacts), `locks/`, `artifacts/` (embedded ZenML artifact store with MLflow's
-database), `ledger.jsonl`, `hashes.json`.
+`downloads/` (copies of remote artifacts), `locks/`, `runs/` (which process works on what, see `tuneline.owner`),
+`artifacts/` (embedded ZenML artifact store with MLflow's database), `ledger.jsonl`, `hashes.json`.
 """
 
 import json

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tuneline import signals
 from tuneline.config import load
 from tuneline.data.corpus import Corpus
 from tuneline.errors import TunelineError
@@ -111,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.exit_code(lambda: sys.exit(main())))

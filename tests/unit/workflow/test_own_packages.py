@@ -22,6 +22,7 @@ def python(code, folder):
     return subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.zenml
 def test_the_root_modules_find_our_packages(folder):
     code = (
