@@ -56,7 +56,7 @@ def _shown(number: int, *, is_size: bool) -> str:
     return f"{number:,}{' bytes' if is_size else ''}"
 
 
-CONFIG_BYTES = Limit("TUNELINE_MAX_CONFIG_BYTES", 8 << 20, "size of a recipe or another YAML or JSON file of settings")
+CONFIG_BYTES = Limit("TUNELINE_MAX_CONFIG_BYTES", 2 << 20, "size of a recipe or another YAML or JSON file of settings")
 CONFIG_NODES = Limit("TUNELINE_MAX_CONFIG_NODES", 100_000, "values in such a file, aliases written out")
 CONFIG_DEPTH = Limit("TUNELINE_MAX_CONFIG_DEPTH", 64, "depth of nested values in such a file")
 ROW_BYTES = Limit("TUNELINE_MAX_ROW_BYTES", 64 << 20, "size of one row of data")
@@ -64,6 +64,7 @@ UNPACKED_RATIO = Limit("TUNELINE_MAX_UNPACKED_RATIO", 200, "unpacked size of a d
 UNPACKED_BYTES = Limit("TUNELINE_MIN_UNPACKED_BYTES", 1 << 30, "unpacked size below which the ratio does not count")
 EXAM_BYTES = Limit("TUNELINE_MAX_EXAM_BYTES", 64 << 20, "size of one subject's file of an exam, unpacked")
 EXAM_FILES = Limit("TUNELINE_MAX_EXAM_FILES", 10_000, "files in an exam's zip file")
+MODEL_JSON_BYTES = Limit("TUNELINE_MAX_MODEL_JSON_BYTES", 64 << 20, "size of a model's configuration or index file")
 TEMPLATE_BYTES = Limit("TUNELINE_MAX_TEMPLATE_BYTES", 1 << 20, "size of a chat template's file")
 TEMPLATE_STEPS = Limit("TUNELINE_MAX_TEMPLATE_STEPS", 1_000_000, "rounds of loops and calls of macros in a rendering")
 TEMPLATE_CHARACTERS = Limit("TUNELINE_MAX_TEMPLATE_CHARACTERS", 64 << 20, "characters that a rendering makes")
@@ -78,6 +79,7 @@ ALL = (
     UNPACKED_BYTES,
     EXAM_BYTES,
     EXAM_FILES,
+    MODEL_JSON_BYTES,
     TEMPLATE_BYTES,
     TEMPLATE_STEPS,
     TEMPLATE_CHARACTERS,

@@ -147,10 +147,7 @@ def _none_of(problems: list[ErrorDetails]) -> str:
 
 
 def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.200}"
-    except ValueError:  # Python does not write numbers of more than 4,300 digits
-        return "a number of thousands of digits"
+    return f"{value!r:.200}"
 
 
 def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:

@@ -14,7 +14,12 @@ import yaml
 from tuneline import limits
 from tuneline.errors import RecipeError
 
-_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}\n]')
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}\n]', re.DOTALL)
+"""A text, which may lack its end, or a sign that counts."""
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+LONGEST_NUMBER = 400
+"""Characters of a number. YAML reads `1:30:00` to the base of 60, and a long one takes hours."""
 
 
 class TooMuchError(yaml.MarkedYAMLError):
@@ -53,6 +58,8 @@ class BoundedLoader(yaml.SafeLoader):
         self._count(1, mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+            self._refuse(f"a number of {len(node.value):,} characters is none. Put it in quotes if it is a text.", mark)
         self._sizes[id(node)] = self._num_nodes - before
         return node
 
@@ -108,7 +115,7 @@ def from_yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
         if isinstance(error, TooMuchError):
             raise RecipeError(f"{path}:{line}: {error.problem}") from None
         raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}. Correct the syntax there.") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         told = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(f"{path}: not valid YAML: {told}. Correct the value, or put it in quotes.") from error
 
@@ -142,8 +149,8 @@ def _check_nesting(path: Path, text: str) -> None:
     line, depth, deepest = 1, 0, limits.CONFIG_DEPTH.value()
     for match in _NESTING.finditer(text):
         sign = match[0]
-        line += sign == "\n"
-        depth += (sign in "[{") - (sign in "]}")
+        line += sign.count("\n")
+        depth += (sign in ("[", "{")) - (sign in ("]", "}"))
         if depth > deepest:
             raise RecipeError(
                 f"{path}:{line}: values are nested more than {deepest} deep. Write them flatter. "

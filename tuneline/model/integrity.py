@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from tuneline import limits
 from tuneline.errors import RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceError(f"model: {path.parent} has no {path.name}. Give a folder that save_pretrained wrote.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(limits.read_text(path, limits.MODEL_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"model: {path} is no JSON: {error}. Fetch it again.") from error
     if not isinstance(content, dict):
         raise SourceError(f"model: {path} holds a {type(content).__name__}, not an object. Fetch it again.")

@@ -285,16 +285,60 @@ def test_a_file_of_settings_that_is_far_too_large_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(20 * MIB)
 
-    with at_most(20), pytest.raises(RecipeError, match="at most 8 MiB are read"):
+    with at_most(20), pytest.raises(RecipeError, match="at most 2 MiB are read"):
         load.load(path)
 
 
-def test_a_number_that_python_does_not_write_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    ["0x" + "f" * 9000, "9" * 5000, "1" + ":1" * 300_000, "1" + ":1" * 3000 + ".5", "9" * 5000 + ".5"],
+    ids=["hex", "digits", "base 60", "fraction to the base 60", "fraction"],
+)
+def test_a_number_of_thousands_of_digits_is_refused_with_its_line(tmp_path, number):
     path = a_project(tmp_path)
-    path.write_text(path.read_text().replace("max_steps: 2", f"max_steps: 0x{'f' * 9000}"))
+    path.write_text(path.read_text().replace("max_steps: 2", f"max_steps: {number}"))
 
-    with pytest.raises(RecipeError, match=r"train.max_steps: .*got a number of thousands of digits"):
+    with at_most(20), pytest.raises(RecipeError, match=r"run.yaml:\d+: a number of [\d,]+ characters is none"):
         load.load(path)
+
+
+def test_a_number_of_thousands_of_digits_in_json_is_refused(tmp_path):
+    path = tmp_path / "dataset_info.json"
+    path.write_text('{"a": {"file_name": "a.json", "num_samples": ' + "9" * 5000 + "}}")
+
+    with pytest.raises(RecipeError, match=r"dataset_info.json: a value cannot be read \(Exceeds the limit"):
+        descriptions.read(path)
+
+
+def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
+    path = tmp_path / "dataset_info.json"
+    path.write_text('{"a": "' + '\\"' * 500_000)
+
+    with at_most(20), pytest.raises(RecipeError, match=r"dataset_info.json:1: not valid JSON: unterminated string"):
+        descriptions.read(path)
+
+
+MANY = 50_000
+
+
+def test_rows_of_very_many_columns_are_read_in_time(tmp_path):
+    names = [f"k{i}" for i in range(MANY)]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(json.dumps(dict.fromkeys(names, 1)) + "\n")
+    table = tmp_path / "a.csv"
+    table.write_text(f"{','.join(names)}\n{','.join('1' * MANY)}\n")
+    columns = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({name: [1] for name in names[: MANY // 5]}), columns)
+
+    with at_most(20):
+        assert [num_rows(path) for path in (lines, table, columns)] == [1, 1, 1]
+
+
+def test_a_key_that_stands_twice_among_very_many_is_found_in_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{" + ",".join(f'"k{i}":1' for i in range(MANY)) + ',"k7":1}\n')
+
+    assert "the key 'k7' stands twice" in refused(path)
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "0", "1.5", "1T", "9" * 30])

@@ -7,6 +7,7 @@ for is refused: bytes (images, sounds; rows are text), NaN and infinities. `line
 import datetime
 import decimal
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -117,13 +118,14 @@ def check_columns(schema: pa.Schema, name: str) -> None:
     Raises:
         DataError: One holds bytes, or two have the same name.
     """
+    counts = Counter(schema.names)
     for field in schema:
         if _within(field.type, _is_bytes):
             raise DataError(
                 f"{name}: the column {field.name!r} holds bytes (images, sounds or the like), and rows are text "
                 "only. Drop the column, or write it as a string where it is one."
             )
-        if schema.names.count(field.name) > 1:
+        if counts[field.name] > 1:
             raise DataError(f"{name}: two columns are called {field.name!r}. Give each a name of its own.")
 
 

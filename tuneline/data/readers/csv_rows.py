@@ -7,6 +7,7 @@ thousands of these, and are refused by `align` rather than trained on.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def _header(path: Path, found: Iterator[tuple[int, list[str] | str | None]], del
     line, header = next(((line, fields) for line, fields in found if fields is not None), (1, None))
     if not isinstance(header, list):
         raise DataError(f"{path}:{line}: there is no header ({header or 'blank lines only'}). Name the columns there.")
-    twice = [name for name in header if header.count(name) > 1]
+    twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path}:{line}: two columns are called {twice[0]!r}. Give each a name of its own.")
     used = [sign for sign in DELIMITERS if sign != delimiter and sign in header[0]]

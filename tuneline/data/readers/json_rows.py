@@ -5,6 +5,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from tuneline.data.readers.files import not_utf8, opened
 from tuneline.errors import DataError
 
 SPACE = " \t\r\n"
+MANY_KEYS = 64
+"""Of a row with more, its text would be searched too often."""
+
 HALF = "a text holds half of a surrogate pair, so it is no Unicode text"
 
 
@@ -40,7 +44,7 @@ def proven(path: Path, line: int, text: bytes) -> bytes:
         return bad_row(HALF)  # nothing else is refused by orjson and not by `_parsed`
     if not isinstance(row, dict):
         raise _no_object(path, line, row)
-    if any(text.count(_quoted(key)) > 1 for key in row):
+    if len(row) > MANY_KEYS or any(text.count(_quoted(key)) > 1 for key in row):
         _parsed(path, line, text)
     return text
 
@@ -67,7 +71,7 @@ def _parsed(path: Path, line: int, text: bytes) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        twice, _ = next(iter((Counter(key for key, _ in pairs) - Counter(row.keys())).items()))
         raise ValueError(f"the key {twice!r} stands twice in one object, so one of its values would be lost")
     return row
 
