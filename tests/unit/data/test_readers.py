@@ -241,9 +241,9 @@ def test_bytes_that_are_no_utf8_are_told_with_their_place(write, name, text, off
         ("a.txt", b"\n <HTML><body>Sign in", "this is a web page, not data"),
         ("a.csv", "a,b\n".encode("utf-16"), r"this is UTF-16, not UTF-8. Save it as UTF-8"),
         ("a.txt", "one line\n".encode("utf-16-le"), r"this is no text in UTF-8: it holds zero bytes. Save it as UTF-8"),
-        ("a.jsonl", gzip.compress(b"{}"), "packed with gzip, and its name does not say so. Add .gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "packed with gzip, and its name does not say so. Add .gz"),
         ("a.jsonl", b"PAR1....", "this is a Parquet file, and its name does not say so. Name it .parquet."),
-        ("a.jsonl.gz", gzip.compress(b"PK\x03\x04"), "this is a zip archive. Unpack it."),
+        ("a.jsonl.gz", gzip.compress(b"PK\x03\x04", mtime=0), "this is a zip archive. Unpack it."),
         (
             "a.jsonl.gz",
             b'{"a": 1}',
