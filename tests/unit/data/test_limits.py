@@ -318,7 +318,7 @@ def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
         descriptions.read(path)
 
 
-MANY = 50_000
+MANY = 20_000
 
 
 def test_rows_of_very_many_columns_are_read_in_time(tmp_path):
