@@ -270,4 +270,5 @@ def test_what_the_champion_was_trained_on_is_left_out_on_both_sides(first, run):
     assert champion.num_trained > 0
     assert champion.num_items == base.num_items - champion.num_trained >= 5
     assert f"{champion.num_trained} left out that one of the two was trained on" in outcome.decision.to_markdown()
+    tracker.connect()  # the run has let go of it
     promotion.rollback("tiny")

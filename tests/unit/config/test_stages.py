@@ -37,7 +37,7 @@ def test_a_pipeline_of_another_stage_is_refused(tmp_path):
 
 def test_a_gate_cannot_ask_for_what_a_stage_does_not_measure(tmp_path):
     with pytest.raises(RecipeError, match="does not measure rougeL .stage pretrain"):
-        load(written(tmp_path, stage="pretrain", **TEXTS))
+        load(written(tmp_path, stage="pretrain", **TEXTS, registry={"model_name": "m", "gate": {"metric": "rougeL"}}))
 
 
 def test_every_stage_has_a_recipe_and_a_pipeline_that_exist():

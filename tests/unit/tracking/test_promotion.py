@@ -47,7 +47,7 @@ def make_version(run_id, home, tmp_path):
 
 def finding(gain=0.1, against="the base model"):
     """Compare two models that differ by `gain` on every item."""
-    scores = {f"item-{i}": 0.3 + i / 100 for i in range(20)}
+    scores = {f"item-{i}": 0.3 + i / 100 for i in range(60)}
     better = {item: value + gain for item, value in scores.items()}
     (found,) = gate.judge({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
     return found
