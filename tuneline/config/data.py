@@ -41,7 +41,7 @@ class MergeConfig(Config):
     split_seed: int = Field(0, ge=-MAX_SEED, le=MAX_SEED)
     """Another seed holds out other examples."""
 
-    boilerplate_rows: int = Field(BOILERPLATE_ROWS, ge=1)
+    boilerplate_rows: int = Field(BOILERPLATE_ROWS, ge=1, le=1_000_000_000)
     """A run of 13 words that more training examples hold is boilerplate: it makes no held-out example and no exam
     question contaminated. Whole copies do, however many there are."""
 
