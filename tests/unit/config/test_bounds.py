@@ -19,6 +19,7 @@ COPIED = "a step's slice, filled in from a recipe that was checked"
 SHIPPED = "a table that comes with the package"
 
 UNBOUNDED = {
+    "data.MergeStepConfig": COPIED,
     "data.Share": COPIED,
     "data.TokenizeStepConfig": COPIED,
     "evaluate.ExamProtocol": COPIED,
