@@ -30,7 +30,7 @@ def shown(metric: str, value: float, *, signed: bool = False) -> str:
     """
     sign, whole = "+" if signed else "", metric.removesuffix("_clean")
     plain = whole == "reward" or whole.endswith("log_likelihood")
-    return f"{value:{sign}.3f}" if plain else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}z.3f}" if plain else f"{100 * value:{sign}z.1f}"
 
 
 def bootstrap_mean(

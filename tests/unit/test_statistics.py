@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tuneline import statistics
 from tuneline.statistics import McNemar, PairedBootstrap, SignFlips, bootstrap_mean, holm
 
 
@@ -93,3 +94,8 @@ def test_sign_flips_have_no_floor_and_many_items_take_a_second():
     many = np.random.default_rng(0).normal(0.05, 1, 3000)
     normal = 2 * stats.norm.sf(abs(many.sum()) / np.sqrt((many**2).sum()))
     assert SignFlips(many.tolist()).two_sided_p() == pytest.approx(normal, rel=0.05)
+
+
+def test_a_value_that_rounds_to_zero_has_no_minus():
+    assert statistics.shown("reward", -0.0001, signed=True) == "+0.000"
+    assert statistics.shown("rougeL", -0.0001) == "0.0"
