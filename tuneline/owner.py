@@ -116,7 +116,7 @@ def dead() -> list[Dead]:
     """Return the processes of this host and user that are gone without having ended what they began."""
     found = []
     for path, about in _all():
-        if about is not None and _is_ours(about) and not _is_held(_lock_of(path)):
+        if about is not None and _is_ours(about) and not is_held(_lock_of(path)):
             found.append(Dead(path, about["notes"]))
     return found
 
@@ -152,7 +152,7 @@ def _is_used() -> bool:
             continue
         foreign = about is not None and not _is_ours(about)
         young = time.time() - path.stat().st_mtime < WEEK_SECONDS
-        if _is_held(_lock_of(path)) or (foreign and young):
+        if is_held(_lock_of(path)) or (foreign and young):
             return True
     return False
 
@@ -174,7 +174,8 @@ def _is_ours(about: dict[str, Any]) -> bool:
     return (about.get("host"), about.get("user")) == (socket.gethostname(), os.getuid())
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Tell whether a living process holds a lock."""
     try:
         handle = os.open(path, os.O_RDWR)
     except OSError:

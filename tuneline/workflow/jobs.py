@@ -21,7 +21,7 @@ from typing import Protocol
 
 import psutil
 
-from tuneline import state
+from tuneline import owner, state
 from tuneline.workflow.schedules import Schedule
 
 PREFIX = "schedule-"
@@ -106,7 +106,7 @@ class ProcessJob:
 
     def _lives(self) -> bool:
         if not self.ticket.pid:  # its scheduler was killed before it could write the number down
-            return is_held(lock_path(self.ticket.schedule_id))
+            return owner.is_held(lock_path(self.ticket.schedule_id))
         return birth_of(self.ticket.pid) == self.ticket.birth
 
     def _kill_session(self) -> None:
@@ -152,28 +152,13 @@ def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
 def alive() -> Iterator[ProcessJob]:
     """Find runs that an earlier scheduler started and that still live."""
     for path in sorted(state.folder("locks").glob(f"{PREFIX}*.lock")):
-        if is_held(path):
+        if owner.is_held(path):
             yield ProcessJob(_ticket(path))
 
 
 def lock_path(schedule_id: str) -> Path:
     """Return the lock of a schedule, which its run holds."""
     return state.folder("locks") / f"{PREFIX}{schedule_id}.lock"
-
-
-def is_held(path: Path) -> bool:
-    """Tell whether a living process holds a lock."""
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _ticket(path: Path) -> Ticket:
