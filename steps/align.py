@@ -20,4 +20,6 @@ def watched() -> str:
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
 def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "examples"]:
     """Give every record the one shape."""
-    return alignment.align(records, config)
+    examples = alignment.align(records, config)
+    alignment.warn_of_unread_keys(examples)
+    return examples

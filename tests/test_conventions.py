@@ -151,7 +151,7 @@ def names_of(app):
 def test_the_commands_of_the_readme_parse():
     from typer.testing import CliRunner
 
-    from tuneline.cli.main import app
+    from tuneline.cli.app import app
 
     written = re.findall(r"^tuneline ([a-z-]+)(?: ([a-z]+)\b)?", Path("README.md").read_text(), flags=re.MULTILINE)
     groups = {group.name: names_of(group.typer_instance) for group in app.registered_groups}

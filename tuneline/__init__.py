@@ -20,7 +20,10 @@ DEFAULT_ENVIRONMENT = {
 for _name, _value in DEFAULT_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-for _name in ("torchao", "torch.utils._pytree"):  # they tell of kernels that this machine has no use for
+NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
+"""Loggers that tell of kernels that this machine has no use for."""
+
+for _name in NOISY:
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks for it

@@ -20,6 +20,9 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: libraries end what they do as they end it at Ctrl-C, and do not take it for an error to handle."""
 
 
+_open: list["Stop"] = []
+
+
 class Stop:
     """The name of the signal that came, or an empty string."""
 
@@ -49,18 +52,27 @@ def raised() -> Iterator[Stop]:
         stop.name = signal.Signals(number).name
         for mine in before:
             signal.signal(mine, signal.SIG_DFL)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        check()
 
     usual: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
     before = {number: how for number, how in usual.items() if main and signal.getsignal(number) is how}
+    _open.append(stop)
     for number in before:
         signal.signal(number, end)
     try:
         yield stop
     finally:
+        _open.remove(stop)
         for number, how in before.items():
             signal.signal(number, how)
+
+
+def check() -> None:
+    """Raise the exception of a signal that came, once more; libraries swallow it where they try to import others."""
+    for stop in _open:
+        if stop.name:
+            raise Terminated if stop.name == "SIGTERM" else KeyboardInterrupt
 
 
 def exit_code(command: Callable[[], object]) -> int:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tests.integration import reference
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.workflow import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import tiny
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 
 pytestmark = pytest.mark.zenml
 

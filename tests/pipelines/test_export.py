@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from tests import fake_hub, tiny
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.errors import TunelineError
 from tuneline.workflow import start, tracker
 

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tests import tiny
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 
 pytestmark = pytest.mark.zenml
 

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 import typer
@@ -90,6 +93,32 @@ def test_handlers_are_put_back_and_those_of_others_stay(capfd):
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
     signals.exit_code(lambda: send(signal.SIGTERM))
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_signal_that_a_library_swallowed_ends_the_command_at_the_next_check(capfd):
+    def work():
+        with suppress(KeyboardInterrupt):
+            send(signal.SIGINT)
+        with signals.raised():
+            signals.check()
+        raise AssertionError("it went on")
+
+    assert ended(work, capfd) == (130, "Stopped by Ctrl-C. What is finished is kept.\n")
+
+
+def test_a_signal_while_the_commands_are_imported_is_one_line_and_a_code():
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tuneline.cli.app': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from tuneline.cli.main import main; main()"
+    )
+
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (run.returncode, run.stderr) == (130, "Stopped by Ctrl-C. What is finished is kept.\n")
 
 
 def test_a_second_signal_ends_the_process_at_once():

@@ -158,8 +158,8 @@ def test_other_errors_pass_as_they_are():
 
 
 def test_the_command_line_tells_a_full_disk_alone_with_exit_code_2(full_disk):
-    code = "import sys; from tuneline.cli import main\n"
-    code += "@main.app.command()\ndef fill():\n    open('/dev/full', 'w').write('x' * 10000)\n"
+    code = "import sys; from tuneline.cli import app, main\n"
+    code += "@app.app.command()\ndef fill():\n    open('/dev/full', 'w').write('x' * 10000)\n"
     code += "sys.argv = ['tuneline', 'fill']; main.main()"
 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

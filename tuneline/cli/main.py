@@ -1,22 +1,8 @@
-"""`tuneline`: every command, and how errors are told: one line, exit code 2."""
+"""How `tuneline` starts and ends; the commands are imported once a signal ends with one line."""
 
 import sys
 
-import typer
-
 from tuneline import signals
-from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
-from tuneline.storage_errors import explained
-
-app = typer.Typer(
-    name="tuneline",
-    help="Fine-tune language models as cached, versioned, gated pipelines.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-for room in (setup, train, sweeps, tables, imports, data, runs, models, exports, schedules, doctor):
-    room.add_to(app)
 
 
 def main() -> None:
@@ -25,6 +11,9 @@ def main() -> None:
 
 
 def _command() -> None:
+    from tuneline.cli.app import app
+    from tuneline.storage_errors import explained
+
     with explained():
         app()
 

@@ -62,10 +62,14 @@ def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = 
             if examples:
                 writer.write(schema.to_columns(examples))
     _is_enough(source, tally, config)
-    if told := tally.unread.lines():
-        logger.warning("sources.%s: nothing reads the keys %s", source, " ".join(told))
     counts = {**records.counts, "format": name, "format_found": config.format == "auto", **tally.counts()}
     return Corpus({"examples": writer.rows()}, {"source": source}, counts)
+
+
+def warn_of_unread_keys(examples: Corpus) -> None:
+    """Log the keys of a data set that nothing reads; a run does it once, and its checks before do not."""
+    if told := Unread.of(examples.counts["unread_keys"]).lines():
+        logger.warning("sources.%s: nothing reads the keys %s", examples.identity["source"], " ".join(told))
 
 
 @dataclass(frozen=True)

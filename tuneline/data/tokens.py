@@ -163,13 +163,11 @@ def trained_spans(
         thinking: Whether thinking blocks carry loss; empty ones that the template wrote never do.
     """
     if train_on == "all":
-        holes = [
-            (
-                answer.start,
-                answer.end if messages[answer.message]["train"] is False else answer.trained_from(thinking=thinking),
-            )
-            for answer in answers
+        skipped = [
+            (each.start, each.end if messages[each.message]["train"] is False else each.trained_from(thinking=thinking))
+            for each in answers
         ]
+        holes = [(start, end) for start, end in skipped if start < end]
         bounds = [0, *itertools.chain.from_iterable(holes), length]
         return [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
     if train_on == "last_assistant":

@@ -69,6 +69,12 @@ class Unread:
             self.first.setdefault(name, place)
             self.numbers[name] += 1
 
+    @classmethod
+    def of(cls, counts: dict[str, dict[str, Any]]) -> "Unread":
+        """Return what `counts` gave."""
+        numbers = Counter({name: found["count"] for name, found in counts.items()})
+        return cls(numbers, {name: found["first"] for name, found in counts.items()})
+
     def counts(self) -> dict[str, dict[str, Any]]:
         """Return for each key its `count`, of rows or of turns, and the `first` place."""
         return {name: {"count": self.numbers[name], "first": place} for name, place in self.first.items()}

@@ -72,6 +72,7 @@ def closed_at_the_end() -> Iterator[None]:
 
 def _is_failed_now(snapshot: str) -> bool:
     try:
+        tracker.connect()  # ZenML takes MLflow's address away behind each step that logs
         _fail_runs_of(snapshot)
     except Exception as error:  # the stores are out of reach: a later command closes the run
         logger.warning("The run could not be marked as failed (%s); the next command tries again.", error)

@@ -65,10 +65,12 @@ class StrictPipeline(Pipeline):
         """Run on the active stack.
 
         Raises:
+            KeyboardInterrupt: A signal came before, and a library swallowed it.
             Refusal: MLflow is out of reach, its registry would not take a model, or a step refused its input.
         """
         try:
             with signals.raised() as stop:
+                signals.check()
                 if self.name in PIPELINE_OF["export"]:
                     tracker.connect()
                 else:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tuneline.cli import imports
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.config.load import load
 from tuneline.errors import RecipeError
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import tiny
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.errors import TunelineError
 
 pytestmark = pytest.mark.usefixtures("home")

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tuneline.cli import preview, show
-from tuneline.cli.main import app, main
+from tuneline.cli.app import app
+from tuneline.cli.main import main
 from tuneline.data.preview import Part
 from tuneline.errors import DataError, NotFoundError
 

@@ -3,7 +3,7 @@
 from typer.testing import CliRunner
 
 from tests import tiny
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.errors import NotFoundError
 
 

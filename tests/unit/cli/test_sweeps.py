@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from tuneline.cli.main import app
+from tuneline.cli.app import app
 from tuneline.errors import RecipeError
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tuneline.cli import app as commands
 from tuneline.cli import main as cli
 from tuneline.config import dataset_info, descriptions
 from tuneline.errors import RecipeError
@@ -262,7 +263,7 @@ def test_a_file_that_is_no_registry_is_told_with_its_line(tmp_path, text, messag
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["data", *map(str, arguments)])
+    return CliRunner().invoke(commands.app, ["data", *map(str, arguments)])
 
 
 def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_path):

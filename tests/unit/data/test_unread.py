@@ -34,9 +34,11 @@ def warned(caplog):
 def test_keys_that_nothing_reads_are_told_once_with_their_number_and_first_place(caplog):
     rows = [chat(), *[{**chat(trian=False), "id": i} for i in range(300)], chat(refusal=None)]
 
-    counts = aligned(*rows).counts
+    examples = aligned(*rows)
+    assert warned(caplog) == []
+    align.warn_of_unread_keys(examples)
 
-    assert counts["unread_keys"] == {
+    assert examples.counts["unread_keys"] == {
         "id": {"count": 300, "first": "d.jsonl:2"},
         "messages[].trian": {"count": 300, "first": "d.jsonl:2"},
     }
@@ -104,8 +106,10 @@ def test_an_example_of_our_own_has_no_unread_keys():
 
 
 def test_many_different_keys_take_no_more_room_than_some(caplog):
-    found = aligned(*({**chat(), f"key{i}": 1} for i in range(500))).counts["unread_keys"]
+    examples = aligned(*({**chat(), f"key{i}": 1} for i in range(500)))
+    align.warn_of_unread_keys(examples)
 
+    found = examples.counts["unread_keys"]
     assert len(found) == unread.MOST + 1
     assert sum(each["count"] for each in found.values()) == 500
     assert found[unread.REST] == {"count": 450, "first": "d.jsonl:51"}

@@ -1,0 +1,15 @@
+"""Every command of `tuneline`."""
+
+import typer
+
+from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
+
+app = typer.Typer(
+    name="tuneline",
+    help="Fine-tune language models as cached, versioned, gated pipelines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for room in (setup, train, sweeps, tables, imports, data, runs, models, exports, schedules, doctor):
+    room.add_to(app)
