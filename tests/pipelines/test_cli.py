@@ -37,7 +37,7 @@ def two_runs(project):
     tuneline("run", "run.yaml")
     faster = {**tiny.recipe()["train"], "learning_rate": 0.1, "max_steps": 8}
     tuneline("run", tiny.write_config(project / "faster.yaml", tiny.recipe(train=faster)))
-    return [row["name"] for row in as_json("runs")][::-1]
+    return [row["name"] for row in as_json("runs")][:2][::-1]  # other modules ran before
 
 
 def test_runs_say_what_was_cached(two_runs):

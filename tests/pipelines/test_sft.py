@@ -170,7 +170,7 @@ def test_an_edited_template_file_counts(first, run, ran, library):
 
 def test_another_version_of_a_watched_library_runs_its_steps_again(first, run, ran, monkeypatch):
     real = caching.version
-    monkeypatch.setattr(caching, "version", lambda name: "99" if name == "rouge-score" else real(name))
+    monkeypatch.setattr(caching, "version", lambda name: "99" if name == "rouge_score" else real(name))
 
     assert ran(run()) == {"evaluate"}
 

@@ -175,7 +175,7 @@ class Recipe(DataSection):
 
     def for_merge(self) -> MergeStepConfig:
         """Return what `merge` sees."""
-        gate = self.registry.gate
+        gate = self.gate()
         return MergeStepConfig(
             **self.merge.model_dump(),
             shares=self.shares(),

@@ -96,7 +96,8 @@ def is_by_likelihood(held_out: Dataset) -> bool:
 
 def _config(kind: str) -> TokenizeStepConfig:
     stage = "pretrain" if kind == "text" else kind
-    return TokenizeStepConfig.model_validate({"stage": stage, "max_length": ANY_LENGTH, "packing": False})
+    config = TokenizeStepConfig.model_validate({"stage": stage, "packing": False})
+    return config.model_copy(update={"max_length": ANY_LENGTH})  # beyond what a recipe may ask for: nothing is cut
 
 
 def _likelihoods(model: PreTrainedModel, row: pairs.Row) -> dict[str, float]:

@@ -35,7 +35,7 @@ Transition = tuple[str, str]
 """Role of a turn, and of the next one, or `ANSWER`."""
 
 
-REFUSED = re.compile(r"^the chat template refuses a conversation of [\w, ]+: ")
+REFUSED = re.compile(r"^The chat template refuses a conversation of [\w, ]+: ")
 """How `render` begins to say that a template refuses roles."""
 
 PLAIN: tuple[Transition, ...] = (

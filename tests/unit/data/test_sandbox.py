@@ -131,7 +131,7 @@ def test_what_jinja_refuses_is_told_as_the_templates_fault(tiny_model, name):
     tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template = OTHERS[name]
 
-    with pytest.raises(DataError, match="the chat template refuses a conversation of user"):
+    with pytest.raises(DataError, match="he chat template refuses a conversation of user"):
         render.apply([message("user", "Q")], "", tokenizer)
 
 

@@ -128,7 +128,7 @@ def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, step(), MergeAdapterConfig())
     again, merged_base = find(model.path)
 
-    facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0)
+    facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0, methods={})
     assert [check.name for check in evidence.check(facts, PreconditionsConfig()) if not check.passed] == []
     assert again.content_hash() == tokenizer.content_hash()
     assert len(vocabulary.new_ids(source.folder_of(tokenizer))) == 2
