@@ -6,9 +6,10 @@ import sys
 
 import mlflow
 import pytest
+import sqlalchemy
 
 from tests import mlflow_server, tiny
-from tuneline.errors import TrackingError
+from tuneline.errors import DiskFullError, TrackingError
 from tuneline.tracking import intact, promotion, registry, server, uploads
 
 FIRST = """
@@ -51,6 +52,27 @@ def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeyp
 
     with pytest.raises(TrackingError, match="mlflow.db cannot be opened: .*of a later MLflow.*mlflow db upgrade"):
         server.make_schema(uri)
+    mlflow.set_tracking_uri(None)
+
+
+def test_tables_that_a_full_disk_left_half_made_are_made_anew(tmp_path, home, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+
+    def fill(connection, _):
+        connection.execute("pragma max_page_count = 90")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", fill)
+    (tmp_path / f"{server.UNFINISHED}of-a-killed-process").mkdir()
+    with pytest.raises(DiskFullError) as caught:
+        server.make_schema(uri)
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", fill)
+
+    assert str(caught.value).startswith("A disk is full")
+    server.make_schema(uri)
+    assert mlflow.MlflowClient().create_registered_model("m").name == "m"
+    assert not list(tmp_path.glob(f"{server.UNFINISHED}*"))
     mlflow.set_tracking_uri(None)
 
 
