@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy
 
 from tests import mlflow_server, tiny
+from tuneline import state
 from tuneline.errors import DiskFullError, TrackingError
 from tuneline.tracking import intact, promotion, registry, server, uploads
 
@@ -132,8 +133,10 @@ def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, co
 
         stored = next((tmp_path / "stored").rglob(f"{second.run_id}/**/model.safetensors"))
         stored.write_text("owt")
+        assert intact.checked_folder(second).is_dir(), "the copy here is good"
         with pytest.raises(TrackingError, match="version 2 .* has the sha256 .* expected"):
-            intact.checked_folder(registry.find("served", "2"))
+            promotion.force("served", "2", "again")
+        assert not list(state.folder("work").iterdir())
 
 
 @pytest.mark.slow
