@@ -121,7 +121,7 @@ def _check_known(version: Version, model: Checkpoint) -> None:
         TrackingError: They were damaged since.
     """
     try:
-        intact.checked_folder(version, full=True)
+        intact.check_stored(version)
     except TrackingError as error:
         raise TrackingError(f"{error} The same content lies in {model.path}: it can be copied from there.") from error
 

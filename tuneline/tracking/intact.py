@@ -29,6 +29,16 @@ def check_champion(name: str) -> None:
         checked_folder(present)
 
 
+def check_stored(version: Version) -> None:
+    """Read all bytes of a version where they are stored: a good copy on this machine says nothing of a remote store.
+
+    Raises:
+        TrackingError: A file is gone, was changed, or was put in.
+    """
+    with registry.stored_folder(version) as folder:
+        _compare(version, folder, full=True)
+
+
 def checked_folder(version: Version, *, full: bool = False) -> Path:
     """Return the directory of a version, as transformers loads it, once its bytes were held against its content hash.
 
@@ -42,16 +52,22 @@ def checked_folder(version: Version, *, full: bool = False) -> Path:
         TrackingError: A file is gone, was changed, or was put in.
     """
     folder = version.folder()
+    _compare(version, folder, full=full)
+    return folder
+
+
+def _compare(version: Version, folder: Path, *, full: bool) -> None:
     if not version.content_hash:
-        return folder
+        return
     about = _about(version, folder.parent / ABOUT)
     paths = tree_paths(folder, NOT_CONTENT)
     entries = {entry.name: entry.sha256 for entry in file_entries(folder, paths, full=full)}
     found = [[name := path.relative_to(folder).as_posix(), entries[name]] for path in paths]
     if content_hash_of(about.get("kind"), about.get("identity"), found) == version.content_hash:
-        return folder
+        return
     if not full:  # the cache of hashes may be wrong itself: the bytes decide
-        return checked_folder(version, full=True)
+        _compare(version, folder, full=True)
+        return
     told = _difference(version, about, found, folder)
     raise TrackingError(f"{_called(version)}: {told} Restore it from a backup, or {_instead(version)}.")
 

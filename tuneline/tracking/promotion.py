@@ -80,7 +80,7 @@ def force(name: str, version: str, reason: str) -> Version:
         TrackingError: Its files are gone, or are not those that were registered.
     """
     target = registry.find(name, version)
-    intact.checked_folder(target, full=True)
+    intact.check_stored(target)
     with state.lock("promotion"):
         _note_losses(name)
         _crown(target, f"{FORCED}{reason}")
@@ -108,7 +108,7 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
             )
         number = stands.get("previous")
         if number:
-            intact.checked_folder(registry.find(name, number), full=True)
+            intact.check_stored(registry.find(name, number))
         if number or "champion" in stands:
             _move(name, "champion", number, reason)
         if number:

@@ -6,7 +6,8 @@ is looked up by its number, alias or content, so that the cost of a look does no
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from tuneline import checksums, downloads, state
+from tuneline import checksums, downloads, owner, state
 from tuneline.errors import NotFoundError, TrackingError, one_line
 from tuneline.identity import digest
 from tuneline.tracking import uploads
@@ -51,16 +52,19 @@ class Version:
     run_id: str
     tags: dict[str, str]
 
+    def is_remote(self) -> bool:
+        """Tell whether the files are where only MLflow reaches them."""
+        return urlsplit(self.source).scheme not in ("", "file")
+
     def folder(self) -> Path:
         """Return the directory with the weights, as transformers loads it.
 
         Raises:
             TrackingError: The files are gone.
         """
-        parts = urlsplit(self.source)
-        if parts.scheme not in ("", "file"):
+        if self.is_remote():
             return _download(self)
-        folder = Path(unquote(parts.path)) / FILES
+        folder = Path(unquote(urlsplit(self.source).path)) / FILES
         if not any(folder.glob("*.safetensors")):
             raise TrackingError(
                 f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are "
@@ -235,6 +239,17 @@ def _download(version: Version) -> Path:
     text = _checksums_text(version)
     key = downloads.key_of(text) if text else digest(["version", version.source, version.content_hash])
     return downloads.folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
+
+
+@contextmanager
+def stored_folder(version: Version) -> Iterator[Path]:
+    """Give the directory with the weights as it is stored; of a remote store, a fresh copy that is removed behind."""
+    if not version.is_remote():
+        yield version.folder()
+        return
+    with tempfile.TemporaryDirectory(dir=owner.work()) as scratch:
+        _fetch(version, Path(scratch))
+        yield Path(scratch) / FILES
 
 
 def _checksums_text(version: Version) -> str | None:

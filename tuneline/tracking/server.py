@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ TIMEOUT_SECONDS = 5.0
 HERE = ("127.0.0.1", "localhost", "::1")
 PROBE = "tuneline-check"
 """File that is written among a server's artifacts, and deleted again."""
+
+UNFINISHED = ".unfinished-mlflow-"
+"""What the name of a folder with half-made tables begins with; a killed process leaves one."""
 
 NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 BUSY_SECONDS = 30.0
@@ -79,9 +83,11 @@ def _check_http(uri: str) -> None:
 def make_schema(uri: str) -> None:
     """Make the tables of MLflow's tracker and registry, one process at a time; call it once MLflow points at `uri`.
 
-    MLflow's registry makes them without a lock, so that of two first runs one dies inside its migrations.
+    MLflow's registry makes them without a lock, so that of two first runs one dies inside its migrations; and tables
+    that a full disk or a signal left half made would stay so: a new SQLite file is made beside and moved when whole.
 
     Raises:
+        DiskFullError: There is no space for them.
         TrackingError: The tables are those of another version of MLflow, or cannot be made.
     """
     from alembic.util import CommandError
@@ -91,18 +97,34 @@ def make_schema(uri: str) -> None:
 
     if urlsplit(uri).scheme in ("http", "https"):
         return
-    path = Path(uri.removeprefix("sqlite:///"))
-    lock = FileLock(f"{path}.lock", timeout=600) if uri.startswith("sqlite:///") else state.lock("mlflow")
+    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    lock = FileLock(f"{path}.lock", timeout=600) if path else state.lock("mlflow")
     try:
         with lock:
+            if path and not (path.exists() and path.stat().st_size):
+                _make_whole(path)
             MlflowClient().search_experiments(max_results=1)
             MlflowClient().search_registered_models(max_results=1)
     except (MlflowException, CommandError, SQLAlchemyError) as error:
+        if told := storage_errors.explain(error):
+            raise told from error
         raise TrackingError(
             f"MLflow's store {uri} cannot be opened: {one_line(error)} If it is locked, wait for the other "
             "process; if another version of MLflow made it, install that one, or take a backup and run `mlflow db "
             "upgrade`."
         ) from error
+
+
+def _make_whole(path: Path) -> None:
+    """Make MLflow's tables in a file beside, and move it to its place."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    for left in path.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
+        SqlAlchemyStore(f"sqlite:///{scratch}").engine.dispose()
+        scratch.replace(path)
 
 
 def check_registry(experiments: Iterable[str] = ()) -> None:

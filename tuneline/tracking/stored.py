@@ -73,7 +73,7 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
             version's files are not those that were registered.
     """
     candidate, champion = registry.find(name, version), registry.champion(name)
-    intact.checked_folder(candidate, full=True)
+    intact.check_stored(candidate)
     facts = evidence_of(candidate)
     config = config or facts.gate
     scores = compare.scores(compare.run_of(candidate.run_id))

@@ -6,9 +6,11 @@ import sys
 
 import mlflow
 import pytest
+import sqlalchemy
 
 from tests import mlflow_server, tiny
-from tuneline.errors import TrackingError
+from tuneline import state
+from tuneline.errors import DiskFullError, TrackingError
 from tuneline.tracking import intact, promotion, registry, server, uploads
 
 FIRST = """
@@ -51,6 +53,27 @@ def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeyp
 
     with pytest.raises(TrackingError, match="mlflow.db cannot be opened: .*of a later MLflow.*mlflow db upgrade"):
         server.make_schema(uri)
+    mlflow.set_tracking_uri(None)
+
+
+def test_tables_that_a_full_disk_left_half_made_are_made_anew(tmp_path, home, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+
+    def fill(connection, _):
+        connection.execute("pragma max_page_count = 90")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", fill)
+    (tmp_path / f"{server.UNFINISHED}of-a-killed-process").mkdir()
+    with pytest.raises(DiskFullError) as caught:
+        server.make_schema(uri)
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", fill)
+
+    assert str(caught.value).startswith("A disk is full")
+    server.make_schema(uri)
+    assert mlflow.MlflowClient().create_registered_model("m").name == "m"
+    assert not list(tmp_path.glob(f"{server.UNFINISHED}*"))
     mlflow.set_tracking_uri(None)
 
 
@@ -110,8 +133,10 @@ def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, co
 
         stored = next((tmp_path / "stored").rglob(f"{second.run_id}/**/model.safetensors"))
         stored.write_text("owt")
+        assert intact.checked_folder(second).is_dir(), "the copy here is good"
         with pytest.raises(TrackingError, match="version 2 .* has the sha256 .* expected"):
-            intact.checked_folder(registry.find("served", "2"))
+            promotion.force("served", "2", "again")
+        assert not list(state.folder("work").iterdir())
 
 
 @pytest.mark.slow
