@@ -94,7 +94,7 @@ def test_zenml_looks_its_cached_steps_up_through_the_function_that_is_wrapped():
 def test_zenml_logs_a_traceback_of_what_is_not_told_in_one_line(caplog, monkeypatch, error, shown):
     logger = logging.getLogger(log.LOGGERS[0])
     monkeypatch.setattr(logger, "handlers", [caplog.handler])  # once ZenML has started, nothing reaches the root logger
-    monkeypatch.setattr(logger, "disabled", False)
+    caplog.set_level(logging.ERROR, logger=logger.name)
     with log.without_tracebacks():
         try:
             raise error
