@@ -298,11 +298,15 @@ def test_a_stack_that_takes_no_schedules_is_named(project, monkeypatch):
 def test_a_run_that_failed_behind_a_step_that_logs_is_closed_in_mlflow(project, monkeypatch):
     uri = tracker.connect()
     seen = []
-    monkeypatch.setattr(abandoned, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri())))
 
-    with pytest.raises(KeyError), abandoned.closed_at_the_end():
+    def fail():
         owner.own().add(abandoned.SNAPSHOTS, "store snapshot")
         mlflow.set_tracking_uri("")  # as ZenML does it behind each step with a tracker
         raise KeyError
+
+    monkeypatch.setattr(abandoned, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri())))
+
+    with pytest.raises(KeyError), abandoned.closed_at_the_end():
+        fail()
 
     assert seen == [("store snapshot", uri)]
