@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tuneline.cli.app import app
+from tuneline.errors import NotFoundError
 
 pytestmark = pytest.mark.zenml
 
@@ -245,3 +246,10 @@ def test_plan_shows_the_resolved_recipe_without_importing_torch(project):
 
 def test_a_list_is_empty_json_where_there_is_nothing(home):
     assert as_json("history") == []
+
+
+def test_versions_of_a_model_that_is_not_there_are_refused_with_the_known_ones(project):
+    result = CliRunner().invoke(app, ["models", "nobody"])
+
+    assert isinstance(result.exception, NotFoundError)
+    assert "Unknown model 'nobody'" in str(result.exception)

@@ -7,11 +7,14 @@ whose last line it is.
 import json
 import shutil
 
+import mlflow
 import pytest
 from click.testing import CliRunner as ClickRunner
 
 from tests import harness_tasks, tiny
+from tuneline import owner
 from tuneline.cli import main as cli
+from tuneline.workflow import abandoned, tracker
 
 pytestmark = pytest.mark.zenml
 
@@ -290,3 +293,20 @@ def test_a_stack_that_takes_no_schedules_is_named(project, monkeypatch):
         main.main()
 
     assert end.value.code == 2
+
+
+def test_a_run_that_failed_behind_a_step_that_logs_is_closed_in_mlflow(project, monkeypatch):
+    uri = tracker.connect()
+    seen = []
+
+    def fail():
+        owner.own().add(abandoned.SNAPSHOTS, "store snapshot")
+        mlflow.set_tracking_uri("")  # as ZenML does it behind each step with a tracker
+        raise KeyError
+
+    monkeypatch.setattr(abandoned, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri())))
+
+    with pytest.raises(KeyError), abandoned.closed_at_the_end():
+        fail()
+
+    assert seen == [("store snapshot", uri)]

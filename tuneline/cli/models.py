@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import show
+from tuneline.errors import NotFoundError
 
 if TYPE_CHECKING:
     from tuneline.tracking.decision import Decision
@@ -37,6 +38,8 @@ def models(
     from tuneline.workflow import tracker
 
     tracker.connect()
+    if name and not registry.models(name):
+        raise NotFoundError.among("model", name, list(registry.models())[: registry.SHOWN])
     most = limit or (None if as_json else SHOWN)
     listed = registry.recent(name, most + 1) if most else registry.versions(name)
     left_out = [version for version in listed[most:] if not version.aliases] if most else []

@@ -74,7 +74,7 @@ def load_reward(
         if not isinstance(values, list) or len(values) != len(prompts) or not all(map(_is_number, values)):
             raise RecipeError(
                 f"{key} {name!r} must return a finite number for each of {len(prompts)} answers, got "
-                f"{found!r:.80}. Mend it."
+                f"{found!r:.80}. Fix the function."
             )
         return [float(value) for value in values]
 

@@ -89,7 +89,8 @@ class Finding(BaseModel):
         gain, low = (self.show(value, signed=True) for value in (self.gain, self.low))
         if self.role == "target":
             verdict = f"{'above' if self.passed else 'not above'} the {self.show(self.needed)} asked for"
-            size = f", which detect {self.show(self.detectable)}"
+            knows = self.detectable > self.needed  # answers without any difference tell nothing of their spread
+            size = f", which detect {self.show(self.detectable)}" if knows else ""
         else:
             verdict = f"{'within' if self.passed else 'not within'} the loss of {self.show(-self.needed)} tolerated"
             size = f"; an equal model needs {self.items_needed}" if self.items_needed else ""
@@ -221,8 +222,8 @@ def _question(
     if set(mine) != set(theirs) or len(mine) < FEWEST_HELD_OUT:
         raise TrackingError(
             f"The gate compares answers to the same items, at least {FEWEST_HELD_OUT}; in {asked.metric} the candidate "
-            f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Evaluate "
-            "both on one set."
+            f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Run the "
+            "candidate's recipe again, with enough held-out rows: a run scores all on one set."
         )
     dirty, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(mine)
     left_out = (dirty & set(mine)) - trained if config.exclude_contaminated else frozenset[str]()

@@ -101,6 +101,15 @@ def test_the_same_answers_do_not_pass():
     assert not judge(scores, scores).passed
 
 
+def test_right_and_wrong_answers_without_a_difference_claim_no_gain_that_they_detect():
+    same = by_item([1.0, 0.0] * 5)
+
+    sentence = judge(same, same).sentence()
+
+    assert "detect" not in sentence
+    assert "not above the 0.0 asked for (10 items; exact test of McNemar)" in sentence
+
+
 def test_the_finding_holds_the_ends_of_its_test():
     candidate, opponent = draw(np.random.default_rng(3), num_items=40, gain=0.02)
     differences = [candidate[item] - opponent[item] for item in sorted(candidate)]

@@ -63,7 +63,7 @@ def test_a_report_on_other_items_than_the_champions_is_told(make_version):
     make_version("two", scores(0.7, prefix="other"))
 
     with pytest.raises(
-        TrackingError, match=r"has 60, champion version 1 has 60, and 0 are common. Evaluate both on one"
+        TrackingError, match=r"has 60, champion version 1 has 60, and 0 are common. Run the candidate's recipe again"
     ):
         stored.promote(champion.name, "2")
     assert registry.champion(champion.name).version == "1"
