@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import show
-from tuneline.errors import NotFoundError
+from tuneline.errors import NotFoundError, TunelineError
 
 if TYPE_CHECKING:
     from tuneline.tracking.decision import Decision
@@ -90,12 +90,12 @@ def promote(
     from tuneline.workflow import tracker, versions
 
     if force and gate:
-        raise typer.BadParameter("--force asks no gate, so --gate would do nothing. Leave one of them out.")
+        raise TunelineError("--force asks no gate, so --gate would do nothing. Leave one of them out.")
     config = GateConfig.model_validate(gates.read(gate)) if gate else None
     tracker.connect()
     if force:
         if not reason:
-            raise typer.BadParameter("--force needs --reason, which stands in the ledger.")
+            raise TunelineError("--force needs --reason, which is written into the ledger. Give --reason WHY.")
         promoted = promotion.force(name, version, reason)
         versions.mirror(name)
         show.console().print(f"{name} version {promoted.version} is champion, by force: {reason}")

@@ -87,7 +87,7 @@ def text_of(path: Path, what: str) -> str:
         RecipeError: It is no plain file, too large, or no UTF-8.
     """
     if not limits.is_file(path):
-        odd = limits.irregular(path)
+        odd = limits.irregular(path) or ("a folder" if limits.is_folder(path) else "")
         raise RecipeError(f"{path!s:.300}: {f'is {odd}' if odd else 'there is no such file'}. Give the path of {what}.")
     if (size := path.stat().st_size) > limits.CONFIG_BYTES.value():
         limit = limits.CONFIG_BYTES

@@ -89,3 +89,11 @@ def test_the_command_itself_prints_one_line_and_ends_with_code_2(tmp_path, proje
     result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_folder_is_named_as_one(command, tmp_path):
+    assert (
+        refused(*command, tmp_path)
+        == f"{tmp_path}: is a folder. Give the path of a run configuration, like configs/demo.yaml."
+    )

@@ -200,7 +200,7 @@ def test_an_object_where_a_list_should_be_is_told_what_it_is(write, text, messag
         (b'{"a": Infinity}', r"a.jsonl:1: Infinity is no JSON number; null stands for a missing one. Mend the row."),
         (b'{"a": -1e999}', r"a.jsonl:1: the number -1e999 is too large"),
         (b'\n{"a": 1, "b": 2, "a": 3}', r"a.jsonl:2: the key 'a' stands twice in one object"),
-        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", r"a.jsonl:1: maximum recursion depth"),
+        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", r"a.jsonl:1: its values are nested too deeply. Mend the row."),
         (b'{"a": "x\ty"}', r"a.jsonl:1: not valid JSON: Invalid control character"),
         (b'{"a": 1}\n{"a": "caf\xe9"}\n', r"a.jsonl:2: byte 0xe9 at offset 19 is not UTF-8. Save the file as UTF-8"),
     ],

@@ -15,7 +15,7 @@ import orjson
 from tuneline import limits
 from tuneline.data.readers.base import Chunk, grouped
 from tuneline.data.readers.files import opened, too_long
-from tuneline.data.readers.json_rows import SPACE, invalid, proven
+from tuneline.data.readers.json_rows import SPACE, invalid, proven, unusable
 from tuneline.data.readers.unpacked import end_row
 from tuneline.errors import DataError
 
@@ -87,7 +87,7 @@ class _Window:
                 if not (self._may_be_cut(error) and self._read_on()):
                     raise self.error(error.msg, ahead) from None
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{self.path}:{self.line}: {error}. Mend the row.") from None
+                raise unusable(self.path, self.line, error) from None
             else:
                 text = self.text[self.at : end]
                 self.step(end - self.at)

@@ -63,7 +63,7 @@ def _parsed(path: Path, line: int, text: bytes) -> None:
     except json.JSONDecodeError as error:
         raise _over_lines(path, line, text) if text in (b"[", b"{") else invalid(path, line, error) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{line}: {error}. Mend the row.") from None
+        raise unusable(path, line, error) from None
     if not isinstance(row, dict):
         raise _no_object(path, line, row)
 
@@ -96,6 +96,12 @@ def _over_lines(path: Path, line: int, text: bytes) -> DataError:
         f"{path}:{line}: the line holds {text.decode()!r} alone, and JSON Lines have one whole object a line. Name the "
         "file .json if it holds one list."
     )
+
+
+def unusable(path: Path, line: int, error: ValueError | RecursionError) -> DataError:
+    """Return the error for a row that is JSON and still cannot be read."""
+    why = "its values are nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return DataError(f"{path}:{line}: {why}. Mend the row.")
 
 
 def invalid(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
