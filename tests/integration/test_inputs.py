@@ -218,8 +218,9 @@ def test_new_tokens_are_learned_and_pass_the_gate(key, project, run):
         sources=[{"name": "marked", "path": "data/marked.jsonl", "format": "alpaca"}],
         exams=[],
         load={"dtype": "float32", key: [mark]},
+        method={**LORA, "r": 16, "lora_alpha": 32},
         evaluate={"max_new_tokens": 16},
-        train={**TRAIN, "max_steps": 80},
+        train={**TRAIN, "max_steps": 120},
         registry={"model_name": f"tokens-{key}"},
     )
 
