@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would spin, not work
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("ZENML_ACTIVE_STACK_ID", None)  # it would overwrite the active stack that a test chose
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background like this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import tiny
 
