@@ -44,7 +44,7 @@ def register(
     _log_run(report, training_report, sources, mixture, rows, recipe)
     champion = registry.champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
-    config = recipe.registry.gate
+    config = recipe.gate()
     facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
     stored.keep_evidence(facts)
     seen = training_rows.of(mixture, recipe.merge.split_by)
