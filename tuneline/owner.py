@@ -191,10 +191,7 @@ def is_held(path: Path) -> bool:
 
 def _write(path: Path, notes: dict[str, list[str]]) -> None:
     about = {"host": socket.gethostname(), "user": os.getuid(), "pid": os.getpid(), "notes": notes}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(about))
-    fresh.replace(path)
+    state.write_whole(path, json.dumps(about))
 
 
 def _lock_of(path: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tuneline import signals
+from tuneline import signals, state
 from tuneline.config.stages import RUNS, AnyRun
 from tuneline.errors import RecipeError, StoppedError, TunelineError
 from tuneline.workflow import schedules
@@ -81,9 +81,7 @@ def _fire_and_note() -> None:
 
 def _note(code: int) -> None:
     for path in map(Path, sys.argv[2:3]):
-        fresh = path.with_suffix(".new")
-        fresh.write_text(str(code))
-        fresh.replace(path)
+        state.write_whole(path, str(code))
 
 
 if __name__ == "__main__":

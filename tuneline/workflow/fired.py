@@ -5,7 +5,6 @@ fires once, from the cache where nothing changed.
 """
 
 import json
-import os
 from collections.abc import Callable
 from datetime import datetime
 
@@ -67,15 +66,9 @@ def recall(tell: Callable[[str], None] = lambda line: None) -> dict[str, Fired]:
 
 def remember(schedule_id: str, entry: Fired) -> None:
     """Write down what was fired, whole or not at all."""
-    path = state.root() / MEMORY
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
     entries = recall() | {schedule_id: entry}
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump({key: value.model_dump(mode="json") for key, value in entries.items()}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    found = {key: value.model_dump(mode="json") for key, value in entries.items()}
+    state.write_whole(state.root() / MEMORY, json.dumps(found, indent=1))
 
 
 def row(entry: Fired | None) -> dict[str, str | None]:
