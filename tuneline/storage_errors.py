@@ -1,10 +1,11 @@
 """Full disks and locked databases, recognized in the words of every library that writes, and told in one line."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tuneline import state
@@ -15,10 +16,12 @@ WORDS = ("no space left on device", "disk quota exceeded", "database or disk is 
 """What SQLite, SQLAlchemy, pyarrow, safetensors and MLflow's server say of a full disk, in lower case."""
 
 VAGUE = ("write failed", "pytorchstreamwriter failed", "enforce fail at inline_container", "disk i/o error")
-"""What torch and SQLite say of a full disk and of other failures: the free space decides."""
+"""What torch and SQLite say of a full disk and of other failures: the free space, or a write, decides."""
 
 LOCKED = ("database is locked", "database table is locked", "database schema is locked")
 FULL_BYTES = 2**20
+"""Less free space than this is a full disk; so much is written to see whether a quota is used up."""
+
 QUOTING = (TunelineError, ValueError, LookupError, TypeError)
 """Errors whose text may quote data; they mean a full disk only where they come from another error."""
 
@@ -58,7 +61,7 @@ LOCKED_ADVICE = (
 
 
 def is_full(error: BaseException, folder: Path | None = None) -> bool:
-    """Tell whether an error, or one that it came from, means that a disk is full.
+    """Tell whether an error, or one that it came from, means that a disk is full; call it before anything is deleted.
 
     Args:
         error: As it was caught.
@@ -86,7 +89,25 @@ def _says_full(error: BaseException, folder: Path | None) -> bool:
     text = "" if isinstance(error, QUOTING) else _text(error)
     if any(word in text for word in WORDS):
         return True
-    return any(word in text for word in VAGUE) and _free(folder or state.root()) < FULL_BYTES
+    return any(word in text for word in VAGUE) and not _has_room(folder or state.root())
+
+
+def _has_room(folder: Path) -> bool:
+    """Look at the free space, then write a megabyte, as free space alone does not show a quota."""
+    if _free(folder) < FULL_BYTES:
+        return False
+    probe = folder / "room.new"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(FULL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in NUMBERS
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return True
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

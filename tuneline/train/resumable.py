@@ -21,7 +21,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from tuneline.config.train import Optimisation
 from tuneline.model.methods.base import Family
-from tuneline.train import disk
+from tuneline.storage_errors import is_full
+from tuneline.train.disk import WRITE_ERRORS
 from tuneline.train.objectives import Objective
 from tuneline.train.resume import PREFIX, State, step_of
 from tuneline.train.watch import Best
@@ -69,8 +70,8 @@ class Resumable(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.kept.seal(self.kept.aside / f"{PREFIX}{self.state.global_step}", self.keep)
-        except disk.WRITE_ERRORS as error:
-            full = disk.is_full(error, self.kept.folder)
+        except WRITE_ERRORS as error:
+            full = is_full(error, self.kept.folder)
             self.kept.discard_unfinished()
             if not full:
                 raise

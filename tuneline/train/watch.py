@@ -19,7 +19,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tuneline.config.train import Optimisation
 from tuneline.errors import ProofError
 from tuneline.identity import sha256_of
-from tuneline.train import disk, optimizers
+from tuneline.storage_errors import is_full
+from tuneline.train import optimizers
+from tuneline.train.disk import WRITE_ERRORS
 from tuneline.train.resume import to_disk
 from tuneline.train.samples import Sampler
 
@@ -89,8 +91,8 @@ class Best:
             fresh.replace(self.file)
             to_disk(self._folder)
             self.standing.sha256 = sha256_of(self.file)
-        except disk.WRITE_ERRORS as error:
-            if not disk.is_full(error, self._folder):
+        except WRITE_ERRORS as error:
+            if not is_full(error, self._folder):
                 raise
             self._warn()
         kept = [self.file] if self.standing.sha256 else []

@@ -12,6 +12,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 
 from tests import tiny
+from tuneline import storage_errors
 from tuneline.config.data import TokenizeStepConfig
 from tuneline.config.loader import LoadStepConfig
 from tuneline.config.method import AdaloraMethod, FullMethod, LoraMethod
@@ -21,7 +22,7 @@ from tuneline.data import align, schema, tokenize
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ProofError, RecipeError, StoppedError
 from tuneline.model import source
-from tuneline.train import disk, resumable, resume, stages, watch
+from tuneline.train import resumable, resume, stages, watch
 from tuneline.train.levers.apply import Levers
 from tuneline.train.trainer import StageTrainer
 
@@ -463,12 +464,12 @@ def test_best_weights_that_were_changed_are_not_put_back(parts, home, monkeypatc
 
 def test_torch_does_not_say_that_a_disk_is_full_so_a_write_is_tried(tmp_path, monkeypatch):
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-    assert not disk.is_full(error, tmp_path)
+    assert not storage_errors.is_full(error, tmp_path)
 
     def full(*_):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(disk.os, "fsync", full)
+    monkeypatch.setattr(storage_errors.os, "fsync", full)
 
-    assert disk.is_full(error, tmp_path)
+    assert storage_errors.is_full(error, tmp_path)
     assert not list(tmp_path.iterdir())
