@@ -25,6 +25,13 @@ CHATS = [[("user", f"What is {i}?"), ("assistant", FOX)] for i in range(COUNT)]
 TRAIN = {"learning_rate": 1e-2, "max_steps": 40, "lr_scheduler_type": "constant"}
 FULL = {"type": "full"}
 LORA = {"type": "lora", "r": 4, "lora_alpha": 8}
+TEXTS = {
+    "stage": "pretrain",
+    "sources": [{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
+    "exams": [],
+    "evaluate": {"max_items": None},
+}
+"""Parts of a recipe that learns texts and is judged by the likelihood of all that are held out."""
 
 QUIZ = """
 def read(record):
@@ -184,10 +191,7 @@ def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(n
     tiny.write_texts(project / "data" / "texts.jsonl", COUNT)
     outcome = run(
         "pretrain_pipeline",
-        stage="pretrain",
-        sources=[{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
-        exams=[],
-        evaluate={"max_items": None},
+        **TEXTS,
         load={"dtype": "float32", "quantization": QUANTIZATIONS[name]},
         train=TRAIN,
         registry={"model_name": f"quantized-{name}", "gate": {"metric": "log_likelihood"}},

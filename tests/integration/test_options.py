@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tests import tiny
 from tests.integration import reference
-from tests.integration.test_inputs import promoted, training_examples
+from tests.integration.test_inputs import TEXTS, promoted, training_examples
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -47,10 +47,7 @@ def test_every_option_gives_a_model_that_loads_elsewhere_with_its_scores(name, r
     parts = {"train": STEPS, **OPTIONS[name]}
     outcome = run(
         "pretrain_pipeline",
-        stage="pretrain",
-        sources=[{"name": "texts", "path": "data/texts.jsonl", "format": "text"}],
-        exams=[],
-        evaluate={"max_items": None},
+        **TEXTS,
         registry={"model_name": model_name},
         **parts,
     )
