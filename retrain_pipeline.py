@@ -6,7 +6,7 @@ The pipeline comes from beside `tuneline`, also where the working directory has 
 
 import sys
 
-from tuneline.workflow import own_packages
+from tuneline.runner import package_resolution
 
-retrain_pipeline = own_packages.pipeline("retrain_pipeline")
+retrain_pipeline = package_resolution.pipeline("retrain_pipeline")
 sys.modules[__name__] = retrain_pipeline  # type: ignore[assignment]

@@ -6,7 +6,7 @@ The pipeline comes from beside `tuneline`, also where the working directory has 
 
 import sys
 
-from tuneline.workflow import own_packages
+from tuneline.runner import package_resolution
 
-sft_pipeline = own_packages.pipeline("sft_pipeline")
+sft_pipeline = package_resolution.pipeline("sft_pipeline")
 sys.modules[__name__] = sft_pipeline  # type: ignore[assignment]

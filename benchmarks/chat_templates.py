@@ -13,11 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.data import TokenizeConfig
-from tuneline.data import schema, template
-from tuneline.data.sequences import Sequencer
-from tuneline.data.tokenizer import load_tokenizer_from
-from tuneline.data.tokens import Tokens
+from tuneline.config.sections.data import TokenizeConfig
+from tuneline.data import schema
+from tuneline.data.chat_template import selection
+from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.sequencer import Sequencer
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import TunelineError
 
 DOC = Path(__file__).parents[1] / "docs" / "templates.md"
@@ -26,7 +27,7 @@ REFUSED = "refused"
 PLACES = ("rewrites earlier turns", "does not write turn")
 """In refusals that other choices may turn into one that tells more."""
 
-CHOICES: tuple[tuple[str, str, template.Arguments], ...] = (
+CHOICES: tuple[tuple[str, str, selection.Arguments], ...] = (
     ("exact", "refuse", {}),
     ("each_turn", "each_turn", {}),
     ("thinking off", "refuse", {"enable_thinking": False, "thinking": False}),
@@ -64,7 +65,7 @@ def tokenizer_for(text: str, folder: Path) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*TAG.findall(text), "</s>", "<s>"})})
     tokenizer.eos_token = "</s>"
     tokenizer.chat_template = text
-    end = template.turn_end(tokenizer, text)
+    end = selection.turn_end(tokenizer, text)
     if end:
         tokenizer.eos_token = end
     return tokenizer
@@ -83,7 +84,7 @@ def verdict(text: str, chat: schema.Content, folder: Path) -> str:
     reasons = []
     for name, history, arguments in CHOICES:
         try:
-            sequencer, tokenizer = sequencer_for(template.with_arguments(text, arguments), history, folder)
+            sequencer, tokenizer = sequencer_for(selection.with_arguments(text, arguments), history, folder)
             sequencer.start()
             made = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
         except TunelineError as error:
@@ -122,7 +123,7 @@ def templates() -> dict[str, str]:
 
     folder = Path(trl.__file__).parent / "chat_templates"
     theirs = {f"trl: {path.stem}": path.read_text() for path in sorted(folder.glob("*.jinja"))}
-    return theirs | {f"tuneline: {name}": template.read(name) for name in template.names()}
+    return theirs | {f"tuneline: {name}": selection.read(name) for name in selection.names()}
 
 
 def table(folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ def model_folder(given: Path | None) -> Path:
     """Return the directory of the model whose tokenizer is used: the given one, or the catalogue's SmolLM2."""
     if given is not None:
         return given.resolve()
-    from tuneline.config.model import CatalogueModel
+    from tuneline.config.sections.model import CatalogueModel
     from tuneline.model import source
 
     tokenizer, _, _ = source.resolve(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))

@@ -14,19 +14,21 @@ from pathlib import Path
 
 from tuneline.config import load
 from tuneline.config.recipe import Recipe
-from tuneline.data import sources, tokenize, worker
+from tuneline.data import prepare
+from tuneline.data.ingest import ingest
+from tuneline.data.tokenization import tokenize
 from tuneline.evaluation import report, score
 from tuneline.model import merge as merging
-from tuneline.model import start
+from tuneline.model import resolve
 from tuneline.tracking import gate
-from tuneline.train import stages
+from tuneline.train import training_run
 
 
 def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
-    exams = sources.locate_exams(recipe.exams)
-    tokenizer, base_model, _ = start.find(recipe.for_resolve())
-    mixture = worker.mix(recipe)
+    exams = ingest.locate_exams(recipe.exams)
+    tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
+    mixture = prepare.mix(recipe)
     rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
     base = score.base(base_model, tokenizer, recipe.for_evaluate())
@@ -35,7 +37,7 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     for seed in seeds:
         began = time.monotonic()
         config = recipe.train.model_copy(update={"seed": seed})
-        checkpoint, training = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
+        checkpoint, training = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
         candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))

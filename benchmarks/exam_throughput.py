@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks import data_preparation
 from benchmarks.peers import process
-from tuneline.config.exams import ExamConfig, title
-from tuneline.data import benchmarks, sources
-from tuneline.evaluation import choice
+from tuneline.config.sections.exams import ExamConfig, title
+from tuneline.data.benchmarks import multiple_choice
+from tuneline.data.ingest import ingest
+from tuneline.evaluation.tasks import letter_logprobs
 
 SUBJECTS = ("mmlu:astronomy", "mmlu:high_school_biology", "cmmlu:college_education")
 ENGINES = ("ours", "lm_eval", "llamafactory_loop")
@@ -34,13 +35,13 @@ def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, A
     for name in subjects:
         benchmark, _, subject = name.partition(":")
         config = ExamConfig(name=benchmark, benchmark=benchmark, path=folder / f"{benchmark}.zip", subjects=[subject])
-        exam = benchmarks.read_exam(sources.locate_exams([config]).only())
+        exam = multiple_choice.read_exam(ingest.locate_exams([config]).only())
         shots, asked = exam.shots[subject][:NUM_SHOTS], exam.test[subject][:count]
         found.append(
             {
-                "prompts": [choice.prompt(question, shots, benchmark) for question in asked],
-                "head": choice.HEADS[benchmark].format(subject=title(benchmark, subject)),
-                "answer": choice.ANSWERS[benchmark],
+                "prompts": [letter_logprobs.prompt(question, shots, benchmark) for question in asked],
+                "head": letter_logprobs.HEADS[benchmark].format(subject=title(benchmark, subject)),
+                "answer": letter_logprobs.ANSWERS[benchmark],
                 "dev": [[shot.text, *shot.choices, shot.answer] for shot in shots],
                 "test": [[question.text, *question.choices, question.answer] for question in asked],
             }

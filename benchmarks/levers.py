@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import data_memory, data_preparation, methods
 from benchmarks.peers import process
-from tuneline.config.train import LeversConfig
+from tuneline.config.training.base import LeversConfig
 
 LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
 LEVERS = tuple(LeversConfig.model_fields)

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks import data_memory, data_preparation
 from benchmarks.peers import ours, process
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.data import tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
 from tuneline.model import source
 
 RANK = 32

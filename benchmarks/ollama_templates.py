@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import chat_templates
-from tuneline.data import template
+from tuneline.data.chat_template import selection
 from tuneline.errors import TunelineError
 from tuneline.export import proof
 
 DOC = Path(__file__).parents[1] / "docs" / "export.md"
 MARK = "<!-- table -->\n"
-CHOICES: tuple[tuple[str, template.Arguments], ...] = (
+CHOICES: tuple[tuple[str, selection.Arguments], ...] = (
     ("", {}),
     ("thinking off", {"enable_thinking": False, "thinking": False}),
     ("a date", {"date_string": "26 Jul 2024"}),
@@ -30,7 +30,7 @@ def verdict(text: str, folder: Path) -> tuple[str, str]:
     reason = ""
     for name, arguments in CHOICES:
         try:
-            tokenizer = chat_templates.tokenizer_for(template.with_arguments(text, arguments), folder)
+            tokenizer = chat_templates.tokenizer_for(selection.with_arguments(text, arguments), folder)
             _, found = proof.translate(tokenizer)
         except TunelineError as error:
             reason = reason or chat_templates.short(str(error).split(": '")[0])

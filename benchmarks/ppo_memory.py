@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import data_memory, data_preparation
 from benchmarks.peers import process
-from tuneline.config.method import LoraMethod
+from tuneline.config.sections.method import LoraMethod
 from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families

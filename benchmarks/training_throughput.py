@@ -24,9 +24,10 @@ from typing import Any
 
 from benchmarks import data_preparation
 from benchmarks.peers import ours, process
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.data import schema, tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
+from tuneline.data import schema
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
 from tuneline.model import source
 
 FILE = "llamafactory/alpaca_en_demo.json"

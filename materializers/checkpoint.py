@@ -17,7 +17,7 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers.folders import FolderMaterializer, table_html
 from tuneline.checksums import Checksums
 from tuneline.identity import canonical_json
-from tuneline.model import beside
+from tuneline.model import adapter_bundle
 from tuneline.model.checkpoint import ABOUT, NOT_CONTENT, Checkpoint, content_hash_of
 from tuneline.tracking import flavor
 
@@ -36,7 +36,7 @@ class CheckpointMaterializer(FolderMaterializer):
         about |= {"sha256": self._stored.sha256, "files": files}
         _place(data.path, folder / flavor.FILES, move=data.disposable)
         (folder / ABOUT).write_text(json.dumps(about, indent=1))
-        if data.kind != "adapter" or beside.is_adapter(folder / flavor.FILES):
+        if data.kind != "adapter" or adapter_bundle.is_adapter(folder / flavor.FILES):
             flavor.write_mlmodel(folder)
 
     def read(self, data_type: type[Checkpoint], folder: Path) -> Checkpoint:

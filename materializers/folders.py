@@ -1,7 +1,7 @@
 """What directory artifacts share: on a local store the files are written and read in place; elsewhere they travel.
 
 Checksums are written beside the files. What is read is compared with them, and they with the content hash that ZenML
-recorded. Of a remote store, one copy for the same content is kept on this machine (`tuneline.downloads`).
+recorded. Of a remote store, one copy for the same content is kept on this machine (`tuneline.artifact_cache`).
 """
 
 from abc import abstractmethod
@@ -16,12 +16,12 @@ from zenml import get_step_context
 from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.utils import io_utils
 
-from tuneline import checksums, downloads
+from tuneline import artifact_cache, checksums
 from tuneline.checksums import Checksums
 from tuneline.errors import ArtifactError, TunelineError
 from tuneline.identity import digest
 from tuneline.storage_errors import is_full
-from tuneline.workflow import artifacts
+from tuneline.zenml_integration import artifact_checks
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
 """What readers raise on files that were damaged before there were checksums."""
@@ -68,9 +68,9 @@ class FolderMaterializer(BaseMaterializer):
             folder = self.reading()
             sums = checksums.check(folder)
             data = self._open(data_type, folder)
-            artifacts.compare(self.uri, self.stored_content_hash(data, sums), self.expected_content_hash)
+            artifact_checks.compare(self.uri, self.stored_content_hash(data, sums), self.expected_content_hash)
         except ArtifactError as error:
-            raise ArtifactError(f"{error} {artifacts.remedy(self.uri)}") from error
+            raise ArtifactError(f"{error} {artifact_checks.remedy(self.uri)}") from error
         return data
 
     def _open(self, data_type: type[Any], folder: Path) -> Any:
@@ -112,11 +112,11 @@ class FolderMaterializer(BaseMaterializer):
         """
         if self.is_local:
             return Path(self.uri)
-        text = artifacts.remote_text(self.uri, checksums.FILE, self.artifact_store)
+        text = artifact_checks.remote_text(self.uri, checksums.FILE, self.artifact_store)
         if text is None and not self.artifact_store.exists(self.uri):
             raise ArtifactError(f"{self.uri} is missing.")
-        return downloads.folder(
-            downloads.key_of(text) if text else digest([self.uri, self.expected_content_hash]),
+        return artifact_cache.folder(
+            artifact_cache.key_of(text) if text else digest([self.uri, self.expected_content_hash]),
             lambda folder: io_utils.copy_dir(self.uri, str(folder), overwrite=True),
             checksums.check,
         )

@@ -8,8 +8,8 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
-from tuneline.evaluation.items import from_table, read_table, to_table, write_table
 from tuneline.evaluation.report import Report
+from tuneline.evaluation.score_store import from_table, read_table, to_table, write_table
 from tuneline.identity import digest
 
 WHO = ("base", "model")

@@ -6,8 +6,8 @@
 from steps.export import export
 from steps.locate import locate
 from steps.publish import publish
-from tuneline.config.export import ExportRecipe
-from tuneline.workflow.strict import strict_pipeline
+from tuneline.config.sections.export import ExportRecipe
+from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 
 @strict_pipeline("export")

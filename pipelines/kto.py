@@ -5,7 +5,7 @@
 
 from pipelines.sft import line
 from tuneline.config.recipe import KTORecipe
-from tuneline.workflow.strict import strict_pipeline
+from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 
 @strict_pipeline("kto")

@@ -6,7 +6,7 @@ aligned, trained, judged and promoted or kept. With `schedule:` in its YAML it i
 
 from pipelines.sft import sft_pipeline
 from tuneline.config.recipe import SFTRecipe
-from tuneline.workflow.strict import strict_pipeline
+from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 
 @strict_pipeline("sft")

@@ -10,7 +10,7 @@ from steps.resolve import resolve
 from steps.tokenize_pack import tokenize_pack
 from steps.train import train
 from tuneline.config.recipe import Recipe, SFTRecipe
-from tuneline.workflow.strict import strict_pipeline
+from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 
 @strict_pipeline("sft")

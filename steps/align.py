@@ -7,14 +7,14 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.sources import AlignConfig
-from tuneline.data import align as alignment
+from tuneline.config.sections.sources import AlignConfig
+from tuneline.data.align import align as alignment
 from tuneline.data.corpus import Corpus
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.align", "data.corpus", libraries=("datasets",))
+    return code_behind("data.align.align", "data.corpus", libraries=("datasets",))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)

@@ -7,7 +7,7 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import REPORT
 from steps.caching import code_behind
-from tuneline.config.evaluate import EvaluateStepConfig
+from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.corpus import Corpus
 from tuneline.evaluation import score, setting
 from tuneline.evaluation.report import Report

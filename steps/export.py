@@ -7,19 +7,19 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT
 from steps.caching import code_behind
-from tuneline.config.export import ExportStepConfig
+from tuneline.config.sections.export import ExportStepConfig
 from tuneline.export import write
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest
 from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import card
+from tuneline.tracking import model_card
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
-    modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.card")
+    modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.model_card")
     return code_behind(*modules, libraries=libraries)
 
 
@@ -30,4 +30,4 @@ def export(
     """Merge or take as it is, and prove that what comes out is what went in."""
     verification.check_fully(tokenizer, base_model)
     made = write.export(tokenizer, base_model, origin, config)
-    return write.finish(made, card.exported(origin.card, origin.name, origin.source, origin.licence, made.facts))
+    return write.finish(made, model_card.exported(origin.card, origin.name, origin.source, origin.licence, made.facts))

@@ -5,10 +5,11 @@ from typing import Annotated
 from zenml import step
 
 from materializers import DOCUMENT
-from tuneline.config.export import LocateConfig
+from tuneline.config.sections.export import LocateConfig
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest
-from tuneline.workflow import exports, tracker
+from tuneline.zenml_integration import locate as locate_module
+from tuneline.zenml_integration import tracker
 
 
 @step(enable_cache=False, output_materializers=DOCUMENT)
@@ -17,5 +18,5 @@ def locate(
 ) -> tuple[Annotated[Manifest, "tokenizer"], Annotated[Manifest, "base_model"], Annotated[Origin, "origin"]]:
     """Find the model, see that its bytes are those that were registered, and that it may go where it should."""
     tracker.connect()
-    tokenizer, base_model, origin = exports.locate(config)
+    tokenizer, base_model, origin = locate_module.locate(config)
     return tokenizer, base_model, origin

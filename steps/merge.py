@@ -7,15 +7,15 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import MergeStepConfig
-from tuneline.data import merge as merging
+from tuneline.config.sections.data import MergeStepConfig
 from tuneline.data.corpus import Corpus
+from tuneline.data.mixture import merge as merging
 from tuneline.identity import Manifest
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.merge", "data.corpus", libraries=("datasets", "numpy"))
+    return code_behind("data.mixture.merge", "data.corpus", libraries=("datasets", "numpy"))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)

@@ -7,8 +7,8 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT
 from steps.caching import code_behind
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.train import MergeAdapterConfig
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.training.base import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model import merge as merging

@@ -6,7 +6,7 @@ from typing import Annotated
 from zenml import get_step_context, log_metadata, step
 
 from materializers import DOCUMENT
-from tuneline.config.export import PublishConfig
+from tuneline.config.sections.export import PublishConfig
 from tuneline.export import deliver
 from tuneline.export.origin import Delivery, Origin
 from tuneline.model import verification

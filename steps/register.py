@@ -10,21 +10,31 @@ from materializers import DOCUMENT
 from tuneline.config.recipe import AnyRecipe, Recipe
 from tuneline.data.corpus import Corpus
 from tuneline.errors import TrackingError
-from tuneline.evaluation import items, score
 from tuneline.evaluation import report as reports
+from tuneline.evaluation import score, score_store
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source, verification
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.tracking import card, evidence, gate, intact, promotion, registry, runs, stored, training_rows
-from tuneline.tracking.card import Known
+from tuneline.tracking import (
+    evidence,
+    gate,
+    integrity,
+    model_card,
+    promotion,
+    registry,
+    run_artifacts,
+    runs,
+    training_rows,
+)
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check, Evidence
+from tuneline.tracking.model_card import Known
 from tuneline.tracking.registry import Version
 from tuneline.tracking.training_rows import TrainingRows
-from tuneline.train import resume
+from tuneline.train.checkpoint import training_state
 from tuneline.train.report import TrainingReport
-from tuneline.workflow import versions
+from tuneline.zenml_integration import model_versions
 
 
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
@@ -46,21 +56,21 @@ def register(
     itself = champion is not None and champion.content_hash == model.content_hash()
     config = recipe.gate()
     facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
-    stored.keep_evidence(facts)
+    run_artifacts.keep_evidence(facts)
     seen = training_rows.of(mixture, recipe.merge.split_by)
-    stored.keep_training_rows(seen)
+    run_artifacts.keep_training_rows(seen)
     findings, checks = ([], []) if itself else _judge(report, champion, mixture, benchmarks, recipe, facts, seen)
     version, new = _register_version(model, sources, training_report, recipe)
     if not new:
         _check_known(version, model)
     checks = [*evidence.check(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
-    stored.keep_decision(decision)
+    run_artifacts.keep_decision(decision)
     known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
-    stored.keep_card(card.write(known), version if new else None)
-    versions.mirror(decision.model_name, decision)
+    run_artifacts.keep_card(model_card.write(known), version if new else None)
+    model_versions.mirror(decision.model_name, decision)
     if training_report.state:
-        resume.forget(training_report.state)
+        training_state.forget(training_report.state)
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
     return decision
 
@@ -79,7 +89,7 @@ def _judge(
     findings = gate.judge(candidate, base, "the base model", facts.gate, facts.dirty())
     if champion is None:
         return findings, []
-    folder = intact.checked_folder(champion, full=True)
+    folder = integrity.checked_folder(champion, full=True)
     config = recipe.for_evaluate()
     scores = score.score_all(
         score.stored("champion", folder, champion.content_hash, config),
@@ -89,7 +99,7 @@ def _judge(
         config,
     )
     both = candidate, reports.by_metric(scores)
-    more, checks = stored.against_champion(both, champion, facts, seen, facts.gate)
+    more, checks = run_artifacts.against_champion(both, champion, facts, seen, facts.gate)
     return findings + more, checks
 
 
@@ -121,7 +131,7 @@ def _check_known(version: Version, model: Checkpoint) -> None:
         TrackingError: They were damaged since.
     """
     try:
-        intact.check_stored(version)
+        integrity.check_stored(version)
     except TrackingError as error:
         raise TrackingError(f"{error} The same content lies in {model.path}: it can be copied from there.") from error
 
@@ -150,7 +160,7 @@ def _log_run(
     runs.log_text("evaluation/report.html", report.to_html())
     runs.log_text("evaluation/report.md", report.to_markdown())
     for who, scores in (("base", report.base), ("model", report.model)):
-        runs.log_file("evaluation", f"{who}.parquet", partial(items.write_table, items.to_table(scores)))
+        runs.log_file("evaluation", f"{who}.parquet", partial(score_store.write_table, score_store.to_table(scores)))
     inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
     runs.set_tags(
         {

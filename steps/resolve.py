@@ -6,12 +6,12 @@ from typing import Annotated
 from zenml import step
 
 from materializers import DOCUMENT
-from tuneline.config.resolve import ResolveConfig
-from tuneline.data import sources
+from tuneline.config.sections.resolve import ResolveConfig
+from tuneline.data.ingest import ingest
 from tuneline.identity import Manifest
-from tuneline.model import start
-from tuneline.tracking import intact
-from tuneline.workflow import tracker
+from tuneline.model import resolve as resolve_module
+from tuneline.tracking import integrity
+from tuneline.zenml_integration import tracker
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ def resolve(
 ]:
     """Find data sets, exams and base model; refuse early what would fail late."""
     tracker.connect()
-    intact.check_champion(config.model_name)
-    found, exams = sources.locate(config.sources), sources.locate_exams(config.exams)
-    tokenizer, base_model, sentence = start.find(config)
+    integrity.check_champion(config.model_name)
+    found, exams = ingest.locate(config.sources), ingest.locate_exams(config.exams)
+    tokenizer, base_model, sentence = resolve_module.find(config)
     logger.info("%s", sentence)
     return found, exams, tokenizer, base_model

@@ -7,15 +7,17 @@ from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
 from steps.caching import code_behind
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.data import tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
 from tuneline.identity import Manifest
 
 
 def watched() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.tokenize", "data.corpus", libraries=("datasets", "transformers", "tokenizers", "jinja2"))
+    return code_behind(
+        "data.tokenization.tokenize", "data.corpus", libraries=("datasets", "transformers", "tokenizers", "jinja2")
+    )
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)

@@ -62,7 +62,7 @@ def zenml_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def project(zenml_world: Path, project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with the embedded stack active in it; the working directory for a module's tests."""
-    from tuneline.workflow import stack
+    from tuneline.zenml_integration import stack
 
     folder = tmp_path_factory.mktemp("project") / "it"
     shutil.copytree(project_template, folder)

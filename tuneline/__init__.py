@@ -1,4 +1,4 @@
-"""Fine-tuning library: plain functions and configs; only `tuneline.workflow` knows ZenML.
+"""Fine-tuning library: plain functions and configs; only `tuneline.zenml_integration` and `tuneline.runner` know ZenML.
 
 Importing it switches off the telemetry and the noise of the tools below it, unless the environment says otherwise.
 """

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from benchmarks.peers import process
 from tuneline.data.corpus import Corpus
 from tuneline.model.load import load_model
-from tuneline.train import stages
+from tuneline.train import training_run
 
 
 def work(arguments: process.Result) -> process.Result:
@@ -18,11 +18,11 @@ def work(arguments: process.Result) -> process.Result:
     base = load_model(Path(arguments["model"]), attention="segment")
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **arguments["lora"])
     model: Any = get_peft_model(base, lora)
-    losses = {"none": stages.mean_loss(model, rows, "validation")}
+    losses = {"none": training_run.mean_loss(model, rows, "validation")}
     for name, path in arguments["adapters"].items():
         told = set_peft_model_state_dict(model, load_file(path))
         assert not told.unexpected_keys, f"{path} holds other layers: {told.unexpected_keys[:3]}"
-        losses[name] = stages.mean_loss(model, rows, "validation")
+        losses[name] = training_run.mean_loss(model, rows, "validation")
     return {"losses": losses}
 
 

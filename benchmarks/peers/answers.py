@@ -12,7 +12,7 @@ Told = dict[str, Any]
 
 def ours(model: Any, tokenizer: Any, told: Told) -> list[str]:
     """Answer as the step `evaluate` does."""
-    from tuneline.evaluation import generate
+    from tuneline.evaluation.generation import generate
 
     return generate.answers(model, tokenizer, told["prompts"], told["max_new_tokens"], told["batch_size"])
 

@@ -20,12 +20,12 @@ LETTERS = "ABCD"
 
 def ours(model: Any, tokenizer: Any, told: Told) -> tuple[float, list[str]]:
     """Answer as the step `evaluate` does."""
-    from tuneline.evaluation import choice
+    from tuneline.evaluation.tasks import letter_logprobs
 
     start = time.process_time()
     found = []
     for subject in told["subjects"]:
-        table = choice.letter_logprobs(model, tokenizer, subject["prompts"])
+        table = letter_logprobs.letter_logprobs(model, tokenizer, subject["prompts"])
         found += [LETTERS[row.index(max(row))] for row in table.tolist()]
     return time.process_time() - start, found
 

@@ -34,7 +34,7 @@ def work(arguments: process.Result) -> process.Result:
 
 
 def whole(arguments: process.Result) -> Corpus:
-    """Go the whole way in one process, as `tuneline.data.worker` does."""
+    """Go the whole way in one process, as `tuneline.data.prepare` does."""
     mixture = ours.mix(ours.shape(ours.read(Path(arguments["data"]))))
     return ours.rows(mixture, Path(arguments["model"]), arguments["max_length"])
 

@@ -9,13 +9,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from benchmarks.peers import process
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.method import Method
-from tuneline.config.model import DirectoryModel
-from tuneline.config.train import TrainConfig
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.sections.method import Method
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.base import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
-from tuneline.train import stages
+from tuneline.train import training_run
 
 
 def work(arguments: process.Result) -> process.Result:
@@ -27,7 +27,7 @@ def work(arguments: process.Result) -> process.Result:
     config = TrainConfig(max_steps=arguments["steps"], lr_scheduler_type="constant", **arguments["train"])
     clock: list[tuple[float, float]] = []
     (Path(arguments["scratch"]) / "began").touch()
-    _, report = stages.train(
+    _, report = training_run.train(
         rows,
         base_model,
         tokenizer,

@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from benchmarks.peers import process, steps
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.method import Method
-from tuneline.config.model import DirectoryModel
-from tuneline.config.train import TrainConfig
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.sections.method import Method
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.base import TrainConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
-from tuneline.train import stages
+from tuneline.train import training_run
 
 
 def work(arguments: process.Result) -> process.Result:
@@ -25,7 +25,7 @@ def work(arguments: process.Result) -> process.Result:
     method: Any = TypeAdapter(Method).validate_python(arguments["method"])
     config = TrainConfig(num_train_epochs=1, **arguments["train"])
     clock = steps.Clock()
-    checkpoint, report = stages.train(
+    checkpoint, report = training_run.train(
         rows, base_model, tokenizer, load, method, config, listeners=(lambda figures, step: clock.step(),)
     )
     shutil.copy(checkpoint.path / steps.ADAPTER, arguments["adapter"])

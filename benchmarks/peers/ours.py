@@ -11,11 +11,15 @@ from unittest import mock
 import tiktoken  # noqa: F401  imports are not what is measured
 
 from benchmarks.peers import process
-from tuneline.config.data import MergeStepConfig, TokenizeStepConfig
-from tuneline.config.sources import AlignConfig, IngestConfig, SourceConfig
-from tuneline.data import align, corpus, merge, schema, sources, tokenize
+from tuneline.config.sections.data import MergeStepConfig, TokenizeStepConfig
+from tuneline.config.sections.sources import AlignConfig, IngestConfig, SourceConfig
+from tuneline.data import corpus, schema
+from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
-from tuneline.data.tokenizer import load_tokenizer
+from tuneline.data.ingest import ingest
+from tuneline.data.mixture import merge
+from tuneline.data.tokenization import tokenize
+from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.identity import Manifest
 from tuneline.model import source
 
@@ -24,8 +28,8 @@ NO_EXAMS = Manifest(kind="benchmarks", items=[])
 
 def read(path: Path) -> Corpus:
     """Find a file and read its records."""
-    found = sources.locate([SourceConfig(name=path.stem, path=path)])
-    return sources.ingest(found, IngestConfig(name=path.stem))
+    found = ingest.locate([SourceConfig(name=path.stem, path=path)])
+    return ingest.ingest(found, IngestConfig(name=path.stem))
 
 
 def shape(records: Corpus) -> Corpus:

@@ -15,7 +15,7 @@ from benchmarks.peers import ours, process, trl_preparation
 from tuneline.data import corpus, schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.schema import IGNORE_INDEX, Message
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 
 Sequence = tuple[list[int], list[int]]
 

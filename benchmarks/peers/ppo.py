@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.peers import process
-from tuneline.config.method import LoraMethod
-from tuneline.config.rl import PPOConfig
-from tuneline.data import pairs
+from tuneline.config.sections.method import LoraMethod
+from tuneline.config.training.rl import PPOConfig
+from tuneline.data.tokenization import preference_rows
 from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
@@ -74,7 +74,7 @@ def four(model: Path, reward: Path, objective: PPO) -> Layout:
 
     @torch.no_grad()
     def rewards(spans: list[Span], references: list[list[int]]) -> list[float]:
-        return value_head.at_ends(judge, reward_head, collate([pairs.answered(spans)])).tolist()
+        return value_head.at_ends(judge, reward_head, collate([preference_rows.answered(spans)])).tolist()
 
     return Layout(
         policy,
@@ -116,7 +116,7 @@ def _step(
 ) -> list[float]:
     layout.policy.eval()
     spans = list(zip(asked, rollout.answers(layout.policy, asked, drawing), strict=True))
-    inputs = collate([pairs.answered(spans)])
+    inputs = collate([preference_rows.answered(spans)])
     with torch.no_grad():
         rewards = torch.tensor(layout.judge(spans, []))
         old_N, ref_N, values_N = layout.said(inputs), layout.reference(inputs), layout.values(inputs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import process
-from tuneline.config.loader import Holding
+from tuneline.config.sections.load import Holding
 from tuneline.model.load import read_config, shape_of
 
 SQUARE = 1024

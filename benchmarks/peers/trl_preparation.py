@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.peers import ours, process
 from tuneline.data import corpus, schema
 from tuneline.data.corpus import Corpus
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 
 FEW = 16
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests import tiny
 from tests.integration import reference
 from tuneline.cli.app import app
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -186,7 +186,7 @@ def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(n
     from zenml.client import Client
 
     from pipelines import export_pipeline
-    from tuneline.workflow import start
+    from tuneline.runner import start
 
     tiny.write_texts(project / "data" / "texts.jsonl", COUNT)
     outcome = run(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests import tiny
 from tests.integration import reference
 from tuneline.cli.app import app
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 

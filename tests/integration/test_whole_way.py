@@ -6,7 +6,7 @@ import pytest
 
 from tests import tiny
 from tests.integration import reference
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tuneline.workflow.start import Outcome
+from tuneline.runner.start import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def run(project: Path) -> Callable[..., Outcome]:
     """Run a pipeline on a recipe made of the small one; keyword arguments replace its parts."""
     import importlib
 
-    from tuneline.workflow.start import outcome
+    from tuneline.runner.start import outcome
 
     def start(pipeline: str = "sft_pipeline", use_cache: bool = True, **changes: object) -> Outcome:
         path = tiny.write_config(project / "changed.yaml", tiny.recipe(**changes))

@@ -95,7 +95,7 @@ def test_a_model_card_tells_what_is_known(two_runs):
 def test_a_decision_is_kept_as_json_markdown_and_html(two_runs):
     from tuneline.tracking import registry
     from tuneline.tracking.decision import Decision
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
     run_id = registry.find("tiny", "2").run_id
@@ -187,7 +187,7 @@ def test_the_newest_models_are_shown_with_those_that_hold_an_alias(two_runs):
 
 
 def test_runs_are_listed_page_by_page(two_runs, monkeypatch):
-    from tuneline.workflow import runs
+    from tuneline.runner import runs
 
     whole = runs.latest(2)
     monkeypatch.setattr(runs, "PAGE", 1)

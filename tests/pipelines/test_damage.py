@@ -8,10 +8,10 @@ import pytest
 
 from pipelines import sft_pipeline
 from tests import tiny
+from tuneline.runner.start import outcome
 from tuneline.tracking import registry
-from tuneline.workflow import tracker
-from tuneline.workflow.start import outcome
-from tuneline.workflow.strict import Refusal
+from tuneline.zenml_integration import tracker
+from tuneline.zenml_integration.strict_pipeline import Refusal
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -122,7 +122,7 @@ def full_in_the_words_of_arrow(*_):
 
 @pytest.mark.parametrize("fail", [full, full_in_the_words_of_arrow])
 def test_a_full_disk_in_a_step_is_told_as_one_and_without_a_traceback(run, first, monkeypatch, capfd, fail):
-    monkeypatch.setattr("tuneline.data.tokenize.tokenize_pack", fail)
+    monkeypatch.setattr("tuneline.data.tokenization.tokenize.tokenize_pack", fail)
 
     told = refusal(run, tokenize={"max_length": 128})
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from tests import fake_hub, tiny
 from tuneline.cli.app import app
 from tuneline.errors import TunelineError
-from tuneline.workflow import start, tracker
+from tuneline.runner import start
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests import tiny
-from tuneline.tracking import paper_pages as pages
+from tuneline.tracking.experiments import paper_report as pages
 
 pytestmark = pytest.mark.zenml
 COMMAND = [sys.executable, "-m", "tuneline.cli.main", "paper-tables"]
@@ -105,7 +105,7 @@ def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
     gone = rows / "gone.jsonl"
     shutil.copy(rows / "rows" / "pubmed.jsonl", gone)
     code = (
-        "import sys; from pathlib import Path; from tuneline.workflow import paper_tables as running\n"
+        "import sys; from pathlib import Path; from tuneline.runner import paper_tables as running\n"
         "checked = running.check\n"
         f"running.check = lambda cells: (checked(cells), Path({str(gone)!r}).unlink())\n"
         "from tuneline.cli.main import main\n"

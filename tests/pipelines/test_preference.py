@@ -4,8 +4,8 @@ import mlflow
 import pytest
 
 from tests import tiny
-from tuneline.model import beside, value_head
-from tuneline.workflow import tracker
+from tuneline.model import adapter_bundle, value_head
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 
@@ -74,7 +74,7 @@ def test_a_reward_model_keeps_its_adapter_and_its_head_beside_the_base(dpo, run)
     found = made.report.metrics()["preference_accuracy"]["model"]
     assert found.num_items >= 8, "prompts of which no answer was trained on"
     assert found.mean > 0.9
-    assert beside.is_adapter(folder)
+    assert adapter_bundle.is_adapter(folder)
     assert (folder / value_head.FILE).is_file()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import tiny
-from tuneline.workflow.strict import Refusal
+from tuneline.zenml_integration.strict_pipeline import Refusal
 
 pytestmark = pytest.mark.zenml
 

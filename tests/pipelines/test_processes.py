@@ -26,7 +26,7 @@ def call(*command, cwd, **environment):
 
 def latest_run():
     """Return the newest run, read in this process, which sees the same store."""
-    from tuneline.workflow import runs
+    from tuneline.runner import runs
 
     (latest,) = runs.latest(1)
     assert latest["status"] == "completed"
@@ -42,7 +42,7 @@ def test_two_processes_may_start_on_an_empty_machine(tmp_path):
     env.pop("TUNELINE_HOME", None)
     folder = tmp_path / "checkout"
     folder.mkdir()
-    code = "from tuneline.workflow import stack; print('made', stack.init())"
+    code = "from tuneline.zenml_integration import stack; print('made', stack.init())"
 
     started = [
         subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
@@ -57,7 +57,8 @@ def test_two_processes_may_start_on_an_empty_machine(tmp_path):
 
 FIRST_USE = """
 from tuneline.tracking import registry
-from tuneline.workflow import runs, stack, tracker
+from tuneline.runner import runs
+from tuneline.zenml_integration import stack, tracker
 
 stack.is_ready() or stack.init()
 tracker.connect()
@@ -132,7 +133,8 @@ def schedule_file(project, cron):
 
 
 def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
-    from tuneline.workflow import scheduler, schedules
+    from tuneline.runner import scheduler
+    from tuneline.zenml_integration import schedules
 
     call("zenml", "pipeline", "run", "retrain_pipeline", "--config", schedule_file(project, "0 3 * * *"), cwd=project)
     assert "nightly" in call("zenml", "pipeline", "schedule", "list", cwd=project)

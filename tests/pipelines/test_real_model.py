@@ -8,8 +8,8 @@ import yaml
 from tests import tiny
 from tuneline.model.load import load_model
 from tuneline.tracking import registry
-from tuneline.train import stages
-from tuneline.workflow import tracker
+from tuneline.train import training_run
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, test_data):
     from pipelines import sft_pipeline
-    from tuneline.workflow.start import outcome
+    from tuneline.runner.start import outcome
 
     recipe = yaml.safe_load(DEMO.read_text())["parameters"]["recipe"]
     path = str(test_data / "llamafactory" / "alpaca_en_demo.json")
@@ -42,7 +42,7 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
     base = Path(run.steps["resolve"].outputs["base_model"][0].load().only().location)
     folders = (base, result.model_folder)
     before, after = (
-        stages.mean_loss(load_model(folder, attention="segment"), rows, "validation") for folder in folders
+        training_run.mean_loss(load_model(folder, attention="segment"), rows, "validation") for folder in folders
     )
     assert after < before
     assert after == pytest.approx(

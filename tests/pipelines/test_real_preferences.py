@@ -4,9 +4,9 @@ import pytest
 
 from tests import tiny
 from tuneline.config import load as loading
-from tuneline.data import worker
-from tuneline.model import merge, source, start
-from tuneline.train import stages
+from tuneline.data import prepare
+from tuneline.model import merge, resolve, source
+from tuneline.train import training_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -51,9 +51,9 @@ def trained(project, stage: str, **changes):
     if "load" in recipe["train"]:
         del recipe["train"]["load"]
     checked = loading.load(tiny.write_config(folder / f"{stage}.yaml", recipe)).recipe
-    tokenizer, base_model, _ = start.find(checked.for_resolve())
-    rows = worker.prepare(checked, tokenizer)
-    made = stages.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
+    tokenizer, base_model, _ = resolve.find(checked.for_resolve())
+    rows = prepare.prepare(checked, tokenizer)
+    made = training_run.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
     return checked, rows, tokenizer, base_model, *made
 
 

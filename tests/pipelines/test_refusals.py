@@ -14,7 +14,7 @@ from click.testing import CliRunner as ClickRunner
 from tests import harness_tasks, tiny
 from tuneline import owner
 from tuneline.cli import main as cli
-from tuneline.workflow import abandoned, tracker
+from tuneline.zenml_integration import abandoned_runs, tracker
 
 pytestmark = pytest.mark.zenml
 
@@ -142,7 +142,7 @@ def refused(project, capfd, monkeypatch):
 
 def versions():
     from tuneline.tracking import registry
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
     return registry.versions()
@@ -151,7 +151,7 @@ def versions():
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_clear_error_before_training(case, project, refused, monkeypatch):
     make, message = CASES[case]
-    monkeypatch.setattr("tuneline.train.stages.train", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("tuneline.train.training_run.train", lambda *a, **k: pytest.fail("training began"))
 
     (code, lines), (zenml_code, zenml_lines) = refused(**make(project))
 
@@ -204,7 +204,7 @@ def test_a_champion_with_other_bytes_or_none_is_told_before_training(project, re
     import mlflow
 
     from tuneline.tracking import promotion, registry
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
     run = mlflow.MlflowClient().create_run("0")
@@ -283,7 +283,7 @@ def test_such_times_from_python_code_are_refused_and_not_recorded(project):
 
 def test_a_stack_that_takes_no_schedules_is_named(project, monkeypatch):
     from tuneline.cli import main
-    from tuneline.workflow.orchestrator import ScheduledLocalOrchestratorConfig
+    from tuneline.zenml_integration.orchestrator import ScheduledLocalOrchestratorConfig
 
     monkeypatch.setattr(ScheduledLocalOrchestratorConfig, "is_schedulable", property(lambda self: False))
     path = tiny.write_config(project / "odd.yaml", tiny.recipe(), schedule={"cron_expression": "0 3 * * *"})
@@ -300,13 +300,15 @@ def test_a_run_that_failed_behind_a_step_that_logs_is_closed_in_mlflow(project, 
     seen = []
 
     def fail():
-        owner.own().add(abandoned.SNAPSHOTS, "store snapshot")
+        owner.own().add(abandoned_runs.SNAPSHOTS, "store snapshot")
         mlflow.set_tracking_uri("")  # as ZenML does it behind each step with a tracker
         raise KeyError
 
-    monkeypatch.setattr(abandoned, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri())))
+    monkeypatch.setattr(
+        abandoned_runs, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri()))
+    )
 
-    with pytest.raises(KeyError), abandoned.closed_at_the_end():
+    with pytest.raises(KeyError), abandoned_runs.closed_at_the_end():
         fail()
 
     assert seen == [("store snapshot", uri)]

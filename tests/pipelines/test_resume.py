@@ -5,7 +5,7 @@ import pytest
 
 from tuneline import state
 from tuneline.tracking import runs
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 

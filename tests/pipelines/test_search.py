@@ -6,8 +6,9 @@ import pytest
 pytest.importorskip("optuna", reason="the extra search is not installed")
 
 from tests import tiny
-from tuneline.config import search
-from tuneline.workflow import searches, tracker
+from tuneline.config.experiments import search
+from tuneline.runner import searches
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 

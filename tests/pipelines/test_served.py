@@ -7,7 +7,7 @@ import pytest
 
 from tests import mlflow_server
 from tuneline.errors import TrackingError
-from tuneline.tracking import intact, registry
+from tuneline.tracking import integrity, registry
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ def use_server(uri):
     from zenml.client import Client
     from zenml.enums import StackComponentType as Kind
 
-    from tuneline.workflow import stack
+    from tuneline.zenml_integration import stack
 
     client = Client()
     parts = client.active_stack_model.components
@@ -29,7 +29,7 @@ def use_server(uri):
 
 
 def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, tmp_path, monkeypatch):
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
         monkeypatch.delenv(name)
@@ -46,7 +46,7 @@ def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, 
         version = registry.find("served", "challenger")
         assert version.version == "2"
         assert version.source.startswith("runs:/")
-        assert (intact.checked_folder(version) / "model.safetensors").read_bytes() == (
+        assert (integrity.checked_folder(version) / "model.safetensors").read_bytes() == (
             second.model_folder / "model.safetensors"
         ).read_bytes()
         answer = mlflow.pyfunc.load_model("models:/served@challenger").predict(

@@ -9,7 +9,7 @@ import pytest
 from steps import caching
 from tests import tiny
 from tuneline.tracking import ledger, promotion, registry
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 

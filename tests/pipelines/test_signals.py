@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tuneline import state
-from tuneline.workflow import abandoned, tracker
+from tuneline.zenml_integration import abandoned_runs, tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -72,7 +72,7 @@ def test_a_killed_training_is_closed_by_the_next_command_and_keeps_its_state(pro
     status, steps, in_mlflow = latest()
     assert (status, in_mlflow) == ("running", {"RUNNING"})
 
-    lines = abandoned.close()
+    lines = abandoned_runs.close()
 
     status, steps, in_mlflow = latest()
     assert (status, in_mlflow) == ("failed", {"FAILED"})
@@ -80,7 +80,7 @@ def test_a_killed_training_is_closed_by_the_next_command_and_keeps_its_state(pro
     assert "its process is gone, so it was marked as failed" in lines[0]
     assert list((state.root() / "work").iterdir()) == []
     assert list(state.root().glob("training/*/checkpoint-*"))
-    assert abandoned.close() == []
+    assert abandoned_runs.close() == []
 
 
 def test_ctrl_c_while_training_saves_and_ends_with_130(project):
@@ -115,4 +115,4 @@ def test_a_signal_outside_training_marks_the_run_failed_and_says_so_in_one_line(
     assert status == "failed"
     assert "running" not in steps
     assert "RUNNING" not in in_mlflow
-    assert abandoned.close() == []
+    assert abandoned_runs.close() == []

@@ -4,8 +4,9 @@ import mlflow
 import pytest
 
 from tests import tiny
-from tuneline.config import sweep
-from tuneline.workflow import sweeps, tracker
+from tuneline.config.experiments import sweep
+from tuneline.runner import sweeps
+from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 

@@ -16,8 +16,8 @@ from materializers.report import ReportMaterializer
 from tuneline import checksums, state
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ArtifactError
-from tuneline.evaluation.items import Score
 from tuneline.evaluation.report import Report
+from tuneline.evaluation.score_store import Score
 from tuneline.identity import FileEntry, Located, Manifest, sha256_of
 from tuneline.model.checkpoint import Checkpoint
 

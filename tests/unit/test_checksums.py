@@ -7,11 +7,11 @@ import pytest
 from datasets import Dataset
 
 from tuneline import checksums, identity, state
-from tuneline.data import derived
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenizer import derived_tokenizer
 from tuneline.errors import ArtifactError, SourceError
-from tuneline.evaluation import items
-from tuneline.evaluation.items import Item
+from tuneline.evaluation import score_store
+from tuneline.evaluation.score_store import Item
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model import source, verification
 from tuneline.model.checkpoint import ABOUT, Checkpoint
@@ -143,7 +143,9 @@ def test_what_a_run_began_with_must_still_be_there(tmp_path):
 
 def test_a_damaged_copy_of_a_tokenizer_is_made_again(tiny_model, caplog):
     def make():
-        return derived.derive(source.tokenizer_of(tiny_model), ["key"], lambda tokenizer: {"note.txt": "same"})
+        return derived_tokenizer.derive(
+            source.tokenizer_of(tiny_model), ["key"], lambda tokenizer: {"note.txt": "same"}
+        )
 
     first = make()
     flip(first.only().paths()[0])
@@ -159,17 +161,17 @@ def test_damaged_scores_are_asked_again(caplog):
 
     def answer(missing):
         asked.append(len(missing))
-        return [items.score(item, "o", {"exam_accuracy": 1.0}) for item in missing]
+        return [score_store.score(item, "o", {"exam_accuracy": 1.0}) for item in missing]
 
-    before = items.remembered("m" * 64, "p" * 64, questions, answer)
+    before = score_store.remembered("m" * 64, "p" * 64, questions, answer)
     (path,) = state.folder("scores").rglob("*.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
     path.write_bytes(content)
 
-    assert items.remembered("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
     path.write_bytes(content[:100])
-    assert items.remembered("m" * 64, "p" * 64, questions, answer) == before
-    assert items.remembered("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
     assert asked == [50, 50, 50]
     assert "is damaged" in caplog.text

@@ -121,35 +121,35 @@ def test_a_row_that_speaks_of_a_full_disk_is_none():
 
 
 def test_a_locked_database_is_told_as_such_and_not_to_be_repaired(tmp_path, monkeypatch):
-    from tuneline.tracking import server
+    from tuneline.tracking import server_check
 
     path = tmp_path / "mlflow.db"
     with sqlite3.connect(path) as holder:
         holder.execute("create table t (x)")
         holder.commit()
         holder.execute("begin exclusive")
-        monkeypatch.setattr(server, "BUSY_SECONDS", 0.1)
+        monkeypatch.setattr(server_check, "BUSY_SECONDS", 0.1)
 
         with pytest.raises(TrackingError) as error:
-            server.check_reachable(f"sqlite:///{path}")
+            server_check.check_reachable(f"sqlite:///{path}")
         holder.rollback()
 
     told = str(error.value)
     assert "is locked by another process" in told
     assert "Mend" not in told
     assert "init" not in told
-    server.check_reachable(f"sqlite:///{path}")
+    server_check.check_reachable(f"sqlite:///{path}")
 
 
 def test_a_damaged_database_and_one_that_cannot_be_opened_are_told_apart(tmp_path):
-    from tuneline.tracking import server
+    from tuneline.tracking import server_check
 
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(TrackingError, match=r"Its bytes are damaged: restore it from a backup"):
-        server.check_reachable(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        server_check.check_reachable(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "folder.db").mkdir()
     with pytest.raises(TrackingError, match=r"Check that the file and its folder can be read and written"):
-        server.check_reachable(f"sqlite:///{tmp_path / 'folder.db'}")
+        server_check.check_reachable(f"sqlite:///{tmp_path / 'folder.db'}")
 
 
 def test_other_errors_pass_as_they_are():

@@ -8,21 +8,21 @@ import pytest
 
 from tests import tiny
 from tuneline.config import load as loading
-from tuneline.config import quantizations, support
 from tuneline.config.recipe import Recipe
-from tuneline.data import worker
+from tuneline.config.validation import compatibility, quantization
+from tuneline.data import prepare
 from tuneline.errors import RecipeError
-from tuneline.model import merge, start
+from tuneline.model import merge, resolve
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
-from tuneline.train import stages
+from tuneline.train import training_run
 
 DOCS = Path("docs/support-matrix.md")
 HEAD = """# What goes with what
 
 Each method with each other choice, all else as by default. `yes` was trained on a CPU by a test (a few steps of a tiny
 model: the loss falls, the saved model reloads equal, and merges equal where the method has a merged form); what needs
-more than a CPU is refused where that is missing. The table is `tuneline/config/support.yaml`; a recipe is held against
+more than a CPU is refused where that is missing. The table is `tuneline/config/validation/compatibility.yaml`; a recipe is held against
 it when it is read.
 
 """
@@ -83,12 +83,12 @@ LOAD = {
 }
 CHOICES = {
     tuple(sorted(choice.items())): choice
-    for axis in support.table().axes
+    for axis in compatibility.table().axes
     if axis != "method"
-    for choice in support.table().pairs(axis)
+    for choice in compatibility.table().pairs(axis)
 }
 NAMES = [
-    "-".join([c["method"], *(v for a, v in c.items() if support.table().defaults[a] != v and a != "method")])
+    "-".join([c["method"], *(v for a, v in c.items() if compatibility.table().defaults[a] != v and a != "method")])
     for c in CHOICES.values()
 ]
 
@@ -125,9 +125,9 @@ def param(choice: dict[str, str], name: str):
     if optimizer not in WIDELY_TRIED:
         standing = method == "full" or (method == "lora" and optimizer in TRIED_ON_LORA)
         slow |= optimizer in COMPILED or optimizer.startswith(LIKE_ANOTHER)
-        slow |= not standing and not support.table().refusals(choice)
+        slow |= not standing and not compatibility.table().refusals(choice)
     if choice["stage"] not in ("sft", "pretrain"):
-        slow |= method not in ON_TRIAL and not support.table().refusals(choice)
+        slow |= method not in ON_TRIAL and not compatibility.table().refusals(choice)
     return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
 
 
@@ -185,21 +185,21 @@ def prepared(world, recipe: Recipe):
     _, kept = world
     key = (recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in kept:
-        tokenizer, base_model, _ = start.find(recipe.for_resolve())
-        kept[key] = worker.prepare(recipe, tokenizer), tokenizer, base_model
+        tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
+        kept[key] = prepare.prepare(recipe, tokenizer), tokenizer, base_model
     return kept[key]
 
 
 def train(world, recipe: Recipe):
     rows, tokenizer, base_model = prepared(world, recipe)
-    start.check(base_model, tokenizer, recipe.for_resolve())
-    made = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
+    resolve.check(base_model, tokenizer, recipe.for_resolve())
+    made = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
     return rows, tokenizer, base_model, *made
 
 
 @pytest.mark.parametrize("choice", [param(*pair) for pair in zip(CHOICES.values(), NAMES, strict=True)])
 def test_a_pair_is_as_the_matrix_says(world, choice):
-    refused, needs = support.table().refusals(choice), support.table().needs(choice)
+    refused, needs = compatibility.table().refusals(choice), compatibility.table().needs(choice)
     if refused:
         with pytest.raises(RecipeError, match="cannot work"):
             read(world, choice)
@@ -220,7 +220,9 @@ def trains_reloads_and_merges(world, recipe, choice):
         assert merged_of(world, recipe, checkpoint).is_dir()  # held against the trained one there
         return
     model = load_model(merged_of(world, recipe, checkpoint))
-    after, trained_on = (stages.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation"))
+    after, trained_on = (
+        training_run.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation")
+    )
 
     assert all(map(math.isfinite, losses))
     assert after < before(world, recipe)
@@ -250,12 +252,12 @@ def before(world, recipe) -> float:
         holding = recipe.for_load().model_copy(update={"quantization": None})
         from tuneline.model.load import load_for_answers
 
-        world[1][key] = stages.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
+        world[1][key] = training_run.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
     return world[1][key]
 
 
 def test_the_rendered_matrix_is_the_table():
-    text = f"{HEAD}{support.to_markdown()}\n## Quantized models\n\n{quantizations.to_markdown()}"
+    text = f"{HEAD}{compatibility.to_markdown()}\n## Quantized models\n\n{quantization.to_markdown()}"
     if os.environ.get("TUNELINE_WRITE_DOCS"):
         DOCS.write_text(text)
 
@@ -265,9 +267,9 @@ def test_the_rendered_matrix_is_the_table():
 def test_every_method_of_the_config_is_a_line_of_the_matrix():
     from typing import get_args
 
-    from tuneline.config.method import Method
+    from tuneline.config.sections.method import Method
 
     types = {get_args(kind.model_fields["type"].annotation)[0] for kind in get_args(get_args(Method)[0])}
 
-    assert types <= set(support.table().axes["method"])
-    assert set(METHODS) == set(support.table().axes["method"])
+    assert types <= set(compatibility.table().axes["method"])
+    assert set(METHODS) == set(compatibility.table().axes["method"])

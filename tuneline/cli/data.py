@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tuneline.cli import preview, show
-from tuneline.config import dataset_info, descriptions
+from tuneline.config.datasets import dataset_registry, llamafactory_dataset_info
 from tuneline.errors import RecipeError
 
 PARTS = ("subset", "folder", "split", "revision")
@@ -32,11 +32,11 @@ def import_(
     """Translate a dataset_info.json into descriptions, and say what was left out and why."""
     if output.exists() and not force:
         raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
-    found = dataset_info.read(file)
+    found = llamafactory_dataset_info.read(file)
     if not found.entries:
         raise RecipeError(f"{file}: holds nothing that can be used: {_first_reason(found)}. Nothing was written.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    descriptions.write(descriptions.Descriptions(file, found.entries, found.left_out), output)
+    dataset_registry.write(dataset_registry.Descriptions(file, found.entries, found.left_out), output)
     taken = [_row(name, entry) | {"remark": "; ".join(found.notes[name])} for name, entry in found.entries.items()]
     left = [{"name": name, "remark": f"left out: {reason}"} for name, reason in found.left_out.items()]
     show.rows(f"Data sets of {file}", taken + left, ("name", "place", "format", "remark"), as_json=as_json, empty="")
@@ -55,7 +55,7 @@ def list_(
     as_json: show.AsJson = False,
 ) -> None:
     """List the data sets that a file describes."""
-    found = descriptions.read(file)
+    found = dataset_registry.read(file)
     rows = [_row(name, entry) for name, entry in found.entries.items()]
     used = [key for key in ("columns", "tags", "max_rows") if any(row[key] for row in rows)]
     names = ("name", "place", "format", *used)
@@ -76,5 +76,5 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first_reason(found: dataset_info.Imported) -> str:
+def _first_reason(found: llamafactory_dataset_info.Imported) -> str:
     return next((f"{name} {reason}" for name, reason in found.left_out.items()), "it has no entries")

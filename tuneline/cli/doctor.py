@@ -77,7 +77,7 @@ def _stack() -> list[dict[str, Any]]:
 
     from tuneline import state
     from tuneline.tracking import ledger
-    from tuneline.workflow import abandoned, stack, tracker
+    from tuneline.zenml_integration import abandoned_runs, stack, tracker
 
     rows = [_row("state root", "ok" if state.root().is_dir() else "absent", str(state.root()))]
     if not stack.is_ready():
@@ -86,7 +86,7 @@ def _stack() -> list[dict[str, Any]]:
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("mlflow", tracker.connect),
         ("ledger", lambda: f"{ledger.verify()} lines, whole"),
-        ("killed runs", lambda: "; ".join(abandoned.close()) or "none"),
+        ("killed runs", lambda: "; ".join(abandoned_runs.close()) or "none"),
     )
     for what, check in checks:
         try:

@@ -35,7 +35,7 @@ def models(
     """List registered versions with their aliases: the newest, and those with an alias however old they are."""
     show.quiet()
     from tuneline.tracking import registry
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
     if name and not registry.models(name):
@@ -68,11 +68,11 @@ def models(
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
     """Print a version's model card: data, method, scores, licence, limits, as far as they are known."""
     show.quiet()
-    from tuneline.tracking import registry, stored
-    from tuneline.workflow import tracker
+    from tuneline.tracking import registry, run_artifacts
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
-    typer.echo(stored.card_of(registry.find(name, version)))
+    typer.echo(run_artifacts.card_of(registry.find(name, version)))
 
 
 def promote(
@@ -84,10 +84,10 @@ def promote(
 ) -> None:
     """Put a version before the gate again, on the stored scores; a pass makes it champion."""
     show.quiet()
-    from tuneline.config import gate as gates
-    from tuneline.config.evaluate import GateConfig
-    from tuneline.tracking import promotion, stored
-    from tuneline.workflow import tracker, versions
+    from tuneline.config.sections import gate as gates
+    from tuneline.config.sections.evaluate import GateConfig
+    from tuneline.tracking import promotion, run_artifacts
+    from tuneline.zenml_integration import model_versions, tracker
 
     if force and gate:
         raise TunelineError("--force asks no gate, so --gate would do nothing. Leave one of them out.")
@@ -97,11 +97,11 @@ def promote(
         if not reason:
             raise TunelineError("--force needs --reason, which is written into the ledger. Give --reason WHY.")
         promoted = promotion.force(name, version, reason)
-        versions.mirror(name)
+        model_versions.mirror(name)
         show.console().print(f"{name} version {promoted.version} is champion, by force: {reason}")
         return
-    decision = stored.promote(name, version, config)
-    versions.mirror(name, decision)
+    decision = run_artifacts.promote(name, version, config)
+    model_versions.mirror(name, decision)
     findings(decision)
     show.console().print(f"{name} version {decision.version}: {decision.sentence}", soft_wrap=True)
     if not decision.promoted and "champion" not in decision.aliases:
@@ -131,11 +131,11 @@ def rollback(
     """Give the alias champion back to the previous one."""
     show.quiet()
     from tuneline.tracking import promotion
-    from tuneline.workflow import tracker, versions
+    from tuneline.zenml_integration import model_versions, tracker
 
     tracker.connect()
     champion = promotion.rollback(name, reason)
-    versions.mirror(name)
+    model_versions.mirror(name)
     state = f"{name} version {champion.version} is champion again." if champion else f"{name} has no champion now."
     show.console().print(state)
 
@@ -151,7 +151,7 @@ def history(
     if verify:
         show.quiet()
         from tuneline.tracking import promotion
-        from tuneline.workflow import tracker
+        from tuneline.zenml_integration import tracker
 
         tracker.connect()
         count = promotion.verify()

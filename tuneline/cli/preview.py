@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneline.cli import imports, show
-from tuneline.config import places
+from tuneline.config import existence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tuneline.data.look import Look
-    from tuneline.data.preview import Part, Section
+    from tuneline.data.preview.sample_rows import Look
+    from tuneline.data.tokenization.html_preview import Part, Section
 
 HEAD, TAIL = 2000, 1000
 """Characters shown of the beginning and the end of a long sequence; the HTML page shows all."""
@@ -40,13 +40,13 @@ def preview(
 ) -> None:
     """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
     checked = imports.read(recipe)
-    places.check(checked.recipe)
+    existence.check(checked.recipe)
     with show.status(f"Reading the first rows of {recipe}"):
-        from tuneline.data import look as looking
-        from tuneline.data.tokenizer import load_tokenizer
-        from tuneline.model import start
+        from tuneline.data.preview import sample_rows as looking
+        from tuneline.data.tokenizer.loader import load_tokenizer
+        from tuneline.model import resolve
 
-        manifest, said = start.locate_tokenizer(checked.training.for_resolve())
+        manifest, said = resolve.locate_tokenizer(checked.training.for_resolve())
         tokenizer = load_tokenizer(manifest)
         seen = looking.look(checked.training, tokenizer, num_shown=rows, only=source)
     if html:
@@ -60,14 +60,14 @@ def preview(
 
 
 def _write(html: Path, recipe: Path, said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> None:
-    from tuneline.data import preview as pages
+    from tuneline.data.tokenization import html_preview as pages
 
     told = [*said, f"A run would stop: {seen.problem}"] if seen.problem else said
     html.write_text(pages.document(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
 
 
 def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    from tuneline.data import preview as pages
+    from tuneline.data.tokenization import html_preview as pages
 
     found = []
     for section in seen.sections:
@@ -109,7 +109,7 @@ def _has_colours(console: Console) -> bool:
 
 
 def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrainedTokenizerBase") -> None:
-    from tuneline.data import preview as pages
+    from tuneline.data.tokenization import html_preview as pages
 
     for number, shown in enumerate(section.shown, start=1):
         parts = pages.parts(shown.tokens, tokenizer)
@@ -147,7 +147,7 @@ def _shortened(parts: "list[Part]") -> "Iterator[Part]":
 
 
 def _show_facts(console: Console, section: "Section") -> None:
-    from tuneline.data import preview as pages
+    from tuneline.data.tokenization import html_preview as pages
 
     facts = Table.grid(padding=(0, 3, 0, 0))
     for name, said in section.facts:

@@ -21,11 +21,11 @@ def runs(
 ) -> None:
     """List pipeline runs: what ran, what was cached, how long it took."""
     show.quiet()
-    from tuneline.workflow import abandoned, stack
-    from tuneline.workflow import runs as known
+    from tuneline.runner import runs as known
+    from tuneline.zenml_integration import abandoned_runs, stack
 
     if stack.is_ready():
-        abandoned.close()
+        abandoned_runs.close()
     columns = ("name", "pipeline", "status", "started", "seconds", "steps_run", "steps_cached")
     show.rows("Runs", known.latest(limit), columns, as_json=as_json, empty="No run yet. Start one: tuneline run FILE")
 
@@ -40,7 +40,7 @@ def compare(
     """Compare runs: parameters that differ, metrics, paired gains, items won and lost, loss curves; text and HTML."""
     show.quiet()
     from tuneline.tracking import compare as comparing
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     tracker.connect()
     found = comparing.compare(names)
@@ -72,7 +72,7 @@ SHOWN = 2
 
 def _print_examples(examples: list[dict[str, str]], letters: dict[str, str], console: Console) -> None:
     """Show the items that moved most of the first metric in which any did, run by run."""
-    from tuneline.tracking import excerpts
+    from tuneline.tracking import text_summary
 
     for run, letter in letters.items():
         of_run = [each for each in examples if each["run"] == run]
@@ -84,7 +84,9 @@ def _print_examples(examples: list[dict[str, str]], letters: dict[str, str], con
         console.print(f"Items that changed most in {shown[0]['metric']}, A to {letter}")
         for each in [*won, *lost]:
             console.print(f"  {each['change']}  {each['scores']}", highlight=False)
-            console.print(f"    asked  {excerpts.asked(each['prompt'])}", soft_wrap=True, markup=False, highlight=False)
+            console.print(
+                f"    asked  {text_summary.asked(each['prompt'])}", soft_wrap=True, markup=False, highlight=False
+            )
             for who, text in (("A", each["first"]), (letter, each["this"])):
-                line = f"    {who}      {excerpts.said(text)}"
+                line = f"    {who}      {text_summary.said(text)}"
                 console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -24,7 +24,7 @@ def schedule(
 ) -> None:
     """Record a schedule from a run configuration, list schedules, or pause, resume and delete one."""
     show.quiet()
-    from tuneline.workflow import schedules
+    from tuneline.zenml_integration import schedules
 
     if config:
         _record(config)
@@ -34,10 +34,10 @@ def schedule(
         schedules.set_active(resume, active=True)
     if delete:
         schedules.delete(delete)
-    from tuneline.workflow import fired
+    from tuneline.runner import scheduler_state
 
-    memory = fired.recall(lambda line: typer.echo(line, err=True))
-    found = [each.row() | fired.row(memory.get(each.id)) for each in schedules.all_schedules()]
+    memory = scheduler_state.recall(lambda line: typer.echo(line, err=True))
+    found = [each.row() | scheduler_state.row(memory.get(each.id)) for each in schedules.all_schedules()]
     columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
     show.rows(
         "Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE"
@@ -45,11 +45,12 @@ def schedule(
 
 
 def _record(config: Path) -> None:
-    from tuneline.config import load, places
-    from tuneline.workflow import schedules, stack, start
+    from tuneline.config import existence, load
+    from tuneline.runner import start
+    from tuneline.zenml_integration import schedules, stack
 
     checked = load.load(config)
-    places.check(checked.recipe)
+    existence.check(checked.recipe)
     wanted = checked.content.get("schedule")
     if not wanted:
         raise RecipeError(f"{config}: schedule: is required to be scheduled. Add it with a cron_expression.")
@@ -71,11 +72,11 @@ def scheduler(
 ) -> None:
     """Fire due schedules of this folder's stack, each in a fresh process, until stopped; its runs end with it."""
     show.quiet()
-    from tuneline.workflow import abandoned
-    from tuneline.workflow import scheduler as engine
-    from tuneline.workflow.schedules import all_schedules
+    from tuneline.runner import scheduler as engine
+    from tuneline.zenml_integration import abandoned_runs
+    from tuneline.zenml_integration.schedules import all_schedules
 
-    abandoned.close()
+    abandoned_runs.close()
     console = show.console()
     watching = engine.Scheduler(
         all_schedules,

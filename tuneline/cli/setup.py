@@ -23,8 +23,8 @@ def init(
     """Make a stack active in this folder: the embedded one (ZenML, MLflow, both on SQLite), or one of yours."""
     show.quiet()
     from tuneline import state
-    from tuneline.workflow import stack as stacks
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import stack as stacks
+    from tuneline.zenml_integration import tracker
 
     name = stacks.init(stack)
     uri = tracker.connect_to_registry()
@@ -41,7 +41,7 @@ def ui(
 ) -> None:
     """Open the MLflow UI on the active stack's store."""
     show.quiet()
-    from tuneline.workflow import tracker
+    from tuneline.zenml_integration import tracker
 
     uri = tracker.connect()
     if uri.startswith("http"):

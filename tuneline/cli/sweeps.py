@@ -7,13 +7,13 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import show
-from tuneline.config import search as searches
-from tuneline.config import sweep as sweeps
+from tuneline.config.experiments import search as searches
+from tuneline.config.experiments import sweep as sweeps
 from tuneline.errors import RecipeError
 
 if TYPE_CHECKING:
-    from tuneline.tracking.sweep import Line
-    from tuneline.workflow.start import Outcome
+    from tuneline.runner.start import Outcome
+    from tuneline.tracking.experiments.sweep import Line
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def sweep(
 
 def _sweep(config: Path, sets: list[str], seeds: int) -> None:
     settings = sweeps.settings(config, sets, seeds)
-    from tuneline.workflow import sweeps as running
+    from tuneline.runner import sweeps as running
 
     console = show.console()
     total, done = sum(len(setting.runs) for setting in settings), 0
@@ -72,8 +72,8 @@ def _sweep(config: Path, sets: list[str], seeds: int) -> None:
 
 
 def _search(asked: searches.Search, seeds: int) -> None:
-    from tuneline.tracking import search as kept
-    from tuneline.workflow import searches as running
+    from tuneline.runner import searches as running
+    from tuneline.tracking.experiments import optuna_study as kept
 
     console = show.console()
     if caution := searches.caution(asked):
@@ -93,7 +93,7 @@ def _search(asked: searches.Search, seeds: int) -> None:
 
 
 def _table(title: str, metric: str, lines: "list[Line]") -> Table:
-    from tuneline.tracking.sweep import shown_band
+    from tuneline.tracking.experiments.sweep import shown_band
 
     table = Table("setting", metric, "noise band", "against the best", title=title, title_justify="left")
     for line in lines:

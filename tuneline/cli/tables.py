@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuneline.cli import show
-from tuneline.config import paper_tables as tables
+from tuneline.config.experiments import paper_tables as tables
 from tuneline.errors import RecipeError
 
 if TYPE_CHECKING:
-    from tuneline.tracking.measured import CellResult
+    from tuneline.tracking.experiments.paper_cell import CellResult
 
 Many = list[str] | None
 
@@ -51,10 +51,10 @@ def paper_tables(
     asked = tables.Asked(budget, model, sources, tuple(task or ()), tuple(method or ()), seed, compat)
     cells = tables.cells(asked)
     show.quiet()
-    from tuneline.tracking import paper_pages
-    from tuneline.tracking import paper_tables as lines
-    from tuneline.workflow import paper_tables as running
-    from tuneline.workflow import stack
+    from tuneline.runner import paper_tables as running
+    from tuneline.tracking.experiments import paper_report
+    from tuneline.tracking.experiments import paper_tables as lines
+    from tuneline.zenml_integration import stack
 
     console = show.console()
     if not stack.is_ready():
@@ -62,10 +62,12 @@ def paper_tables(
     running.check(cells)
 
     def told(results: "list[CellResult]", number: int) -> None:
-        paper_pages.write(output, asked, results)
+        paper_report.write(output, asked, results)
         console.print(f"{number + 1} of {len(results)}: {lines.line(results[number])}", soft_wrap=True)
 
     results = running.run(cells, output / "logs", told)
-    console.print(f"The tables: {output / paper_pages.HTML} and {paper_pages.MARKDOWN}; figures: {paper_pages.FIGURES}")
+    console.print(
+        f"The tables: {output / paper_report.HTML} and {paper_report.MARKDOWN}; figures: {paper_report.FIGURES}"
+    )
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)

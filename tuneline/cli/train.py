@@ -7,11 +7,11 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import imports, models, show
-from tuneline.config import load, places
+from tuneline.config import existence, load
 from tuneline.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from tuneline.workflow.start import Exported, Outcome
+    from tuneline.runner.start import Exported, Outcome
 
 ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml, or one of LlamaFactory.")]
 
@@ -50,11 +50,12 @@ def run(
     checked = imports.as_file(_checked(config))
     _check_steps(checked, recompute or [])
     with show.status(f"Checking {config}") as shown:
-        from tuneline.workflow import abandoned, preflight, stack, start
+        from tuneline.runner import preflight, start
+        from tuneline.zenml_integration import abandoned_runs, stack
 
         if not stack.is_ready():
             shown.console.print(f"No stack was chosen in this folder: made {stack.init()} (tuneline init).")
-        abandoned.close()
+        abandoned_runs.close()
         preflight.check_content(checked.recipe)
     outcome = start.start(checked, use_cache=cache, recompute=recompute or [])
     if outcome is None:
@@ -85,7 +86,7 @@ def _checked(config: Path) -> load.RunConfig:
         TunelineError: One line for each mistake.
     """
     checked = imports.read(config)
-    places.check(checked.recipe)
+    existence.check(checked.recipe)
     return checked
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from tuneline.config import descriptions, gate, run_keys, strict_file
 from tuneline.config.base import MAX_MODEL_NAME
+from tuneline.config.datasets import dataset_registry
+from tuneline.config.parsing import located_yaml, zenml_keys
+from tuneline.config.parsing.located_yaml import Key, Problem, at, hint
 from tuneline.config.recipe import Recipe, SFTRecipe
 from tuneline.config.schedule import ScheduleConfig, not_on_this_machine
+from tuneline.config.sections import gate
 from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
-from tuneline.config.strict_file import Key, Problem, at, hint
 from tuneline.errors import RecipeError
 
 PIPELINES = tuple(name for names in PIPELINE_OF.values() for name in names)
@@ -50,7 +52,7 @@ def load(path: Path) -> RunConfig:
     Raises:
         RecipeError: One line for each mistake: `file:line: key: what is wrong, what to do`.
     """
-    document = strict_file.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE)
+    document = located_yaml.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE)
     content = document.content
     if "parameters" not in content:
         _refuse_llamafactory(path)
@@ -58,7 +60,7 @@ def load(path: Path) -> RunConfig:
     recipe, raw = None, at(content, RECIPE)
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
-        unresolved = descriptions.expand(document, raw)
+        unresolved = dataset_registry.expand(document, raw)
         wrong_gate = gate.expand(document, raw)
         recipe, problems = _recipe(raw)
         told += [*unresolved, *wrong_gate]
@@ -83,7 +85,7 @@ def check_schedule_of_this_machine(checked: RunConfig) -> None:
     Raises:
         RecipeError: One line for each key.
     """
-    document = strict_file.read(checked.path, what="a run configuration")
+    document = located_yaml.read(checked.path, what="a run configuration")
     if told := document.tell(not_on_this_machine(document.content.get("schedule") or {})):
         raise RecipeError("\n".join(told))
 
@@ -105,7 +107,7 @@ def _recipe(raw: dict[str, Any]) -> tuple[AnyRun | None, list[Problem]]:
     if isinstance(stage, str) and stage not in RUNS:
         return None, [((*RECIPE, "stage"), f"unknown stage {stage!r}.{hint(stage, RUNS)}")]
     model = RUNS[stage] if isinstance(stage, str) else SFTRecipe
-    return strict_file.check(model, raw, RECIPE, partial(_known_keys, model))
+    return located_yaml.check(model, raw, RECIPE, partial(_known_keys, model))
 
 
 def _other_pipeline(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:
@@ -116,7 +118,7 @@ def _other_pipeline(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem
 
 def _known_keys(model: type[AnyRun], loc: Key, parent: Any) -> list[str]:
     """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
-    known = strict_file.fields_beside(model, loc, parent)
+    known = located_yaml.fields_beside(model, loc, parent)
     if len(loc) == 1 and issubclass(model, Recipe):
         return [*known, "datasets"]
     return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
@@ -134,12 +136,12 @@ def _is_of_gate(problem: Problem) -> bool:
 
 def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     groups: list[tuple[Key, Iterable[str]]] = [
-        ((), run_keys.RUN),
+        ((), zenml_keys.RUN),
         (("parameters",), ("recipe",)),
         (("extra",), ("pipeline",)),
     ]
     steps = at(content, ("steps",))
-    groups += [(("steps", name), run_keys.STEP) for name in steps] if isinstance(steps, dict) else []
+    groups += [(("steps", name), zenml_keys.STEP) for name in steps] if isinstance(steps, dict) else []
     for prefix, known in groups:
         section = at(content, prefix)
         for name in section if isinstance(section, dict) else ():
@@ -149,7 +151,7 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     if pipeline is not None and pipeline not in PIPELINES:
         yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{hint(pipeline, PIPELINES)}"
     if (section := content.get("schedule")) is not None:
-        yield from strict_file.check(ScheduleConfig, section, ("schedule",))[1]
+        yield from located_yaml.check(ScheduleConfig, section, ("schedule",))[1]
 
 
 def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
@@ -193,10 +195,10 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     for section in sections:
         for key in ("path", "include_path", "task") if isinstance(section, dict) else ():
             if isinstance(written := section.get(key), str) and (key != "task" or written.endswith((".yaml", ".yml"))):
-                section[key] = strict_file.absolute(written, base)
+                section[key] = located_yaml.absolute(written, base)
     if isinstance(raw.get("to"), str):
-        raw["to"] = strict_file.absolute(raw["to"], base)
+        raw["to"] = located_yaml.absolute(raw["to"], base)
     if raw.get("stage") == "export" and isinstance(adapters := raw.get("adapters"), list):
-        raw["adapters"] = [strict_file.absolute(each, base) if isinstance(each, str) else each for each in adapters]
+        raw["adapters"] = [located_yaml.absolute(each, base) if isinstance(each, str) else each for each in adapters]
     if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
-        raw["template"] = strict_file.absolute(template, base)
+        raw["template"] = located_yaml.absolute(template, base)

@@ -4,17 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline.config import support
 from tuneline.config.base import TemplateArguments, TemplateName
-from tuneline.config.custom import format_hash, source_hash
-from tuneline.config.data import (
-    DataSection,
-    MergeConfig,
-    MergeStepConfig,
-    TokenizeConfig,
-    TokenizeStepConfig,
-)
-from tuneline.config.evaluate import (
+from tuneline.config.sections.data import DataSection, MergeConfig, MergeStepConfig, TokenizeConfig, TokenizeStepConfig
+from tuneline.config.sections.evaluate import (
     CUSTOM_KEY,
     GENERATED,
     EvaluateConfig,
@@ -23,16 +15,18 @@ from tuneline.config.evaluate import (
     GateConfig,
     RegisterConfig,
 )
-from tuneline.config.exams import ExamConfig
-from tuneline.config.harness import HarnessConfig
-from tuneline.config.loader import LoadConfig, LoadStepConfig
-from tuneline.config.method import Method
-from tuneline.config.model import ModelSource
-from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
-from tuneline.config.resolve import ResolveConfig
-from tuneline.config.rl import GRPOConfig, PPOConfig
-from tuneline.config.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
-from tuneline.config.train import MergeAdapterConfig, Optimisation, TrainConfig
+from tuneline.config.sections.exams import ExamConfig
+from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.load import LoadConfig, LoadStepConfig
+from tuneline.config.sections.method import Method
+from tuneline.config.sections.model import ModelSource
+from tuneline.config.sections.resolve import ResolveConfig
+from tuneline.config.sections.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
+from tuneline.config.training.base import MergeAdapterConfig, Optimisation, TrainConfig
+from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
+from tuneline.config.training.rl import GRPOConfig, PPOConfig
+from tuneline.config.validation import compatibility
+from tuneline.config.validation.user_code import format_hash, source_hash
 from tuneline.errors import did_you_mean
 
 STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "register")
@@ -111,7 +105,7 @@ class Recipe(DataSection):
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> "Recipe":
-        support.check(self)
+        compatibility.check(self)
         return self
 
     @model_validator(mode="after")
@@ -353,7 +347,7 @@ class GRPORecipe(RLRecipe):
 
     @model_validator(mode="after")
     def _a_reference_is_the_base(self) -> "GRPORecipe":
-        method = support.variant(self.method)
+        method = compatibility.variant(self.method)
         if self.train.beta > 0 and method in NO_BASE_BESIDE:
             raise ValueError(
                 f"train.beta: the reference is the base with the adapter switched off, and method {method} changes the "

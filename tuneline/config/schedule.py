@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.base import Config
-from tuneline.config.strict_file import Problem
+from tuneline.config.parsing.located_yaml import Problem
 
 ON_THIS_MACHINE = ("name", "cron_expression")
 """The keys that `tuneline scheduler` implements."""

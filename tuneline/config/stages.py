@@ -1,7 +1,7 @@
 """Every stage that a run configuration can name: those that train, and the export of what was trained."""
 
-from tuneline.config.export import ExportRecipe
 from tuneline.config.recipe import RECIPES, Recipe
+from tuneline.config.sections.export import ExportRecipe
 
 AnyRun = Recipe | ExportRecipe
 

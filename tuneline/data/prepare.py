@@ -1,97 +1,46 @@
-"""One path from examples to what the model sees, for every stage: a run and the preview both take it."""
+"""The data worker in one call: what a recipe names -> mixture -> training rows, without ZenML.
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+The same functions as the pipeline's steps, in the same order, for tests, benchmarks, previews and notebooks.
+"""
 
-from datasets import Dataset
-
-from tuneline.config.data import TokenizeConfig, TokenizeStepConfig
-from tuneline.data import corpus, pairs, schema, sequences
-from tuneline.data.preview import Shown
-from tuneline.data.sequences import Sequencer
-from tuneline.data.tokens import Tokens
-from tuneline.errors import DataError, RecipeError
-
-KINDS: dict[str, tuple[schema.Kind, ...]] = {
-    "pretrain": ("text",),
-    "sft": ("chat", "text"),
-    "preference": ("preference",),
-    "kto": ("kto",),
-    "prompt": ("chat",),
-}
-"""Kinds of examples that a stage trains on."""
+from tuneline.config.recipe import Recipe
+from tuneline.data.align import align
+from tuneline.data.chat_template import selection
+from tuneline.data.corpus import Corpus
+from tuneline.data.ingest import ingest
+from tuneline.data.mixture import merge
+from tuneline.data.tokenization import tokenize
+from tuneline.identity import Manifest
 
 
-class Item(NamedTuple):
-    """What becomes of an example: one sequence; or a row of prompt and answers, each a sequence behind the prompt."""
-
-    source: str
-    sequences: list[Tokens]
-    row: pairs.Row | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Add up the sequences' tokens."""
-        return sum(len(tokens.input_ids) for tokens in self.sequences)
-
-    def shown(self, place: str = "") -> list[Shown]:
-        """Return the sequences to look at, each with the example's place and what it is."""
-        names = pairs.names_of(self.row) if self.row else [""]
-        return [
-            Shown(tokens, ", ".join(part for part in (place, name) if part))
-            for tokens, name in zip(self.sequences, names, strict=True)
-        ]
-
-
-def prepare(
-    examples: Dataset, sequencer: Sequencer, config: TokenizeConfig, kind: str
-) -> Iterator[tuple[int, list[Item]]]:
-    """Yield how many examples are done, and the items of the last batch of them, in order.
-
-    Args:
-        examples: Rows of `schema.EXAMPLE`, all of one kind.
-        sequencer: Makes token sequences, as `config` says.
-        config: The policy.
-        kind: The examples' kind, or `prompt`.
+def mix(recipe: Recipe) -> Corpus:
+    """Read, align and merge the data sets of a recipe.
 
     Raises:
-        TunelineError: As `Sequencer.sequences` and `pairs.rows_of`.
+        TunelineError: As each step does.
     """
-    sequencer.start()
-    done = 0
-    for batch in corpus.batches(examples):
-        if kind in pairs.ANSWERS:
-            made = pairs.rows_of(schema.from_batch(batch, pairs.COLUMNS), sequencer, config, kind)
-            items = [Item(row["source"], pairs.sequences_of(row), row) for row in made]
-        else:
-            found = sequencer.sequences(schema.from_batch(batch, sequences.COLUMNS))
-            items = [Item(source, [tokens]) for source, tokens in found]
-        done += batch.num_rows
-        yield done, items
+    return mix_located(recipe, ingest.locate(recipe.sources_once()), ingest.locate_exams(recipe.exams))
 
 
-def kind_of(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, place: str) -> str:
-    """Return what a stage makes of examples: their kind, or `prompt` where it answers them anew.
+def mix_located(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:
+    """Read, align and merge data sets whose files, and those of the exams, are known."""
+    examples = [
+        align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
+        for source in recipe.sources_once()
+    ]
+    return merge.merge(examples, exams, recipe.for_merge())
+
+
+def prepare(recipe: Recipe, tokenizer: Manifest, model_type: str = "") -> Corpus:
+    """Make the training rows of a recipe.
 
     Args:
-        kinds: Of the examples; none for an empty split.
-        config: The policy and the stage.
-        place: What holds them, for errors.
+        recipe: What a run would be given.
+        tokenizer: The base model's; it gets the recipe's chat template.
+        model_type: The base model's architecture, by which a tokenizer without a template gets one.
 
     Raises:
-        DataError: The stage trains on another kind.
-        RecipeError: Chats would be wrapped.
+        TunelineError: As each step does.
     """
-    known, kind = KINDS[config.stage], KINDS[config.stage][0]
-    for kind in kinds:
-        if kind not in known:
-            raise DataError(
-                f"{place} holds examples of kind {kind}; stage {config.stage} trains on {' or '.join(known)}. Set "
-                "format, or take other data."
-            )
-        if config.packing == "wrapped" and kind != "text":
-            raise RecipeError(
-                f"tokenize.packing: wrapped cuts one stream of texts into rows, and {place} holds examples of kind "
-                f"{kind}, whose answers it would tear from their questions. Set packing: true."
-            )
-    return config.stage if config.stage == "prompt" else kind
+    chosen, _ = selection.with_template(tokenizer, recipe.template, model_type, recipe.template_arguments)
+    return tokenize.tokenize_pack(mix(recipe), chosen, recipe.for_tokenize())

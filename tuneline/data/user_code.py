@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from tuneline.config import custom
+from tuneline.config.validation import user_code
 from tuneline.errors import RecipeError, did_you_mean
 from tuneline.identity import digest, sha256_of
 
@@ -37,7 +37,7 @@ def function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
     Raises:
         RecipeError: The module is missing, fails or has changed, or has no such function.
     """
-    specs = custom.specs(name, key)
+    specs = user_code.specs(name, key)
     path = Path(str(specs[-1].origin))
     now = sha256_of(path)
     if sha256 and now != sha256:

@@ -8,7 +8,7 @@ from math import nan
 from statistics import mean, stdev
 
 from tuneline import statistics
-from tuneline.evaluation.items import Score
+from tuneline.evaluation.score_store import Score
 from tuneline.statistics import Interval, shown
 
 HELD_OUT = "held_out"

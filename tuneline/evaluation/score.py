@@ -6,19 +6,19 @@ from dataclasses import replace
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.config.evaluate import EvaluateStepConfig
-from tuneline.data import render
+from tuneline.config.sections.evaluate import EvaluateStepConfig
+from tuneline.data.chat_template import render
 from tuneline.data.corpus import Corpus
-from tuneline.data.tokenizer import load_tokenizer
-from tuneline.evaluation import exam as taking
-from tuneline.evaluation import generate, harness, judge, likelihood, metrics, setting, texts, totals
-from tuneline.evaluation.candidate import Candidate as Candidate
-from tuneline.evaluation.candidate import base as base
-from tuneline.evaluation.candidate import stored as stored
-from tuneline.evaluation.candidate import trained as trained
-from tuneline.evaluation.generate import Draw
-from tuneline.evaluation.items import Item, Score, remembered, score
+from tuneline.data.tokenizer.loader import load_tokenizer
+from tuneline.evaluation import setting
+from tuneline.evaluation.generation import generate
+from tuneline.evaluation.generation.generate import Draw
+from tuneline.evaluation.metrics import corpus_level, metric_registry, text_tokenizer
+from tuneline.evaluation.model_under_test import Candidate
 from tuneline.evaluation.report import HELD_OUT, Report, by_metric
+from tuneline.evaluation.score_store import Item, Score, remembered, score
+from tuneline.evaluation.tasks import lm_eval, log_likelihood, reward
+from tuneline.evaluation.tasks import multiple_choice as taking
 from tuneline.identity import Manifest, digest
 
 GENERATION_VERSION = 3
@@ -34,7 +34,7 @@ def score_all(
     for exam in config.exams:
         scores += taking.sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
     for task in config.harness:
-        scores += harness.sit(candidate, tokenizer_manifest, tokenizer, exams, task)
+        scores += lm_eval.sit(candidate, tokenizer_manifest, tokenizer, exams, task)
     return scores
 
 
@@ -60,8 +60,8 @@ def report(
         **scores,
         base_hash=before.content_hash,
         model_hash=after.content_hash,
-        totals={who: totals.of(each, config) for who, each in scores.items()},
-        methods=setting.told(after.dtype) | totals.methods(scores["model"], config),
+        totals={who: corpus_level.of(each, config) for who, each in scores.items()},
+        methods=setting.told(after.dtype) | corpus_level.methods(scores["model"], config),
         noise={who: band for who, band in bands.items() if band},
     )
 
@@ -74,12 +74,12 @@ def _held_out(
     config: EvaluateStepConfig,
 ) -> list[Score]:
     """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
-    if not likelihood.is_by_likelihood(held_out):
+    if not log_likelihood.is_by_likelihood(held_out):
         return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
     window = config.window
-    protocol = digest([likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.setting])
-    items = likelihood.items(held_out, config.max_items)
-    judge = likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+    protocol = digest([log_likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.setting])
+    items = log_likelihood.items(held_out, config.max_items)
+    judge = log_likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
     answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
     return remembered(candidate.content_hash, protocol, items, answer)
 
@@ -95,23 +95,23 @@ def _answered(
     """Score the answers of a model; answers are kept apart from their scores, so that a new metric asks nothing."""
     items = held_out_items(held_out, tokenizer, config.max_items)
     references = [item.reference for item in items]
-    cut = texts.cut_for(config.cut, references)
-    tokenize = texts.bleu_tokenizer(cut, references)
+    cut = text_tokenizer.cut_for(config.cut, references)
+    tokenize = text_tokenizer.bleu_tokenizer(cut, references)
     asked = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
-    judged = [judge.name(config)] if config.judged else []
+    judged = [reward.name(config)] if config.judged else []
 
     def scorer(missing: list[Item]) -> list[Score]:
         said = remembered(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
         told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
-        columns = metrics.columns(config, cut, tokenize, *told)
+        columns = metric_registry.columns(config, cut, tokenize, *told)
         if config.reward_model is not None:
             candidate.release()  # the judge is a model too
         if config.judged:
-            columns["reward"] = judge.of(config, tokenizer)(*told)
+            columns["reward"] = reward.of(config, tokenizer)(*told)
         rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))
         return [replace(each, metrics=row) for each, row in zip(said, rows, strict=True)]
 
-    protocol = digest([asked, metrics.protocol(config, cut, [tokenize, *judged])])
+    protocol = digest([asked, metric_registry.protocol(config, cut, [tokenize, *judged])])
     return remembered(candidate.content_hash, protocol, items, scorer)
 
 
@@ -147,7 +147,7 @@ def noise(
 
     Empty where the recipe asks for no noise band, or where rows are judged by their likelihood, which has no noise.
     """
-    if config.noise is None or likelihood.is_by_likelihood(held_out):
+    if config.noise is None or log_likelihood.is_by_likelihood(held_out):
         return {}
     tokenizer = load_tokenizer(tokenizer_manifest)
     means: dict[str, list[float]] = {}

@@ -15,9 +15,9 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data import render
-from tuneline.data.compiled import NO_STRIP, STRIPS, Strip
+from tuneline.data.chat_template import render
 from tuneline.data.schema import message
+from tuneline.data.tokenization.template_compiler import NO_STRIP, STRIPS, Strip
 from tuneline.errors import DataError, ProofError, SourceError
 
 LETTERS = {"S": "system", "U": "user", "A": "assistant"}

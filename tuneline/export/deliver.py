@@ -1,6 +1,6 @@
 """Bring an export where it should go."""
 
-from tuneline.config.export import PublishConfig
+from tuneline.config.sections.export import PublishConfig
 from tuneline.export import hub, place
 from tuneline.export.origin import Delivery, Origin
 from tuneline.export.write import CARD

@@ -8,7 +8,7 @@ whose name Ollama then says why, instead of a prompt that the model never saw.
 import json
 import re
 
-from tuneline.data.compiled import Strip
+from tuneline.data.tokenization.template_compiler import Strip
 from tuneline.export.chat import ANSWER, FIRST, Turns
 
 ONE_BYTE = " \t\n\v\f\r\x1c\x1d\x1e\x1f"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.config.export import PushConfig
+from tuneline.config.sections.export import PushConfig
 from tuneline.errors import DeliveryError
 from tuneline.identity import FileEntry, file_entries
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.export import FormConfig
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.config.sections.export import FormConfig
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.export import proof
 from tuneline.export.chat import NotExpressibleError

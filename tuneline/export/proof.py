@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data import jinja
+from tuneline.data.chat_template import jinja_ast
 from tuneline.errors import DataError
 from tuneline.export import chat as chats
 from tuneline.export import go_template, go_text
@@ -127,7 +127,7 @@ def plain_chats(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
 def _special_chats(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Yield conversations with the words that the chat template looks for."""
     yield "thoughts (<think>...</think>) in earlier answers", chats.conversation("UAU", ["question", THOUGHTS, "more"])
-    for word in jinja.words(str(tokenizer.chat_template)):
+    for word in jinja_ast.words(str(tokenizer.chat_template)):
         closed = f"{word}text{word.replace('<', '</', 1)}" if word.startswith("<") else word
         for said in (word, f"before {word} after", closed):
             yield f"{word!r} in a question", chats.conversation("UAU", [said, "answer", said])

@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 
 from tuneline import owner
-from tuneline.config.export import ExportStepConfig
-from tuneline.config.loader import Holding, LoadStepConfig
-from tuneline.config.train import MergeAdapterConfig
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.config.sections.export import ExportStepConfig
+from tuneline.config.sections.load import Holding, LoadStepConfig
+from tuneline.config.training.base import MergeAdapterConfig
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.export import modelfile
 from tuneline.export.origin import Origin

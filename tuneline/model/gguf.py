@@ -10,7 +10,7 @@ from pathlib import Path
 from tuneline import checksums, owner, state
 from tuneline.errors import SourceError
 from tuneline.identity import digest, file_entries
-from tuneline.model import gguf_parts
+from tuneline.model import gguf_split
 
 CONVERTER = "dequantized to float32, 1"
 """Part of the key: another way to convert makes another model."""
@@ -76,11 +76,11 @@ def _whole(files: Sequence[Path], folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     folder.mkdir()
-    return gguf_parts.join(files, folder / "model.gguf")
+    return gguf_split.join(files, folder / "model.gguf")
 
 
 def _convert(file: Path, folder: Path) -> None:
-    gguf_parts.check_whole(file)
+    gguf_split.check_whole(file)
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -109,7 +109,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _convert_tokenizer(file: Path, folder: Path) -> None:
     """Convert what the file's header holds: tokenizer and config."""
-    gguf_parts.check_whole(file)
+    gguf_split.check_whole(file)
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 

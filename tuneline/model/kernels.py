@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneline.config.loader import Holding
+from tuneline.config.sections.load import Holding
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model.attention.isolation import made_up
-from tuneline.model.likeness import apart
+from tuneline.model.logit_distance import apart
 
 FUSED_MLP = ("gate_proj", "up_proj", "down_proj")
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}

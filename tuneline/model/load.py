@@ -15,12 +15,12 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from tuneline.config.loader import Holding, LoadStepConfig
-from tuneline.data import vocabulary as words
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.config.sections.load import Holding, LoadStepConfig
+from tuneline.data.tokenizer import new_tokens as words
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import SourceError
 from tuneline.identity import Manifest
-from tuneline.model import beside, device, patches, precision, quantize, rope, source, vocabulary
+from tuneline.model import adapter_bundle, device, patches, precision, quantize, rope, source, vocabulary
 from tuneline.model.attention import choose, shifted
 from tuneline.model.methods import families, family_of
 from tuneline.model.precision import Precision
@@ -151,8 +151,15 @@ def load_model(
         attention: As transformers calls it; its own choice where it is not given.
         allowed: What the recipe allows: pickles, the model's own code. Nothing of it where it is not given.
     """
-    if beside.is_adapter(folder):
-        base = _assembled(folder / beside.BASE, folder, beside.adapters(folder), beside.how(folder), attention, dtype)
+    if adapter_bundle.is_adapter(folder):
+        base = _assembled(
+            folder / adapter_bundle.BASE,
+            folder,
+            adapter_bundle.adapters(folder),
+            adapter_bundle.how(folder),
+            attention,
+            dtype,
+        )
         return families[family_of(folder)].attach_saved(base, folder)
     config = allowed or Holding()
     return read_weights(folder, read_config(folder, config), config, dtype, attention)

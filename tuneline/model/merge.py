@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from tuneline import owner
-from tuneline.config import quantizations
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.train import MergeAdapterConfig
-from tuneline.data import pairs
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.training.base import MergeAdapterConfig
+from tuneline.config.validation import quantization
 from tuneline.data.corpus import Corpus
-from tuneline.data.tokenizer import load_tokenizer_from
+from tuneline.data.tokenization import preference_rows
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import ProofError, RecipeError
 from tuneline.identity import Manifest
-from tuneline.model import attention, beside, device, divergence, quantize, shard_merge, value_head
+from tuneline.model import adapter_bundle, attention, device, divergence, quantize, shard_merge, value_head
 from tuneline.model.checkpoint import Checkpoint, Kind
 from tuneline.model.divergence import compare
 from tuneline.model.load import load_for_merge, read_config, shape_of, without_weights
@@ -91,11 +91,11 @@ def _make(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) 
         shutil.copytree(parts.checkpoint.path, target, dirs_exist_ok=True)
         return "full", {}
     if reason := _why_beside(parts):
-        beside.write(target, parts.checkpoint.path, parts.base_model, parts.load)
+        adapter_bundle.write(target, parts.checkpoint.path, parts.base_model, parts.load)
         logger.info("%s; the base goes on beside the adapter", reason)
         return "adapter", {"merged": False, "reason": reason}
     held_out = rows.splits["validation"]
-    probes = [pairs.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
+    probes = [preference_rows.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
     return "merged", merge_into(target, parts, probes, config)
 
 
@@ -107,7 +107,7 @@ def _why_beside(parts: Parts) -> str:
         return "a reward adapter is used on the base that it shares with a policy"
     about = read_config(folder_of(parts.base_model), parts.load).to_dict()
     kind = quantize.kind_of(about)
-    if kind is not None and not quantizations.table()[kind].merges:
+    if kind is not None and not quantization.table()[kind].merges:
         return f"weights that come in {kind} have no full form to fold into"
     return ""
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from tuneline.config.loader import Holding
+from tuneline.config.sections.load import Holding
 from tuneline.errors import RecipeError
 from tuneline.model import kernels
 from tuneline.model.targets import ROUTER

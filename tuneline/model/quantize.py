@@ -2,7 +2,7 @@
 
 QLoRA (Dettmers et al. 2023, arXiv:2305.14314) trains an adapter on 4-bit weights. The adapter then belongs to those
 weights, not to the ones that they were made from: it is merged into what they dequantize to. What can be done with
-which kind stands in `tuneline/config/quantizations.yaml`.
+which kind stands in `tuneline/config/validation/quantization.yaml`.
 """
 
 import logging
@@ -16,9 +16,9 @@ from transformers import logging as transformers_logging
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from tuneline.config import quantizations
-from tuneline.config.loader import Bnb4bit, Bnb8bit, Quantization
-from tuneline.config.quantizations import about, kind_of
+from tuneline.config.sections.load import Bnb4bit, Bnb8bit, Quantization
+from tuneline.config.validation import quantization
+from tuneline.config.validation.quantization import about, kind_of
 from tuneline.errors import RecipeError
 from tuneline.model.targets import read_past
 
@@ -63,7 +63,7 @@ def _stay_plain(model: nn.Module) -> list[str] | None:
 
 def reading(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `from_pretrained` for a model that comes quantized, by its config.json."""
-    entry = quantizations.table().get(kind_of(config) or "")
+    entry = quantization.table().get(kind_of(config) or "")
     if entry is None or entry.loads == "quantized":
         return {}
     return {"quantization_config": AutoQuantizationConfig.from_dict({**about(config), "dequantize": True})}
@@ -119,7 +119,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     if not is_quantized(model):
         return model
     kind = kind_of(model.config.to_dict())
-    quantizations.check_merges(kind)
+    quantization.check_merges(kind)
     dtype = model.config.dtype or torch.float32
     if kind in ("bnb_4bit", "bnb_8bit"):
         model = _dequantized_by_transformers(model, dtype)

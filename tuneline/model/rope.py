@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from tuneline.config.loader import RopeScaling
+from tuneline.config.sections.load import RopeScaling
 from tuneline.errors import RecipeError
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -27,7 +27,7 @@ from transformers.core_model_loading import dot_natural_key
 
 from tuneline.errors import ProofError
 from tuneline.model import device
-from tuneline.model.methods import saved
+from tuneline.model.methods import adapter_io
 from tuneline.model.methods.base import Family
 from tuneline.model.methods.peft_family import NAME, saved_config
 
@@ -105,7 +105,7 @@ class _Factors:
     """The products of an adapter's factors, by the name of the weight that each belongs to."""
 
     def __init__(self, adapter: Path, layers: Mapping[str, tuple[str, Any]]) -> None:
-        self._file, self._layers = adapter / saved.WEIGHTS, layers
+        self._file, self._layers = adapter / adapter_io.WEIGHTS, layers
 
     def product(self, weight: str) -> torch.Tensor | None:
         """Return what is added to a weight, in float32, or None."""
@@ -145,7 +145,7 @@ def _is_plain(adapter: Path, family: Family) -> bool:
     """Tell whether an adapter is nothing but pairs of factors."""
     if family.name != "lora":
         return False
-    names = saved.read_shapes(adapter)
+    names = adapter_io.read_shapes(adapter)
     return all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
 
 
@@ -176,7 +176,7 @@ def _of_adapted(adapted: nn.Module, places: Mapping[str, Place], adapter: Path) 
     for name in adapted.state_dict():
         if f".{NAME}." in name:
             written = name.replace(f".{NAME}.", ".")
-            found[name] = {"safetensors_file": str(adapter / saved.WEIGHTS), "weight_name": written}
+            found[name] = {"safetensors_file": str(adapter / adapter_io.WEIGHTS), "weight_name": written}
         else:
             found[name] = places[name.removeprefix(PREFIX).replace(".base_layer.", ".")]
     return found

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tuneline.config import model as config
-from tuneline.config.loader import AdapterSource, Holding
-from tuneline.config.places import check_adapter, check_directory, check_model
-from tuneline.data import vocabulary
+from tuneline.config.existence import check_adapter, check_directory, check_model
+from tuneline.config.sections import model as config
+from tuneline.config.sections.load import AdapterSource, Holding
+from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, integrity, wheel
@@ -26,9 +26,9 @@ TOKENIZER = (
     "merges.txt",
     "*.model",
     "added_tokens.json",
-    vocabulary.RECORD,
+    new_tokens.RECORD,
 )
-"""All files that `tuneline.data.derived` writes are among these, so they have one hash wherever they lie."""
+"""All files that `tuneline.data.tokenizer.derived_tokenizer` writes are among these, so they have one hash wherever they lie."""
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from tuneline import owner, state
-from tuneline.config.model import WheelModel, WheelPart, split_names
+from tuneline.config.sections.model import WheelModel, WheelPart, split_names
 from tuneline.errors import SourceError
 from tuneline.identity import digest, sha256_of
 from tuneline.model import gguf

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from tuneline import statistics
 from tuneline.errors import NotFoundError, TrackingError
-from tuneline.tracking import excerpts, registry
+from tuneline.tracking import registry, text_summary
 
 NOT_COMPARED = (".low", ".high", ".base", ".gain")
 LAST_STEP = ("grad_norm", "learning_rate", "loss", "memory_bytes", "tokens_per_second")
@@ -89,7 +89,7 @@ class Comparison:
 
     def losses(self) -> dict[str, list[str]]:
         """Return the mean training loss of each fifth of the steps, which a picture would show where one is shown."""
-        parts = [excerpts.fifths([loss for _, loss in curve]) for curve in self.curves]
+        parts = [text_summary.fifths([loss for _, loss in curve]) for curve in self.curves]
         names = ("first fifth", "second", "third", "fourth", "last fifth")
         return {name: [f"{part[i]:.3f}" if part else "" for part in parts] for i, name in enumerate(names)}
 

@@ -12,9 +12,9 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from tuneline import state
-from tuneline.config.evaluate import GateConfig
+from tuneline.config.sections.evaluate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError, one_line
-from tuneline.tracking import gate, intact, ledger, registry
+from tuneline.tracking import gate, integrity, ledger, registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
 from tuneline.tracking.gate import Finding
@@ -80,7 +80,7 @@ def force(name: str, version: str, reason: str) -> Version:
         TrackingError: Its files are gone, or are not those that were registered.
     """
     target = registry.find(name, version)
-    intact.check_stored(target)
+    integrity.check_stored(target)
     with state.lock("promotion"):
         _note_losses(name)
         _crown(target, f"{FORCED}{reason}")
@@ -108,7 +108,7 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
             )
         number = stands.get("previous")
         if number:
-            intact.check_stored(registry.find(name, number))
+            integrity.check_stored(registry.find(name, number))
         if number or "champion" in stands:
             _move(name, "champion", number, reason)
         if number:

@@ -1,7 +1,7 @@
 """Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases.
 
-Their files are never copied on a local store; see `tuneline.tracking.uploads` for a registry behind a server. A version
-is looked up by its number, alias or content, so that the cost of a look does not grow with the number of versions.
+Their files are never copied on a local store; see `tuneline.tracking.model_source` for a registry behind a server.
+A version is looked up by its number, alias or content, so that the cost of a look does not grow with the number of versions.
 """
 
 import shutil
@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from tuneline import checksums, downloads, owner, state
+from tuneline import artifact_cache, checksums, owner, state
 from tuneline.errors import NotFoundError, TrackingError, one_line
 from tuneline.identity import digest
-from tuneline.tracking import uploads
+from tuneline.tracking import model_source
 from tuneline.tracking.flavor import FILES
 
 CONTENT_HASH = "tuneline.content_hash"
@@ -93,7 +93,7 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
     client = MlflowClient()
     if known := of_content(content_hash, name):
         return known[0], False
-    accepted = uploads.accepted_source(source, run_id)  # before the lock, as it may take long
+    accepted = model_source.accepted_source(source, run_id)  # before the lock, as it may take long
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -237,8 +237,8 @@ def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) ->
 def _download(version: Version) -> Path:
     """Return the copy of a version's files on this machine; the artifact that was registered has the same one."""
     text = _checksums_text(version)
-    key = downloads.key_of(text) if text else digest(["version", version.source, version.content_hash])
-    return downloads.folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
+    key = artifact_cache.key_of(text) if text else digest(["version", version.source, version.content_hash])
+    return artifact_cache.folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from tuneline.data import merge
 from tuneline.data.corpus import Corpus, batches
+from tuneline.data.mixture import merge
 
 BYTES = 16
 """Of each hash; two of a billion examples share theirs with a probability of 1e-21."""

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.method import Method
-from tuneline.config.train import Optimisation
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.sections.method import Method
+from tuneline.config.training.base import Optimisation
 from tuneline.data.corpus import Corpus
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
 from tuneline.model import device, source
 from tuneline.model.methods import families
 from tuneline.model.methods.base import Family
-from tuneline.train.resume import State
+from tuneline.train.checkpoint.training_state import State
 
 
 @dataclass(frozen=True)

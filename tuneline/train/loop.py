@@ -10,25 +10,25 @@ from typing import Any
 import torch
 
 from tuneline import progress
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.optimizers import TRAITS
-from tuneline.data import pairs
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.training.optimizers import TRAITS
+from tuneline.data.tokenization import preference_rows
 from tuneline.errors import ProofError, StoppedError
 from tuneline.model.load import Loaded
-from tuneline.train import noise, reference, trainer
-from tuneline.train.callbacks import Listener, Recorder
+from tuneline.train import neftune, reference_logps, trainer
+from tuneline.train.checkpoint.resumable_trainer import Saving, stopped_by_signals
+from tuneline.train.checkpoint.training_state import step_of
 from tuneline.train.collate import collate, moved
 from tuneline.train.job import Job
 from tuneline.train.levers.apply import Levers, apply
+from tuneline.train.monitoring.evaluation_callback import Best, Watch
+from tuneline.train.monitoring.recorder import Listener, Recorder
+from tuneline.train.monitoring.sample_generations import sampler_of
 from tuneline.train.objectives import objective_of
-from tuneline.train.proof import CHECKED_TOKENS
-from tuneline.train.resumable import Saving, stopped_by_signals
-from tuneline.train.resume import step_of
+from tuneline.train.packing_check import CHECKED_TOKENS
 from tuneline.train.rl.objectives import RL
 from tuneline.train.rl.trainer import RLTrainer, equip
-from tuneline.train.samples import sampler_of
 from tuneline.train.trainer import StageTrainer
-from tuneline.train.watch import Best, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +53,14 @@ def make(job: Job, loaded: Loaded, work: Path) -> StageTrainer:
     objective = objective_of(job.config)
     objective.attach(model, job.config.seed)
     _hold_trained(model, loaded.precision.trained)
-    splits = reference.prepared(job, objective, model, loaded.precision.autocast)
+    splits = reference_logps.prepared(job, objective, model, loaded.precision.autocast)
     alpha = job.config.neftune_noise_alpha
     kind = RLTrainer if isinstance(objective, RL) else StageTrainer
     loop = kind(
         job.family,
         job.method,
         objective,
-        noise.Noise(model, alpha) if alpha else None,
+        neftune.Noise(model, alpha) if alpha else None,
         model=model,
         args=args,
         train_dataset=splits["train"],
@@ -79,7 +79,7 @@ def make(job: Job, loaded: Loaded, work: Path) -> StageTrainer:
 
 def with_levers(job: Job, loaded: Loaded, loop: StageTrainer) -> Levers:
     """Switch on what makes a step fast, held against the plain model on a short row."""
-    row = pairs.laid_out(job.rows.splits["train"][0])
+    row = preference_rows.laid_out(job.rows.splits["train"][0])
     lengths = [min(length, CHECKED_TOKENS) for length in row["lengths"][:2]]
     starts = [sum(row["lengths"][:i]) for i in range(len(lengths))]
     ids = [token for start, n in zip(starts, lengths, strict=True) for token in row["input_ids"][start : start + n]]

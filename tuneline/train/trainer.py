@@ -14,19 +14,19 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuneline.config.method import Method
-from tuneline.config.optimizers import TRAITS
-from tuneline.config.train import Optimisation
+from tuneline.config.sections.method import Method
+from tuneline.config.training.base import Optimisation
+from tuneline.config.training.optimizers import TRAITS
 from tuneline.errors import RecipeError
 from tuneline.model import device
 from tuneline.model.methods.base import Family
 from tuneline.model.positions import predicted_at
 from tuneline.model.precision import Precision
-from tuneline.train import optimizers
-from tuneline.train.noise import Noise
+from tuneline.train.checkpoint.resumable_trainer import Resumable
+from tuneline.train.neftune import Noise
 from tuneline.train.objectives import Objective
 from tuneline.train.objectives.base import num_trained
-from tuneline.train.resumable import Resumable
+from tuneline.train.optim import optimizer_factory
 
 if TYPE_CHECKING:
     from tuneline.train.levers.apply import Levers
@@ -120,7 +120,7 @@ class StageTrainer(Resumable):
         groups = self.family.parameter_groups(self.model, self.method, self.args.learning_rate, self.args.weight_decay)
         if self.optimizer is None:
             self.names = frozenset(self.trained())
-            self.optimizer = optimizers.make(self, groups)
+            self.optimizer = optimizer_factory.make(self, groups)
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -170,23 +170,23 @@ def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[to
     return cross_entropy(logits.float(), labels[keep + 1].long(), reduction="none"), keep
 
 
-def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizers.Arguments:
+def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizer_factory.Arguments:
     """Translate our configs into transformers' arguments.
 
     Raises:
         RecipeError: transformers would train on another device than the model is loaded onto.
     """
     kind = device.kind()
-    args = optimizers.Arguments(
+    args = optimizer_factory.Arguments(
         output_dir=str(folder),
-        **(config.arguments() | optimizers.arguments(config)),
+        **(config.arguments() | optimizer_factory.arguments(config)),
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
         use_cpu=kind == "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,  # the filter would show the last finite loss instead
         report_to="none",
-        save_strategy="no",  # tuneline.train.resumable says when
+        save_strategy="no",  # tuneline.train.checkpoint.resumable_trainer says when
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=kind in device.COUNTED,

@@ -13,7 +13,7 @@ from tests import tiny
 from tuneline.cli import preview, show
 from tuneline.cli.app import app
 from tuneline.cli.main import main
-from tuneline.data.preview import Part
+from tuneline.data.tokenization.html_preview import Part
 from tuneline.errors import DataError, NotFoundError
 
 LONG = {"instruction": "Count.", "output": " ".join(map(str, range(400)))}
@@ -143,9 +143,9 @@ def test_too_many_cuts_are_a_problem_told_after_the_page(project):
 
 
 def test_no_more_than_the_first_rows_are_read(project, monkeypatch):
-    from tuneline.data import look
+    from tuneline.data.preview import sample_rows
 
-    monkeypatch.setattr(look, "FIRST_ROWS", 7)
+    monkeypatch.setattr(sample_rows, "FIRST_ROWS", 7)
     recipe = project(tiny.alpaca_rows(20))
     with Path(recipe.parent / "rows.jsonl").open("a") as file:
         file.write("{torn")

@@ -11,7 +11,7 @@ from tuneline.cli import imports, models, runs, show, sweeps, train
 from tuneline.tracking import ledger
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
-from tuneline.tracking.sweep import Line
+from tuneline.tracking.experiments.sweep import Line
 
 NASTY = "fix [/b] [bold]now[/] :smile: [link=x] \\["
 CLI = sorted(Path(show.__file__).parent.glob("*.py"))

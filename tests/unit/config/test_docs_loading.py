@@ -6,8 +6,8 @@ from typing import get_args
 
 import yaml
 
-from tuneline.config.loader import LoadConfig
-from tuneline.config.method import Method
+from tuneline.config.sections.load import LoadConfig
+from tuneline.config.sections.method import Method
 
 PAGE = Path("docs/loading.md").read_text()
 

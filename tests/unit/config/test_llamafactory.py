@@ -10,7 +10,7 @@ import yaml
 from tests import tiny
 from tuneline.config import llamafactory
 from tuneline.config.llamafactory import keys, training
-from tuneline.config.llamafactory.written import Written
+from tuneline.config.llamafactory.schema import Written
 from tuneline.config.load import load
 from tuneline.config.recipe import Recipe
 from tuneline.config.stages import PIPELINE_OF
@@ -481,14 +481,14 @@ def test_a_template_is_the_same_character_by_character_or_it_is_told(name):
     messages = [
         {"role": role, "content": text} for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    source = Path("tuneline/data/templates", f"{known.ours}.jinja").read_text()
+    source = Path("tuneline/data/chat_template/templates", f"{known.ours}.jinja").read_text()
     ours = jinja2.Environment().from_string(source).render(messages=messages, bos_token="<bos>", eos_token="<eos>")
 
     assert (ours == ("<bos>" if form in BEGIN else "") + theirs) == (known.differs is None)
 
 
 def test_every_template_of_ours_is_one_of_the_catalogue():
-    catalogue = {path.stem for path in Path("tuneline/data/templates").glob("*.jinja")}
+    catalogue = {path.stem for path in Path("tuneline/data/chat_template/templates").glob("*.jinja")}
 
     assert {known.ours for known in keys.templates().same.values()} <= catalogue
     assert len(keys.templates().known()) == len(set(keys.templates().known())) == 121

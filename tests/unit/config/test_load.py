@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from tests import tiny
-from tuneline.config import load, run_keys
+from tuneline.config import load
+from tuneline.config.parsing import zenml_keys
 from tuneline.config.schedule import ScheduleConfig
 from tuneline.errors import RecipeError
 
@@ -252,8 +253,8 @@ def test_the_written_down_keys_are_those_of_zenml():
     from zenml.config.schedule import Schedule
     from zenml.config.step_configurations import StepConfigurationUpdate
 
-    assert set(run_keys.RUN) == set(PipelineRunConfiguration.model_fields)
-    assert set(run_keys.STEP) == set(StepConfigurationUpdate.model_fields)
+    assert set(zenml_keys.RUN) == set(PipelineRunConfiguration.model_fields)
+    assert set(zenml_keys.STEP) == set(StepConfigurationUpdate.model_fields)
     assert set(ScheduleConfig.model_fields) == set(Schedule.model_fields)
 
 
@@ -262,11 +263,11 @@ RECIPES = [path for path in sorted(Path("configs").rglob("*.yaml")) if "recipe:"
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_every_shipped_recipe_loads_finds_its_files_and_says_how_to_run_it(path):
-    from tuneline.config import places
+    from tuneline.config import existence
 
     checked = load.load(path)
 
-    assert places.missing(checked.recipe) == []
+    assert existence.missing(checked.recipe) == []
     assert f"--config {path}" in path.read_text(), "the header must show the command that runs this file"
 
 

@@ -10,8 +10,9 @@ import zstandard
 
 from tests import tiny
 from tuneline.config import load
-from tuneline.config.sources import IngestConfig
-from tuneline.data import sources, worker
+from tuneline.config.sections.sources import IngestConfig
+from tuneline.data import prepare as prepare_module
+from tuneline.data.ingest import ingest
 from tuneline.errors import DataError, NotFoundError, RecipeError, SourceError, TunelineError
 from tuneline.model import source as models
 
@@ -70,7 +71,7 @@ def prepare(tmp_path, tiny_model):
         first = {"name": "d", "path": f"data/{next(iter(files))}", **(source or {})}
         small = {"sources": [first], "exams": [], "merge": {"validation_fraction": 0.2}}
         path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**(small | recipe)))
-        return worker.prepare(load.load(path).recipe, models.tokenizer_of(tiny_model)).counts
+        return prepare_module.prepare(load.load(path).recipe, models.tokenizer_of(tiny_model)).counts
 
     return run
 
@@ -878,35 +879,35 @@ def located(tmp_path):
     recipe = load.load(
         tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=[{"name": "d", "path": "data/d.jsonl"}]))
     ).recipe
-    return path, sources.locate(recipe.sources)
+    return path, ingest.locate(recipe.sources)
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(located, monkeypatch):
     _, found = located
-    read = sources.readers.chunks
+    read = ingest.readers.chunks
 
     def changed(path):
         yield from read(path)
         path.write_text(GOOD + lines(alpaca("one", "more")))
 
-    monkeypatch.setattr(sources.readers, "chunks", changed)
+    monkeypatch.setattr(ingest.readers, "chunks", changed)
     with pytest.raises(SourceError) as caught:
-        sources.ingest(found, IngestConfig(name="d"))
+        ingest.ingest(found, IngestConfig(name="d"))
 
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_told_as_changed_not_as_malformed(located, monkeypatch):
     _, found = located
-    read = sources.readers.chunks
+    read = ingest.readers.chunks
 
     def cut(path):
         path.write_text(GOOD[:-30])
         yield from read(path)
 
-    monkeypatch.setattr(sources.readers, "chunks", cut)
+    monkeypatch.setattr(ingest.readers, "chunks", cut)
     with pytest.raises(SourceError) as caught:
-        sources.ingest(found, IngestConfig(name="d"))
+        ingest.ingest(found, IngestConfig(name="d"))
 
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
@@ -916,6 +917,6 @@ def test_a_file_that_is_gone_when_it_is_to_be_read_is_told(located):
     shutil.rmtree(path.parent)
 
     with pytest.raises(SourceError) as caught:
-        sources.ingest(found, IngestConfig(name="d"))
+        ingest.ingest(found, IngestConfig(name="d"))
 
     assert str(caught.value) == f"d: {path} is gone since it was resolved. Restore it, or run again."

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from tests import tiny
-from tuneline.config import files, load
-from tuneline.config.data import TokenizeConfig
-from tuneline.config.sources import FORMATS, SourceConfig
-from tuneline.data import align
+from tuneline.config import load
+from tuneline.config.datasets import data_files
+from tuneline.config.sections.data import TokenizeConfig
+from tuneline.config.sections.sources import FORMATS, SourceConfig
+from tuneline.data.align import align
 
 PAGE = Path("docs/data.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -76,5 +77,5 @@ def test_the_tables_name_every_policy_and_every_packing():
 
 
 def test_every_kind_of_file_is_named():
-    assert all(f"`.{kind}`" in PAGE for kind in (*files.TEXT_KINDS, *files.TABLE_KINDS))
-    assert all(f"`{ending}`" in PAGE for ending in files.PACKED)
+    assert all(f"`.{kind}`" in PAGE for kind in (*data_files.TEXT_KINDS, *data_files.TABLE_KINDS))
+    assert all(f"`{ending}`" in PAGE for ending in data_files.PACKED)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneline.config.sources import FORMATS, Columns, Tags
-from tuneline.data import align, schema
-from tuneline.data.formats import formats
+from tuneline.config.sections.sources import FORMATS, Columns, Tags
+from tuneline.data import schema
+from tuneline.data.align import align
+from tuneline.data.align.formats import formats
 from tuneline.errors import DataError, NotFoundError
 
 CALL = {"name": "add", "arguments": {"b": 2, "a": 1}}

@@ -13,8 +13,10 @@ from pyarrow import parquet
 
 from tests import tiny
 from tuneline import identity, limits
-from tuneline.config import descriptions, files, load, places
-from tuneline.data import readers, template
+from tuneline.config import existence, load
+from tuneline.config.datasets import data_files, dataset_registry
+from tuneline.data.chat_template import selection
+from tuneline.data.ingest import readers
 from tuneline.errors import RecipeError, SourceError, TunelineError
 
 MIB = 1 << 20
@@ -159,7 +161,7 @@ def a_project(folder: Path, **changes) -> Path:
 
 def plan_of(path: Path) -> str:
     with at_most(20), pytest.raises(TunelineError) as caught:
-        places.check(load.load(path).recipe)
+        existence.check(load.load(path).recipe)
     return str(caught.value)
 
 
@@ -200,7 +202,7 @@ def test_a_pipe_among_the_files_of_a_folder_is_named(tmp_path):
     os.mkfifo(tmp_path / "b.jsonl")
 
     with at_most(20), pytest.raises(SourceError, match=r"b.jsonl is a named pipe"):
-        files.find(tmp_path)
+        data_files.find(tmp_path)
 
 
 def test_a_folder_that_holds_itself_is_read_once(tmp_path):
@@ -208,7 +210,7 @@ def test_a_folder_that_holds_itself_is_read_once(tmp_path):
     (tmp_path / "again").symlink_to(tmp_path)
 
     with at_most(20):
-        assert files.find(tmp_path).paths == [tmp_path / "a.jsonl"]
+        assert data_files.find(tmp_path).paths == [tmp_path / "a.jsonl"]
 
 
 def test_a_pipe_that_took_a_files_place_is_neither_read_nor_hashed(tmp_path):
@@ -263,14 +265,14 @@ def test_json_that_nests_without_end_is_refused_with_its_line(tmp_path, text):
     place = f"dataset_info.json:{1 + text.count(chr(10))}: "
 
     with at_most(20), pytest.raises(RecipeError, match=f"{place}values are nested"):
-        descriptions.read(path)
+        dataset_registry.read(path)
 
 
 def test_brackets_inside_words_are_no_nesting(tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_text(json.dumps({"a": {"file_name": "[" * 100 + '"{' * 50 + ".json"}}))
 
-    assert list(descriptions.read(path).entries) == ["a"]
+    assert list(dataset_registry.read(path).entries) == ["a"]
 
 
 def test_aliases_that_save_typing_are_kept(tmp_path):
@@ -307,7 +309,7 @@ def test_a_number_of_thousands_of_digits_in_json_is_refused(tmp_path):
     path.write_text('{"a": {"file_name": "a.json", "num_samples": ' + "9" * 5000 + "}}")
 
     with pytest.raises(RecipeError, match=r"dataset_info.json: a value cannot be read \(Exceeds the limit"):
-        descriptions.read(path)
+        dataset_registry.read(path)
 
 
 def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
@@ -315,7 +317,7 @@ def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
     path.write_text('{"a": "' + '\\"' * 500_000)
 
     with at_most(20), pytest.raises(RecipeError, match=r"dataset_info.json:1: not valid JSON: unterminated string"):
-        descriptions.read(path)
+        dataset_registry.read(path)
 
 
 MANY = 20_000
@@ -390,8 +392,8 @@ def test_a_template_that_is_far_too_large_or_no_text_is_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("a" * (2 * MIB))
     with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and at most 1 MiB are read"):
-        template.read(str(path))
+        selection.read(str(path))
 
     path.write_bytes(b"caf\xe9")
     with pytest.raises(SourceError, match="is not UTF-8 text: byte 3"):
-        template.read(str(path))
+        selection.read(str(path))

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from tuneline.data import readers, schema
-from tuneline.data.readers import json_list
+from tuneline.data import schema
+from tuneline.data.ingest import readers
+from tuneline.data.ingest.readers import json_array
 from tuneline.errors import DataError, SourceError
 
 ROWS = [
@@ -143,7 +144,7 @@ def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, inde
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=escaped), encoding="utf-8", newline="")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_list, "WINDOW", window)
+        patch.setattr(json_array, "WINDOW", window)
         found = read(path)
 
     assert [row for _, row in found] == records
@@ -168,7 +169,7 @@ def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, inde
     ],
 )
 def test_a_list_that_is_none_is_told_with_its_line(write, monkeypatch, text, message, window):
-    monkeypatch.setattr(json_list, "WINDOW", window)
+    monkeypatch.setattr(json_array, "WINDOW", window)
 
     with pytest.raises(DataError, match=message):
         read(write("a.json", text))

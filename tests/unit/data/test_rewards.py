@@ -2,9 +2,9 @@
 
 import pytest
 
-from tuneline.data import custom, rewards
+from tuneline.data import rewards, user_functions
 from tuneline.errors import RecipeError
-from tuneline.evaluation.overlap import TokenF1
+from tuneline.evaluation.metrics.overlap import TokenF1
 
 
 def test_overlap_is_the_f1_of_words():
@@ -27,7 +27,7 @@ def test_exact_wants_all_words_in_order():
 
 
 def test_a_recipe_names_them_like_functions_of_its_own():
-    judge = custom.load_reward("tuneline.data.rewards:overlap")
+    judge = user_functions.load_reward("tuneline.data.rewards:overlap")
 
     assert judge(["?"], ["four"], ["four"]) == [1.0]
 
@@ -41,6 +41,6 @@ def test_a_recipe_names_them_like_functions_of_its_own():
 )
 def test_what_is_not_there_is_refused_by_the_recipes_key(name, told):
     with pytest.raises(RecipeError, match="train.reward_function") as caught:
-        custom.load_reward(name)
+        user_functions.load_reward(name)
 
     assert told in str(caught.value)

@@ -7,9 +7,10 @@ import textwrap
 
 import pytest
 
-from tuneline.config import custom as found
-from tuneline.config.sources import AlignConfig
-from tuneline.data import align, custom, user_code
+from tuneline.config.sections.sources import AlignConfig
+from tuneline.config.validation import user_code as found
+from tuneline.data import user_code, user_functions
+from tuneline.data.align import align
 from tuneline.errors import DataError, RecipeError
 
 REWARD = "def reward(prompts, completions, references):\n    return [{value} for _ in prompts]\n"
@@ -36,7 +37,7 @@ def write(folder, name, text):
 
 def raised(name):
     with pytest.raises(RecipeError) as caught:
-        custom.load_reward(name)(*ARGUMENTS)
+        user_functions.load_reward(name)(*ARGUMENTS)
     return str(caught.value)
 
 
@@ -46,7 +47,7 @@ def test_a_file_beside_an_installed_package_of_its_name_is_the_one_that_runs(fol
         import evaluate
     path = write(folder, "evaluate.py", REWARD.format(value=7))
 
-    assert custom.load_reward("evaluate:reward")(*ARGUMENTS) == [7.0]
+    assert user_functions.load_reward("evaluate:reward")(*ARGUMENTS) == [7.0]
 
     assert found.source_hash("evaluate:reward", "key") == hashlib.sha256(path.read_bytes()).hexdigest()
     import evaluate
@@ -79,7 +80,7 @@ def test_neighbours_are_imported_and_hide_no_library(folder):
     for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate"]:
         del sys.modules[name]
 
-    assert custom.load_reward("own_reward:reward")(*ARGUMENTS) == [17.0]
+    assert user_functions.load_reward("own_reward:reward")(*ARGUMENTS) == [17.0]
 
     import evaluate
 
@@ -91,10 +92,10 @@ def test_a_module_of_a_package_imports_its_neighbours_relatively(folder):
     write(folder, "steps/inner/words.py", "VALUE = 5\n")
     write(folder, "steps/inner/rewards.py", "from .words import VALUE\n" + REWARD.format(value="VALUE"))
 
-    assert custom.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [5.0]
+    assert user_functions.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [5.0]
 
     write(folder, "steps/inner/rewards.py", REWARD.format(value=6))
-    assert custom.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [6.0]
+    assert user_functions.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [6.0]
 
 
 def test_an_edit_of_equal_size_and_time_is_seen(folder):
@@ -102,12 +103,12 @@ def test_an_edit_of_equal_size_and_time_is_seen(folder):
 
     path = write(folder, "own_same.py", REWARD.format(value=1))
     stat = path.stat()
-    assert custom.load_reward("own_same:reward")(*ARGUMENTS) == [1.0]
+    assert user_functions.load_reward("own_same:reward")(*ARGUMENTS) == [1.0]
 
     write(folder, "own_same.py", REWARD.format(value=2))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    assert custom.load_reward("own_same:reward")(*ARGUMENTS) == [2.0]
+    assert user_functions.load_reward("own_same:reward")(*ARGUMENTS) == [2.0]
 
 
 def test_a_file_that_changed_since_the_run_began_is_refused(folder):
@@ -162,7 +163,7 @@ def test_ctrl_c_in_the_users_code_stays_ctrl_c(folder, where):
     write(folder, "own_stop.py", f"{top}def reward(prompts, completions, references):\n    {body}\n")
 
     with pytest.raises(KeyboardInterrupt):
-        custom.load_reward("own_stop:reward")(*ARGUMENTS)
+        user_functions.load_reward("own_stop:reward")(*ARGUMENTS)
 
 
 def test_an_error_names_the_line_of_the_users_file(folder):
@@ -185,7 +186,7 @@ def test_an_installed_module_keeps_its_own_name(folder):
 
 def test_a_run_with_an_exiting_module_has_not_exit_code_0(folder):
     write(folder, "own_exit.py", "import sys\nsys.exit(0)\n")
-    code = "from tuneline.data import custom; custom.load_reward('own_exit:reward')"
+    code = "from tuneline.data import user_functions; user_functions.load_reward('own_exit:reward')"
 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
 

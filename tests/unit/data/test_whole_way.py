@@ -10,11 +10,16 @@ import yaml
 
 from tests import tiny
 from tuneline.config import load
-from tuneline.config.data import MergeStepConfig, Share, TokenizeStepConfig
-from tuneline.config.sources import AlignConfig, Columns, IngestConfig, SourceConfig
-from tuneline.data import align, merge, schema, sources, template, tokenize, worker
-from tuneline.data.pairs import ANSWERS
-from tuneline.data.tokenizer import load_tokenizer
+from tuneline.config.sections.data import MergeStepConfig, Share, TokenizeStepConfig
+from tuneline.config.sections.sources import AlignConfig, Columns, IngestConfig, SourceConfig
+from tuneline.data import prepare, schema
+from tuneline.data.align import align
+from tuneline.data.chat_template import selection
+from tuneline.data.ingest import ingest
+from tuneline.data.mixture import merge
+from tuneline.data.tokenization import tokenize
+from tuneline.data.tokenization.preference_rows import ANSWERS
+from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError
 from tuneline.identity import Manifest
 from tuneline.model import source as models
@@ -75,7 +80,7 @@ def manifest_rows(test_data):
 @pytest.fixture
 def tokenizer(tiny_model):
     """The tiny model's tokenizer with a template that writes functions and their calls."""
-    return template.with_template(models.tokenizer_of(tiny_model), "qwen")[0]
+    return selection.with_template(models.tokenizer_of(tiny_model), "qwen")[0]
 
 
 @pytest.fixture
@@ -83,8 +88,8 @@ def examples_of(test_data):
     """Read and align a file."""
 
     def read(name, first=None, **columns):
-        found = sources.locate([SourceConfig(name="real", path=test_data / name)])
-        records = sources.ingest(found, IngestConfig(name="real", max_rows=first))
+        found = ingest.locate([SourceConfig(name="real", path=test_data / name)])
+        records = ingest.ingest(found, IngestConfig(name="real", max_rows=first))
         return records, align.align(records, AlignConfig(columns=Columns(**columns), bad_rows="drop"))
 
     return read
@@ -264,8 +269,8 @@ def test_very_long_real_chats_are_cut_as_the_policy_says(overlong, examples_of, 
 
 def test_two_real_data_sets_are_drawn_by_weight_until_both_are_used_up(test_data, tokenizer):
     names = {"few": "llamafactory/identity.json", "many": "llamafactory/alpaca_en_demo.json"}
-    found = sources.locate([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
-    examples = [align.align(sources.ingest(found, IngestConfig(name=name)), AlignConfig()) for name in names]
+    found = ingest.locate([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
+    examples = [align.align(ingest.ingest(found, IngestConfig(name=name)), AlignConfig()) for name in names]
     shares = [Share(name="few", weight=1), Share(name="many", weight=3)]
 
     mixture = mixed(*examples, strategy="interleave_over", shares=shares)
@@ -309,9 +314,9 @@ def test_a_recipe_becomes_training_rows_in_a_few_lines(tmp_path, test_data, tiny
 
     recipe = load.load(path).recipe
     tokenizer, _, _ = models.resolve(recipe.model)
-    rows = worker.prepare(recipe, tokenizer)
+    rows = prepare.prepare(recipe, tokenizer)
 
-    mixture = worker.mix(recipe)
+    mixture = prepare.mix(recipe)
     check_rows(rows, mixture, 1024)
     taken = {each["source"]: each["rows"] for each in mixture.counts["sources"]}
     assert taken == {"grade-school": 300, "alpaca": 200}
@@ -324,13 +329,13 @@ def test_the_library_makes_the_rows_that_the_steps_make(tmp_path, test_data, tin
     recipe = load.load(write_recipe(tmp_path, test_data, tiny_model)).recipe
     own, base_model, _ = models.resolve(recipe.model)
 
-    chosen, _ = template.with_template(own, recipe.template, models.model_type(base_model), recipe.template_arguments)
-    found = sources.locate(recipe.sources_once())
+    chosen, _ = selection.with_template(own, recipe.template, models.model_type(base_model), recipe.template_arguments)
+    found = ingest.locate(recipe.sources_once())
     examples = [
-        align.align(sources.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
+        align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
         for source in recipe.sources_once()
     ]
     mixture = merge.merge(examples, NO_EXAMS, recipe.for_merge())
     steps = tokenize.tokenize_pack(mixture, chosen, recipe.for_tokenize())
 
-    assert worker.prepare(recipe, own).content_hash() == steps.content_hash()
+    assert prepare.prepare(recipe, own).content_hash() == steps.content_hash()

@@ -13,7 +13,7 @@ SUBJECTS = ["mmlu:conceptual_physics", "cmmlu:traditional_chinese_medicine", "ce
 
 
 def test_three_engines_choose_the_same_letters(test_data, home, tmp_path):
-    from tuneline.config.model import CatalogueModel
+    from tuneline.config.sections.model import CatalogueModel
     from tuneline.model import source
 
     tokenizer, _, _ = source.resolve(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))

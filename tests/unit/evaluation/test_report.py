@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tuneline.evaluation import report as reports
-from tuneline.evaluation.items import Score
 from tuneline.evaluation.report import Report
+from tuneline.evaluation.score_store import Score
 from tuneline.statistics import Interval, bootstrap_mean
 
 

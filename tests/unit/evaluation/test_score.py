@@ -6,12 +6,14 @@ from importlib.metadata import version
 import pytest
 from datasets import Dataset
 
-from tuneline.config.evaluate import EvaluateStepConfig, ExamProtocol
+from tuneline.config.sections.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
-from tuneline.data.benchmarks import Exam
+from tuneline.data.benchmarks.multiple_choice import Exam
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import exam, metrics, score, setting
-from tuneline.evaluation.items import Score
+from tuneline.evaluation import score, setting
+from tuneline.evaluation.metrics import metric_registry
+from tuneline.evaluation.score_store import Score
+from tuneline.evaluation.tasks import multiple_choice
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model.load import load_model
 
@@ -98,8 +100,8 @@ def test_under_another_library_or_device_models_are_asked_again(tiny_model, toke
 
 def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny_model, tokenizer, monkeypatch):
     loads, computed = [], []
-    real = metrics.columns
-    monkeypatch.setattr(metrics, "columns", lambda *told: (computed.append(1), real(*told))[1])
+    real = metric_registry.columns
+    monkeypatch.setattr(metric_registry, "columns", lambda *told: (computed.append(1), real(*told))[1])
 
     def scored():
         candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
@@ -117,14 +119,16 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
 
 def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, monkeypatch):
     protocols = []
-    monkeypatch.setattr(exam.benchmarks, "read_exam", lambda _: Exam("e", {}, {}))
-    monkeypatch.setattr(exam, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or [])
+    monkeypatch.setattr(multiple_choice.benchmarks, "read_exam", lambda _: Exam("e", {}, {}))
+    monkeypatch.setattr(
+        multiple_choice, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or []
+    )
     found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
     real = setting.of
     for release in ("1", "1", "2"):
         monkeypatch.setattr(setting, "of", lambda dtype, release=release: real(dtype) | {"transformers": release})
         candidate = score.Candidate("model", tiny_model, "a" * 64)
-        exam.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
+        multiple_choice.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
 
     assert [protocols.index(each) for each in protocols] == [0, 0, 2]
 

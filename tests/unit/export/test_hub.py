@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests import fake_hub
-from tuneline.config.export import PushConfig
+from tuneline.config.sections.export import PushConfig
 from tuneline.errors import DeliveryError
 from tuneline.export import hub as pushing
 

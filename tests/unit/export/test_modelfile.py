@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests import tiny
-from tuneline.config.export import ExportRecipe, ExportStepConfig
+from tuneline.config.sections.export import ExportRecipe, ExportStepConfig
 from tuneline.errors import DeliveryError, ProofError, RecipeError
 from tuneline.export import modelfile, place
 

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests import architectures
-from tuneline.config.loader import Bnb4bit, Holding
-from tuneline.config.method import LoraMethod
+from tuneline.config.sections.load import Bnb4bit, Holding
+from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model import attention, quantize, targets
 from tuneline.model.attention import choose, shifted
-from tuneline.model.likeness import apart
 from tuneline.model.load import load_model
+from tuneline.model.logit_distance import apart
 from tuneline.model.methods import families
 
 DOCS = Path(__file__).parents[3] / "docs" / "models.md"

@@ -10,11 +10,12 @@ import torch
 from transformers import training_args
 
 import tuneline
-from tuneline.config.train import TrainConfig
+from tuneline.config.training.base import TrainConfig
 from tuneline.errors import RecipeError
 from tuneline.model import device, precision
 from tuneline.model.load import load_model
-from tuneline.train import receipt, trainer
+from tuneline.train import trainer
+from tuneline.train.monitoring import mfu
 
 KINDS = ["cuda", "npu", "xpu", "mps"]
 ASKS_ITSELF = re.compile(r"(cuda|xpu|npu|mps)\.is_available|memory_allocated|cuda\.synchronize|current_accelerator")
@@ -82,9 +83,9 @@ def test_the_best_rate_waits_for_the_accelerator(machine, monkeypatch):
     machine("mps")
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(1))
 
-    receipt.best_rate(torch.float32, "meta")
+    mfu.best_rate(torch.float32, "meta")
 
-    assert len(waits) == 2 * receipt.ROUNDS
+    assert len(waits) == 2 * mfu.ROUNDS
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2_000, True), (999, False)])

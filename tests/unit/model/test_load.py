@@ -9,21 +9,24 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from tuneline.config import places
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.config.evaluate import GateConfig
-from tuneline.config.gate import PreconditionsConfig
-from tuneline.config.loader import AdapterSource, Holding, LoadStepConfig
-from tuneline.config.method import BottleneckMethod, LoraMethod
-from tuneline.config.model import DirectoryModel
-from tuneline.config.train import MergeAdapterConfig, TrainConfig
-from tuneline.data import align, schema, tokenize, vocabulary
+from tuneline.config import existence
+from tuneline.config.sections.data import TokenizeStepConfig
+from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import PreconditionsConfig
+from tuneline.config.sections.load import AdapterSource, Holding, LoadStepConfig
+from tuneline.config.sections.method import BottleneckMethod, LoraMethod
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.data import schema
+from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
+from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import SourceError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_for_answers, load_model
 from tuneline.tracking import evidence
-from tuneline.train import stages
+from tuneline.train import training_run
 
 LORA = LoraMethod(type="lora", r=4)
 IDS = torch.tensor([[5, 9, 12, 40, 7]])
@@ -52,7 +55,7 @@ def train(folder, tmp_path, *, base_model=None, tokenizer=None, load=None, metho
     own_tokenizer, own_base = find(folder)
     tokenizer, base_model, load = tokenizer or own_tokenizer, base_model or own_base, load or step()
     config = TrainConfig(max_steps=3, learning_rate=1e-2, seed=seed)
-    checkpoint, _ = stages.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
+    checkpoint, _ = training_run.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
     kept = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
     shutil.move(checkpoint.path, kept)
     return checkpoint.__class__(kept, checkpoint.kind, checkpoint.identity, checkpoint.facts)
@@ -111,17 +114,17 @@ def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
     tokenizer, base_model = find(tiny_model)
     stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = stages.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = training_run.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert stages.mean_loss(load_model(model.path), rows, "train") < once
+    assert training_run.mean_loss(load_model(model.path), rows, "train") < once
 
 
 def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     own, base_model = find(tiny_model)
-    tokenizer = vocabulary.with_tokens(own, ["tuneline"], ["<|note|>"])
+    tokenizer = new_tokens.with_tokens(own, ["tuneline"], ["<|note|>"])
 
     checkpoint = train(tiny_model, tmp_path, tokenizer=tokenizer)
     rows = rows_for(tokenizer)
@@ -131,8 +134,8 @@ def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0, methods={})
     assert [check.name for check in evidence.check(facts, PreconditionsConfig()) if not check.passed] == []
     assert again.content_hash() == tokenizer.content_hash()
-    assert len(vocabulary.new_ids(source.folder_of(tokenizer))) == 2
-    assert vocabulary.new_ids(source.folder_of(again)) == ()
+    assert len(new_tokens.new_ids(source.folder_of(tokenizer))) == 2
+    assert new_tokens.new_ids(source.folder_of(again)) == ()
     torch.testing.assert_close(logits(load_for_answers(merged_base, again, Holding())), logits(load_model(model.path)))
 
 
@@ -169,12 +172,12 @@ def test_training_goes_on_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
     method = BottleneckMethod(type="bottleneck", bottleneck_size=8)
     first = train(tiny_model, tmp_path, method=method)
     tokenizer, base_model = find(tiny_model)
-    places.check_adapter(first.path)
+    existence.check_adapter(first.path)
     stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = stages.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = training_run.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert stages.mean_loss(load_model(model.path), rows, "train") < once
+    assert training_run.mean_loss(load_model(model.path), rows, "train") < once

@@ -11,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import tiny
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.config.loader import Bnb8bit, LoadStepConfig, RopeScaling
-from tuneline.config.method import LoraMethod, OftMethod
-from tuneline.config.model import DirectoryModel
-from tuneline.config.train import MergeAdapterConfig
-from tuneline.data import align, schema, tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
+from tuneline.config.sections.load import Bnb8bit, LoadStepConfig, RopeScaling
+from tuneline.config.sections.method import LoraMethod, OftMethod
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.base import MergeAdapterConfig
+from tuneline.data import schema
+from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model import device, divergence, merge, shard_merge, source
 from tuneline.model.checkpoint import Checkpoint

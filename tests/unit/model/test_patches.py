@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from tests import architectures
-from tuneline.config.loader import LoadConfig
+from tuneline.config.sections.load import LoadConfig
 from tuneline.errors import ProofError, RecipeError
 from tuneline.model import attention, kernels, patches
 

@@ -22,8 +22,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tuneline.config import quantizations
-from tuneline.config.loader import Bnb4bit, Bnb8bit, TorchaoInt8
+from tuneline.config.sections.load import Bnb4bit, Bnb8bit, TorchaoInt8
+from tuneline.config.validation import quantization
 from tuneline.errors import RecipeError
 from tuneline.model import quantize
 
@@ -376,7 +376,7 @@ def test_guarded_layers_have_gradients_after_an_evaluation():
 
 
 @fault(AssertionError)
-@pytest.mark.skipif(quantizations.table()["quanto"].missing() != [], reason="optimum-quanto is not installed")
+@pytest.mark.skipif(quantization.table()["quanto"].missing() != [], reason="optimum-quanto is not installed")
 def test_a_merge_into_quantos_weights_keeps_the_adapter(tiny_model):
     from transformers import QuantoConfig
 

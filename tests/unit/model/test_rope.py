@@ -14,7 +14,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from tuneline.config.loader import RopeScaling
+from tuneline.config.sections.load import RopeScaling
 from tuneline.errors import RecipeError
 from tuneline.model import rope
 

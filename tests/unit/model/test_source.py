@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from tuneline.config import model as config
+from tuneline.config.sections import model as config
 from tuneline.errors import SourceError
 from tuneline.identity import sha256_of
 from tuneline.model import gguf, source, wheel

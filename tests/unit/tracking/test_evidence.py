@@ -2,8 +2,8 @@
 
 import pytest
 
-from tuneline.config.evaluate import GateConfig
-from tuneline.config.gate import PreconditionsConfig
+from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import PreconditionsConfig
 from tuneline.tracking import evidence, gate
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence

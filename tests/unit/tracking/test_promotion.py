@@ -10,9 +10,9 @@ import mlflow
 import pytest
 
 from tests import tiny
-from tuneline.config.evaluate import GateConfig
+from tuneline.config.sections.evaluate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError
-from tuneline.tracking import gate, intact, ledger, promotion, registry
+from tuneline.tracking import gate, integrity, ledger, promotion, registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
 
@@ -232,18 +232,18 @@ def test_force_writes_the_reason_down(make_version):
 
 def test_a_champion_whose_files_are_gone_is_found_out(make_version):
     champion = champion_of(make_version)
-    intact.check_champion(champion.name)
+    integrity.check_champion(champion.name)
     shutil.rmtree(champion.folder())
 
     with pytest.raises(TrackingError, match=r"version 1 \(challenger, champion\) are gone from .*tuneline rollback"):
-        intact.check_champion(champion.name)
+        integrity.check_champion(champion.name)
 
 
 def test_without_a_champion_there_is_nothing_to_check(make_version):
     version, _ = make_version("one")
     shutil.rmtree(version.folder())
 
-    intact.check_champion(version.name)
+    integrity.check_champion(version.name)
 
 
 def test_of_two_that_decide_at_once_one_wins_and_nothing_is_lost(make_version, monkeypatch):

@@ -9,10 +9,10 @@ import mlflow
 import pytest
 
 from tests import tiny
-from tuneline import checksums, downloads, state
+from tuneline import artifact_cache, checksums, state
 from tuneline.errors import ArtifactError, TrackingError
 from tuneline.model.checkpoint import ABOUT, Checkpoint
-from tuneline.tracking import intact, registry
+from tuneline.tracking import integrity, registry
 
 pytestmark = pytest.mark.usefixtures("own_server", "home")
 
@@ -60,7 +60,7 @@ def test_a_version_is_downloaded_once(register, transfers, with_checksums):
 
     folder = version.folder()
 
-    assert folder == version.folder() == intact.checked_folder(version, full=True)
+    assert folder == version.folder() == integrity.checked_folder(version, full=True)
     assert (folder / "model.safetensors").read_text() == "weights"
     assert Checkpoint(folder, "full").content_hash() == version.content_hash
     assert folder.is_relative_to(state.root() / "downloads")
@@ -69,12 +69,12 @@ def test_a_version_is_downloaded_once(register, transfers, with_checksums):
 
 def test_the_artifact_and_the_version_share_a_copy(register, artifact, transfers):
     version = register()
-    key = downloads.key_of((artifact / checksums.FILE).read_text())
+    key = artifact_cache.key_of((artifact / checksums.FILE).read_text())
 
     def fetch(folder):
         shutil.copytree(artifact, folder, dirs_exist_ok=True)
 
-    assert version.folder().parent == downloads.folder(key, fetch, checksums.check)
+    assert version.folder().parent == artifact_cache.folder(key, fetch, checksums.check)
     assert len(transfers) == 1
 
 

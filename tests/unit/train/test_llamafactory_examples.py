@@ -8,9 +8,9 @@ import yaml
 
 from tests.unit.config.test_llamafactory import EXPECTED
 from tuneline.config import llamafactory
-from tuneline.data import worker
-from tuneline.model import start
-from tuneline.train import stages
+from tuneline.data import prepare
+from tuneline.model import resolve
+from tuneline.train import training_run
 
 TRAINED = [name for name, blocked in EXPECTED.items() if not blocked]
 
@@ -27,10 +27,10 @@ def test_an_example_that_is_imported_trains_on_its_own_data(name, test_data, tin
     Path("theirs.yaml").write_text(yaml.safe_dump(theirs | small))
 
     recipe = llamafactory.translate(Path("theirs.yaml")).config.recipe
-    tokenizer, base_model, _ = start.find(recipe.for_resolve())
-    rows = worker.prepare(recipe, tokenizer)
-    start.check(base_model, tokenizer, recipe.for_resolve())
-    _, report = stages.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.for_train())
+    tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
+    rows = prepare.prepare(recipe, tokenizer)
+    resolve.check(base_model, tokenizer, recipe.for_resolve())
+    _, report = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.for_train())
 
     assert len(report.history) == 2
     assert all(math.isfinite(entry["loss"]) for entry in report.history)

@@ -9,16 +9,17 @@ import torch
 from datasets import Dataset
 
 from tests import tiny
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.config.loader import LoadStepConfig
-from tuneline.config.method import FullMethod, LoraMethod
-from tuneline.config.model import DirectoryModel
-from tuneline.config.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
-from tuneline.data import pairs, schema, tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
+from tuneline.config.sections.load import LoadStepConfig
+from tuneline.config.sections.method import FullMethod, LoraMethod
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
+from tuneline.data import schema
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import preference_rows, tokenize
 from tuneline.model import source, value_head
 from tuneline.model.load import load_model
-from tuneline.train import stages
+from tuneline.train import training_run
 from tuneline.train.collate import collate
 from tuneline.train.objectives import losses, objective_of
 from tuneline.train.objectives.losses import Pairs
@@ -66,7 +67,7 @@ def trained(parts, kind, method=LORA, listeners=(), **changes):
     tokenizer, base_model, rows = parts
     config = KINDS[kind](**{"max_steps": 30, "learning_rate": 1e-2, "lr_scheduler_type": "constant", **changes})
     members = rows["kto" if kind == "kto" else "preference"]
-    return stages.train(members, base_model, tokenizer, LOAD, method, config, listeners)
+    return training_run.train(members, base_model, tokenizer, LOAD, method, config, listeners)
 
 
 @pytest.mark.parametrize("method", [LORA, FullMethod(type="full")], ids=["lora", "full"])
@@ -102,7 +103,7 @@ def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
     rows = tokenize.tokenize_pack(Corpus({"train": examples, "validation": examples}), tokenizer, config)
 
     for kind in ("orpo", "cpo"):
-        _, report = stages.train(rows, base_model, tokenizer, LOAD, LORA, KINDS[kind](max_steps=1))
+        _, report = training_run.train(rows, base_model, tokenizer, LOAD, LORA, KINDS[kind](max_steps=1))
         assert report.history[0]["loss"] > 0.1
 
 
@@ -173,7 +174,7 @@ PAIR_ROWS = [
 
 
 def scores_of(model, rows, names):
-    inputs = collate([pairs.laid_out(row) for row in rows])
+    inputs = collate([preference_rows.laid_out(row) for row in rows])
     with torch.no_grad():
         from tuneline.train.objectives.base import by_segment
 
@@ -274,7 +275,7 @@ def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
 def test_telemetry_of_trl_is_off_wherever_tests_run(quiet):
     """Trl tells of itself when a trainer is made, unless one of these is set; Tuneline itself never makes one."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    sources = [path.read_text() for path in (tiny.Path(stages.__file__).parent).rglob("*.py")]
+    sources = [path.read_text() for path in (tiny.Path(training_run.__file__).parent).rglob("*.py")]
     assert not any("import trl" in text or "from trl" in text for text in sources)
 
 

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuneline.config import dataset_info
+from tuneline.config.datasets import llamafactory_dataset_info
 from tuneline.config.llamafactory import keys
-from tuneline.config.llamafactory.notes import Notes
+from tuneline.config.llamafactory.translation import Notes
+from tuneline.config.parsing.located_yaml import hint
 from tuneline.config.recipe import RECIPES
-from tuneline.config.strict_file import hint
 from tuneline.errors import RecipeError, did_you_mean
 
 REGISTRY = "dataset_info.json"
@@ -62,7 +62,7 @@ def _entries(notes: Notes, names: list[str]) -> dict[str, dict[str, Any]]:
         return {name: {"hub": name, "format": "alpaca"} for name in names}
     path = _registry(notes)
     try:
-        found = dataset_info.read(path) if path else dataset_info.Imported()
+        found = llamafactory_dataset_info.read(path) if path else llamafactory_dataset_info.Imported()
     except RecipeError as error:
         notes.others += str(error).splitlines()
         return {}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tuneline.config.llamafactory.data import chat_template
 from tuneline.config.llamafactory.model import place
-from tuneline.config.llamafactory.notes import Notes
+from tuneline.config.llamafactory.translation import Notes
 
 DTYPES = {"auto": "keep", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 

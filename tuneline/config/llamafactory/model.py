@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.llamafactory.notes import Notes
+from tuneline.config.llamafactory.translation import Notes
 
 ATTENTION = {
     "auto": "auto",

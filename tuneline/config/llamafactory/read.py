@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.config import strict_file
 from tuneline.config.llamafactory import keys
-from tuneline.config.llamafactory.written import Written
-from tuneline.config.strict_file import Document, Key, Problem, hint
+from tuneline.config.llamafactory.schema import Written
+from tuneline.config.parsing import located_yaml
+from tuneline.config.parsing.located_yaml import Document, Key, Problem, hint
 from tuneline.errors import RecipeError, TunelineError
 
 MARKS = ("model_name_or_path", "finetuning_type", "stage", "do_train", "cutoff_len", "dataset_dir", "infer_backend")
@@ -44,7 +44,7 @@ class Theirs:
 def is_theirs(path: Path) -> bool:
     """Tell whether a file is one of LlamaFactory's; one that cannot be read is not."""
     try:
-        content = strict_file.read(path, what=WHAT).content
+        content = located_yaml.read(path, what=WHAT).content
     except TunelineError:
         return False
     marks = [mark for mark in MARKS if mark in content]
@@ -57,7 +57,7 @@ def read(path: Path) -> Theirs:
     Raises:
         RecipeError: One line for each key that LlamaFactory does not know, or whose value it could not use.
     """
-    document = strict_file.read(path, what=WHAT)
+    document = located_yaml.read(path, what=WHAT)
     content = {key: value for key, value in document.content.items() if value is not None}
     found = keys.table()
     known = found.known()
@@ -67,7 +67,7 @@ def read(path: Path) -> Theirs:
         if key not in known
     ]
     taken = {key: value for key, value in content.items() if key in found.taken}
-    written, wrong = strict_file.check(Written, taken, ())
+    written, wrong = located_yaml.check(Written, taken, ())
     problems += [(_top(key), f"{text} {_correct()}" if text.endswith(".") else text) for key, text in wrong]
     if problems:
         raise Theirs(document, content, Written()).refuse(problems)

@@ -2,10 +2,10 @@
 
 from typing import Any, get_args
 
-from tuneline.config.llamafactory.notes import Notes
+from tuneline.config.llamafactory.translation import Notes
+from tuneline.config.parsing.located_yaml import hint
 from tuneline.config.recipe import RECIPES
-from tuneline.config.strict_file import hint
-from tuneline.config.train import TrainConfig
+from tuneline.config.training.base import TrainConfig
 
 SAME_NAME = (
     "learning_rate",

@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
-from tuneline.config import strict_file
 from tuneline.config.llamafactory.data import data
 from tuneline.config.llamafactory.export import export
 from tuneline.config.llamafactory.model import method, model
-from tuneline.config.llamafactory.notes import Notes
 from tuneline.config.llamafactory.read import read
 from tuneline.config.llamafactory.report import Report
 from tuneline.config.llamafactory.training import stage_of, training
+from tuneline.config.llamafactory.translation import Notes
 from tuneline.config.load import RunConfig
+from tuneline.config.parsing import located_yaml
 from tuneline.config.recipe import RECIPES, Recipe
 from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
 
@@ -135,7 +135,7 @@ def _checked(notes: Notes) -> AnyRun:
     Raises:
         RecipeError: One line for each mistake.
     """
-    recipe, problems = strict_file.check(RUNS[notes.recipe["stage"]], notes.recipe, ())
+    recipe, problems = located_yaml.check(RUNS[notes.recipe["stage"]], notes.recipe, ())
     for key, text in problems:
         origin = notes.origin_of(key, text)
         place = f"{'.'.join(map(str, key))} in a recipe" if key else "a recipe"

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import ProofError
 from tuneline.model.attention import choose
-from tuneline.model.likeness import apart
+from tuneline.model.logit_distance import apart
 
 REMEDY = "Set tokenize.packing: false and train.per_device_train_batch_size: 1"
 Batches = Sequence[Sequence[list[int]]]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
-from tuneline.model.methods import adalora, bottleneck, ia3, lora, oft, prompts, vera, whole
+from tuneline.model.methods import adalora, bottleneck, full_and_freeze, ia3, lora, oft, prompts, vera
+from tuneline.model.methods.adapter_io import family_of
 from tuneline.model.methods.base import Family, families
-from tuneline.model.methods.saved import family_of
 
 __all__ = ["Family", "check_fits", "families", "family_of"]
 
-MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, whole)
+MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, full_and_freeze)
 """Importing them fills the registry."""
 
 

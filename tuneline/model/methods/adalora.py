@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
 from tuneline.model import targets
-from tuneline.model.methods import rows, saved
+from tuneline.model.methods import adapter_io, trainable_embedding_rows
 from tuneline.model.methods.base import families
 from tuneline.model.methods.peft_family import NAME, PeftFamily, layer_options
 
@@ -38,7 +38,7 @@ class Adalora(PeftFamily):
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
         found = self.find(model, config)
         targets.check_rank(model, found, config.init_r, "method.init_r")
-        rows.check(model, new_ids, [])
+        trainable_embedding_rows.check(model, new_ids, [])
         if total_steps and config.tinit >= total_steps - config.tfinal:
             raise RecipeError(
                 f"method.tinit: {config.tinit} steps before ranks fall and {config.tfinal} (tfinal) after it leave "
@@ -53,7 +53,9 @@ class Adalora(PeftFamily):
             raise RecipeError("method.type: adalora plans its ranks by the number of steps. Set train.max_steps.")
         options = config.model_dump(exclude={"type", "target_modules"})
         layers = layer_options(model, self.find(model, config))
-        return AdaLoraConfig(total_step=total_steps, **options, **layers, **rows.options(model, new_ids, []))
+        return AdaLoraConfig(
+            total_step=total_steps, **options, **layers, **trainable_embedding_rows.options(model, new_ids, [])
+        )
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
         """Write the ranks that are left, or all of them while some that were given up have grown again."""
@@ -89,7 +91,7 @@ class Adalora(PeftFamily):
         """Read an adapter; trained further, it keeps the ranks that it has."""
         adapted = super().attach_saved(model, folder, trainable=trainable)
         adapted.base_model.rankallocator = None
-        adapted.peft_config[NAME].rank_pattern = saved.read_config(folder).get("rank_pattern")
+        adapted.peft_config[NAME].rank_pattern = adapter_io.read_config(folder).get("rank_pattern")
         return adapted
 
     def penalty(self, model: Any) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneline.config import quantizations
+from tuneline.config.validation import quantization
 from tuneline.errors import RecipeError
 from tuneline.model import quantize
 from tuneline.registry import Registry
@@ -197,8 +197,8 @@ def cannot_merge(name: str) -> RecipeError:
 def quantization_of(model: nn.Module) -> str:
     """Return how a model's weights are quantized, like `bnb_4bit`, or nothing; a shape says it by its config."""
     config: Any = getattr(model, "config", None)
-    kind = quantizations.kind_of(config.to_dict()) if config is not None else None
+    kind = quantization.kind_of(config.to_dict()) if config is not None else None
     if any(parameter.is_meta for parameter in model.parameters()):
-        entry = quantizations.table().get(kind or "")
+        entry = quantization.table().get(kind or "")
         return "" if entry is not None and entry.loads == "dequantized" else kind or ""
     return kind or "" if quantize.is_quantized(model) else ""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
 from tuneline.model import targets
-from tuneline.model.methods import saved
+from tuneline.model.methods import adapter_io
 from tuneline.model.methods.base import ANY_WEIGHTS, Family, cannot_merge, families
 
 CHILD = "bottleneck"
@@ -70,33 +70,33 @@ class BottleneckAdapters(Family):
             for name, network in networks.items()
             for key, part in network.state_dict().items()
         }
-        save_file(tensors, folder / saved.BOTTLENECK_WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / adapter_io.BOTTLENECK_WEIGHTS, metadata={"format": "pt"})
         size = next(iter(networks.values())).down.out_features
         about = {"after": _after(model), "base_model_name_or_path": base_name, "bottleneck_size": size}
-        (folder / saved.BOTTLENECK_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        (folder / adapter_io.BOTTLENECK_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
         """Insert the networks into a model without weights, and compare names and shapes with the files."""
-        about = saved.read_config(folder, saved.BOTTLENECK_CONFIG)
-        got = {name: part.shape for name, part in saved.read_shapes(folder, saved.BOTTLENECK_WEIGHTS).items()}
-        shape = saved.shape_of(model)
+        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
+        got = {name: part.shape for name, part in adapter_io.read_shapes(folder, adapter_io.BOTTLENECK_WEIGHTS).items()}
+        shape = adapter_io.shape_of(model)
         _insert(shape, _places(shape, about["after"]), about["bottleneck_size"])
         expected = {
             f"{name}.{key}": part.shape
             for name, network in _networks(shape).items()
             for key, part in network.state_dict().items()
         }
-        saved.refuse_shapes(folder, got, expected)
+        adapter_io.refuse_shapes(folder, got, expected)
 
     def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare size and places with the recipe."""
-        kind = saved.family_of(folder)
+        kind = adapter_io.family_of(folder)
         if kind != self.name:
             raise RecipeError(
                 f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
                 f"method.type: {kind}, or set use: merge and train a new adapter."
             )
-        about = saved.read_config(folder, saved.BOTTLENECK_CONFIG)
+        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
         wanted = {"after": sorted(config.after), "bottleneck_size": config.bottleneck_size}
         for key, value in wanted.items():
             if about[key] != value:
@@ -108,9 +108,9 @@ class BottleneckAdapters(Family):
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
         """Put the networks behind their parts, and read their weights."""
         self.check_fits(model, folder)
-        about = saved.read_config(folder, saved.BOTTLENECK_CONFIG)
+        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
         _insert(model, _places(model, about["after"]), about["bottleneck_size"])
-        tensors = load_file(folder / saved.BOTTLENECK_WEIGHTS, device=str(model.device))
+        tensors = load_file(folder / adapter_io.BOTTLENECK_WEIGHTS, device=str(model.device))
         for name, network in _networks(model).items():
             network.load_state_dict({key: tensors[f"{name}.{key}"] for key in network.state_dict()})
             network.requires_grad_(trainable)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
 from tuneline.model import targets
-from tuneline.model.methods import saved
+from tuneline.model.methods import adapter_io
 from tuneline.model.methods.base import families
 from tuneline.model.methods.peft_family import PeftFamily, layer_options
 
@@ -30,7 +30,7 @@ class Ia3(PeftFamily):
     def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with the files; the feed-forward layers by the ends of their names."""
         super().check_continues(folder, config, model)
-        got = {name.rpartition(".")[2] for name in saved.read_config(folder).get("feedforward_modules") or []}
+        got = {name.rpartition(".")[2] for name in adapter_io.read_config(folder).get("feedforward_modules") or []}
         if got != {name.rpartition(".")[2] for name in config.feedforward_modules}:
             raise RecipeError(
                 f"method.feedforward_modules: the recipe says {config.feedforward_modules}, and the adapter {folder} "

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneline.errors import RecipeError
 from tuneline.model import targets
-from tuneline.model.methods import rows, saved
+from tuneline.model.methods import adapter_io, trainable_embedding_rows
 from tuneline.model.methods.base import ANY_WEIGHTS, families, quantization_of
 from tuneline.model.methods.peft_family import NAME, PeftFamily, layer_options, short_names
 
@@ -50,7 +50,7 @@ class Lora(PeftFamily):
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
         found = self.find(model, config)
         targets.check_rank(model, found, config.r, "method.r")
-        rows.check(model, new_ids, config.modules_to_save, found.modules)
+        trainable_embedding_rows.check(model, new_ids, config.modules_to_save, found.modules)
         if found.parameters:
             _refuse_for_experts(config, found.parameters[0])
         _refuse_starts(model, config, found)
@@ -70,7 +70,7 @@ class Lora(PeftFamily):
             init_lora_weights=True if start == "default" else start,
             target_parameters=short_names(found.parameters, [n for n, _ in model.named_parameters()]) or None,
             **layer_options(model, found),
-            **rows.options(model, new_ids, config.modules_to_save),
+            **trainable_embedding_rows.options(model, new_ids, config.modules_to_save),
         )
 
     def attach(
@@ -92,7 +92,7 @@ class Lora(PeftFamily):
 
     def check_saved(self, model: nn.Module, folder: Path) -> None:
         """Refuse adapters whose base was changed, and those on one matrix of two names."""
-        about = saved.read_config(folder)
+        about = adapter_io.read_config(folder)
         start = str(about.get("init_lora_weights")).lower()
         if start.startswith(MUTATING):
             raise RecipeError(
@@ -100,8 +100,8 @@ class Lora(PeftFamily):
                 "so it does not belong to this base. Save it again with peft's "
                 "path_initial_model_for_weight_conversion."
             )
-        rows.check_known(model, folder, about.get("trainable_token_indices"))
-        if targeted := rows.tied_among(model, about.get("target_modules")):
+        trainable_embedding_rows.check_known(model, folder, about.get("trainable_token_indices"))
+        if targeted := trainable_embedding_rows.tied_among(model, about.get("target_modules")):
             raise RecipeError(
                 f"load.adapters: {folder} adapts {targeted}, which this model shares between embedding and head; "
                 "merged, it would give other logits. Train it with method.modules_to_save instead."
@@ -115,8 +115,10 @@ class Lora(PeftFamily):
                 f"method.init_lora_weights: {config.init_lora_weights} does nothing for an adapter that is trained "
                 "further. Leave it out."
             )
-        whole = saved.read_config(folder).get("modules_to_save") or []
-        if model is not None and rows.trained_whole(model, whole) != rows.trained_whole(model, config.modules_to_save):
+        whole = adapter_io.read_config(folder).get("modules_to_save") or []
+        if model is not None and trainable_embedding_rows.trained_whole(
+            model, whole
+        ) != trainable_embedding_rows.trained_whole(model, config.modules_to_save):
             raise RecipeError(
                 f"method.modules_to_save: the recipe says {config.modules_to_save}, and the adapter {folder} was made "
                 f"with {whole}. Write what the adapter has."
@@ -194,17 +196,17 @@ def _to_plain_lora(folder: Path, first: dict[str, torch.Tensor], *, use_rslora: 
     peft's own conversion keeps only A and B, and loses new rows, whole modules and DoRA's magnitudes on the way.
     The scale s is alpha / r or alpha / sqrt(r); where it is the latter, doubling r takes a factor that B gets.
     """
-    tensors = load_file(folder / saved.WEIGHTS)
+    tensors = load_file(folder / adapter_io.WEIGHTS)
     for name, start in first.items():
         if ".lora_A." in name:
             tensors[name] = torch.cat([tensors[name], start.to(tensors[name])])
         else:
             both = torch.cat([tensors[name], -start.to(tensors[name])], dim=1)
             tensors[name] = both * 2**0.5 if use_rslora else both
-    save_file(tensors, folder / saved.WEIGHTS, metadata={"format": "pt"})
-    about = saved.read_config(folder)
+    save_file(tensors, folder / adapter_io.WEIGHTS, metadata={"format": "pt"})
+    about = adapter_io.read_config(folder)
     alpha = about["lora_alpha"] if use_rslora else 2 * about["lora_alpha"]
-    saved.tidy(folder, init_lora_weights=True, r=2 * about["r"], lora_alpha=alpha)
+    adapter_io.tidy(folder, init_lora_weights=True, r=2 * about["r"], lora_alpha=alpha)
 
 
 families.register("lora")(Lora())

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneline.errors import RecipeError
 from tuneline.model import targets
-from tuneline.model.methods import held, saved
+from tuneline.model.methods import adapter_io, fp32_params
 from tuneline.model.methods.base import Family, quantization_of
 
 TASK = "CAUSAL_LM"
@@ -59,20 +59,20 @@ class PeftFamily(Family):
         """Freeze the base and add the adapter."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
         adapted = get_peft_model(model, self.peft_config(model, config, total_steps, new_ids))
-        held.hold_in_float32(adapted)
+        fp32_params.hold_in_float32(adapted)
         return adapted
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
         """Write the adapter as plain `peft` reads it."""
         model.peft_config[NAME].base_model_name_or_path = base_name  # an empty name too: None becomes the local path
         model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub
-        saved.tidy(folder)
+        adapter_io.tidy(folder)
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
         """Let peft build the adapter without weights, and compare names and shapes with the files."""
         self._check_kind(folder)
         self.check_saved(model, folder)
-        got = {name: tensor.shape for name, tensor in saved.read_shapes(folder).items()}
+        got = {name: tensor.shape for name, tensor in adapter_io.read_shapes(folder).items()}
         try:
             expected = self.shapes(model, saved_config(folder, trainable=False))
         except (ValueError, KeyError, AttributeError) as error:
@@ -80,11 +80,11 @@ class PeftFamily(Family):
                 f"load.adapters: {folder} does not fit this {type(model).__name__}: {error}. Name the model that it "
                 "was trained on."
             ) from error
-        saved.refuse_shapes(folder, got, expected)
+        adapter_io.refuse_shapes(folder, got, expected)
 
     def shapes(self, model: nn.Module, about: Any) -> dict[str, torch.Size]:
         """Return the names and shapes of what an adapter of this config has on this base."""
-        shape = get_peft_model(saved.shape_of(model), about, low_cpu_mem_usage=True)
+        shape = get_peft_model(adapter_io.shape_of(model), about, low_cpu_mem_usage=True)
         tensors = get_peft_model_state_dict(shape, save_embedding_layers=False)
         return {name: tensor.shape for name, tensor in tensors.items()}
 
@@ -94,7 +94,7 @@ class PeftFamily(Family):
     def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with `adapter_config.json`."""
         self._check_kind(folder)
-        about = saved.read_config(folder)
+        about = adapter_io.read_config(folder)
         for key, wanted in config.model_dump(exclude=self.not_compared).items():
             if key in about and (about[key] or wanted) and about[key] != wanted:
                 raise RecipeError(
@@ -113,7 +113,7 @@ class PeftFamily(Family):
         found = self.find(model, config)
         wanted = {*found.modules, *(name.rpartition(".")[0] for name in found.parameters)}
         modules = dict(model.named_modules())
-        got = {_layer_of(name, modules) for name in saved.read_shapes(folder) if f".{self.marker}" in name}
+        got = {_layer_of(name, modules) for name in adapter_io.read_shapes(folder) if f".{self.marker}" in name}
         if differ := sorted(got ^ wanted):
             what = "the adapter has it and the recipe not" if differ[0] in got else "the recipe has it, the adapter not"
             short = sorted({layer.rpartition(".")[2] for layer in got})
@@ -123,7 +123,7 @@ class PeftFamily(Family):
             )
 
     def _check_kind(self, folder: Path) -> None:
-        kind = saved.family_of(folder)
+        kind = adapter_io.family_of(folder)
         if kind != self.name:
             raise RecipeError(
                 f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
@@ -135,7 +135,7 @@ class PeftFamily(Family):
         self.check_fits(model, folder)
         about = saved_config(folder, trainable=trainable)
         adapted = self.build(model, about)
-        _read_into(adapted, load_file(folder / saved.WEIGHTS, device=str(model.device)))
+        _read_into(adapted, load_file(folder / adapter_io.WEIGHTS, device=str(model.device)))
         if not trainable:
             adapted.requires_grad_(False)
             about.inference_mode = True
@@ -145,7 +145,7 @@ class PeftFamily(Family):
         """Add an adapter whose weights are read next; it is built for training, so that float32 is held as in it."""
         about.inference_mode = False
         adapted = get_peft_model(model, about)
-        held.hold_in_float32(adapted)
+        fp32_params.hold_in_float32(adapted)
         return adapted
 
     def merge(self, model: Any) -> PreTrainedModel:
@@ -160,7 +160,7 @@ class PeftFamily(Family):
                 "dequantized, which folds it into the full weights that it was trained on."
             )
         merged = model.merge_and_unload(safe_merge=True)
-        held.release(merged)
+        fp32_params.release(merged)
         return merged
 
 

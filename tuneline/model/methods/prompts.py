@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
-from tuneline.model.methods import saved
+from tuneline.model.methods import adapter_io
 from tuneline.model.methods.base import ANY_WEIGHTS, cannot_merge, families
 from tuneline.model.methods.peft_family import NAME, TASK, PeftFamily
 
@@ -94,7 +94,7 @@ class VirtualTokens(PeftFamily):
         super().check_continues(folder, config, model)
 
     def _refuse_network(self, folder: Path) -> None:
-        made = saved.read_config(folder).get("prefix_projection", False) or self.name == "p_tuning"
+        made = adapter_io.read_config(folder).get("prefix_projection", False) or self.name == "p_tuning"
         if made:
             raise RecipeError(
                 f"load.adapters: {folder} holds virtual tokens that a small network made while training; peft saves "

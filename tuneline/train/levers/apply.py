@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tuneline.config.train import LeversConfig
+from tuneline.config.training.base import LeversConfig
 from tuneline.model.methods.base import Family
 from tuneline.train import trainer
 from tuneline.train.levers import attention, fused, head, memory, pointwise

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 
-from tuneline.config.train import Optimisation
-from tuneline.data import pairs
+from tuneline.config.training.base import Optimisation
 from tuneline.data.schema import IGNORE_INDEX
+from tuneline.data.tokenization import preference_rows
 from tuneline.registry import Registry
 from tuneline.train.collate import collate
 
@@ -74,7 +74,7 @@ class Objective:
 
     def collate(self, rows: list[dict[str, Any]]) -> Inputs:
         """Join rows of a batch into the inputs of one pass, without padding."""
-        return collate([pairs.laid_out(row) for row in rows])
+        return collate([preference_rows.laid_out(row) for row in rows])
 
     def num_items(self, inputs: Inputs) -> int:
         """Count what the loss of a pass is averaged over."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from tuneline.data import pairs
+from tuneline.data.tokenization import preference_rows
 from tuneline.train.collate import collate, moved
 from tuneline.train.objectives.base import (
     Inputs,
@@ -51,7 +51,7 @@ class KTO(Objective):
         before = rows[len(rows) - 1]["completion_ids"] if len(rows) else []
         for row in rows:
             spans = [(row["prompt_ids"], row["completion_ids"]), (row["prompt_ids"], before)]
-            inputs = moved(collate([pairs.answered(spans[: 2 if self.compares else 1])]), device)
+            inputs = moved(collate([preference_rows.answered(spans[: 2 if self.compares else 1])]), device)
             scores = by_segment(inputs, *token_losses(inputs))[0].tolist()
             made[OWN].append(scores[0])
             made[OTHER].append(scores[-1])
@@ -65,7 +65,9 @@ class KTO(Objective):
         inputs["label"] = torch.tensor([row["label"] for row in rows])
         inputs |= {name: torch.tensor([row[name] for row in rows]) for name in (OWN, OTHER)}
         if self.compares:
-            inputs["mismatched"] = collate([pairs.answered([(row["prompt_ids"], row[STRANGER]) for row in rows])])
+            inputs["mismatched"] = collate(
+                [preference_rows.answered([(row["prompt_ids"], row[STRANGER]) for row in rows])]
+            )
         return inputs
 
     def num_items(self, inputs: Inputs) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tuneline.data import pairs
+from tuneline.data.tokenization import preference_rows
 from tuneline.train.collate import collate, moved
 from tuneline.train.objectives import losses
 from tuneline.train.objectives.base import (
@@ -52,7 +52,7 @@ class Preference(Objective):
         """Score all pairs by the model as it starts."""
         made = dict[str, dict[str, list[Any]]]()
         for split, members in rows.items():
-            scores = [_scores(pairs.laid_out(row), token_losses, device) for row in members]
+            scores = [_scores(preference_rows.laid_out(row), token_losses, device) for row in members]
             made[split] = {name: [score[i] for score in scores] for i, name in enumerate(REFERENCE)}
         return made
 

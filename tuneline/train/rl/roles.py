@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tuneline.data import pairs
+from tuneline.data.tokenization import preference_rows
 from tuneline.model import value_head
 from tuneline.model.methods.base import Family
 from tuneline.model.methods.peft_family import NAME
@@ -39,7 +39,7 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, spans: list[Span], references: list[list[int]]) -> list[float]:
         """Return the value at the last token of each answer."""
-        inputs = moved(collate([pairs.answered(spans)]), self.model.device)
+        inputs = moved(collate([preference_rows.answered(spans)]), self.model.device)
         with _as_reward_model(self.model):
             return [float(value) for value in value_head.at_ends(self.model, self.head, inputs)]
 

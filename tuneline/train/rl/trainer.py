@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from tuneline.data import pairs
-from tuneline.data.tokenizer import load_tokenizer
+from tuneline.data.tokenization import preference_rows
+from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.train import rollout
 from tuneline.train.collate import collate, moved
 from tuneline.train.job import Job
 from tuneline.train.rl.experience import Experience
-from tuneline.train.rl.judges import judge_of
 from tuneline.train.rl.objectives import RL
+from tuneline.train.rl.reward_functions import judge_of
 from tuneline.train.rl.roles import Rewards, Span, as_reference
 from tuneline.train.rollout import Drawing, drawing_for
 from tuneline.train.trainer import StageTrainer
@@ -65,7 +65,7 @@ class RLTrainer(StageTrainer):
         return found.total
 
     def _inputs(self, spans: list[Span]) -> dict[str, Any]:
-        return moved(collate([pairs.answered(spans)]), self.model.device)
+        return moved(collate([preference_rows.answered(spans)]), self.model.device)
 
     @torch.no_grad()
     def _experience(self, asked: list[tuple[list[int], list[int]]]) -> Experience:

@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import gap, llama, logits
-from tuneline.config.method import AdaloraMethod
+from tuneline.config.sections.method import AdaloraMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import families
 

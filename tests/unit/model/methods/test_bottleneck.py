@@ -9,7 +9,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import gap, gpt2, llama, logits, mixtral
-from tuneline.config.method import BottleneckMethod
+from tuneline.config.sections.method import BottleneckMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import check_fits, families, family_of
 from tuneline.model.methods.bottleneck import Bottleneck

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from tuneline.config.method import AdaloraMethod, BottleneckMethod, FreezeMethod
+from tuneline.config.sections.method import AdaloraMethod, BottleneckMethod, FreezeMethod
 
 REFUSED = {
     "nothing is trained": (FreezeMethod, {"type": "freeze", "layers": 0}, "nothing would be trained"),

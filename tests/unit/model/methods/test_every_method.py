@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import gap, llama, logits
-from tuneline.config import method as config
+from tuneline.config.sections import method as config
 from tuneline.errors import RecipeError
 from tuneline.model.methods import check_fits, families, family_of
 from tuneline.model.methods.base import Family

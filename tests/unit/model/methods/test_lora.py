@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import NEW, gap, gpt2, llama, logits, mixtral
-from tuneline.config.method import LoraMethod
+from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import check_fits, families, family_of
 

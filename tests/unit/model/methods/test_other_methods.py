@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import gap, gpt2, llama, logits
-from tuneline.config.method import AdaloraMethod, Ia3Method, OftMethod, VeraMethod
+from tuneline.config.sections.method import AdaloraMethod, Ia3Method, OftMethod, VeraMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import families
 

@@ -6,7 +6,7 @@ from transformers import DeepseekV3Config, MambaConfig, MambaForCausalLM
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import IDS, gap, llama, logits
-from tuneline.config.method import PrefixMethod, PromptMethod, PTuningMethod
+from tuneline.config.sections.method import PrefixMethod, PromptMethod, PTuningMethod
 from tuneline.errors import RecipeError
 from tuneline.model.attention import packed_inputs
 from tuneline.model.methods import families

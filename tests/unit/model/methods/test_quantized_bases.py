@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import gap, logits
 from tests.unit.model.methods.test_every_method import ADAPTERS, BESIDE, FROM_BASE, WHOLE, every
-from tuneline.config.method import LoraMethod
+from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import RecipeError
 from tuneline.model import quantize
 from tuneline.model.methods import families

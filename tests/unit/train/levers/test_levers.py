@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
-from tuneline.config.train import LeversConfig
+from tuneline.config.training.base import LeversConfig
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.attention import bounds
 from tuneline.model.load import load_model

@@ -6,20 +6,22 @@ from datasets import Dataset
 
 from tests import tiny
 from tests.unit.train.test_objectives import rows_of
-from tuneline.config.data import TokenizeStepConfig
-from tuneline.config.loader import AdapterSource, LoadStepConfig
-from tuneline.config.method import FullMethod, LoraMethod
-from tuneline.config.model import DirectoryModel
-from tuneline.config.preference import RewardConfig
-from tuneline.config.rl import GRPOConfig, PPOConfig
-from tuneline.config.train import MergeAdapterConfig, TrainConfig
-from tuneline.data import align, schema, tokenize
+from tuneline.config.sections.data import TokenizeStepConfig
+from tuneline.config.sections.load import AdapterSource, LoadStepConfig
+from tuneline.config.sections.method import FullMethod, LoraMethod
+from tuneline.config.sections.model import DirectoryModel
+from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.config.training.preference import RewardConfig
+from tuneline.config.training.rl import GRPOConfig, PPOConfig
+from tuneline.data import schema
+from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import tokenize
 from tuneline.errors import RecipeError
 from tuneline.model import merge, source
 from tuneline.model.load import load_base, load_model
 from tuneline.model.methods import families
-from tuneline.train import rollout, stages
+from tuneline.train import rollout, training_run
 from tuneline.train.rl import experience, roles
 from tuneline.train.rollout import Drawing
 
@@ -44,7 +46,7 @@ def world(tiny_model, tmp_path_factory):
             for stage in ("sft", "prompt")
         }
         config = TrainConfig(max_steps=40, learning_rate=5e-3)
-        learned, _ = stages.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
+        learned, _ = training_run.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
         model = merge.merge_adapter(learned, base_model, tokenizer, made["sft"], LOAD, MergeAdapterConfig())
         tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=model.path))
         yield tokenizer, base_model, made["prompt"]
@@ -52,7 +54,7 @@ def world(tiny_model, tmp_path_factory):
 
 def trained(world, config, method=LORA, base_model=None, listeners=()):
     tokenizer, own, rows = world
-    return stages.train(rows, base_model or own, tokenizer, LOAD, method, config, listeners)
+    return training_run.train(rows, base_model or own, tokenizer, LOAD, method, config, listeners)
 
 
 PPO = PPOConfig(
@@ -148,7 +150,7 @@ def reward_model(world):
     tokenizer, base_model, _ = world
     rows = rows_of(tokenizer, "preference")
     config = RewardConfig(max_steps=20, learning_rate=1e-2)
-    learned, _ = stages.train(rows, base_model, tokenizer, LOAD, LORA, config)
+    learned, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config)
     return merge.merge_adapter(learned, base_model, tokenizer, rows, LOAD, MergeAdapterConfig()).path
 
 

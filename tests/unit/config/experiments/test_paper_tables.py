@@ -1,0 +1,128 @@
+"""The cells of the paper's tables are recipes like any other, and the paper's size is that of `configs/papers/`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tuneline.config import load
+from tuneline.config.experiments import paper_tables as tables
+from tuneline.errors import NotFoundError, RecipeError, SourceError
+
+PAPERS = Path(__file__).parents[3] / "configs" / "papers"
+WRITTEN = sorted([*PAPERS.glob("efficiency_*.yaml"), *PAPERS.glob("downstream_*.yaml")])
+CELLS = 17
+"""Five methods on PubMed, four on each of three tasks."""
+
+
+def cell(asked, task, method):
+    return next(each for each in tables.cells(asked) if (each.task, each.method) == (task, method))
+
+
+def test_every_cell_of_the_paper_stands_in_configs(home):
+    assert len(WRITTEN) == CELLS
+    assert len(tables.cells(tables.Asked("paper"))) == CELLS
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
+def test_a_recipe_in_configs_is_the_cell_of_the_papers_size(path, home):
+    method, task = re.match(r"[a-z]+_([a-z]+)_(?:(cnn_dm|xsum|adgen)_)?", path.stem).groups()
+
+    assert load.load(path).recipe == cell(tables.Asked("paper"), task or "pubmed", method).config.recipe
+
+
+def test_the_papers_hyperparameters_are_kept():
+    asked = tables.Asked("paper")
+    told = tables.content_of(asked, "downstream", "xsum", "qlora")["parameters"]["recipe"]
+
+    assert (told["method"]["r"], told["method"]["lora_alpha"], told["method"]["target_modules"]) == (128, 256, "all")
+    assert told["train"]["learning_rate"] == 1e-5
+    assert told["tokenize"]["max_length"] == 2048
+    assert told["load"]["quantization"]["type"] == "bnb_4bit"
+    galore = tables.content_of(asked, "efficiency", "pubmed", "galore")["parameters"]["recipe"]["train"]
+    assert (galore["optim"], galore["optim_args"]) == ("galore_adamw", "rank=128,update_proj_gap=200,scale=2.0")
+
+
+@pytest.mark.parametrize("budget", tables.BUDGETS)
+def test_every_budget_is_made_of_valid_recipes_with_names_of_their_own(budget, home):
+    cells = tables.cells(tables.Asked(budget))
+
+    assert len({each.config.recipe.registry.model_name for each in cells}) == len(cells) == CELLS
+
+
+def test_rows_model_and_seed_are_the_users(home, tmp_path):
+    rows = tiny.write_texts(tmp_path / "pubmed.jsonl")
+    model = tiny.build_model(tmp_path / "Tiny Model.v1")
+    asked = tables.Asked("tiny", str(model), {"pubmed": rows}, tasks=("pubmed",), methods=("lora",), seed=3)
+
+    (only,) = tables.cells(asked)
+
+    recipe = only.config.recipe
+    assert (recipe.model.path, recipe.sources[0].path, recipe.sources[0].hub) == (model, rows, None)
+    assert recipe.train.seed == 3
+    assert recipe.registry.model_name == "pubmed-tiny-model-v1-lora-tiny"
+
+
+def test_a_few_rows_of_the_hub_are_streamed_and_many_are_drawn(home):
+    few, many = (cell(tables.Asked(budget), "xsum", "lora").config.recipe.sources[0] for budget in ("small", "paper"))
+
+    assert (few.streaming, few.max_rows, few.sample) == (True, 75, "first")
+    assert (many.streaming, many.max_rows, many.sample) == (False, 3000, "random")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "told"),
+    [
+        ({"budget": "smal"}, NotFoundError, "Unknown budget 'smal'. Did you mean 'small'?"),
+        ({"tasks": ("xsumm",)}, NotFoundError, "Unknown task 'xsumm'. Did you mean 'xsum'?"),
+        ({"methods": ("loar",)}, NotFoundError, "Unknown method 'loar'. Did you mean 'lora'?"),
+        ({"tasks": ("xsum",), "methods": ("freeze",)}, RecipeError, "the paper has no such cell"),
+        ({"model": "smollm9"}, SourceError, "no such name in the catalogue"),
+        ({"sources": {"xsum": Path("nowhere.jsonl")}}, SourceError, "xsum, full: sources.xsum.path"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(home, changes, kind, told):
+    with pytest.raises(kind) as caught:
+        tables.cells(tables.Asked(**{"budget": "tiny", **changes}))
+
+    assert told in str(caught.value)
+
+
+def test_rows_are_found_in_a_folder_by_the_names_of_the_tasks(tmp_path):
+    for name in ("pubmed.jsonl.gz", "xsum.csv", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "adgen").mkdir()
+
+    assert {task: path.name for task, path in tables.find_sources(tmp_path).items()} == {
+        "pubmed": "pubmed.jsonl.gz",
+        "xsum": "xsum.csv",
+        "adgen": "adgen",
+    }
+    (tmp_path / "xsum.json").touch()
+    with pytest.raises(SourceError, match=r"both xsum.csv and xsum.json are called xsum.*--source xsum="):
+        tables.find_sources(tmp_path)
+
+
+def test_a_folder_without_rows_and_a_wrong_source_are_told(tmp_path):
+    with pytest.raises(SourceError, match="holds none of pubmed.jsonl, cnn_dm.jsonl"):
+        tables.find_sources(tmp_path)
+    with pytest.raises(SourceError, match="there is no such folder"):
+        tables.find_sources(tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="write TASK=FILE"):
+        tables.read_source("xsum")
+    with pytest.raises(NotFoundError, match="Did you mean 'xsum'"):
+        tables.read_source("xsun=rows.jsonl")
+    assert tables.read_source("xsum=a=b.jsonl") == ("xsum", Path("a=b.jsonl"))
+
+
+def test_the_papers_numbers_are_whole():
+    numbers = tables.numbers()
+    methods = {"base", *tables.runs()["tables"]["efficiency"]["methods"]}
+
+    assert all(methods | {"parameters"} == set(told) for told in numbers["efficiency"].values())
+    for told in numbers["downstream"].values():
+        assert set(told) == {"cnn_dm", "xsum", "adgen"}
+        assert all(len(row) == 5 and all(row[0] < each for each in row[1:] if each) for row in told.values())
+    known = {*numbers["efficiency"], *numbers["downstream"]}
+    assert set(numbers["repositories"].values()) == known

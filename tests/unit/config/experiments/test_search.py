@@ -1,0 +1,96 @@
+"""A search is checked at every end and choice of its ranges before anything runs."""
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra search is not installed")
+
+from tests import tiny
+from tuneline.config.experiments import search
+from tuneline.errors import RecipeError, SourceError
+
+
+@pytest.fixture
+def recipe(tmp_path, home):
+    return tiny.build_project(tmp_path / "project") / "run.yaml"
+
+
+def read(recipe, *written, **told):
+    return search.search(recipe, list(written), **{"trials": 4, **told})
+
+
+def test_ranges_and_choices_are_read_in_their_types(recipe):
+    found = read(recipe, "train.learning_rate=log(1e-5,1e-3)", "method.r={2,4}", "method.lora_alpha=int(2,8)")
+
+    assert [(each.kind, each.ends()) for each in found.dimensions] == [
+        ("log", (1e-5, 1e-3)),
+        ("choice", (2, 4)),
+        ("int", (2, 8)),
+    ]
+    assert found.objective == "rougeL"
+    assert found.run({"method.r": 4}, seed=7).recipe.train.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("train.learning_rate", "says no range. Write key=log(1e-5,1e-3)"),
+        ("train.learning_rate=log(0,1)", "log needs 0 < low < high"),
+        ("train.learning_rate=uniform(1,0)", "uniform needs low < high"),
+        ("train.learning_rate=log(a,b)", "a and b must be two numbers"),
+        ("method.r=int(2.5,4)", "int needs whole numbers with low < high"),
+        ("method.r={4}", "choices must be two at least, and differ"),
+        ("train.seed=int(0,9)", "Set --seeds to how many confirm the best"),
+        ("train.learning_rat=log(1e-5,1e-3)", "Did you mean 'learning_rate'?"),
+        ("method.r={8,many}", "--search method.r=many: "),
+        ("method.r=int(0,8)", "--search method.r=0: "),
+    ],
+)
+def test_a_wrong_range_is_refused_before_anything_runs(recipe, written, told):
+    with pytest.raises(RecipeError) as caught:
+        read(recipe, written)
+
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective": "exam_accuracy"}, "chosen by an exam is no longer judged by it. Take one of the held-out rows"),
+        ({"objective": "rougel"}, "does not measure it. Did you mean 'rougeL'?"),
+        ({"sampler": "tep"}, "--sampler tep: Did you mean 'tpe'? Write tpe or random."),
+        ({"direction": "up"}, "--direction up: Write maximize or minimize."),
+        ({"trials": 1}, "--trials 1: a search draws at least 2"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_to_do(recipe, changes, told):
+    with pytest.raises(RecipeError) as caught:
+        read(recipe, "method.r={2,4}", **changes)
+
+    assert told in str(caught.value)
+
+
+def test_a_missing_optuna_says_what_to_install(recipe, monkeypatch):
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
+
+    with pytest.raises(SourceError, match=r"Install tuneline\[search\], or use --set"):
+        read(recipe, "method.r={2,4}")
+
+
+def test_a_gate_that_asks_for_the_objective_is_cautioned_against(tmp_path, home):
+    folder = tiny.build_project(tmp_path / "project")
+    judged = {"model_name": "tiny", "gate": {"metric": "exam_accuracy"}}
+    other = tiny.write_config(folder / "other.yaml", tiny.recipe(registry=judged))
+
+    assert "the best is partly the luckiest" in search.caution(read(folder / "run.yaml", "method.r={2,4}"))
+    assert search.caution(read(other, "method.r={2,4}")) == ""
+    assert read(other, "method.r={2,4}").objective == "rouge1"
+
+
+def test_more_trials_are_the_same_search_and_another_range_is_not(recipe):
+    names = [
+        read(recipe, "method.r={2,4}", trials=4).name,
+        read(recipe, "method.r={2,4}", trials=9).name,
+        read(recipe, "method.r={2,8}", trials=4).name,
+    ]
+
+    assert names[0] == names[1] != names[2]

@@ -1,0 +1,88 @@
+"""The support matrix refuses at the recipe, with its reason; sections of a recipe know their own rules."""
+
+import pytest
+
+from tests import tiny
+from tuneline.config import load as loading
+from tuneline.config.validation import compatibility
+from tuneline.errors import RecipeError
+
+
+def refusal(tmp_path, **changes):
+    with pytest.raises(RecipeError) as caught:
+        loading.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**changes)))
+    return str(caught.value)
+
+
+def test_full_tuning_of_quantized_weights_is_refused(tmp_path):
+    said = refusal(tmp_path, method={"type": "full"}, load={"quantization": {"type": "bnb_4bit"}})
+
+    assert "method (full) with load.quantization (bnb_4bit) cannot work" in said
+    assert "Set load.quantization: null" in said
+
+
+def test_virtual_tokens_and_packing_are_refused(tmp_path):
+    said = refusal(tmp_path, method={"type": "prompt"}, tokenize={"packing": True})
+
+    assert "tokenize.packing: false" in said
+
+
+def test_galore_without_trained_matrices_is_refused(tmp_path):
+    said = refusal(tmp_path, train={"optim": "galore_adamw", "optim_target_modules": ["mlp"]})
+
+    assert "method (lora)" in said
+    assert "method.type: full" in said
+
+
+def test_only_the_last_adapter_is_continued(tmp_path):
+    adapters = [{"path": "a", "use": "continue"}, {"path": "b"}]
+
+    assert "only the last adapter" in refusal(tmp_path, load={"adapters": adapters})
+
+
+def test_an_adapter_is_not_folded_into_few_bits(tmp_path):
+    load = {"adapters": [{"path": "a"}], "quantization": {"type": "bnb_8bit"}}
+
+    assert "Merge it into the full model first" in refusal(tmp_path, load=load)
+
+
+def test_a_token_is_new_once(tmp_path):
+    load = {"new_tokens": ["x"], "new_special_tokens": ["x"]}
+
+    assert "'x' is listed twice" in refusal(tmp_path, load=load)
+
+
+def test_ranks_of_adalora_fall(tmp_path):
+    assert "ranks only fall" in refusal(tmp_path, method={"type": "adalora", "init_r": 2, "target_r": 4})
+
+
+def test_every_axis_names_its_key():
+    assert set(compatibility.KEYS) == set(compatibility.table().axes)
+
+
+def test_every_rule_speaks_of_axes_and_values_that_exist():
+    table = compatibility.table()
+    for rule in (*table.refused, *table.elsewhere):
+        for axis, values in rule.when.items():
+            assert set(values) <= set(table.axes[axis]), rule
+    assert {axis: value in table.axes[axis] for axis, value in table.defaults.items()} == dict.fromkeys(
+        table.axes, True
+    )
+
+
+def test_the_values_of_the_matrix_are_those_of_the_recipe():
+    """A choice that a recipe can make has a column."""
+    from typing import get_args
+
+    from tuneline.config.sections.load import Holding
+    from tuneline.config.training.base import TrainConfig
+
+    for axis, model, field in (
+        ("dtype", Holding, "dtype"),
+        ("attention", Holding, "attention"),
+        ("gradient_checkpointing", Holding, "gradient_checkpointing"),
+        ("kernels", Holding, "kernels"),
+        ("optimizer", TrainConfig, "optim"),
+    ):
+        known = set(compatibility.table().axes[axis]) | ({"auto"} if axis == "dtype" else set())
+        assert set(get_args(model.model_fields[field].annotation)) == known, axis

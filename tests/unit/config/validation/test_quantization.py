@@ -1,0 +1,171 @@
+"""The table of quantizations, and what it refuses."""
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from tuneline.config.sections.load import Quantization
+from tuneline.config.validation import quantization
+from tuneline.errors import RecipeError
+
+TABLE = quantization.table()
+ON_THE_FLY = [name for name, entry in TABLE.items() if "on_the_fly" in entry.made]
+
+
+def config_with(**about):
+    return {"model_type": "llama", "quantization_config": about}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that exactly these modules are installed."""
+
+    def only(*modules):
+        monkeypatch.setattr(quantization, "_is_installed", lambda module: module in modules)
+
+    return only
+
+
+def test_the_recipe_offers_what_is_made_on_the_fly():
+    offered = {kind.model_fields["type"].annotation.__args__[0] for kind in get_args(get_args(Quantization)[0])}
+
+    assert offered == set(ON_THE_FLY)
+
+
+def test_every_quantization_of_transformers_has_a_line():
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    methods = {method.value for method in QuantizationMethod} - {"bitsandbytes", "gguf"}
+
+    assert methods <= set(TABLE), "GGUF files are converted, all else is in the table"
+
+
+def test_transformers_and_the_table_agree_on_what_needs_no_gpu():
+    assert all("cpu" in TABLE[name].runs_on for name in [*ON_THE_FLY, "fp8", "mxfp4", "compressed-tensors"])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_published_only_cannot_be_made_on_the_fly(name):
+    assert ("on_the_fly" in TABLE[name].made) == (name in ON_THE_FLY)
+    assert all(reason and not reason.endswith(".") for reason in TABLE[name].cannot.values())
+
+
+def test_the_table_is_read_without_torch():
+    code = "import sys; from tuneline.config.validation import quantization as q; q.check_trains('bnb_4bit', trains_all=False); "
+
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({}, None),
+        ({"quantization_config": None}, None),
+        (config_with(quant_method="bitsandbytes", load_in_4bit=True), "bnb_4bit"),
+        (config_with(quant_method="bitsandbytes", load_in_8bit=True, load_in_4bit=False), "bnb_8bit"),
+        (config_with(load_in_4bit=True), "bnb_4bit"),
+        (
+            config_with(quant_method="torchao", quant_type={"default": {"_type": "Int8WeightOnlyConfig"}}),
+            "torchao_int8",
+        ),
+        (config_with(quant_method="torchao", quant_type={"default": {"_type": "Int4WeightOnlyConfig"}}), "torchao"),
+        (config_with(quant_method="gptq", bits=4), "gptq"),
+        (config_with(quant_method="fp8"), "fp8"),
+        ({"text_config": config_with(quant_method="awq")}, "awq"),
+        (config_with(quant_method="tomorrow"), "tomorrow"),
+    ],
+)
+def test_a_config_tells_how_its_model_comes(config, kind):
+    assert quantization.kind_of(config) == kind
+
+
+def test_a_plain_model_is_not_refused():
+    quantization.check_trains(None, trains_all=True, device="cpu")
+    quantization.check_merges(None)
+    quantization.check_once(None, "bnb_4bit")
+    quantization.check_once("gptq", None)
+
+
+@pytest.mark.parametrize("name", ["bnb_4bit", "bnb_8bit"])
+def test_what_is_made_on_the_fly_trains_adapters_on_a_cpu(name):
+    quantization.check_trains(name, trains_all=False, device="cpu", key="load.quantization")
+    quantization.check_merges(name)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if entry.loads == "quantized"])
+@pytest.mark.parametrize("key", ["model", "load.quantization"])
+def test_weights_of_few_bits_are_never_trained_themselves(name, key):
+    with pytest.raises(RecipeError, match=rf"^{key}: "):
+        quantization.check_trains(name, trains_all=True, key=key)
+
+
+def test_full_tuning_is_refused_with_the_way_out():
+    with pytest.raises(RecipeError, match=r"in 4 bits, which take no gradients.*Set method.type: lora"):
+        quantization.check_trains("bnb_4bit", trains_all=True, key="load.quantization")
+
+
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_what_is_loaded_dequantized_is_trained_like_any_other(name):
+    quantization.check_trains(name, trains_all=True, device="cpu")
+    quantization.check_merges(name)
+
+
+def test_what_must_be_installed_is_said(installed):
+    installed("optimum")
+
+    with pytest.raises(RecipeError, match=r"model: gptq needs gptqmodel>=7. Install: pip install 'gptqmodel>=7'\."):
+        quantization.check_trains("gptq", trains_all=False, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "aqlm"])
+def test_what_comes_quantized_is_trained_where_its_library_is(installed, name):
+    installed(*TABLE[name].needs)
+
+    quantization.check_trains(name, trains_all=False, device="cpu")
+
+
+def test_a_module_of_a_package_that_is_missing_is_missing():
+    assert not quantization._is_installed("no_such_package.module")
+
+
+def test_a_device_that_cannot_is_refused(installed):
+    installed(*TABLE["eetq"].needs)
+
+    with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, and the device is cpu\."):
+        quantization.check_trains("eetq", trains_all=False, device="cpu")
+    quantization.check_trains("eetq", trains_all=False, device="cuda")
+
+
+def test_what_the_library_cannot_load_is_refused_with_its_reason():
+    with pytest.raises(RecipeError, match=r"hqq cannot be trained: transformers 5 raises NotImplementedError"):
+        quantization.check_trains("hqq", trains_all=False, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["quanto", "gptq", "awq", "aqlm", "eetq", "hqq", "torchao"])
+def test_no_merge_is_tried_that_would_lose_the_adapter(name):
+    with pytest.raises(RecipeError, match=rf"an adapter on {name} cannot be merged: .* Keep the adapter beside"):
+        quantization.check_merges(name)
+
+
+def test_an_unknown_quantization_is_refused_with_those_known():
+    with pytest.raises(RecipeError, match=r"model: the quantization 'gptk' is unknown. Did you mean 'gptq'\? Known: "):
+        quantization.check_trains("gptk", trains_all=False)
+
+
+def test_a_model_is_not_quantized_twice():
+    with pytest.raises(RecipeError, match=r"load.quantization: bnb_4bit, and the model comes quantized as gptq\."):
+        quantization.check_once("gptq", "bnb_4bit")
+
+
+def test_readers_see_every_kind_with_its_reason():
+    lines = quantization.to_markdown().splitlines()
+
+    assert len(lines) == 2 + len(TABLE)
+    assert all(line.count("|") == 7 for line in lines)
+    assert all(reason in quantization.to_markdown() for entry in TABLE.values() for reason in entry.cannot.values())

@@ -1,0 +1,205 @@
+"""Keys that nothing reads are told once for each data set; switches say what a stage does, or are refused."""
+
+import json
+import logging
+
+import pytest
+
+from tests import tiny
+from tuneline.config.recipe import RECIPES
+from tuneline.config.sections.sources import AlignConfig
+from tuneline.data import schema
+from tuneline.data.align import align, unknown_keys
+from tuneline.data.corpus import Corpus, Writer
+from tuneline.data.tokenization.loss_mask import Answer, trained_spans
+from tuneline.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def aligned(*rows, **config):
+    with Writer(schema.RECORD) as writer:
+        texts = [json.dumps(row) for row in rows]
+        writer.write({"file": ["d.jsonl"] * len(rows), "line": list(range(1, len(rows) + 1)), "record": texts})
+    return align.align(Corpus({"records": writer.rows()}, {"source": "d"}), AlignConfig(**config))
+
+
+def chat(**more):
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]}
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_keys_that_nothing_reads_are_told_once_with_their_number_and_first_place(caplog):
+    rows = [chat(), *[{**chat(trian=False), "id": i} for i in range(300)], chat(refusal=None)]
+
+    examples = aligned(*rows)
+    assert warned(caplog) == []
+    align.warn_of_unread_keys(examples)
+
+    assert examples.counts["unread_keys"] == {
+        "id": {"count": 300, "first": "d.jsonl:2"},
+        "messages[].trian": {"count": 300, "first": "d.jsonl:2"},
+    }
+    assert warned(caplog) == [
+        "sources.d: nothing reads the keys 'messages[].trian' (300, first d.jsonl:2). Did you mean 'train'? "
+        "'id' (300, first d.jsonl:2)."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "expected"),
+    [
+        ({"instruction": "a", "output": "b", "inputs": "c"}, {}, ["inputs"]),
+        ({"instruction": "a", "output": "b", "prompt": "c", "input": "", "system": "", "history": []}, {}, ["prompt"]),
+        (
+            {"instruction": "a", "chosen": "b", "rejected": "c", "tools": "", "score": 1},
+            {"format": "alpaca"},
+            ["score"],
+        ),
+        ({**chat(), "system": "lost", "tools": [], "parallel_tool_calls": True, "images": []}, {}, ["system"]),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "content": "c"}]},
+            {},
+            ["conversations[].content"],
+        ),
+        ({"prompt": "a", "completion": "b", "label": True, "output": "c"}, {}, ["output"]),
+        ({**chat(name="x", tool_call_id="y", reasoning=""), "label": True, "kto_tag": True}, {}, ["kto_tag"]),
+        (
+            {"prompt": [{"role": "user", "content": "a", "weigth": 0}], "chosen": "b", "rejected": "c", "margin": 1},
+            {},
+            ["prompt[].weigth", "margin"],
+        ),
+        ({"prompt": "a", "chosen": {"from": "gpt", "value": "b", "los": 0}, "rejected": "c"}, {}, ["chosen[].los"]),
+        ({"prompt": "a", "responses": ["b", "c"], "output": ["d", "e"]}, {}, ["output"]),
+        ({"q": "a", "a": "b", "extra": 1}, {"columns": {"instruction": "q", "output": "a"}}, ["extra"]),
+        ({"text": "a", "url": "u"}, {}, ["url"]),
+        (
+            {
+                "_prompt": [{"role": "user", "content": "a"}],
+                "_response": [{"role": "assistant", "content": "b"}],
+                "x": 1,
+            },
+            {},
+            ["x"],
+        ),
+        (
+            {"talk": [{"who": "A", "says": "a"}, {"who": "B", "says": "b", "role": "c"}]},
+            {
+                "format": "sharegpt",
+                "columns": {"messages": "talk"},
+                "tags": {"role": "who", "content": "says", "user": "A", "assistant": "B"},
+            },
+            ["messages[].role"],
+        ),
+    ],
+)
+def test_each_format_knows_what_it_reads(row, config, expected):
+    assert list(aligned(row, **config).counts["unread_keys"]) == expected
+
+
+def test_an_example_of_our_own_has_no_unread_keys():
+    example = schema.example("s", schema.content([schema.message("user", "a"), schema.message("assistant", "b")]))
+
+    assert aligned(json.loads(json.dumps({**example, "copy": 0}))).counts["unread_keys"] == {}
+
+
+def test_many_different_keys_take_no_more_room_than_some(caplog):
+    examples = aligned(*({**chat(), f"key{i}": 1} for i in range(500)))
+    align.warn_of_unread_keys(examples)
+
+    found = examples.counts["unread_keys"]
+    assert len(found) == unknown_keys.MOST + 1
+    assert sum(each["count"] for each in found.values()) == 500
+    assert found[unknown_keys.REST] == {"count": 450, "first": "d.jsonl:51"}
+    assert warned(caplog)[0].endswith("and 43 more.")
+
+
+@pytest.mark.parametrize("name", ["train", "loss", "train_on_turn"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "completion": "b", "label": True},
+        {"instruction": "a", "output": "b"},
+        chat(),
+        {"text": "a"},
+    ],
+)
+def test_a_switch_for_a_whole_row_is_refused(row, name):
+    with pytest.raises(DataError, match=rf"d.jsonl:2: the row says '{name}': false, which is read in turns only"):
+        aligned(row, {**row, name: False})
+    assert aligned({**row, name: True}).counts["unread_keys"] == {name: {"count": 1, "first": "d.jsonl:1"}}
+
+
+TURN = {"role": "assistant", "content": "b", "loss": False}
+ASKED = {"role": "user", "content": "a"}
+OTHER = {"role": "assistant", "content": "c"}
+
+
+@pytest.mark.parametrize(
+    ("row", "loss_on"),
+    [
+        ({"prompt": "a", "chosen": [TURN], "rejected": "c"}, "assistant"),
+        ({"prompt": "a", "chosen": "c", "rejected": TURN}, "none"),
+        ({"chosen": [ASKED, TURN], "rejected": [ASKED, OTHER]}, "assistant"),
+        ({"messages": [ASKED, TURN], "label": True}, "assistant"),
+        ({"prompt": "a", "completion": [TURN], "label": False}, "none"),
+        ({"messages": [ASKED, TURN]}, "none"),
+    ],
+)
+def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, loss_on):
+    with pytest.raises(DataError, match="d.jsonl:1: a turn by the assistant says that it carries no loss, and it is"):
+        aligned(row, loss_on=loss_on)
+
+
+@pytest.mark.parametrize(
+    ("turns", "loss_on", "message"),
+    [
+        (
+            [{**ASKED, "train": True}, OTHER],
+            "assistant",
+            "by the user says that it carries loss.*or set tokenize.train_on",
+        ),
+        ([{**ASKED, "train": True}, OTHER], "none", "by the user says that it carries loss.*Leave the switch out."),
+        ([{**ASKED, "train": False}, OTHER], "all", "by the user says that it carries no loss, and tokenize.train_on"),
+        ([{**ASKED, "train": False}, {**OTHER, "weight": 1}], "assistant", None),
+        ([{**ASKED, "train": True}, {**OTHER, "weight": 0}], "all", None),
+        ([ASKED, {**OTHER, "weight": 0}, ASKED, OTHER], "none", None),
+    ],
+)
+def test_a_switch_says_what_can_be_done(turns, loss_on, message):
+    if message is None:
+        assert aligned({"messages": turns}, loss_on=loss_on).counts["examples"] == 1
+        return
+    with pytest.raises(DataError, match=f"d.jsonl:1: a turn {message}"):
+        aligned({"messages": turns}, loss_on=loss_on)
+
+
+@pytest.mark.parametrize(
+    ("stage", "train_on", "loss_on"),
+    [
+        ("sft", "assistant", "assistant"),
+        ("sft", "last_assistant", "assistant"),
+        ("sft", "all", "all"),
+        ("dpo", "assistant", "none"),
+    ],
+)
+def test_the_recipe_says_whose_loss_a_switch_can_change(stage, train_on, loss_on):
+    told = tiny.recipe(tokenize={"train_on": train_on}, registry={"model_name": "m"})
+    told["registry"] |= {"gate": {"metric": "preference_accuracy" if stage == "dpo" else "rougeL"}}
+    if stage == "dpo":
+        told |= {"train": {}}
+    recipe = RECIPES[stage].model_validate(told | {"stage": stage})
+
+    assert recipe.for_align(recipe.sources[0]).loss_on == loss_on
+
+
+def test_where_everything_is_trained_an_answer_can_still_be_left_out():
+    messages = [schema.message(role, "x", train=train) for role, train in (("user", None), ("assistant", False)) * 1]
+    messages += [schema.message("user", "x"), schema.message("assistant", "x")]
+    answers = [Answer(1, 3, 6), Answer(3, 8, 10)]
+
+    assert trained_spans(answers, messages, 12, "all", thinking=True) == [(0, 3), (6, 12)]

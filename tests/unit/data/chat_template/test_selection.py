@@ -1,0 +1,97 @@
+"""Which chat template a tokenizer gets, and what ends its turns."""
+
+import pytest
+
+from tuneline.config.recipe import SFTRecipe
+from tuneline.data.chat_template import selection
+from tuneline.data.tokenizer.loader import load_tokenizer, load_tokenizer_from
+from tuneline.errors import DataError, NotFoundError, SourceError
+from tuneline.identity import Manifest
+from tuneline.model import source
+
+pytestmark = pytest.mark.usefixtures("home")
+CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+
+
+@pytest.fixture
+def bare(tiny_model, tmp_path) -> Manifest:
+    """The tokenizer of a base model: no template, another end of sequence."""
+    tokenizer = load_tokenizer_from(tiny_model)
+    tokenizer.chat_template, tokenizer.eos_token = None, "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "bare")
+    return source.tokenizer_of(tmp_path / "bare")
+
+
+def test_the_models_own_template_stays_as_it_is(tiny_model):
+    manifest = source.tokenizer_of(tiny_model)
+
+    chosen, said = selection.with_template(manifest, "auto", "llama")
+
+    assert chosen == manifest
+    assert said == "chat template: the model's own"
+
+
+def test_a_base_model_gets_a_template_that_its_vocabulary_can_write(bare):
+    chosen, said = selection.with_template(bare, "auto", "qwen2")
+    tokenizer = load_tokenizer(chosen)
+
+    assert said.startswith("chat template: qwen, as the tokenizer has none and the model is qwen2; answers end with")
+    assert tokenizer.eos_token == "<|im_end|>"
+    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert text == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+
+
+def test_a_family_whose_tags_are_no_tokens_is_passed_over(bare):
+    assert "chatml, as the tokenizer has none" in selection.with_template(bare, "auto", "gemma2")[1]
+
+
+def test_a_named_template_is_part_of_the_tokenizers_identity(tiny_model):
+    manifest = source.tokenizer_of(tiny_model)
+    alpaca, zephyr = (selection.with_template(manifest, name)[0] for name in ("alpaca", "zephyr"))
+
+    assert len({manifest.content_hash(), alpaca.content_hash(), zephyr.content_hash()}) == 3
+    assert selection.with_template(manifest, "alpaca")[0].content_hash() == alpaca.content_hash()
+    assert "### Instruction:\nQ" in load_tokenizer(alpaca).apply_chat_template(CHAT, tokenize=False)
+
+
+def test_variables_of_the_template_are_baked_in(tiny_model):
+    manifest = source.tokenizer_of(tiny_model)
+    own = load_tokenizer(manifest).chat_template
+
+    chosen, _ = selection.with_template(manifest, "auto", arguments={"enable_thinking": False, "name": "x"})
+
+    text = load_tokenizer(chosen).chat_template
+    assert text == '{%- set enable_thinking = false -%}\n{%- set name = "x" -%}\n' + own
+
+
+def test_a_template_whose_turns_do_not_end_with_a_token_is_refused(tiny_model):
+    with pytest.raises(SourceError, match="template: gemma ends its turns with text that is no token.*alpaca, chatml"):
+        selection.with_template(source.tokenizer_of(tiny_model), "gemma")
+
+
+def test_an_unknown_template_suggests_the_nearest(tiny_model):
+    with pytest.raises(NotFoundError, match="Did you mean 'llama3'"):
+        selection.with_template(source.tokenizer_of(tiny_model), "lama3")
+
+
+def test_a_file_of_ones_own_is_taken(tiny_model, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(selection.read("zephyr"))
+
+    assert selection.with_template(source.tokenizer_of(tiny_model), str(path))[1].startswith("chat template: ")
+    with pytest.raises(SourceError, match=r"there is no file .*absent.jinja"):
+        selection.with_template(source.tokenizer_of(tiny_model), str(tmp_path / "absent.jinja"))
+
+
+def test_a_template_for_images_is_refused(tiny_model, tmp_path):
+    path = tmp_path / "vision.jinja"
+    path.write_text("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}")
+
+    with pytest.raises((SourceError, DataError), match="images|refuses"):
+        selection.with_template(source.tokenizer_of(tiny_model), str(path))
+
+
+def test_every_template_of_the_catalogue_is_one_of_the_recipes():
+    assert SFTRecipe.model_fields["template"].default == "auto"
+    names = "alpaca chatml deepseek default empty gemma llama2 llama3 mistral phi qwen vicuna zephyr"
+    assert " ".join(selection.names()) == names

@@ -1,0 +1,124 @@
+"""What a refusal by a chat template advises works for the refused row."""
+
+import re
+
+import pytest
+
+from benchmarks import chat_templates
+from tuneline.config.sections.data import TokenizeConfig
+from tuneline.data import schema
+from tuneline.data.chat_template import selection
+from tuneline.data.tokenization.sequencer import Sequencer
+from tuneline.errors import TunelineError
+
+THINKS = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{%- set content = m.content.split('</think>')[-1] %}"
+    "{{- '<|im_start|>assistant\\n' + content.lstrip('\\n') + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+"""As the template of QwQ-32B: the prompt opens a thinking block, and answers are shown without one."""
+
+HM = "<think>\nHm.\n</think>\n\n"
+ROWS = {
+    "one": ["What?", "It is 4."],
+    "two": ["What?", "It is 4.", "And?", "5."],
+    "thoughts": ["What?", f"{HM}It is 4."],
+    "two with thoughts": ["What?", f"{HM}It is 4.", "And?", f"{HM}5."],
+}
+CASES = [
+    ("thinks", "refuse", "one"),
+    ("thinks", "each_turn", "one"),
+    ("thinks", "last_turn", "two"),
+    ("thinks", "refuse", "two with thoughts"),
+    ("trl: qwen3", "refuse", "two"),
+    ("trl: qwen3", "refuse", "two with thoughts"),
+    ("trl: nemotron_3_nano", "each_turn", "one"),
+    ("trl: qwen3_5_nothink", "each_turn", "thoughts"),
+    ("trl: deepseek_r1_distill_training", "last_turn", "one"),
+    ("trl: glm4moe", "refuse", "one"),
+]
+
+
+@pytest.fixture(scope="module")
+def templates():
+    return {**chat_templates.templates(), "thinks": THINKS}
+
+
+def example(said):
+    turns = [schema.message(("user", "assistant")[i % 2], text) for i, text in enumerate(said)]
+    return schema.example("chats", schema.content(turns))
+
+
+def rows(text, tiny_model, history, said):
+    tokenizer = chat_templates.tokenizer_for(text, tiny_model)
+    sequencer = Sequencer(tokenizer, TokenizeConfig(rewritten_history=history))
+    return list(sequencer.sequences([example(said)]))
+
+
+def refusal(*wanted):
+    with pytest.raises(TunelineError) as refused:
+        rows(*wanted)
+    return str(refused.value)
+
+
+def follow(said, advice):
+    """Do what an advice says: returns template arguments, history and the row."""
+    arguments = re.search(r"template_arguments: \{(\w+): (true|false)\}", advice)
+    history = re.search(r"tokenize.rewritten_history: (\w+)", advice)
+    if "thoughts in its answers" in advice:
+        said = [f"{HM}{text}" if i % 2 and "<think>" not in text else text for i, text in enumerate(said)]
+    changed = {arguments[1]: arguments[2] == "true"} if arguments else {}
+    return changed, history[1] if history else None, said
+
+
+@pytest.mark.parametrize(("name", "history", "row"), CASES)
+def test_each_way_out_that_is_named_works(templates, tiny_model, name, history, row):
+    said = ROWS[row]
+    message = refusal(templates[name], tiny_model, history, said)
+    ways = message.partition("This row can be trained with ")[2].rstrip(".").split("; or with ")
+
+    assert "a row of chats that begins 'What?'" in message
+    assert ways[0]
+    assert f"rewritten_history: {history}" not in message
+    for way in ways:
+        if way.startswith("template: "):
+            for catalogued in way.removeprefix("template: ").split(" or "):
+                assert rows(selection.read(catalogued), tiny_model, history, said)
+        else:
+            arguments, other, changed = follow(said, way)
+            text = selection.with_arguments(templates[name], arguments)
+            assert rows(text, tiny_model, other or history, changed)
+
+
+def test_an_argument_that_is_set_already_is_tried_the_other_way(templates, tiny_model):
+    text = selection.with_arguments(templates["trl: nemotron_3_nano"], {"enable_thinking": True})
+
+    message = refusal(text, tiny_model, "refuse", ROWS["one"])
+
+    assert "template_arguments: {enable_thinking: false}" in message
+
+
+def test_where_nothing_helps_the_refusal_says_so(templates, tiny_model, monkeypatch):
+    monkeypatch.setattr(selection, "names", lambda: [])
+    text = "{{ raise_exception('Ask in verse.') if messages[1:] else '' }}{{ messages[0].content }}"
+    tokenizer = chat_templates.load_tokenizer_from(tiny_model)
+    tokenizer.chat_template = text
+
+    with pytest.raises(
+        TunelineError, match=r"Ask in verse\.\. It is a row of chats.* No tokenize.rewritten_history, no"
+    ):
+        list(Sequencer(tokenizer, TokenizeConfig()).sequences([example(ROWS["one"])]))
+
+
+def test_a_template_that_cannot_be_used_names_those_that_can(tiny_model, tmp_path):
+    from tuneline.errors import SourceError
+    from tuneline.model import source
+
+    path = tmp_path / "vision.jinja"
+    path.write_text("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}")
+
+    with pytest.raises(
+        SourceError, match=r"vision.jinja cannot be used: .* Take one of those that fit: alpaca, chatml"
+    ):
+        selection.with_template(source.tokenizer_of(tiny_model), str(path))

@@ -1,0 +1,220 @@
+"""Metrics of generated answers, against their oracles: ROUGE-1.5.5, sacrebleu, LlamaFactory's own scores."""
+
+import gzip
+import json
+import re
+import socket
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from tests import tiny
+from tuneline.config import existence
+from tuneline.config import load as loading
+from tuneline.config.sections.evaluate import GENERATED, EvaluateConfig, EvaluateStepConfig
+from tuneline.errors import RecipeError, SourceError
+from tuneline.evaluation.metrics import llamafactory, metric_registry, overlap, text_tokenizer
+from tuneline.evaluation.metrics.rouge import SUMMARY, Rouge
+
+PAIRS = [("the cat sat on the mat", "a cat sat there"), ("今天天气很好", "今天天气不好"), ("", "nothing"), ("x", "")]
+LINES = st.lists(st.sampled_from(["the cat sat", "on the mat", "", "a dog", "the dog sat on it"]), max_size=4)
+
+
+def lines(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return file.read().split("\n")[:-1]
+
+
+@pytest.mark.parametrize(("system", "published"), [("lead", (16.30, 1.60, 11.95)), ("convs2s", (31.27, 11.07, 25.23))])
+def test_with_stems_a_published_output_scores_as_published(test_data, system, published):
+    folder = test_data / "rouge_oracle"
+    wanted, said = (lines(folder / name) for name in ("gold-test-sentences.txt.gz", f"{system}-test-output.txt.gz"))
+
+    found = Rouge(keep_in_memory=True).compute(predictions=said, references=wanted, use_stemmer=True)
+
+    assert [100 * value for value in found.values()] == pytest.approx(published, rel=0, abs=0.4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(reference=LINES, prediction=LINES)
+def test_rouge_lsum_of_many_lines_is_that_of_rouge_score(reference, prediction):
+    pair = "\n".join(reference), "\n".join(prediction)
+    oracle = RougeScorer([SUMMARY]).score(*pair)[SUMMARY].fmeasure
+
+    found = Rouge(keep_in_memory=True).compute(predictions=[pair[1]], references=[pair[0]], kinds=[SUMMARY])
+
+    assert found == {SUMMARY: pytest.approx(oracle, abs=1e-12)}
+
+
+def test_llamafactorys_scores_are_reproduced_to_four_digits(test_data):
+    rows = [json.loads(line) for line in (test_data / "llamafactory_compat" / "oracle.jsonl").open(encoding="utf-8")]
+    names = {**llamafactory.NAMES, "bleu-4": llamafactory.BLEU}
+
+    found = llamafactory.LlamaFactoryCompat(keep_in_memory=True).compute(
+        predictions=[row["prediction"] for row in rows],
+        references=[row["reference"] for row in rows],
+        aggregate=False,
+    )
+
+    assert len(rows) == 40
+    for theirs, ours in names.items():
+        assert [round(100 * value, 4) for value in found[ours]] == [row[theirs] for row in rows]
+
+
+def test_chinese_is_compared_by_characters():
+    found = Rouge(keep_in_memory=True).compute(
+        predictions=["今天天气不好"], references=["今天天气很好"], cut="characters"
+    )
+
+    assert found["rouge1"] == pytest.approx(5 / 6)
+    assert text_tokenizer.Characters().tokenize("今天 GPT-4 はい한 foo_bar") == [
+        *"今天",
+        "gpt",
+        "4",
+        *"はい한",
+        "foo",
+        "bar",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "references", "cut", "tokenizer"),
+    [
+        ("auto", ["An answer.", "é"], "words", "13a"),
+        ("auto", ["这是一个答案 by GPT", "好"], "characters", "zh"),
+        ("auto", ["これはこたえです"], "characters", "char"),
+        ("words", ["这是一个答案"], "words", "13a"),
+        ("characters", ["An answer."], "characters", "zh"),
+        ("auto", [""], "words", "13a"),
+    ],
+)
+def test_the_cut_follows_the_references_or_the_recipe(chosen, references, cut, tokenizer):
+    assert text_tokenizer.cut_for(chosen, references) == cut
+    assert text_tokenizer.bleu_tokenizer(cut, references) == tokenizer
+
+
+@pytest.mark.parametrize(("tokenize", "pair"), [("13a", PAIRS[0]), ("zh", PAIRS[1])])
+def test_bleu_and_chrf_are_sacrebleus(tokenize, pair):
+    wanted, said = pair
+    told = {"predictions": [said], "references": [wanted]}
+
+    bleu = overlap.Bleu(keep_in_memory=True).compute(**told, tokenize=tokenize)["bleu"]
+    chrf = overlap.ChrF(keep_in_memory=True).compute(**told)["chrf"]
+
+    theirs = BLEU(tokenize=tokenize, effective_order=True).sentence_score(said, [wanted]).score
+    assert 0 < bleu == pytest.approx(theirs / 100)
+    assert 0 < chrf == pytest.approx(CHRF().sentence_score(said, [wanted]).score / 100)
+    assert f"tok:{tokenize}" in overlap.corpus("bleu", [said], [wanted], tokenize)[1]
+
+
+def test_exact_match_is_strict_and_token_f1_is_not():
+    told = {"predictions": [" -1", "1", "The cat, sat!"], "references": ["-1", "-1", "a cat sat"], "aggregate": False}
+
+    assert overlap.ExactMatch(keep_in_memory=True).compute(**told) == {"exact_match": [1.0, 0.0, 0.0]}
+    assert overlap.TokenF1(keep_in_memory=True).compute(**told) == {"token_f1": [1.0, 1.0, 1.0]}
+
+
+def make_config(**told):
+    return EvaluateStepConfig(**told)
+
+
+def columns(config, outputs, wanted):
+    return metric_registry.columns(config, "words", "13a", ["p"] * len(outputs), outputs, wanted)
+
+
+def test_an_empty_answer_scores_nothing_by_every_metric(monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("opened a socket"))
+
+    found = columns(make_config(metrics=list(GENERATED)), ["", "right"], ["wanted", "right"])
+
+    assert found.keys() == {name for names in GENERATED.values() for name in names}
+    assert {name: column[0] for name, column in found.items()} == dict.fromkeys(found, 0.0)
+    assert all(column[1] > 0.4 for name, column in found.items() if name not in ("rouge2", "llamafactory_rouge2"))
+
+
+def test_the_columns_stand_as_the_recipe_orders_its_families():
+    config = make_config(metrics=["rougeL", "bleu", "tests.rewards:vowels"])
+
+    found = columns(config, ["aa"], ["aa"])
+
+    assert list(found) == config.columns() == ["rougeL", "bleu", "vowels"]
+    assert found["vowels"] == [10.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["rogue1"], "there is no metric 'rogue1'. Did you mean 'rouge1'?"),
+        (["chrf", "chrf"], "two of them are called 'chrf'"),
+        (["a:bleu", "bleu"], "two of them are called 'bleu'"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused(names, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EvaluateConfig(metrics=names)
+
+
+def load(tmp_path, **evaluate):
+    recipe = tiny.recipe(evaluate=evaluate)
+    recipe["registry"]["gate"] = {"metric": evaluate.pop("gate", "rougeL")}
+    return loading.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+
+
+def test_a_wrong_metric_is_told_with_the_recipes_key_and_line(tmp_path):
+    with pytest.raises(RecipeError, match=r"evaluate.*there is no metric 'rougel'. Did you mean 'rougeL'"):
+        load(tmp_path, metrics=["rougel"])
+
+
+def test_a_gate_asks_for_any_metric_that_is_measured_and_no_other(tmp_path):
+    for metric in ("chrf", "exam_accuracy"):
+        assert load(tmp_path, metrics=["chrf"], gate=metric).registry.gate.metric == metric
+    with pytest.raises(RecipeError, match="does not measure rougeL"):
+        load(tmp_path, metrics=["chrf"], gate="rougeL")
+
+
+def test_a_function_of_ones_own_travels_with_the_hash_of_its_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    source = tmp_path / "own_metric.py"
+    source.write_text("def length(prompts, completions, references):\n    return [len(c) for c in completions]\n")
+    before = load(tmp_path, metrics=["rougeL", "own_metric:length"])
+    hashes = before.for_evaluate().metric_hashes
+    assert columns(before.for_evaluate(), ["abc"], ["x"])["length"] == [3.0]
+
+    source.write_text("def length(prompts, completions, references):\n    return [9 for c in completions]\n")
+
+    after = before.for_evaluate()
+    assert hashes.keys() == after.metric_hashes.keys() == {"own_metric:length"}
+    assert hashes != after.metric_hashes
+    assert metric_registry.protocol(after, "words", []) != metric_registry.protocol(
+        after.model_copy(update={"metric_hashes": hashes}), "words", []
+    )
+    assert columns(after, ["abc"], ["x"])["length"] == [9.0]
+
+
+def test_a_function_that_returns_too_few_numbers_is_told_with_its_key():
+    config = make_config(metrics=["tests.rewards:too_few"])
+
+    with pytest.raises(RecipeError, match="evaluate.metrics 'tests.rewards:too_few' must return a finite number"):
+        columns(config, ["a", "b"], ["a", "b"])
+
+
+def test_a_module_that_is_missing_is_told_when_the_recipe_is_planned(tmp_path):
+    recipe = load(tmp_path, metrics=["rougeL", "nowhere:f"])
+
+    assert any(
+        "evaluate.metrics 'nowhere:f': there is no module 'nowhere'" in each for each in existence.missing(recipe)
+    )
+
+
+def test_a_library_that_is_missing_is_told_when_the_recipe_is_planned(monkeypatch):
+    monkeypatch.setattr(existence, "find_spec", lambda name: None)
+
+    with pytest.raises(SourceError, match="llamafactory_compat needs jieba and rouge_chinese and nltk"):
+        existence.check_metric("llamafactory_compat")

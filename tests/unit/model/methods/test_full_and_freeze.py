@@ -1,0 +1,136 @@
+"""Full and freeze tuning: which weights are trained, in which precision, and what cannot be an adapter."""
+
+import pytest
+import torch
+
+from tests.unit.model.methods import bases
+from tests.unit.model.methods.bases import NEW, gap, gpt2, llama, logits, mixtral
+from tuneline.config.sections.method import FreezeMethod, FullMethod
+from tuneline.errors import RecipeError
+from tuneline.model.methods import families
+
+FREEZE = families["freeze"]
+
+
+def freeze(**changes):
+    return FreezeMethod(**{"type": "freeze"} | changes)
+
+
+def trained(config, build=llama):
+    model = FREEZE.attach(build(), config)
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_last_layers_are_trained_and_the_first_where_the_number_is_negative():
+    three = {"num_hidden_layers": 3}
+
+    last = trained(freeze(layers=2), lambda: llama(**three))
+    first = trained(freeze(layers=-1), lambda: llama(**three))
+
+    assert {name.split(".")[2] for name in last} == {"1", "2"}
+    assert {name.split(".")[2] for name in first} == {"0"}
+    assert len(last) == 2 * len(first) == 18
+
+
+def test_parts_of_layers_and_modules_outside_are_trained():
+    names = trained(freeze(layers=1, trainable_modules=["mlp", "q_proj"], extra_modules=["norm"]))
+
+    assert names == {
+        "model.norm.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        *(f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
+    }
+
+
+def test_experts_can_be_trained():
+    names = trained(freeze(layers=1, trainable_modules=["experts"]), mixtral)
+
+    assert names == {"model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"}
+
+
+def test_layers_of_another_architecture_are_found():
+    assert {name.split(".")[2] for name in trained(freeze(layers=1), gpt2)} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 3}, "method.layers: 3, and this model has 2 layers"),
+        ({"layers": -3}, "method.layers: -3, and this model has 2 layers"),
+        ({"trainable_modules": ["mpl"]}, r"method.trainable_modules: 'mpl' is no module .* Did you mean 'mlp'\?"),
+        ({"extra_modules": ["lm_hed"]}, r"method.extra_modules: 'lm_hed' is no module .* Did you mean 'lm_head'\?"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        FREEZE.check(bases.on_meta(), freeze(**changes))
+
+
+def test_frozen_weights_stay_as_they_were():
+    model = llama()
+    before = bases.weights(model)
+    names = trained(freeze(layers=1), lambda: model)
+
+    bases.train(model, "freeze")
+
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == names
+
+
+def test_new_rows_need_embedding_and_head_among_the_trained():
+    FREEZE.check(bases.on_meta(), freeze(extra_modules=["lm_head"]), new_ids=NEW)
+    with pytest.raises(RecipeError, match="load.new_tokens: .* Add embed_tokens to method.extra_modules"):
+        FREEZE.check(bases.on_meta(), freeze(), new_ids=NEW)
+    with pytest.raises(RecipeError, match="load.new_tokens: .* Add embed_tokens to method.extra_modules"):
+        FREEZE.check(bases.on_meta(tied=False), freeze(extra_modules=["lm_head"]), new_ids=NEW)
+
+
+@pytest.mark.parametrize("build", [llama, mixtral])
+def test_beside_16_bits_the_answers_before_training_are_those_of_the_base(build):
+    def half():
+        return build().bfloat16()
+
+    model = FREEZE.attach(half(), freeze(layers=1, extra_modules=["norm"]))
+
+    spread = logits(half()).std()
+    assert gap(logits(model), logits(half())) < 0.1 * spread
+
+
+def test_beside_16_bits_a_tied_head_is_trained_in_float32_under_both_names():
+    model = FREEZE.attach(llama(dtype=torch.bfloat16), freeze(layers=0, extra_modules=["lm_head"]))
+
+    assert model.model.embed_tokens.weight is model.lm_head.weight
+    assert model.lm_head.weight.dtype == torch.float32
+    assert logits(model).isfinite().all()
+
+
+def test_a_finished_model_is_of_one_precision_and_plain():
+    model = FREEZE.attach(llama(dtype=torch.bfloat16), freeze(layers=1))
+    bases.train(model, "freeze")
+    before = logits(model)
+
+    merged = FREEZE.merge(model)
+
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in merged.modules())
+    assert gap(logits(merged), before) < 0.1 * before.std()
+
+
+@pytest.mark.parametrize("config", [FullMethod(type="full"), freeze()])
+def test_a_whole_model_is_no_adapter(config, tmp_path):
+    family = families[config.type]
+    model = bases.trained(config.type, config)
+    family.save(model, tmp_path)
+
+    assert family.kind == "full"
+    assert gap(logits(type(model).from_pretrained(tmp_path)), logits(model)) == 0
+    for refused in (
+        lambda: family.attach_saved(llama(), tmp_path),
+        lambda: family.check_fits(llama(), tmp_path),
+        lambda: family.check_continues(tmp_path, config),
+    ):
+        with pytest.raises(RecipeError, match=f"load.adapters: method {config.type} trains the model itself"):
+            refused()
+    with pytest.raises(RecipeError, match="has no base to compare with"), family.switched_off(model):
+        pass
+    assert not family.off_is_base(config)

@@ -1,0 +1,203 @@
+"""Bad input to the model loader: one clear error each, before any weights are read."""
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+from tuneline.config import existence
+from tuneline.config import load as loading
+from tuneline.errors import RecipeError, TunelineError
+from tuneline.model import load, precision, resolve
+
+
+@pytest.fixture
+def project(project_template, tmp_path, home):
+    return shutil.copytree(project_template, tmp_path / "project")
+
+
+def refusal(project, monkeypatch, **changes):
+    """What a user reads; reading weights is a failure of the test."""
+    monkeypatch.setattr(load, "read_weights", lambda *a, **k: pytest.fail("weights were read"))
+    path = tiny.write_config(project / "changed.yaml", tiny.recipe(**changes))
+    with pytest.raises(TunelineError) as caught:
+        find(path)
+    return str(caught.value)
+
+
+def find(path):
+    """Do what a run does before its first step."""
+    recipe = loading.load(path).recipe
+    existence.check(recipe)
+    return resolve.find(recipe.for_resolve())
+
+
+def split_in_shards(folder):
+    """Write the weights as two shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def test_a_missing_shard(project, monkeypatch):
+    split_in_shards(project / "model")
+    (project / "model" / "model-00002-of-00002.safetensors").unlink()
+
+    assert "model-00002-of-00002.safetensors" in refusal(project, monkeypatch)
+
+
+def test_shards_that_are_all_there_are_fine(project):
+    split_in_shards(project / "model")
+    recipe = loading.load(tiny.write_config(project / "changed.yaml", tiny.recipe())).recipe
+
+    resolve.find(recipe.for_resolve())
+
+
+def test_a_file_that_was_cut_short(project, monkeypatch):
+    file = project / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+    said = refusal(project, monkeypatch)
+    assert "model.safetensors" in said
+    assert "bytes" in said
+
+
+def test_a_header_that_is_no_header(project, monkeypatch):
+    (project / "model" / "model.safetensors").write_bytes(struct.pack("<Q", 12) + b"not json {{{" + b"\0" * 50)
+
+    assert "model.safetensors" in refusal(project, monkeypatch)
+
+
+def test_weights_in_pickles(project, monkeypatch):
+    folder = project / "model"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    assert "load.allow_pickle: true" in refusal(project, monkeypatch)
+
+
+def test_code_that_comes_with_a_model(project, monkeypatch):
+    path = project / "model" / "config.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"model_type": "homemade", "auto_map": {"AutoConfig": "own.Config"}}))
+
+    assert "load.trust_remote_code" in refusal(project, monkeypatch)
+
+
+def test_a_tokenizer_with_more_ids_than_rows(project, monkeypatch):
+    path = project / "model" / "tokenizer.json"
+    about = json.loads(path.read_text())
+    about["added_tokens"].append({**about["added_tokens"][0], "id": 5000, "content": "<|far|>"})
+    path.write_text(json.dumps(about))
+
+    assert "5000" in refusal(project, monkeypatch)
+
+
+def test_a_target_that_does_not_exist(project, monkeypatch):
+    said = refusal(project, monkeypatch, method={"type": "lora", "target_modules": ["q_porj"]})
+
+    assert "method.target_modules" in said
+    assert "Did you mean 'q_proj'?" in said
+
+
+def test_a_rank_above_the_matrix(project, monkeypatch):
+    said = refusal(project, monkeypatch, method={"type": "lora", "r": 500})
+
+    assert "method.r" in said
+    assert "500" in said
+
+
+def test_an_adapter_for_another_base(project, monkeypatch, tiny_model):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = LlamaForCausalLM(
+        LlamaConfig(vocab_size=360, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    )
+    get_peft_model(other, LoraConfig(target_modules=["q_proj"])).save_pretrained(project / "adapter")
+
+    said = refusal(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
+    assert "load.adapters" in said
+    assert "another base model" in said
+
+
+def test_a_folder_that_is_no_adapter(project, monkeypatch):
+    assert "adapter_config.json" in refusal(project, monkeypatch, load={"adapters": [{"path": "model"}]})
+
+
+def test_a_quantized_model_tuned_as_a_whole(project, monkeypatch):
+    path = project / "model" / "config.json"
+    about = json.loads(path.read_text())
+    kind = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps(about | {"quantization_config": kind}))
+
+    said = refusal(project, monkeypatch, method={"type": "full"})
+    assert "bnb_4bit" in said
+    assert "take no gradients" in said
+
+
+def test_rows_longer_than_the_models_positions(project, monkeypatch):
+    said = refusal(project, monkeypatch, tokenize={"max_length": 4096})
+
+    assert "load.rope_scaling" in said
+    assert "512" in said
+
+
+def test_a_token_that_is_there_already(project, monkeypatch):
+    said = refusal(project, monkeypatch, load={"new_special_tokens": ["<|im_end|>"]})
+
+    assert "load.new_special_tokens: '<|im_end|>' is in the vocabulary already" in said
+
+
+def test_a_template_that_the_vocabulary_cannot_write(project, monkeypatch):
+    assert "template" in refusal(project, monkeypatch, template="gemma")
+
+
+def test_a_library_that_is_not_installed(project, monkeypatch):
+    path = project / "model" / "config.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+
+    assert "pip install" in refusal(project, monkeypatch)
+
+
+def test_types_that_the_device_lacks(project, monkeypatch):
+    assert refusal(project, monkeypatch, load={"dtype": "float16"}).startswith(
+        "load.dtype: float16 needs a loss scaler"
+    )
+
+    monkeypatch.setattr(precision, "_bfloat16", lambda kind: (False, "an old device"))
+    said = refusal(project, monkeypatch, evaluate={"dtype": "bfloat16"})
+    assert said == "evaluate.dtype: bfloat16 is not for this device: an old device. Set evaluate.dtype: auto."
+    assert "load.dtype: bfloat16 is not" in refusal(project, monkeypatch, load={"dtype": "bfloat16"})
+
+
+def test_the_recipe_error_is_a_recipe_error(project):
+    recipe = loading.load(
+        tiny.write_config(project / "changed.yaml", tiny.recipe(method={"type": "lora", "r": 500}))
+    ).recipe
+
+    with pytest.raises(RecipeError):
+        resolve.find(recipe.for_resolve())
+
+
+def test_an_adapter_without_a_merged_form_is_not_merged(project, monkeypatch):
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = load.load_model(project / "model")
+    get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(
+        project / "adapter"
+    )
+
+    said = refusal(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
+    assert "made by prompt, which has no merged form" in said

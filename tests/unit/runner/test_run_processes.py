@@ -1,0 +1,192 @@
+"""Runs of the scheduler as real processes: killed, stopped, adopted, held to their time."""
+
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+
+import psutil
+import pytest
+
+from tuneline import signals
+from tuneline.runner import run_processes, scheduler, scheduler_state
+from tuneline.runner.scheduler import Scheduler
+from tuneline.zenml_integration.schedules import Schedule
+
+YEARLY = Schedule(
+    "an-id", "yearly", "0 0 1 1 *", active=True, created=datetime(2020, 2, 2, tzinfo=UTC), pipeline_id="p"
+)
+
+RUN = """
+import os, pathlib, signal, subprocess, sys, time
+folder, ended = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+if (folder / "stubborn").exists():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with (folder / "started").open("a") as file:
+    file.write(f"{os.getpid()} {child.pid}\\n")
+while not (folder / "go").exists():
+    time.sleep(0.02)
+ended.write_text("3")
+sys.exit(3)
+"""
+"""Starts a child that sleeps, and ends once it is told to; the child stays."""
+
+
+@pytest.fixture
+def folder(home, tmp_path, monkeypatch):
+    """Where runs leave their numbers; whatever still lives afterwards is ended."""
+    monkeypatch.setattr(
+        run_processes, "command", lambda schedule, ended: [sys.executable, "-c", RUN, str(tmp_path), str(ended)]
+    )
+    yield tmp_path
+    for pid in started(tmp_path):
+        if run_processes.birth_of(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def started(folder):
+    text = (folder / "started").read_text() if (folder / "started").exists() else ""
+    return [int(word) for word in text.split()]
+
+
+def engine(**changes):
+    told = {"grace_seconds": 0.3, **changes}
+    return Scheduler(lambda: [YEARLY], tell=lambda line: None, **told)
+
+
+def in_a_process(folder, **changes):
+    """Run a scheduler in a process of its own; return its number once it has started a run."""
+    before = len(started(folder))
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            code = signals.exit_code(lambda: engine(**changes).run(poll_seconds=0.05))
+        finally:
+            os._exit(code)
+    wait_for(lambda: len(started(folder)) > before)
+    wait_for(lambda: (entry := scheduler_state.recall().get(YEARLY.id)) and entry.pid)
+    return pid
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.02)
+
+
+def lives(pid):
+    return bool(run_processes.birth_of(pid))
+
+
+def end(pid, number):
+    """Send a signal to a scheduler, and wait for it; return its exit code."""
+    os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("memory", ["whole", "torn"])
+def test_the_run_of_a_killed_scheduler_is_watched_and_not_started_twice(folder, home, memory):
+    assert end(in_a_process(folder), signal.SIGKILL) == -signal.SIGKILL
+    run, child = started(folder)
+    assert lives(run)
+    if memory == "torn":
+        (home / "scheduler.json").write_text("{")
+    lines = []
+    second = engine()
+    second.tell = lines.append
+
+    assert second.look() == []
+    assert started(folder) == [run, child]
+    assert any(f"the run of 2026-01-01T00:00:00+00:00 still lives (process {run})" in line for line in lines)
+
+    (folder / "go").touch()
+    wait_for(lambda: not lives(run))
+    (firing,) = second.look()
+    assert (firing.exit_code, firing.due) == (3, "2026-01-01T00:00:00+00:00")
+    assert scheduler_state.recall()[YEARLY.id].status == "failed with exit code 3"
+    wait_for(lambda: not lives(child))
+    assert second.look() == []
+    assert started(folder) == [run, child]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 2), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_stopped_scheduler_ends_its_run_as_a_whole_and_starts_it_again_later(folder, number, code, stubborn):
+    if stubborn:
+        (folder / "stubborn").touch()
+    first = in_a_process(folder)
+
+    assert end(first, number) == code
+
+    run, child = started(folder)
+    assert not lives(run)
+    wait_for(lambda: not lives(child))
+    assert scheduler_state.recall()[YEARLY.id].status == scheduler_state.STOPPED
+    (folder / "go").touch()
+    again = engine()
+    (firing,) = again.run(poll_seconds=0.05, max_firings=1)
+    assert firing.due == "2026-01-01T00:00:00+00:00"
+    assert len(started(folder)) == 4
+
+
+def test_a_run_beyond_its_time_is_ended_with_its_children(folder):
+    (folder / "stubborn").touch()
+
+    (firing,) = engine(limit_seconds=0.5).run(poll_seconds=0.05, max_firings=1)
+
+    assert firing.exit_code in (-signal.SIGKILL, -signal.SIGTERM)
+    wait_for(lambda: not any(map(lives, started(folder))))
+    assert scheduler_state.recall()[YEARLY.id].status.startswith("failed: ended after the time limit of ")
+
+
+def test_a_killed_run_of_a_killed_scheduler_is_started_again(folder):
+    end(in_a_process(folder), signal.SIGKILL)
+    os.kill(started(folder)[0], signal.SIGKILL)
+    wait_for(lambda: not lives(started(folder)[0]))
+
+    second = in_a_process(folder)
+
+    assert len(started(folder)) == 4
+    end(second, signal.SIGTERM)
+
+
+def test_a_number_that_went_to_another_process_is_left_alone(folder):
+    other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        ticket = run_processes.Ticket(YEARLY.id, "yearly", "2026-01-01T00:00:00+00:00", "", other.pid, birth="1")
+        job = run_processes.ProcessJob(ticket)
+        job.terminate()
+        job.kill()
+
+        assert job.code() == -signal.SIGKILL
+        assert lives(other.pid)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_once_waits_for_what_it_started(folder):
+    (folder / "go").touch()
+
+    (firing,) = engine().once()
+
+    assert firing.exit_code == 3
+
+
+def test_the_command_keeps_modules_of_the_working_directory_out(tmp_path):
+    command = run_processes.command(YEARLY, tmp_path / "x.exit")
+
+    assert command[1:] == ["-P", "-m", "tuneline.runner.fire_schedule", "an-id", str(tmp_path / "x.exit")]
+
+
+def test_the_command_line_has_the_scheduler_s_defaults():
+    import inspect
+
+    from tuneline.cli import schedules
+
+    found = inspect.signature(schedules.scheduler).parameters
+    assert (found["jobs"].default, found["limit_hours"].default) == (scheduler.MAX_JOBS, scheduler.LIMIT_HOURS)

@@ -1,0 +1,50 @@
+"""Which differences of a sweep are real."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tuneline.tracking.experiments import sweep
+from tuneline.tracking.experiments.sweep import Line
+
+
+def line(name, *scores):
+    return Line(name, [f"{name}-{i}" for i in range(len(scores))], list(scores))
+
+
+def test_settings_are_ranked_and_told_apart_from_noise():
+    found = sweep.judged([line("a", 0.10, 0.11, 0.12), line("b", 0.30, 0.31, 0.32), line("c", 0.29, 0.32, 0.30)])
+
+    assert [each.name for each in found] == ["b", "c", "a"]
+    assert found[0].differs == "best"
+    assert found[1].differs.startswith("within the noise")
+    assert found[2].differs.startswith("really worse")
+
+
+def test_one_seed_tells_no_noise():
+    found = sweep.judged([line("a", 0.1), line("b", 0.3)])
+
+    assert [each.differs for each in found] == ["best", "unknown: one seed tells no noise"]
+    assert math.isnan(found[0].band)
+
+
+def test_the_band_is_the_interval_of_the_mean():
+    assert line("a", 0.1, 0.2, 0.3).band == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_equal_settings_seldom_seem_to_differ():
+    """At most one sweep in twenty of equal settings finds a difference, to two Monte-Carlo errors."""
+    generator = np.random.default_rng(0)
+    trials, wrong = 1000, 0
+    for _ in range(trials):
+        lines = [line(str(i), *generator.normal(size=4)) for i in range(2)]
+        wrong += any(each.differs.startswith("really") for each in sweep.judged(lines))
+    assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_the_page_names_what_is_swept():
+    page = sweep.to_html("sweep of demo", "rougeL", sweep.judged([line("<r> 2", 0.1, 0.2), line("r 4", 0.3, 0.2)]))
+
+    assert "&lt;r&gt; 2" in page
+    assert "rougeL" in page

@@ -1,0 +1,62 @@
+"""What a receipt counts."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tuneline.model.load import load_model
+from tuneline.train.monitoring import mfu
+
+
+def test_full_training_costs_six_operations_a_weight(tiny_model):
+    model = load_model(tiny_model)
+
+    assert mfu.flops_per_token(model) == 6 * model.num_parameters()
+
+
+def test_a_small_adapter_costs_four_and_its_own_share(tiny_model):
+    base = load_model(tiny_model)
+    frozen = base.num_parameters()
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    adapter = sum(part.numel() for part in model.parameters() if part.requires_grad)
+
+    assert mfu.flops_per_token(model) == 4 * (frozen + adapter) + 2 * adapter
+
+
+def test_an_embedding_that_is_only_looked_up_costs_nothing():
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+
+    assert mfu.flops_per_token(model) == 6 * (model.num_parameters() - 50 * 8)
+
+
+def test_phases_add_up_their_own_time():
+    phase = mfu.Phases()
+
+    with phase("load"):
+        pass
+
+    assert set(phase.seconds) == {"load_seconds"}
+    assert phase.seconds["load_seconds"] >= 0
+
+
+def test_twice_the_time_is_half_the_rate(tiny_model, monkeypatch):
+    monkeypatch.setattr(mfu, "best_rate", lambda dtype, device: 1e9)
+    model = load_model(tiny_model)
+
+    fast, slow = (mfu.figures(model, 100, seconds, torch.float32, "cpu") for seconds in (1.0, 2.0))
+
+    assert fast["flops"] == slow["flops"] == 600 * model.num_parameters()
+    assert fast["mfu"] == pytest.approx(2 * slow["mfu"])
+
+
+def test_the_machine_can_do_something():
+    assert mfu.best_rate(torch.float32, "cpu") > 1e8

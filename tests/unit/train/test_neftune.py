@@ -1,0 +1,67 @@
+"""Noise on embeddings: the paper's size for each example of a packed row, in training only, gone afterwards."""
+
+import pytest
+import torch
+
+from tuneline.model.load import load_model
+from tuneline.train.neftune import Noise
+
+ALPHA = 5.0
+LENGTHS = [100, 4, 25]
+
+
+def added(model, bounds):
+    """What the hook adds to the embeddings of a packed row, [tokens, width]."""
+    ids = torch.arange(3, 3 + sum(LENGTHS))[None]
+    plain = model.get_input_embeddings().weight[ids[0]]
+    noise = Noise(model, ALPHA)
+    noise.of_row(bounds)
+    made = model.get_input_embeddings()(ids)[0]
+    noise.remove()
+    return made - plain
+
+
+@pytest.fixture
+def bounds():
+    return torch.tensor([0, *LENGTHS]).cumsum(0)
+
+
+def test_each_example_gets_the_noise_of_its_own_length(tiny_model, bounds):
+    model = load_model(tiny_model).train()
+    width = model.config.hidden_size
+
+    parts = added(model, bounds).split(LENGTHS)
+
+    for part, length in zip(parts, LENGTHS, strict=True):
+        bound = ALPHA / (length * width) ** 0.5
+        assert part.abs().max() <= bound * 1.0001
+        assert part.abs().max() > bound * 0.9
+        assert abs(float(part.mean())) < bound / 4
+
+
+def test_a_row_of_one_example_gets_transformers_noise(tiny_model):
+    """The magnitude is that of transformers' own hook, which knows one length a row."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    model = load_model(tiny_model).train()
+    embeddings, ids = model.get_input_embeddings(), torch.arange(3, 53)[None]
+    plain = embeddings.weight[ids[0]]
+    noise = Noise(model, ALPHA)
+    noise.of_row(torch.tensor([0, 50]))
+    torch.manual_seed(0)
+    ours = embeddings(ids)[0] - plain
+    noise.remove()
+    embeddings.neftune_noise_alpha = ALPHA
+    torch.manual_seed(0)
+    theirs = neftune_post_forward_hook(embeddings, (ids,), embeddings(ids))[0] - plain
+
+    assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.02)
+
+
+def test_there_is_none_outside_training_or_afterwards(tiny_model, bounds):
+    assert added(load_model(tiny_model).eval(), bounds).abs().max() == 0
+    model = load_model(tiny_model).train()
+    added(model, bounds)
+    ids = torch.tensor([[3, 4]])
+
+    torch.testing.assert_close(model.get_input_embeddings()(ids)[0], model.get_input_embeddings().weight[ids[0]])

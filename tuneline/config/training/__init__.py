@@ -1,0 +1,1 @@
+"""Training arguments of each stage and each optimizer."""

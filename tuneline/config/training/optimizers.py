@@ -1,0 +1,278 @@
+"""What each optimizer takes and needs; a recipe is held against it when it is read.
+
+What goes with what method is in `compatibility.yaml`; they are built in `tuneline.train.optim.optimizer_factory`. Imports
+nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from tuneline.config.base import MAX_STEPS
+from tuneline.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from tuneline.config.training.base import Optimisation
+
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "rmsprop_bnb_32bit",
+    "rmsprop_bnb_8bit",
+    "stable_adamw",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+    "muon",
+    "adam_mini",
+    "badam",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "galore_adafactor",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise",
+    "apollo_adamw",
+    "apollo_adamw_layerwise",
+    "lomo",
+    "adalomo",
+]
+
+Kinds = type | tuple[str, ...]
+"""A type of an argument, or the words that it may be."""
+
+Value = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a recipe must know of an optimizer."""
+
+    takes: Mapping[str, Kinds] = field(default_factory=dict)
+    """Names of `optim_args`, and what they are."""
+
+    module: str = ""
+    """What must be importable; nothing where torch or transformers have it."""
+
+    package: str = ""
+    """What to install for it."""
+
+    low_rank: bool = False
+    """It projects the gradients of the matrices of `optim_target_modules`."""
+
+    in_backward: bool = False
+    """It changes each weight as soon as its gradient is known, so that there is never a gradient of the whole model."""
+
+    schedule_free: bool = False
+    """It averages weights in place of a falling learning rate."""
+
+    warms_up: bool = False
+    """It has a warm-up of its own, in steps."""
+
+    decays: bool = True
+    """`weight_decay` reaches it."""
+
+    keeps_state: bool = True
+    """Its state can be saved, so that a training goes on."""
+
+
+BETAS: dict[str, Kinds] = {"beta1": float, "beta2": float}
+ADAM: dict[str, Kinds] = {**BETAS, "eps": float}
+EMA_MIX: dict[str, Kinds] = {**ADAM, "beta3": float, "alpha": float, "t_alpha": int, "t_beta3": int}
+AVERAGE: dict[str, Kinds] = {"r": float, "weight_lr_power": float}
+SIDES = ("std", "reverse_std", "left", "right")
+LOW_RANK: dict[str, Kinds] = {"rank": int, "update_proj_gap": int, "scale": float}
+GALORE: dict[str, Kinds] = {**LOW_RANK, "proj_type": (*SIDES, "full")}
+APOLLO: dict[str, Kinds] = {
+    **LOW_RANK,
+    "proj": ("random", "svd"),
+    "scale_type": ("channel", "tensor"),
+    "proj_type": SIDES,
+}
+FEW_BITS: dict[str, Kinds] = {**ADAM, "block_size": int, "bf16_stochastic_round": bool}
+STABLE: dict[str, Kinds] = {**ADAM, "decouple_lr": bool, "max_lr": float, "kahan_sum": bool}
+MUON: dict[str, Kinds] = {
+    "momentum": float,
+    "nesterov": bool,
+    "ns_steps": int,
+    "adjust_lr_fn": ("match_rms_adamw", "original"),
+    "adamw_learning_rate": float,
+    **ADAM,
+}
+BLOCKS: dict[str, Kinds] = {
+    "switch_block_every": int,
+    "switch_mode": ("random", "ascending", "descending", "fixed"),
+    "start_block": int,
+    "include_embedding": bool,
+    "include_lm_head": bool,
+    **ADAM,
+}
+ADALOMO: dict[str, Kinds] = {"clip_threshold": float, "decay_rate": float, "clip_grad_value": float}
+
+
+def _galore(**more: bool) -> Traits:
+    return Traits(GALORE, "galore_torch", "galore-torch", low_rank=True, **more)
+
+
+def _free(takes: dict[str, Kinds], *, warms_up: bool) -> Traits:
+    takes = {**takes, **AVERAGE}
+    return Traits(takes, "schedulefree", "schedulefree", schedule_free=True, warms_up=warms_up)
+
+
+TRAITS: dict[str, Traits] = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), Traits(ADAM)),
+    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), Traits(ADAM)),
+    **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), Traits(FEW_BITS, "torchao", "torchao")),
+    "adafactor": Traits({"clip_threshold": float, "decay_rate": float, "beta1": float}),
+    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), Traits(BETAS)),
+    **dict.fromkeys(("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"), Traits(EMA_MIX)),
+    "sgd": Traits({"momentum": float, "dampening": float, "nesterov": bool}),
+    "adagrad": Traits({"lr_decay": float, "eps": float}),
+    "rmsprop": Traits({"alpha": float, "momentum": float, "eps": float, "centered": bool}),
+    **dict.fromkeys(("rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), Traits({"alpha": float, "eps": float})),
+    "stable_adamw": Traits(STABLE, "optimi", "torch-optimi"),
+    "schedule_free_adamw": _free(ADAM, warms_up=True),
+    "schedule_free_radam": _free({**ADAM, "silent_sgd_phase": bool}, warms_up=False),
+    "schedule_free_sgd": _free({"momentum": float}, warms_up=True),
+    "muon": Traits(MUON),
+    "adam_mini": Traits(ADAM, "adam_mini", "adam-mini"),
+    "badam": Traits(BLOCKS, "badam", "badam"),
+    **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor"), _galore()),
+    **dict.fromkeys(
+        ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
+        _galore(in_backward=True, decays=False, keeps_state=False),
+    ),
+    "apollo_adamw": Traits(APOLLO, "apollo_torch", "apollo-torch", low_rank=True),
+    "apollo_adamw_layerwise": Traits(
+        APOLLO, "apollo_torch", "apollo-torch", low_rank=True, in_backward=True, decays=False, keeps_state=False
+    ),
+    "lomo": Traits({"clip_grad_value": float}, "lomo_optim", "lomo-optim", in_backward=True),
+    "adalomo": Traits(ADALOMO, "lomo_optim", "lomo-optim", in_backward=True, keeps_state=False),
+}
+"""Optimizer -> what a recipe must know of it."""
+
+WORDS = {"true": True, "false": False}
+
+
+def parsed(name: str, text: str | None) -> dict[str, Value]:
+    """Read `optim_args`, like `rank=128,scale=2.0`.
+
+    Raises:
+        ValueError: An argument that the optimizer does not take, or a value that is not of its type.
+    """
+    found: dict[str, Value] = {}
+    takes = TRAITS[name].takes
+    for part in text.split(",") if text else ():
+        key, given, value = (piece.strip() for piece in part.partition("="))
+        if not given or not value or key in found:
+            raise ValueError(
+                f"optim_args: {part.strip()!r} is not one argument. Write each once, like rank=128,scale=2.0."
+            )
+        if key not in takes:
+            raise ValueError(
+                f"optim_args: {name} takes no {key!r}.{did_you_mean(key, takes)} It takes "
+                f"{', '.join(takes) or 'nothing'}."
+            )
+        found[key] = _read(key, value, takes[key])
+    return found
+
+
+def _read(key: str, text: str, kind: Kinds) -> Value:
+    if isinstance(kind, tuple):
+        if text not in kind:
+            raise ValueError(f"optim_args: {key} is {text!r}.{did_you_mean(text, kind)} Set one of {', '.join(kind)}.")
+        return text
+    if kind is bool:
+        if text.lower() not in WORDS:
+            raise ValueError(f"optim_args: {key} is {text!r}. Set true or false.")
+        return WORDS[text.lower()]
+    try:
+        number = int(text) if kind is int else float(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"optim_args: {key} is {text!r}. Give {wanted}.") from None
+    if not abs(number) <= MAX_STEPS:  # NaN too
+        raise ValueError(f"optim_args: {key} is {text:.60}. Give a number up to {MAX_STEPS}.")
+    return number
+
+
+def check(config: "Optimisation") -> None:
+    """Refuse settings that an optimizer cannot follow.
+
+    Raises:
+        ValueError: What it would ignore, or fail on late.
+    """
+    traits = TRAITS[config.optim]
+    parsed(config.optim, config.optim_args)
+    if traits.low_rank and not config.optim_target_modules:
+        raise ValueError(
+            f"optim_target_modules: {config.optim} projects the gradients of some matrices, and none is named. Name "
+            "modules, like [self_attn, mlp]."
+        )
+    if config.optim_target_modules is not None and not traits.low_rank:
+        raise ValueError(
+            f"optim_target_modules: {config.optim} treats all weights alike. Leave it out, or set optim: galore_adamw "
+            "or apollo_adamw."
+        )
+    if config.weight_decay and not traits.decays:
+        raise ValueError(f"weight_decay: {config.optim} decays no weights. Set weight_decay: 0.")
+    if traits.in_backward:
+        _steps_in_the_backward_pass(config)
+    if traits.schedule_free:
+        _needs_no_schedule(config, warms_up=traits.warms_up)
+
+
+def _steps_in_the_backward_pass(config: "Optimisation") -> None:
+    because = f"{config.optim} changes each weight as soon as its gradient is known"
+    if config.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"gradient_accumulation_steps: {because}, so no gradients are left to add up. Set it to 1, and "
+            "per_device_train_batch_size higher."
+        )
+    if config.max_grad_norm is not None:
+        raise ValueError(
+            f"max_grad_norm: {because}, so the length of all gradients is never known. Set max_grad_norm: null."
+        )
+
+
+def _needs_no_schedule(config: "Optimisation", *, warms_up: bool) -> None:
+    if config.lr_scheduler_type != "constant":
+        raise ValueError(
+            f"lr_scheduler_type: {config.optim} averages weights in place of a schedule. Set constant"
+            + ("; warmup_steps is its own." if warms_up else ".")
+        )
+    if config.warmup_steps and not warms_up:
+        raise ValueError(f"warmup_steps: {config.optim} has a warm-up that follows from beta2. Set 0.")
+    if config.warmup_steps % 1:
+        raise ValueError(f"warmup_steps: {config.optim} counts whole steps, not shares of all. Give a whole number.")
+
+
+def check_installed(name: str) -> None:
+    """Refuse an optimizer whose library is not there.
+
+    Raises:
+        ValueError: What to install.
+    """
+    traits = TRAITS[name]
+    if traits.module and find_spec(traits.module) is None:
+        raise ValueError(
+            f"train.optim: {name} needs the package {traits.package}, which is not installed. Run pip install "
+            f"{traits.package}, or set train.optim: adamw_torch."
+        )

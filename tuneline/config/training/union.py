@@ -1,0 +1,14 @@
+"""The optimisation of any stage, told apart by what it minimises."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
+from tuneline.config.training.rl import GRPOConfig, PPOConfig
+
+Training = Annotated[
+    TrainConfig | DPOConfig | ORPOConfig | CPOConfig | SimPOConfig | KTOConfig | RewardConfig | PPOConfig | GRPOConfig,
+    Field(discriminator="objective"),
+]

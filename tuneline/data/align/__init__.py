@@ -1,0 +1,1 @@
+"""Alignment: records in any supported format become examples in one schema."""

@@ -1,0 +1,72 @@
+"""The standardized form of the LlamaFactory paper (Zheng et al. 2024), and Tuneline's own examples.
+
+`{"prompt": [...], "response": [...], "system": "", "tools": ""}`, with or without an underscore before each key; two
+responses are a pair. In the paper's words a `function` turn is a call and an `observation` its result.
+"""
+
+from typing import Any
+
+from tuneline.config.sections.sources import Tags
+from tuneline.data.align.formats import chat, fields, tool_calls
+from tuneline.data.align.formats.base import Format, Record, formats
+from tuneline.data.schema import Content, Message, content
+from tuneline.errors import DataError
+
+OWN = frozenset(("messages", "tools", "chosen", "rejected", "label", "text"))
+PAPER = frozenset(f"{mark}{name}" for mark in ("", "_") for name in ("prompt", "response", "system", "tools"))
+
+
+def align_standard(record: Record, tags: Tags) -> Content:
+    """Read prompt and response; two responses are the better and the worse one."""
+    if record.keys() >= OWN:
+        return read_own(record, tags)
+    plain = {name.removeprefix("_"): value for name, value in record.items()}
+    for name in ("prompt", "response"):
+        if plain.get(name) is None:
+            raise fields.missing(record, name, "standard", [f"_{name}"])
+    prompt = [*fields.system(plain), *chat.messages(plain["prompt"], "prompt", tags, "paper")]
+    answers = chat.messages(plain["response"], "response", tags, "paper")
+    tools = tool_calls.tools(plain.get("tools"))
+    if len(answers) == 1:
+        return content([*prompt, *answers], tools=tools)
+    if len(answers) > 2:
+        raise DataError(f"'response' must hold one answer or a pair, got {len(answers)}.", "more than two responses")
+    return content(prompt, tools=tools, chosen=answers[:1], rejected=answers[1:])
+
+
+def read_own(record: Record, tags: Tags) -> Content:
+    """Read an example in Tuneline's own form; what is absent is empty."""
+    label = record.get("label")
+    if label is not None and not isinstance(label, bool):
+        raise DataError(f"'label' must be true or false, got {label!r:.60}.", "label is neither true nor false")
+    return content(
+        _turns(record, "messages", tags),
+        tools=tool_calls.tools(record.get("tools")),
+        chosen=_turns(record, "chosen", tags),
+        rejected=_turns(record, "rejected", tags),
+        label=label,
+        text=fields.optional(record, "text"),
+    )
+
+
+def _turns(record: Record, name: str, tags: Tags) -> list[Message]:
+    value = record.get(name)
+    return chat.messages(value, name, tags, "openai") if value else []
+
+
+def looks_standard(record: Record) -> bool:
+    """Tell whether a record has prompt and response as turns, or all columns of an example."""
+    return record.keys() >= OWN or any(
+        _are_turns(record.get(f"{mark}prompt")) and _are_turns(record.get(f"{mark}response")) for mark in ("", "_")
+    )
+
+
+def _are_turns(value: Any) -> bool:
+    return fields.is_list(value)
+
+
+def _keys(record: Record) -> frozenset[str]:
+    return OWN | {"id", "source", "copy"} if record.keys() >= OWN else PAPER
+
+
+formats.register("standard")(Format(align_standard, looks_standard, _keys))

@@ -1,0 +1,1 @@
+"""Evaluation tasks as data: multiple-choice exams and tasks of lm-evaluation-harness."""

@@ -1,0 +1,1 @@
+"""Chat templates: selection, sandboxed rendering, thinking blocks and checks of what a template supports."""

@@ -1,0 +1,1 @@
+"""Mixtures: interleaved datasets, deduplication, train/validation split and contamination checks."""

@@ -1,0 +1,1 @@
+"""Previews: the first rows of each dataset, processed by the functions that a run uses."""

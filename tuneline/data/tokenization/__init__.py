@@ -1,0 +1,1 @@
+"""Tokenization: examples become token rows with loss masks, truncated and packed."""

@@ -1,0 +1,173 @@
+"""What the model will see: sequences as text, trained tokens apart from the others, and how long they are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.tokenization.loss_mask import Tokens
+
+STYLE = """
+:root { color-scheme: light dark; --trained: #c9f2d0; --special: #7a3fb5; --line: #8886 }
+@media (prefers-color-scheme: dark) { :root { --trained: #14532d; --special: #cfa8f7 } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1.5rem }
+h2 { border-bottom: 1px solid var(--line); margin-top: 2.5rem }
+h3 { font-size: 1rem; font-weight: 600; margin: 1.4rem 0 .3rem }
+pre { border: 1px solid var(--line); border-radius: 6px; font-size: 13px; line-height: 1.55; margin: 0;
+  overflow-wrap: anywhere; padding: .7rem .9rem; white-space: pre-wrap }
+mark { background: var(--trained); border-radius: 2px; color: inherit }
+b { color: var(--special); font-weight: 600 }
+i::before { color: #999; content: "↵"; font-style: normal }
+table { border-collapse: collapse }
+td { padding: .1rem 1rem .1rem 0; vertical-align: top }
+td:first-child { color: #888; white-space: nowrap }
+.bars td { font-variant-numeric: tabular-nums; text-align: right }
+.bars td:last-child { text-align: left }
+.bar { background: #3b9a63; display: inline-block; height: .8rem }
+.over .bar { background: #c2554d }
+"""
+BAR = 500
+"""Width of the longest bar of the histogram, in pixels."""
+
+
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+
+
+class Part(NamedTuple):
+    """A piece of a sequence: whether its tokens carry loss, and whether they are special ones."""
+
+    text: str
+    trained: bool
+    special: bool
+
+
+class Shown(NamedTuple):
+    """A sequence to look at, and what it is: where its example stands, and which answer of a pair it has."""
+
+    tokens: Tokens
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name and its size."""
+        size = f"{len(self.tokens.input_ids):,} tokens, {num_trained(self.tokens):,} trained"
+        return f"{self.name}: {size}" if self.name else size
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some sequences of a data set, what was counted of all (with a histogram in `lengths`), and that for people."""
+
+    title: str
+    shown: list[Shown]
+    counts: dict[str, Any]
+    facts: list[tuple[str, str]]
+
+
+def parts(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    """Return the text of a sequence in parts; its first token carries no loss, as nothing stands before it."""
+    ids = tokens.input_ids
+    trained = [False] * len(ids)
+    for start, end in tokens.trained:
+        trained[start:end] = [True] * (end - start)
+    trained[:1] = [False] * len(trained[:1])
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = []
+    for (is_trained, is_special), places in groupby(range(len(ids)), key=lambda i: (trained[i], ids[i] in special)):
+        here = list(places)
+        text = _text(ids, here[0], here[-1] + 1, tokenizer)
+        found.append(Part(visible(text), is_trained, is_special))
+    return found
+
+
+def visible(text: str) -> str:
+    """Show signs that would move a cursor as pictures of themselves; line breaks and tabs stay."""
+    return text.translate(CONTROLS)
+
+
+def num_trained(tokens: Tokens) -> int:
+    """Count the tokens of a sequence that carry loss."""
+    return sum(end - max(start, 1) for start, end in tokens.trained)
+
+
+def _text(ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decode behind the token before: some tokenizers leave out a space where a text begins."""
+    before = ids[max(start - 1, 0) : start]
+    keep = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(before + ids[start:end], **keep))[len(tokenizer.decode(before, **keep)) :]
+
+
+def page(shown: list[Shown], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
+    """Return an HTML page: the first sequences with trained text marked, a histogram of lengths, and the counts."""
+    return document("Training rows", [], [Section("", shown, counts, facts(counts))], tokenizer)
+
+
+def document(title: str, said: Iterable[str], sections: Iterable[Section], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return an HTML page with some sentences and a section for each data set."""
+    body = "".join(_section(section, tokenizer) for section in sections)
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+        f"<h1>{escape(title)}</h1>{sentences}"
+        "<p>What the model sees: <mark>marked</mark> text carries loss, <b>special tokens</b> are coloured, and "
+        f"<i></i> is a line break.</p>{body}</html>\n"
+    )
+
+
+def facts(counts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return counts as lines for people: a name and what it is."""
+    return [(name.replace("_", " "), _said(name, value)) for name, value in counts.items() if name != "lengths"]
+
+
+def bars(counts: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Return the histogram as (from, to, sequences), without empty ends."""
+    lengths = counts["lengths"]
+    found = list(zip(lengths["edges"], lengths["edges"][1:], lengths["counts"], strict=False))
+    filled = [i for i, (*_, count) in enumerate(found) if count] or [0]
+    return found[filled[0] : filled[-1] + 1]
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_said('', each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list):
+        return "\n".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _section(section: Section, tokenizer: PreTrainedTokenizerBase) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(said).replace(chr(10), '<br>')}</td></tr>"
+        for name, said in section.facts
+    )
+    heading = f"<h2>{escape(section.title)}</h2>" if section.title else ""
+    sequences = "".join(_sequence(number, shown, tokenizer) for number, shown in enumerate(section.shown, start=1))
+    return f"{heading}<table>{rows}</table><h3>Tokens a sequence</h3>{_bars(section.counts)}{sequences}"
+
+
+def _sequence(number: int, shown: Shown, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = "".join(map(_part, parts(shown.tokens, tokenizer)))
+    return f"<h3>{number}: {escape(shown.title)}</h3><pre>{text}</pre>"
+
+
+def _part(part: Part) -> str:
+    text = escape(part.text).replace("\n", "<i></i>\n")
+    text = f"<b>{text}</b>" if part.special else text
+    return f"<mark>{text}</mark>" if part.trained else text
+
+
+def _bars(counts: dict[str, Any]) -> str:
+    found = bars(counts)
+    most = max([count for *_, count in found], default=0) or 1
+    longest = counts.get("max_length", found[-1][1] if found else 0)
+    lines = [
+        f"<tr{' class=over' if low > longest else ''}><td>{low:,} to {high:,}</td><td>{count:,}</td>"
+        f"<td><span class=bar style='width:{round(BAR * count / most)}px'></span></td></tr>"
+        for low, high, count in found
+    ]
+    return f"<table class=bars>{''.join(lines)}</table>"

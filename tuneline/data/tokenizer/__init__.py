@@ -1,0 +1,1 @@
+"""Tokenizers: loading, fast encoding, new tokens and modified copies."""

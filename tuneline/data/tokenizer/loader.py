@@ -1,0 +1,19 @@
+"""Load tokenizers; apart from tokenization, so that who only answers does not depend on how rows are packed."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tuneline.data.chat_template import sandbox
+from tuneline.identity import Manifest
+
+
+def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a manifest speaks of."""
+    return load_tokenizer_from(Path(manifest.only().location))
+
+
+def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory; it renders chat templates with limits."""
+    sandbox.install()
+    return AutoTokenizer.from_pretrained(folder)

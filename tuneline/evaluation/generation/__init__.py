@@ -1,0 +1,1 @@
+"""Text generation for evaluation: batching, prefill and prefix cache."""

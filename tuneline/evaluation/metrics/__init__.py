@@ -1,0 +1,1 @@
+"""Metrics of generated text: ROUGE, BLEU, overlap and corpus-level scores."""

@@ -1,0 +1,71 @@
+"""BLEU-4 and chrF by sacrebleu, exact match and token F1, as metrics of `evaluate` that need no network.
+
+BLEU and chrF are made for a whole corpus: an item has its sentence score (BLEU: of the orders that it is long enough
+for), and the report the corpus score beside the signature that says how it was made.
+"""
+
+from collections.abc import Sequence
+
+import evaluate
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from tuneline.data import rewards
+from tuneline.evaluation.metrics import text_tokenizer
+from tuneline.evaluation.metrics.base import Columns, TextMetric, info
+
+
+class Bleu(TextMetric):
+    """BLEU-4 of each item, 0 to 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return info("BLEU-4 (Papineni et al. 2002) by sacrebleu", "Post 2018, arXiv:1804.08771")
+
+    def _columns(self, predictions: list[str], references: list[str], tokenize: str = "13a") -> Columns:
+        scorer = BLEU(tokenize=tokenize, effective_order=True)
+        pairs = zip(predictions, references, strict=True)
+        return {"bleu": [scorer.sentence_score(p, [r]).score / 100 for p, r in pairs]}
+
+
+class ChrF(TextMetric):
+    """Character n-gram F-score of each item, 0 to 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return info("chrF2 (Popovic 2015) by sacrebleu", "Popovic 2015, chrF: character n-gram F-score")
+
+    def _columns(self, predictions: list[str], references: list[str]) -> Columns:
+        scorer = CHRF()
+        pairs = zip(predictions, references, strict=True)
+        return {"chrf": [scorer.sentence_score(p, [r]).score / 100 for p, r in pairs]}
+
+
+class ExactMatch(TextMetric):
+    """1 where an answer is its reference, but for blanks around it."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return info("Exact match", "Rajpurkar et al. 2016, arXiv:1606.05250")
+
+    def _columns(self, predictions: list[str], references: list[str]) -> Columns:
+        pairs = zip(predictions, references, strict=True)
+        return {"exact_match": [float(p.strip() == r.strip()) for p, r in pairs]}
+
+
+class TokenF1(TextMetric):
+    """F1 of the tokens that answer and reference share, without case, punctuation and articles, as in SQuAD."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return info("Token F1", "Rajpurkar et al. 2016, arXiv:1606.05250")
+
+    def _columns(self, predictions: list[str], references: list[str], cut: text_tokenizer.Cut = "words") -> Columns:
+        pairs = zip(predictions, references, strict=True)
+        return {"token_f1": [rewards.f1(_tokens(p, cut), _tokens(r, cut)) for p, r in pairs]}
+
+
+def corpus(name: str, predictions: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[float, str]:
+    """Return the corpus score of `bleu` or `chrf` in points of a hundred, and sacrebleu's signature."""
+    scorer = BLEU(tokenize=tokenize) if name == "bleu" else CHRF()
+    return scorer.corpus_score(list(predictions), [list(references)]).score, str(scorer.get_signature())
+
+
+def _tokens(text: str, cut: text_tokenizer.Cut) -> list[str]:
+    return text_tokenizer.Characters().tokenize(text) if cut == "characters" else rewards.words(text)

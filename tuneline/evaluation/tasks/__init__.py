@@ -1,0 +1,1 @@
+"""Evaluation tasks: multiple choice, lm-evaluation-harness, log-likelihood and reward models."""

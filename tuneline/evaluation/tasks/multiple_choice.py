@@ -1,0 +1,72 @@
+"""Take an exam: the likeliest letter is the answer; each subject's solved questions are computed once."""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline import progress
+from tuneline.config.sections import exams
+from tuneline.config.sections.evaluate import ExamProtocol
+from tuneline.data.benchmarks import multiple_choice
+from tuneline.data.benchmarks.multiple_choice import Exam, Question
+from tuneline.evaluation.model_under_test import Candidate
+from tuneline.evaluation.score_store import Item, Score, remembered, score
+from tuneline.evaluation.tasks import letter_logprobs
+from tuneline.identity import Manifest, digest
+
+
+def sit(
+    candidate: Candidate,
+    tokenizer_manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    found: Manifest,
+    config: ExamProtocol,
+) -> list[Score]:
+    """Return the accuracy (0 or 1) of a model on each question of an exam, by subject."""
+    exam = multiple_choice.read_exam(found.item(config.name))
+    shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
+    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
+    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, candidate.setting])
+    return remembered(candidate.content_hash, protocol, items(exam, config), examinee(candidate, tokenizer))
+
+
+def items(exam: Exam, config: ExamProtocol) -> list[Item]:
+    """Return the questions that are asked, subject by subject."""
+    return [
+        Item(
+            config.name,
+            question.id(),
+            letter_logprobs.prompt(question, exam.shots.get(subject, [])[: config.num_shots], config.benchmark),
+            question.answer,
+            "/".join(filter(None, [exams.category(config.benchmark, subject), subject])),
+        )
+        for subject, questions in sorted(exam.test.items())
+        for question in _once(questions)[: config.max_questions]
+    ]
+
+
+def _once(questions: list[Question]) -> list[Question]:
+    """Leave out copies: MMLU asks some questions twice, and an item is one answer."""
+    return list({question.id(): question for question in questions}.values())
+
+
+def examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], Iterator[Score]]:
+    """Return what answers items that come subject by subject."""
+
+    def answer(items: list[Item]) -> Iterator[Score]:
+        done = 0
+        with progress.bar(f"exam {items[0].benchmark} of {candidate.name}", len(items)) as advance:
+            for _, group in groupby(items, key=lambda item: item.group):
+                members = list(group)
+                start = time.perf_counter()
+                table = letter_logprobs.letter_logprobs(candidate.model, tokenizer, [item.prompt for item in members])
+                seconds = (time.perf_counter() - start) / len(members)
+                for item, row in zip(members, table.tolist(), strict=True):
+                    letter = multiple_choice.LETTERS[row.index(max(row))]
+                    yield score(item, letter, {"accuracy": float(letter == item.reference)}, seconds=seconds)
+                done += len(members)
+                advance(done)
+
+    return answer

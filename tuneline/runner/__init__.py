@@ -1,0 +1,1 @@
+"""The runner: starts pipelines, sweeps, searches and scheduled runs. Above the pipelines."""

@@ -1,0 +1,115 @@
+"""`python -m tuneline.runner.measure_run JOBS`: run pipelines for their figures, at most one of them for real.
+
+JOBS is a JSON list of [run configuration, file for the figures]. Runs that are all in the cache are read one after the
+other; the process ends with the first that computed something, so that memory and speed are those of a fresh process.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tuneline import signals
+from tuneline.config import load
+from tuneline.data.corpus import Corpus
+from tuneline.errors import TunelineError
+from tuneline.evaluation import report as reports
+from tuneline.evaluation.report import Report
+from tuneline.identity import Manifest
+from tuneline.runner import start
+from tuneline.runner.paper_tables import BEGUN, REASON
+from tuneline.runner.start import Outcome
+from tuneline.tracking.experiments.paper_cell import Measured, Scored
+from tuneline.train.report import TrainingReport
+
+ENDS = ("resolve", "register")
+"""Steps that are never cached."""
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+MEANS = {"rouge_mean": ROUGE, "llamafactory_mean": tuple(f"llamafactory_{name}" for name in ROUGE)}
+"""The paper's score: the mean of ROUGE-1, 2 and L, as the report's metrics make it, or as LlamaFactory's do."""
+
+
+def measure(path: Path) -> Measured:
+    """Run a pipeline and read its artifacts.
+
+    Raises:
+        Refusal: Something of the user's is wrong.
+    """
+    from zenml.client import Client
+
+    config = load.load(path)
+    outcome = start.start(config)
+    if not isinstance(outcome, Outcome):
+        raise RuntimeError(f"{path}: a cell has no schedule, and this run was not started.")
+    steps: dict[str, Any] = Client().get_pipeline_run(outcome.run_name).steps
+    stage = config.recipe.stage
+    training: TrainingReport = steps["train"].outputs[f"{stage}_training_report"][0].load()
+    base_model: Manifest = steps["resolve"].outputs["base_model"][0].load()
+    mixture: Corpus = steps["merge"].outputs["mixture"][0].load()
+    report = outcome.report
+    return Measured(
+        run_name=outcome.run_name,
+        steps={each.name: "cached" if each.status == "cached" else "ran" for each in outcome.steps},
+        parameters=float(parameters(base_model)),
+        training=training.summary,
+        environment=training.environment,
+        decisions=training.decisions,
+        scores=scores(report),
+        totals=report.totals,
+        methods=report.methods,
+        rows={split: mixture.splits[split].num_rows for split in ("train", "validation")},
+        contaminated=sum(bool(score.contamination) for score in report.model),
+    )
+
+
+def scores(report: Report) -> dict[str, dict[str, Scored]]:
+    """Return every metric of a report, and the paper's means of three, item by item."""
+    found = {
+        name: {who: Scored.of(interval) for who, interval in parts.items()} for name, parts in report.metrics().items()
+    }
+    before, after = reports.by_metric(report.base), reports.by_metric(report.model)
+    for name, kinds in MEANS.items():
+        if all(kind in after for kind in kinds):
+            one, other = (
+                {item: fmean(table[kind][item] for kind in kinds) for item in table[kinds[0]]}
+                for table in (before, after)
+            )
+            found[name] = {who: Scored.of(interval) for who, interval in reports.compare(one, other).items()}
+    return found
+
+
+def parameters(base_model: Manifest) -> int:
+    """Count the parameters in the files of a model, without reading them."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for path in base_model.items[0].paths():
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def main() -> int:
+    """Measure until something was computed; an error of the user's is a file with its message, and exit code 2."""
+    for config, result in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        Path(result).with_suffix(BEGUN).touch()
+        try:
+            found = measure(Path(config))
+        except TunelineError as error:
+            Path(result).with_suffix(REASON).write_text(str(error), encoding="utf-8")
+            return 2
+        fresh = Path(result).with_suffix(".new")
+        fresh.write_text(found.model_dump_json(), encoding="utf-8")
+        fresh.replace(result)
+        if any(status == "ran" for name, status in found.steps.items() if name not in ENDS):
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(signals.exit_code(lambda: sys.exit(main())))

@@ -1,0 +1,44 @@
+"""Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
+
+from tuneline.config.sections.export import ExportRecipe
+from tuneline.config.stages import PIPELINE_OF, AnyRun
+
+CHECKED_ROWS = 10_000
+"""First rows of each data set that are read; where none has more, the mixture is made, too."""
+
+
+def check_content(recipe: AnyRun) -> None:
+    """Read the first rows, the exams and the registry; what a step would refuse later is refused now.
+
+    Raises:
+        TunelineError: A row, an exam, a model or the tracking server is not as it must be.
+    """
+    from tuneline.data import prepare
+    from tuneline.data.align import align
+    from tuneline.data.benchmarks import lm_eval, multiple_choice
+    from tuneline.data.ingest import ingest
+    from tuneline.model import resolve
+    from tuneline.tracking import integrity
+    from tuneline.zenml_integration import tracker
+
+    if isinstance(recipe, ExportRecipe):
+        from tuneline.zenml_integration import locate
+
+        tracker.connect()
+        locate.locate(recipe.for_locate())
+        return
+    tracker.connect_to_registry(*PIPELINE_OF[recipe.stage])
+    integrity.check_champion(recipe.registry.model_name)
+    found = ingest.locate(recipe.sources_once())
+    read_whole = True
+    for source in recipe.sources_once():
+        rows = ingest.first_rows(found.item(source.name), CHECKED_ROWS)
+        align.check_rows(rows, recipe.for_align(source))
+        read_whole = read_whole and len(rows) < CHECKED_ROWS
+    exams = ingest.locate_exams(recipe.exams)
+    for exam in exams.items:
+        if not lm_eval.is_task(exam):
+            multiple_choice.read_exam(exam)
+    if read_whole:  # copies, the held-out part and contamination are known, so `merge` would refuse the same
+        prepare.mix_located(recipe, found, exams)
+    resolve.find(recipe.for_resolve())

@@ -1,0 +1,105 @@
+"""Start a pipeline by its import string, and tell what became of the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zenml.models import PipelineRunResponse
+
+from tuneline.config.load import RunConfig
+from tuneline.evaluation.report import Report
+from tuneline.export.origin import Delivery
+from tuneline.runner import package_resolution
+from tuneline.tracking.decision import Decision
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One step of a run: `cached`, `completed` or `failed`, and its seconds."""
+
+    name: str
+    status: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run left."""
+
+    run_name: str
+    pipeline: str
+    steps: list[StepOutcome]
+    report: Report
+    decision: Decision
+    model_folder: Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a finished export left."""
+
+    run_name: str
+    pipeline: str
+    steps: list[StepOutcome]
+    delivery: Delivery
+
+    def sentence(self) -> str:
+        """Say where the export lies."""
+        places = [self.delivery.to or self.delivery.folder]
+        if self.delivery.commit:
+            places.append(f"{self.delivery.repo_id} at commit {self.delivery.commit}")
+        return f"exported to {' and '.join(places)}"
+
+
+def start(config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str] = ()) -> Outcome | Exported | None:
+    """Run the pipeline that a checked configuration names.
+
+    Args:
+        config: What `tuneline.config.load` returned.
+        use_cache: False runs every step again.
+        recompute: Steps to run again, whatever is cached.
+
+    Returns:
+        What the run left; None where the configuration has a schedule, which was recorded instead.
+
+    Raises:
+        Refusal: Something of the user's is wrong.
+    """
+    pipeline = package_resolution.pipeline(config.pipeline)
+    options: dict[str, Any] = {} if use_cache else {"enable_cache": False}
+    if recompute:
+        options["steps"] = {name: {"enable_cache": False} for name in recompute}
+    run = pipeline.with_options(config_path=str(config.path), **options)()
+    return None if run is None else result(run)
+
+
+def result(run: PipelineRunResponse) -> Outcome | Exported:
+    """Read a finished run of any pipeline."""
+    if "publish" not in run.steps:
+        return outcome(run)
+    name = run.pipeline.name if run.pipeline else ""
+    return Exported(run.name, name, _steps(run), run.steps["publish"].output.load())
+
+
+def outcome(run: PipelineRunResponse) -> Outcome:
+    """Read a finished training."""
+    steps = _steps(run)
+    return Outcome(
+        run_name=run.name,
+        pipeline=run.pipeline.name if run.pipeline else "",
+        steps=steps,
+        report=run.steps["evaluate"].output.load(),
+        decision=run.steps["register"].output.load(),
+        model_folder=run.steps["merge_adapter"].output.load().path,
+    )
+
+
+def _steps(run: PipelineRunResponse) -> list[StepOutcome]:
+    return [StepOutcome(name, str(step.status), _seconds(step)) for name, step in run.steps.items()]
+
+
+def _seconds(step: Any) -> float:
+    if str(step.status) == "cached" or not (step.start_time and step.end_time):
+        return 0.0
+    return float((step.end_time - step.start_time).total_seconds())

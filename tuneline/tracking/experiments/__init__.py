@@ -1,0 +1,1 @@
+"""Results of sweeps, searches and paper tables in MLflow."""

@@ -1,0 +1,197 @@
+"""The paper's tables from measured cells, beside the numbers of Zheng et al. 2024 (arXiv:2403.13372).
+
+Memory is in GB of 10^9 bytes, perplexity is exp of the mean loss over scored tokens, ROUGE is in points of a hundred.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.config.experiments import paper_tables as tables
+from tuneline.config.experiments.paper_tables import BASE
+from tuneline.tracking.experiments.paper_cell import CellResult, Measured, Scored
+
+GB = 1e9
+NONE = "-"
+TITLES = {"cnn_dm": "CNN/DM", "xsum": "XSum", "adgen": "AdGen", "pubmed": "PubMed"}
+BESIDE = {"efficiency": "Gemma-2B", "downstream": "Llama2-7B"}
+"""Whose numbers stand beside ours where ours is none of the paper's models."""
+
+ORDER = {"efficiency": ("full", "freeze", "galore", "lora", "qlora"), "downstream": ("full", "galore", "lora", "qlora")}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be written down; cells are text."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def line(result: CellResult) -> str:
+    """Say in a line what a cell came to."""
+    name = f"{TITLES[result.task]}, {result.method}"
+    if result.measured is None:
+        return f"{name}: {result.status}{': ' if result.reason else ''}{result.reason}"
+    cached = "from the cache" if result.measured.steps.get("train") == "cached" else "trained"
+    if result.table == "downstream":
+        return f"{name}: {cached}; ROUGE {_points(result.measured.scores['rouge_mean'])}"
+    figures = result.measured.training
+    return (
+        f"{name}: {cached}; {figures['train_memory_bytes'] / GB:.2f} GB, {figures['tokens_per_second']:.1f} tokens/s, "
+        f"perplexity {_number(result.measured.totals['model'].get('perplexity'))}"
+    )
+
+
+def compared_with(results: Iterable[CellResult], table: str) -> str:
+    """Return the paper's model whose numbers stand beside: the same one where there is one."""
+    repo = next((each.recipe["model"].get("repo_id") for each in results if each.table == table), None)
+    named = tables.numbers()["repositories"].get(repo)
+    return named if named in tables.numbers()[table] else BESIDE[table]
+
+
+def all_tables(results: list[CellResult]) -> list[Table]:
+    """Return the tables of what was asked for, and one for each scorer."""
+    made = []
+    if any(each.table == "efficiency" for each in results):
+        made.append(_efficiency(results))
+    if any(each.table == "downstream" for each in results):
+        made.append(_downstream(results, "rouge_mean", "Downstream: mean of ROUGE-1, 2 and L"))
+        if any(each.measured and "llamafactory_mean" in each.measured.scores for each in results):
+            made.append(_downstream(results, "llamafactory_mean", "Downstream, with LlamaFactory's own scorer"))
+    return made
+
+
+def _of(results: Iterable[CellResult], **wanted: str) -> list[CellResult]:
+    return [each for each in results if all(getattr(each, key) == value for key, value in wanted.items())]
+
+
+def _efficiency(results: list[CellResult]) -> Table:
+    name = compared_with(results, "efficiency")
+    paper = tables.numbers()["efficiency"][name]
+    cells = {each.method: each for each in _of(results, table="efficiency")}
+    measured = [each.measured for each in cells.values() if each.measured]
+    full = cells["full"].measured if "full" in cells else None
+    head = ["method", "trained parameters", "memory", "of full", "bytes a parameter", "tokens/s", "of full"]
+    head += ["tokens/CPU-s", "perplexity", *(f"{name}: {what}" for what in ("memory", "of full", "bytes a parameter"))]
+    head += [f"{name}: {what}" for what in ("tokens/s", "of full", "perplexity")]
+    before = measured[0].totals["base"].get("perplexity") if measured else None
+    rows = [["base (untrained)", *[NONE] * 7, _number(before), *_published(paper, BASE)]]
+    for method in ORDER["efficiency"]:
+        if method in cells:
+            own = _spent(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
+            rows.append([method, *own, *_published(paper, method)])
+    return Table(f"Training efficiency: {model_of(results, 'efficiency')} beside the paper's {name}", head, rows)
+
+
+def _spent(cell: Measured | None, full: Measured | None) -> list[str]:
+    assert cell
+    spent, whole = cell.training, full.training if full else {}
+    memory, speed = spent["train_memory_bytes"], spent["tokens_per_second"]
+    seen = speed * spent["train_seconds"]  # by this process: a training that went on has seen others before
+    by_processor = seen / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
+    return [
+        _count(spent["trainable_parameters"]),
+        f"{memory / GB:.2f} GB",
+        _share(memory, whole.get("train_memory_bytes")),
+        f"{memory / cell.parameters:.1f}",
+        f"{speed:.1f}",
+        _share(speed, whole.get("tokens_per_second")),
+        _number(by_processor, 1),
+        _number(cell.totals["model"].get("perplexity")),
+    ]
+
+
+def _published(paper: Mapping[str, Any], method: str) -> list[str]:
+    """Return the paper's figures in the order of ours."""
+    _, memory, speed, perplexity = paper[method]
+    _, whole_memory, whole_speed, _ = paper["full"]
+    each = memory / paper["parameters"] if memory else None
+    shares = _share(memory, whole_memory), _share(speed, whole_speed)
+    return [
+        f"{memory:.2f} GB" if memory else NONE,
+        shares[0],
+        _number(each, 1),
+        _number(speed, 0),
+        shares[1],
+        _number(perplexity),
+    ]
+
+
+def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
+    name = compared_with(results, "downstream")
+    paper = tables.numbers()["downstream"][name]
+    cells = {(each.task, each.method): each for each in _of(results, table="downstream")}
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    head = ["method", *(text for task in tasks for text in (TITLES[task], f"{name}: {TITLES[task]}"))]
+    rows = []
+    for place, method in enumerate((BASE, *ORDER["downstream"])):
+        if method != BASE and not any((task, method) in cells for task in tasks):
+            continue
+        row = ["base (untrained)" if method == BASE else method]
+        for task in tasks:
+            published = paper[task]
+            gain = f" ({published[place] - published[0]:+.2f})" if place and published[place] else ""
+            row += [_score(cells, task, method, metric), f"{_number(published[place])}{gain}"]
+        rows.append(row)
+    return Table(f"{title}: {model_of(results, 'downstream')} beside the paper's {name}", head, rows)
+
+
+def _score(cells: Mapping[tuple[str, str], CellResult], task: str, method: str, metric: str) -> str:
+    if method == BASE:
+        found = [each.measured.scores[metric] for (one, _), each in cells.items() if one == task and each.measured]
+        return _interval(found[0]["base"]) if found else NONE
+    cell = cells.get((task, method))
+    if cell is None:
+        return NONE
+    return _points(cell.measured.scores[metric]) if cell.measured else cell.status
+
+
+def _points(parts: Mapping[str, Scored]) -> str:
+    return f"{_interval(parts['model'])} ({100 * parts['gain'].mean:+.2f})"
+
+
+def _interval(scored: Scored) -> str:
+    return f"{100 * scored.mean:.2f} [{100 * scored.low:.1f}, {100 * scored.high:.1f}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return f"{value / whole:.2f}" if value and whole else NONE
+
+
+def _count(value: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def model_of(results: Iterable[CellResult], table: str) -> str:
+    """Return the name of the base model of a table."""
+    model = next(each.recipe["model"] for each in results if each.table == table)
+    return str(model.get("repo_id") or model.get("name") or Path(model.get("path", "a model")).name)
+
+
+def published() -> list[Table]:
+    """Return the paper's own two tables, whole."""
+    numbers = tables.numbers()
+    rows = [
+        [name, method, *(_number(value) for value in paper[method])]
+        for name, paper in numbers["efficiency"].items()
+        for method in (BASE, *ORDER["efficiency"])
+    ]
+    head = ["model", "method", "trained parameters (B)", "memory (GB)", "tokens/s", "perplexity"]
+    made = [Table("Table 4 of the paper", head, rows)]
+    methods = (BASE, *ORDER["downstream"])
+    rows = [
+        [name, *(_number(value) for task in paper for value in paper[task])]
+        for name, paper in numbers["downstream"].items()
+    ]
+    head = ["model", *(f"{TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
+    return [*made, Table("Table 5 of the paper", head, rows)]

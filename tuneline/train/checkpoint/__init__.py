@@ -1,0 +1,1 @@
+"""Training state: checkpoints, exact resume and best weights."""

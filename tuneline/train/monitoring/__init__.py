@@ -1,0 +1,1 @@
+"""Monitoring of a training: callbacks, evaluation, samples, resource usage and the report."""

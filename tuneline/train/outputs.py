@@ -1,0 +1,100 @@
+"""What a training leaves: a checkpoint, and a report of what was done and what it cost."""
+
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tuneline.data.corpus import Corpus
+from tuneline.data.tokenization import preference_rows
+from tuneline.model import device, value_head
+from tuneline.model.checkpoint import Checkpoint
+from tuneline.model.methods import families
+from tuneline.train import trainer
+from tuneline.train.collate import collate, moved
+from tuneline.train.job import Job
+from tuneline.train.monitoring.recorder import Recorder, memory_bytes
+from tuneline.train.report import TrainingReport
+from tuneline.train.trainer import StageTrainer
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> float:
+    """Return the mean cross entropy (nats) over the trained tokens of a split; NaN where it is empty."""
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows.splits[split]:
+        losses, _ = trainer.token_losses(
+            families[method], model, moved(collate([preference_rows.laid_out(row)]), model.device)
+        )
+        total, count = total + float(losses.sum()), count + len(losses)
+    return total / count if count else float("nan")
+
+
+def save(job: Job, loop: StageTrainer, work: Path, facts: dict[str, Any]) -> Checkpoint:
+    """Write the trained weights; nothing in the files names this machine."""
+    shutil.rmtree(work / "state", ignore_errors=True)
+    head = loop.objective.detach(loop.model)
+    job.family.save(loop.model, work, base_name=job.base_model.items[0].name)
+    if head:
+        save_file(head, work / value_head.FILE)
+    (work / "README.md").unlink(missing_ok=True)
+    identity = {
+        "base_model": job.base_model.content_hash(),
+        "rows": job.rows.content_hash(),
+        "tokenization": job.rows.identity,
+        "load": job.load.model_dump(mode="json"),
+        "method": job.method.model_dump(),
+        "train": job.config.shaping(),
+    }
+    return Checkpoint(work, job.family.kind, identity, facts, disposable=True)
+
+
+def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, float]:
+    """Return the figures of a whole training; `start` is of `time.monotonic`."""
+    trainable = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
+    losses = [entry["loss"] for entry in recorder.history]
+    return {
+        "seconds": time.monotonic() - start,
+        "tokens": float(loop.tokens_seen),
+        "trained_tokens": float(loop.tokens_trained),
+        "steps": float(loop.state.global_step),
+        "first_loss": losses[0],
+        "final_loss": sum(losses[-3:]) / len(losses[-3:]),
+        "peak_memory_bytes": float(max(recorder.peak_memory_bytes, memory_bytes())),
+        "parameters": float(loop.model.num_parameters()),
+        "trainable_parameters": float(trainable),
+    }
+
+
+def report(
+    job: Job,
+    decisions: dict[str, str],
+    recorder: Recorder,
+    samples: list[dict[str, Any]],
+    summary: dict[str, float],
+) -> TrainingReport:
+    """Put together what the tracker needs later."""
+    environment = {name: version(name) for name in LIBRARIES} | {
+        "python": platform.python_version(),
+        "device": device.name(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
+    return TrainingReport(
+        load=job.load.model_dump(mode="json"),
+        method=job.method.model_dump(),
+        train=job.config.model_dump(),
+        decisions=decisions,
+        history=recorder.history,
+        samples=samples,
+        summary=summary,
+        environment=environment,
+    )

@@ -1,1 +1,0 @@
-"""Workflow: the one room of the library that knows ZenML. Stack set-up, starting pipelines, reading runs, schedules."""

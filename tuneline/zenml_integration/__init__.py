@@ -1,0 +1,1 @@
+"""ZenML integration: stack, orchestrator, strict pipelines and model versions. Below the pipelines."""

@@ -1,0 +1,148 @@
+"""The embedded stack: artifacts, MLflow and its registry under the state root, and a local orchestrator with schedules.
+
+It is registered in whatever ZenML the user has, under a name of its own, and made active for one folder only: the
+folder's `.zen/config.yaml` says so, and the user's other folders keep their stack. The name carries an id that lies
+in the state root, so a state root that was deleted and made anew never meets cache entries of the old one.
+"""
+
+import contextlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tuneline import state
+from tuneline.errors import NotFoundError, TrackingError
+
+MARK = "stack.json"
+PAGE = 1000
+"""Rows that ZenML is asked for at once."""
+
+
+def init(existing: str | None = None) -> str:
+    """Make the embedded stack, or one that exists, active in this folder. Doing it again changes nothing.
+
+    Args:
+        existing: Name of a stack that the user already has.
+
+    Returns:
+        The active stack's name.
+
+    Raises:
+        NotFoundError: There is no stack called `existing`.
+    """
+    with _one_at_a_time():
+        from zenml.client import Client
+        from zenml.utils.pagination_utils import depaginate
+
+        _keep_analytics_off()
+        state.root().mkdir(parents=True, exist_ok=True)
+        folder = _folder()
+        if not Client.is_repository_directory(folder):
+            Client.initialize(folder)
+        client = Client()
+        client.activate_root(folder)
+        name = existing or _ensure(client)
+        known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE)]
+        if name not in known:
+            raise NotFoundError.among("stack", name, known)
+        if client.active_stack_model.name != name:
+            client.activate_stack(name)
+        return name
+
+
+def is_ready() -> bool:
+    """Say whether a stack was chosen for this folder and its store is there."""
+    from zenml.client import Client
+
+    root = Client.find_repository()
+    if root is None:
+        return False
+    open_store()
+    store = Client().active_stack.artifact_store
+    return not store.config.is_local or Path(store.path).is_dir()
+
+
+def open_store() -> None:
+    """Open ZenML's store, and make its tables where this is the first time, while no other process does."""
+    with _one_at_a_time():
+        from zenml.client import Client
+
+        _keep_analytics_off()
+        _ = Client().zen_store
+
+
+def _one_at_a_time() -> FileLock:
+    """ZenML's first start creates a database, which two processes at once break: one lock for all of a user's ZenML."""
+    folder = _zenml_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "tuneline-init.lock", timeout=600)
+
+
+def _zenml_folder() -> Path:
+    from zenml.utils.io_utils import get_global_config_directory
+
+    return Path(get_global_config_directory())
+
+
+def _keep_analytics_off() -> None:
+    """Where this is ZenML's first start, write down that nothing is sent; a choice that was made before stays."""
+    if (_zenml_folder() / "config.yaml").exists():
+        return
+    from zenml.config.global_config import GlobalConfiguration
+
+    GlobalConfiguration().analytics_opt_in = False
+
+
+def _folder() -> Path:
+    """Return the folder that gets the stack: that of the state root in a checkout, else the working directory."""
+    root, here = state.root(), Path.cwd()
+    in_checkout = root.name == ".tuneline" and here.is_relative_to(root.parent)
+    return root.parent if in_checkout else here
+
+
+def _ensure(client: Any) -> str:
+    from zenml.enums import StackComponentType as Kind
+    from zenml.exceptions import EntityExistsError
+
+    from tuneline.zenml_integration import orchestrator
+
+    name = _name()
+    store = state.folder("artifacts")
+    with contextlib.suppress(EntityExistsError):
+        client.create_flavor(f"{orchestrator.__name__}.ScheduledLocalOrchestratorFlavor", Kind.ORCHESTRATOR)
+    wanted: dict[Kind, tuple[str, dict[str, Any]]] = {
+        Kind.ORCHESTRATOR: (orchestrator.FLAVOR, {}),
+        Kind.ARTIFACT_STORE: ("local", {"path": str(store)}),
+        Kind.EXPERIMENT_TRACKER: ("mlflow", {}),
+        Kind.MODEL_REGISTRY: ("mlflow", {}),
+    }
+    components = {kind: _component(client, name, kind, flavor, config) for kind, (flavor, config) in wanted.items()}
+    try:
+        client.get_stack(name)
+    except KeyError:
+        client.create_stack(name, components)
+    return name
+
+
+def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str, Any]) -> Any:
+    try:
+        return client.get_stack_component(kind, name).id
+    except KeyError:
+        return client.create_stack_component(name=name, flavor=flavor, component_type=kind, configuration=config).id
+
+
+def _name() -> str:
+    mark = state.root() / MARK
+    if not mark.exists():
+        state.write_whole(mark, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
+    try:
+        return str(json.loads(mark.read_text(encoding="utf-8"))["stack"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise TrackingError(
+            f"{mark} is damaged ({error}), so the stack of this state root is not known. Put its name back, as `zenml "
+            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`, which makes '
+            "a new stack, in which every step runs again."
+        ) from error
