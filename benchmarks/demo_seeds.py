@@ -15,9 +15,9 @@ from pathlib import Path
 from tuneline.config import load
 from tuneline.config.recipe import Recipe
 from tuneline.data import prepare
-from tuneline.data.ingest import ingest
+from tuneline.data.benchmarks import exam_files
 from tuneline.data.tokenization import tokenize
-from tuneline.evaluation import report, score
+from tuneline.evaluation import model_under_test, report, score
 from tuneline.model import merge as merging
 from tuneline.model import resolve
 from tuneline.tracking import gate
@@ -26,12 +26,12 @@ from tuneline.train import training_run
 
 def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
-    exams = ingest.locate_exams(recipe.exams)
+    exams = exam_files.locate_exams(recipe.exams)
     tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
     mixture = prepare.mix(recipe)
     rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
-    base = score.base(base_model, tokenizer, recipe.for_evaluate())
+    base = model_under_test.base(base_model, tokenizer, recipe.for_evaluate())
     before = report.by_metric(score.score_all(base, *asked))
     results = []
     for seed in seeds:
@@ -39,7 +39,7 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
         config = recipe.train.model_copy(update={"seed": seed})
         checkpoint, training = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
-        candidate = score.Candidate(f"seed {seed}", model.path, model.content_hash())
+        candidate = model_under_test.Candidate(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))
         findings = gate.judge(after, before, "the base model", recipe.registry.gate)
         gains = {name: report.compare(before[name], after[name])["gain"].mean for name in after}

@@ -19,8 +19,7 @@ from typing import Any
 from benchmarks import data_preparation
 from benchmarks.peers import process
 from tuneline.config.sections.exams import ExamConfig, title
-from tuneline.data.benchmarks import multiple_choice
-from tuneline.data.ingest import ingest
+from tuneline.data.benchmarks import exam_files, multiple_choice
 from tuneline.evaluation.tasks import letter_logprobs
 
 SUBJECTS = ("mmlu:astronomy", "mmlu:high_school_biology", "cmmlu:college_education")
@@ -35,7 +34,7 @@ def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, A
     for name in subjects:
         benchmark, _, subject = name.partition(":")
         config = ExamConfig(name=benchmark, benchmark=benchmark, path=folder / f"{benchmark}.zip", subjects=[subject])
-        exam = multiple_choice.read_exam(ingest.locate_exams([config]).only())
+        exam = multiple_choice.read_exam(exam_files.locate_exams([config]).only())
         shots, asked = exam.shots[subject][:NUM_SHOTS], exam.test[subject][:count]
         found.append(
             {

@@ -4,7 +4,7 @@
 """
 
 from pipelines.sft import line
-from tuneline.config.recipe import GRPORecipe
+from tuneline.config.stages import GRPORecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 

@@ -5,7 +5,7 @@ aligned, trained, judged and promoted or kept. With `schedule:` in its YAML it i
 """
 
 from pipelines.sft import sft_pipeline
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.stages import SFTRecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 

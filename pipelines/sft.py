@@ -9,7 +9,8 @@ from steps.register import register
 from steps.resolve import resolve
 from steps.tokenize_pack import tokenize_pack
 from steps.train import train
-from tuneline.config.recipe import Recipe, SFTRecipe
+from tuneline.config.recipe import Recipe
+from tuneline.config.stages import SFTRecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 

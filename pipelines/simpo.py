@@ -4,7 +4,7 @@
 """
 
 from pipelines.sft import line
-from tuneline.config.recipe import SimPORecipe
+from tuneline.config.stages import SimPORecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 

@@ -9,7 +9,7 @@ from materializers import REPORT
 from steps.caching import code_behind
 from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import score, setting
+from tuneline.evaluation import model_under_test, score, setting
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
 from tuneline.model import device as hardware
@@ -36,6 +36,6 @@ def evaluate(
 ) -> Annotated[Report, "{stage}_report"]:
     """Ask both models the same questions; answers that are known already are not asked for again."""
     verification.check(base_model, tokenizer)
-    before = score.base(base_model, tokenizer, config)
-    after = score.trained(model, config)
+    before = model_under_test.base(base_model, tokenizer, config)
+    after = model_under_test.trained(model, config)
     return score.report(before, after, tokenizer, mixture, benchmarks, config)

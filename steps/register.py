@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from zenml import get_step_context, log_metadata, step
 
 from materializers import DOCUMENT
-from tuneline.config.recipe import AnyRecipe, Recipe
+from tuneline.config.recipe import Recipe
+from tuneline.config.stages import AnyRecipe
 from tuneline.data.corpus import Corpus
 from tuneline.errors import TrackingError
+from tuneline.evaluation import model_under_test, score, score_store
 from tuneline.evaluation import report as reports
-from tuneline.evaluation import score, score_store
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
 from tuneline.model import source, verification
@@ -92,7 +93,7 @@ def _judge(
     folder = integrity.checked_folder(champion, full=True)
     config = recipe.for_evaluate()
     scores = score.score_all(
-        score.stored("champion", folder, champion.content_hash, config),
+        model_under_test.stored("champion", folder, champion.content_hash, config),
         source.tokenizer_of(folder),
         mixture.splits["validation"],
         benchmarks,

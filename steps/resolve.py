@@ -7,6 +7,7 @@ from zenml import step
 
 from materializers import DOCUMENT
 from tuneline.config.sections.resolve import ResolveConfig
+from tuneline.data.benchmarks import exam_files
 from tuneline.data.ingest import ingest
 from tuneline.identity import Manifest
 from tuneline.model import resolve as resolve_module
@@ -28,7 +29,7 @@ def resolve(
     """Find data sets, exams and base model; refuse early what would fail late."""
     tracker.connect()
     integrity.check_champion(config.model_name)
-    found, exams = ingest.locate(config.sources), ingest.locate_exams(config.exams)
+    found, exams = ingest.locate(config.sources), exam_files.locate_exams(config.exams)
     tokenizer, base_model, sentence = resolve_module.find(config)
     logger.info("%s", sentence)
     return found, exams, tokenizer, base_model

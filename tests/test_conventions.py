@@ -101,21 +101,22 @@ from pathlib import Path
 from tests import tiny
 from tuneline.config.load import load
 from tuneline.data.align import align
+from tuneline.data.benchmarks import exam_files
 from tuneline.data.ingest import ingest
 from tuneline.data.mixture import merge
 from tuneline.data.tokenization import tokenize
-from tuneline.evaluation import report, score
+from tuneline.evaluation import model_under_test, report, score
 from tuneline.model import merge as merging, source
 from tuneline.train import training_run
 r = load(tiny.build_project(Path({str(tmp_path)!r})) / "run.yaml").recipe
 tokenizer, base, _ = source.resolve(r.model)
-found, exams = ingest.locate(r.sources), ingest.locate_exams(r.exams)
+found, exams = ingest.locate(r.sources), exam_files.locate_exams(r.exams)
 examples = [align.align(ingest.ingest(found, r.for_ingest(s)), r.for_align(s)) for s in r.sources]
 mixture = merge.merge(examples, exams, r.for_merge())
 rows = tokenize.tokenize_pack(mixture, tokenizer, r.for_tokenize())
 checkpoint, training = training_run.train(rows, base, tokenizer, r.for_load(), r.method, r.train)
 model = merging.merge_adapter(checkpoint, base, tokenizer, rows, r.for_load(), r.merge_adapter)
-candidate = score.Candidate("model", model.path, model.content_hash())
+candidate = model_under_test.Candidate("model", model.path, model.content_hash())
 scores = score.score_all(candidate, tokenizer, mixture.splits["validation"], exams, r.for_evaluate())
 print(sorted(report.by_metric(scores)))
 """

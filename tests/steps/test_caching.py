@@ -26,8 +26,8 @@ def test_imports_are_followed_through_the_library():
     names = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.tokenization.packing")}
     more = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.align.align")}
 
-    assert names == {"data/pack.py"}
-    assert {"data/formats/alpaca.py", "data/formats/base.py", "errors.py", "registry.py"} <= more
+    assert names == {"data/tokenization/packing.py"}
+    assert {"data/align/formats/alpaca.py", "data/align/formats/base.py", "errors.py", "registry.py"} <= more
 
 
 @pytest.mark.parametrize("name", ["outer.py", "inner.py", "chat.jinja", "table.yaml"])

@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from tuneline.config import load as loading
 from tuneline.config.recipe import Recipe
-from tuneline.config.validation import compatibility, quantization
+from tuneline.config.validation import compatibility, compatibility_docs, quantization
 from tuneline.data import prepare
 from tuneline.errors import RecipeError
 from tuneline.model import merge, resolve
@@ -22,7 +22,8 @@ HEAD = """# What goes with what
 
 Each method with each other choice, all else as by default. `yes` was trained on a CPU by a test (a few steps of a tiny
 model: the loss falls, the saved model reloads equal, and merges equal where the method has a merged form); what needs
-more than a CPU is refused where that is missing. The table is `tuneline/config/validation/compatibility.yaml`; a recipe is held against
+more than a CPU is refused where that is missing. The table is
+`tuneline/config/validation/compatibility.yaml`; a recipe is held against
 it when it is read.
 
 """
@@ -257,7 +258,7 @@ def before(world, recipe) -> float:
 
 
 def test_the_rendered_matrix_is_the_table():
-    text = f"{HEAD}{compatibility.to_markdown()}\n## Quantized models\n\n{quantization.to_markdown()}"
+    text = f"{HEAD}{compatibility_docs.to_markdown()}\n## Quantized models\n\n{quantization.to_markdown()}"
     if os.environ.get("TUNELINE_WRITE_DOCS"):
         DOCS.write_text(text)
 

@@ -10,7 +10,7 @@ import yaml
 from tuneline import identity, state
 from tuneline.cli import show
 from tuneline.config import llamafactory, load
-from tuneline.config.load import RunConfig
+from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
 
 

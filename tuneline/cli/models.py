@@ -84,14 +84,14 @@ def promote(
 ) -> None:
     """Put a version before the gate again, on the stored scores; a pass makes it champion."""
     show.quiet()
-    from tuneline.config.sections import gate as gates
-    from tuneline.config.sections.evaluate import GateConfig
+    from tuneline.config.parsing import gate_file
+    from tuneline.config.sections.gate import GateConfig
     from tuneline.tracking import promotion, run_artifacts
     from tuneline.zenml_integration import model_versions, tracker
 
     if force and gate:
         raise TunelineError("--force asks no gate, so --gate would do nothing. Leave one of them out.")
-    config = GateConfig.model_validate(gates.read(gate)) if gate else None
+    config = GateConfig.model_validate(gate_file.read(gate)) if gate else None
     tracker.connect()
     if force:
         if not reason:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import imports, models, show
-from tuneline.config import existence, load
+from tuneline.config import existence, run_config
 from tuneline.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def show_export(outcome: "Exported") -> None:
         console.print(f"Pushed   {delivery.repo_id} at commit {delivery.commit}: {delivery.url}", soft_wrap=True)
 
 
-def _checked(config: Path) -> load.RunConfig:
+def _checked(config: Path) -> run_config.RunConfig:
     """Load a recipe and look for its files.
 
     Raises:
@@ -90,7 +90,7 @@ def _checked(config: Path) -> load.RunConfig:
     return checked
 
 
-def _check_steps(checked: load.RunConfig, names: list[str]) -> None:
+def _check_steps(checked: run_config.RunConfig, names: list[str]) -> None:
     """Check that a recipe has the steps that are to be computed again.
 
     Raises:

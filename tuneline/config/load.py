@@ -5,7 +5,6 @@ lists of ZenML's keys are written down so that nothing heavy is imported; a test
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from string import Formatter
@@ -13,37 +12,16 @@ from typing import Any
 
 from tuneline.config.base import MAX_MODEL_NAME
 from tuneline.config.datasets import dataset_registry
-from tuneline.config.parsing import located_yaml, zenml_keys
+from tuneline.config.parsing import gate_file, located_yaml, zenml_keys
 from tuneline.config.parsing.located_yaml import Key, Problem, at, hint
-from tuneline.config.recipe import Recipe, SFTRecipe
+from tuneline.config.recipe import Recipe
+from tuneline.config.run_config import RunConfig
 from tuneline.config.schedule import ScheduleConfig, not_on_this_machine
-from tuneline.config.sections import gate
-from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
+from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun, SFTRecipe
 from tuneline.errors import RecipeError
 
 PIPELINES = tuple(name for names in PIPELINE_OF.values() for name in names)
 RECIPE: Key = ("parameters", "recipe")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A checked file: what it trains, by which pipeline, and its content, complete and with absolute paths."""
-
-    path: Path
-    pipeline: str
-    recipe: AnyRun
-    content: dict[str, Any]
-
-    @property
-    def training(self) -> Recipe:
-        """The recipe of a training.
-
-        Raises:
-            RecipeError: The file trains nothing.
-        """
-        if isinstance(self.recipe, Recipe):
-            return self.recipe
-        raise RecipeError(f"{self.path}: stage: {self.recipe.stage} trains nothing. Give the recipe of a training.")
 
 
 def load(path: Path) -> RunConfig:
@@ -61,7 +39,7 @@ def load(path: Path) -> RunConfig:
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
         unresolved = dataset_registry.expand(document, raw)
-        wrong_gate = gate.expand(document, raw)
+        wrong_gate = gate_file.expand(document, raw)
         recipe, problems = _recipe(raw)
         told += [*unresolved, *wrong_gate]
         told += document.tell(

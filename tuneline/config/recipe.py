@@ -1,30 +1,22 @@
 """A recipe: everything that one run needs, in one model per stage; each step gets its own slice."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from tuneline.config.base import TemplateArguments, TemplateName
 from tuneline.config.sections.data import DataSection, MergeConfig, MergeStepConfig, TokenizeConfig, TokenizeStepConfig
-from tuneline.config.sections.evaluate import (
-    CUSTOM_KEY,
-    GENERATED,
-    EvaluateConfig,
-    EvaluateStepConfig,
-    ExamProtocol,
-    GateConfig,
-    RegisterConfig,
-)
+from tuneline.config.sections.evaluate import CUSTOM_KEY, GENERATED, EvaluateConfig, EvaluateStepConfig, ExamProtocol
 from tuneline.config.sections.exams import ExamConfig
+from tuneline.config.sections.gate import GateConfig, RegisterConfig
 from tuneline.config.sections.lm_eval import HarnessConfig
 from tuneline.config.sections.load import LoadConfig, LoadStepConfig
 from tuneline.config.sections.method import Method
 from tuneline.config.sections.model import ModelSource
 from tuneline.config.sections.resolve import ResolveConfig
 from tuneline.config.sections.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
-from tuneline.config.training.base import MergeAdapterConfig, Optimisation, TrainConfig
-from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
-from tuneline.config.training.rl import GRPOConfig, PPOConfig
+from tuneline.config.training import optimizers
+from tuneline.config.training.base import MergeAdapterConfig, Optimisation
 from tuneline.config.validation import compatibility
 from tuneline.config.validation.user_code import format_hash, source_hash
 from tuneline.errors import did_you_mean
@@ -105,7 +97,7 @@ class Recipe(DataSection):
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> "Recipe":
-        compatibility.check(self)
+        check(self)
         return self
 
     @model_validator(mode="after")
@@ -215,175 +207,39 @@ class Recipe(DataSection):
         return ["resolve", *per_source, *STEPS]
 
 
-class SFTRecipe(Recipe):
-    """Supervised fine-tuning of one base model, on chats or on texts."""
-
-    rows = "sft"
-    metrics = ("rougeL", "rouge1", "rouge2", "log_likelihood")
-    stage: Literal["sft"]
-    train: TrainConfig = TrainConfig()
-
-
-class PretrainRecipe(Recipe):
-    """Continued pre-training of one base model on texts."""
-
-    rows = "pretrain"
-    metrics = ("log_likelihood",)
-    stage: Literal["pretrain"]
-    train: TrainConfig = TrainConfig()
-
-
-class PreferenceRecipe(Recipe):
-    """What the stages that learn from pairs have in common."""
-
-    rows = "preference"
-    metrics = ("preference_accuracy", "log_likelihood")
+def choice_of(recipe: Recipe) -> dict[str, str]:
+    """Return the value that a recipe takes on each axis."""
+    load, train = recipe.load, recipe.train
+    batched = train.per_device_train_batch_size > 1
+    return {
+        "stage": recipe.stage,
+        "method": compatibility.variant(recipe.method),
+        "quantization": load.quantization.type if load.quantization else "none",
+        "dtype": load.dtype,
+        "attention": load.attention,
+        "s2": "on" if load.s2_group_size_ratio else "off",
+        "rows": "packed" if recipe.tokenize.packing else "batched" if batched else "alone",
+        "gradient_checkpointing": load.gradient_checkpointing,
+        "vocabulary": "extended" if load.new_tokens or load.new_special_tokens else "as_it_is",
+        "start": "random" if load.train_from_scratch else "trained",
+        "optimizer": train.optim,
+        "kernels": load.kernels,
+        "noise": "on" if train.neftune_noise_alpha else "off",
+    }
 
 
-class DPORecipe(PreferenceRecipe):
-    """Direct preference optimisation on pairs, against the model as it starts."""
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe whose choices do not go together.
 
-    stage: Literal["dpo"]
-    train: DPOConfig = DPOConfig()
-
-
-class ORPORecipe(PreferenceRecipe):
-    """Odds-ratio preference optimisation on pairs."""
-
-    stage: Literal["orpo"]
-    train: ORPOConfig = ORPOConfig()
+    Raises:
+        ValueError: Every combination that cannot work, and what to set instead; a library of the optimizer is missing.
+    """
+    choice = choice_of(recipe)
+    if found := compatibility.table().refusals(choice):
+        raise ValueError(" ".join(_sentence(each, choice) for each in found))
+    optimizers.check_installed(recipe.train.optim)
 
 
-class CPORecipe(PreferenceRecipe):
-    """Contrastive preference optimisation on pairs."""
-
-    stage: Literal["cpo"]
-    train: CPOConfig = CPOConfig()
-
-
-class SimPORecipe(PreferenceRecipe):
-    """Simple preference optimisation on pairs."""
-
-    stage: Literal["simpo"]
-    train: SimPOConfig = SimPOConfig()
-
-
-class KTORecipe(Recipe):
-    """Kahneman-Tversky optimisation on single answers with a label."""
-
-    rows = "kto"
-    metrics = ("signed_log_likelihood",)
-    stage: Literal["kto"]
-    train: KTOConfig = KTOConfig()
-
-
-class RewardRecipe(Recipe):
-    """A reward model from pairs: an adapter, and a head beside it."""
-
-    rows = "preference"
-    metrics = ("preference_accuracy",)
-    stage: Literal["rm"]
-    train: RewardConfig = RewardConfig()
-
-
-class RLRecipe(Recipe):
-    """What the stages that learn from rewards have in common: prompts, and something that judges answers."""
-
-    rows = "prompt"
-    metrics = ("reward", "rougeL", "rouge1", "rouge2")
-    train: PPOConfig | GRPOConfig
-
-    def for_train(self) -> Optimisation:
-        """Return what `train` sees, with the hash of the reward function."""
-        return super().for_train().model_copy(update={"reward_function_hash": self._hash()})
-
-    def for_evaluate(self) -> EvaluateStepConfig:
-        """Return what `evaluate` sees: the same judge."""
-        models = [adapter.path for adapter in self.load.adapters if adapter.use == "reward"]
-        return (
-            super()
-            .for_evaluate()
-            .model_copy(
-                update={
-                    "reward_model": models[0] if models else None,
-                    "reward_function": self.train.reward_function,
-                    "reward_function_hash": self._hash(),
-                }
-            )
-        )
-
-    def for_resolve(self) -> ResolveConfig:
-        """Return what `resolve` sees: it looks at the reward function too."""
-        return super().for_resolve().model_copy(update={"reward_function": self.train.reward_function})
-
-    def _hash(self) -> str:
-        name = self.train.reward_function
-        return source_hash(name, "train.reward_function") if name else ""
-
-    @model_validator(mode="after")
-    def _one_judge(self) -> "RLRecipe":
-        models = [adapter for adapter in self.load.adapters if adapter.use == "reward"]
-        if bool(models) == bool(self.train.reward_function):
-            both = "both judge" if models else "neither is given"
-            raise ValueError(
-                f"train.reward_function and load.adapters (use: reward): {both}. Set reward_function to "
-                "module:function, or name the folder of a model that `stage: rm` trained with use: reward."
-            )
-        return self
-
-
-class PPORecipe(RLRecipe):
-    """Proximal policy optimisation on prompts; one base model plays all roles."""
-
-    stage: Literal["ppo"]
-    train: PPOConfig = PPOConfig()
-
-
-class GRPORecipe(RLRecipe):
-    """Group-relative policy optimisation on prompts."""
-
-    stage: Literal["grpo"]
-    train: GRPOConfig = GRPOConfig()
-
-    @model_validator(mode="after")
-    def _a_reference_is_the_base(self) -> "GRPORecipe":
-        method = compatibility.variant(self.method)
-        if self.train.beta > 0 and method in NO_BASE_BESIDE:
-            raise ValueError(
-                f"train.beta: the reference is the base with the adapter switched off, and method {method} changes the "
-                "base. Set method.type: lora, or train.beta: 0."
-            )
-        return self
-
-
-NO_BASE_BESIDE = ("full", "freeze", "pissa", "olora")
-"""Methods that leave no base model to compare with when they are switched off."""
-
-AnyRecipe = Annotated[
-    SFTRecipe
-    | PretrainRecipe
-    | DPORecipe
-    | ORPORecipe
-    | CPORecipe
-    | SimPORecipe
-    | KTORecipe
-    | RewardRecipe
-    | PPORecipe
-    | GRPORecipe,
-    Field(discriminator="stage"),
-]
-"""The recipe of some stage, told apart by it."""
-
-RECIPES: dict[str, type[Recipe]] = {
-    "sft": SFTRecipe,
-    "pretrain": PretrainRecipe,
-    "dpo": DPORecipe,
-    "orpo": ORPORecipe,
-    "cpo": CPORecipe,
-    "simpo": SimPORecipe,
-    "kto": KTORecipe,
-    "rm": RewardRecipe,
-    "ppo": PPORecipe,
-    "grpo": GRPORecipe,
-}
-"""Stage -> its recipe."""
+def _sentence(refusal: compatibility.Refusal, choice: compatibility.Choice) -> str:
+    asked = " with ".join(f"{compatibility.KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
+    return f"{asked} cannot work: {refusal.because}. {refusal.instead}"

@@ -5,6 +5,7 @@ The same functions as the pipeline's steps, in the same order, for tests, benchm
 
 from tuneline.config.recipe import Recipe
 from tuneline.data.align import align
+from tuneline.data.benchmarks import exam_files
 from tuneline.data.chat_template import selection
 from tuneline.data.corpus import Corpus
 from tuneline.data.ingest import ingest
@@ -19,7 +20,7 @@ def mix(recipe: Recipe) -> Corpus:
     Raises:
         TunelineError: As each step does.
     """
-    return mix_located(recipe, ingest.locate(recipe.sources_once()), ingest.locate_exams(recipe.exams))
+    return mix_located(recipe, ingest.locate(recipe.sources_once()), exam_files.locate_exams(recipe.exams))
 
 
 def mix_located(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:

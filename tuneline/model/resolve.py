@@ -6,7 +6,7 @@ Everything is checked on the shapes alone, before any weights are read.
 from tuneline.config.sections.evaluate import CUSTOM_KEY
 from tuneline.config.sections.resolve import ResolveConfig
 from tuneline.config.validation import quantization
-from tuneline.data import user_functions
+from tuneline.data import reward_function
 from tuneline.data.chat_template import selection
 from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import RecipeError
@@ -105,6 +105,6 @@ def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> N
 
 def _import_functions(config: ResolveConfig) -> None:
     if config.reward_function:
-        user_functions.load_reward(config.reward_function)
+        reward_function.load_reward(config.reward_function)
     for name in config.metrics:
-        user_functions.load_reward(name, CUSTOM_KEY)
+        reward_function.load_reward(name, CUSTOM_KEY)

@@ -28,7 +28,7 @@ TOKENIZER = (
     "added_tokens.json",
     new_tokens.RECORD,
 )
-"""All files that `tuneline.data.tokenizer.derived_tokenizer` writes are among these, so they have one hash wherever they lie."""
+"""All files that `derived_tokenizer` writes are among these, so they have one hash wherever they lie."""
 CONFIGS = ("config.json", "generation_config.json", "*.py")
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("*.json", "*.safetensors")

@@ -2,6 +2,7 @@
 
 from tuneline.config.sections.export import ExportRecipe
 from tuneline.config.stages import PIPELINE_OF, AnyRun
+from tuneline.data.benchmarks import exam_files
 
 CHECKED_ROWS = 10_000
 """First rows of each data set that are read; where none has more, the mixture is made, too."""
@@ -35,7 +36,7 @@ def check_content(recipe: AnyRun) -> None:
         rows = ingest.first_rows(found.item(source.name), CHECKED_ROWS)
         align.check_rows(rows, recipe.for_align(source))
         read_whole = read_whole and len(rows) < CHECKED_ROWS
-    exams = ingest.locate_exams(recipe.exams)
+    exams = exam_files.locate_exams(recipe.exams)
     for exam in exams.items:
         if not lm_eval.is_task(exam):
             multiple_choice.read_exam(exam)

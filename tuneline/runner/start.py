@@ -7,7 +7,7 @@ from typing import Any
 
 from zenml.models import PipelineRunResponse
 
-from tuneline.config.load import RunConfig
+from tuneline.config.run_config import RunConfig
 from tuneline.evaluation.report import Report
 from tuneline.export.origin import Delivery
 from tuneline.runner import package_resolution

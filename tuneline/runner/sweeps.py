@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tuneline.config.experiments.sweep import Setting
-from tuneline.config.load import RunConfig
+from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
 from tuneline.runner import start
 from tuneline.runner.start import Outcome

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneline.config.sections.evaluate import GateConfig
-from tuneline.config.sections.gate import PreconditionsConfig
+from tuneline.config.sections.gate import GateConfig, PreconditionsConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint

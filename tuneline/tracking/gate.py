@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from tuneline import statistics
 from tuneline.bounded_mean import BoundedMean
 from tuneline.config.sections.data import FEWEST_HELD_OUT
-from tuneline.config.sections.evaluate import ZERO_TO_ONE, GateConfig
+from tuneline.config.sections.evaluate import ZERO_TO_ONE
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.statistics import PairedTest, shown
 

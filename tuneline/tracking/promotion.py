@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from tuneline import state
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError, one_line
 from tuneline.tracking import gate, integrity, ledger, registry
 from tuneline.tracking.decision import Decision

@@ -1,7 +1,7 @@
 """Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases.
 
 Their files are never copied on a local store; see `tuneline.tracking.model_source` for a registry behind a server.
-A version is looked up by its number, alias or content, so that the cost of a look does not grow with the number of versions.
+A version is looked up by its number, alias or content, so the cost of a look-up does not grow with their number.
 """
 
 import shutil

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import TrackingError
 from tuneline.tracking import compare, evidence, gate, integrity, model_card, promotion, registry, runs
 from tuneline.tracking.decision import Decision

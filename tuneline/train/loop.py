@@ -16,12 +16,13 @@ from tuneline.data.tokenization import preference_rows
 from tuneline.errors import ProofError, StoppedError
 from tuneline.model.load import Loaded
 from tuneline.train import neftune, reference_logps, trainer
+from tuneline.train.checkpoint.best_weights import Best
 from tuneline.train.checkpoint.resumable_trainer import Saving, stopped_by_signals
 from tuneline.train.checkpoint.training_state import step_of
 from tuneline.train.collate import collate, moved
 from tuneline.train.job import Job
 from tuneline.train.levers.apply import Levers, apply
-from tuneline.train.monitoring.evaluation_callback import Best, Watch
+from tuneline.train.monitoring.evaluation_callback import Watch
 from tuneline.train.monitoring.recorder import Listener, Recorder
 from tuneline.train.monitoring.sample_generations import sampler_of
 from tuneline.train.objectives import objective_of

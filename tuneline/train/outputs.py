@@ -15,7 +15,7 @@ from tuneline.data.tokenization import preference_rows
 from tuneline.model import device, value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.methods import families
-from tuneline.train import trainer
+from tuneline.train import token_losses
 from tuneline.train.collate import collate, moved
 from tuneline.train.job import Job
 from tuneline.train.monitoring.recorder import Recorder, memory_bytes
@@ -31,7 +31,7 @@ def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> flo
     model.eval()
     total, count = 0.0, 0
     for row in rows.splits[split]:
-        losses, _ = trainer.token_losses(
+        losses, _ = token_losses.token_losses(
             families[method], model, moved(collate([preference_rows.laid_out(row)]), model.device)
         )
         total, count = total + float(losses.sum()), count + len(losses)

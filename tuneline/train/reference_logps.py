@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from tuneline import progress
-from tuneline.train import trainer
+from tuneline.train import token_losses
 from tuneline.train.job import Job
 from tuneline.train.objectives import Objective
 from tuneline.train.objectives.base import Inputs, Rows
@@ -42,14 +42,14 @@ def _computed(
     model.eval()
     with progress.bar("reference", total) as advance, torch.no_grad():
 
-        def token_losses(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        def measure(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal seen
             seen += 1
             advance(min(seen, total))
             with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-                return trainer.token_losses(job.family, model, inputs)
+                return token_losses.token_losses(job.family, model, inputs)
 
-        columns = objective.prepare(job.rows.splits, token_losses, model.device)
+        columns = objective.prepare(job.rows.splits, measure, model.device)
     model.train(was_training)
     return columns
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.sections.method import Method
@@ -20,8 +19,8 @@ from tuneline.config.training.optimizers import TRAITS
 from tuneline.errors import RecipeError
 from tuneline.model import device
 from tuneline.model.methods.base import Family
-from tuneline.model.positions import predicted_at
 from tuneline.model.precision import Precision
+from tuneline.train import token_losses
 from tuneline.train.checkpoint.resumable_trainer import Resumable
 from tuneline.train.neftune import Noise
 from tuneline.train.objectives import Objective
@@ -77,7 +76,7 @@ class StageTrainer(Resumable):
         """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they stand behind."""
         if self.levers:
             return self.levers.token_losses(inputs)
-        return token_losses(self.family, self.model, inputs)
+        return token_losses.token_losses(self.family, self.model, inputs)
 
     def figures(self) -> dict[str, float]:
         """Return what the objective watched since the last call, on average, and what else was told."""
@@ -159,15 +158,6 @@ def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, floa
     for name, (total, count) in more.items():
         before = sums.get(name, (0.0, 0.0))
         sums[name] = before[0] + total, before[1] + count
-
-
-def token_losses(family: Family, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they are predicted at."""
-    labels = inputs["labels"][0]
-    keep = predicted_at(inputs)
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    logits = family.logits(model, rest, keep)
-    return cross_entropy(logits.float(), labels[keep + 1].long(), reduction="none"), keep
 
 
 def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizer_factory.Arguments:

@@ -8,7 +8,7 @@ from zenml.client import Client
 from zenml.enums import StackComponentType
 from zenml.utils.pagination_utils import depaginate
 
-from tuneline.config import load
+from tuneline.config import load, run_config
 from tuneline.errors import NotFoundError, RecipeError
 from tuneline.zenml_integration import orchestrator
 from tuneline.zenml_integration.stack import PAGE, open_store
@@ -30,7 +30,7 @@ class Schedule:
         return asdict(self) | {"created": self.created.isoformat()}
 
 
-def check(checked: load.RunConfig) -> None:
+def check(checked: run_config.RunConfig) -> None:
     """Refuse a schedule that the active stack cannot keep.
 
     Raises:

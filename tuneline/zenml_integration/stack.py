@@ -44,6 +44,7 @@ def init(existing: str | None = None) -> str:
             Client.initialize(folder)
         client = Client()
         client.activate_root(folder)
+        _update_flavor(client)
         name = existing or _ensure(client)
         known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE)]
         if name not in known:
@@ -61,6 +62,7 @@ def is_ready() -> bool:
     if root is None:
         return False
     open_store()
+    _update_flavor(Client())
     store = Client().active_stack.artifact_store
     return not store.config.is_local or Path(store.path).is_dir()
 
@@ -112,7 +114,7 @@ def _ensure(client: Any) -> str:
     name = _name()
     store = state.folder("artifacts")
     with contextlib.suppress(EntityExistsError):
-        client.create_flavor(f"{orchestrator.__name__}.ScheduledLocalOrchestratorFlavor", Kind.ORCHESTRATOR)
+        client.create_flavor(_flavor_source(), Kind.ORCHESTRATOR)
     wanted: dict[Kind, tuple[str, dict[str, Any]]] = {
         Kind.ORCHESTRATOR: (orchestrator.FLAVOR, {}),
         Kind.ARTIFACT_STORE: ("local", {"path": str(store)}),
@@ -125,6 +127,23 @@ def _ensure(client: Any) -> str:
     except KeyError:
         client.create_stack(name, components)
     return name
+
+
+def _flavor_source() -> str:
+    from tuneline.zenml_integration import orchestrator
+
+    return f"{orchestrator.__name__}.ScheduledLocalOrchestratorFlavor"
+
+
+def _update_flavor(client: Any) -> None:
+    """Point the flavor of a stack that an earlier release registered at the module that defines it now."""
+    from zenml.models import FlavorUpdate
+
+    from tuneline.zenml_integration import orchestrator
+
+    for flavor in client.list_flavors(name=orchestrator.FLAVOR):
+        if flavor.source != _flavor_source():
+            client.zen_store.update_flavor(flavor.id, FlavorUpdate(source=_flavor_source()))
 
 
 def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str, Any]) -> Any:

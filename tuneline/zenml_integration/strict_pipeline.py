@@ -18,7 +18,7 @@ from zenml.models import PipelineRunResponse
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from tuneline import signals
-from tuneline.config import existence, load
+from tuneline.config import existence, load, run_config
 from tuneline.config.stages import PIPELINE_OF
 from tuneline.errors import RecipeError, TunelineError
 from tuneline.storage_errors import explained
@@ -107,7 +107,7 @@ class StrictPipeline(Pipeline):
             abandoned_runs.record(stack, str(snapshot.id))
 
 
-def _check_stage(name: str, checked: load.RunConfig) -> None:
+def _check_stage(name: str, checked: run_config.RunConfig) -> None:
     """Refuse the recipe of another stage.
 
     Raises:

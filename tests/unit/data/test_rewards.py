@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneline.data import rewards, user_functions
+from tuneline.data import reward_function, rewards
 from tuneline.errors import RecipeError
 from tuneline.evaluation.metrics.overlap import TokenF1
 
@@ -27,7 +27,7 @@ def test_exact_wants_all_words_in_order():
 
 
 def test_a_recipe_names_them_like_functions_of_its_own():
-    judge = user_functions.load_reward("tuneline.data.rewards:overlap")
+    judge = reward_function.load_reward("tuneline.data.rewards:overlap")
 
     assert judge(["?"], ["four"], ["four"]) == [1.0]
 
@@ -41,6 +41,6 @@ def test_a_recipe_names_them_like_functions_of_its_own():
 )
 def test_what_is_not_there_is_refused_by_the_recipes_key(name, told):
     with pytest.raises(RecipeError, match="train.reward_function") as caught:
-        user_functions.load_reward(name)
+        reward_function.load_reward(name)
 
     assert told in str(caught.value)

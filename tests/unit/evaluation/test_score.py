@@ -10,7 +10,7 @@ from tuneline.config.sections.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
 from tuneline.data.benchmarks.multiple_choice import Exam
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import score, setting
+from tuneline.evaluation import model_under_test, score, setting
 from tuneline.evaluation.metrics import metric_registry
 from tuneline.evaluation.score_store import Score
 from tuneline.evaluation.tasks import multiple_choice
@@ -37,7 +37,9 @@ def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_mod
     loads = []
 
     def scored(**told):
-        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        candidate = model_under_test.Candidate(
+            "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
+        )
         config = EvaluateStepConfig(max_new_tokens=4, **told)
         return score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config), score.noise(
             candidate, tokenizer, held_out(), config
@@ -59,7 +61,7 @@ def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
 
     def scored(dtype):
         config = EvaluateStepConfig(max_new_tokens=4, dtype=dtype)
-        candidate = score.stored("model", tiny_model, "a" * 64, config)
+        candidate = model_under_test.stored("model", tiny_model, "a" * 64, config)
         load = candidate._load
         candidate._load = lambda: (held.append(candidate.dtype), load())[1]
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config)
@@ -85,7 +87,9 @@ def test_under_another_library_or_device_models_are_asked_again(tiny_model, toke
     loads = []
 
     def scored():
-        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        candidate = model_under_test.Candidate(
+            "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
+        )
         config = EvaluateStepConfig(max_new_tokens=2, metrics=["rougeL"])
         return score.score_all(candidate, tokenizer, rows(), NO_EXAMS, config)
 
@@ -104,7 +108,9 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
     monkeypatch.setattr(metric_registry, "columns", lambda *told: (computed.append(1), real(*told))[1])
 
     def scored():
-        candidate = score.Candidate("model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1])
+        candidate = model_under_test.Candidate(
+            "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
+        )
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=2))
 
     scored(), scored()
@@ -127,7 +133,7 @@ def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, mon
     real = setting.of
     for release in ("1", "1", "2"):
         monkeypatch.setattr(setting, "of", lambda dtype, release=release: real(dtype) | {"transformers": release})
-        candidate = score.Candidate("model", tiny_model, "a" * 64)
+        candidate = model_under_test.Candidate("model", tiny_model, "a" * 64)
         multiple_choice.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
 
     assert [protocols.index(each) for each in protocols] == [0, 0, 2]
@@ -163,7 +169,9 @@ class Memory:
 
 def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer):
     memory = Memory()
-    before, after = (score.Candidate(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab")
+    before, after = (
+        model_under_test.Candidate(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab"
+    )
     config = EvaluateStepConfig(max_new_tokens=4, noise={"num_seeds": 2})
     mixture = Corpus({"validation": held_out(), "contamination": Dataset.from_list([])})
 
@@ -183,7 +191,7 @@ def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_m
 
     monkeypatch.setattr(score.judge, "of", of)
     monkeypatch.setattr(score.judge, "name", lambda config: "judge")
-    candidate = score.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
+    candidate = model_under_test.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
 
     scores = score.score_all(
         candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=4, reward_model=tiny_model)

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tuneline.config import existence
 from tuneline.config.sections.data import TokenizeStepConfig
-from tuneline.config.sections.evaluate import GateConfig
-from tuneline.config.sections.gate import PreconditionsConfig
+from tuneline.config.sections.gate import GateConfig, PreconditionsConfig
 from tuneline.config.sections.load import AdapterSource, Holding, LoadStepConfig
 from tuneline.config.sections.method import BottleneckMethod, LoraMethod
 from tuneline.config.sections.model import DirectoryModel

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.tracking.test_paper_tables import measured
 
 from tuneline.config.experiments.paper_tables import Cell
-from tuneline.config.load import RunConfig
+from tuneline.config.run_config import RunConfig
 from tuneline.errors import StoppedError
 from tuneline.runner import paper_tables as running
 

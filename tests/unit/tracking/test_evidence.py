@@ -2,8 +2,7 @@
 
 import pytest
 
-from tuneline.config.sections.evaluate import GateConfig
-from tuneline.config.sections.gate import PreconditionsConfig
+from tuneline.config.sections.gate import GateConfig, PreconditionsConfig
 from tuneline.tracking import evidence, gate
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence

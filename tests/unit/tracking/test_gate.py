@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tuneline.bounded_mean import BoundedMean
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.statistics import PairedBootstrap
 from tuneline.tracking import gate

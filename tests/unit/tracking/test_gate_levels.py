@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.tracking import gate
 
 LEVEL, TRIALS = 0.95, 1500

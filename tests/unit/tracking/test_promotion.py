@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from tests import tiny
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking import gate, integrity, ledger, promotion, registry
 from tuneline.tracking.decision import Decision

@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.unit.tracking.test_evidence import make_evidence
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.evaluation.score_store import Score, to_table
 from tuneline.tracking import compare, promotion, registry, run_artifacts, runs

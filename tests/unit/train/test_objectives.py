@@ -19,7 +19,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import preference_rows, tokenize
 from tuneline.model import source, value_head
 from tuneline.model.load import load_model
-from tuneline.train import training_run
+from tuneline.train import token_losses, training_run
 from tuneline.train.collate import collate
 from tuneline.train.objectives import losses, objective_of
 from tuneline.train.objectives.losses import Pairs
@@ -136,9 +136,8 @@ def test_a_pair_is_scored_as_each_answer_alone(parts, tiny_model):
 
 def plain_losses(model, inputs):
     from tuneline.model.methods import families
-    from tuneline.train import trainer
 
-    return trainer.token_losses(families["full"], model, inputs)
+    return token_losses.token_losses(families["full"], model, inputs)
 
 
 # -- held against trl

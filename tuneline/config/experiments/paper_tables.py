@@ -16,7 +16,7 @@ import yaml
 
 from tuneline import identity, state
 from tuneline.config import existence, load
-from tuneline.config.load import RunConfig
+from tuneline.config.run_config import RunConfig
 from tuneline.config.sections.model import catalogue
 from tuneline.errors import NotFoundError, RecipeError, SourceError, TunelineError
 

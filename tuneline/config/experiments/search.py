@@ -14,8 +14,8 @@ import yaml
 
 from tuneline.config import load
 from tuneline.config.experiments import sweep
-from tuneline.config.load import RunConfig
 from tuneline.config.recipe import Recipe
+from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError, SourceError, did_you_mean
 from tuneline.identity import digest
 

@@ -10,8 +10,9 @@ import yaml
 
 from tuneline import identity, state
 from tuneline.config import existence, load
-from tuneline.config.load import RECIPE, RunConfig
+from tuneline.config.load import RECIPE
 from tuneline.config.parsing.located_yaml import at
+from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
 
 SEED = "train.seed"

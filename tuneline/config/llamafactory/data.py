@@ -8,7 +8,7 @@ from tuneline.config.datasets import llamafactory_dataset_info
 from tuneline.config.llamafactory import keys
 from tuneline.config.llamafactory.translation import Notes
 from tuneline.config.parsing.located_yaml import hint
-from tuneline.config.recipe import RECIPES
+from tuneline.config.stages import RECIPES
 from tuneline.errors import RecipeError, did_you_mean
 
 REGISTRY = "dataset_info.json"

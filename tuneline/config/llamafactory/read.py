@@ -6,14 +6,9 @@ from typing import Any, Literal
 
 from tuneline.config.llamafactory import keys
 from tuneline.config.llamafactory.schema import Written
-from tuneline.config.parsing import located_yaml
+from tuneline.config.parsing import foreign_config, located_yaml
 from tuneline.config.parsing.located_yaml import Document, Key, Problem, hint
-from tuneline.errors import RecipeError, TunelineError
-
-MARKS = ("model_name_or_path", "finetuning_type", "stage", "do_train", "cutoff_len", "dataset_dir", "infer_backend")
-"""Keys that tell a file of LlamaFactory: one of the first two, or two of all."""
-
-WHAT = "a configuration file of LlamaFactory"
+from tuneline.errors import RecipeError
 
 Purpose = Literal["train", "predict", "export", "serve"]
 
@@ -41,23 +36,13 @@ class Theirs:
         return RecipeError("\n".join(self.document.tell(ordered)))
 
 
-def is_theirs(path: Path) -> bool:
-    """Tell whether a file is one of LlamaFactory's; one that cannot be read is not."""
-    try:
-        content = located_yaml.read(path, what=WHAT).content
-    except TunelineError:
-        return False
-    marks = [mark for mark in MARKS if mark in content]
-    return "parameters" not in content and (any(mark in content for mark in MARKS[:2]) or len(marks) > 1)
-
-
 def read(path: Path) -> Theirs:
     """Read a file; a key that is null is unset.
 
     Raises:
         RecipeError: One line for each key that LlamaFactory does not know, or whose value it could not use.
     """
-    document = located_yaml.read(path, what=WHAT)
+    document = located_yaml.read(path, what=foreign_config.WHAT)
     content = {key: value for key, value in document.content.items() if value is not None}
     found = keys.table()
     known = found.known()

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from tuneline.config.llamafactory.translation import Notes
 from tuneline.config.parsing.located_yaml import hint
-from tuneline.config.recipe import RECIPES
+from tuneline.config.stages import RECIPES
 from tuneline.config.training.base import TrainConfig
 
 SAME_NAME = (

@@ -15,10 +15,10 @@ from tuneline.config.llamafactory.read import read
 from tuneline.config.llamafactory.report import Report
 from tuneline.config.llamafactory.training import stage_of, training
 from tuneline.config.llamafactory.translation import Notes
-from tuneline.config.load import RunConfig
 from tuneline.config.parsing import located_yaml
-from tuneline.config.recipe import RECIPES, Recipe
-from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun
+from tuneline.config.recipe import Recipe
+from tuneline.config.run_config import RunConfig
+from tuneline.config.stages import PIPELINE_OF, RECIPES, RUNS, AnyRun
 
 OUTPUT_ROOTS = ("saves", "save", "output", "outputs", "results", "..", ".", "/")
 """First folders of an `output_dir` that say nothing."""

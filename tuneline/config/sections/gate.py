@@ -4,17 +4,12 @@ A gate is written in a recipe (`registry.gate`), or in a file of its own that re
 gates/strict.yaml`, relative to the recipe. The file holds the same keys.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from tuneline import limits
-from tuneline.config.base import Config
-from tuneline.config.parsing import located_yaml
-from tuneline.config.parsing.located_yaml import Document, Key, Problem
-from tuneline.errors import RecipeError
+from tuneline.config.base import Config, ModelName
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -70,68 +65,121 @@ class PreconditionsConfig(Config):
     """Smallest share of training tokens that carry loss; not asked of prompts, whose answers are made in training."""
 
 
-SINGLE = ("metric", "min_gain")
-"""Keys of a gate with one target; they say the same as one entry of `targets`."""
+Metric = str
+"""Name of something that is measured; the recipe says what that is, and refuses other names."""
 
 
-def expand(document: Document, raw: dict[str, Any]) -> list[str]:
-    """Put a gate that stands in a file of its own into the recipe, and look at what only the written keys can tell.
-
-    Args:
-        document: The recipe's file.
-        raw: The recipe in it; changed in place. A wrong gate is taken out, so that it is told once.
-
-    Returns:
-        What is wrong, one line a mistake.
-    """
-    registry = raw.get("registry")
-    gate = registry.get("gate") if isinstance(registry, dict) else None
-    here: Key = (*document.inside, "registry", "gate")
-    if isinstance(gate, dict):
-        return document.tell(((*here, *key), text) for key, text in written_twice(gate))
-    if not isinstance(registry, dict) or not isinstance(gate, str):
-        return []
-    path = Path(located_yaml.absolute(gate, document.path.resolve().parent))
-    if not limits.is_file(path):
-        del registry["gate"]
-        text = f"{limits.no_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
-        return document.tell([(here, text)])
-    registry["gate"], told = _checked(path)
-    return told
+JUDGED_BY = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
+"""What a gate asks for that names no metric: the first of these that is measured."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read the file of a gate, checked.
+class GateConfig(Config):
+    """What a new model must prove before it is promoted (docs/decisions/0003 and 0014)."""
 
-    Raises:
-        RecipeError: One line for each mistake.
-    """
-    content, told = _checked(path)
-    if told:
-        raise RecipeError("\n".join(told))
-    return content
+    metric: Metric | None = None
+    """Target: the mean over held-out items that must rise. Null: `rougeL` for chats, `log_likelihood` (nats per token)
+    for texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for
+    answers with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
+
+    min_gain: float = Field(0.0, ge=0, le=1e6)
+    """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
+
+    level: float = Field(0.95, gt=0.5, lt=1)
+    """One-sided confidence of each decision."""
+
+    num_resamples: int = Field(5000, ge=1000, le=1_000_000)
+    """Resamples of `test: bootstrap`."""
+
+    targets: list[TargetConfig] = Field(default_factory=list)
+    """Metrics that must rise, in place of `metric` and `min_gain`."""
+
+    targets_needed: Literal["all", "any"] = "all"
+    """Of several targets, all must rise, or one is enough."""
+
+    guards: list[GuardConfig] = Field(default_factory=list)
+    """Metrics that must not fall by more than a margin."""
+
+    correction: Literal["holm", "none"] = "holm"
+    """Of several targets: `holm` holds `level` for all that is claimed together; `none` for each claim alone."""
+
+    test: Literal["auto", "bootstrap", "mcnemar"] = "auto"
+    """`auto` takes the exact McNemar test where every answer is right or wrong and any gain will do, and the test of a
+    bounded mean elsewhere. `bootstrap` finds smaller gains of targets,
+    and lets luck pass more often than `level` says where a few items lose much; guards never take it."""
+
+    exclude_contaminated: bool = True
+    """Leave out items that were found in the training rows; the numbers with them are shown beside."""
+
+    preconditions: PreconditionsConfig = PreconditionsConfig()
+    """What must hold of the model before its scores count."""
+
+    def with_metric(self, measured: Sequence[str]) -> "GateConfig":
+        """Return the gate with a target: where it names none, what the first of `JUDGED_BY` or of `measured` says."""
+        if self.targets or self.metric or not measured:
+            return self
+        metric = next((name for name in JUDGED_BY if name in measured), measured[0])
+        return self.model_copy(update={"metric": metric})
+
+    def wanted(self) -> list[TargetConfig]:
+        """Return the targets, whichever way they were written; none before `with_metric` where none is named."""
+        if self.targets or self.metric is None:
+            return self.targets
+        return [TargetConfig(metric=self.metric, min_effect=self.min_gain)]
+
+    def asked(self) -> list[tuple[str, str]]:
+        """Return every metric that is asked for by name, after the key that names it."""
+        named: list[tuple[str, str]] = [("metric", self.metric)] if self.metric and not self.targets else []
+        named += [(f"targets.{i}.metric", target.metric) for i, target in enumerate(self.targets)]
+        return named + [(f"guards.{i}.metric", guard.metric) for i, guard in enumerate(self.guards)]
+
+    @model_validator(mode="after")
+    def _targets_are_written_one_way(self) -> "GateConfig":
+        # Gates that earlier releases kept beside a run have "rougeL" there, which was the default.
+        if self.targets and (self.metric not in (None, "rougeL") or self.min_gain):
+            raise ValueError("metric and min_gain stand beside targets, which say the same. Keep targets.")
+        return self
+
+    def repeated(self) -> str:
+        """Say which metric is asked for twice; empty where none is."""
+        targets, guards = ([each.metric for each in group] for group in (self.wanted(), self.guards))
+        if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
+            return "a metric stands twice among targets, or twice among guards. Keep one entry."
+        if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):
+            return f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out."
+        return ""
+
+    @model_validator(mode="after")
+    def _a_metric_is_asked_for_once(self) -> "GateConfig":
+        if told := self.repeated():
+            raise ValueError(told)
+        return self
+
+    @model_validator(mode="after")
+    def _luck_is_not_tried_often(self) -> "GateConfig":
+        if self.targets_needed == "any" and self.correction == "none" and len(self.targets) > 1:
+            raise ValueError(
+                f"correction: none with targets_needed: any gives luck {len(self.targets)} tries at level "
+                f"{self.level}. Set correction: holm."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mcnemar_asks_for_any_gain(self) -> "GateConfig":
+        single = TargetConfig(metric=self.metric or "the target", min_effect=self.min_gain)
+        for target in (self.targets or [single]) if self.test == "mcnemar" else ():
+            if target.min_effect:
+                raise ValueError(
+                    f"test: mcnemar asks whether there is any gain, and {target.metric} is to gain more than "
+                    f"{target.min_effect}. Set test: auto, or leave min_effect at 0."
+                )
+        return self
 
 
-def _checked(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a gate's keys, none where they are wrong, and its mistakes with their lines."""
-    from tuneline.config.sections.evaluate import GateConfig
+class RegisterConfig(Config):
+    """Under which name a model is registered, and which gate it meets."""
 
-    try:
-        document = located_yaml.read(path, what="a gate, like configs/gates/strict.yaml")
-    except RecipeError as error:
-        return {}, str(error).splitlines()
-    problems = written_twice(document.content)
-    if not problems:
-        _, problems = located_yaml.check(GateConfig, document.content, ())
-    return ({} if problems else document.content), document.tell(problems)
+    model_name: ModelName
+    """Name in the MLflow model registry."""
 
-
-def written_twice(gate: Mapping[str, Any]) -> list[Problem]:
-    """Find targets that are written both ways."""
-    if not gate.get("targets"):
-        return []
-    return [
-        ((key,), f"stands beside targets, which say the same. Write it as an entry of targets, or leave {key} out.")
-        for key in SINGLE
-        if key in gate
-    ]
+    gate: GateConfig = GateConfig()
+    """The gate."""

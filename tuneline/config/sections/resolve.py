@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from tuneline.config.base import Config, TemplateArguments, TemplateName
-from tuneline.config.sections.data import AnyExam
 from tuneline.config.sections.evaluate import AnswersDtype
+from tuneline.config.sections.exams import AnyExam
 from tuneline.config.sections.load import LoadConfig
 from tuneline.config.sections.method import Method
 from tuneline.config.sections.model import ModelSource

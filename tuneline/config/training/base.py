@@ -191,7 +191,7 @@ class Optimisation(Config):
 
     @model_validator(mode="after")
     def _the_optimizer_can_follow(self) -> "Optimisation":
-        optimizers.check(self)
+        check_optimizer(self)
         return self
 
     @model_validator(mode="after")
@@ -254,3 +254,54 @@ class MergeAdapterConfig(Config):
 
     max_shard_size: str = Field("5GB", pattern=r"^\d{1,9}(\.\d{1,9})?(KB|MB|GB)$")
     """Largest file of weights."""
+
+
+def check_optimizer(config: Optimisation) -> None:
+    """Refuse settings that an optimizer cannot follow.
+
+    Raises:
+        ValueError: What it would ignore, or fail on late.
+    """
+    traits = optimizers.TRAITS[config.optim]
+    optimizers.parsed(config.optim, config.optim_args)
+    if traits.low_rank and not config.optim_target_modules:
+        raise ValueError(
+            f"optim_target_modules: {config.optim} projects the gradients of some matrices, and none is named. Name "
+            "modules, like [self_attn, mlp]."
+        )
+    if config.optim_target_modules is not None and not traits.low_rank:
+        raise ValueError(
+            f"optim_target_modules: {config.optim} treats all weights alike. Leave it out, or set optim: galore_adamw "
+            "or apollo_adamw."
+        )
+    if config.weight_decay and not traits.decays:
+        raise ValueError(f"weight_decay: {config.optim} decays no weights. Set weight_decay: 0.")
+    if traits.in_backward:
+        _steps_in_the_backward_pass(config)
+    if traits.schedule_free:
+        _needs_no_schedule(config, warms_up=traits.warms_up)
+
+
+def _steps_in_the_backward_pass(config: Optimisation) -> None:
+    because = f"{config.optim} changes each weight as soon as its gradient is known"
+    if config.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"gradient_accumulation_steps: {because}, so no gradients are left to add up. Set it to 1, and "
+            "per_device_train_batch_size higher."
+        )
+    if config.max_grad_norm is not None:
+        raise ValueError(
+            f"max_grad_norm: {because}, so the length of all gradients is never known. Set max_grad_norm: null."
+        )
+
+
+def _needs_no_schedule(config: Optimisation, *, warms_up: bool) -> None:
+    if config.lr_scheduler_type != "constant":
+        raise ValueError(
+            f"lr_scheduler_type: {config.optim} averages weights in place of a schedule. Set constant"
+            + ("; warmup_steps is its own." if warms_up else ".")
+        )
+    if config.warmup_steps and not warms_up:
+        raise ValueError(f"warmup_steps: {config.optim} has a warm-up that follows from beta2. Set 0.")
+    if config.warmup_steps % 1:
+        raise ValueError(f"warmup_steps: {config.optim} counts whole steps, not shares of all. Give a whole number.")

@@ -1,19 +1,16 @@
 """What each optimizer takes and needs; a recipe is held against it when it is read.
 
-What goes with what method is in `compatibility.yaml`; they are built in `tuneline.train.optim.optimizer_factory`. Imports
-nothing heavy.
+Which method each can be combined with is in `compatibility.yaml`; `tuneline.train.optim.optimizer_factory` builds
+them. Imports nothing heavy.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tuneline.config.base import MAX_STEPS
 from tuneline.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from tuneline.config.training.base import Optimisation
 
 Optimizer = Literal[
     "adamw_torch",
@@ -211,57 +208,6 @@ def _read(key: str, text: str, kind: Kinds) -> Value:
     if not abs(number) <= MAX_STEPS:  # NaN too
         raise ValueError(f"optim_args: {key} is {text:.60}. Give a number up to {MAX_STEPS}.")
     return number
-
-
-def check(config: "Optimisation") -> None:
-    """Refuse settings that an optimizer cannot follow.
-
-    Raises:
-        ValueError: What it would ignore, or fail on late.
-    """
-    traits = TRAITS[config.optim]
-    parsed(config.optim, config.optim_args)
-    if traits.low_rank and not config.optim_target_modules:
-        raise ValueError(
-            f"optim_target_modules: {config.optim} projects the gradients of some matrices, and none is named. Name "
-            "modules, like [self_attn, mlp]."
-        )
-    if config.optim_target_modules is not None and not traits.low_rank:
-        raise ValueError(
-            f"optim_target_modules: {config.optim} treats all weights alike. Leave it out, or set optim: galore_adamw "
-            "or apollo_adamw."
-        )
-    if config.weight_decay and not traits.decays:
-        raise ValueError(f"weight_decay: {config.optim} decays no weights. Set weight_decay: 0.")
-    if traits.in_backward:
-        _steps_in_the_backward_pass(config)
-    if traits.schedule_free:
-        _needs_no_schedule(config, warms_up=traits.warms_up)
-
-
-def _steps_in_the_backward_pass(config: "Optimisation") -> None:
-    because = f"{config.optim} changes each weight as soon as its gradient is known"
-    if config.gradient_accumulation_steps > 1:
-        raise ValueError(
-            f"gradient_accumulation_steps: {because}, so no gradients are left to add up. Set it to 1, and "
-            "per_device_train_batch_size higher."
-        )
-    if config.max_grad_norm is not None:
-        raise ValueError(
-            f"max_grad_norm: {because}, so the length of all gradients is never known. Set max_grad_norm: null."
-        )
-
-
-def _needs_no_schedule(config: "Optimisation", *, warms_up: bool) -> None:
-    if config.lr_scheduler_type != "constant":
-        raise ValueError(
-            f"lr_scheduler_type: {config.optim} averages weights in place of a schedule. Set constant"
-            + ("; warmup_steps is its own." if warms_up else ".")
-        )
-    if config.warmup_steps and not warms_up:
-        raise ValueError(f"warmup_steps: {config.optim} has a warm-up that follows from beta2. Set 0.")
-    if config.warmup_steps % 1:
-        raise ValueError(f"warmup_steps: {config.optim} counts whole steps, not shares of all. Give a whole number.")
 
 
 def check_installed(name: str) -> None:

@@ -1,10 +1,10 @@
 """Which choices of a recipe go together: a table that is read when a recipe is loaded, and rendered for readers.
 
-The table is data (`compatibility.yaml`): axes with their values, combinations that are refused and why, and choices that need
-what a plain CPU lacks. Imports nothing heavy.
+The table is data (`compatibility.yaml`): axes with their values, combinations that are refused and why,
+and choices that need what a plain CPU lacks. Imports nothing heavy.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,10 +14,9 @@ import yaml
 from pydantic import Field
 
 from tuneline.config.base import Config
-from tuneline.config.training import optimizers
 
 if TYPE_CHECKING:
-    from tuneline.config.recipe import Recipe
+    pass
 
 FILE = Path(__file__).with_name("compatibility.yaml")
 KEYS = {
@@ -105,27 +104,6 @@ def table() -> Support:
     return Support.model_validate(yaml.safe_load(FILE.read_text()))
 
 
-def choice_of(recipe: "Recipe") -> dict[str, str]:
-    """Return the value that a recipe takes on each axis."""
-    load, train = recipe.load, recipe.train
-    batched = train.per_device_train_batch_size > 1
-    return {
-        "stage": recipe.stage,
-        "method": variant(recipe.method),
-        "quantization": load.quantization.type if load.quantization else "none",
-        "dtype": load.dtype,
-        "attention": load.attention,
-        "s2": "on" if load.s2_group_size_ratio else "off",
-        "rows": "packed" if recipe.tokenize.packing else "batched" if batched else "alone",
-        "gradient_checkpointing": load.gradient_checkpointing,
-        "vocabulary": "extended" if load.new_tokens or load.new_special_tokens else "as_it_is",
-        "start": "random" if load.train_from_scratch else "trained",
-        "optimizer": train.optim,
-        "kernels": load.kernels,
-        "noise": "on" if train.neftune_noise_alpha else "off",
-    }
-
-
 def variant(method: Any) -> str:
     """Return a method's line in the table: its type, or which of LoRA's kin it is."""
     if method.type != "lora":
@@ -133,64 +111,3 @@ def variant(method: Any) -> str:
     kin = {"rslora": method.use_rslora, "dora": method.use_dora, "lora_plus": method.loraplus_lr_ratio is not None}
     start = method.init_lora_weights
     return next((name for name, asked in kin.items() if asked), "lora" if start == "default" else str(start))
-
-
-def check(recipe: "Recipe") -> None:
-    """Refuse a recipe whose choices do not go together.
-
-    Raises:
-        ValueError: Every combination that cannot work, and what to set instead; a library of the optimizer is missing.
-    """
-    choice = choice_of(recipe)
-    if found := table().refusals(choice):
-        raise ValueError(" ".join(_sentence(each, choice) for each in found))
-    optimizers.check_installed(recipe.train.optim)
-
-
-def _sentence(refusal: Refusal, choice: Choice) -> str:
-    asked = " with ".join(f"{KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
-    return f"{asked} cannot work: {refusal.because}. {refusal.instead}"
-
-
-def to_markdown() -> str:
-    """Render the table: methods down, each other axis across, reasons below."""
-    reasons: dict[str, int] = {}
-    parts = [
-        f"## {axis.replace('_', ' ').capitalize()}\n\n{_grid(axis, reasons)}"
-        for axis in table().axes
-        if axis != "method"
-    ]
-    notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return "\n\n".join([*parts, f"## Why not\n\n{notes}"]) + "\n"
-
-
-def _grid(axis: str, reasons: dict[str, int]) -> str:
-    values, methods = table().axes[axis], table().axes["method"]
-    cells = {(choice["method"], choice[axis]): _cell(choice, reasons) for choice in table().pairs(axis)}
-    turned = len(values) > len(methods)
-    down, across = (values, methods) if turned else (methods, values)
-    lines = [f"| {axis if turned else 'method'} | " + " | ".join(f"`{value}`" for value in across) + " |"]
-    lines.append("|---" * (len(across) + 1) + "|")
-    for row in down:
-        pairs = [(column, row) if turned else (row, column) for column in across]
-        lines.append(f"| `{row}` | " + " | ".join(cells[pair] for pair in pairs) + " |")
-    return "\n".join([*lines, "", *_meanings(values.items()), *_left_out(axis)])
-
-
-def _left_out(axis: str) -> list[str]:
-    reasons = table().left_out.get(axis, {})
-    return ["", "Left out:", "", *(f"- `{value}`: {reason}." for value, reason in reasons.items())] if reasons else []
-
-
-def _cell(choice: Choice, reasons: dict[str, int]) -> str:
-    if found := table().refusals(choice):
-        number = reasons.setdefault(
-            f"{found[0].because[0].upper()}{found[0].because[1:]}. {found[0].instead}", len(reasons) + 1
-        )
-        return f"no ({number})"
-    needs = table().needs(choice)
-    return f"needs {needs}" if needs else "yes"
-
-
-def _meanings(values: Iterable[tuple[str, str]]) -> list[str]:
-    return ["; ".join(f"`{value}`: {meaning}" for value, meaning in values) + "."]

@@ -16,9 +16,9 @@ import orjson
 import pyarrow as pa
 
 from tuneline.config.sections.sources import AlignConfig, AlignPolicy, Columns, LossOn, Tags
-from tuneline.data import corpus, gc_pause, schema, user_functions
+from tuneline.data import corpus, gc_pause, schema
 from tuneline.data.align import columns, loss_switches, unknown_keys, validation
-from tuneline.data.align.formats import formats
+from tuneline.data.align.formats import formats, user_function
 from tuneline.data.align.formats.base import Format, Record
 from tuneline.data.align.unknown_keys import Unread
 from tuneline.data.corpus import Corpus
@@ -249,7 +249,7 @@ def align_record(
 
 
 def _format(name: str, sha256: str = "") -> Format:
-    return user_functions.load(name, sha256) if ":" in name else formats[name]
+    return user_function.load(name, sha256) if ":" in name else formats[name]
 
 
 def detect(records: Iterable[Record]) -> str:

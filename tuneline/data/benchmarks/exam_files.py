@@ -14,9 +14,11 @@ from huggingface_hub import snapshot_download
 
 from tuneline import checksums, state
 from tuneline.config.sections import exams
-from tuneline.config.sections.exams import ExamConfig, Sheet
+from tuneline.config.sections.exams import AnyExam, ExamConfig, Sheet
+from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.data.benchmarks import lm_eval
 from tuneline.errors import DataError, SourceError
-from tuneline.identity import Located, digest, file_entries, sha256_of
+from tuneline.identity import Located, Manifest, digest, file_entries, sha256_of
 
 HEADER = ("question", "A", "B", "C", "D", "answer")
 COPY_SECONDS = 3600
@@ -110,3 +112,13 @@ def _row(row: dict[str, object], path: Path) -> list[object]:
             f"{missing[0]} is missing, it has {sorted(row)}. Give another file."
         )
     return [named[name.lower()] for name in HEADER]
+
+
+def locate_exams(exams: list[AnyExam]) -> Manifest:
+    """Find the exams of a recipe and hash their files.
+
+    Raises:
+        SourceError: A place is missing or holds no exam.
+    """
+    found = (lm_eval.locate(exam) if isinstance(exam, HarnessConfig) else locate(exam) for exam in exams)
+    return Manifest(kind="benchmarks", items=list(found))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.config.sections.exams import SHOTS, check_size
-from tuneline.data.ingest import ingest
+from tuneline.data import file_check
 from tuneline.data.ingest.readers.delimited import LONGEST_FIELD
 from tuneline.errors import DataError
 from tuneline.identity import Located, digest
@@ -52,7 +52,7 @@ def read_exam(found: Located) -> Exam:
         DataError: A sheet lacks a column, a row has another number of columns, or its answer is none of A to D.
         SourceError: A file changed since it was resolved.
     """
-    ingest.same_bytes(found)
+    file_check.same_bytes(found)
     shots: dict[str, list[Question]] = {}
     asked: dict[str, list[Question]] = {}
     for path in found.paths():

@@ -29,7 +29,7 @@ Turns = Literal["all", "last"]
 
 
 class TemplateMisfitError(TunelineError):
-    """A chat template does not fit a conversation; other settings may (`tuneline.data.chat_template.suggestions`)."""
+    """A chat template does not fit a conversation; other settings may (see `template_suggestions`)."""
 
 
 class RewrittenHistoryError(TemplateMisfitError, ProofError):

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,11 @@ import orjson
 import pyarrow as pa
 
 from tuneline.config.existence import files_of
-from tuneline.config.sections.exams import AnyExam
-from tuneline.config.sections.lm_eval import HarnessConfig
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
-from tuneline.data import schema
-from tuneline.data.benchmarks import exam_files as located
-from tuneline.data.benchmarks import lm_eval
+from tuneline.data import file_check, schema
 from tuneline.data.corpus import Corpus, Writer
 from tuneline.data.ingest import hub, readers
-from tuneline.errors import DataError, SourceError
+from tuneline.errors import DataError
 from tuneline.identity import Located, Manifest, file_entries
 
 SEED = 0
@@ -41,16 +36,6 @@ def locate(sources: list[SourceConfig]) -> Manifest:
         SourceError: A file is missing, or is of a kind that is not read; the hub does not give the rows.
     """
     return Manifest(kind="sources", items=[_locate_source(source) for source in sources])
-
-
-def locate_exams(exams: list[AnyExam]) -> Manifest:
-    """Find the exams of a recipe and hash their files.
-
-    Raises:
-        SourceError: A place is missing or holds no exam.
-    """
-    found = (lm_eval.locate(exam) if isinstance(exam, HarnessConfig) else located.locate(exam) for exam in exams)
-    return Manifest(kind="benchmarks", items=list(found))
 
 
 def _locate_source(source: SourceConfig) -> Located:
@@ -101,29 +86,14 @@ def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, 
     return rows
 
 
-def same_bytes(found: Located) -> None:
-    """Check that the files are still those that the manifest speaks of.
-
-    Raises:
-        SourceError: One is gone or has changed.
-    """
-    for path in found.paths():
-        if not path.is_file():
-            raise SourceError(f"{found.name}: {path} is gone since it was resolved. Restore it, or run again.")
-    now = {file.name: file for file in file_entries(Path(found.location), found.paths())}
-    changed = [file.name for file in found.files if now[file.name] != file]
-    if changed:
-        raise SourceError(f"{found.name}: {changed[0]} changed while the run was going on. Run again on the new bytes.")
-
-
 @contextmanager
 def _unchanged(found: Located) -> Iterator[None]:
     """Check the bytes before and after; a file that changed explains whatever went wrong in between."""
-    same_bytes(found)
+    file_check.same_bytes(found)
     try:
         yield
     finally:
-        same_bytes(found)
+        file_check.same_bytes(found)
 
 
 def _no_rows(found: Located) -> DataError:

@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from tuneline.config.sections.data import BOILERPLATE_ROWS, HELD_OUT
-from tuneline.data import corpus, ngrams
+from tuneline.data import corpus, file_check, ngrams
 from tuneline.data.benchmarks import lm_eval, multiple_choice
-from tuneline.data.ingest import ingest
 from tuneline.data.mixture.ngram_index import NGRAM_WORDS, EvaluationSet, Hits, Part, Watch
 from tuneline.data.ngrams import NOWHERE, TELLING_WORDS, Texts
 from tuneline.identity import Located, Manifest
@@ -98,7 +97,7 @@ class _Exam:
 def _asked(exam: Located) -> tuple[list[str], list[str]]:
     """Return the ids and the texts of an exam's questions, or of a harness task's documents."""
     if lm_eval.is_task(exam):
-        ingest.same_bytes(exam)
+        file_check.same_bytes(exam)
         rows = lm_eval.texts(exam)
         return [one for one, _ in rows], [text for _, text in rows]
     questions = [each for subject in multiple_choice.read_exam(exam).test.values() for each in subject]

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.sections.data import TokenizeConfig
-from tuneline.data.chat_template import render, suggestions, thinking
+from tuneline.data.chat_template import render, thinking
 from tuneline.data.schema import Message
-from tuneline.data.tokenization import truncation
+from tuneline.data.tokenization import template_suggestions, truncation
 from tuneline.data.tokenization.loss_mask import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
 from tuneline.data.tokenization.template_compiler import CompiledTemplate, Pattern
 from tuneline.data.tokenizer import fast_encoder
@@ -142,10 +142,10 @@ class Sequencer:
             if not self._advises:
                 raise
             fault = error
-        refused = suggestions.Attempt(
+        refused = template_suggestions.Attempt(
             "", self._tokenizer, self._reader.stop_ids, self._config.rewritten_history, example["messages"]
         )
-        ways = suggestions.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
+        ways = template_suggestions.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
         raise type(fault)(f"{fault} It is {self._name(example)}. {ways}") from None
 
     def _name(self, example: Example) -> str:
@@ -153,7 +153,7 @@ class Sequencer:
         place = self._places.get(example["id"])
         return place or f"a row of {example['source']} that begins {_beginning(example)!r}"
 
-    def _attempt(self, attempt: suggestions.Attempt, tools: str) -> None:
+    def _attempt(self, attempt: template_suggestions.Attempt, tools: str) -> None:
         """Read a conversation under other settings, by the template itself."""
         block = thinking.empty_block(attempt.tokenizer)
         reader = Reader(attempt.tokenizer, self._encoder, attempt.stop_ids, block)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tuneline.data.chat_template import sandbox
+from tuneline.data.tokenizer import template_sandbox
 from tuneline.identity import Manifest
 
 
@@ -15,5 +15,5 @@ def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
 
 def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory; it renders chat templates with limits."""
-    sandbox.install()
+    template_sandbox.install()
     return AutoTokenizer.from_pretrained(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tuneline.config.sections.evaluate import CUSTOM_KEY, EvaluateStepConfig, column_of
-from tuneline.data import user_functions
+from tuneline.data import reward_function
 from tuneline.evaluation import setting
 from tuneline.evaluation.metrics import llamafactory, overlap, rouge, text_tokenizer
 from tuneline.evaluation.metrics.base import Columns
@@ -52,7 +52,7 @@ def columns(
     built_in = _built_in(cut, tokenize)
     for name in config.metrics:
         if ":" in name:
-            function = user_functions.load_reward(name, CUSTOM_KEY, config.metric_hashes.get(name, ""))
+            function = reward_function.load_reward(name, CUSTOM_KEY, config.metric_hashes.get(name, ""))
             found[column_of(name)] = function(prompts, outputs, wanted)
         elif name not in kinds:
             found |= built_in[name](outputs, wanted)

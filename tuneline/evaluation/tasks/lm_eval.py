@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from tuneline import progress
 from tuneline.config.sections import lm_eval as config_of
 from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.data import file_check
 from tuneline.data.benchmarks import lm_eval as data
-from tuneline.data.ingest import ingest
 from tuneline.errors import RecipeError, did_you_mean
 from tuneline.evaluation import setting
 from tuneline.evaluation.model_under_test import Candidate
@@ -56,7 +56,7 @@ def sit(
         RecipeError: A metric is no number for an item.
     """
     located = found.item(config.name)
-    ingest.same_bytes(located)
+    file_check.same_bytes(located)
     tasks = data.resolved(config, located)
     scores = []
     for task in tasks:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.sections.evaluate import EvaluateStepConfig
-from tuneline.data import user_functions
+from tuneline.data import reward_function
 from tuneline.identity import digest, tree_hash
 from tuneline.model import value_head
 from tuneline.model.load import load_model
@@ -28,7 +28,7 @@ def of(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase) -> Judge:
     if config.reward_model is not None:
         return _by_model(config.reward_model, tokenizer)
     assert config.reward_function is not None, "a recipe has one of both"
-    function = user_functions.load_reward(config.reward_function, sha256=config.reward_function_hash)
+    function = reward_function.load_reward(config.reward_function, sha256=config.reward_function_hash)
 
     def judge(prompts: list[str], answers: list[str], references: list[str]) -> list[float]:
         plain = tokenizer.batch_decode(

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tuneline.config.training.base import Optimisation
 from tuneline.model.methods.base import Family
 from tuneline.storage_errors import is_full
+from tuneline.train.checkpoint.best_weights import Best
 from tuneline.train.checkpoint.training_state import PREFIX, State, step_of
-from tuneline.train.monitoring.evaluation_callback import Best
 from tuneline.train.objectives import Objective
 from tuneline.train.write_errors import WRITE_ERRORS
 

@@ -10,7 +10,7 @@ import torch
 
 from tuneline.config.training.base import LeversConfig
 from tuneline.model.methods.base import Family
-from tuneline.train import trainer
+from tuneline.train import token_losses
 from tuneline.train.levers import attention, fused, head, memory, pointwise
 
 Inputs = dict[str, Any]
@@ -42,7 +42,7 @@ class Levers:
         """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they stand behind."""
         if self.head_loss:
             return head.token_losses(self.model, inputs)
-        return trainer.token_losses(self.family, self.model, inputs)
+        return token_losses.token_losses(self.family, self.model, inputs)
 
     def switch_head(self, *, on: bool) -> None:
         """Compute the loss chunk by chunk, or as the model does."""

@@ -5,142 +5,42 @@ without.
 """
 
 import logging
-import os
-import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.training.base import Optimisation
-from tuneline.errors import ProofError
-from tuneline.identity import sha256_of
-from tuneline.storage_errors import is_full
-from tuneline.train.checkpoint.training_state import to_disk
+from tuneline.train.checkpoint.best_weights import Best, Standing
 from tuneline.train.monitoring.sample_generations import Sampler
 from tuneline.train.optim import optimizer_factory
-from tuneline.train.write_errors import WRITE_ERRORS
-
-if TYPE_CHECKING:
-    from tuneline.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Standing:
-    """The best evaluation so far."""
+class EvaluatedTrainer(Protocol):
+    """What the callback needs of a trainer."""
 
-    loss: float = float("inf")
-    step: int = 0
-    worse_since: int = 0
-    """Evaluations since the best."""
+    model: Any
+    optimizer: Any
+    state: Any
+    best: Best
+    samples: list[dict[str, Any]]
 
-    sha256: str = ""
-    """Of the file that holds its weights; empty where they are not kept."""
+    def validate(self) -> dict[str, float]: ...
 
+    def trained(self) -> dict[str, torch.Tensor]: ...
 
-class Best:
-    """The weights of the best evaluation, in a file named by its step, and where that evaluation stands.
+    def tell(self, figures: dict[str, float]) -> None: ...
 
-    Each checkpoint takes a link to the file along, so that its hashes cover the file, and a training that goes on from
-    it has the weights of the very evaluation that it records.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.standing = Standing()
-        self._warned = False
-
-    @property
-    def file(self) -> Path:
-        """Where the weights of the best evaluation lie, if they are kept."""
-        return self._folder / f"best-{self.standing.step}.safetensors"
-
-    def state(self) -> dict[str, Any]:
-        """Return where it stands, for a checkpoint."""
-        return asdict(self.standing)
-
-    def save(self, checkpoint: Path) -> None:
-        """Put the weights into a checkpoint, as a link where the file system has links."""
-        if self.standing.sha256:
-            _link(self.file, checkpoint / self.file.name)
-
-    def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Go on from where a checkpoint stood, with the weights that it holds."""
-        self.standing = Standing(**state)
-        _drop(self._folder.glob("best*"))
-        if self.standing.sha256:
-            _link(checkpoint / self.file.name, self.file)
-
-    def record(self, loss: float, step: int) -> None:
-        """Note an evaluation that is better than those before; its weights are not kept yet."""
-        self.standing = Standing(loss, step)
-
-    def keep(self, trained: dict[str, torch.Tensor]) -> None:
-        """Write the weights, whole or not at all; a full disk is reported once, and training goes on without them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.file.with_suffix(".new")
-        try:
-            save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
-            to_disk(fresh)
-            fresh.replace(self.file)
-            to_disk(self._folder)
-            self.standing.sha256 = sha256_of(self.file)
-        except WRITE_ERRORS as error:
-            if not is_full(error, self._folder):
-                raise
-            self._warn()
-        kept = [self.file] if self.standing.sha256 else []
-        _drop(path for path in self._folder.glob("best*") if path not in kept)
-
-    def put_back(self, trained: dict[str, torch.Tensor]) -> None:
-        """Give the trained parameters their best values.
-
-        Raises:
-            ProofError: The file was changed since it was written.
-        """
-        if not self.file.is_file() or sha256_of(self.file) != self.standing.sha256:
-            raise ProofError(
-                f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing "
-                "or not as it was written. Give the command again: the training goes on from a whole checkpoint."
-            )
-        saved = load_file(self.file)
-        with torch.no_grad():
-            for name, part in trained.items():
-                part.copy_(saved[name])
-
-    def _warn(self) -> None:
-        if not self._warned:
-            logger.warning(
-                "The disk of %s is full, so the weights of step %d, the best so far, could not be kept. Training goes "
-                "on: free some space before the next evaluation.",
-                self._folder,
-                self.standing.step,
-            )
-        self._warned = True
-
-
-def _drop(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        path.unlink()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    def autocast(self) -> AbstractContextManager[None]: ...
 
 
 class Watch(TrainerCallback):
     """Evaluate every so many steps."""
 
-    def __init__(self, config: Optimisation, loop: "StageTrainer", sampler: Sampler | None = None) -> None:
+    def __init__(self, config: Optimisation, loop: EvaluatedTrainer, sampler: Sampler | None = None) -> None:
         self._config, self._loop, self._sampler = config, loop, sampler
         self.stopped = False
 

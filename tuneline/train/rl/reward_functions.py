@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.config.training.rl import RLConfig
-from tuneline.data import user_functions
+from tuneline.data import reward_function
 from tuneline.model import source
 from tuneline.train.job import Job
 from tuneline.train.rl import roles
@@ -25,7 +25,7 @@ def judge_of(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> Reward
         return roles.attach_reward_model(model, folder)
     config: RLConfig = job.config  # type: ignore[assignment]  # these judges are of the stages ppo and grpo
     assert config.reward_function is not None, "a recipe has one of both"
-    function = user_functions.load_reward(config.reward_function, sha256=config.reward_function_hash)
+    function = reward_function.load_reward(config.reward_function, sha256=config.reward_function_hash)
 
     def judge(spans: list[Span], references: list[list[int]]) -> list[float]:
         prompts, answers = [prompt for prompt, _ in spans], [answer for _, answer in spans]

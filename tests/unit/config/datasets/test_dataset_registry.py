@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests import tiny
 from tuneline.config import load
 from tuneline.config.datasets import dataset_registry
-from tuneline.config.recipe import SFTRecipe
 from tuneline.config.sections.sources import FORMATS, Columns, SourceConfig
+from tuneline.config.stages import SFTRecipe
 from tuneline.errors import RecipeError
 
 SHIPPED = yaml.safe_load(Path("configs/datasets.yaml").read_text())

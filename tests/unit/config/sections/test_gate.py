@@ -7,8 +7,8 @@ import yaml
 
 from tests import tiny
 from tuneline.config import load
-from tuneline.config.sections import gate
-from tuneline.config.sections.evaluate import GateConfig
+from tuneline.config.parsing import gate_file
+from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError
 
 RICH = {
@@ -33,7 +33,7 @@ def told(folder, written):
     return str(caught.value).splitlines()
 
 
-def gate_file(folder, written):
+def write_gate(folder, written):
     path = folder / "gates" / "own.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(written if isinstance(written, str) else yaml.safe_dump(written))
@@ -48,7 +48,7 @@ def test_a_gate_of_one_metric_is_one_target(tmp_path):
 
 
 def test_a_gate_in_a_file_is_the_gate_in_the_recipe(tmp_path):
-    from_file = read(tmp_path, gate_file(tmp_path, RICH))
+    from_file = read(tmp_path, write_gate(tmp_path, RICH))
 
     assert from_file.recipe == read(tmp_path, RICH).recipe
     assert from_file.content["parameters"]["recipe"]["registry"]["gate"] == RICH, "the run needs no other file"
@@ -105,7 +105,7 @@ def test_a_wrong_gate_is_told_once_with_its_key(tmp_path, written, message):
 
 
 def test_a_mistake_in_a_file_is_told_with_its_line_there(tmp_path):
-    name = gate_file(tmp_path, "targets:\n  - metric: rougeL\nguards:\n  - metric: rouge1\n    margn: 0.1\n")
+    name = write_gate(tmp_path, "targets:\n  - metric: rougeL\nguards:\n  - metric: rouge1\n    margn: 0.1\n")
 
     lines = told(tmp_path, name)
 
@@ -114,14 +114,14 @@ def test_a_mistake_in_a_file_is_told_with_its_line_there(tmp_path):
 
 
 def test_a_file_that_is_no_yaml_is_told(tmp_path):
-    (line,) = told(tmp_path, gate_file(tmp_path, "targets: [\n"))
+    (line,) = told(tmp_path, write_gate(tmp_path, "targets: [\n"))
 
     assert "own.yaml:2: not valid YAML" in line
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/gates").glob("*.yaml")), ids=str)
 def test_the_gates_we_give_are_valid_and_say_how_to_use_them(path):
-    config = GateConfig.model_validate(gate.read(path))
+    config = GateConfig.model_validate(gate_file.read(path))
 
     assert config.targets
     assert config.guards

@@ -53,7 +53,8 @@ def test_what_is_published_only_cannot_be_made_on_the_fly(name):
 
 
 def test_the_table_is_read_without_torch():
-    code = "import sys; from tuneline.config.validation import quantization as q; q.check_trains('bnb_4bit', trains_all=False); "
+    code = "import sys; from tuneline.config.validation import quantization as q; "
+    code += "q.check_trains('bnb_4bit', trains_all=False); "
 
     done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from tests import tiny
-from tuneline.config.recipe import RECIPES
 from tuneline.config.sections.sources import AlignConfig
+from tuneline.config.stages import RECIPES
 from tuneline.data import schema
 from tuneline.data.align import align, unknown_keys
 from tuneline.data.corpus import Corpus, Writer

@@ -13,7 +13,6 @@ from tuneline.config.sections import exams as places
 from tuneline.config.sections.exams import ExamConfig
 from tuneline.data.benchmarks import exam_files, multiple_choice
 from tuneline.data.benchmarks.multiple_choice import Question
-from tuneline.data.ingest import ingest
 from tuneline.errors import DataError, SourceError
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -21,7 +20,7 @@ HEADED = ',Question,A,B,C,D,Answer\n0,"Which, then?",one,two,three,four,B\n'
 
 
 def read(**told):
-    return multiple_choice.read_exam(ingest.locate_exams([ExamConfig(name="e", **told)]).only())
+    return multiple_choice.read_exam(exam_files.locate_exams([ExamConfig(name="e", **told)]).only())
 
 
 def sheet(folder, split, text, subject="numbers"):
@@ -71,7 +70,7 @@ def test_a_repacked_zip_file_is_the_same_exam(tmp_path):
     with zipfile.ZipFile(other, "a") as file:
         file.comment = b"packed again"
 
-    hashes = {ingest.locate_exams([ExamConfig(name="e", path=path)]).content_hash() for path in (one, other)}
+    hashes = {exam_files.locate_exams([ExamConfig(name="e", path=path)]).content_hash() for path in (one, other)}
 
     assert len(hashes) == 1
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneline.config.recipe import SFTRecipe
+from tuneline.config.stages import SFTRecipe
 from tuneline.data.chat_template import selection
 from tuneline.data.tokenizer.loader import load_tokenizer, load_tokenizer_from
 from tuneline.errors import DataError, NotFoundError, SourceError

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests import tiny
-from tuneline.config.sections.data import ExamConfig
+from tuneline.config.sections.exams import ExamConfig
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
 from tuneline.data.benchmarks import multiple_choice
 from tuneline.data.ingest import ingest as ingest_module

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import harness_tasks
-from tuneline.config.sections.data import ExamConfig
+from tuneline.config.sections.exams import ExamConfig
 from tuneline.config.sections.lm_eval import HarnessConfig
 from tuneline.data import ngrams, schema
-from tuneline.data.benchmarks import multiple_choice
+from tuneline.data.benchmarks import exam_files, multiple_choice
 from tuneline.data.corpus import Writer
-from tuneline.data.ingest import ingest
 from tuneline.data.mixture import contamination, ngram_index
 from tuneline.identity import Manifest
 
@@ -58,7 +57,7 @@ def exam(folder, questions):
         path = folder / split / "things.csv"
         path.parent.mkdir(parents=True)
         path.write_text("".join(f"{json.dumps(question, ensure_ascii=False)},a,b,c,d,A\n" for question in questions))
-    return ingest.locate_exams([ExamConfig(name="exam", path=folder)])
+    return exam_files.locate_exams([ExamConfig(name="exam", path=folder)])
 
 
 def asked(tmp_path, question, *examples):
@@ -292,7 +291,7 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
     with zipfile.ZipFile(test_data / "exams" / "mmlu.zip") as archive:
         archive.extractall(tmp_path)
     (tests,) = tmp_path.rglob("test")
-    located = ingest.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
+    located = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
     by_subject = multiple_choice.read_exam(located.items[0]).test
     questions = [question for subject in by_subject.values() for question in subject]
     long = [question for question in questions if len(ngrams.words(question.text)) >= 20]
@@ -314,7 +313,7 @@ def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(
     config = HarnessConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])
     training = chat("I was asked: what colour is the quick answer 1? It is quick or brown.", "Yes.")
 
-    found = contamination.find(mixed([training]), mixed([]), ingest.locate_exams([config]))
+    found = contamination.find(mixed([training]), mixed([]), exam_files.locate_exams([config]))
 
     assert found.rows["kind"][:] == ["exact"]
     assert found.counts["h"] == {"exact": 1, "ngram": 0, "boilerplate": 0, "items": 6}

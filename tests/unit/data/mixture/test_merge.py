@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tuneline.config.recipe import SFTRecipe
 from tuneline.config.sections.data import MergeConfig, MergeStepConfig, Share
+from tuneline.config.stages import SFTRecipe
 from tuneline.data import schema
 from tuneline.data.corpus import Corpus, Writer
 from tuneline.data.mixture import interleave, merge

@@ -8,10 +8,10 @@ pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 from tests import harness_tasks
 from tuneline.config.sections.lm_eval import HarnessConfig
-from tuneline.data.ingest import ingest
+from tuneline.data.benchmarks import exam_files
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import SourceError
-from tuneline.evaluation import score, setting
+from tuneline.evaluation import model_under_test, setting
 from tuneline.evaluation.report import by_metric
 from tuneline.evaluation.tasks import lm_eval
 from tuneline.identity import Located, Manifest, file_entries
@@ -40,7 +40,7 @@ class Asked:
 
     def __init__(self, folder):
         self.loads = 0
-        self.candidate = score.Candidate("model", folder, "a" * 64, self._load)
+        self.candidate = model_under_test.Candidate("model", folder, "a" * 64, self._load)
         self._folder = folder
 
     def _load(self):
@@ -50,7 +50,7 @@ class Asked:
 
 def sit(tiny_model, tokenizer, config, found=None):
     asked = Asked(tiny_model)
-    found = found or ingest.locate_exams([config])
+    found = found or exam_files.locate_exams([config])
     return asked, lm_eval.sit(asked.candidate, tokenizer, load_tokenizer(tokenizer), found, config)
 
 
@@ -139,7 +139,7 @@ def test_equal_documents_are_items_of_their_own(tiny_model, tokenizer, tasks):
 
 def test_another_function_file_or_row_is_another_benchmark(tasks):
     def located():
-        return ingest.locate_exams([make(tasks / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
+        return exam_files.locate_exams([make(tasks / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
 
     first = located()
 
@@ -152,7 +152,7 @@ def test_another_function_file_or_row_is_another_benchmark(tasks):
 
 def test_a_task_that_changed_since_it_was_resolved_is_refused(tiny_model, tokenizer, tasks):
     config = make(tasks / "colours.yaml", metrics=["acc"])
-    found = ingest.locate_exams([config])
+    found = exam_files.locate_exams([config])
     (tasks / "colours.jsonl").write_text((tasks / "colours.jsonl").read_text().replace("fox", "wolf"))
 
     with pytest.raises(SourceError, match="task colours changed since the run began"):
@@ -162,7 +162,7 @@ def test_a_task_that_changed_since_it_was_resolved_is_refused(tiny_model, tokeni
 def test_where_a_task_lies_is_no_part_of_what_it_is(tasks, tmp_path):
     other = harness_tasks.write(tmp_path / "elsewhere")
     found = [
-        ingest.locate_exams([make(folder / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
+        exam_files.locate_exams([make(folder / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
         for folder in (tasks, other)
     ]
 

@@ -11,7 +11,7 @@ from tuneline.data.schema import IGNORE_INDEX
 from tuneline.model.attention import bounds
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
-from tuneline.train import trainer
+from tuneline.train import token_losses
 from tuneline.train.collate import collate
 from tuneline.train.levers import attention, fused, head, pointwise
 from tuneline.train.levers.apply import apply
@@ -55,7 +55,7 @@ def switched_on(model, family=LORA, **config):
 def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
     monkeypatch.setattr(head, "CHUNK", chunk)
     model = adapted(tiny_model)
-    plain, gradients = measured(model, lambda: trainer.token_losses(LORA, model, row()))
+    plain, gradients = measured(model, lambda: token_losses.token_losses(LORA, model, row()))
 
     levers = switched_on(model, **{name: name in names for name in COMPUTED})
     fast, others = measured(model, lambda: levers.token_losses(row()))

@@ -9,8 +9,9 @@ import jinja2
 import pytest
 from transformers.utils import chat_template_utils
 
-from tuneline.data.chat_template import render, sandbox, selection
+from tuneline.data.chat_template import render, selection
 from tuneline.data.schema import message
+from tuneline.data.tokenizer import template_sandbox
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import DataError, SourceError
 
@@ -111,7 +112,7 @@ def small_limits(monkeypatch):
 
 
 def shown(text: str) -> str:
-    return sandbox.compiled(text).render(**KNOWN)
+    return template_sandbox.compiled(text).render(**KNOWN)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -201,7 +202,7 @@ def test_a_template_renders_as_with_transformers_alone(text):
         except jinja2.TemplateError as error:
             return repr(error)
 
-    assert made(sandbox.compiled) == made(sandbox._theirs)
+    assert made(template_sandbox.compiled) == made(template_sandbox._theirs)
 
 
 def test_what_a_template_raises_is_told_as_before(tiny_model):
@@ -214,6 +215,6 @@ def test_what_a_template_raises_is_told_as_before(tiny_model):
 
 def test_transformers_renders_without_limits():
     """Once it has limits of its own, ours can go."""
-    assert not sandbox._theirs("").environment.intercepted_binops
-    assert sandbox._theirs("{{ ('a' * 2000000) | length }}").render() == "2000000"
+    assert not template_sandbox._theirs("").environment.intercepted_binops
+    assert template_sandbox._theirs("{{ ('a' * 2000000) | length }}").render() == "2000000"
     assert chat_template_utils.render_jinja_template.__globals__["_compile_jinja_template"] is not None
