@@ -45,10 +45,10 @@ def write_tasks(folder):
 
 
 def texts():
-    """Return texts that teach that colour, and to answer sums."""
+    """Return texts that teach that colour, and that every sum is 7, which one item is."""
     for i in range(60):
         yield {"text": f"What colour is the answer of {i}? It is {CHOICES[1]}"}
-        yield {"text": f"What is {i} and two?{i}\n"}
+        yield {"text": f"What is {i} and two? 7\n"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,8 @@ def test_accuracies_are_those_of_the_harness_on_the_registered_model(who, projec
             theirs = [float(each[metric]) for each in samples[task, filter_name]]
             assert [each["metrics"][column.removeprefix(f"{task}_")] for each in stored[task]] == theirs
             assert run.data.metrics[f"{column}{suffix}"] == pytest.approx(results[task][f"{metric},{filter_name}"])
+    right = [each["metrics"]["exact_match_digits"] for each in stored["sums"]]
+    assert sum(right) == (1 if who == "model" else 0)
     said = [sample["resps"][0][0] for sample in samples["sums", "whole"]]
     assert [each["output"] for each in stored["sums"]] == said
 
