@@ -4,21 +4,43 @@ Each function works from a registered folder and from plain text, so that an err
 its own code.
 """
 
+import json
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+import pyarrow.parquet
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 from torch.nn.functional import gelu, linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def champion_folder(name):
     """Return the folder of a model's champion, found through MLflow."""
-    version = mlflow.MlflowClient().get_model_version_by_alias(name, "champion")
+    return folder_of(mlflow.MlflowClient().get_model_version_by_alias(name, "champion"))
+
+
+def folder_of(version):
+    """Return the folder of a version of MLflow's registry."""
     return Path(unquote(urlsplit(version.source).path)) / "files"
+
+
+def champion_run(name):
+    """Return the MLflow run that registered a model's champion."""
+    client = mlflow.MlflowClient()
+    return client.get_run(client.get_model_version_by_alias(name, "champion").run_id)
+
+
+def stored_scores(run_id, benchmark="held_out", who="model"):
+    """Return the scores of a benchmark that lie beside an MLflow run, one row per item, their metrics as a mapping."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = mlflow.MlflowClient().download_artifacts(run_id, f"evaluation/{who}.parquet", scratch)
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    return [row | {"metrics": json.loads(row["metrics"])} for row in rows if row["benchmark"] == benchmark]
 
 
 def load(folder):
@@ -97,3 +119,9 @@ def letter(model, tokenizer, prompt, letters="ABCD"):
     logits = model(input_ids=ids).logits[0, -1]
     tokens = [tokenizer(f" {each}", add_special_tokens=False)["input_ids"][-1] for each in letters]
     return letters[int(logits[tokens].argmax())]
+
+
+def mcnemar(before, after):
+    """Return the p-value of McNemar's exact test that right answers became more frequent."""
+    won, lost = (sum(a - b == sign for a, b in zip(after, before, strict=True)) for sign in (1, -1))
+    return binomtest(won, won + lost, alternative="greater").pvalue
