@@ -14,7 +14,8 @@ from tests import tiny
 from tests.integration import reference
 from tests.integration.test_inputs import promoted, training_examples
 from tuneline.cli.app import app
-from tuneline.workflow import start, tracker
+from tuneline.runner import start
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from tests import tiny
 from tests.integration import reference
 from tests.integration.test_inputs import TEXTS, promoted
 from tuneline import state
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 

@@ -16,7 +16,7 @@ from tests.integration import reference
 from tests.integration.test_inputs import TEXTS
 from tuneline import state
 from tuneline.cli.app import app
-from tuneline.workflow import tracker
+from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
