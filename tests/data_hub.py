@@ -86,7 +86,10 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        places = {**{f"datasets/{name}": name for name in self.hub.repositories}, **{name: name for name in self.hub.models}}
+        places = {
+            **{f"datasets/{name}": name for name in self.hub.repositories},
+            **{name: name for name in self.hub.models},
+        }
         place = next((place for place in places if f"/{place}/" in f"{path}/"), None)
         if place is None:
             return self._answer(b'{"error": "Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
