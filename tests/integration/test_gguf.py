@@ -157,7 +157,9 @@ def test_a_quantized_gguf_file_is_trained_merged_and_promoted_with_the_weights_t
     expected = with_adapter(weights, Path(adapter) / "files")
     for name, weight in merged.state_dict().items():
         if name != "lm_head.weight":
-            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+            torch.testing.assert_close(
+                weight, expected[name], rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
     ids = written(tiny.TEXT[:200])["input_ids"]
     assert tokenizer(tiny.TEXT[:200])["input_ids"] == ids
@@ -189,6 +191,8 @@ def test_a_chat_model_in_a_gguf_file_keeps_its_template_and_its_stop_token(proje
     written = AutoTokenizer.from_pretrained(project / "model")
     asked = [{"role": "user", "content": "What is 7?"}]
     assert tokenizer.chat_template == written.chat_template
-    assert tokenizer.apply_chat_template(asked, return_dict=True) == written.apply_chat_template(asked, return_dict=True)
+    assert tokenizer.apply_chat_template(asked, return_dict=True) == written.apply_chat_template(
+        asked, return_dict=True
+    )
     assert model.generation_config.eos_token_id == written.eos_token_id
     assert reference.answer(model, tokenizer, asked, 16).strip() == rows[0]["output"]
