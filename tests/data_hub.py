@@ -1,4 +1,4 @@
-"""A hub of data sets in a thread: the endpoints that `datasets` and `huggingface_hub` read one by."""
+"""A hub in a thread: the endpoints that `datasets` and `huggingface_hub` read data sets and models by."""
 
 import hashlib
 import json
@@ -18,13 +18,23 @@ COMMIT = "a" * 40
 
 @dataclass
 class DataHub:
-    """Files by repository; all have one commit, and whatever revision is asked for is that one."""
+    """Files by repository; whatever revision is asked for is one commit, but for those that `tag` names."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Of data sets."""
+
+    models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     commit: str = COMMIT
     requests: list[str] = field(default_factory=list)
     down: bool = False
     """Answer nothing but the question for the commit."""
+
+    tags: dict[tuple[str, str], tuple[str, dict[str, bytes]]] = field(default_factory=dict)
+
+    def tag(self, name: str, revision: str, commit: str, files: dict[str, bytes]) -> None:
+        """Give a repository another commit with other files; it is found by its revision and by its own name."""
+        for each in (revision, commit):
+            self.tags[name, each] = commit, files
 
 
 @contextmanager
@@ -76,21 +86,19 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        name = next((name for name in self.hub.repositories if f"datasets/{name}" in path), None)
-        if name is None:
+        places = {
+            **{f"datasets/{name}": name for name in self.hub.repositories},
+            **{name: name for name in self.hub.models},
+        }
+        place = next((place for place in places if f"/{place}/" in f"{path}/"), None)
+        if place is None:
             return self._answer(b'{"error": "Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
-        files = self.hub.repositories[name]
-        is_api, rest = path.startswith("/api/"), path.partition(f"datasets/{name}")[2].strip("/").split("/")
+        name, rest = places[place], path.partition(place)[2].strip("/").split("/")
+        files = (self.hub.models if place == name else self.hub.repositories)[name]
+        self.commit, files = self.hub.tags.get((name, "".join(rest[1:2])), (self.hub.commit, files))
+        is_api = path.startswith("/api/")
         if is_api and rest[0] in ("", "revision"):
-            siblings = [{"rfilename": file} for file in files]
-            about = {
-                "id": name,
-                "sha": self.hub.commit,
-                "private": False,
-                "siblings": siblings,
-                "cardData": {"license": "mit"},
-            }
-            return self._answer(json.dumps(about).encode())
+            return self._about(name, files)
         if self.hub.down:
             return self._answer(b'{"error": "not now"}', 403)
         if is_api:
@@ -99,8 +107,13 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._answer(b"", 404, {"X-Error-Code": "EntryNotFound"})
         return self._answer(
-            content, 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit}
+            content, 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.commit}
         )
+
+    def _about(self, name: str, files: dict[str, bytes]) -> None:
+        siblings = [{"rfilename": file} for file in files]
+        about = {"id": name, "sha": self.commit, "private": False, "siblings": siblings}
+        self._answer(json.dumps({**about, "cardData": {"license": "mit"}}).encode())
 
     def _entries(self, files: dict[str, bytes], rest: list[str]) -> None:
         if rest[0] == "paths-info":
@@ -122,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         return path in files or any(each.startswith(f"{path}/") for each in files)
 
     def _entry(self, files: dict[str, bytes], path: str) -> dict:
-        oid = hashlib.sha1(path.encode()).hexdigest()
+        oid = hashlib.sha1(files.get(path, path.encode())).hexdigest()
         if path not in files:
             return {"type": "directory", "path": path, "size": 0, "oid": oid}
         return {"type": "file", "path": path, "size": len(files[path]), "oid": oid}

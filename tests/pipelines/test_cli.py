@@ -85,7 +85,7 @@ def test_compare_tells_items_won_and_lost_and_takes_models_for_runs(two_runs, tm
 def test_a_model_card_tells_what_is_known(two_runs):
     card = tuneline("card", "tiny", "2")
 
-    assert card.startswith('---\nbase_model: "model"\n')
+    assert card.startswith('---\nlicense: "other"\ntags: ')
     for said in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## Licence", "Not recorded:"):
         assert said in card
     assert "Kept as challenger: " in card

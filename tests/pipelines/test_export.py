@@ -85,7 +85,7 @@ def test_the_folder_tells_of_itself(first):
     card, modelfile = (folder / "README.md").read_text(), (folder / "Modelfile").read_text()
     sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
 
-    assert card.startswith("---\nbase_model: ")
+    assert card.startswith("---\nlicense: ")
     assert "# tiny version 1" in card
     assert "## Export" in card
     assert "FROM .\n" in modelfile

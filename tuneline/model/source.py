@@ -261,7 +261,7 @@ def _from_hub(place: config.HubModel, holding: Holding, *, weights: bool = True)
         raise SourceError(f"{place.repo_id} cannot be had from the hub: {reason}") from error
     if weights:
         check_directory(folder, holding)
-    return folder, "see its model card", f"hub {place.repo_id}@{folder.name[:12]}"
+    return folder, "see its model card", f"hub {place.repo_id}@{folder.name}"
 
 
 def _manifests(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.config.recipe import Recipe
-from tuneline.identity import Manifest
+from tuneline.identity import Located, Manifest
 from tuneline.statistics import Interval
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
@@ -69,12 +69,18 @@ def shortened(card: str) -> str:
 def _front(known: Known) -> str:
     base = known.base_model.items[0]
     keys = {
-        "base_model": base.name,
+        "base_model": _repository(base),
         "license": _identifier(base.licence),
-        "datasets": [item.name for item in known.sources.items],
+        "datasets": [name for name in map(_repository, known.sources.items) if name],
         "tags": ["tuneline", known.recipe.stage, known.recipe.method.type],
     }
-    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
+    return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items() if value) + "\n---"
+
+
+def _repository(item: Located) -> str | None:
+    """Return the repository that something came from; the hub refuses a card that names anything else there."""
+    found = re.match(r"hub (?P<name>[^\s@]+)@", item.source)
+    return found["name"] if found else None
 
 
 def _identifier(licence: str) -> str:
