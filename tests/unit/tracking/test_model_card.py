@@ -6,10 +6,10 @@ from huggingface_hub.utils import validate_repo_id
 from pydantic import TypeAdapter
 
 from tests import tiny
-from tuneline.config.evaluate import GateConfig
-from tuneline.config.recipe import AnyRecipe
+from tuneline.config.sections.gate import GateConfig
+from tuneline.config.stages import AnyRecipe
 from tuneline.identity import Located, Manifest
-from tuneline.tracking import card
+from tuneline.tracking import model_card
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 
@@ -25,7 +25,7 @@ def written(base_model, *sources):
     decision = Decision(
         model_name="m", version="1", new=True, promoted=False, aliases=[], sentence="Kept as challenger."
     )
-    known = card.Known(
+    known = model_card.Known(
         recipe=TypeAdapter(AnyRecipe).validate_python(tiny.recipe()),
         sources=manifest("sources", *sources),
         base_model=manifest("base_model", base_model),
@@ -35,7 +35,7 @@ def written(base_model, *sources):
         decision=decision,
         content_hash="0" * 64,
     )
-    return ModelCard(card.write(known))
+    return ModelCard(model_card.write(known))
 
 
 def test_a_base_model_and_data_sets_of_the_hub_are_named_as_the_hub_names_them():
