@@ -28,6 +28,7 @@ check: .venv/installed
 	! $(BIN)/systemdlint --norootfs infra/tuneline-scheduler.service 2>&1 | grep --invert-match "Security.Delegate"
 
 docs: .venv/installed
+	$(BIN)/python scripts/cli_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: .venv/installed
