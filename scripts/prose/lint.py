@@ -37,6 +37,8 @@ SKIPPED = re.compile(
 INLINE_CODE = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)", flags=re.DOTALL)
 TOKEN = re.compile(r"[^\W_][\w'./+@-]*[^\W_]")
 PLACEHOLDER = "_"
+OUTSIDE = re.compile(rf"{PLACEHOLDER}|\n\s*\n")
+"""In a match: it contains code, or spans two paragraphs."""
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +75,7 @@ def lint(text: str, name: str) -> list[str]:
         f"{name}:{result.pos[0]}:{result.pos[1]}: {result.check_result.check_path}: "
         + " ".join(result.check_result.message.split())
         for result in results
-        if PLACEHOLDER not in page.content[slice(*result.check_result.span)]
+        if not OUTSIDE.search(page.content[slice(*result.check_result.span)])
     ]
 
 

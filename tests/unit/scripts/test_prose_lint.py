@@ -62,6 +62,11 @@ def test_what_is_not_prose_is_skipped(linter, text):
     assert linter.lint(text, "page.md") == []
 
 
+def test_a_heading_may_repeat_the_first_words_of_its_section(linter):
+    assert linter.lint("# Tuneline\n\nTuneline runs.\n", "page.md") == []
+    assert "Tuneline Tuneline" in linter.lint("# Tuneline Tuneline\n", "page.md")[0]
+
+
 def test_checking_resumes_after_a_skipped_part(linter):
     text = "<!-- prose off -->\nrecieve\n<!-- prose on -->\n\n```\nrecieve\n```\n\nrecieve\n"
 
