@@ -35,7 +35,7 @@ FOLDERS = (
     "docs",
 )
 NOT_FIELDS = {"parameters.recipe", "sources.dataset"}
-"""Where a recipe is in its file; and a key that is replaced by the entry of a data set before the recipe is validated."""
+"""Where a recipe is in its file; and a key that is replaced by a data set entry before validation."""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
