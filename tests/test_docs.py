@@ -115,15 +115,38 @@ def is_key(models: list[type[BaseModel]], key: list[str]) -> bool:
     return bool(fields) and (len(key) == 1 or any(is_key(models_in(field.annotation), key[1:]) for field in fields))
 
 
-@pytest.mark.parametrize(("page", "column"), [("features", 2), ("architecture", 3)])
-def test_every_recipe_key_of_a_table_exists(page, column):
-    cells = [row.split(" | ") for row in Path(f"docs/{page}.md").read_text().splitlines() if row.startswith("| ")]
-    quoted = [text for row in cells if len(row) == 3 for text in re.findall(r"`([^`]+)`", row[column - 1])]
+def table_cells(page: str, column: str) -> list[str]:
+    """Return the cells below a heading, in all tables of a page that have it."""
+    cells, index = [], None
+    for line in Path(f"docs/{page}.md").read_text().splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if index is not None and len(row) > index:
+            cells.append(row[index])
+        else:
+            index = row.index(column) if column in row else None
+    return cells
+
+
+@pytest.mark.parametrize("page", ["features", "architecture"])
+def test_every_recipe_key_of_a_table_exists(page):
+    quoted = [text for cell in table_cells(page, "recipe") for text in re.findall(r"`([^`]+)`", cell)]
     known = {name for recipe in RUNS.values() for name in recipe.model_fields}
     keys = {key for text in quoted if (key := text.partition(":")[0]).split(".")[0] in known and " " not in key}
 
     assert len(keys) > 15
     assert [key for key in sorted(keys - NOT_FIELDS) if not is_key(list(RUNS.values()), key.split("."))] == []
+
+
+def test_the_vocabulary_has_each_term_once_and_names_commands_that_exist():
+    terms = [term.strip() for cell in table_cells("architecture", "term") for term in cell.split(",")][1:]
+    commands = {
+        text for cell in table_cells("architecture", "command line") for text in re.findall(r"`tuneline (.+?)`", cell)
+    }
+    titles = set(re.findall(r"^## `tuneline (.+)`$", Path("docs/cli.md").read_text(), flags=re.MULTILINE))
+
+    assert len(terms) == len(set(terms)) > 25
+    assert commands
+    assert commands <= titles
 
 
 def test_the_code_of_the_python_page_trains_and_evaluates_without_zenml(tiny_model, tmp_path):
