@@ -34,7 +34,10 @@ SKIPPED = re.compile(
     r"|\{[#.:][^}\n]*\}",  # attribute lists
     flags=re.MULTILINE | re.DOTALL,
 )
-INLINE_CODE = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)", flags=re.DOTALL)
+INLINE_CODE = re.compile(
+    r"(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n[ ]*(?:\n|[|#>*-])).)+?(?<!`)(?P=ticks)(?!`)",  # within a paragraph or table row
+    flags=re.DOTALL,
+)
 TOKEN = re.compile(r"[^\W_][\w'./+@-]*[^\W_]")
 PLACEHOLDER = "_"
 OUTSIDE = re.compile(rf"{PLACEHOLDER}|\n\s*\n")

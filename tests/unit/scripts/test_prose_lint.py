@@ -50,6 +50,8 @@ def test_an_unknown_word_is_reported(linter):
     [
         "Call `recieve is no` here.",
         "```\nrecieve, held against\n```",
+        "Code over\ntwo lines, `recieve\nrecieve`, is one.",
+        "A lone ` tick.\n\n| `recieve` | x |\n| a ` tick | x |\n| `recieve` | x |\n",
         "   ```yaml\n   recieve\n   ```",
         "[page](recieve.md#recieve)",
         "See https://recieve.example/recieve today.",
