@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all check install clean-state
+.PHONY: demo test test-all check docs install clean-state
 
 demo: .venv/installed
 	$(BIN)/tuneline init
@@ -22,9 +22,14 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/prose/lint.py README.md CONTRIBUTING.md docs
 	$(BIN)/hadolint infra/Dockerfile
 	@# it asks for Delegate=, a privilege that the scheduler has no use for
 	! $(BIN)/systemdlint --norootfs infra/tuneline-scheduler.service 2>&1 | grep --invert-match "Security.Delegate"
+
+docs: .venv/installed
+	$(BIN)/python scripts/cli_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: .venv/installed
 

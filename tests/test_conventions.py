@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -93,44 +92,6 @@ def test_importing_the_steps_opens_no_store(tmp_path):
     assert subprocess.run([sys.executable, script, tmp_path], env=env, cwd=Path.cwd()).returncode == 0
 
 
-def test_the_library_trains_and_evaluates_in_plain_python_without_zenml(tiny_model, tmp_path):
-    """Fifteen lines, with zenml blocked."""
-    code = f"""
-import sys; sys.modules["zenml"] = None
-from pathlib import Path
-from tests import tiny
-from tuneline.config.load import load
-from tuneline.data.align import align
-from tuneline.data.benchmarks import exam_files
-from tuneline.data.ingest import ingest
-from tuneline.data.mixture import merge
-from tuneline.data.tokenization import tokenize
-from tuneline.evaluation import model_under_test, report, score
-from tuneline.model import merge as merging, source
-from tuneline.train import training_run
-r = load(tiny.build_project(Path({str(tmp_path)!r})) / "run.yaml").recipe
-tokenizer, base, _ = source.resolve(r.model)
-found, exams = ingest.locate(r.sources), exam_files.locate_exams(r.exams)
-examples = [align.align(ingest.ingest(found, r.for_ingest(s)), r.for_align(s)) for s in r.sources]
-mixture = merge.merge(examples, exams, r.for_merge())
-rows = tokenize.tokenize_pack(mixture, tokenizer, r.for_tokenize())
-checkpoint, training = training_run.train(rows, base, tokenizer, r.for_load(), r.method, r.train)
-model = merging.merge_adapter(checkpoint, base, tokenizer, rows, r.for_load(), r.merge_adapter)
-candidate = model_under_test.Candidate("model", model.path, model.content_hash())
-scores = score.score_all(candidate, tokenizer, mixture.splits["validation"], exams, r.for_evaluate())
-print(sorted(report.by_metric(scores)))
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TUNELINE_HOME": str(tmp_path / "state")},
-        capture_output=True,
-        text=True,
-    )
-
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.splitlines()[-1] == "['exam_accuracy', 'rouge1', 'rouge2', 'rougeL']"
-
-
 def test_every_paper_names_modules_and_tests_that_exist():
     rows = [line for line in Path("docs/papers.md").read_text().splitlines() if line.startswith("|")][2:]
 
@@ -139,13 +100,6 @@ def test_every_paper_names_modules_and_tests_that_exist():
         named = re.findall(r"`((?:tuneline|tests|configs|benchmarks)/[^`]+)`", row)
         assert named, row
         assert all(Path(path).exists() for path in named), row
-
-
-def test_the_file_map_of_the_readme_is_true():
-    named = re.findall(r"^\| `([a-z_./-]+)` \|", Path("README.md").read_text(), flags=re.MULTILINE)
-
-    assert len(named) > 20
-    assert [path for path in named if not Path(path).exists()] == []
 
 
 def names_of(app):
