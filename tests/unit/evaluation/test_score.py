@@ -125,7 +125,7 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
 
 def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, monkeypatch):
     protocols = []
-    monkeypatch.setattr(multiple_choice.benchmarks, "read_exam", lambda _: Exam("e", {}, {}))
+    monkeypatch.setattr(multiple_choice.multiple_choice, "read_exam", lambda _: Exam("e", {}, {}))
     monkeypatch.setattr(
         multiple_choice, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or []
     )
@@ -189,8 +189,8 @@ def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_m
         found.append(memory.alive())
         return lambda prompts, answers, references: [1.0] * len(answers)
 
-    monkeypatch.setattr(score.judge, "of", of)
-    monkeypatch.setattr(score.judge, "name", lambda config: "judge")
+    monkeypatch.setattr(score.reward, "of", of)
+    monkeypatch.setattr(score.reward, "name", lambda config: "judge")
     candidate = model_under_test.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
 
     scores = score.score_all(

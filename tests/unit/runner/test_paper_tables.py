@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.tracking.test_paper_tables import measured
 
+from tests.unit.tracking.experiments.test_paper_tables import measured
 from tuneline.config.experiments.paper_tables import Cell
 from tuneline.config.run_config import RunConfig
 from tuneline.errors import StoppedError

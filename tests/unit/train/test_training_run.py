@@ -22,7 +22,7 @@ from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import ProofError
 from tuneline.model import merge, source
 from tuneline.model.load import load_model
-from tuneline.train import trainer, training_run
+from tuneline.train import token_losses, training_run
 from tuneline.train.collate import collate
 
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8)
@@ -192,7 +192,7 @@ def test_no_file_of_a_checkpoint_names_this_machine(parts):
 
 def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
     tokenizer, base_model, rows = parts
-    monkeypatch.setattr(trainer, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
+    monkeypatch.setattr(token_losses, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
 
     with pytest.raises(ProofError, match="The loss became NaN"):
         training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from tests import data_hub, tiny
 from tuneline.config.sections.lm_eval import HarnessConfig
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
-from tuneline.data.benchmarks import lm_eval
+from tuneline.data.benchmarks import exam_files, lm_eval
 from tuneline.data.ingest import hub
 from tuneline.data.ingest import ingest as ingest_module
 from tuneline.errors import DataError, SourceError
@@ -177,10 +177,10 @@ def test_a_harness_task_reads_the_hubs_data_set_beside_a_local_folder_of_its_nam
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     (tmp_path / "names.yaml").write_text(TASK)
     config = HarnessConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])
-    plain = ingest_module.locate_exams([config])
+    plain = exam_files.locate_exams([config])
     tiny.write_jsonl(tmp_path / "team" / "rows" / "test.jsonl", tiny.alpaca_rows(1, start=9))
 
-    shadowed = ingest_module.locate_exams([config])
+    shadowed = exam_files.locate_exams([config])
 
     assert len(lm_eval.texts(shadowed.items[0])) == 2
     assert shadowed.content_hash() == plain.content_hash(), "one identity"

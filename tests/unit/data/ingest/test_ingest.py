@@ -9,7 +9,7 @@ import pytest
 from tests import tiny
 from tuneline.config.sections.exams import ExamConfig
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
-from tuneline.data.benchmarks import multiple_choice
+from tuneline.data.benchmarks import exam_files, multiple_choice
 from tuneline.data.ingest import ingest as ingest_module
 from tuneline.data.ingest import readers
 from tuneline.errors import DataError, SourceError
@@ -190,7 +190,7 @@ def test_identity_follows_bytes_not_places(tmp_path):
 
 def test_an_exam_is_read_by_subject(tmp_path):
     exam = multiple_choice.read_exam(
-        ingest_module.locate_exams([ExamConfig(name="e", path=tiny.write_exam(tmp_path))]).only()
+        exam_files.locate_exams([ExamConfig(name="e", path=tiny.write_exam(tmp_path))]).only()
     )
 
     assert [question.answer for question in exam.test["numbers"]] == ["A", "B", "C", "D"]
@@ -204,7 +204,7 @@ def test_a_bad_exam_row_is_told_with_its_line(tmp_path, row, message):
     path.write_text(path.read_text() + row)
 
     with pytest.raises(DataError, match=f"numbers.csv:5.*{message}"):
-        multiple_choice.read_exam(ingest_module.locate_exams([ExamConfig(name="e", path=tmp_path)]).only())
+        multiple_choice.read_exam(exam_files.locate_exams([ExamConfig(name="e", path=tmp_path)]).only())
 
 
 def test_every_public_row_file_gives_the_rows_that_it_is_said_to_hold(test_data):

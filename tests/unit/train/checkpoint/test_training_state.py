@@ -25,9 +25,8 @@ from tuneline.data.tokenization import tokenize
 from tuneline.errors import ProofError, RecipeError, StoppedError
 from tuneline.model import source
 from tuneline.train import training_run
-from tuneline.train.checkpoint import resumable_trainer, training_state
+from tuneline.train.checkpoint import best_weights, resumable_trainer, training_state
 from tuneline.train.levers.apply import Levers
-from tuneline.train.monitoring import evaluation_callback
 from tuneline.train.trainer import StageTrainer
 
 STEPS, EVERY = 11, 3
@@ -417,7 +416,7 @@ def test_a_full_disk_while_the_best_weights_are_kept_ends_no_training(parts, who
         raise error
 
     judged(monkeypatch, {2: 1.0, 4: 0.5})
-    monkeypatch.setattr(evaluation_callback, "save_file", full)
+    monkeypatch.setattr(best_weights, "save_file", full)
 
     checkpoint, report = trained(parts, **BEST)
 
@@ -429,7 +428,7 @@ def test_a_full_disk_while_the_best_weights_are_kept_ends_no_training(parts, who
 def test_weights_that_were_kept_again_after_a_full_disk_are_put_back(parts, home, monkeypatch):
     judged(monkeypatch, {4: 0.5})
     of_step_4 = weights(trained(parts, **BEST)[0])
-    plain, calls = evaluation_callback.save_file, []
+    plain, calls = best_weights.save_file, []
 
     def full_once(tensors, path):
         calls.append(path)
@@ -438,7 +437,7 @@ def test_weights_that_were_kept_again_after_a_full_disk_are_put_back(parts, home
         plain(tensors, path)
 
     judged(monkeypatch, {2: 1.0, 4: 0.5})
-    monkeypatch.setattr(evaluation_callback, "save_file", full_once)
+    monkeypatch.setattr(best_weights, "save_file", full_once)
 
     assert weights(trained(parts, **BEST)[0]) == of_step_4
 
@@ -447,7 +446,7 @@ def test_another_fault_while_the_best_weights_are_kept_is_raised(parts, monkeypa
     def broken(*_, **__):
         raise SafetensorError("I/O error: Input/output error (os error 5)")
 
-    monkeypatch.setattr(evaluation_callback, "save_file", broken)
+    monkeypatch.setattr(best_weights, "save_file", broken)
 
     with pytest.raises(SafetensorError, match="Input/output error"):
         trained(parts, **BEST)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from tests import architectures
 from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
-from tests.unit.train import test_resume as resuming
+from tests.unit.train.checkpoint import test_training_state as resuming
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.training.optimizers import TRAITS
 from tuneline.errors import RecipeError
