@@ -47,7 +47,7 @@ ALIKE = [
 IN_A_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from tests.unit.train import test_resume as here
+from tests.unit.train.checkpoint import test_training_state as here
 def die(figures, step):
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
