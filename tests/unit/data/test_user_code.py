@@ -186,7 +186,7 @@ def test_an_installed_module_keeps_its_own_name(folder):
 
 def test_a_run_with_an_exiting_module_has_not_exit_code_0(folder):
     write(folder, "own_exit.py", "import sys\nsys.exit(0)\n")
-    code = "from tuneline.data import user_functions; user_functions.load_reward('own_exit:reward')"
+    code = "from tuneline.data import reward_function; reward_function.load_reward('own_exit:reward')"
 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
 
