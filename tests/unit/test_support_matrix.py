@@ -22,10 +22,10 @@ HEAD = """# Support matrix
 
 This page lists which fine-tuning methods can be combined with which other options.
 
-Each table combines the methods with the values of one option; all other options have their defaults. A test trains every `yes`
-on a CPU (a few steps of a tiny model: the loss decreases, the saved model reloads equal, and merges equal if the method has a
-merged form). What needs more than a CPU is refused where that is missing. The tables are generated from
-`tuneline/config/support.yaml`, which also validates recipes when they are read.
+Each table combines the methods with the values of one option; all other options have their defaults. A test trains
+every `yes` on a CPU (a few steps of a tiny model: the loss decreases, the saved model reloads equal, and merges equal
+if the method has a merged form). What needs more than a CPU is refused where that is missing. The tables are generated
+from `tuneline/config/support.yaml`, which also validates recipes when they are read.
 
 """
 METHODS = {

@@ -68,24 +68,25 @@ MEASURED: dict[str, Row] = {}
 TITLES = ["architecture", "LoRA", "experts", "merge", "reload", "packing", "S2", "4-bit", "status"]
 HEAD = """# Models
 
-This page lists the architectures behind `AutoModelForCausalLM` of transformers {version} and the features that work with each.
+This page lists the architectures behind `AutoModelForCausalLM` of transformers {version} and the features that work
+with each.
 
-{num_ok} of {num} architectures pass all adapter tests. {left_out} more are not decoder-only text models, and {not_yet} do not
-work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates this page: it runs a tiny random
-model of each architecture on a CPU in float32, and fails if the page differs.
+{num_ok} of {num} architectures pass all adapter tests. {left_out} more are not decoder-only text models, and {not_yet}
+do not work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates this page: it
+runs a tiny random model of each architecture on a CPU in float32, and fails if the page differs.
 
-- **LoRA**: an adapter on every linear layer that `method.target_modules: all` selects, two steps on two packed examples
-  (one example if packing is refused), a finite loss, and changed weights in every adapter.
-- **experts**: the same for experts that are stored in one 3-D parameter, which peft's `all-linear` often misses; `-` means
-  that there are none, `no` that peft cannot adapt them.
+- **LoRA**: an adapter on every linear layer that `method.target_modules: all` selects, two steps on two packed
+  examples (one example if packing is refused), a finite loss, and changed weights in every adapter.
+- **experts**: the same for experts that are stored in one 3-D parameter, which peft's `all-linear` often misses; `-`
+  means that there are none, `no` that peft cannot adapt them.
 - **merge**: the merged model gives the logits of base model and adapter, within 1e-3 of their spread.
 - **reload**: so do the saved adapter on a new base model and the saved merged model, within 1e-4.
-- **packing**: the attention implementation with which examples that share a row give the logits that they give alone. If
-  none does, training refuses `tokenize.packing` with an error.
-- **S2**: `load.s2_group_size_ratio` changes the logits in training but not in generation, and no token attends to later
-  ones. Measured on an example that no window cuts. `refused` means that the recipe is refused with a reason.
-- **4-bit**: a step of LoRA on weights that bitsandbytes stores in NF4; `no` if the architecture reads packed weights outside
-  their layer, or modifies in place the embeddings that have to propagate gradients.
+- **packing**: the attention implementation with which examples that share a row give the logits that they give alone.
+  If none does, training refuses `tokenize.packing` with an error.
+- **S2**: `load.s2_group_size_ratio` changes the logits in training but not in generation, and no token attends to
+  later ones. Measured on an example that no window cuts. `refused` means that the recipe is refused with a reason.
+- **4-bit**: a step of LoRA on weights that bitsandbytes stores in NF4; `no` if the architecture reads packed weights
+  outside their layer, or modifies in place the embeddings that have to propagate gradients.
 
 """
 
