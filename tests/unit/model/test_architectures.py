@@ -38,13 +38,13 @@ MERGE, RELOAD, ISOLATED, MOVED = 1e-3, 1e-4, 1e-3, 1e-2
 
 METHOD = LoraMethod(type="lora", r=2, lora_alpha=4)
 
-NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "its text model, saved by transformers, is not found again")
+NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "transformers does not load its saved text model")
 
 NOT_YET: dict[str, tuple[type[Exception], str, str]] = {
     "emu3": NO_TEXT_MODEL,
-    "gemma3n": (ImportError, "timm", "its image tower needs the library timm"),
+    "gemma3n": (ImportError, "timm", "its image tower needs the library `timm`"),
     "mllama": NO_TEXT_MODEL,
-    "reformer": (RuntimeError, "does not require grad", "its layers pass no gradient on behind a frozen embedding"),
+    "reformer": (RuntimeError, "does not require grad", "its layers do not propagate gradients after a frozen embedding"),
 }
 """What does not go, with the error that says so: an architecture that goes one day fails its test, and leaves this."""
 
@@ -240,5 +240,5 @@ def document() -> str:
         not_yet=len(rows) - len(left_out) - num_ok,
         version=".".join(transformers.__version__.split(".")[:2]),
     )
-    table = [TITLES, ["---"] * len(TITLES), *([name, *astuple(rows[name])] for name in sorted(rows))]
+    table = [TITLES, ["---"] * len(TITLES), *([f"`{name}`", *astuple(rows[name])] for name in sorted(rows))]
     return about + "".join(f"| {' | '.join(line)} |\n" for line in table)
