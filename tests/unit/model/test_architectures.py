@@ -44,7 +44,7 @@ NOT_YET: dict[str, tuple[type[Exception], str, str]] = {
     "emu3": NO_TEXT_MODEL,
     "gemma3n": (ImportError, "timm", "its image tower needs the library `timm`"),
     "mllama": NO_TEXT_MODEL,
-    "reformer": (RuntimeError, "does not require grad", "its layers do not propagate gradients after a frozen embedding"),
+    "reformer": (RuntimeError, "does not require grad", "its layers propagate no gradients after a frozen embedding"),
 }
 """What does not go, with the error that says so: an architecture that goes one day fails its test, and leaves this."""
 
