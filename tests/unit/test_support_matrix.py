@@ -25,7 +25,7 @@ This page lists which fine-tuning methods can be combined with which other optio
 Each table combines the methods with the values of one option; all other options have their defaults. A test trains
 every `yes` on a CPU (a few steps of a tiny model: the loss decreases, the saved model reloads equal, and merges equal
 if the method has a merged form). What needs more than a CPU is refused where that is missing. The tables are generated
-from `tuneline/config/support.yaml`, which also validates recipes when they are read.
+from `tuneline/config/validation/compatibility.yaml`, which also validates recipes when they are read.
 
 """
 METHODS = {
