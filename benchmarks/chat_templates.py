@@ -136,8 +136,8 @@ def table(folder: Path) -> list[str]:
             said, _, reason = cell.partition(": ")
             if said == REFUSED:
                 cells[i] = f"{REFUSED} ({reasons.setdefault(reason, len(reasons) + 1)})"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, "", "Refused, because:", "", *(f"{number}. `{reason}`" for reason, number in reasons.items())]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return [*lines, "", "Reasons for refusals:", "", *(f"{number}. `{reason}`" for reason, number in reasons.items())]
 
 
 def main() -> None:

@@ -42,11 +42,11 @@ def verdict(text: str, folder: Path) -> tuple[str, str]:
 
 def section(folder: Path) -> str:
     """Return the table, and how many are of each kind."""
-    lines, counts = ["| template | Modelfile | limit, or why not |", "|---|---|---|"], Counter[str]()
+    lines, counts = ["| template | Modelfile | limitation or reason |", "|---|---|---|"], Counter[str]()
     for name, text in chat_templates.templates().items():
         kind, more = verdict(text, folder)
         counts[kind.split(",")[0]] += 1
-        lines.append(f"| {name} | {kind} | {more.replace('|', '&#124;')} |")
+        lines.append(f"| `{name}` | {kind} | {more.replace('|', '&#124;')} |")
     told = ", ".join(f"{counts[kind]} {kind}" for kind in ("exact", "limited", "none"))
     return "\n".join([*lines, "", f"Of {sum(counts.values())}: {told}."]) + "\n"
 

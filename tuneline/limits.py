@@ -56,19 +56,21 @@ def _shown(number: int, *, is_size: bool) -> str:
     return f"{number:,}{' bytes' if is_size else ''}"
 
 
-CONFIG_BYTES = Limit("TUNELINE_MAX_CONFIG_BYTES", 2 << 20, "size of a recipe or another YAML or JSON file of settings")
-CONFIG_NODES = Limit("TUNELINE_MAX_CONFIG_NODES", 100_000, "values in such a file, aliases written out")
-CONFIG_DEPTH = Limit("TUNELINE_MAX_CONFIG_DEPTH", 64, "depth of nested values in such a file")
-ROW_BYTES = Limit("TUNELINE_MAX_ROW_BYTES", 64 << 20, "size of one row of data")
-UNPACKED_RATIO = Limit("TUNELINE_MAX_UNPACKED_RATIO", 200, "unpacked size of a data file over its packed size")
-UNPACKED_BYTES = Limit("TUNELINE_MIN_UNPACKED_BYTES", 1 << 30, "unpacked size below which the ratio does not count")
-EXAM_BYTES = Limit("TUNELINE_MAX_EXAM_BYTES", 64 << 20, "size of one subject's file of an exam, unpacked")
+CONFIG_BYTES = Limit("TUNELINE_MAX_CONFIG_BYTES", 2 << 20, "size of a recipe or another YAML or JSON settings file")
+CONFIG_NODES = Limit("TUNELINE_MAX_CONFIG_NODES", 100_000, "values in such a file, with aliases expanded")
+CONFIG_DEPTH = Limit("TUNELINE_MAX_CONFIG_DEPTH", 64, "nesting depth in such a file")
+ROW_BYTES = Limit("TUNELINE_MAX_ROW_BYTES", 64 << 20, "size of one data row")
+UNPACKED_RATIO = Limit(
+    "TUNELINE_MAX_UNPACKED_RATIO", 200, "decompressed size of a data file divided by its compressed size"
+)
+UNPACKED_BYTES = Limit("TUNELINE_MIN_UNPACKED_BYTES", 1 << 30, "decompressed size below which the ratio is not checked")
+EXAM_BYTES = Limit("TUNELINE_MAX_EXAM_BYTES", 64 << 20, "decompressed size of the file of one exam subject")
 EXAM_FILES = Limit("TUNELINE_MAX_EXAM_FILES", 10_000, "files in an exam's zip file")
 MODEL_JSON_BYTES = Limit("TUNELINE_MAX_MODEL_JSON_BYTES", 64 << 20, "size of a model's configuration or index file")
-TEMPLATE_BYTES = Limit("TUNELINE_MAX_TEMPLATE_BYTES", 1 << 20, "size of a chat template's file")
-TEMPLATE_STEPS = Limit("TUNELINE_MAX_TEMPLATE_STEPS", 1_000_000, "rounds of loops and calls of macros in a rendering")
-TEMPLATE_CHARACTERS = Limit("TUNELINE_MAX_TEMPLATE_CHARACTERS", 64 << 20, "characters that a rendering makes")
-TEMPLATE_SECONDS = Limit("TUNELINE_MAX_TEMPLATE_SECONDS", 60, "seconds of one rendering")
+TEMPLATE_BYTES = Limit("TUNELINE_MAX_TEMPLATE_BYTES", 1 << 20, "size of a chat template file")
+TEMPLATE_STEPS = Limit("TUNELINE_MAX_TEMPLATE_STEPS", 1_000_000, "loop iterations and macro calls per rendering")
+TEMPLATE_CHARACTERS = Limit("TUNELINE_MAX_TEMPLATE_CHARACTERS", 64 << 20, "output characters per rendering")
+TEMPLATE_SECONDS = Limit("TUNELINE_MAX_TEMPLATE_SECONDS", 60, "seconds per rendering")
 
 ALL = (
     CONFIG_BYTES,

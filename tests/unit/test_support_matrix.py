@@ -18,13 +18,14 @@ from tuneline.model.methods import families
 from tuneline.train import training_run
 
 DOCS = Path("docs/support-matrix.md")
-HEAD = """# What goes with what
+HEAD = """# Support matrix
 
-Each method with each other choice, all else as by default. `yes` was trained on a CPU by a test (a few steps of a tiny
-model: the loss falls, the saved model reloads equal, and merges equal where the method has a merged form); what needs
-more than a CPU is refused where that is missing. The table is
-`tuneline/config/validation/compatibility.yaml`; a recipe is held against
-it when it is read.
+This page lists which fine-tuning methods can be combined with which other options.
+
+Each table combines the methods with the values of one option; all other options have their defaults. A test trains
+every `yes` on a CPU (a few steps of a tiny model: the loss decreases, the saved model reloads equal, and merges equal
+if the method has a merged form). What needs more than a CPU is refused where that is missing. The tables are generated
+from `tuneline/config/validation/compatibility.yaml`, which also validates recipes when they are read.
 
 """
 METHODS = {

@@ -38,13 +38,13 @@ MERGE, RELOAD, ISOLATED, MOVED = 1e-3, 1e-4, 1e-3, 1e-2
 
 METHOD = LoraMethod(type="lora", r=2, lora_alpha=4)
 
-NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "its text model, saved by transformers, is not found again")
+NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "transformers does not load its saved text model")
 
 NOT_YET: dict[str, tuple[type[Exception], str, str]] = {
     "emu3": NO_TEXT_MODEL,
-    "gemma3n": (ImportError, "timm", "its image tower needs the library timm"),
+    "gemma3n": (ImportError, "timm", "its image tower needs the library `timm`"),
     "mllama": NO_TEXT_MODEL,
-    "reformer": (RuntimeError, "does not require grad", "its layers pass no gradient on behind a frozen embedding"),
+    "reformer": (RuntimeError, "does not require grad", "its layers propagate no gradients after a frozen embedding"),
 }
 """What does not go, with the error that says so: an architecture that goes one day fails its test, and leaves this."""
 
@@ -68,23 +68,25 @@ MEASURED: dict[str, Row] = {}
 TITLES = ["architecture", "LoRA", "experts", "merge", "reload", "packing", "S2", "4-bit", "status"]
 HEAD = """# Models
 
-{num_ok} of the {num} architectures behind `AutoModelForCausalLM` of transformers {version} go the whole way of an
-adapter. {left_out} more are no decoder-only models of text, and {not_yet} do not go yet, for the reason in the last
-column. This page is the result of `tests/unit/model/test_architectures.py`, which sends a tiny random instance of each
-through the library, on a CPU in float32, and fails where the page says anything else.
+This page lists the architectures behind `AutoModelForCausalLM` of transformers {version} and the features that work
+with each.
 
-- **LoRA**: an adapter on every linear layer that `method.target_modules: all` finds, two steps on two packed examples
-  (one example where packing is refused), a finite loss, and every layer's adapter moved.
-- **experts**: the same for experts that are held in one 3-D parameter, which `all-linear` of peft often misses; `-`
-  where there are none, `no` where peft cannot adapt them.
-- **merge**: the merged model gives the logits of base and adapter, up to 1e-3 of their spread.
-- **reload**: so do the saved adapter on a fresh base and the saved merged model, up to 1e-4.
-- **packing**: the kind of attention with which examples that share a row give the logits that they give alone. Where no
-  kind does, training refuses `tokenize.packing` and says so.
-- **S2**: `load.s2_group_size_ratio` changes the logits in training, not in answering, and no token sees its future.
-  Measured on an example that no window cuts. What is refused is refused with its reason, not computed otherwise.
-- **4-bit**: a step of LoRA on weights that bitsandbytes holds in NF4; `no` where the architecture computes with packed
-  weights past their layer, or changes in place the embeddings that have to pass gradients on.
+{num_ok} of {num} architectures pass all adapter tests. {left_out} more are not decoder-only text models, and {not_yet}
+do not work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates this page: it
+runs a tiny random model of each architecture on a CPU in float32, and fails if the page differs.
+
+- **LoRA**: an adapter on every linear layer that `method.target_modules: all` selects, two steps on two packed
+  examples (one example if packing is refused), a finite loss, and changed weights in every adapter.
+- **experts**: the same for experts that are stored in one 3-D parameter, which peft's `all-linear` often misses; `-`
+  means that there are none, `no` that peft cannot adapt them.
+- **merge**: the merged model gives the logits of base model and adapter, within 1e-3 of their spread.
+- **reload**: so do the saved adapter on a new base model and the saved merged model, within 1e-4.
+- **packing**: the attention implementation with which examples that share a row give the logits that they give alone.
+  If none does, training refuses `tokenize.packing` with an error.
+- **S2**: `load.s2_group_size_ratio` changes the logits in training but not in generation, and no token attends to
+  later ones. Measured on an example that no window cuts. `refused` means that the recipe is refused with a reason.
+- **4-bit**: a step of LoRA on weights that bitsandbytes stores in NF4; `no` if the architecture reads packed weights
+  outside their layer, or modifies in place the embeddings that have to propagate gradients.
 
 """
 
@@ -238,5 +240,5 @@ def document() -> str:
         not_yet=len(rows) - len(left_out) - num_ok,
         version=".".join(transformers.__version__.split(".")[:2]),
     )
-    table = [TITLES, ["---"] * len(TITLES), *([name, *astuple(rows[name])] for name in sorted(rows))]
+    table = [TITLES, ["---"] * len(TITLES), *([f"`{name}`", *astuple(rows[name])] for name in sorted(rows))]
     return about + "".join(f"| {' | '.join(line)} |\n" for line in table)

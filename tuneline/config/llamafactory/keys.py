@@ -109,14 +109,14 @@ def to_markdown() -> str:
     """Render the table for readers."""
     found = table()
     taken = [f"| `{theirs}` | `{ours}` |" for theirs, ours in found.taken.items()]
-    lines = ["| key | in a recipe |", "|---|---|", *taken, "", "## What is different", ""]
-    lines += ["| key | here |", "|---|---|", *(_row(each.keys, each.because) for each in found.differs), ""]
-    lines += ["## What has no counterpart", "", "| key, and its neutral value | why | what to do |", "|---|---|---|"]
+    lines = ["| LlamaFactory key | recipe key |", "|---|---|", *taken, "", "## Keys with different behavior", ""]
+    lines += ["| key | behavior |", "|---|---|", *(_row(each.keys, each.because) for each in found.differs), ""]
+    lines += ["## Unsupported keys", "", "| key and its neutral value | reason | what to do |", "|---|---|---|"]
     lines += [
         f"{_row([f'{key}: {_shown(value)}' for key, value in each.keys.items()], each.because)} {each.instead} |"
         for each in found.no_counterpart
     ]
-    lines += ["", "## What is ignored", "", "| key | why |", "|---|---|"]
+    lines += ["", "## Ignored keys", "", "| key | reason |", "|---|---|"]
     return "\n".join([*lines, *(_row(each.keys, each.because) for each in found.ignored)]) + "\n"
 
 

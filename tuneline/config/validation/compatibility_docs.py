@@ -18,7 +18,7 @@ def to_markdown() -> str:
         if axis != "method"
     ]
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return "\n\n".join([*parts, f"## Why not\n\n{notes}"]) + "\n"
+    return "\n\n".join([*parts, f"## Reasons\n\n{notes}"]) + "\n"
 
 
 def _grid(axis: str, reasons: dict[str, int]) -> str:
@@ -36,7 +36,7 @@ def _grid(axis: str, reasons: dict[str, int]) -> str:
 
 def _left_out(axis: str) -> list[str]:
     reasons = table().left_out.get(axis, {})
-    return ["", "Left out:", "", *(f"- `{value}`: {reason}." for value, reason in reasons.items())] if reasons else []
+    return ["", "Excluded:", "", *(f"- `{value}`: {reason}." for value, reason in reasons.items())] if reasons else []
 
 
 def _cell(choice: Choice, reasons: dict[str, int]) -> str:

@@ -142,7 +142,7 @@ def check_merges(name: str | None, *, key: str = "model") -> None:
 
 def to_markdown() -> str:
     """Render the table for readers: a line for each kind, and why what cannot be done cannot."""
-    lines = ["| kind | made | trains | merges | runs on | needs |", "|---|---|---|---|---|---|"]
+    lines = ["| kind | quantized | trains | merges | runs on | needs |", "|---|---|---|---|---|---|"]
     for name, entry in table().items():
         made = " or ".join("on the fly" if way == "on_the_fly" else "before" for way in entry.made)
         loads = ", dequantized on loading" if entry.loads == "dequantized" else ""

@@ -10,7 +10,7 @@ from tuneline.config import load
 from tuneline.config.experiments import paper_tables as tables
 from tuneline.errors import NotFoundError, RecipeError, SourceError
 
-PAPERS = Path(__file__).parents[3] / "configs" / "papers"
+PAPERS = Path(__file__).parents[4] / "configs" / "papers"
 WRITTEN = sorted([*PAPERS.glob("efficiency_*.yaml"), *PAPERS.glob("downstream_*.yaml")])
 CELLS = 17
 """Five methods on PubMed, four on each of three tasks."""
