@@ -19,20 +19,20 @@ COPIED = "a step's slice, filled in from a recipe that was checked"
 SHIPPED = "a table that comes with the package"
 
 UNBOUNDED = {
-    "data.MergeStepConfig": COPIED,
-    "data.Share": COPIED,
-    "data.TokenizeStepConfig": COPIED,
-    "evaluate.ExamProtocol": COPIED,
-    "loader.LoadStepConfig": COPIED,
-    "resolve.ResolveConfig": COPIED,
-    "sources.IngestConfig": COPIED,
-    "quantizations.Entry": SHIPPED,
-    "llamafactory.written.Data": TRANSLATED,
-    "llamafactory.written.Method": TRANSLATED,
-    "llamafactory.written.Model": TRANSLATED,
-    "llamafactory.written.Optimizer": TRANSLATED,
-    "llamafactory.written.Training": TRANSLATED,
-    "llamafactory.written.Written": TRANSLATED,
+    "sections.data.MergeStepConfig": COPIED,
+    "sections.data.Share": COPIED,
+    "sections.data.TokenizeStepConfig": COPIED,
+    "sections.evaluate.ExamProtocol": COPIED,
+    "sections.load.LoadStepConfig": COPIED,
+    "sections.resolve.ResolveConfig": COPIED,
+    "sections.sources.IngestConfig": COPIED,
+    "validation.quantization.Entry": SHIPPED,
+    "llamafactory.schema.Data": TRANSLATED,
+    "llamafactory.schema.Method": TRANSLATED,
+    "llamafactory.schema.Model": TRANSLATED,
+    "llamafactory.schema.Optimizer": TRANSLATED,
+    "llamafactory.schema.Training": TRANSLATED,
+    "llamafactory.schema.Written": TRANSLATED,
 }
 """Models with whole numbers that have no bounds, and why."""
 
@@ -143,14 +143,14 @@ def test_a_value_out_of_bounds_is_refused_with_its_line(tmp_path, section, key, 
 def test_a_source_cannot_have_a_name_that_no_path_can_hold(tmp_path, value):
     sources = [{"name": value, "path": "x.jsonl", "format": "alpaca"}]
 
-    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.name: ")
+    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sections.sources.0.name: ")
 
 
 @pytest.mark.parametrize("hub", ["../..", "a/..", "./a", "a/b/c", LONG])
 def test_a_repository_is_no_path(tmp_path, hub):
     sources = [{"name": "first", "hub": hub}]
 
-    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.hub: ")
+    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sections.sources.0.hub: ")
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../../b", "/etc"])
