@@ -143,14 +143,14 @@ def test_a_value_out_of_bounds_is_refused_with_its_line(tmp_path, section, key, 
 def test_a_source_cannot_have_a_name_that_no_path_can_hold(tmp_path, value):
     sources = [{"name": value, "path": "x.jsonl", "format": "alpaca"}]
 
-    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sections.sources.0.name: ")
+    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.name: ")
 
 
 @pytest.mark.parametrize("hub", ["../..", "a/..", "./a", "a/b/c", LONG])
 def test_a_repository_is_no_path(tmp_path, hub):
     sources = [{"name": "first", "hub": hub}]
 
-    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sections.sources.0.hub: ")
+    assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.hub: ")
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../../b", "/etc"])
