@@ -148,13 +148,13 @@ def test_a_copy_of_the_library_elsewhere_shares_the_cache(first, run, ran, libra
 
 
 def test_an_edited_library_function_runs_its_steps_again(first, run, ran, library):
-    edit(library / "data" / "pack.py")
+    edit(library / "data" / "tokenization" / "packing.py")
 
     assert ran(run()) == {"tokenize_pack"}, "equal rows came out, so what follows is cached"
 
 
 def test_an_edited_module_that_is_imported_lazily_counts(first, run, ran, library):
-    path = library / "data" / "merge.py"
+    path = library / "data" / "mixture" / "merge.py"
     path.write_text(path.read_text() + "\ndef lazily():\n    from tuneline import statistics\n")
     run()
     edit(library / "statistics.py")

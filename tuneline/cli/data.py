@@ -29,7 +29,7 @@ def import_(
     force: Annotated[bool, typer.Option(help="Replace the file.")] = False,
     as_json: show.AsJson = False,
 ) -> None:
-    """Translate a dataset_info.json into descriptions, and say what was left out and why."""
+    """Translate a dataset_info.json into dataset entries and report what was left out, with the reason."""
     if output.exists() and not force:
         raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
     found = llamafactory_dataset_info.read(file)

@@ -23,7 +23,7 @@ def export(
     model: Annotated[
         str, typer.Argument(help="A registered model (demo, demo@champion, models:/demo/2), or the folder of a model.")
     ],
-    to: Annotated[Path | None, typer.Option(help="Folder to lay the export into, beside the artifact.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the export, in addition to the artifact.")] = None,
     push: Annotated[str | None, typer.Option(help="Repository of the hub, owner/name; see HF_TOKEN.")] = None,
     public: Annotated[bool, typer.Option(help="Make the repository public.")] = False,
     revision: Annotated[str, typer.Option(help="Branch to push to.")] = "main",
@@ -33,7 +33,7 @@ def export(
     modelfile: Annotated[str, typer.Option(help="Ollama's Modelfile: exact, limited or none.")] = "exact",
     cache: Annotated[bool, typer.Option(help="Take a finished export from the cache.")] = True,
 ) -> None:
-    """Write a model as others take it: safetensors, tokenizer, card, Modelfile, hashes; push it if asked to."""
+    """Export a model: safetensors, tokenizer, model card, Modelfile, hashes; optionally push it to a Hub."""
     if not push and (public or revision != "main" or message):
         raise RecipeError("--public, --revision and --message are about a push. Give --push owner/name, or leave them.")
     recipe: dict[str, Any] = {"stage": "export", "model": _source(model), "dtype": dtype, "modelfile": modelfile}

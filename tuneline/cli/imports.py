@@ -24,7 +24,7 @@ def import_(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run configuration to write.")] = None,
     force: Annotated[bool, typer.Option(help="Replace the file.")] = False,
 ) -> None:
-    """Translate a configuration of LlamaFactory into a recipe, and say what differs; without -o, print the recipe."""
+    """Translate a LlamaFactory configuration into a recipe and report differences; without -o, print the recipe."""
     if output and output.exists() and not force:
         raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
     imported = llamafactory.translate(file)

@@ -66,7 +66,7 @@ def models(
 
 
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
-    """Print a version's model card: data, method, scores, licence, limits, as far as they are known."""
+    """Print the model card of a version: data, method, scores, license and limits, as far as known."""
     show.quiet()
     from tuneline.tracking import registry, run_artifacts
     from tuneline.zenml_integration import tracker
@@ -79,7 +79,7 @@ def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="Version number or alias.")] = "challenger",
     force: Annotated[bool, typer.Option(help="Skip the gate; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "",
     gate: Annotated[Path | None, typer.Option(help="File of another gate than its recipe's.")] = None,
 ) -> None:
     """Put a version before the gate again, on the stored scores; a pass makes it champion."""
@@ -126,7 +126,7 @@ def findings(decision: "Decision") -> None:
 
 
 def rollback(
-    name: Name, reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "rolled back"
+    name: Name, reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "rolled back"
 ) -> None:
     """Give the alias champion back to the previous one."""
     show.quiet()

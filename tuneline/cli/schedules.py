@@ -63,7 +63,7 @@ def _record(config: Path) -> None:
 
 def scheduler(
     poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the clock.")] = 10.0,
-    max_firings: Annotated[int | None, typer.Option(min=1, help="Stop after so many runs; default: never.")] = None,
+    max_firings: Annotated[int | None, typer.Option(min=1, help="Stop after this many runs; default: never.")] = None,
     once: Annotated[bool, typer.Option(help="Look once and end, as from a system timer.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; never two of one schedule.")] = 2,
     limit_hours: Annotated[

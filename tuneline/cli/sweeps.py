@@ -29,7 +29,7 @@ def sweep(
         list[str] | None,
         typer.Option(help="key=log(1e-5,1e-3), uniform(0,0.1), int(4,64) or {8,16,32}; give it once a key."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Draws of a search; more of them go on with it.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials of a search; a larger one continues it.")] = None,
     sampler: Annotated[str | None, typer.Option(help="How a search draws: tpe or random.  [default: tpe]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler.  [default: 0]")] = None,
     objective: Annotated[

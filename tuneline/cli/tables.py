@@ -40,10 +40,10 @@ def paper_tables(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every training.")] = 0,
     compat: Annotated[
-        bool, typer.Option(help="Score answers with LlamaFactory's own ROUGE beside ours, as the paper did.")
+        bool, typer.Option(help="Also score answers with LlamaFactory's ROUGE, as in the paper.")
     ] = False,
 ) -> None:
-    """Make the two tables of LlamaFactory's paper: memory, speed and perplexity, then ROUGE, beside its numbers."""
+    """Measure the two tables of LlamaFactory's paper: memory, speed, perplexity and ROUGE, next to its numbers."""
     if output.exists() and not output.is_dir():
         raise RecipeError(f"--output {output}: is a file, and a folder is wanted. Give another place.")
     sources = tables.find_sources(data) if data else {}

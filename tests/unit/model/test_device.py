@@ -19,7 +19,7 @@ from tuneline.train.monitoring import mfu
 
 KINDS = ["cuda", "npu", "xpu", "mps"]
 ASKS_ITSELF = re.compile(r"(cuda|xpu|npu|mps)\.is_available|memory_allocated|cuda\.synchronize|current_accelerator")
-FOR_CUDA_ALONE = {"model/kernels.py", "model/attention/choose.py", "train/optimizers.py"}
+FOR_CUDA_ALONE = {"model/kernels.py", "model/attention/choose.py", "train/optim/optimizer_factory.py"}
 """Libraries that exist for CUDA alone are asked for there."""
 
 

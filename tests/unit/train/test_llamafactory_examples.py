@@ -12,7 +12,7 @@ from tuneline.data import prepare
 from tuneline.model import resolve
 from tuneline.train import training_run
 
-TRAINED = [name for name, blocked in EXPECTED.items() if not blocked]
+TRAINED = [name for name, blocked in EXPECTED.items() if not blocked and not name.startswith("merge_lora/")]
 
 
 @pytest.mark.slow
