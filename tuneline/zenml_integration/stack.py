@@ -62,18 +62,19 @@ def is_ready() -> bool:
     if root is None:
         return False
     open_store()
-    _update_flavor(Client())
     store = Client().active_stack.artifact_store
     return not store.config.is_local or Path(store.path).is_dir()
 
 
 def open_store() -> None:
-    """Open ZenML's store, and make its tables where this is the first time, while no other process does."""
+    """Open ZenML's store under a lock: create its tables on the first use, update entries of earlier releases."""
     with _one_at_a_time():
         from zenml.client import Client
 
         _keep_analytics_off()
-        _ = Client().zen_store
+        client = Client()
+        _ = client.zen_store
+        _update_flavor(client)
 
 
 def _one_at_a_time() -> FileLock:
