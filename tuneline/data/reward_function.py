@@ -1,7 +1,6 @@
-"""Code of the user's own, `module:function`: imported as its file is now, and checked in what it returns.
+"""Reward functions and metrics of the user, `module:function`, with checks of what they return.
 
-A format takes a record and returns a list of messages, or a dict with some of the keys of `schema.content`; both are
-checked like any row. A reward function takes prompts, completions and references and returns a number each.
+A reward function takes prompts, completions and references, and returns one number per answer.
 """
 
 from collections.abc import Callable, Iterable

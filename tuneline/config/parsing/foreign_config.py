@@ -8,7 +8,6 @@ from tuneline.errors import TunelineError
 MARKS = ("model_name_or_path", "finetuning_type", "stage", "do_train", "cutoff_len", "dataset_dir", "infer_backend")
 """Keys that tell a file of LlamaFactory: one of the first two, or two of all."""
 
-
 WHAT = "a configuration file of LlamaFactory"
 
 

@@ -1,4 +1,4 @@
-"""Configs of evaluation and promotion."""
+"""Configs of evaluation."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which choices of a recipe go together: a table that is read when a recipe is loaded, and rendered for readers.
+"""The compatibility table: which choices of a recipe can be combined. `compatibility_docs` renders it.
 
 The table is data (`compatibility.yaml`): axes with their values, combinations that are refused and why,
 and choices that need what a plain CPU lacks. Imports nothing heavy.
@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import Field
 
 from tuneline.config.base import Config
-
-if TYPE_CHECKING:
-    pass
 
 FILE = Path(__file__).with_name("compatibility.yaml")
 KEYS = {

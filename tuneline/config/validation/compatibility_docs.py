@@ -1,10 +1,6 @@
 """The compatibility table as Markdown, for docs/support-matrix.md."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 from tuneline.config.validation.compatibility import Choice, table
 

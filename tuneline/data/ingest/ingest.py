@@ -1,4 +1,4 @@
-"""Data sets and exams: find them, know them by their bytes, read their rows.
+"""Datasets: find their files, identify them by their bytes, and read their rows.
 
 A row travels as its own JSON text with the file and line it stands in, so nothing is unified, filled or retyped before
 its format has read it, and every later complaint can name its place. Rows stream from the file into an Arrow file.

@@ -1,4 +1,8 @@
-"""Formats of the user: `module:function` reads a record and returns messages, or keys of an example."""
+"""Formats of the user, `module:function`, with checks of what they return.
+
+A format takes a record and returns a list of messages, or a dict with some of the keys of `schema.content`. Both are
+checked like any row.
+"""
 
 from typing import Any
 
