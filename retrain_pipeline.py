@@ -8,5 +8,5 @@ import sys
 
 from tuneline.runner import package_resolution
 
-retrain_pipeline = package_resolution.pipeline("retrain_pipeline")
+retrain_pipeline = package_resolution.get_pipeline("retrain_pipeline")
 sys.modules[__name__] = retrain_pipeline  # type: ignore[assignment]

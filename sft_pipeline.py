@@ -8,5 +8,5 @@ import sys
 
 from tuneline.runner import package_resolution
 
-sft_pipeline = package_resolution.pipeline("sft_pipeline")
+sft_pipeline = package_resolution.get_pipeline("sft_pipeline")
 sys.modules[__name__] = sft_pipeline  # type: ignore[assignment]

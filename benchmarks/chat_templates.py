@@ -16,7 +16,7 @@ from typing import Any
 from tuneline.config.sections.data import TokenizeConfig
 from tuneline.data import schema
 from tuneline.data.chat_template import selection
-from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
 from tuneline.data.tokenization.sequencer import Sequencer
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import TunelineError
@@ -27,7 +27,7 @@ REFUSED = "refused"
 PLACES = ("rewrites earlier turns", "does not write turn")
 """In refusals that other choices may turn into one that tells more."""
 
-CHOICES: tuple[tuple[str, str, selection.Arguments], ...] = (
+CHOICES: tuple[tuple[str, str, selection.TemplateArguments], ...] = (
     ("exact", "refuse", {}),
     ("each_turn", "each_turn", {}),
     ("thinking off", "refuse", {"enable_thinking": False, "thinking": False}),
@@ -65,7 +65,7 @@ def tokenizer_for(text: str, folder: Path) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*TAG.findall(text), "</s>", "<s>"})})
     tokenizer.eos_token = "</s>"
     tokenizer.chat_template = text
-    end = selection.turn_end(tokenizer, text)
+    end = selection.find_turn_end_token(tokenizer, text)
     if end:
         tokenizer.eos_token = end
     return tokenizer
@@ -76,7 +76,7 @@ def sequencer_for(text: str, history: str, folder: Path) -> tuple[Sequencer, Any
     """Return what makes sequences by a template, and its tokenizer."""
     tokenizer = tokenizer_for(text, folder)
     config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
-    return Sequencer(tokenizer, config, advises=False), tokenizer
+    return Sequencer(tokenizer, config, suggests_settings=False), tokenizer
 
 
 def verdict(text: str, chat: schema.Content, folder: Path) -> str:
@@ -84,7 +84,7 @@ def verdict(text: str, chat: schema.Content, folder: Path) -> str:
     reasons = []
     for name, history, arguments in CHOICES:
         try:
-            sequencer, tokenizer = sequencer_for(selection.with_arguments(text, arguments), history, folder)
+            sequencer, tokenizer = sequencer_for(selection.prepend_arguments(text, arguments), history, folder)
             sequencer.start()
             made = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
         except TunelineError as error:
@@ -97,7 +97,7 @@ def verdict(text: str, chat: schema.Content, folder: Path) -> str:
     return f"{REFUSED}: {short([*telling, *reasons][0])}"
 
 
-def missing(chat: schema.Content, made: list[Tokens], tokenizer: Any) -> str:
+def missing(chat: schema.Content, made: list[TokenizedSequence], tokenizer: Any) -> str:
     """Return what of a conversation the template does not write."""
     seen = "".join(tokenizer.decode(tokens.input_ids) for tokens in made)
     answers = "".join(tokenizer.decode(tokens.input_ids[a:b]) for tokens in made for a, b in tokens.trained)
@@ -123,7 +123,7 @@ def templates() -> dict[str, str]:
 
     folder = Path(trl.__file__).parent / "chat_templates"
     theirs = {f"trl: {path.stem}": path.read_text() for path in sorted(folder.glob("*.jinja"))}
-    return theirs | {f"tuneline: {name}": selection.read(name) for name in selection.names()}
+    return theirs | {f"tuneline: {name}": selection.read_template(name) for name in selection.template_names()}
 
 
 def table(folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ def model_folder(given: Path | None) -> Path:
     from tuneline.config.sections.model import CatalogueModel
     from tuneline.model import source
 
-    tokenizer, _, _ = source.resolve(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
+    tokenizer, _, _ = source.resolve_model(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
     return Path(tokenizer.only().location)
 
 

@@ -27,11 +27,11 @@ from tuneline.train import training_run
 def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
     """Train and judge once a seed."""
     exams = exam_files.locate_exams(recipe.exams)
-    tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
-    mixture = prepare.mix(recipe)
+    tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
+    mixture = prepare.build_mixture(recipe)
     rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
     asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
-    base = model_under_test.base(base_model, tokenizer, recipe.for_evaluate())
+    base = model_under_test.base_model(base_model, tokenizer, recipe.for_evaluate())
     before = report.by_metric(score.score_all(base, *asked))
     results = []
     for seed in seeds:
@@ -39,14 +39,14 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
         config = recipe.train.model_copy(update={"seed": seed})
         checkpoint, training = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
-        candidate = model_under_test.Candidate(f"seed {seed}", model.path, model.content_hash())
+        candidate = model_under_test.EvaluatedModel(f"seed {seed}", model.path, model.content_hash())
         after = report.by_metric(score.score_all(candidate, *asked))
-        findings = gate.judge(after, before, "the base model", recipe.registry.gate)
+        findings = gate.evaluate(after, before, "the base model", recipe.registry.gate)
         gains = {name: report.compare(before[name], after[name])["gain"].mean for name in after}
         results.append(
             {
                 "seed": seed,
-                "passed": not gate.lost(findings, recipe.registry.gate),
+                "passed": not gate.failed_findings(findings, recipe.registry.gate),
                 "low": findings[0].low,
                 **{f"gain_{name}": value for name, value in gains.items()},
                 "validation_loss": training.summary["validation_loss"],

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import data_preparation
 from benchmarks.peers import process
-from tuneline.config.sections.exams import ExamConfig, title
+from tuneline.config.sections.exams import ExamConfig, subject_title
 from tuneline.data.benchmarks import exam_files, multiple_choice
 from tuneline.evaluation.tasks import letter_logprobs
 
@@ -39,8 +39,8 @@ def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, A
         found.append(
             {
                 "prompts": [letter_logprobs.prompt(question, shots, benchmark) for question in asked],
-                "head": letter_logprobs.HEADS[benchmark].format(subject=title(benchmark, subject)),
-                "answer": letter_logprobs.ANSWERS[benchmark],
+                "head": letter_logprobs.HEADERS[benchmark].format(subject=subject_title(benchmark, subject)),
+                "answer": letter_logprobs.ANSWER_PREFIXES[benchmark],
                 "dev": [[shot.text, *shot.choices, shot.answer] for shot in shots],
                 "test": [[question.text, *question.choices, question.answer] for question in asked],
             }

@@ -68,7 +68,7 @@ def prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
     train = mixture.splits["train"]
     enough = Corpus({"train": train.select(range(NUM_EXAMPLES)), "validation": train.select(range(0))})
     config = TokenizeStepConfig(max_length=told.max_length, overlong="drop")
-    made = tokenize.tokenize_pack(enough, source.tokenizer_of(model), config)
+    made = tokenize.tokenize_pack(enough, source.tokenizer_manifest(model), config)
     rows = made.splits["train"]
     splits = {"train": rows.select(range(told.steps)), "validation": rows.select(range(told.steps, told.steps + 1))}
     folder.mkdir()

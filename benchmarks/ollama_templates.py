@@ -17,7 +17,7 @@ from tuneline.export import proof
 
 DOC = Path(__file__).parents[1] / "docs" / "export.md"
 MARK = "<!-- table -->\n"
-CHOICES: tuple[tuple[str, selection.Arguments], ...] = (
+CHOICES: tuple[tuple[str, selection.TemplateArguments], ...] = (
     ("", {}),
     ("thinking off", {"enable_thinking": False, "thinking": False}),
     ("a date", {"date_string": "26 Jul 2024"}),
@@ -30,8 +30,8 @@ def verdict(text: str, folder: Path) -> tuple[str, str]:
     reason = ""
     for name, arguments in CHOICES:
         try:
-            tokenizer = chat_templates.tokenizer_for(selection.with_arguments(text, arguments), folder)
-            _, found = proof.translate(tokenizer)
+            tokenizer = chat_templates.tokenizer_for(selection.prepend_arguments(text, arguments), folder)
+            _, found = proof.translate_template(tokenizer)
         except TunelineError as error:
             reason = reason or chat_templates.short(str(error).split(": '")[0])
             continue

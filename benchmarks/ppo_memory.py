@@ -31,7 +31,7 @@ def reward_model(model: Path, folder: Path) -> Path:
     torch.manual_seed(0)
     adapted = families["lora"].attach(load_model(model), LoraMethod(type="lora", r=8, lora_alpha=16))
     families["lora"].save(adapted, folder)
-    value_head.save(value_head.attach(adapted, std=0.01), folder)
+    value_head.save_value_head(value_head.build_value_head(adapted, std=0.01), folder)
     return folder
 
 

@@ -102,7 +102,7 @@ class Bench:
         """Write the rows of so many steps, tokenized for us and as conversations for peers, and the held-out ones."""
         examples = ours.shape(ours.read(data_preparation.data_file(FILE)))
         config = TokenizeStepConfig(max_length=self.told.max_length, overlong="drop", packing=False)
-        made = tokenize.tokenize_pack(ours.unmixed(examples), source.tokenizer_of(self.model), config)
+        made = tokenize.tokenize_pack(ours.unmixed(examples), source.tokenizer_manifest(self.model), config)
         train, wanted = made.splits["train"], num_steps * rows_a_step
         chosen = train.select(range(wanted))
         held_out = train.select(range(train.num_rows - HELD_OUT, train.num_rows))

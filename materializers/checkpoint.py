@@ -18,7 +18,7 @@ from materializers.folders import FolderMaterializer, table_html
 from tuneline.checksums import Checksums
 from tuneline.identity import canonical_json
 from tuneline.model import adapter_bundle
-from tuneline.model.checkpoint import ABOUT, NOT_CONTENT, Checkpoint, content_hash_of
+from tuneline.model.checkpoint import METADATA_FILE, NON_CONTENT_FILES, Checkpoint, compute_content_hash
 from tuneline.tracking import flavor
 
 
@@ -30,17 +30,17 @@ class CheckpointMaterializer(FolderMaterializer):
 
     def write(self, data: Checkpoint, folder: Path) -> None:
         files = data.files()
-        self._stored = replace(data, sha256=data.sha256 or content_hash_of(data.kind, data.identity, files))
+        self._stored = replace(data, sha256=data.sha256 or compute_content_hash(data.kind, data.identity, files))
         self._bytes = data.num_bytes()
         about: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
         about |= {"sha256": self._stored.sha256, "files": files}
         _place(data.path, folder / flavor.FILES, move=data.disposable)
-        (folder / ABOUT).write_text(json.dumps(about, indent=1))
-        if data.kind != "adapter" or adapter_bundle.is_adapter(folder / flavor.FILES):
+        (folder / METADATA_FILE).write_text(json.dumps(about, indent=1))
+        if data.kind != "adapter" or adapter_bundle.is_adapter_bundle(folder / flavor.FILES):
             flavor.write_mlmodel(folder)
 
     def read(self, data_type: type[Checkpoint], folder: Path) -> Checkpoint:
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / METADATA_FILE).read_text())
         about.pop("files", None)
         return Checkpoint(path=folder / flavor.FILES, **about)
 
@@ -57,8 +57,8 @@ class CheckpointMaterializer(FolderMaterializer):
         return self._stored.sha256
 
     def stored_content_hash(self, data: Checkpoint, sums: Checksums | None) -> str:
-        files = sums.below(flavor.FILES, NOT_CONTENT) if sums else data.files()
-        return content_hash_of(data.kind, data.identity, files)
+        files = sums.below(flavor.FILES, NON_CONTENT_FILES) if sums else data.files()
+        return compute_content_hash(data.kind, data.identity, files)
 
 
 def _place(source: Path, target: Path, *, move: bool) -> None:

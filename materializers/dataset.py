@@ -40,8 +40,8 @@ class CorpusMaterializer(FolderMaterializer):
         return plain | {f"count.{name}": _small(value) for name, value in data.counts.items()}
 
     def save_visualizations(self, data: Corpus) -> dict[str, VisualizationType]:
-        if data.page:
-            return {self.keep_text("preview.html", data.page): VisualizationType.HTML}
+        if data.preview_html:
+            return {self.keep_text("preview.html", data.preview_html): VisualizationType.HTML}
         pages = []
         for name, rows in data.splits.items():
             first = [rows[i] for i in range(min(PREVIEW_ROWS, rows.num_rows))]

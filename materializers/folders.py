@@ -68,9 +68,9 @@ class FolderMaterializer(BaseMaterializer):
             folder = self.reading()
             sums = checksums.check(folder)
             data = self._open(data_type, folder)
-            artifact_checks.compare(self.uri, self.stored_content_hash(data, sums), self.expected_content_hash)
+            artifact_checks.compare_hashes(self.uri, self.stored_content_hash(data, sums), self.expected_content_hash)
         except ArtifactError as error:
-            raise ArtifactError(f"{error} {artifact_checks.remedy(self.uri)}") from error
+            raise ArtifactError(f"{error} {artifact_checks.recompute_hint(self.uri)}") from error
         return data
 
     def _open(self, data_type: type[Any], folder: Path) -> Any:
@@ -112,11 +112,11 @@ class FolderMaterializer(BaseMaterializer):
         """
         if self.is_local:
             return Path(self.uri)
-        text = artifact_checks.remote_text(self.uri, checksums.FILE, self.artifact_store)
+        text = artifact_checks.read_remote_text(self.uri, checksums.FILE, self.artifact_store)
         if text is None and not self.artifact_store.exists(self.uri):
             raise ArtifactError(f"{self.uri} is missing.")
-        return artifact_cache.folder(
-            artifact_cache.key_of(text) if text else digest([self.uri, self.expected_content_hash]),
+        return artifact_cache.cached_folder(
+            artifact_cache.artifact_key(text) if text else digest([self.uri, self.expected_content_hash]),
             lambda folder: io_utils.copy_dir(self.uri, str(folder), overwrite=True),
             checksums.check,
         )

@@ -3,7 +3,7 @@
 `zenml pipeline run pipelines.dpo_pipeline --config configs/<recipe>.yaml`
 """
 
-from pipelines.sft import line
+from pipelines.sft import train_and_register
 from tuneline.config.stages import DPORecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
@@ -11,4 +11,4 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 @strict_pipeline("dpo")
 def dpo_pipeline(recipe: DPORecipe) -> None:
     """Train on pairs as `recipe` says."""
-    line(recipe)
+    train_and_register(recipe)

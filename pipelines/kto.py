@@ -3,7 +3,7 @@
 `zenml pipeline run pipelines.kto_pipeline --config configs/<recipe>.yaml`
 """
 
-from pipelines.sft import line
+from pipelines.sft import train_and_register
 from tuneline.config.stages import KTORecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
@@ -11,4 +11,4 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 @strict_pipeline("kto")
 def kto_pipeline(recipe: KTORecipe) -> None:
     """Train on labelled answers as `recipe` says."""
-    line(recipe)
+    train_and_register(recipe)

@@ -3,7 +3,7 @@
 `zenml pipeline run pipelines.orpo_pipeline --config configs/<recipe>.yaml`
 """
 
-from pipelines.sft import line
+from pipelines.sft import train_and_register
 from tuneline.config.stages import ORPORecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
@@ -11,4 +11,4 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 @strict_pipeline("orpo")
 def orpo_pipeline(recipe: ORPORecipe) -> None:
     """Train on pairs as `recipe` says."""
-    line(recipe)
+    train_and_register(recipe)

@@ -3,7 +3,7 @@
 `zenml pipeline run pipelines.rm_pipeline --config configs/<recipe>.yaml`
 """
 
-from pipelines.sft import line
+from pipelines.sft import train_and_register
 from tuneline.config.stages import RewardRecipe
 from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
@@ -11,4 +11,4 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 @strict_pipeline("rm")
 def rm_pipeline(recipe: RewardRecipe) -> None:
     """Train a reward model as `recipe` says."""
-    line(recipe)
+    train_and_register(recipe)

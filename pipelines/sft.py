@@ -17,14 +17,14 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 @strict_pipeline("sft")
 def sft_pipeline(recipe: SFTRecipe) -> None:
     """Fine-tune as `recipe` says."""
-    line(recipe)
+    train_and_register(recipe)
 
 
-def line(recipe: Recipe) -> None:
+def train_and_register(recipe: Recipe) -> None:
     """Call the steps in their order; stages that train on rows of tokens differ in their recipe alone."""
     sources, benchmarks, tokenizer, base_model = resolve(recipe.for_resolve())
     examples = []
-    for source in recipe.sources_once():
+    for source in recipe.unique_sources():
         records = ingest(sources, recipe.for_ingest(source), id=f"ingest_{source.name}")
         examples.append(align(records, recipe.for_align(source), id=f"align_{source.name}"))
     mixture = merge(examples, benchmarks, recipe.for_merge())

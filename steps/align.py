@@ -6,20 +6,20 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.sources import AlignConfig
 from tuneline.data.align import align as alignment
 from tuneline.data.corpus import Corpus
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.align.align", "data.corpus", libraries=("datasets",))
+    return library_source_hash("data.align.align", "data.corpus", libraries=("datasets",))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
 def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "examples"]:
     """Give every record the one shape."""
     examples = alignment.align(records, config)
-    alignment.warn_of_unread_keys(examples)
+    alignment.warn_about_unknown_keys(examples)
     return examples

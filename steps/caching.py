@@ -17,7 +17,7 @@ import tuneline
 LIBRARY = Path(tuneline.__file__).parent
 
 
-def code_behind(*modules: str, libraries: tuple[str, ...] = ()) -> str:
+def library_source_hash(*modules: str, libraries: tuple[str, ...] = ()) -> str:
     """Digest of everything that decides what a step computes.
 
     Args:
@@ -28,12 +28,12 @@ def code_behind(*modules: str, libraries: tuple[str, ...] = ()) -> str:
         LookupError: The library has no such module.
     """
     digest = hashlib.sha256()
-    for file in files_behind(*modules):
+    for file in source_files(*modules):
         digest.update(file.relative_to(LIBRARY).as_posix().encode() + b"\0" + file.read_bytes())
     return " ".join([digest.hexdigest(), *(f"{name}={_version(name)}" for name in libraries)])
 
 
-def files_behind(*modules: str) -> list[Path]:
+def source_files(*modules: str) -> list[Path]:
     """Files of `modules`, of every library module that they import, and the templates beside them."""
     todo = {_file(f"{LIBRARY.name}.{name}") for name in modules}
     seen: set[Path] = set()

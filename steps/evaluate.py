@@ -6,7 +6,7 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import REPORT
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.corpus import Corpus
 from tuneline.evaluation import model_under_test, score, setting
@@ -17,12 +17,12 @@ from tuneline.model import precision, verification
 from tuneline.model.checkpoint import Checkpoint
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
-    libraries = (*setting.ANSWERING, *setting.SCORING, "lm-eval")
+    libraries = (*setting.GENERATION_PACKAGES, *setting.METRIC_PACKAGES, "lm-eval")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
-    device = f"{hardware.kind()} {precision.for_answers('auto')}"
-    return f"{code_behind(*modules, libraries=libraries)} {device}"
+    device = f"{hardware.device_type()} {precision.inference_dtype('auto')}"
+    return f"{library_source_hash(*modules, libraries=libraries)} {device}"
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=REPORT)
@@ -35,7 +35,7 @@ def evaluate(
     config: EvaluateStepConfig,
 ) -> Annotated[Report, "{stage}_report"]:
     """Ask both models the same questions; answers that are known already are not asked for again."""
-    verification.check(base_model, tokenizer)
-    before = model_under_test.base(base_model, tokenizer, config)
-    after = model_under_test.trained(model, config)
+    verification.check_manifests(base_model, tokenizer)
+    before = model_under_test.base_model(base_model, tokenizer, config)
+    after = model_under_test.trained_model(model, config)
     return score.report(before, after, tokenizer, mixture, benchmarks, config)

@@ -6,7 +6,7 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.export import ExportStepConfig
 from tuneline.export import write
 from tuneline.export.origin import Origin
@@ -16,11 +16,11 @@ from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import model_card
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
     modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.model_card")
-    return code_behind(*modules, libraries=libraries)
+    return library_source_hash(*modules, libraries=libraries)
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
@@ -28,6 +28,8 @@ def export(
     tokenizer: Manifest, base_model: Manifest, origin: Origin, config: ExportStepConfig
 ) -> Annotated[Checkpoint, "exported_model"]:
     """Merge or take as it is, and prove that what comes out is what went in."""
-    verification.check_fully(tokenizer, base_model)
-    made = write.export(tokenizer, base_model, origin, config)
-    return write.finish(made, model_card.exported(origin.card, origin.name, origin.source, origin.licence, made.facts))
+    verification.verify_hashes(tokenizer, base_model)
+    made = write.export_model(tokenizer, base_model, origin, config)
+    return write.write_card_and_checksums(
+        made, model_card.render_export(origin.card, origin.name, origin.source, origin.licence, made.facts)
+    )

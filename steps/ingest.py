@@ -6,16 +6,16 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.sources import IngestConfig
 from tuneline.data.corpus import Corpus
 from tuneline.data.ingest import ingest as data_sources
 from tuneline.identity import Manifest
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.ingest.ingest", "data.corpus", libraries=("datasets",))
+    return library_source_hash("data.ingest.ingest", "data.corpus", libraries=("datasets",))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)

@@ -6,16 +6,16 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.data import MergeStepConfig
 from tuneline.data.corpus import Corpus
 from tuneline.data.mixture import merge as merging
 from tuneline.identity import Manifest
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
-    return code_behind("data.mixture.merge", "data.corpus", libraries=("datasets", "numpy"))
+    return library_source_hash("data.mixture.merge", "data.corpus", libraries=("datasets", "numpy"))
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)

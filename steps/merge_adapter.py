@@ -6,7 +6,7 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.training.base import MergeAdapterConfig
 from tuneline.data.corpus import Corpus
@@ -16,11 +16,11 @@ from tuneline.model import verification
 from tuneline.model.checkpoint import Checkpoint
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
     libraries = ("torch", "transformers", "peft", "bitsandbytes")
     modules = ("model.merge", "model.checkpoint", "model.verification", "data.corpus")
-    return code_behind(*modules, libraries=libraries)
+    return library_source_hash(*modules, libraries=libraries)
 
 
 @step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
@@ -33,5 +33,5 @@ def merge_adapter(
     config: MergeAdapterConfig,
 ) -> Annotated[Checkpoint, "{stage}_model"]:
     """Fold the adapter into the base and measure that nothing else changed."""
-    verification.check(base_model, tokenizer)
+    verification.check_manifests(base_model, tokenizer)
     return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, load, config)

@@ -17,12 +17,12 @@ from tuneline.tracking import runs
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
 def publish(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Annotated[Delivery, "delivery"]:
     """Lay the export where it should go, push it, and tell ZenML and MLflow what became of it."""
-    verification.check_fully(exported)
+    verification.verify_hashes(exported)
     delivery = deliver.deliver(exported, origin, config)
     context = get_step_context()
     runs.log_params({"model": origin.model_dump(exclude={"card"}), "publish": config.model_dump(mode="json")})
     runs.log_metrics({name: float(value) for name, value in exported.facts.items() if isinstance(value, int | float)})
-    runs.log_text("model_card.md", (Path(exported.path) / deliver.CARD).read_text(encoding="utf-8"))
+    runs.log_text("model_card.md", (Path(exported.path) / deliver.CARD_FILE).read_text(encoding="utf-8"))
     told = {"tuneline.kind": "export", "zenml.run": context.pipeline_run.name}
     pushed = {"tuneline.push.repo": delivery.repo_id, "tuneline.push.commit": delivery.commit}
     runs.set_tags(told | pushed | {"tuneline.push.url": delivery.url, "tuneline.exported_to": delivery.to})

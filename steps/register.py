@@ -30,7 +30,7 @@ from tuneline.tracking import (
 )
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check, Evidence
-from tuneline.tracking.model_card import Known
+from tuneline.tracking.model_card import CardInputs
 from tuneline.tracking.registry import Version
 from tuneline.tracking.training_rows import TrainingRows
 from tuneline.train.checkpoint import training_state
@@ -51,27 +51,29 @@ def register(
     recipe: AnyRecipe,
 ) -> Annotated[Decision, "{stage}_decision"]:
     """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
-    verification.check_fully(model)
+    verification.verify_hashes(model)
     _log_run(report, training_report, sources, mixture, rows, recipe)
-    champion = registry.champion(recipe.registry.model_name)
+    champion = registry.get_champion(recipe.registry.model_name)
     itself = champion is not None and champion.content_hash == model.content_hash()
     config = recipe.gate()
     facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
-    run_artifacts.keep_evidence(facts)
-    seen = training_rows.of(mixture, recipe.merge.split_by)
-    run_artifacts.keep_training_rows(seen)
+    run_artifacts.log_evidence(facts)
+    seen = training_rows.from_mixture(mixture, recipe.merge.split_by)
+    run_artifacts.log_training_rows(seen)
     findings, checks = ([], []) if itself else _judge(report, champion, mixture, benchmarks, recipe, facts, seen)
     version, new = _register_version(model, sources, training_report, recipe)
     if not new:
         _check_known(version, model)
-    checks = [*evidence.check(facts, config.preconditions), *checks]
+    checks = [*evidence.check_preconditions(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
-    run_artifacts.keep_decision(decision)
-    known = Known(recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
-    run_artifacts.keep_card(model_card.write(known), version if new else None)
+    run_artifacts.log_decision(decision)
+    known = CardInputs(
+        recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash()
+    )
+    run_artifacts.log_card(model_card.render(known), version if new else None)
     model_versions.mirror(decision.model_name, decision)
     if training_report.state:
-        training_state.forget(training_report.state)
+        training_state.delete_state(training_report.state)
     log_metadata({"version": decision.version, "promoted": decision.promoted, "sentence": decision.sentence})
     return decision
 
@@ -87,20 +89,20 @@ def _judge(
 ) -> tuple[list[gate.Finding], list[Check]]:
     """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
     candidate, base = reports.by_metric(report.model), reports.by_metric(report.base)
-    findings = gate.judge(candidate, base, "the base model", facts.gate, facts.dirty())
+    findings = gate.evaluate(candidate, base, "the base model", facts.gate, facts.contaminated_items())
     if champion is None:
         return findings, []
-    folder = integrity.checked_folder(champion, full=True)
+    folder = integrity.verified_folder(champion, full=True)
     config = recipe.for_evaluate()
     scores = score.score_all(
-        model_under_test.stored("champion", folder, champion.content_hash, config),
-        source.tokenizer_of(folder),
+        model_under_test.stored_model("champion", folder, champion.content_hash, config),
+        source.tokenizer_manifest(folder),
         mixture.splits["validation"],
         benchmarks,
         config,
     )
     both = candidate, reports.by_metric(scores)
-    more, checks = run_artifacts.against_champion(both, champion, facts, seen, facts.gate)
+    more, checks = run_artifacts.compare_with_champion(both, champion, facts, seen, facts.gate)
     return findings + more, checks
 
 
@@ -122,7 +124,7 @@ def _register_version(
         "zenml.artifact": str(artifact.id),
     }
     uri = folder.as_uri() if folder.is_dir() else artifact.uri
-    return registry.register(recipe.registry.model_name, model.content_hash(), uri, runs.active_id(), tags)
+    return registry.register(recipe.registry.model_name, model.content_hash(), uri, runs.active_run_id(), tags)
 
 
 def _check_known(version: Version, model: Checkpoint) -> None:
@@ -146,7 +148,7 @@ def _log_run(
     recipe: Recipe,
 ) -> None:
     context = get_step_context()
-    scored_with = {name: report.methods.get(name, "unknown") for name in evidence.SETTING}
+    scored_with = {name: report.methods.get(name, "unknown") for name in evidence.SCORING_SETTINGS}
     runs.log_params(recipe.model_dump(mode="json") | {"scored_with": scored_with})
     runs.log_history(training_report.history)
     figures: dict[str, Any] = {f"training.{name}": value for name, value in training_report.summary.items()}

@@ -29,7 +29,7 @@ def resolve(
     """Find data sets, exams and base model; refuse early what would fail late."""
     tracker.connect()
     integrity.check_champion(config.model_name)
-    found, exams = ingest.locate(config.sources), exam_files.locate_exams(config.exams)
-    tokenizer, base_model, sentence = resolve_module.find(config)
+    found, exams = ingest.locate_sources(config.sources), exam_files.locate_exams(config.exams)
+    tokenizer, base_model, sentence = resolve_module.resolve_inputs(config)
     logger.info("%s", sentence)
     return found, exams, tokenizer, base_model

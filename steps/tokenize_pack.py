@@ -6,16 +6,16 @@ from zenml import step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CORPUS
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
 from tuneline.identity import Manifest
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step."""
-    return code_behind(
+    return library_source_hash(
         "data.tokenization.tokenize", "data.corpus", libraries=("datasets", "transformers", "tokenizers", "jinja2")
     )
 

@@ -6,10 +6,10 @@ from zenml import get_step_context, step
 from zenml.config.cache_policy import CachePolicy
 
 from materializers import CHECKPOINT, DOCUMENT
-from steps.caching import code_behind
+from steps.caching import library_source_hash
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import Method
-from tuneline.config.training.union import Training
+from tuneline.config.training.union import AnyTrainingConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest
 from tuneline.model import verification
@@ -19,11 +19,11 @@ from tuneline.train import training_run
 from tuneline.train.report import TrainingReport
 
 
-def watched() -> str:
+def cache_key() -> str:
     """What the cache key sees beside this step; the tracker does not change what is learned."""
     libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
     modules = ("train.training_run", "train.report", "model.checkpoint", "model.verification", "data.corpus")
-    return code_behind(*modules, libraries=libraries)
+    return library_source_hash(*modules, libraries=libraries)
 
 
 @step(
@@ -32,19 +32,24 @@ def watched() -> str:
     output_materializers={"{stage}_checkpoint": CHECKPOINT, "{stage}_training_report": DOCUMENT},
 )
 def train(
-    rows: Corpus, base_model: Manifest, tokenizer: Manifest, load: LoadStepConfig, method: Method, config: Training
+    rows: Corpus,
+    base_model: Manifest,
+    tokenizer: Manifest,
+    load: LoadStepConfig,
+    method: Method,
+    config: AnyTrainingConfig,
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
     """Fine-tune, with live curves in a child of the MLflow run."""
-    verification.check_fully(rows, base_model, tokenizer)
-    state = training_run.Job(rows, base_model, tokenizer, load, method, config).state
+    verification.verify_hashes(rows, base_model, tokenizer)
+    state = training_run.TrainingJob(rows, base_model, tokenizer, load, method, config).state
     name = f"{get_step_context().pipeline_run.name}-training"
-    with runs.training_child(name, went_on=state.told(runs.TRAINING)) as (run_id, listener):
-        state.remember(runs.TRAINING, run_id)
+    with runs.start_training_run(name, went_on=state.told(runs.TRAINING_RUN_NOTE)) as (run_id, listener):
+        state.set_note(runs.TRAINING_RUN_NOTE, run_id)
         checkpoint, report = training_run.train(
             rows, base_model, tokenizer, load, method, config, listeners=(listener,), keeps_state=True
         )
-        runs.attempt(lambda: runs.log_params({"load": report.load, "method": report.method, "train": report.train}))
-        runs.attempt(lambda: runs.log_metrics({f"training.{name}": v for name, v in report.summary.items()}))
+        runs.try_logging(lambda: runs.log_params({"load": report.load, "method": report.method, "train": report.train}))
+        runs.try_logging(lambda: runs.log_metrics({f"training.{name}": v for name, v in report.summary.items()}))
         if report.samples:
-            runs.attempt(lambda: runs.log_text("samples.md", report.samples_to_markdown()))
+            runs.try_logging(lambda: runs.log_text("samples.md", report.samples_to_markdown()))
     return checkpoint, report.model_copy(update={"mlflow_run_id": run_id})

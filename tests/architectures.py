@@ -100,7 +100,7 @@ SLIDING_LATENT = {
     "swa_v_head_dim": 16,
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-EYE = {"image_size": 28, "patch_size": 14}
+VISION = {"image_size": 28, "patch_size": 14}
 
 EXTRA: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
@@ -128,7 +128,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 128},
     "flint": {"mlp_only_layers": [0]},
     "fuyu": {"text_config": {"model_type": "persimmon"}},
-    "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **EYE}},
+    "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **VISION}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4": {"vision_config": {"position_embedding_size": 16}, "text_config": {"global_head_dim": 32}},
     "gemma4_text": {"global_head_dim": 32},
@@ -155,7 +155,7 @@ EXTRA: dict[str, dict[str, Any]] = {
             "ext_pw_out_channel": 64,
             "depthwise_separable_out_channel": 64,
         },
-        "vision_config": EYE,
+        "vision_config": VISION,
     },
     "qwen4_exp": {"text_config": INDEXED},
     "qwen4_exp_text": INDEXED,
@@ -217,9 +217,13 @@ EXCLUDED: dict[str, str] = {
 """Entries of the mapping that are no decoder-only models of text."""
 
 NAMES = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in EXCLUDED]
-NOT_ANSWERED = {"blt": "its config has no number of layers", "gemma3n": "needs timm", "xlstm": "its cache is broken"}
-ANSWERING = [name for name in NAMES if name not in NOT_ANSWERED]
-LARGEST = 5_000_000
+WITHOUT_GENERATION = {
+    "blt": "its config has no number of layers",
+    "gemma3n": "needs timm",
+    "xlstm": "its cache is broken",
+}
+GENERATING = [name for name in NAMES if name not in WITHOUT_GENERATION]
+MAX_PARAMETERS = 5_000_000
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
@@ -227,7 +231,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     config = tiny_config(name)
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    if count > LARGEST:
+    if count > MAX_PARAMETERS:
         raise ValueError(f"{name} would have {count / 1e6:.0f}e6 weights; add keys to EXTRA.")
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)

@@ -50,11 +50,11 @@ def library_modules_watched(module: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("path", [path for path in STEPS if path.stem not in NEVER_CACHED], ids=str)
 def test_a_step_watches_the_library_it_calls(path):
-    from steps.caching import files_behind
+    from steps.caching import source_files
 
-    watched = files_behind(*library_modules_watched(tree(path)))
+    watched = source_files(*library_modules_watched(tree(path)))
     for module in library_modules_called(tree(path)) - TRACKERS:
-        assert set(files_behind(module)) <= set(watched), f"{path} calls tuneline.{module} unwatched"
+        assert set(source_files(module)) <= set(watched), f"{path} calls tuneline.{module} unwatched"
 
 
 @pytest.mark.parametrize("path", STEPS, ids=str)

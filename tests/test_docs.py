@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests import tiny
 from tuneline.cli.app import app
-from tuneline.config.stages import RUNS
+from tuneline.config.stages import ALL_RECIPES
 
 TOP = [Path("README.md"), Path("CONTRIBUTING.md")]
 OWN = [*TOP, *(Path("docs") / f"{name}.md" for name in ("architecture", "benchmarks", "features", "index", "install"))]
@@ -97,7 +97,9 @@ def test_the_recipe_of_the_readme_is_complete(tmp_path, monkeypatch):
 
 
 def test_the_table_of_the_demo_has_the_metrics_that_the_demo_measures():
-    recipe = RUNS["sft"].model_validate(yaml.safe_load(Path("configs/demo.yaml").read_text())["parameters"]["recipe"])
+    recipe = ALL_RECIPES["sft"].model_validate(
+        yaml.safe_load(Path("configs/demo.yaml").read_text())["parameters"]["recipe"]
+    )
     rows = re.findall(r"^\| (\w+) \| (\d+) \|", TOP[0].read_text(), flags=re.MULTILINE)
 
     assert {metric for metric, _ in rows} <= set(recipe.measured())
@@ -130,11 +132,11 @@ def table_cells(page: str, column: str) -> list[str]:
 @pytest.mark.parametrize("page", ["features", "architecture"])
 def test_every_recipe_key_of_a_table_exists(page):
     quoted = [text for cell in table_cells(page, "recipe") for text in re.findall(r"`([^`]+)`", cell)]
-    known = {name for recipe in RUNS.values() for name in recipe.model_fields}
+    known = {name for recipe in ALL_RECIPES.values() for name in recipe.model_fields}
     keys = {key for text in quoted if (key := text.partition(":")[0]).split(".")[0] in known and " " not in key}
 
     assert len(keys) > 15
-    assert [key for key in sorted(keys - NOT_FIELDS) if not is_key(list(RUNS.values()), key.split("."))] == []
+    assert [key for key in sorted(keys - NOT_FIELDS) if not is_key(list(ALL_RECIPES.values()), key.split("."))] == []
 
 
 def test_the_vocabulary_has_each_term_once_and_names_commands_that_exist():
@@ -173,7 +175,7 @@ def labels(picture: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("picture", ["pipeline.svg", "data-path.svg"])
 def test_a_picture_of_the_pipeline_has_its_steps_in_order(picture):
-    recipe = RUNS["sft"].model_validate(tiny.recipe())
+    recipe = ALL_RECIPES["sft"].model_validate(tiny.recipe())
     steps = list(dict.fromkeys(re.sub(r"^(ingest|align)_.*", r"\1", step) for step in recipe.step_names()))
     order = [*steps[:1], "ingest", "align", *[step for step in steps[1:] if step not in ("ingest", "align")]]
 

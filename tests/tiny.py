@@ -49,14 +49,14 @@ def build_model(folder: Path, seed: int = 0) -> Path:
 
 def store_model(folder: Path, content: str) -> str:
     """Lay a stored model around some text in place of weights; returns its content hash."""
-    from tuneline.model.checkpoint import ABOUT, Checkpoint
+    from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)
     (files / "model.safetensors").write_text(content)
     made = Checkpoint(files, "full")
     about = {"kind": made.kind, "identity": made.identity, "facts": {}, "sha256": made.content_hash()}
-    (folder / ABOUT).write_text(json.dumps({**about, "files": made.files()}))
+    (folder / METADATA_FILE).write_text(json.dumps({**about, "files": made.files()}))
     return made.content_hash()
 
 

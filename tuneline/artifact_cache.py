@@ -18,7 +18,7 @@ from tuneline import state
 from tuneline.errors import ArtifactError, RecipeError
 from tuneline.identity import digest
 
-LIMIT = "TUNELINE_DOWNLOADS_GB"
+SIZE_VARIABLE = "TUNELINE_DOWNLOADS_GB"
 DEFAULT_GB = 50.0
 WAIT_SECONDS = 24 * 3600
 """How long to wait for another process that fetches the same copy."""
@@ -28,7 +28,7 @@ _in_use: dict[Path, IO[str]] = {}
 """Lock files that this process holds until it ends."""
 
 
-def folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path], object]) -> Path:
+def cached_folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path], object]) -> Path:
     """Return the copy that a key names; it is fetched where it is missing or damaged.
 
     Args:
@@ -53,19 +53,19 @@ def folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path], obje
     return target
 
 
-def key_of(checksums: str) -> str:
+def artifact_key(checksums: str) -> str:
     """Return the key of an artifact with these checksums."""
     return digest(["artifact", checksums])
 
 
 def _limit_bytes() -> float:
-    text = os.environ.get(LIMIT) or str(DEFAULT_GB)
+    text = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_GB)
     try:
         size = float(text)
     except ValueError:
         size = -1.0
     if not size >= 0:
-        raise RecipeError(f"{LIMIT}={text!r} is not a size. Give a number of gigabytes, 0 or more.")
+        raise RecipeError(f"{SIZE_VARIABLE}={text!r} is not a size. Give a number of gigabytes, 0 or more.")
     return size * 1e9
 
 

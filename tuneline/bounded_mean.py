@@ -21,20 +21,20 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_ITEMS = 10_000_000
+MAX_ITEMS = 10_000_000
 """More items than this are not recommended to anyone."""
 
 STEP, BLOCK, NEGLIGIBLE = 0.09, 16, -36.0
 """Step of the trapezoidal rule, points computed at once, and the logarithm of what it leaves out, relative to the
 largest term."""
 
-MOST_VALUES = 2048
+MAX_VALUES = 2048
 """Of more different scores, neighbours share their mean, so that 14,000 items take seconds and not minutes; a share of
 less than a millionth of their variance is lost."""
 
 
 @dataclass(frozen=True)
-class BoundedMean:
+class BoundedMeanTest:
     """The test, for differences of scores.
 
     Args:
@@ -97,7 +97,7 @@ class BoundedMean:
         above = 1
         while not enough(above):
             above *= 2
-            if above > MOST_ITEMS:
+            if above > MAX_ITEMS:
                 return None
         below = above // 2
         while above - below > max(1, below // 1000):
@@ -115,8 +115,8 @@ class BoundedMean:
         """Return the different values, and how many items have each."""
         scores = np.asarray(self.differences, dtype=float)
         values, counts = np.unique(scores, return_counts=True)
-        if values.size > MOST_VALUES:
-            places = ((scores - values[0]) * (MOST_VALUES / (values[-1] - values[0]))).astype(int)
+        if values.size > MAX_VALUES:
+            places = ((scores - values[0]) * (MAX_VALUES / (values[-1] - values[0]))).astype(int)
             counts, sums = np.bincount(places), np.bincount(places, weights=scores)
             values, counts = sums[counts > 0] / counts[counts > 0], counts[counts > 0]
         return values, counts.astype(float)

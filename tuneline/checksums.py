@@ -144,7 +144,7 @@ def _differences(folder: Path, sums: Checksums, *, full: bool) -> list[str]:
     ]
 
 
-def remedy(step: str) -> str:
+def recovery_advice(step: str) -> str:
     """Say how a damaged artifact can be replaced.
 
     Args:

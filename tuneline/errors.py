@@ -43,7 +43,7 @@ class SourceError(TunelineError, OSError):
     """A model or a data set is not where the recipe says, or its bytes are not those expected."""
 
 
-class ProofError(TunelineError, RuntimeError):
+class VerificationError(TunelineError, RuntimeError):
     """A proof obligation does not hold, so the result must not be used."""
 
 

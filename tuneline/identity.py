@@ -115,7 +115,7 @@ def _hash_cache() -> Path:
 
 
 def _known_hashes() -> dict[str, Any]:
-    known = state.cached_json(_hash_cache())
+    known = state.read_cached_json(_hash_cache())
     return known if isinstance(known, dict) else {}
 
 
@@ -144,11 +144,11 @@ def tree_paths(folder: Path, ignore: Iterable[str] = ()) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skipped)
 
 
-def tree(folder: Path, ignore: Iterable[str] = ()) -> list[list[str]]:
+def file_hashes(folder: Path, ignore: Iterable[str] = ()) -> list[list[str]]:
     """Return name and sha256 of each file below a folder in order, but for those called as in `ignore`."""
     return [[path.relative_to(folder).as_posix(), sha256_of(path)] for path in tree_paths(folder, ignore)]
 
 
 def tree_hash(folder: Path, ignore: Iterable[str] = ()) -> str:
     """Hash the names and bytes of all files below a folder, but for those called as in `ignore`."""
-    return digest(tree(folder, ignore))
+    return digest(file_hashes(folder, ignore))

@@ -40,7 +40,7 @@ class Limit:
             raise RecipeError(f"{self.variable} is {written!r:.60}. Set a whole number above 0, like 64M or 1000.")
         return int(digits) * unit
 
-    def raise_it(self) -> str:
+    def advice(self) -> str:
         """Return the sentence that says how to allow more."""
         return f"To allow more, set the environment variable {self.variable}."
 
@@ -106,7 +106,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def irregular(path: Path) -> str:
+def special_file_kind(path: Path) -> str:
     """Say what lies at a path that is neither a file nor a folder, or return an empty string; nothing is opened."""
     try:
         mode = path.stat().st_mode
@@ -133,9 +133,9 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def no_file(path: Path) -> str:
+def why_not_a_file(path: Path) -> str:
     """Say in words why a path is no file: `there is no file X`, or what it is instead."""
-    if odd := irregular(path):
+    if odd := special_file_kind(path):
         return f"{path} is {odd}"
     if is_folder(path):
         return f"{path} is a folder, not a file"
@@ -149,7 +149,7 @@ def check_file(path: Path) -> None:
         SourceError: It is not there, or is a folder, a named pipe, a socket or a device.
     """
     if not is_file(path):
-        raise SourceError(f"{no_file(path)}. Give the path of a file.")
+        raise SourceError(f"{why_not_a_file(path)}. Give the path of a file.")
 
 
 def read_text(path: Path, limit: Limit) -> str:
@@ -160,7 +160,7 @@ def read_text(path: Path, limit: Limit) -> str:
     """
     check_file(path)
     if (size := path.stat().st_size) > limit.value():
-        raise SourceError(f"{path} has {size:,} bytes, and at most {limit.shown()} are read. {limit.raise_it()}")
+        raise SourceError(f"{path} has {size:,} bytes, and at most {limit.shown()} are read. {limit.advice()}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -57,7 +57,7 @@ class Owner:
         self._write()
 
     @contextmanager
-    def holding(self, kind: str, thing: str) -> Iterator[None]:
+    def registered(self, kind: str, thing: str) -> Iterator[None]:
         """Own something for the time of a block."""
         self.add(kind, thing)
         try:
@@ -78,7 +78,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Dead:
+class DeadOwner:
     """A process of this host and user that is gone, and what it had begun."""
 
     path: Path
@@ -92,7 +92,7 @@ class Dead:
         _write(self.path, notes)
 
 
-def own() -> Owner:
+def current_owner() -> Owner:
     """Return this process as an owner on the current state root."""
     key = (state.root(), os.getpid())
     if key not in _mine:
@@ -106,22 +106,22 @@ def own() -> Owner:
     return _mine[key]
 
 
-def work() -> Path:
+def scratch_folder() -> Path:
     """Return the scratch folder; while this process lives, nobody clears it."""
-    own().works = True
+    current_owner().works = True
     return state.folder(WORK)
 
 
-def dead() -> list[Dead]:
+def dead_owners() -> list[DeadOwner]:
     """Return the processes of this host and user that are gone without having ended what they began."""
     found = []
     for path, about in _all():
-        if about is not None and _is_ours(about) and not is_held(_lock_of(path)):
-            found.append(Dead(path, about["notes"]))
+        if about is not None and _is_ours(about) and not is_locked(_lock_of(path)):
+            found.append(DeadOwner(path, about["notes"]))
     return found
 
 
-def clear_work() -> int:
+def clear_scratch() -> int:
     """Remove what killed processes left in the scratch folder, where no living one uses it.
 
     Returns:
@@ -152,7 +152,7 @@ def _is_used() -> bool:
             continue
         foreign = about is not None and not _is_ours(about)
         young = time.time() - path.stat().st_mtime < WEEK_SECONDS
-        if is_held(_lock_of(path)) or (foreign and young):
+        if is_locked(_lock_of(path)) or (foreign and young):
             return True
     return False
 
@@ -174,7 +174,7 @@ def _is_ours(about: dict[str, Any]) -> bool:
     return (about.get("host"), about.get("user")) == (socket.gethostname(), os.getuid())
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Tell whether a living process holds a lock."""
     try:
         handle = os.open(path, os.O_RDWR)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneline.errors import TunelineError
 
-CODES = {"SIGTERM": 2, "SIGINT": 130}
+EXIT_CODES = {"SIGTERM": 2, "SIGINT": 130}
 
 
 class Terminated(KeyboardInterrupt):
@@ -23,7 +23,7 @@ class Terminated(KeyboardInterrupt):
 _open: list["Stop"] = []
 
 
-class Stop:
+class ReceivedSignal:
     """The name of the signal that came, or an empty string."""
 
     name = ""
@@ -37,22 +37,22 @@ class Stop:
     @property
     def code(self) -> int:
         """The exit code."""
-        return CODES[self.name]
+        return EXIT_CODES[self.name]
 
 
 @contextmanager
-def raised() -> Iterator[Stop]:
+def raise_on_signal() -> Iterator[ReceivedSignal]:
     """Turn the first SIGTERM or SIGINT into an exception; a second one ends the process at once.
 
     Handlers that somebody else installed stay. Only the main thread can listen.
     """
-    stop = Stop()
+    stop = ReceivedSignal()
 
     def end(number: int, frame: FrameType | None) -> None:
         stop.name = signal.Signals(number).name
         for mine in before:
             signal.signal(mine, signal.SIG_DFL)
-        check()
+        raise_if_received()
 
     usual: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
@@ -68,20 +68,20 @@ def raised() -> Iterator[Stop]:
             signal.signal(number, how)
 
 
-def check() -> None:
+def raise_if_received() -> None:
     """Raise the exception of a signal that came, once more; libraries swallow it where they try to import others."""
     for stop in _open:
         if stop.name:
             raise Terminated if stop.name == "SIGTERM" else KeyboardInterrupt
 
 
-def exit_code(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object]) -> int:
     """Run a command; print the one line of what ended it.
 
     Args:
         command: Raises SystemExit for an exit code other than 0.
     """
-    with raised() as stop:
+    with raise_on_signal() as stop:
         try:
             command()
             return 0
@@ -99,7 +99,7 @@ def exit_code(command: Callable[[], object]) -> int:
 
 def _signal_behind(error: BaseException | None) -> str:
     """Name the signal of an interrupt, also of one that typer made an exit code of; else an empty string."""
-    if isinstance(error, SystemExit) and error.code == CODES["SIGINT"]:
+    if isinstance(error, SystemExit) and error.code == EXIT_CODES["SIGINT"]:
         while error is not None and not isinstance(error, KeyboardInterrupt):
             error = error.__cause__ or error.__context__
     if not isinstance(error, KeyboardInterrupt):

@@ -37,7 +37,7 @@ def lock(name: str, timeout_seconds: float = 600) -> FileLock:
     return FileLock(folder("locks") / f"{name}.lock", timeout=timeout_seconds)
 
 
-def cached_json(path: Path) -> Any:
+def read_cached_json(path: Path) -> Any:
     """Return what a cache file holds; None where it is missing, or cut off (by a crash or a full disk), with a warning.
 
     Only for files that can be computed again.

@@ -23,7 +23,7 @@ class Interval:
     num_items: int
 
 
-def shown(metric: str, value: float, *, signed: bool = False) -> str:
+def format_score(metric: str, value: float, *, signed: bool = False) -> str:
     """Write a value of a metric: in points of a hundred, or as it is where it has no such range.
 
     Log-likelihoods are nats a token, rewards what the judge makes them.
@@ -116,7 +116,7 @@ class PairedTest(Protocol):
         """Return what the true mean exceeds with confidence `level`."""
 
 
-class PairedBootstrap:
+class PairedBootstrapTest:
     """The expanded percentile bootstrap of `bootstrap_mean`, as a test.
 
     Args:
@@ -149,7 +149,7 @@ class PairedBootstrap:
 
 
 @dataclass(frozen=True)
-class McNemar:
+class McNemarTest:
     """The exact test for right and wrong answers, against no difference (McNemar 1947; exact: Cochran 1950).
 
     Only items answered differently count: were neither better, each would fall to either side like a coin.
@@ -186,7 +186,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class SignFlips:
+class SignFlipTest:
     """The exact test of paired differences against answers that are alike (Fisher 1935; Pitman 1937).
 
     Were neither better, each difference would have either sign like a coin: all ways to set the signs are counted, not
@@ -219,12 +219,12 @@ class SignFlips:
         return min(1.0, 2 * float(ways[-(-(total + observed) // 2) :].sum())) if observed else 1.0
 
 
-def are_right_or_wrong(scores: Sequence[float]) -> bool:
+def is_binary(scores: Sequence[float]) -> bool:
     """Tell whether every score is 0 or 1."""
     return set(scores) <= {0.0, 1.0}
 
 
-def holm(p_values: Sequence[float], level: float) -> list[float]:
+def holm_levels(p_values: Sequence[float], level: float) -> list[float]:
     """Return the confidence at which each of several tests is made, so that all claims hold together (Holm 1979).
 
     The smallest p-value of `m` meets `1 - (1 - level) / m`, the next `1 - (1 - level) / (m - 1)`, and so on. They are

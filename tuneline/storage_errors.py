@@ -11,23 +11,34 @@ from pathlib import Path
 from tuneline import state
 from tuneline.errors import DiskFullError, TrackingError, TunelineError
 
-NUMBERS = (errno.ENOSPC, errno.EDQUOT)
-WORDS = ("no space left on device", "disk quota exceeded", "database or disk is full", "os error 28", "errno 28")
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_MESSAGES = (
+    "no space left on device",
+    "disk quota exceeded",
+    "database or disk is full",
+    "os error 28",
+    "errno 28",
+)
 """What SQLite, SQLAlchemy, pyarrow, safetensors and MLflow's server say of a full disk, in lower case."""
 
-VAGUE = ("write failed", "pytorchstreamwriter failed", "enforce fail at inline_container", "disk i/o error")
+AMBIGUOUS_MESSAGES = (
+    "write failed",
+    "pytorchstreamwriter failed",
+    "enforce fail at inline_container",
+    "disk i/o error",
+)
 """What torch and SQLite say of a full disk and of other failures: the free space, or a write, decides."""
 
-LOCKED = ("database is locked", "database table is locked", "database schema is locked")
+LOCKED_MESSAGES = ("database is locked", "database table is locked", "database schema is locked")
 FULL_BYTES = 2**20
 """Less free space than this is a full disk; so much is written to see whether a quota is used up."""
 
-QUOTING = (TunelineError, ValueError, LookupError, TypeError)
+DATA_ERRORS = (TunelineError, ValueError, LookupError, TypeError)
 """Errors whose text may quote data; they mean a full disk only where they come from another error."""
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Raise the one-line error in place of one that means a full disk or a locked database.
 
     Raises:
@@ -37,19 +48,21 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = explain(error)
+        told = translate(error)
         if told is None or told is error:
             raise
         raise told from error
 
 
-def explain(error: BaseException) -> TunelineError | None:
+def translate(error: BaseException) -> TunelineError | None:
     """Return the one-line error that tells what is wrong with a disk or a database; None where that is not the case."""
     if any(isinstance(each, DiskFullError) for each in _chain(error)):
         return error if isinstance(error, TunelineError) else DiskFullError(_full_sentence(error))
     if is_full(error):
         return DiskFullError(_full_sentence(error))
-    if not isinstance(error, TunelineError) and any(word in _text(each) for each in _chain(error) for word in LOCKED):
+    if not isinstance(error, TunelineError) and any(
+        word in _text(each) for each in _chain(error) for word in LOCKED_MESSAGES
+    ):
         return TrackingError(LOCKED_ADVICE.format(error=_first_line(error)))
     return None
 
@@ -84,12 +97,12 @@ def _full_sentence(error: BaseException) -> str:
 
 
 def _says_full(error: BaseException, folder: Path | None) -> bool:
-    if isinstance(error, OSError) and error.errno in NUMBERS:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return True
-    text = "" if isinstance(error, QUOTING) else _text(error)
-    if any(word in text for word in WORDS):
+    text = "" if isinstance(error, DATA_ERRORS) else _text(error)
+    if any(word in text for word in DISK_FULL_MESSAGES):
         return True
-    return any(word in text for word in VAGUE) and not _has_room(folder or state.root())
+    return any(word in text for word in AMBIGUOUS_MESSAGES) and not _has_room(folder or state.root())
 
 
 def _has_room(folder: Path) -> bool:
@@ -103,7 +116,7 @@ def _has_room(folder: Path) -> bool:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.errno not in NUMBERS
+        return error.errno not in DISK_FULL_ERRNOS
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ def ours(model: Any, tokenizer: Any, told: Told) -> list[str]:
     """Answer as the step `evaluate` does."""
     from tuneline.evaluation.generation import generate
 
-    return generate.answers(model, tokenizer, told["prompts"], told["max_new_tokens"], told["batch_size"])
+    return generate.generate_answers(model, tokenizer, told["prompts"], told["max_new_tokens"], told["batch_size"])
 
 
 def transformers(model: Any, tokenizer: Any, told: Told) -> list[str]:

@@ -12,7 +12,7 @@ from benchmarks.peers import process
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import Method
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.base import SFTConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
 from tuneline.train import training_run
@@ -21,10 +21,10 @@ from tuneline.train import training_run
 def work(arguments: process.Result) -> process.Result:
     """Train a few steps with one method."""
     rows = Corpus.load(Path(arguments["rows"]))
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=Path(arguments["model"])))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=Path(arguments["model"])))
     load = LoadStepConfig(max_length=arguments["max_length"], **arguments["load"])
     method: Any = TypeAdapter(Method).validate_python(arguments["method"])
-    config = TrainConfig(max_steps=arguments["steps"], lr_scheduler_type="constant", **arguments["train"])
+    config = SFTConfig(max_steps=arguments["steps"], lr_scheduler_type="constant", **arguments["train"])
     clock: list[tuple[float, float]] = []
     (Path(arguments["scratch"]) / "began").touch()
     _, report = training_run.train(

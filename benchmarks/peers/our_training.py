@@ -10,7 +10,7 @@ from benchmarks.peers import process, steps
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import Method
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.base import SFTConfig
 from tuneline.data.corpus import Corpus
 from tuneline.model import source
 from tuneline.train import training_run
@@ -20,10 +20,10 @@ def work(arguments: process.Result) -> process.Result:
     """Train on the rows in order, once."""
     steps.read_in_order()
     rows = Corpus.load(Path(arguments["rows"]))
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=Path(arguments["model"])))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=Path(arguments["model"])))
     load = LoadStepConfig(max_length=arguments["max_length"], **arguments["load"])
     method: Any = TypeAdapter(Method).validate_python(arguments["method"])
-    config = TrainConfig(num_train_epochs=1, **arguments["train"])
+    config = SFTConfig(num_train_epochs=1, **arguments["train"])
     clock = steps.Clock()
     checkpoint, report = training_run.train(
         rows, base_model, tokenizer, load, method, config, listeners=(lambda figures, step: clock.step(),)

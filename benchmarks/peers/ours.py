@@ -28,7 +28,7 @@ NO_EXAMS = Manifest(kind="benchmarks", items=[])
 
 def read(path: Path) -> Corpus:
     """Find a file and read its records."""
-    found = ingest.locate([SourceConfig(name=path.stem, path=path)])
+    found = ingest.locate_sources([SourceConfig(name=path.stem, path=path)])
     return ingest.ingest(found, IngestConfig(name=path.stem))
 
 
@@ -44,20 +44,20 @@ def mix(examples: Corpus) -> Corpus:
 
 def unmixed(examples: Corpus) -> Corpus:
     """Hand all examples on as they are, to be trained on."""
-    with corpus.Writer(schema.EXAMPLE) as none:
+    with corpus.RowWriter(schema.EXAMPLE) as none:
         pass
     return Corpus({"train": examples.only(), "validation": none.rows()})
 
 
 def rows(mixture: Corpus, model: Path, max_length: int) -> Corpus:
     """Make packed training rows."""
-    return tokenize.tokenize_pack(mixture, source.tokenizer_of(model), TokenizeStepConfig(max_length=max_length))
+    return tokenize.tokenize_pack(mixture, source.tokenizer_manifest(model), TokenizeStepConfig(max_length=max_length))
 
 
 def measure(arguments: process.Result) -> process.Result:
     """Time the steps of `whole` or `prepare`; the tokenizer is loaded before."""
     path, model, max_length = Path(arguments["data"]), Path(arguments["model"]), arguments["max_length"]
-    loaded = load_tokenizer(source.tokenizer_of(model))
+    loaded = load_tokenizer(source.tokenizer_manifest(model))
     clock = process.Clock()
     with mock.patch.object(tokenize, "load_tokenizer", return_value=loaded):
         if arguments["what"] == "whole":

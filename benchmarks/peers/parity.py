@@ -71,8 +71,8 @@ def compare(arguments: process.Result) -> process.Result:
 
 
 def _examples(examples: Corpus) -> Iterator[dict[str, Any]]:
-    for batch in corpus.batches(examples.only()):
-        yield from schema.from_batch(batch, ("id", "messages"))
+    for batch in corpus.iter_batches(examples.only()):
+        yield from schema.from_arrow_batch(batch, ("id", "messages"))
 
 
 def _compared_with_trl(arguments: process.Result, examples: Corpus, ours_by_id: dict[str, list[int]]) -> process.Result:

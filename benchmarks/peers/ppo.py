@@ -14,14 +14,14 @@ from tuneline.data.tokenization import preference_rows
 from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
-from tuneline.model.positions import predicted_at
+from tuneline.model.positions import prediction_positions
 from tuneline.train import rollout
 from tuneline.train.collate import collate
 from tuneline.train.rl import roles
 from tuneline.train.rl.experience import Experience
-from tuneline.train.rl.objectives import HEAD, PPO
-from tuneline.train.rl.roles import Rewards, Span
-from tuneline.train.rollout import Drawing
+from tuneline.train.rl.objectives import PPO, VALUE_HEAD
+from tuneline.train.rl.roles import PromptCompletion, RewardFunction
+from tuneline.train.rollout import GenerationOptions
 
 LORA = LoraMethod(type="lora", r=8, lora_alpha=16)
 FAMILY = families["lora"]
@@ -41,7 +41,7 @@ class Layout:
     """The critic's values [N]."""
 
     reference: Said
-    judge: Rewards
+    judge: RewardFunction
     trained: list[Any]
 
 
@@ -57,7 +57,7 @@ def shared(model: Path, reward: Path, objective: PPO) -> Layout:
     return Layout(
         policy,
         lambda inputs: objective._logps(policy, inputs)[0],
-        lambda inputs: _values(policy, getattr(policy, HEAD), inputs),
+        lambda inputs: _values(policy, getattr(policy, VALUE_HEAD), inputs),
         reference,
         roles.attach_reward_model(policy, reward),
         [policy],
@@ -69,12 +69,14 @@ def four(model: Path, reward: Path, objective: PPO) -> Layout:
     policy, critic = (FAMILY.attach(load_model(model, attention="segment"), LORA) for _ in range(2))
     reference = load_model(model, attention="segment").eval()
     judge = FAMILY.attach_saved(load_model(model, attention="segment"), reward).eval()
-    head, reward_head = value_head.attach(critic), value_head.load(reward)
-    critic.add_module(HEAD, head)
+    head, reward_head = value_head.build_value_head(critic), value_head.load_value_head(reward)
+    critic.add_module(VALUE_HEAD, head)
 
     @torch.no_grad()
-    def rewards(spans: list[Span], references: list[list[int]]) -> list[float]:
-        return value_head.at_ends(judge, reward_head, collate([preference_rows.answered(spans)])).tolist()
+    def rewards(spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:
+        return value_head.segment_end_values(
+            judge, reward_head, collate([preference_rows.concatenate_segments(spans)])
+        ).tolist()
 
     return Layout(
         policy,
@@ -87,9 +89,9 @@ def four(model: Path, reward: Path, objective: PPO) -> Layout:
 
 
 def _values(model: Any, head: Any, inputs: Inputs) -> torch.Tensor:
-    keep = predicted_at(inputs)
+    keep = prediction_positions(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    return value_head.values(model, head, **rest)[0, keep]
+    return value_head.compute_values(model, head, **rest)[0, keep]
 
 
 def run(arguments: dict[str, Any]) -> process.Result:
@@ -100,7 +102,7 @@ def run(arguments: dict[str, Any]) -> process.Result:
     layout = make(Path(arguments["model"]), Path(arguments["reward"]), objective)
     trained = [part for model in layout.trained for part in model.parameters() if part.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    drawing = Drawing(arguments["new_tokens"], stop_id=2, pad_id=2)
+    drawing = GenerationOptions(arguments["new_tokens"], stop_id=2, pad_id=2)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     rewards: list[float] = []
@@ -112,11 +114,11 @@ def run(arguments: dict[str, Any]) -> process.Result:
 
 
 def _step(
-    layout: Layout, objective: PPO, optimizer: torch.optim.Optimizer, asked: list[list[int]], drawing: Drawing
+    layout: Layout, objective: PPO, optimizer: torch.optim.Optimizer, asked: list[list[int]], drawing: GenerationOptions
 ) -> list[float]:
     layout.policy.eval()
-    spans = list(zip(asked, rollout.answers(layout.policy, asked, drawing), strict=True))
-    inputs = collate([preference_rows.answered(spans)])
+    spans = list(zip(asked, rollout.generate_completions(layout.policy, asked, drawing), strict=True))
+    inputs = collate([preference_rows.concatenate_segments(spans)])
     with torch.no_grad():
         rewards = torch.tensor(layout.judge(spans, []))
         old_N, ref_N, values_N = layout.said(inputs), layout.reference(inputs), layout.values(inputs)

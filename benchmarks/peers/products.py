@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import process
-from tuneline.config.sections.load import Holding
-from tuneline.model.load import read_config, shape_of
+from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.model.load import build_meta_model, read_config
 
 SQUARE = 1024
 ROUNDS = 3
@@ -24,7 +24,7 @@ def work(arguments: process.Result) -> process.Result:
     """
     tokens, trained, rank = arguments["tokens"], arguments["trained_tokens"], arguments["lora"]["r"]
     folder = Path(arguments["model"])
-    model = shape_of(read_config(folder, Holding()))
+    model = build_meta_model(read_config(folder, ModelLoadOptions()))
     head = model.get_output_embeddings()
     layers = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
     best = {kind: _rate(SQUARE, SQUARE, SQUARE, kind) for kind in (torch.float32, torch.bfloat16)}

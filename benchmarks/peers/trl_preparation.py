@@ -22,8 +22,8 @@ def conversations(examples: Corpus, every: int = 1) -> Dataset:
     """Return examples as trl takes them, `prompt` and `completion`; one of so many."""
     said = [
         [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"]]
-        for batch in corpus.batches(examples.only())
-        for example in schema.from_batch(batch, ("messages",))
+        for batch in corpus.iter_batches(examples.only())
+        for example in schema.from_arrow_batch(batch, ("messages",))
     ]
     return Dataset.from_list([{"prompt": turns[:-1], "completion": turns[-1:]} for turns in said[::every]])
 

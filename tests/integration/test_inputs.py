@@ -199,7 +199,9 @@ def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(n
     merged, tokenizer = reference.load(promoted(outcome, f"quantized-{name}"))
     model = {"type": "registered", "name": f"quantized-{name}", "version": "champion"}
     path = tiny.write_config(project / "export.yaml", {"stage": "export", "model": model})
-    exported, _ = reference.load(start.result(export_pipeline.with_options(config_path=str(path))()).delivery.folder)
+    exported, _ = reference.load(
+        start.read_outcome(export_pipeline.with_options(config_path=str(path))()).delivery.folder
+    )
 
     ids = torch.tensor([tokenizer(tiny.TEXT[:200])["input_ids"]])
     assert torch.equal(exported(ids).logits, merged(ids).logits)

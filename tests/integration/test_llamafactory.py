@@ -124,7 +124,7 @@ def theirs(project):
     result = CliRunner().invoke(app, ["run", "theirs.yaml"])
     assert result.exit_code == 0, result.output or result.exception
     (run,) = Client().list_pipeline_runs(sort_by="desc:created", size=1).items
-    return start.outcome(Client().get_pipeline_run(run.id))
+    return start.read_training_outcome(Client().get_pipeline_run(run.id))
 
 
 def texts():

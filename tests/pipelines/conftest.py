@@ -15,13 +15,13 @@ def run(project: Path) -> Callable[..., Outcome]:
     """Run a pipeline on a recipe made of the small one; keyword arguments replace its parts."""
     import importlib
 
-    from tuneline.runner.start import outcome
+    from tuneline.runner.start import read_training_outcome
 
     def start(pipeline: str = "sft_pipeline", use_cache: bool = True, **changes: object) -> Outcome:
         path = tiny.write_config(project / "changed.yaml", tiny.recipe(**changes))
         options = {} if use_cache else {"enable_cache": False}
         made = getattr(importlib.import_module("pipelines"), pipeline)
-        return outcome(made.with_options(config_path=str(path), **options)())
+        return read_training_outcome(made.with_options(config_path=str(path), **options)())
 
     assert os.environ["ZENML_CONFIG_PATH"]
     return start

@@ -98,7 +98,7 @@ def test_a_decision_is_kept_as_json_markdown_and_html(two_runs):
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
-    run_id = registry.find("tiny", "2").run_id
+    run_id = registry.find_version("tiny", "2").run_id
     texts = {
         kind: mlflow.artifacts.load_text(f"runs:/{run_id}/gate/decision.{kind}") for kind in ("json", "md", "html")
     }

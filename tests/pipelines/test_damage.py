@@ -8,10 +8,10 @@ import pytest
 
 from pipelines import sft_pipeline
 from tests import tiny
-from tuneline.runner.start import outcome
+from tuneline.runner.start import read_training_outcome
 from tuneline.tracking import registry
 from tuneline.zenml_integration import tracker
-from tuneline.zenml_integration.strict_pipeline import Refusal
+from tuneline.zenml_integration.strict_pipeline import RunError
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
@@ -51,7 +51,7 @@ def flip(path):
 
 
 def refusal(run, **changes):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RunError) as caught:
         run(**changes)
     return str(caught.value)
 
@@ -62,7 +62,7 @@ OTHER = {"train": {**tiny.recipe()["train"], "learning_rate": 3e-3}}
 def test_a_flipped_bit_of_a_cached_model_is_refused_and_nothing_is_registered(run, output):
     weights = output("merge_adapter") / "files" / "model.safetensors"
     tracker.connect()
-    before = [version.version for version in registry.versions("tiny")]
+    before = [version.version for version in registry.list_versions("tiny")]
 
     flip(weights)
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_of_a_cached_model_is_refused_and_nothing_is_registered(ru
     assert "as it was stored" in told
     assert told.endswith("or compute it again: `tuneline run RECIPE --recompute merge_adapter`.")
     tracker.connect()
-    assert [version.version for version in registry.versions("tiny")] == before
+    assert [version.version for version in registry.list_versions("tiny")] == before
 
 
 def test_overwritten_token_ids_are_not_trained(run, output):
@@ -108,7 +108,7 @@ def test_a_step_that_is_computed_again_heals_the_cache(project, run, output, ran
 
     path = tiny.write_config(project / "changed.yaml", tiny.recipe())
     made = sft_pipeline.with_options(config_path=str(path), steps={"tokenize_pack": {"enable_cache": False}})
-    assert ran(outcome(made())) == {"tokenize_pack"}
+    assert ran(read_training_outcome(made())) == {"tokenize_pack"}
     assert ran(run()) == set()
 
 

@@ -34,7 +34,7 @@ def export(project, trained):
 
     def do(**recipe):
         path = tiny.write_config(project / "export.yaml", {"stage": "export", "model": REGISTERED} | recipe)
-        return start.result(export_pipeline.with_options(config_path=str(path))())
+        return start.read_outcome(export_pipeline.with_options(config_path=str(path))())
 
     return do
 

@@ -74,8 +74,8 @@ def test_a_reward_model_keeps_its_adapter_and_its_head_beside_the_base(dpo, run)
     found = made.report.metrics()["preference_accuracy"]["model"]
     assert found.num_items >= 8, "prompts of which no answer was trained on"
     assert found.mean > 0.9
-    assert adapter_bundle.is_adapter(folder)
-    assert (folder / value_head.FILE).is_file()
+    assert adapter_bundle.is_adapter_bundle(folder)
+    assert (folder / value_head.HEAD_FILE).is_file()
 
 
 def test_ppo_earns_what_the_registered_reward_model_gives(dpo, project, run):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import tiny
-from tuneline.zenml_integration.strict_pipeline import Refusal
+from tuneline.zenml_integration.strict_pipeline import RunError
 
 pytestmark = pytest.mark.zenml
 
@@ -40,5 +40,5 @@ def test_what_a_stage_makes_carries_its_name_and_data_do_not(first):
 
 
 def test_a_recipe_of_another_stage_is_refused_by_name(first, run):
-    with pytest.raises(Refusal, match="stage: sft is not run by pretrain_pipeline. Run sft_pipeline"):
+    with pytest.raises(RunError, match="stage: sft is not run by pretrain_pipeline. Run sft_pipeline"):
         run("pretrain_pipeline")

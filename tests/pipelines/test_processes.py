@@ -139,8 +139,8 @@ def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
     call("zenml", "pipeline", "run", "retrain_pipeline", "--config", schedule_file(project, "0 3 * * *"), cwd=project)
     assert "nightly" in call("zenml", "pipeline", "schedule", "list", cwd=project)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=3, minute=0, second=5)
-    early = scheduler.Scheduler(schedules.all_schedules, clock=lambda: datetime.now(UTC) + timedelta(seconds=1))
-    due = scheduler.Scheduler(schedules.all_schedules, clock=lambda: tomorrow)
+    early = scheduler.Scheduler(schedules.list_schedules, clock=lambda: datetime.now(UTC) + timedelta(seconds=1))
+    due = scheduler.Scheduler(schedules.list_schedules, clock=lambda: tomorrow)
 
     assert early.once() == []
     (firing,) = due.once()

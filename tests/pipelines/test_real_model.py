@@ -17,7 +17,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, test_data):
     from pipelines import sft_pipeline
-    from tuneline.runner.start import outcome
+    from tuneline.runner.start import read_training_outcome
 
     recipe = yaml.safe_load(DEMO.read_text())["parameters"]["recipe"]
     path = str(test_data / "llamafactory" / "alpaca_en_demo.json")
@@ -35,9 +35,9 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
 
     run = sft_pipeline.with_options(config_path=str(config))()
 
-    result = outcome(run)
+    result = read_training_outcome(run)
     tracker.connect()
-    assert registry.find("alpaca", result.decision.version).folder() == result.model_folder
+    assert registry.find_version("alpaca", result.decision.version).folder() == result.model_folder
     assert result.report.metrics()["rougeL"]["model"].num_items == 16
     rows = run.steps["tokenize_pack"].outputs["rows"][0].load()
     base = Path(run.steps["resolve"].outputs["base_model"][0].load().only().location)

@@ -51,7 +51,7 @@ def trained(project, stage: str, **changes):
     if "load" in recipe["train"]:
         del recipe["train"]["load"]
     checked = loading.load(tiny.write_config(folder / f"{stage}.yaml", recipe)).recipe
-    tokenizer, base_model, _ = resolve.find(checked.for_resolve())
+    tokenizer, base_model, _ = resolve.resolve_inputs(checked.for_resolve())
     rows = prepare.prepare(checked, tokenizer)
     made = training_run.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
     return checked, rows, tokenizer, base_model, *made

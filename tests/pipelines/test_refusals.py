@@ -145,7 +145,7 @@ def versions():
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
-    return registry.versions()
+    return registry.list_versions()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -228,7 +228,7 @@ def test_a_champion_with_other_bytes_or_none_is_told_before_training(project, re
     assert "The files of tiny version 1 (champion) are gone from" in lines[-1]
     assert "The files of tiny version 1 (champion) are gone from" in zenml_lines[-1]
     tracker.connect()
-    assert [each.version for each in registry.versions("tiny")] == ["1"], "nothing half-registered"
+    assert [each.version for each in registry.list_versions("tiny")] == ["1"], "nothing half-registered"
 
 
 def test_a_schedule_whose_name_is_taken_is_told(project, capfd):
@@ -300,7 +300,7 @@ def test_a_run_that_failed_behind_a_step_that_logs_is_closed_in_mlflow(project, 
     seen = []
 
     def fail():
-        owner.own().add(abandoned_runs.SNAPSHOTS, "store snapshot")
+        owner.current_owner().add(abandoned_runs.SNAPSHOTS, "store snapshot")
         mlflow.set_tracking_uri("")  # as ZenML does it behind each step with a tracker
         raise KeyError
 
@@ -308,7 +308,7 @@ def test_a_run_that_failed_behind_a_step_that_logs_is_closed_in_mlflow(project, 
         abandoned_runs, "_fail_runs_of", lambda snapshot: seen.append((snapshot, mlflow.get_tracking_uri()))
     )
 
-    with pytest.raises(KeyError), abandoned_runs.closed_at_the_end():
+    with pytest.raises(KeyError), abandoned_runs.mark_failed_on_error():
         fail()
 
     assert seen == [("store snapshot", uri)]

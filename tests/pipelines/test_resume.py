@@ -20,7 +20,7 @@ def report_of(outcome):
 
 
 def test_the_failed_step_goes_on_in_the_same_run_to_the_same_weights(run, ran, monkeypatch):
-    plain, died = runs.Curves.__call__, []
+    plain, died = runs.MetricBuffer.__call__, []
 
     def die_once(self, figures, step):
         plain(self, figures, step)
@@ -28,7 +28,7 @@ def test_the_failed_step_goes_on_in_the_same_run_to_the_same_weights(run, ran, m
             died.append(self._run_id)
             raise RuntimeError("the machine went away")
 
-    monkeypatch.setattr(runs.Curves, "__call__", die_once)
+    monkeypatch.setattr(runs.MetricBuffer, "__call__", die_once)
     with pytest.raises(RuntimeError, match="the machine went away"):
         run(train=TRAIN)
     tracker.connect()
@@ -50,7 +50,7 @@ def test_the_failed_step_goes_on_in_the_same_run_to_the_same_weights(run, ran, m
 
 
 def test_a_training_is_kept_until_its_result_is_stored(run, monkeypatch):
-    attempt, died = runs.attempt, []
+    attempt, died = runs.try_logging, []
 
     def die_once(call):
         if not died:
@@ -59,7 +59,7 @@ def test_a_training_is_kept_until_its_result_is_stored(run, monkeypatch):
         return attempt(call)
 
     train = {"learning_rate": 2e-3, "max_steps": 5, "save_steps": 2}
-    monkeypatch.setattr(runs, "attempt", die_once)
+    monkeypatch.setattr(runs, "try_logging", die_once)
     with pytest.raises(RuntimeError, match="the machine went away"):
         run(train=train)
     assert list(state.root().glob("training/*/checkpoint-4"))

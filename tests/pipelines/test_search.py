@@ -31,7 +31,7 @@ def test_a_search_that_was_cut_off_goes_on_and_confirms_its_best(project):
     outcomes = []
 
     def asked(trials):
-        return search.search(path, ranges, trials=trials)
+        return search.parse_search(path, ranges, trials=trials)
 
     def cut_off(name, outcome):
         outcomes.append(outcome)
@@ -45,7 +45,7 @@ def test_a_search_that_was_cut_off_goes_on_and_confirms_its_best(project):
     assert len(outcomes) == 3 + 2 * 2, "two trials of the first time are not run again"
     tokenized = [step.status for outcome in outcomes for step in outcome.steps if step.name == "tokenize_pack"]
     assert [status == "cached" for status in tokenized] == [False] + [True] * 6
-    assert search.caution(asked(3)) == "", "the gate asks for the exam"
+    assert search.selection_warning(asked(3)) == "", "the gate asks for the exam"
     scores = [trial.score for trial in found.trials]
     assert found.best.score == max(scores) > min(scores)
     assert [line.name.startswith("best: learning_rate") for line in found.lines] == [True, False]

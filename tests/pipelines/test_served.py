@@ -43,10 +43,10 @@ def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, 
         tracker.connect()
         assert (first.decision.version, first.decision.new) == ("1", True)
         assert (second.decision.version, second.decision.new) == ("2", True)
-        version = registry.find("served", "challenger")
+        version = registry.find_version("served", "challenger")
         assert version.version == "2"
         assert version.source.startswith("runs:/")
-        assert (integrity.checked_folder(version) / "model.safetensors").read_bytes() == (
+        assert (integrity.verified_folder(version) / "model.safetensors").read_bytes() == (
             second.model_folder / "model.safetensors"
         ).read_bytes()
         answer = mlflow.pyfunc.load_model("models:/served@challenger").predict(

@@ -205,7 +205,7 @@ def test_a_run_with_cached_steps_is_complete_in_mlflow(first, run):
     assert [point.step for point in client.get_metric_history(cached.info.run_id, "loss")] == [1, 2]
     assert {each.dataset.name for each in cached.inputs.dataset_inputs} == {"first", "second"}
     child = client.get_run(cached.data.tags["tuneline.training_run"])
-    parents = {run.info.run_id for run in compare.pipeline_runs()} - {cached.info.run_id}
+    parents = {run.info.run_id for run in compare.list_pipeline_runs()} - {cached.info.run_id}
     assert child.data.tags["mlflow.parentRunId"] in parents, "an earlier run trained what this one took from the cache"
     assert {"loss", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(child.data.metrics)
 
@@ -213,7 +213,7 @@ def test_a_run_with_cached_steps_is_complete_in_mlflow(first, run):
 def test_a_version_tells_its_lineage_and_is_not_copied(first, project):
     tracker.connect()
 
-    version = registry.find("tiny", first.decision.version)
+    version = registry.find_version("tiny", first.decision.version)
 
     assert version.folder() == first.model_folder
     assert project in version.folder().parents

@@ -17,7 +17,7 @@ def test_six_runs_tokenize_once_and_are_children_of_one_run(project):
 
     found = sweeps.run(
         "sweep of tiny",
-        sweep.settings(recipe, ["train.learning_rate=1e-4,1e-2"], 3),
+        sweep.build_settings(recipe, ["train.learning_rate=1e-4,1e-2"], 3),
         lambda name, outcome: outcomes.append(outcome),
     )
 

@@ -20,7 +20,7 @@ def first(run):
 
 def test_the_adapter_is_judged_and_registered_with_its_base_beside_it(first):
     assert first.decision.new
-    assert adapter_bundle.is_adapter(first.model_folder)
+    assert adapter_bundle.is_adapter_bundle(first.model_folder)
     assert set(first.report.metrics()) == {"rouge1", "rouge2", "rougeL", "exam_accuracy"}
 
 
@@ -44,5 +44,5 @@ def test_the_next_model_starts_from_it_as_an_adapter(first, run, ran):
 def test_a_quantized_base_goes_the_whole_line(run):
     made = run(load={"dtype": "float32", "quantization": {"type": "bnb_4bit"}})
 
-    assert not adapter_bundle.is_adapter(made.model_folder)
+    assert not adapter_bundle.is_adapter_bundle(made.model_folder)
     assert made.decision.new

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from steps import caching
-from steps.caching import code_behind, files_behind
+from steps.caching import library_source_hash, source_files
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def library(tmp_path, monkeypatch):
 
 
 def test_imports_are_followed_through_the_library():
-    names = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.tokenization.packing")}
-    more = {file.relative_to(caching.LIBRARY).as_posix() for file in files_behind("data.align.align")}
+    names = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.tokenization.packing")}
+    more = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.align.align")}
 
     assert names == {"data/tokenization/packing.py"}
     assert {"data/align/formats/alpaca.py", "data/align/formats/base.py", "errors.py", "registry.py"} <= more
@@ -32,35 +32,35 @@ def test_imports_are_followed_through_the_library():
 
 @pytest.mark.parametrize("name", ["outer.py", "inner.py", "chat.jinja", "table.yaml"])
 def test_a_change_in_any_file_behind_the_step_changes_the_digest(library, name):
-    before = code_behind("outer")
+    before = library_source_hash("outer")
 
     (library / name).write_text("# changed, still naming table.yaml\nfrom tuneline import inner\n")
 
-    assert code_behind("outer") != before
+    assert library_source_hash("outer") != before
 
 
 def test_a_file_that_the_step_does_not_use_does_not_count(library):
-    before = code_behind("outer")
+    before = library_source_hash("outer")
 
     (library / "other.py").write_text("# changed")
 
-    assert code_behind("outer") == before
+    assert library_source_hash("outer") == before
 
 
 def test_the_digest_does_not_depend_on_where_the_library_lies(library, tmp_path, monkeypatch):
-    before = code_behind("outer")
+    before = library_source_hash("outer")
 
     elsewhere = shutil.copytree(library, tmp_path / "site-packages" / "tuneline")
     monkeypatch.setattr(caching, "LIBRARY", elsewhere)
 
-    assert code_behind("outer") == before
+    assert library_source_hash("outer") == before
 
 
 def test_versions_of_libraries_count():
-    assert "jinja2=" in code_behind("errors", libraries=("jinja2",))
-    assert "no-such-thing=absent" in code_behind("errors", libraries=("no-such-thing",))
+    assert "jinja2=" in library_source_hash("errors", libraries=("jinja2",))
+    assert "no-such-thing=absent" in library_source_hash("errors", libraries=("no-such-thing",))
 
 
 def test_a_module_that_does_not_exist_is_an_error():
     with pytest.raises(LookupError, match=r"no module 'tuneline.data.allign'"):
-        code_behind("data.allign")
+        library_source_hash("data.allign")

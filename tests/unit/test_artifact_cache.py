@@ -44,17 +44,17 @@ def release(in_use):
 
 
 def test_a_copy_is_fetched_once(fetch):
-    first = artifact_cache.folder("a", fetch, checksums.check)
+    first = artifact_cache.cached_folder("a", fetch, checksums.check)
 
-    assert artifact_cache.folder("a", fetch, checksums.check) == first
+    assert artifact_cache.cached_folder("a", fetch, checksums.check) == first
     assert len(fetch.calls) == 1
     assert first.is_relative_to(state.root())
 
 
 def test_a_damaged_copy_is_fetched_again(fetch, caplog):
-    (artifact_cache.folder("a", fetch, checksums.check) / "rows.arrow").write_bytes(b"other")
+    (artifact_cache.cached_folder("a", fetch, checksums.check) / "rows.arrow").write_bytes(b"other")
 
-    again = artifact_cache.folder("a", fetch, checksums.check)
+    again = artifact_cache.cached_folder("a", fetch, checksums.check)
 
     assert (again / "rows.arrow").read_bytes() == bytes(10_000)
     assert "which is downloaded again" in caplog.text
@@ -66,36 +66,36 @@ def test_a_cut_off_transfer_leaves_nothing_and_is_an_error(fetch):
         (folder / "rows.arrow").write_bytes(bytes(9_000))
 
     with pytest.raises(ArtifactError, match="has the sha256"):
-        artifact_cache.folder("a", cut, checksums.check)
+        artifact_cache.cached_folder("a", cut, checksums.check)
     assert list((state.root() / "downloads").glob("a*/")) == []
 
 
 def test_the_least_recently_used_copies_go_beyond_the_limit(fetch, monkeypatch, nothing_in_use):
-    monkeypatch.setenv(artifact_cache.LIMIT, "25e-6")
-    first, second = (artifact_cache.folder(name, fetch, checksums.check) for name in "ab")
+    monkeypatch.setenv(artifact_cache.SIZE_VARIABLE, "25e-6")
+    first, second = (artifact_cache.cached_folder(name, fetch, checksums.check) for name in "ab")
     release(nothing_in_use)
-    artifact_cache.folder("a", fetch, checksums.check)
+    artifact_cache.cached_folder("a", fetch, checksums.check)
     release(nothing_in_use)
 
-    third = artifact_cache.folder("c", fetch, checksums.check)
+    third = artifact_cache.cached_folder("c", fetch, checksums.check)
 
     assert [path.is_dir() for path in (first, second, third)] == [True, False, True]
 
 
 def test_a_copy_in_use_stays_whatever_the_limit(fetch, monkeypatch, nothing_in_use):
-    first = artifact_cache.folder("a", fetch, checksums.check)
+    first = artifact_cache.cached_folder("a", fetch, checksums.check)
     release(nothing_in_use)
     code = "import sys; from pathlib import Path; from tuneline import artifact_cache, checksums; "
     code += "artifact_cache.folder('a', None, checksums.check); print('in use', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=os.environ) as other:
         assert other.stdout.readline() == b"in use\n"
-        monkeypatch.setenv(artifact_cache.LIMIT, "0")
+        monkeypatch.setenv(artifact_cache.SIZE_VARIABLE, "0")
 
-        artifact_cache.folder("b", fetch, checksums.check)
+        artifact_cache.cached_folder("b", fetch, checksums.check)
 
         assert first.is_dir()
         other.stdin.close()
-    artifact_cache.folder("c", fetch, checksums.check)
+    artifact_cache.cached_folder("c", fetch, checksums.check)
     assert not first.is_dir(), "the other process ended"
 
 
@@ -103,14 +103,14 @@ def test_what_a_killed_download_left_is_removed(fetch):
     left = state.folder("downloads") / "dead.new"
     left.mkdir()
 
-    artifact_cache.folder("a", fetch, checksums.check)
+    artifact_cache.cached_folder("a", fetch, checksums.check)
 
     assert not left.exists()
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "nan"])
 def test_a_limit_that_is_no_size_is_told(fetch, monkeypatch, value):
-    monkeypatch.setenv(artifact_cache.LIMIT, value)
+    monkeypatch.setenv(artifact_cache.SIZE_VARIABLE, value)
 
     with pytest.raises(RecipeError, match=f"TUNELINE_DOWNLOADS_GB='{value}' is not a size"):
-        artifact_cache.folder("a", fetch, checksums.check)
+        artifact_cache.cached_folder("a", fetch, checksums.check)

@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import beta
 
 from tuneline import bounded_mean
-from tuneline.bounded_mean import BoundedMean
+from tuneline.bounded_mean import BoundedMeanTest
 
 
 @pytest.mark.parametrize(("num_items", "num_worst"), [(5, 0), (10, 3), (71, 0), (71, 2), (300, 9), (30, 29)])
 def test_of_two_values_it_is_the_bound_of_clopper_and_pearson(num_items, num_worst):
-    test = BoundedMean([-1.0] * num_worst + [0.5] * (num_items - num_worst), worst=-1.0)
+    test = BoundedMeanTest([-1.0] * num_worst + [0.5] * (num_items - num_worst), worst=-1.0)
 
     most_worst = beta.ppf(0.95, num_worst + 1, num_items - num_worst)
 
@@ -21,7 +21,7 @@ def test_of_two_values_it_is_the_bound_of_clopper_and_pearson(num_items, num_wor
 
 @pytest.mark.parametrize("num_items", [1, 5, 40, 300])
 def test_small_p_values_are_exact(num_items):
-    p = BoundedMean([0.5] * num_items, worst=-1.0).p(0)
+    p = BoundedMeanTest([0.5] * num_items, worst=-1.0).p(0)
 
     assert p == pytest.approx(1.5**-num_items, rel=1e-4)
 
@@ -34,36 +34,36 @@ def test_it_is_the_share_of_weighted_means_below_the_bound(bound):
 
     share = (weights @ np.append(differences, -1.0) <= bound * weights.sum(axis=1)).mean()
 
-    assert BoundedMean(differences.tolist(), worst=-1.0).p(bound) == pytest.approx(share, abs=0.008)
+    assert BoundedMeanTest(differences.tolist(), worst=-1.0).p(bound) == pytest.approx(share, abs=0.008)
 
 
 def test_it_agrees_with_its_own_low_end_and_ignores_the_order():
     differences = np.random.default_rng(1).normal(0.05, 0.1, 50).tolist()
-    test = BoundedMean(differences, worst=-1.0)
+    test = BoundedMeanTest(differences, worst=-1.0)
 
     assert test.p(test.low(0.99)) == pytest.approx(0.01, rel=1e-6)
     assert test.low(0.99) < test.low(0.95) < np.mean(differences)
-    assert BoundedMean(differences[::-1], worst=-1.0).low(0.95) == test.low(0.95)
+    assert BoundedMeanTest(differences[::-1], worst=-1.0).low(0.95) == test.low(0.95)
 
 
 @pytest.mark.parametrize(
     ("differences", "bound", "p"), [([-1.0] * 5, -1.0, 1.0), ([0.0] * 5, 0.0, 1.0), ([0.0] * 5, -1.0, 0.0)]
 )
 def test_what_is_certain_is_certain(differences, bound, p):
-    assert BoundedMean(differences, worst=-1.0).p(bound) == p
+    assert BoundedMeanTest(differences, worst=-1.0).p(bound) == p
 
 
 def test_many_different_scores_are_summed_up_without_a_difference(monkeypatch):
     differences = np.random.default_rng(2).normal(0.01, 0.1, 6000).tolist()
-    quick = BoundedMean(differences, worst=-1.0).low(0.95)
+    quick = BoundedMeanTest(differences, worst=-1.0).low(0.95)
 
-    monkeypatch.setattr(bounded_mean, "MOST_VALUES", 10_000)
+    monkeypatch.setattr(bounded_mean, "MAX_VALUES", 10_000)
 
-    assert quick == pytest.approx(BoundedMean(differences, worst=-1.0).low(0.95), abs=1e-7)
+    assert quick == pytest.approx(BoundedMeanTest(differences, worst=-1.0).low(0.95), abs=1e-7)
 
 
 def test_items_needed_are_those_with_which_the_same_items_pass():
-    test = BoundedMean([0.1] * 9, worst=-1.0)
+    test = BoundedMeanTest([0.1] * 9, worst=-1.0)
 
     needed = test.items_needed(0.1, needed=0.0, level=0.95, power=0.8)
 
@@ -99,7 +99,7 @@ def test_no_distribution_of_three_values_is_rejected_more_often_than_asked(num_i
         bound = generator.choice([-0.5, -0.1, -0.03, 0.0, 0.05])
         values, shares = three_values(generator, bound)
         probabilities = ways * np.prod(np.array(shares) ** np.array(outcomes), axis=1)
-        p_values = np.array([BoundedMean(np.repeat(values, each).tolist(), -1.0).p(bound) for each in outcomes])
+        p_values = np.array([BoundedMeanTest(np.repeat(values, each).tolist(), -1.0).p(bound) for each in outcomes])
 
         assert probabilities.sum() == pytest.approx(1)
         for level in (0.1, 0.05, 0.01):

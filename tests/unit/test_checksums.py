@@ -14,7 +14,7 @@ from tuneline.evaluation import score_store
 from tuneline.evaluation.score_store import Item
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.model import source, verification
-from tuneline.model.checkpoint import ABOUT, Checkpoint
+from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -84,13 +84,13 @@ def stored_rows(tmp_path):
 
 
 def test_rows_are_read_in_full_before_a_training(stored_rows, monkeypatch):
-    verification.check_fully(stored_rows)
+    verification.verify_hashes(stored_rows)
     changed = stored_rows.folder / "train.arrow"
     real = identity.sha256_of
     monkeypatch.setattr(identity, "sha256_of", lambda path: "0" * 64 if path == changed else real(path))
 
     with pytest.raises(ArtifactError) as caught:
-        verification.check_fully(stored_rows)
+        verification.verify_hashes(stored_rows)
 
     assert str(caught.value).startswith(f"{changed} has the sha256 0000")
     assert str(caught.value).endswith("`tuneline run RECIPE --recompute tokenize_pack`.")
@@ -101,7 +101,7 @@ def test_rows_must_have_the_values_of_their_content_hash(stored_rows):
     other = replace(other, folder=stored_rows.folder)
 
     with pytest.raises(ArtifactError, match="has the content hash"):
-        verification.check_fully(other)
+        verification.verify_hashes(other)
 
 
 @pytest.mark.parametrize("spoil", ["bytes", "recorded hash"])
@@ -109,11 +109,11 @@ def test_a_model_is_read_in_full_before_it_is_registered(tmp_path, spoil):
     files = tmp_path / "artifact" / "files"
     files.mkdir(parents=True)
     (files / "model.safetensors").write_bytes(bytes(100))
-    (files.parent / ABOUT).write_text("{}")
+    (files.parent / METADATA_FILE).write_text("{}")
     model = Checkpoint(files, "merged")
     model = replace(model, sha256=model.content_hash())
     checksums.write(files.parent, model.sha256, "merge_adapter")
-    verification.check_fully(model)
+    verification.verify_hashes(model)
 
     if spoil == "bytes":
         flip(files / "model.safetensors")
@@ -121,7 +121,7 @@ def test_a_model_is_read_in_full_before_it_is_registered(tmp_path, spoil):
         model = replace(model, sha256="0" * 64)
 
     with pytest.raises(ArtifactError, match="--recompute merge_adapter"):
-        verification.check_fully(model)
+        verification.verify_hashes(model)
 
 
 def test_what_a_run_began_with_must_still_be_there(tmp_path):
@@ -129,22 +129,22 @@ def test_what_a_run_began_with_must_still_be_there(tmp_path):
     path.write_bytes(bytes(100))
     item = Located(name="m", location=str(tmp_path), source="m", files=file_entries(tmp_path, [path]))
     base_model = Manifest(kind="base_model", items=[item])
-    verification.check(base_model)
-    verification.check_fully(base_model)
+    verification.check_manifests(base_model)
+    verification.verify_hashes(base_model)
 
     flip(path)
-    for check in (verification.check, verification.check_fully):
+    for check in (verification.check_manifests, verification.verify_hashes):
         with pytest.raises(SourceError, match=r"model.safetensors has the sha256 .*, expected .* when this run began"):
             check(base_model)
     path.unlink()
     with pytest.raises(SourceError, match=r"model.safetensors is missing, and this run began with it"):
-        verification.check(base_model)
+        verification.check_manifests(base_model)
 
 
 def test_a_damaged_copy_of_a_tokenizer_is_made_again(tiny_model, caplog):
     def make():
-        return derived_tokenizer.derive(
-            source.tokenizer_of(tiny_model), ["key"], lambda tokenizer: {"note.txt": "same"}
+        return derived_tokenizer.derive_tokenizer(
+            source.tokenizer_manifest(tiny_model), ["key"], lambda tokenizer: {"note.txt": "same"}
         )
 
     first = make()
@@ -161,17 +161,17 @@ def test_damaged_scores_are_asked_again(caplog):
 
     def answer(missing):
         asked.append(len(missing))
-        return [score_store.score(item, "o", {"exam_accuracy": 1.0}) for item in missing]
+        return [score_store.score_answer(item, "o", {"exam_accuracy": 1.0}) for item in missing]
 
-    before = score_store.remembered("m" * 64, "p" * 64, questions, answer)
+    before = score_store.score_with_cache("m" * 64, "p" * 64, questions, answer)
     (path,) = state.folder("scores").rglob("*.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
     path.write_bytes(content)
 
-    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.score_with_cache("m" * 64, "p" * 64, questions, answer) == before
     path.write_bytes(content[:100])
-    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
-    assert score_store.remembered("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.score_with_cache("m" * 64, "p" * 64, questions, answer) == before
+    assert score_store.score_with_cache("m" * 64, "p" * 64, questions, answer) == before
     assert asked == [50, 50, 50]
     assert "is damaged" in caplog.text

@@ -41,25 +41,29 @@ def children():
 
 
 def make_scratch():
-    folder = owner.work() / "merge-1"
+    folder = owner.scratch_folder() / "merge-1"
     folder.mkdir()
     (folder / "weights").write_bytes(b"x" * 1000)
 
 
 def test_a_killed_process_is_found_with_what_it_had_begun(home):
     pid = fork(
-        lambda: [owner.own().add("kind", "one"), owner.own().add("kind", "two"), owner.own().drop("kind", "one")]
+        lambda: [
+            owner.current_owner().add("kind", "one"),
+            owner.current_owner().add("kind", "two"),
+            owner.current_owner().drop("kind", "one"),
+        ]
     )
-    assert owner.dead() == []
+    assert owner.dead_owners() == []
 
     kill(pid)
 
-    (dead,) = owner.dead()
+    (dead,) = owner.dead_owners()
     assert dead.notes == {"kind": ["two"]}
     dead.keep({"kind": ["two"]})
-    assert len(owner.dead()) == 1
+    assert len(owner.dead_owners()) == 1
     dead.keep({})
-    assert owner.dead() == []
+    assert owner.dead_owners() == []
     assert list((home / "runs").iterdir()) == []
 
 
@@ -69,21 +73,21 @@ def test_processes_of_other_hosts_and_users_are_left_alone(home, change):
     (path,) = (home / "runs").glob("*.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
-    assert owner.dead() == []
-    assert owner.clear_work() == 0
+    assert owner.dead_owners() == []
+    assert owner.clear_scratch() == 0
     os.utime(path, (1, 1))
-    assert owner.clear_work() == 1000, "after a week it does not count as living"
+    assert owner.clear_scratch() == 1000, "after a week it does not count as living"
 
 
 def test_scratch_is_cleared_once_no_living_process_uses_it(home, children):
     kill(fork(make_scratch))
-    children.append(fork(owner.work))
+    children.append(fork(owner.scratch_folder))
 
-    assert owner.clear_work() == 0
+    assert owner.clear_scratch() == 0
 
     kill(children.pop())
     (home / "training" / "abc").mkdir(parents=True)
-    assert owner.clear_work() == 1000
+    assert owner.clear_scratch() == 1000
     assert list((home / "work").iterdir()) == []
     assert (home / "training" / "abc").is_dir(), "the state of a training is no scratch"
 
@@ -92,7 +96,7 @@ def test_a_process_does_not_clear_its_own_scratch(home):
     pid = os.fork()
     if not pid:
         make_scratch()
-        os._exit(owner.clear_work() != 0)
+        os._exit(owner.clear_scratch() != 0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -107,7 +111,7 @@ def test_an_owner_that_ends_leaves_nothing(home):
 
 
 def test_a_note_says_whose_it_is(home):
-    owner.own()
+    owner.current_owner()
 
     (path,) = (home / "runs").glob("*.json")
     assert json.loads(path.read_text()) == {
@@ -119,5 +123,5 @@ def test_a_note_says_whose_it_is(home):
 
 
 def test_nothing_is_cleared_where_there_is_nothing(home):
-    assert owner.clear_work() == 0
+    assert owner.clear_scratch() == 0
     assert not state.root().exists()

@@ -18,7 +18,7 @@ def send(number):
 
 
 def ended(command, capfd):
-    code = signals.exit_code(command)
+    code = signals.run_command(command)
     return code, capfd.readouterr().err
 
 
@@ -74,10 +74,10 @@ def test_an_error_of_ours_is_its_message(error, code, capfd):
 
 def test_other_errors_and_exit_codes_pass(capfd):
     with pytest.raises(SystemExit) as end:
-        signals.exit_code(in_typer(lambda: (_ for _ in ()).throw(typer.Exit(1))))
+        signals.run_command(in_typer(lambda: (_ for _ in ()).throw(typer.Exit(1))))
     assert end.value.code == 1
     with pytest.raises(ZeroDivisionError):
-        signals.exit_code(lambda: 1 / 0)
+        signals.run_command(lambda: 1 / 0)
     assert ended(lambda: None, capfd) == (0, "")
 
 
@@ -85,13 +85,13 @@ def test_handlers_are_put_back_and_those_of_others_stay(capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with signals.raised() as stop:
+        with signals.raise_on_signal() as stop:
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
             send(signal.SIGTERM)
         assert stop.name == ""
     finally:
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
-    signals.exit_code(lambda: send(signal.SIGTERM))
+    signals.run_command(lambda: send(signal.SIGTERM))
     assert {number: signal.getsignal(number) for number in before} == before
 
 
@@ -99,8 +99,8 @@ def test_a_signal_that_a_library_swallowed_ends_the_command_at_the_next_check(ca
     def work():
         with suppress(KeyboardInterrupt):
             send(signal.SIGINT)
-        with signals.raised():
-            signals.check()
+        with signals.raise_on_signal():
+            signals.raise_if_received()
         raise AssertionError("it went on")
 
     assert ended(work, capfd) == (130, "Stopped by Ctrl-C. What is finished is kept.\n")
@@ -124,7 +124,7 @@ def test_a_signal_while_the_commands_are_imported_is_one_line_and_a_code():
 def test_a_second_signal_ends_the_process_at_once():
     pid = os.fork()
     if not pid:
-        with signals.raised():
+        with signals.raise_on_signal():
             try:
                 send(signal.SIGTERM)
             except KeyboardInterrupt:

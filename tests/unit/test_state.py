@@ -74,12 +74,12 @@ def test_a_lock_is_held_by_one_at_a_time():
 def test_a_cache_file_that_was_cut_off_counts_as_missing_with_a_warning(tmp_path, caplog):
     path = tmp_path / "cache.json"
 
-    assert state.cached_json(path) is None
+    assert state.read_cached_json(path) is None
     assert not caplog.text
     state.write_whole(path, '{"a": 1}')
-    assert state.cached_json(path) == {"a": 1}
+    assert state.read_cached_json(path) == {"a": 1}
     path.write_bytes(b'{"a": "\xff')
-    assert state.cached_json(path) is None
+    assert state.read_cached_json(path) is None
     assert f"{path} is not valid JSON" in caplog.text
 
 

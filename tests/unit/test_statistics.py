@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tuneline import statistics
-from tuneline.statistics import McNemar, PairedBootstrap, SignFlips, bootstrap_mean, holm
+from tuneline.statistics import McNemarTest, PairedBootstrapTest, SignFlipTest, bootstrap_mean, holm_levels
 
 
 def test_the_interval_is_that_of_scipy():
@@ -37,7 +37,7 @@ def test_no_items_are_refused():
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14)])
 def test_mcnemar_is_scipys_binomial_test_and_agrees_with_its_interval(won, lost):
-    test = McNemar(won, lost, num_items=100)
+    test = McNemarTest(won, lost, num_items=100)
     theirs = stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
 
     assert test.p(0) == pytest.approx(theirs)
@@ -47,12 +47,12 @@ def test_mcnemar_is_scipys_binomial_test_and_agrees_with_its_interval(won, lost)
 
 def test_mcnemar_knows_no_other_bound():
     with pytest.raises(ValueError, match="difference of 0, not 0.1"):
-        McNemar(3, 1, 10).p(0.1)
+        McNemarTest(3, 1, 10).p(0.1)
 
 
 def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():
     differences = np.random.default_rng(0).normal(0.3, size=60).tolist()
-    test = PairedBootstrap(differences, num_resamples=5000)
+    test = PairedBootstrapTest(differences, num_resamples=5000)
 
     assert test.low(0.95) == bootstrap_mean(differences, one_sided=True).low
     assert test.p(test.low(0.95)) == pytest.approx(0.05, abs=0.002)
@@ -60,9 +60,9 @@ def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():
 
 
 def test_holm_gives_the_smallest_p_value_the_strictest_level():
-    assert holm([0.04, 0.001, 0.02], 0.95) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
-    assert holm([0.3], 0.9) == pytest.approx([0.9])
-    assert holm([], 0.95) == []
+    assert holm_levels([0.04, 0.001, 0.02], 0.95) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
+    assert holm_levels([0.3], 0.9) == pytest.approx([0.9])
+    assert holm_levels([], 0.95) == []
 
 
 @pytest.mark.parametrize("num_items", [2, 5, 12])
@@ -75,27 +75,27 @@ def test_sign_flips_are_counted_as_scipy_enumerates_them(num_items, seed):
     )
     greater = (np.abs(theirs.null_distribution) >= abs(differences.sum()) - 1e-9).mean()
 
-    assert SignFlips(differences.tolist()).two_sided_p() == pytest.approx(greater)
+    assert SignFlipTest(differences.tolist()).two_sided_p() == pytest.approx(greater)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14), (60, 0)])
 def test_sign_flips_of_right_and_wrong_answers_are_mcnemars_test(won, lost):
     differences = [1.0] * won + [-1.0] * lost + [0.0] * 20
 
-    one_sided = McNemar(max(won, lost), min(won, lost), len(differences)).p(0)
+    one_sided = McNemarTest(max(won, lost), min(won, lost), len(differences)).p(0)
 
-    assert SignFlips(differences).two_sided_p() == pytest.approx(min(1.0, 2 * one_sided), rel=1e-9)
+    assert SignFlipTest(differences).two_sided_p() == pytest.approx(min(1.0, 2 * one_sided), rel=1e-9)
 
 
 def test_sign_flips_have_no_floor_and_many_items_take_a_second():
-    assert SignFlips([0.5] * 10).two_sided_p() == pytest.approx(2 / 2**10)
-    assert SignFlips([0.5]).two_sided_p() == 1.0
-    assert SignFlips([0.5] * 400).two_sided_p() == pytest.approx(2.0**-399)
+    assert SignFlipTest([0.5] * 10).two_sided_p() == pytest.approx(2 / 2**10)
+    assert SignFlipTest([0.5]).two_sided_p() == 1.0
+    assert SignFlipTest([0.5] * 400).two_sided_p() == pytest.approx(2.0**-399)
     many = np.random.default_rng(0).normal(0.05, 1, 3000)
     normal = 2 * stats.norm.sf(abs(many.sum()) / np.sqrt((many**2).sum()))
-    assert SignFlips(many.tolist()).two_sided_p() == pytest.approx(normal, rel=0.05)
+    assert SignFlipTest(many.tolist()).two_sided_p() == pytest.approx(normal, rel=0.05)
 
 
 def test_a_value_that_rounds_to_zero_has_no_minus():
-    assert statistics.shown("reward", -0.0001, signed=True) == "+0.000"
-    assert statistics.shown("rougeL", -0.0001) == "0.0"
+    assert statistics.format_score("reward", -0.0001, signed=True) == "+0.000"
+    assert statistics.format_score("rougeL", -0.0001) == "0.0"

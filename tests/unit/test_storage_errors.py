@@ -12,7 +12,7 @@ import sqlalchemy
 
 from tuneline import storage_errors
 from tuneline.errors import DataError, DeliveryError, DiskFullError, TrackingError
-from tuneline.storage_errors import explain, explained
+from tuneline.storage_errors import translate, translated
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -39,7 +39,7 @@ def test_a_write_of_python(full_disk):
         with full_disk.open("w") as file:
             file.write("x" * 10_000)
 
-    told = str(explain(caught(write)))
+    told = str(translate(caught(write)))
     assert told.startswith("A disk is full")
     assert "GB at " in told
     assert str(storage_errors.state.root()) in told
@@ -50,7 +50,7 @@ def test_a_write_of_pyarrow(full_disk):
         with pa.OSFile(str(full_disk), "w") as file:
             file.write(b"x" * 10_000)
 
-    assert isinstance(explain(caught(write)), DiskFullError)
+    assert isinstance(translate(caught(write)), DiskFullError)
 
 
 def test_a_write_of_sqlite_through_sqlalchemy(tmp_path):
@@ -60,7 +60,7 @@ def test_a_write_of_sqlite_through_sqlalchemy(tmp_path):
         connection.execute(sqlalchemy.text("pragma max_page_count = 1"))
         add = sqlalchemy.text("insert into t values (zeroblob(100000))")
 
-        told = explain(caught(lambda: connection.execute(add)))
+        told = translate(caught(lambda: connection.execute(add)))
 
     assert isinstance(told, DiskFullError)
     engine.dispose()
@@ -77,9 +77,9 @@ def test_a_write_of_safetensors_and_of_torch(full_disk, monkeypatch):
             torch.save({"x": torch.zeros(100_000)}, file)
 
     error = caught(save)
-    assert isinstance(explain(error), DiskFullError), repr(error)
+    assert isinstance(translate(error), DiskFullError), repr(error)
     words = "Error while serializing: I/O error: No space left on device (os error 28)"  # it would replace the device
-    assert isinstance(explain(SafetensorError(words)), DiskFullError)
+    assert isinstance(translate(SafetensorError(words)), DiskFullError)
 
 
 def test_the_quota_of_a_user_and_an_error_that_came_from_a_full_disk():
@@ -89,7 +89,7 @@ def test_the_quota_of_a_user_and_an_error_that_came_from_a_full_disk():
         except OSError as error:
             raise DeliveryError("to: /data cannot be written. The export is kept in /x.") from error
 
-    told = str(explain(caught(deliver)))
+    told = str(translate(caught(deliver)))
 
     assert told.startswith("to: /data cannot be written. The export is kept in /x. A disk is full: ")
     assert "/data/model.safetensors could not be written" in told
@@ -97,10 +97,10 @@ def test_the_quota_of_a_user_and_an_error_that_came_from_a_full_disk():
 
 def test_a_copy_names_where_it_went_and_is_told_once():
     def copy():
-        with explained():
+        with translated():
             raise OSError(errno.ENOSPC, "No space left on device", "/model/config.json", None, "/home/config.json")
 
-    told = str(explain(caught(copy)))
+    told = str(translate(caught(copy)))
 
     assert told.count("A disk is full") == 1
     assert "/home/config.json could not be written" in told
@@ -111,13 +111,13 @@ def test_a_copy_names_where_it_went_and_is_told_once():
         except DiskFullError as error:
             raise DeliveryError(str(error)) from error
 
-    assert str(explain(caught(wrap))) == told
+    assert str(translate(caught(wrap))) == told
 
 
 def test_a_row_that_speaks_of_a_full_disk_is_none():
-    assert explain(DataError("data.jsonl:3: 'No space left on device' is no role.")) is None
-    assert explain(ValueError("database is full: no space left on device")) is None
-    assert explain(RuntimeError("write failed")) is None
+    assert translate(DataError("data.jsonl:3: 'No space left on device' is no role.")) is None
+    assert translate(ValueError("database is full: no space left on device")) is None
+    assert translate(RuntimeError("write failed")) is None
 
 
 def test_a_locked_database_is_told_as_such_and_not_to_be_repaired(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_damaged_database_and_one_that_cannot_be_opened_are_told_apart(tmp_pat
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(KeyError), explained():
+    with pytest.raises(KeyError), translated():
         raise KeyError("x")
 
 

@@ -127,9 +127,9 @@ def param(choice: dict[str, str], name: str):
     if optimizer not in WIDELY_TRIED:
         standing = method == "full" or (method == "lora" and optimizer in TRIED_ON_LORA)
         slow |= optimizer in COMPILED or optimizer.startswith(LIKE_ANOTHER)
-        slow |= not standing and not compatibility.table().refusals(choice)
+        slow |= not standing and not compatibility.table().incompatibilities(choice)
     if choice["stage"] not in ("sft", "pretrain"):
-        slow |= method not in ON_TRIAL and not compatibility.table().refusals(choice)
+        slow |= method not in ON_TRIAL and not compatibility.table().incompatibilities(choice)
     return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
 
 
@@ -187,21 +187,21 @@ def prepared(world, recipe: Recipe):
     _, kept = world
     key = (recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in kept:
-        tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
+        tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
         kept[key] = prepare.prepare(recipe, tokenizer), tokenizer, base_model
     return kept[key]
 
 
 def train(world, recipe: Recipe):
     rows, tokenizer, base_model = prepared(world, recipe)
-    resolve.check(base_model, tokenizer, recipe.for_resolve())
+    resolve.check_inputs(base_model, tokenizer, recipe.for_resolve())
     made = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
     return rows, tokenizer, base_model, *made
 
 
 @pytest.mark.parametrize("choice", [param(*pair) for pair in zip(CHOICES.values(), NAMES, strict=True)])
 def test_a_pair_is_as_the_matrix_says(world, choice):
-    refused, needs = compatibility.table().refusals(choice), compatibility.table().needs(choice)
+    refused, needs = compatibility.table().incompatibilities(choice), compatibility.table().needs(choice)
     if refused:
         with pytest.raises(RecipeError, match="cannot work"):
             read(world, choice)
@@ -252,9 +252,9 @@ def before(world, recipe) -> float:
     key = ("before", recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in world[1]:
         holding = recipe.for_load().model_copy(update={"quantization": None})
-        from tuneline.model.load import load_for_answers
+        from tuneline.model.load import load_for_inference
 
-        world[1][key] = training_run.mean_loss(load_for_answers(base_model, tokenizer, holding), rows, "train")
+        world[1][key] = training_run.mean_loss(load_for_inference(base_model, tokenizer, holding), rows, "train")
     return world[1][key]
 
 

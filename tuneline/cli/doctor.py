@@ -25,19 +25,19 @@ PACKAGES = (
     "evaluate",
 )
 OPTIONAL = ("lm_eval", "vllm", "deepspeed", "liger-kernel", "galore-torch")
-TIMEOUT_SECONDS = 3.0
+CONNECT_TIMEOUT_SECONDS = 3.0
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the command."""
     app.command()(doctor)
 
 
-def doctor(as_json: show.AsJson = False) -> None:
+def doctor(as_json: show.JsonOption = False) -> None:
     """Look at the installation, the device, the stack, and what can be reached; ends with 1 if something is wrong."""
-    show.quiet()
+    show.silence_logs()
     found = [*_installed(), *_device(), *_stack(), *_reachable()]
-    show.rows("Doctor", found, ("what", "status", "detail"), as_json=as_json, empty="")
+    show.print_rows("Doctor", found, ("what", "status", "detail"), as_json=as_json, empty="")
     if any(row["status"] == "wrong" for row in found):
         raise typer.Exit(1)
 
@@ -62,9 +62,9 @@ def _device() -> list[dict[str, Any]]:
 
     from tuneline.model import device, precision
 
-    if device.kind() != "cpu":
-        return [_row("device", "ok", f"{device.name()}, {torch.accelerator.device_count()} in all")]
-    dtype, reason = precision.race()
+    if device.device_type() != "cpu":
+        return [_row("device", "ok", f"{device.device_name()}, {torch.accelerator.device_count()} in all")]
+    dtype, reason = precision.benchmark_dtypes()
     capability = torch.backends.cpu.get_cpu_capability()
     return [
         _row("device", "ok", f"CPU, {torch.get_num_threads()} threads, {capability}"),
@@ -102,7 +102,7 @@ def _reachable() -> list[dict[str, Any]]:
 
     host = urlsplit(ENDPOINT).hostname or ENDPOINT
     try:
-        socket.create_connection((host, 443), timeout=TIMEOUT_SECONDS).close()
+        socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except OSError as error:
         return [
             _row("model hub", "absent", f"{host} is out of reach ({error}); models from wheels and directories work")

@@ -11,10 +11,10 @@ from tuneline import identity, state
 from tuneline.cli import train
 from tuneline.errors import RecipeError
 
-MODEL = re.compile(r"^(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
+MODEL_REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the command."""
     app.command()(export)
 
@@ -57,7 +57,7 @@ def _source(model: str) -> dict[str, str]:
         raise RecipeError(f"{model}: is a file; `tuneline run {model}` runs it if it is a recipe with stage: export.")
     if path.is_dir():
         return {"type": "directory", "path": str(path.resolve())}
-    found = MODEL.match(model)
+    found = MODEL_REFERENCE.match(model)
     if not found:
         raise RecipeError(
             f"{model!r} is neither a folder that is there nor the name of a registered model. Give a folder, or a name "

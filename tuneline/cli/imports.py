@@ -14,7 +14,7 @@ from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the command."""
     app.command("import")(import_)
 
@@ -28,7 +28,7 @@ def import_(
     if output and output.exists() and not force:
         raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
     imported = llamafactory.translate(file)
-    _tell(imported)
+    _print_report(imported)
     if output is None:
         typer.echo(imported.to_yaml(Path.cwd()).rstrip())
         return
@@ -37,22 +37,22 @@ def import_(
     typer.echo(f"Wrote {output}. Next: tuneline plan {output}", err=True)
 
 
-def read(config: Path) -> RunConfig:
+def read_config(config: Path) -> RunConfig:
     """Read a run configuration; one of LlamaFactory is translated, and its report told.
 
     Raises:
         RecipeError: One line for each mistake, or for each key that has no counterpart.
     """
-    if not llamafactory.is_theirs(config):
+    if not llamafactory.is_llamafactory_config(config):
         return load.load(config)
     imported = llamafactory.translate(config)
-    _tell(imported)
+    _print_report(imported)
     return imported.config
 
 
-def as_file(checked: RunConfig) -> RunConfig:
+def ensure_config_file(checked: RunConfig) -> RunConfig:
     """Return a run configuration that lies in a file of ours, which pipelines are started with."""
-    if not llamafactory.is_theirs(checked.path):
+    if not llamafactory.is_llamafactory_config(checked.path):
         return checked
     text = yaml.safe_dump(checked.content, sort_keys=False, allow_unicode=True)
     path = state.folder("imported") / f"{checked.path.stem}-{identity.digest(checked.content)[:12]}.yaml"
@@ -60,7 +60,7 @@ def as_file(checked: RunConfig) -> RunConfig:
     return replace(checked, path=path)
 
 
-def _tell(imported: llamafactory.Imported) -> None:
+def _print_report(imported: llamafactory.ImportedConfig) -> None:
     console = show.stderr_console()
     console.print(f"{imported.path} is a configuration of LlamaFactory.")
     for line in imported.report.lines():

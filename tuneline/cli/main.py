@@ -7,14 +7,14 @@ from tuneline import signals
 
 def main() -> None:
     """Run the command; a mistake of the user's, SIGTERM and Ctrl-C end with one line alone."""
-    sys.exit(signals.exit_code(_command))
+    sys.exit(signals.run_command(_command))
 
 
 def _command() -> None:
     from tuneline.cli.app import app
-    from tuneline.storage_errors import explained
+    from tuneline.storage_errors import translated
 
-    with explained():
+    with translated():
         app()
 
 

@@ -12,13 +12,13 @@ from tuneline.errors import NotFoundError, TunelineError
 if TYPE_CHECKING:
     from tuneline.tracking.decision import Decision
 
-SHOWN = 50
+NUM_SHOWN = 50
 """Rows of the table of versions."""
 
 Name = Annotated[str, typer.Argument(help="Registered model.")]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the commands."""
     for command in (models, card, promote, rollback, history):
         app.command()(command)
@@ -26,22 +26,22 @@ def add_to(app: typer.Typer) -> None:
 
 def models(
     name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
-    as_json: show.AsJson = False,
+    as_json: show.JsonOption = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many of the newest.  [default: {SHOWN} in the table, all as JSON]"),
+        typer.Option(min=1, help=f"How many of the newest.  [default: {NUM_SHOWN} in the table, all as JSON]"),
     ] = None,
 ) -> None:
     """List registered versions with their aliases: the newest, and those with an alias however old they are."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.tracking import registry
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
-    if name and not registry.models(name):
-        raise NotFoundError.among("model", name, list(registry.models())[: registry.SHOWN])
-    most = limit or (None if as_json else SHOWN)
-    listed = registry.recent(name, most + 1) if most else registry.versions(name)
+    if name and not registry.list_models(name):
+        raise NotFoundError.among("model", name, list(registry.list_models())[: registry.MAX_LISTED])
+    most = limit or (None if as_json else NUM_SHOWN)
+    listed = registry.list_recent(name, most + 1) if most else registry.list_versions(name)
     left_out = [version for version in listed[most:] if not version.aliases] if most else []
     found = [
         {
@@ -58,7 +58,7 @@ def models(
         if version not in left_out
     ]
     columns = ("name", "version", "aliases", "run", "content_hash")
-    show.rows(
+    show.print_rows(
         "Models", found, columns, as_json=as_json, empty="No model is registered yet. Make one: tuneline run FILE"
     )
     if left_out and not as_json:
@@ -67,12 +67,12 @@ def models(
 
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
     """Print the model card of a version: data, method, scores, license and limits, as far as known."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.tracking import registry, run_artifacts
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
-    typer.echo(run_artifacts.card_of(registry.find(name, version)))
+    typer.echo(run_artifacts.load_card(registry.find_version(name, version)))
 
 
 def promote(
@@ -83,7 +83,7 @@ def promote(
     gate: Annotated[Path | None, typer.Option(help="File of another gate than its recipe's.")] = None,
 ) -> None:
     """Put a version before the gate again, on the stored scores; a pass makes it champion."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.config.parsing import gate_file
     from tuneline.config.sections.gate import GateConfig
     from tuneline.tracking import promotion, run_artifacts
@@ -102,13 +102,13 @@ def promote(
         return
     decision = run_artifacts.promote(name, version, config)
     model_versions.mirror(name, decision)
-    findings(decision)
+    print_findings(decision)
     show.console().print(f"{name} version {decision.version}: {decision.sentence}", soft_wrap=True)
     if not decision.promoted and "champion" not in decision.aliases:
         raise typer.Exit(1)
 
 
-def findings(decision: "Decision") -> None:
+def print_findings(decision: "Decision") -> None:
     """Show what a gate found: a row a comparison, and preconditions that do not hold."""
     from tuneline.tracking.decision import COLUMNS
 
@@ -129,7 +129,7 @@ def rollback(
     name: Name, reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "rolled back"
 ) -> None:
     """Give the alias champion back to the previous one."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.tracking import promotion
     from tuneline.zenml_integration import model_versions, tracker
 
@@ -142,14 +142,14 @@ def rollback(
 
 def history(
     name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
-    as_json: show.AsJson = False,
+    as_json: show.JsonOption = False,
     verify: Annotated[bool, typer.Option(help="Check that no line was changed, and that the registry agrees.")] = False,
 ) -> None:
     """Show the ledger: every move of an alias, oldest first."""
     from tuneline.tracking import ledger
 
     if verify:
-        show.quiet()
+        show.silence_logs()
         from tuneline.tracking import promotion
         from tuneline.zenml_integration import tracker
 
@@ -158,4 +158,4 @@ def history(
         show.console().print(f"The ledger is whole, and the registry agrees: {count} lines.")
         return
     columns = ("when", "who", "model", "alias", "from", "to", "why")
-    show.rows("Promotions", ledger.entries(name), columns, as_json=as_json, empty="No alias has moved yet.")
+    show.print_rows("Promotions", ledger.entries(name), columns, as_json=as_json, empty="No alias has moved yet.")

@@ -16,19 +16,19 @@ from tuneline.config import existence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tuneline.data.preview.sample_rows import Look
-    from tuneline.data.tokenization.html_preview import Part, Section
+    from tuneline.data.preview.sample_rows import PreviewResult
+    from tuneline.data.tokenization.html_preview import DatasetPreview, TextSpan
 
-HEAD, TAIL = 2000, 1000
+HEAD_CHARS, TAIL_CHARS = 2000, 1000
 """Characters shown of the beginning and the end of a long sequence; the HTML page shows all."""
 
-MARKS = ("⟦", "⟧")
+MARKERS = ("⟦", "⟧")
 """Stand around trained text where there are no colours."""
 
 STYLES = {(True, False): "green", (True, True): "bold green", (False, True): "magenta", (False, False): ""}
 """By whether text is trained, and special."""
 
-BAR = 40
+BAR_WIDTH = 40
 
 
 def preview(
@@ -39,7 +39,7 @@ def preview(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
-    checked = imports.read(recipe)
+    checked = imports.read_config(recipe)
     existence.check(checked.recipe)
     with show.status(f"Reading the first rows of {recipe}"):
         from tuneline.data.preview import sample_rows as looking
@@ -48,7 +48,7 @@ def preview(
 
         manifest, said = resolve.locate_tokenizer(checked.training.for_resolve())
         tokenizer = load_tokenizer(manifest)
-        seen = looking.look(checked.training, tokenizer, num_shown=rows, only=source)
+        seen = looking.preview_sources(checked.training, tokenizer, num_shown=rows, only=source)
     if html:
         _write(html, recipe, said, seen, tokenizer)
     if as_json:
@@ -63,7 +63,7 @@ def _write(html: Path, recipe: Path, said: list[str], seen: "Look", tokenizer: "
     from tuneline.data.tokenization import html_preview as pages
 
     told = [*said, f"A run would stop: {seen.problem}"] if seen.problem else said
-    html.write_text(pages.document(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
+    html.write_text(pages.render_page(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
 
 
 def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -76,8 +76,8 @@ def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase"
                 "name": name,
                 "example_id": tokens.example_id,
                 "tokens": len(tokens.input_ids),
-                "trained_tokens": pages.num_trained(tokens),
-                "parts": [part._asdict() for part in pages.parts(tokens, tokenizer)],
+                "trained_tokens": pages.count_trained_tokens(tokens),
+                "parts": [part._asdict() for part in pages.text_spans(tokens, tokenizer)],
             }
             for tokens, name in section.shown
         ]
@@ -100,7 +100,7 @@ def _show(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase", h
 
 
 def _legend(console: Console) -> str:
-    how = "is green" if _has_colours(console) else f"stands in {MARKS[0]} {MARKS[1]}"
+    how = "is green" if _has_colours(console) else f"stands in {MARKERS[0]} {MARKERS[1]}"
     return f"what the model sees: trained text {how}"
 
 
@@ -112,7 +112,7 @@ def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrained
     from tuneline.data.tokenization import html_preview as pages
 
     for number, shown in enumerate(section.shown, start=1):
-        parts = pages.parts(shown.tokens, tokenizer)
+        parts = pages.text_spans(shown.tokens, tokenizer)
         console.print(Text(f"\n{number}: {shown.title}", "bold"))
         console.print(_coloured(parts) if _has_colours(console) else Text(_marked(parts)), soft_wrap=True)
 
@@ -129,19 +129,19 @@ def _coloured(parts: "list[Part]") -> Text:
 
 
 def _marked(parts: "list[Part]") -> str:
-    text = "".join(f"{MARKS[0]}{part.text}{MARKS[1]}" if part.trained else part.text for part in _shortened(parts))
-    return text.replace("".join(reversed(MARKS)), "")
+    text = "".join(f"{MARKERS[0]}{part.text}{MARKERS[1]}" if part.trained else part.text for part in _shortened(parts))
+    return text.replace("".join(reversed(MARKERS)), "")
 
 
 def _shortened(parts: "list[Part]") -> "Iterator[Part]":
     """Leave out the middle of a long sequence."""
     total = sum(len(part.text) for part in parts)
-    resume = total - TAIL if total > 1.5 * (HEAD + TAIL) else HEAD
+    resume = total - TAIL_CHARS if total > 1.5 * (HEAD_CHARS + TAIL_CHARS) else HEAD_CHARS
     start = 0
     for part in parts:
-        yield part._replace(text=part.text[: max(HEAD - start, 0)])
-        if start <= HEAD < start + len(part.text) and resume > HEAD:
-            yield part._replace(text=f" […{resume - HEAD:,} characters…] ", trained=False, special=False)
+        yield part._replace(text=part.text[: max(HEAD_CHARS - start, 0)])
+        if start <= HEAD_CHARS < start + len(part.text) and resume > HEAD_CHARS:
+            yield part._replace(text=f" […{resume - HEAD_CHARS:,} characters…] ", trained=False, special=False)
         yield part._replace(text=part.text[max(resume - start, 0) :])
         start += len(part.text)
 
@@ -151,15 +151,15 @@ def _show_facts(console: Console, section: "Section") -> None:
 
     facts = Table.grid(padding=(0, 3, 0, 0))
     for name, said in section.facts:
-        facts.add_row(Text(name, "dim"), Text(pages.visible(said)))
+        facts.add_row(Text(name, "dim"), Text(pages.show_control_characters(said)))
     console.print()
     console.print(facts)
-    found = pages.bars(section.counts)
+    found = pages.histogram_bars(section.counts)
     most = max([count for *_, count in found], default=0) or 1
     bars = Table.grid(padding=(0, 2, 0, 0))
     bars.add_column(justify="right")
     bars.add_column(justify="right")
     for low, high, count in found:
-        bars.add_row(f"{low:,} to {high:,}", f"{count:,}", "█" * round(BAR * count / most))
+        bars.add_row(f"{low:,} to {high:,}", f"{count:,}", "█" * round(BAR_WIDTH * count / most))
     console.print("\ntokens a sequence")
     console.print(bars)

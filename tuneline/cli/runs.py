@@ -10,24 +10,26 @@ from rich.table import Table
 from tuneline.cli import show
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the commands."""
     app.command()(runs)
     app.command()(compare)
 
 
 def runs(
-    as_json: show.AsJson = False, limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20
+    as_json: show.JsonOption = False, limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20
 ) -> None:
     """List pipeline runs: what ran, what was cached, how long it took."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.runner import runs as known
     from tuneline.zenml_integration import abandoned_runs, stack
 
     if stack.is_ready():
         abandoned_runs.close()
     columns = ("name", "pipeline", "status", "started", "seconds", "steps_run", "steps_cached")
-    show.rows("Runs", known.latest(limit), columns, as_json=as_json, empty="No run yet. Start one: tuneline run FILE")
+    show.print_rows(
+        "Runs", known.latest(limit), columns, as_json=as_json, empty="No run yet. Start one: tuneline run FILE"
+    )
 
 
 def compare(
@@ -38,7 +40,7 @@ def compare(
     html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("comparison.html"),
 ) -> None:
     """Compare runs: parameters that differ, metrics, paired gains, items won and lost, loss curves; text and HTML."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.tracking import compare as comparing
     from tuneline.zenml_integration import tracker
 
@@ -66,7 +68,7 @@ def compare(
     console.print(f"These tables, the items that changed most and the loss curves: {html}", soft_wrap=True)
 
 
-SHOWN = 2
+NUM_SHOWN = 2
 """Items shown in the terminal, of those that gained most and of those that lost most; the page has more."""
 
 
@@ -77,16 +79,19 @@ def _print_examples(examples: list[dict[str, str]], letters: dict[str, str], con
     for run, letter in letters.items():
         of_run = [each for each in examples if each["run"] == run]
         shown = [each for each in of_run if each["metric"] == of_run[0]["metric"]]
-        won = [each for each in shown if each["change"] == "won"][:SHOWN]
-        lost = [each for each in shown if each["change"] == "lost"][-SHOWN:]
+        won = [each for each in shown if each["change"] == "won"][:NUM_SHOWN]
+        lost = [each for each in shown if each["change"] == "lost"][-NUM_SHOWN:]
         if not shown:
             continue
         console.print(f"Items that changed most in {shown[0]['metric']}, A to {letter}")
         for each in [*won, *lost]:
             console.print(f"  {each['change']}  {each['scores']}", highlight=False)
             console.print(
-                f"    asked  {text_summary.asked(each['prompt'])}", soft_wrap=True, markup=False, highlight=False
+                f"    asked  {text_summary.summarize_prompt(each['prompt'])}",
+                soft_wrap=True,
+                markup=False,
+                highlight=False,
             )
             for who, text in (("A", each["first"]), (letter, each["this"])):
-                line = f"    {who}      {text_summary.said(text)}"
+                line = f"    {who}      {text_summary.summarize_answer(text)}"
                 console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -9,7 +9,7 @@ from tuneline.cli import show
 from tuneline.errors import RecipeError
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the commands."""
     app.command()(schedule)
     app.command()(scheduler)
@@ -20,10 +20,10 @@ def schedule(
     pause: Annotated[str | None, typer.Option(help="Name of a schedule to pause.")] = None,
     resume: Annotated[str | None, typer.Option(help="Name of a paused schedule.")] = None,
     delete: Annotated[str | None, typer.Option(help="Name of a schedule to forget.")] = None,
-    as_json: show.AsJson = False,
+    as_json: show.JsonOption = False,
 ) -> None:
     """Record a schedule from a run configuration, list schedules, or pause, resume and delete one."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.zenml_integration import schedules
 
     if config:
@@ -36,10 +36,10 @@ def schedule(
         schedules.delete(delete)
     from tuneline.runner import scheduler_state
 
-    memory = scheduler_state.recall(lambda line: typer.echo(line, err=True))
-    found = [each.row() | scheduler_state.row(memory.get(each.id)) for each in schedules.all_schedules()]
+    memory = scheduler_state.load(lambda line: typer.echo(line, err=True))
+    found = [each.row() | scheduler_state.row(memory.get(each.id)) for each in schedules.list_schedules()]
     columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
-    show.rows(
+    show.print_rows(
         "Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE"
     )
 
@@ -56,7 +56,7 @@ def _record(config: Path) -> None:
         raise RecipeError(f"{config}: schedule: is required to be scheduled. Add it with a cron_expression.")
     if not stack.is_ready():
         stack.init()
-    if wanted.get("name") in {known.name for known in schedules.all_schedules()}:
+    if wanted.get("name") in {known.name for known in schedules.list_schedules()}:
         schedules.delete(wanted["name"])
     start.start(checked)
 
@@ -71,15 +71,15 @@ def scheduler(
     ] = 72.0,
 ) -> None:
     """Fire due schedules of this folder's stack, each in a fresh process, until stopped; its runs end with it."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.runner import scheduler as engine
     from tuneline.zenml_integration import abandoned_runs
-    from tuneline.zenml_integration.schedules import all_schedules
+    from tuneline.zenml_integration.schedules import list_schedules
 
     abandoned_runs.close()
     console = show.console()
     watching = engine.Scheduler(
-        all_schedules,
+        list_schedules,
         tell=lambda line: console.print(line, soft_wrap=True, markup=False),
         max_jobs=jobs,
         limit_seconds=limit_hours * 3600,
@@ -87,7 +87,7 @@ def scheduler(
     if once:
         fired = watching.once()
     else:
-        console.print(f"Watching {len(all_schedules())} schedules, every {poll_seconds:g} s; stop with Ctrl-C.")
+        console.print(f"Watching {len(list_schedules())} schedules, every {poll_seconds:g} s; stop with Ctrl-C.")
         fired = watching.run(poll_seconds, max_firings)
     if any(firing.exit_code for firing in fired):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ import typer
 from tuneline.cli import show
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the commands."""
     app.command()(init)
     app.command()(ui)
@@ -21,7 +21,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a stack active in this folder: the embedded one (ZenML, MLflow, both on SQLite), or one of yours."""
-    show.quiet()
+    show.silence_logs()
     from tuneline import state
     from tuneline.zenml_integration import stack as stacks
     from tuneline.zenml_integration import tracker
@@ -40,7 +40,7 @@ def ui(
     ] = ("127.0.0.1"),
 ) -> None:
     """Open the MLflow UI on the active stack's store."""
-    show.quiet()
+    show.silence_logs()
     from tuneline.zenml_integration import tracker
 
     uri = tracker.connect()

@@ -16,14 +16,14 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-WIDTH_OF_FILES = 110
+FILE_WIDTH = 110
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")]
 
 
 def console() -> Console:
     """Return the console for results."""
-    return _console(stderr=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+    return _console(stderr=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def stderr_console() -> Console:
@@ -40,13 +40,15 @@ def status(text: str) -> Status:
     return stderr_console().status(Text(text))  # a spinner reads any string as markup, whatever its console does
 
 
-def quiet() -> None:
+def silence_logs() -> None:
     """Hold back log lines and progress bars, which would stand between results; call it before ZenML is imported."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "WARN")
 
 
-def rows(title: str, found: Iterable[Mapping[str, Any]], columns: Iterable[str], *, as_json: bool, empty: str) -> None:
+def print_rows(
+    title: str, found: Iterable[Mapping[str, Any]], columns: Iterable[str], *, as_json: bool, empty: str
+) -> None:
     """Show rows: all of their fields as JSON, or some columns as a table."""
     found = list(found)
     if as_json:

@@ -13,10 +13,10 @@ from tuneline.errors import RecipeError
 
 if TYPE_CHECKING:
     from tuneline.runner.start import Outcome
-    from tuneline.tracking.experiments.sweep import Line
+    from tuneline.tracking.experiments.sweep import SettingResult
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the command."""
     app.command()(sweep)
 
@@ -47,7 +47,7 @@ def sweep(
     if search:
         if trials is None:
             raise RecipeError("--search needs --trials, the number of draws, like --trials 12.")
-        return _search(searches.search(config, search, trials=trials, **told), seeds)  # type: ignore[arg-type]
+        return _search(searches.parse_search(config, search, trials=trials, **told), seeds)  # type: ignore[arg-type]
     if told or trials is not None:
         flag = f"--{next(iter(told), 'trials')}"
         raise RecipeError(f"{flag} is for a search. Give --search key=range, or leave {flag} out.")
@@ -55,7 +55,7 @@ def sweep(
 
 
 def _sweep(config: Path, sets: list[str], seeds: int) -> None:
-    settings = sweeps.settings(config, sets, seeds)
+    settings = sweeps.build_settings(config, sets, seeds)
     from tuneline.runner import sweeps as running
 
     console = show.console()
@@ -76,7 +76,7 @@ def _search(asked: searches.Search, seeds: int) -> None:
     from tuneline.tracking.experiments import optuna_study as kept
 
     console = show.console()
-    if caution := searches.caution(asked):
+    if caution := searches.selection_warning(asked):
         console.print(f"Caution  {caution}", soft_wrap=True)
 
     def told(name: str, outcome: "Outcome | None") -> None:
@@ -84,7 +84,7 @@ def _search(asked: searches.Search, seeds: int) -> None:
 
     found = running.run(f"search of {asked.base.path.stem}", asked, seeds, told)
     table = Table("trial", "values", asked.objective, "", title="Trials", title_justify="left")
-    for cells in kept.table(found.trials, found.best):
+    for cells in kept.trial_rows(found.trials, found.best):
         table.add_row(*cells)
     console.print(table)
     console.print(_table(f"Again, with {seeds} fresh seeds", asked.objective, found.lines))
@@ -93,11 +93,11 @@ def _search(asked: searches.Search, seeds: int) -> None:
 
 
 def _table(title: str, metric: str, lines: "list[Line]") -> Table:
-    from tuneline.tracking.experiments.sweep import shown_band
+    from tuneline.tracking.experiments.sweep import format_band
 
     table = Table("setting", metric, "noise band", "against the best", title=title, title_justify="left")
     for line in lines:
-        table.add_row(line.name, f"{line.mean:.4f}", shown_band(line), line.differs)
+        table.add_row(line.name, f"{line.mean:.4f}", format_band(line), line.differs)
     return table
 
 

@@ -12,10 +12,10 @@ from tuneline.errors import RecipeError
 if TYPE_CHECKING:
     from tuneline.tracking.experiments.paper_cell import CellResult
 
-Many = list[str] | None
+ListOption = list[str] | None
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the command."""
     app.command()(paper_tables)
 
@@ -31,12 +31,12 @@ def paper_tables(
     data: Annotated[
         Path | None, typer.Option(help="Folder with pubmed, cnn_dm, xsum and adgen as files; the hub if left out.")
     ] = None,
-    source: Annotated[Many, typer.Option(help="TASK=FILE, like xsum=rows.jsonl; give it once a task.")] = None,
+    source: Annotated[ListOption, typer.Option(help="TASK=FILE, like xsum=rows.jsonl; give it once a task.")] = None,
     task: Annotated[
-        Many, typer.Option(help="pubmed, cnn_dm, xsum or adgen; give it once a task. All if left out.")
+        ListOption, typer.Option(help="pubmed, cnn_dm, xsum or adgen; give it once a task. All if left out.")
     ] = None,
     method: Annotated[
-        Many, typer.Option(help="full, freeze, galore, lora or qlora; give it once a method. All if left out.")
+        ListOption, typer.Option(help="full, freeze, galore, lora or qlora; give it once a method. All if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every training.")] = 0,
     compat: Annotated[
@@ -47,10 +47,10 @@ def paper_tables(
     if output.exists() and not output.is_dir():
         raise RecipeError(f"--output {output}: is a file, and a folder is wanted. Give another place.")
     sources = tables.find_sources(data) if data else {}
-    sources |= dict(tables.read_source(text) for text in source or [])
-    asked = tables.Asked(budget, model, sources, tuple(task or ()), tuple(method or ()), seed, compat)
-    cells = tables.cells(asked)
-    show.quiet()
+    sources |= dict(tables.parse_source(text) for text in source or [])
+    asked = tables.TableOptions(budget, model, sources, tuple(task or ()), tuple(method or ()), seed, compat)
+    cells = tables.build_cells(asked)
+    show.silence_logs()
     from tuneline.runner import paper_tables as running
     from tuneline.tracking.experiments import paper_report
     from tuneline.tracking.experiments import paper_tables as lines
@@ -63,7 +63,7 @@ def paper_tables(
 
     def told(results: "list[CellResult]", number: int) -> None:
         paper_report.write(output, asked, results)
-        console.print(f"{number + 1} of {len(results)}: {lines.line(results[number])}", soft_wrap=True)
+        console.print(f"{number + 1} of {len(results)}: {lines.summary_line(results[number])}", soft_wrap=True)
 
     results = running.run(cells, output / "logs", told)
     console.print(

@@ -11,12 +11,12 @@ from tuneline.config import existence, run_config
 from tuneline.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from tuneline.runner.start import Exported, Outcome
+    from tuneline.runner.start import ExportOutcome, Outcome
 
 ConfigFile = Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml, or one of LlamaFactory.")]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """File the commands."""
     app.command()(plan)
     app.command()(run)
@@ -47,7 +47,7 @@ def run(
     ] = None,
 ) -> None:
     """Check a recipe, its data and the stack, then run it; makes the embedded stack where none was chosen yet."""
-    checked = imports.as_file(_checked(config))
+    checked = imports.ensure_config_file(_checked(config))
     _check_steps(checked, recompute or [])
     with show.status(f"Checking {config}") as shown:
         from tuneline.runner import preflight, start
@@ -60,7 +60,7 @@ def run(
     outcome = start.start(checked, use_cache=cache, recompute=recompute or [])
     if outcome is None:
         show.console().print("The schedule is recorded. `tuneline scheduler` fires it; `tuneline schedule` lists it.")
-    elif isinstance(outcome, start.Exported):
+    elif isinstance(outcome, start.ExportOutcome):
         show_export(outcome)
     else:
         _show_outcome(outcome)
@@ -85,7 +85,7 @@ def _checked(config: Path) -> run_config.RunConfig:
     Raises:
         TunelineError: One line for each mistake.
     """
-    checked = imports.read(config)
+    checked = imports.read_config(config)
     existence.check(checked.recipe)
     return checked
 
@@ -112,7 +112,7 @@ def _show_outcome(outcome: "Outcome") -> None:
     state = "new" if decision.new else "known already, registered once"
     console.print(f"Model    {decision.model_name} version {decision.version}{aliases}, {state}", soft_wrap=True)
     if len(decision.findings) > 1 or any(not check.passed for check in decision.checks):
-        models.findings(decision)
+        models.print_findings(decision)
     console.print(f"Gate     {decision.sentence}", soft_wrap=True)
     console.print(f"Weights  {outcome.model_folder}", soft_wrap=True)
     console.print(
@@ -133,11 +133,11 @@ def _steps_table(outcome: "Outcome | Exported") -> Table:
 
 
 def _metrics_table(outcome: "Outcome") -> Table:
-    from tuneline.evaluation.report import cells
+    from tuneline.evaluation.report import format_cells
 
     table = Table(title="Before and after, with 95 % intervals", title_justify="left")
     for name in ("metric", "items", "base model", "new model", "gain"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, parts in outcome.report.metrics().items():
-        table.add_row(name, str(parts["model"].num_items), *cells(name, parts))
+        table.add_row(name, str(parts["model"].num_items), *format_cells(name, parts))
     return table

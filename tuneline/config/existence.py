@@ -6,37 +6,37 @@ from pathlib import Path
 
 from tuneline import limits
 from tuneline.config.datasets import data_files
-from tuneline.config.datasets.data_files import Files
+from tuneline.config.datasets.data_files import DataFiles
 from tuneline.config.recipe import Recipe
 from tuneline.config.sections import exams, lm_eval
-from tuneline.config.sections.evaluate import CUSTOM_KEY, NEEDS
+from tuneline.config.sections.evaluate import METRICS_KEY, REQUIRED_PACKAGES
 from tuneline.config.sections.exams import ExamConfig
 from tuneline.config.sections.export import ExportRecipe, ExportSource
-from tuneline.config.sections.lm_eval import HarnessConfig
-from tuneline.config.sections.load import Holding
-from tuneline.config.sections.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, entry
+from tuneline.config.sections.lm_eval import LmEvalConfig
+from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.config.sections.model import CatalogueModel, DirectoryModel, GgufModel, ModelSource, catalogue_entry
 from tuneline.config.sections.sources import SourceConfig
-from tuneline.config.stages import AnyRun
+from tuneline.config.stages import RunRecipe
 from tuneline.config.validation import user_code
 from tuneline.errors import NotFoundError, SourceError, TunelineError
 
 ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
 """What says how an adapter is built: one of peft, or one of our bottleneck adapters."""
 
-TEMPLATES = Path(__file__).parents[1] / "data" / "chat_template" / "templates"
+TEMPLATES_FOLDER = Path(__file__).parents[1] / "data" / "chat_template" / "templates"
 
 
-def check(recipe: AnyRun) -> None:
+def check(recipe: RunRecipe) -> None:
     """Look whether everything that a recipe names is there.
 
     Raises:
         SourceError: One line for each thing that is missing.
     """
-    if problems := missing(recipe):
+    if problems := find_missing(recipe):
         raise SourceError("\n".join(problems))
 
 
-def missing(recipe: AnyRun) -> list[str]:
+def find_missing(recipe: RunRecipe) -> list[str]:
     """Return one line for each thing that a recipe names and that is not there."""
     problems = []
     for check in _of_export(recipe) if isinstance(recipe, ExportRecipe) else _of_training(recipe):
@@ -48,7 +48,7 @@ def missing(recipe: AnyRun) -> list[str]:
 
 
 def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
-    holding = Holding(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
+    holding = ModelLoadOptions(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
     return [
         lambda: check_model(recipe.model, holding),
         *(lambda path=path: check_adapter(path, "adapters") for path in recipe.adapters),  # type: ignore[misc]
@@ -58,7 +58,7 @@ def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
 
 def _of_training(recipe: Recipe) -> list[Callable[[], None]]:
     return [
-        *(lambda source=source: check_source(source) for source in recipe.sources_once()),
+        *(lambda source=source: check_source(source) for source in recipe.unique_sources()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),
         lambda: check_model(recipe.model, recipe.load),
         *(lambda adapter=adapter: check_adapter(adapter.path) for adapter in recipe.load.adapters),
@@ -75,10 +75,10 @@ def check_source(source: SourceConfig) -> None:
         SourceError: They are missing, or of kinds that are not read together.
     """
     if source.path is not None:
-        files_of(source.name, source.path)
+        find_source_files(source.name, source.path)
 
 
-def files_of(name: str, path: Path) -> Files:
+def find_source_files(name: str, path: Path) -> DataFiles:
     """Find the files that the path of a data set means.
 
     Raises:
@@ -90,7 +90,7 @@ def files_of(name: str, path: Path) -> Files:
         raise SourceError(f"sources.{name}.path: {error}") from None
 
 
-def check_exam(exam: ExamConfig | HarnessConfig) -> None:
+def check_exam(exam: ExamConfig | LmEvalConfig) -> None:
     """Check that an exam's files are there, or that the harness has the task; what the hub has is looked for later.
 
     Raises:
@@ -98,10 +98,10 @@ def check_exam(exam: ExamConfig | HarnessConfig) -> None:
         NotFoundError: The harness has no such task.
         RecipeError: The task lacks a metric.
     """
-    if isinstance(exam, HarnessConfig):
+    if isinstance(exam, LmEvalConfig):
         lm_eval.check(exam)
     elif exam.path is not None:
-        exams.sheets(exam, exam.path)
+        exams.find_question_files(exam, exam.path)
 
 
 def check_metric(name: str) -> None:
@@ -112,11 +112,11 @@ def check_metric(name: str) -> None:
         RecipeError: There is no such module.
     """
     if ":" in name:
-        user_code.source_file(name, CUSTOM_KEY)
-    absent = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
+        user_code.source_file(name, METRICS_KEY)
+    absent = [package for package in REQUIRED_PACKAGES.get(name, ()) if find_spec(package) is None]
     if absent:
         raise SourceError(
-            f"{CUSTOM_KEY}: {name} needs {' and '.join(absent)}, which is not installed. Install tuneline[compat], or "
+            f"{METRICS_KEY}: {name} needs {' and '.join(absent)}, which is not installed. Install tuneline[compat], or "
             "leave it out."
         )
 
@@ -130,14 +130,14 @@ def check_template(template: str) -> None:
     """
     if template.endswith(".jinja"):
         if not Path(template).is_file():
-            raise SourceError(f"template: {limits.no_file(Path(template))}. Correct the path.")
+            raise SourceError(f"template: {limits.why_not_a_file(Path(template))}. Correct the path.")
         return
-    known = ["auto", *(path.stem for path in TEMPLATES.glob("*.jinja"))]
+    known = ["auto", *(path.stem for path in TEMPLATES_FOLDER.glob("*.jinja"))]
     if template not in known:
         raise NotFoundError.among("template", template, known)
 
 
-def check_model(model: ModelSource | ExportSource, holding: Holding | None = None) -> None:
+def check_model(model: ModelSource | ExportSource, holding: ModelLoadOptions | None = None) -> None:
     """Check that a model's name is known, or its files are there.
 
     Raises:
@@ -146,7 +146,7 @@ def check_model(model: ModelSource | ExportSource, holding: Holding | None = Non
     """
     match model:
         case CatalogueModel():
-            entry(model.name)
+            catalogue_entry(model.name)
         case DirectoryModel():
             check_directory(model.path, holding)
         case GgufModel():
@@ -157,7 +157,7 @@ def _check_gguf(model: GgufModel) -> None:
     files = model.files()
     missing = [file for file in files if not file.is_file()]
     if missing and len(files) == 1:
-        raise SourceError(f"model.path: {limits.no_file(model.path)}. Give a GGUF file.")
+        raise SourceError(f"model.path: {limits.why_not_a_file(model.path)}. Give a GGUF file.")
     if missing:
         names = ", ".join(file.name for file in missing)
         raise SourceError(
@@ -194,7 +194,7 @@ def check_adapter(path: Path, key: str = "load.adapters") -> None:
             )
 
 
-def check_directory(path: Path, holding: Holding | None = None) -> None:
+def check_directory(path: Path, holding: ModelLoadOptions | None = None) -> None:
     """Check that a folder looks like a model.
 
     Raises:
@@ -203,7 +203,7 @@ def check_directory(path: Path, holding: Holding | None = None) -> None:
     if not path.is_dir():
         raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
     _check_plain_files(path, "model.path")
-    holding = holding or Holding()
+    holding = holding or ModelLoadOptions()
     pickled = any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors"))
     if pickled and not (holding.allow_pickle or holding.train_from_scratch):
         raise SourceError(
@@ -224,5 +224,5 @@ def check_directory(path: Path, holding: Holding | None = None) -> None:
 def _check_plain_files(folder: Path, key: str) -> None:
     """Check that no file of a folder would block whoever opens it."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.exists() and (odd := limits.irregular(path)):
+        if path.exists() and (odd := limits.special_file_kind(path)):
             raise SourceError(f"{key}: {path} is {odd}. Remove it from the folder.")

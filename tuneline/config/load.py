@@ -13,15 +13,15 @@ from typing import Any
 from tuneline.config.base import MAX_MODEL_NAME
 from tuneline.config.datasets import dataset_registry
 from tuneline.config.parsing import gate_file, located_yaml, zenml_keys
-from tuneline.config.parsing.located_yaml import Key, Problem, at, hint
+from tuneline.config.parsing.located_yaml import Key, Problem, suggest, value_at
 from tuneline.config.recipe import Recipe
 from tuneline.config.run_config import RunConfig
-from tuneline.config.schedule import ScheduleConfig, not_on_this_machine
-from tuneline.config.stages import PIPELINE_OF, RUNS, AnyRun, SFTRecipe
+from tuneline.config.schedule import ScheduleConfig, find_unsupported_keys
+from tuneline.config.stages import ALL_RECIPES, PIPELINES_BY_STAGE, RunRecipe, SFTRecipe
 from tuneline.errors import RecipeError
 
-PIPELINES = tuple(name for names in PIPELINE_OF.values() for name in names)
-RECIPE: Key = ("parameters", "recipe")
+PIPELINES = tuple(name for names in PIPELINES_BY_STAGE.values() for name in names)
+RECIPE_KEY: Key = ("parameters", "recipe")
 
 
 def load(path: Path) -> RunConfig:
@@ -30,12 +30,12 @@ def load(path: Path) -> RunConfig:
     Raises:
         RecipeError: One line for each mistake: `file:line: key: what is wrong, what to do`.
     """
-    document = located_yaml.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE)
+    document = located_yaml.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE_KEY)
     content = document.content
     if "parameters" not in content:
         _refuse_llamafactory(path)
     told = document.tell([*_unknown_keys(content), *_unusable_names(content)])
-    recipe, raw = None, at(content, RECIPE)
+    recipe, raw = None, value_at(content, RECIPE_KEY)
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
         unresolved = dataset_registry.expand(document, raw)
@@ -48,23 +48,25 @@ def load(path: Path) -> RunConfig:
             if not (unresolved and _is_of_sources(each)) and not (wrong_gate and _is_of_gate(each))
         )
     else:
-        told += document.tell([(RECIPE, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")])
+        told += document.tell(
+            [(RECIPE_KEY, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")]
+        )
     if recipe:
         told += document.tell([*_unknown_steps(content, recipe), *_other_pipeline(content, recipe)])
     if told or recipe is None:
         raise RecipeError("\n".join(told))
-    pipeline = at(content, ("extra", "pipeline")) or PIPELINE_OF[recipe.stage][0]
+    pipeline = value_at(content, ("extra", "pipeline")) or PIPELINES_BY_STAGE[recipe.stage][0]
     return RunConfig(path, pipeline, recipe, content)
 
 
-def check_schedule_of_this_machine(checked: RunConfig) -> None:
+def check_local_schedule(checked: RunConfig) -> None:
     """Refuse a schedule that `tuneline scheduler` does not implement as a whole.
 
     Raises:
         RecipeError: One line for each key.
     """
     document = located_yaml.read(checked.path, what="a run configuration")
-    if told := document.tell(not_on_this_machine(document.content.get("schedule") or {})):
+    if told := document.tell(find_unsupported_keys(document.content.get("schedule") or {})):
         raise RecipeError("\n".join(told))
 
 
@@ -72,31 +74,31 @@ def _refuse_llamafactory(path: Path) -> None:
     """Say what to do with a configuration of LlamaFactory, where only one of ours will do."""
     from tuneline.config import llamafactory
 
-    if llamafactory.is_theirs(path):
+    if llamafactory.is_llamafactory_config(path):
         raise RecipeError(
             f"{path}: is a configuration of LlamaFactory, and a run configuration of ours is wanted here. Translate "
             f"it: tuneline import {path} -o FILE."
         )
 
 
-def _recipe(raw: dict[str, Any]) -> tuple[AnyRun | None, list[Problem]]:
+def _recipe(raw: dict[str, Any]) -> tuple[RunRecipe | None, list[Problem]]:
     """Check a recipe by the model of its stage."""
     stage = raw.get("stage")
-    if isinstance(stage, str) and stage not in RUNS:
-        return None, [((*RECIPE, "stage"), f"unknown stage {stage!r}.{hint(stage, RUNS)}")]
-    model = RUNS[stage] if isinstance(stage, str) else SFTRecipe
-    return located_yaml.check(model, raw, RECIPE, partial(_known_keys, model))
+    if isinstance(stage, str) and stage not in ALL_RECIPES:
+        return None, [((*RECIPE_KEY, "stage"), f"unknown stage {stage!r}.{suggest(stage, ALL_RECIPES)}")]
+    model = ALL_RECIPES[stage] if isinstance(stage, str) else SFTRecipe
+    return located_yaml.validate(model, raw, RECIPE_KEY, partial(_known_keys, model))
 
 
-def _other_pipeline(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:
-    asked, able = at(content, ("extra", "pipeline")), PIPELINE_OF[recipe.stage]
+def _other_pipeline(content: dict[str, Any], recipe: RunRecipe) -> Iterator[Problem]:
+    asked, able = value_at(content, ("extra", "pipeline")), PIPELINES_BY_STAGE[recipe.stage]
     if asked in PIPELINES and asked not in able:
         yield ("extra", "pipeline"), f"{asked} does not run stage {recipe.stage}. Set {' or '.join(able)}."
 
 
-def _known_keys(model: type[AnyRun], loc: Key, parent: Any) -> list[str]:
+def _known_keys(model: type[RunRecipe], loc: Key, parent: Any) -> list[str]:
     """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
-    known = located_yaml.fields_beside(model, loc, parent)
+    known = located_yaml.sibling_fields(model, loc, parent)
     if len(loc) == 1 and issubclass(model, Recipe):
         return [*known, "datasets"]
     return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
@@ -104,32 +106,32 @@ def _known_keys(model: type[AnyRun], loc: Key, parent: Any) -> list[str]:
 
 def _is_of_sources(problem: Problem) -> bool:
     """Tell whether a problem may only follow from a description that was not found."""
-    return problem[0][len(RECIPE) :][:1] in (("sources",), ("datasets",))
+    return problem[0][len(RECIPE_KEY) :][:1] in (("sources",), ("datasets",))
 
 
 def _is_of_gate(problem: Problem) -> bool:
     """Tell whether a problem may only follow from a gate that is wrong, which was told already."""
-    return problem[0][len(RECIPE) :][:2] == ("registry", "gate") or problem[1].startswith("registry.gate.")
+    return problem[0][len(RECIPE_KEY) :][:2] == ("registry", "gate") or problem[1].startswith("registry.gate.")
 
 
 def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
     groups: list[tuple[Key, Iterable[str]]] = [
-        ((), zenml_keys.RUN),
+        ((), zenml_keys.RUN_KEYS),
         (("parameters",), ("recipe",)),
         (("extra",), ("pipeline",)),
     ]
-    steps = at(content, ("steps",))
-    groups += [(("steps", name), zenml_keys.STEP) for name in steps] if isinstance(steps, dict) else []
+    steps = value_at(content, ("steps",))
+    groups += [(("steps", name), zenml_keys.STEP_KEYS) for name in steps] if isinstance(steps, dict) else []
     for prefix, known in groups:
-        section = at(content, prefix)
+        section = value_at(content, prefix)
         for name in section if isinstance(section, dict) else ():
             if name not in known:
-                yield (*prefix, name), f"unknown key.{hint(name, known)}"
-    pipeline = at(content, ("extra", "pipeline"))
+                yield (*prefix, name), f"unknown key.{suggest(name, known)}"
+    pipeline = value_at(content, ("extra", "pipeline"))
     if pipeline is not None and pipeline not in PIPELINES:
-        yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{hint(pipeline, PIPELINES)}"
+        yield ("extra", "pipeline"), f"unknown pipeline {pipeline!r}.{suggest(pipeline, PIPELINES)}"
     if (section := content.get("schedule")) is not None:
-        yield from located_yaml.check(ScheduleConfig, section, ("schedule",))[1]
+        yield from located_yaml.validate(ScheduleConfig, section, ("schedule",))[1]
 
 
 def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
@@ -137,7 +139,7 @@ def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
     names: list[tuple[Key, Any]] = []
     if (run_name := content.get("run_name")) is not None:
         names.append((("run_name",), run_name))
-        yield from _unknown_fields(str(run_name), ["date", "time", *(at(content, ("substitutions",)) or ())])
+        yield from _unknown_fields(str(run_name), ["date", "time", *(value_at(content, ("substitutions",)) or ())])
     if isinstance(tags := content.get("tags"), list):
         names += [(("tags", i), tag) for i, tag in enumerate(tags) if isinstance(tag, str)]
     for key, name in names:
@@ -156,27 +158,29 @@ def _unknown_fields(run_name: str, known: list[str]) -> Iterator[Problem]:
         return
     for field in fields:
         if field not in known:
-            yield ("run_name",), f"there is nothing to put in place of {{{field}}}.{hint(field, known)}"
+            yield ("run_name",), f"there is nothing to put in place of {{{field}}}.{suggest(field, known)}"
 
 
-def _unknown_steps(content: dict[str, Any], recipe: AnyRun) -> Iterator[Problem]:
+def _unknown_steps(content: dict[str, Any], recipe: RunRecipe) -> Iterator[Problem]:
     known = recipe.step_names()
     for name in content.get("steps") or {}:
         if name not in known:
-            yield ("steps", name), f"unknown step.{hint(name, known)}"
+            yield ("steps", name), f"unknown step.{suggest(name, known)}"
 
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     """Paths in a recipe are relative to the recipe's file."""
-    lists = [raw.get(key) for key in ("sources", "exams")] + [at(raw, ("load", "adapters"))]
+    lists = [raw.get(key) for key in ("sources", "exams")] + [value_at(raw, ("load", "adapters"))]
     sections = [raw.get("model"), *(entry for entries in lists if isinstance(entries, list) for entry in entries)]
     for section in sections:
         for key in ("path", "include_path", "task") if isinstance(section, dict) else ():
             if isinstance(written := section.get(key), str) and (key != "task" or written.endswith((".yaml", ".yml"))):
-                section[key] = located_yaml.absolute(written, base)
+                section[key] = located_yaml.absolute_path(written, base)
     if isinstance(raw.get("to"), str):
-        raw["to"] = located_yaml.absolute(raw["to"], base)
+        raw["to"] = located_yaml.absolute_path(raw["to"], base)
     if raw.get("stage") == "export" and isinstance(adapters := raw.get("adapters"), list):
-        raw["adapters"] = [located_yaml.absolute(each, base) if isinstance(each, str) else each for each in adapters]
+        raw["adapters"] = [
+            located_yaml.absolute_path(each, base) if isinstance(each, str) else each for each in adapters
+        ]
     if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
-        raw["template"] = located_yaml.absolute(template, base)
+        raw["template"] = located_yaml.absolute_path(template, base)

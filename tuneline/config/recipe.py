@@ -6,17 +6,23 @@ from pydantic import Field, model_validator
 
 from tuneline.config.base import TemplateArguments, TemplateName
 from tuneline.config.sections.data import DataSection, MergeConfig, MergeStepConfig, TokenizeConfig, TokenizeStepConfig
-from tuneline.config.sections.evaluate import CUSTOM_KEY, GENERATED, EvaluateConfig, EvaluateStepConfig, ExamProtocol
+from tuneline.config.sections.evaluate import (
+    GENERATION_METRICS,
+    METRICS_KEY,
+    EvaluateConfig,
+    EvaluateStepConfig,
+    ExamProtocol,
+)
 from tuneline.config.sections.exams import ExamConfig
 from tuneline.config.sections.gate import GateConfig, RegisterConfig
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.config.sections.load import LoadConfig, LoadStepConfig
 from tuneline.config.sections.method import Method
 from tuneline.config.sections.model import ModelSource
 from tuneline.config.sections.resolve import ResolveConfig
 from tuneline.config.sections.sources import AlignConfig, AlignPolicy, IngestConfig, SourceConfig
 from tuneline.config.training import optimizers
-from tuneline.config.training.base import MergeAdapterConfig, Optimisation
+from tuneline.config.training.base import MergeAdapterConfig, TrainingConfig
 from tuneline.config.validation import compatibility
 from tuneline.config.validation.user_code import format_hash, source_hash
 from tuneline.errors import did_you_mean
@@ -53,7 +59,7 @@ class Recipe(DataSection):
     method: Method
     """How the base model is adapted."""
 
-    train: Optimisation
+    train: TrainingConfig
     """The optimisation; each stage has its own."""
 
     merge_adapter: MergeAdapterConfig = MergeAdapterConfig()
@@ -86,18 +92,18 @@ class Recipe(DataSection):
     def gate(self) -> GateConfig:
         """Return the gate; where it names no metric, it asks for what the stage is judged by."""
         measured = self.measured()
-        return self.registry.gate.with_metric(self.metrics[:1] if self.metrics[0] in measured else measured)
+        return self.registry.gate.with_default_metric(self.metrics[:1] if self.metrics[0] in measured else measured)
 
     def measured(self) -> list[str]:
         """Return the names of all metrics that a gate can ask for: of held-out rows, and of exams."""
-        generated = {column for columns in GENERATED.values() for column in columns}
+        generated = {column for columns in GENERATION_METRICS.values() for column in columns}
         plain = [name for name in self.metrics if name not in generated]
         answers = self.evaluate.columns() if len(plain) < len(self.metrics) else []
         return [*answers, *plain, *(f"{exam.name}_{column}" for exam in self.exams for column in exam.columns())]
 
     @model_validator(mode="after")
     def _choices_go_together(self) -> "Recipe":
-        check(self)
+        check_compatibility(self)
         return self
 
     @model_validator(mode="after")
@@ -132,7 +138,7 @@ class Recipe(DataSection):
         """Return what `resolve` sees."""
         return ResolveConfig(
             model=self.model,
-            sources=self.sources_once(),
+            sources=self.unique_sources(),
             exams=self.exams,
             model_name=self.registry.model_name,
             template=self.template,
@@ -182,7 +188,7 @@ class Recipe(DataSection):
             uses=[adapter.use for adapter in self.load.adapters if adapter.use != "reward"],
         )
 
-    def for_train(self) -> Optimisation:
+    def for_train(self) -> TrainingConfig:
         """Return what `train` sees; what is minimised is written out, as a step's parameters keep set fields only."""
         return self.train.model_copy(update={"objective": self.train.objective})
 
@@ -195,25 +201,25 @@ class Recipe(DataSection):
         return EvaluateStepConfig(
             **self.evaluate.model_dump(),
             exams=exams,
-            harness=[exam for exam in self.exams if isinstance(exam, HarnessConfig)],
+            harness=[exam for exam in self.exams if isinstance(exam, LmEvalConfig)],
             window=window,
             load=self.load.plain(),
-            metric_hashes={name: source_hash(name, CUSTOM_KEY) for name in own},
+            metric_hashes={name: source_hash(name, METRICS_KEY) for name in own},
         )
 
     def step_names(self) -> list[str]:
         """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""
-        per_source = [f"{step}_{source.name}" for source in self.sources_once() for step in ("ingest", "align")]
+        per_source = [f"{step}_{source.name}" for source in self.unique_sources() for step in ("ingest", "align")]
         return ["resolve", *per_source, *STEPS]
 
 
-def choice_of(recipe: Recipe) -> dict[str, str]:
+def compatibility_choice(recipe: Recipe) -> dict[str, str]:
     """Return the value that a recipe takes on each axis."""
     load, train = recipe.load, recipe.train
     batched = train.per_device_train_batch_size > 1
     return {
         "stage": recipe.stage,
-        "method": compatibility.variant(recipe.method),
+        "method": compatibility.method_variant(recipe.method),
         "quantization": load.quantization.type if load.quantization else "none",
         "dtype": load.dtype,
         "attention": load.attention,
@@ -228,18 +234,18 @@ def choice_of(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def check(recipe: Recipe) -> None:
+def check_compatibility(recipe: Recipe) -> None:
     """Refuse a recipe whose choices do not go together.
 
     Raises:
         ValueError: Every combination that cannot work, and what to set instead; a library of the optimizer is missing.
     """
-    choice = choice_of(recipe)
-    if found := compatibility.table().refusals(choice):
+    choice = compatibility_choice(recipe)
+    if found := compatibility.table().incompatibilities(choice):
         raise ValueError(" ".join(_sentence(each, choice) for each in found))
     optimizers.check_installed(recipe.train.optim)
 
 
-def _sentence(refusal: compatibility.Refusal, choice: compatibility.Choice) -> str:
-    asked = " with ".join(f"{compatibility.KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
+def _sentence(refusal: compatibility.Incompatibility, choice: compatibility.Choice) -> str:
+    asked = " with ".join(f"{compatibility.RECIPE_KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
     return f"{asked} cannot work: {refusal.because}. {refusal.instead}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config.recipe import Recipe
-from tuneline.config.stages import AnyRun
+from tuneline.config.stages import RunRecipe
 from tuneline.errors import RecipeError
 
 
@@ -15,7 +15,7 @@ class RunConfig:
 
     path: Path
     pipeline: str
-    recipe: AnyRun
+    recipe: RunRecipe
     content: dict[str, Any]
 
     @property

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from tuneline.config.base import Config
 from tuneline.config.parsing.located_yaml import Problem
 
-ON_THIS_MACHINE = ("name", "cron_expression")
+LOCAL_KEYS = ("name", "cron_expression")
 """The keys that `tuneline scheduler` implements."""
 
 _RANDOM = re.compile(r"(?<![A-Za-z])[HRhr](?![A-Za-z])")
@@ -36,7 +36,7 @@ class ScheduleConfig(Config):
     @field_validator("cron_expression")
     @classmethod
     def _fires(cls, cron: str | None) -> str | None:
-        if cron is not None and (wrong := wrong_cron(cron)):
+        if cron is not None and (wrong := cron_error(cron)):
             raise ValueError(wrong)
         return cron
 
@@ -48,7 +48,7 @@ class ScheduleConfig(Config):
         return self
 
 
-def wrong_cron(cron: str) -> str:
+def cron_error(cron: str) -> str:
     """Say what is wrong with a cron expression; an empty string where it is right.
 
     Args:
@@ -68,10 +68,10 @@ def wrong_cron(cron: str) -> str:
     return ""
 
 
-def not_on_this_machine(section: dict[str, Any]) -> Iterator[Problem]:
+def find_unsupported_keys(section: dict[str, Any]) -> Iterator[Problem]:
     """Yield the keys of a schedule that `tuneline scheduler` does not implement."""
     for key, value in section.items():
-        if key not in ON_THIS_MACHINE and value not in (None, False):
+        if key not in LOCAL_KEYS and value not in (None, False):
             yield (
                 ("schedule", key),
                 "the scheduler of this machine knows cron_expression and name alone. Write the times as a "

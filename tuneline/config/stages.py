@@ -8,7 +8,7 @@ from tuneline.config.recipe import Recipe
 from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.config.sections.export import ExportRecipe
 from tuneline.config.sections.resolve import ResolveConfig
-from tuneline.config.training.base import Optimisation, TrainConfig
+from tuneline.config.training.base import SFTConfig, TrainingConfig
 from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
 from tuneline.config.training.rl import GRPOConfig, PPOConfig
 from tuneline.config.validation import compatibility
@@ -21,7 +21,7 @@ class SFTRecipe(Recipe):
     rows = "sft"
     metrics = ("rougeL", "rouge1", "rouge2", "log_likelihood")
     stage: Literal["sft"]
-    train: TrainConfig = TrainConfig()
+    train: SFTConfig = SFTConfig()
 
 
 class PretrainRecipe(Recipe):
@@ -30,7 +30,7 @@ class PretrainRecipe(Recipe):
     rows = "pretrain"
     metrics = ("log_likelihood",)
     stage: Literal["pretrain"]
-    train: TrainConfig = TrainConfig()
+    train: SFTConfig = SFTConfig()
 
 
 class PreferenceRecipe(Recipe):
@@ -93,7 +93,7 @@ class RLRecipe(Recipe):
     metrics = ("reward", "rougeL", "rouge1", "rouge2")
     train: PPOConfig | GRPOConfig
 
-    def for_train(self) -> Optimisation:
+    def for_train(self) -> TrainingConfig:
         """Return what `train` sees, with the hash of the reward function."""
         return super().for_train().model_copy(update={"reward_function_hash": self._hash()})
 
@@ -147,8 +147,8 @@ class GRPORecipe(RLRecipe):
 
     @model_validator(mode="after")
     def _a_reference_is_the_base(self) -> "GRPORecipe":
-        method = compatibility.variant(self.method)
-        if self.train.beta > 0 and method in NO_BASE_BESIDE:
+        method = compatibility.method_variant(self.method)
+        if self.train.beta > 0 and method in METHODS_WITHOUT_REFERENCE:
             raise ValueError(
                 f"train.beta: the reference is the base with the adapter switched off, and method {method} changes the "
                 "base. Set method.type: lora, or train.beta: 0."
@@ -156,7 +156,7 @@ class GRPORecipe(RLRecipe):
         return self
 
 
-NO_BASE_BESIDE = ("full", "freeze", "pissa", "olora")
+METHODS_WITHOUT_REFERENCE = ("full", "freeze", "pissa", "olora")
 """Methods that leave no base model to compare with when they are switched off."""
 
 
@@ -190,13 +190,13 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 """Stage -> its recipe."""
 
-AnyRun = Recipe | ExportRecipe
+RunRecipe = Recipe | ExportRecipe
 
-RUNS: dict[str, type[Recipe] | type[ExportRecipe]] = {**RECIPES, "export": ExportRecipe}
+ALL_RECIPES: dict[str, type[Recipe] | type[ExportRecipe]] = {**RECIPES, "export": ExportRecipe}
 """Stage -> its recipe."""
 
-PIPELINE_OF = {
+PIPELINES_BY_STAGE = {
     "sft": ("sft_pipeline", "retrain_pipeline"),
-    **{stage: (f"{stage}_pipeline",) for stage in RUNS if stage != "sft"},
+    **{stage: (f"{stage}_pipeline",) for stage in ALL_RECIPES if stage != "sft"},
 }
 """Stage -> the pipelines that run it; the first by itself."""

@@ -27,11 +27,11 @@ from datasets import Dataset, Features
 from tuneline import owner
 from tuneline.identity import canonical_json
 
-ABOUT = "corpus.json"
-BATCH = 1024
+METADATA_FILE = "corpus.json"
+BATCH_ROWS = 1024
 """Rows that are in memory at once."""
 
-ON_DISK, ON_DISK_BYTES = 8192, 4 << 20
+FILE_BATCH_ROWS, FILE_BATCH_BYTES = 8192, 4 << 20
 """Rows, or bytes if they are reached first, of a batch in a file: each costs some kilobytes wherever it is mapped."""
 
 
@@ -42,7 +42,7 @@ class Corpus:
     splits: dict[str, Dataset]
     identity: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
-    page: str = ""
+    preview_html: str = ""
     """HTML that shows some rows, or empty; no part of the content."""
 
     folder: Path | None = field(default=None, compare=False)
@@ -55,7 +55,7 @@ class Corpus:
 
     def content_hash(self) -> str:
         """Hash the values of all rows and the identity."""
-        parts = {name: rows_hash(rows) for name, rows in self.splits.items()}
+        parts = {name: hash_rows(rows) for name, rows in self.splits.items()}
         return hashlib.sha256(canonical_json([parts, self.identity]).encode()).hexdigest()
 
     def num_rows(self) -> dict[str, int]:
@@ -66,18 +66,23 @@ class Corpus:
         """Keep one Arrow file a split, and what the corpus says of itself."""
         for name, rows in self.splits.items():
             _keep(rows, folder / f"{name}.arrow")
-        about = {"splits": list(self.splits), "identity": self.identity, "counts": self.counts, "page": self.page}
-        (folder / ABOUT).write_text(json.dumps(about, indent=1))
+        about = {
+            "splits": list(self.splits),
+            "identity": self.identity,
+            "counts": self.counts,
+            "page": self.preview_html,
+        }
+        (folder / METADATA_FILE).write_text(json.dumps(about, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
         """Open what `save` kept; rows are memory-mapped where they lie."""
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads((folder / METADATA_FILE).read_text())
         splits = {name: Dataset.from_file(str(folder / f"{name}.arrow")) for name in about["splits"]}
         return cls(splits, about["identity"], about["counts"], about["page"])
 
 
-class Writer:
+class RowWriter:
     """Write rows batch by batch into a scratch file; a context manager.
 
     >>> with Writer(RECORD) as writer:
@@ -86,7 +91,7 @@ class Writer:
     """
 
     def __init__(self, features: Features, path: Path | None = None) -> None:
-        self.path = path or scratch_file()
+        self.path = path or create_scratch_file()
         self.features = features
         self._schema = features.arrow_schema
         self._waiting: list[pa.RecordBatch] = []
@@ -117,13 +122,13 @@ class Writer:
         self._waiting.append(batch)
         self._waiting_rows += batch.num_rows
         self._waiting_bytes += batch.nbytes
-        if self._waiting_rows >= ON_DISK or self._waiting_bytes >= ON_DISK_BYTES:
+        if self._waiting_rows >= FILE_BATCH_ROWS or self._waiting_bytes >= FILE_BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
             table = pa.Table.from_batches(self._waiting, schema=self._schema).combine_chunks()
-            self._stream.write_table(table, max_chunksize=ON_DISK)
+            self._stream.write_table(table, max_chunksize=FILE_BATCH_ROWS)
             self._waiting = []
             self._waiting_rows = self._waiting_bytes = 0
 
@@ -132,7 +137,7 @@ class Writer:
         return Dataset.from_file(str(self.path))
 
 
-def batches(rows: Dataset, num_rows: int = BATCH) -> Iterator[pa.RecordBatch]:
+def iter_batches(rows: Dataset, num_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
     """Yield rows in batches of `num_rows` (the last may be shorter); reads the file, so no page stays mapped."""
     waiting: list[pa.RecordBatch] = []
     count = 0
@@ -153,7 +158,7 @@ def _written(rows: Dataset) -> Iterator[pa.RecordBatch]:
     """Yield batches as they lie: from the rows' own file where it holds exactly them, else out of memory."""
     path = _own_file(rows)
     if path is None:
-        for table in rows.with_format("arrow").iter(batch_size=BATCH):
+        for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
             yield from table.combine_chunks().to_batches()
         return
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
@@ -167,10 +172,10 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     return plain.to_batches()[0]
 
 
-def rows_hash(rows: Dataset) -> str:
+def hash_rows(rows: Dataset) -> str:
     """Hash values; how rows are cut into batches on disk makes no difference."""
     digest = hashlib.sha256(str(rows.features).encode())
-    for batch in batches(rows, 4096):
+    for batch in iter_batches(rows, 4096):
         digest.update(batch.serialize())
     return digest.hexdigest()
 
@@ -197,14 +202,14 @@ def _keep(rows: Dataset, target: Path) -> None:
         except OSError:
             shutil.copyfile(path, target)
         return
-    with Writer(rows.features, target) as writer:
-        for batch in batches(rows):
+    with RowWriter(rows.features, target) as writer:
+        for batch in iter_batches(rows):
             writer.write_batch(batch.cast(rows.features.arrow_schema))
 
 
-def scratch_file() -> Path:
+def create_scratch_file() -> Path:
     """Return a path for a file that is gone when the process ends, unless it was linked elsewhere."""
-    handle, path = tempfile.mkstemp(suffix=".arrow", dir=_scratch_folder(owner.work()))
+    handle, path = tempfile.mkstemp(suffix=".arrow", dir=_scratch_folder(owner.scratch_folder()))
     os.close(handle)
     return Path(path)
 

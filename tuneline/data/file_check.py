@@ -6,7 +6,7 @@ from tuneline.errors import SourceError
 from tuneline.identity import Located, file_entries
 
 
-def same_bytes(found: Located) -> None:
+def check_unchanged(found: Located) -> None:
     """Check that the files are still those that the manifest speaks of.
 
     Raises:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_cycles() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Make no search for cycles inside; what is counted by reference is freed at once all the same."""
     was_on = gc.isenabled()
     gc.disable()

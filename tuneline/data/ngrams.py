@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TELLING_WORDS = 8
+MIN_QUESTION_WORDS = 8
 """A question of fewer words is looked for together with its choices."""
 
-NOWHERE = np.iinfo(np.int32).max
+NO_ROW = np.iinfo(np.int32).max
 """The number of a row where no row is meant."""
 
-WORDS_AT_ONCE = 2**16
+WORDS_PER_BATCH = 2**16
 """Words whose hashes are computed at once."""
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
@@ -34,13 +34,13 @@ Numbers = NDArray[np.int64]
 _NONE = np.zeros(0, np.uint64)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Return the words in lower case, without punctuation; a Chinese or Japanese character is a word of its own."""
     lowered = text.lower()
     return lowered.translate(_ASCII).split() if lowered.isascii() else _WORD.findall(lowered)
 
 
-class Texts:
+class HashedTexts:
     """Some texts as hashes of their words, laid end to end.
 
     Text `i` has the number `numbers[i]`; its words stand from `starts[i]` to before `ends[i]`, and its last part, which
@@ -64,16 +64,16 @@ class Texts:
         found: Hashes = (self._sums[starts + lengths] - self._sums[starts]) * self._inverses[starts]
         return found
 
-    def owners(self) -> Numbers:
+    def text_indices(self) -> Numbers:
         """Return for each word the position of its text."""
         return np.repeat(np.arange(len(self.ends)), self.ends - self.starts)
 
-    def room(self) -> Numbers:
+    def words_remaining(self) -> Numbers:
         """Return for each word how many words its text has from there on."""
         return np.repeat(self.ends, self.ends - self.starts) - np.arange(len(self))
 
 
-def lay_out(texts: Iterable[tuple[int, str, str]]) -> Iterator[Texts]:
+def hash_texts(texts: Iterable[tuple[int, str, str]]) -> Iterator[HashedTexts]:
     """Hash texts, given as number, first part and last part, some thousands of words at once."""
     numbers, heads, tails, total = list[int](), list[Hashes](), list[Hashes](), 0
     for number, head, tail in texts:
@@ -81,27 +81,27 @@ def lay_out(texts: Iterable[tuple[int, str, str]]) -> Iterator[Texts]:
         heads.append(_hashes(head))
         tails.append(_hashes(tail))
         total += len(heads[-1]) + len(tails[-1])
-        if total >= WORDS_AT_ONCE:
-            yield Texts(numbers, heads, tails)
+        if total >= WORDS_PER_BATCH:
+            yield HashedTexts(numbers, heads, tails)
             numbers, heads, tails, total = [], [], [], 0
     if numbers:
-        yield Texts(numbers, heads, tails)
+        yield HashedTexts(numbers, heads, tails)
 
 
 def _hashes(text: str) -> Hashes:
     if not text or text.isspace():
         return _NONE
-    found = words(text)
+    found = split_words(text)
     return np.fromiter(map(hash, found), np.int64, len(found)).view(np.uint64)
 
 
-class Table:
+class NgramTable:
     """Hashes that are looked for (at least one), each with the first row that holds it and the number of such rows."""
 
     def __init__(self, hashes: list[Hashes]) -> None:
         self._hashes = np.concatenate(hashes)
         self._hashes.sort()
-        self._rows = np.full(len(self._hashes), NOWHERE, np.int32)
+        self._rows = np.full(len(self._hashes), NO_ROW, np.int32)
         self._num_rows = np.zeros(len(self._hashes), np.uint32)
         # Most hashes are in no table; a look at their upper bits tells so for far less than a search.
         bits = min(max(len(self._hashes).bit_length() + 3, 10), 23)
@@ -109,7 +109,7 @@ class Table:
         self._upper = np.zeros(2**bits, np.bool_)
         self._upper[self._hashes >> self._shift] = True
 
-    def see(self, hashes: Hashes, rows: Numbers) -> Numbers:
+    def record_rows(self, hashes: Hashes, rows: Numbers) -> Numbers:
         """Note in which rows hashes stand; return the positions of known ones.
 
         Rows ascend from call to call, and all hashes of a row come in one call, so that each row is counted once.
@@ -117,7 +117,7 @@ class Table:
         near = np.flatnonzero(self._upper[hashes >> self._shift])
         at, known = self._find(hashes[near])
         found, at = near[known], at[known]
-        new = np.flatnonzero(self._rows[at] == NOWHERE)
+        new = np.flatnonzero(self._rows[at] == NO_ROW)
         np.minimum.at(self._rows, at[new], rows[found[new]].astype(np.int32))
         if len(found):
             self._count(at, rows[found])
@@ -131,7 +131,7 @@ class Table:
     def first_rows(self, hashes: Hashes) -> Numbers:
         """Return for each hash the lowest row in which it was seen, or `NOWHERE`."""
         at, known = self._find(hashes)
-        return np.where(known, self._rows[at], NOWHERE).astype(np.int64)
+        return np.where(known, self._rows[at], NO_ROW).astype(np.int64)
 
     def num_rows(self, hashes: Hashes) -> Numbers:
         """Return for each hash the number of rows that hold it."""

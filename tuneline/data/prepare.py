@@ -14,20 +14,22 @@ from tuneline.data.tokenization import tokenize
 from tuneline.identity import Manifest
 
 
-def mix(recipe: Recipe) -> Corpus:
+def build_mixture(recipe: Recipe) -> Corpus:
     """Read, align and merge the data sets of a recipe.
 
     Raises:
         TunelineError: As each step does.
     """
-    return mix_located(recipe, ingest.locate(recipe.sources_once()), exam_files.locate_exams(recipe.exams))
+    return build_mixture_from_files(
+        recipe, ingest.locate_sources(recipe.unique_sources()), exam_files.locate_exams(recipe.exams)
+    )
 
 
-def mix_located(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:
+def build_mixture_from_files(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:
     """Read, align and merge data sets whose files, and those of the exams, are known."""
     examples = [
         align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
-        for source in recipe.sources_once()
+        for source in recipe.unique_sources()
     ]
     return merge.merge(examples, exams, recipe.for_merge())
 
@@ -43,5 +45,5 @@ def prepare(recipe: Recipe, tokenizer: Manifest, model_type: str = "") -> Corpus
     Raises:
         TunelineError: As each step does.
     """
-    chosen, _ = selection.with_template(tokenizer, recipe.template, model_type, recipe.template_arguments)
-    return tokenize.tokenize_pack(mix(recipe), chosen, recipe.for_tokenize())
+    chosen, _ = selection.select_template(tokenizer, recipe.template, model_type, recipe.template_arguments)
+    return tokenize.tokenize_pack(build_mixture(recipe), chosen, recipe.for_tokenize())

@@ -11,11 +11,11 @@ from tuneline.config.validation.user_code import source_file
 from tuneline.data import user_code
 from tuneline.errors import RecipeError
 
-REWARD = "train.reward_function"
+REWARD_KEY = "train.reward_function"
 
 
-def load_reward(
-    name: str, key: str = REWARD, sha256: str = ""
+def load_reward_function(
+    name: str, key: str = REWARD_KEY, sha256: str = ""
 ) -> Callable[[list[str], list[str], list[str]], list[float]]:
     """Import a reward function, or a metric, which is one; what it returns is checked at each call.
 
@@ -27,7 +27,7 @@ def load_reward(
     Raises:
         RecipeError: The module is missing or fails, or has no such function.
     """
-    function, path = user_code.function(name, key, sha256), source_file(name, key)
+    function, path = user_code.load_function(name, key, sha256), source_file(name, key)
 
     def judge(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
         try:
@@ -36,7 +36,9 @@ def load_reward(
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: it would end the run with exit code 0 and nothing done
-            raise RecipeError(f"{key} {name!r} failed: {user_code.failure(error, path)}. Fix the function.") from error
+            raise RecipeError(
+                f"{key} {name!r} failed: {user_code.describe_failure(error, path)}. Fix the function."
+            ) from error
         if not isinstance(values, list) or len(values) != len(prompts) or not all(map(_is_number, values)):
             raise RecipeError(
                 f"{key} {name!r} must return a finite number for each of {len(prompts)} answers, got "

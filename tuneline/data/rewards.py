@@ -13,21 +13,24 @@ _ARTICLES = {"a", "an", "the"}
 
 def overlap(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
     """Return the F1 score of the words that answer and reference share, 0 to 1."""
-    return [f1(words(answer), words(reference)) for answer, reference in zip(completions, references, strict=True)]
+    return [
+        token_f1(normalized_words(answer), normalized_words(reference))
+        for answer, reference in zip(completions, references, strict=True)
+    ]
 
 
 def exact(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
     """Return 1 where an answer has the words of its reference in order, else 0."""
     pairs = zip(completions, references, strict=True)
-    return [float(words(answer) == words(reference)) for answer, reference in pairs]
+    return [float(normalized_words(answer) == normalized_words(reference)) for answer, reference in pairs]
 
 
-def words(text: str) -> list[str]:
+def normalized_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation and articles."""
     return [word for word in text.lower().translate(_NO_PUNCTUATION).split() if word not in _ARTICLES]
 
 
-def f1(one: list[str], other: list[str]) -> float:
+def token_f1(one: list[str], other: list[str]) -> float:
     """Return the F1 score of what two lists share, 0 to 1; of an empty list, 1 where both are."""
     if not one or not other:
         return float(one == other)

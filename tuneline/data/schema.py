@@ -18,7 +18,7 @@ from tuneline.errors import DataError
 IGNORE_INDEX = -100
 """Label of a token that carries no loss (PyTorch's `cross_entropy`)."""
 
-BAD_ROW = "__bad_row__"
+BAD_ROW_KEY = "__bad_row__"
 """Key of a record that stands for a row which could not be read, with the reason as its value."""
 
 Kind = Literal["chat", "preference", "kto", "text"]
@@ -139,7 +139,7 @@ def content_id(said: Content) -> str:
         raise DataError(f"a text cannot be written as UTF-8 ({error}).", "text that is not Unicode") from None
 
 
-def to_columns(examples: list[dict[str, Any]]) -> dict[str, pa.Array]:
+def to_arrow_columns(examples: list[dict[str, Any]]) -> dict[str, pa.Array]:
     """Lay examples out as Arrow columns in the order of `EXAMPLE`; about five times faster than dict by dict."""
     plain = {name: pa.array([row[name] for row in examples], pa.string()) for name in ("id", "source", "tools", "text")}
     chats = {name: _messages([row[name] for row in examples]) for name in ("messages", "chosen", "rejected")}
@@ -158,7 +158,7 @@ def _messages(chats: list[list[Message]]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(fields, fields=_MESSAGE))
 
 
-def from_batch(batch: pa.RecordBatch, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+def from_arrow_batch(batch: pa.RecordBatch, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Read examples out of an Arrow batch; the counterpart of `to_columns`."""
     wanted = list(names or batch.schema.names)
     columns = [_values(batch.column(name)) for name in wanted]

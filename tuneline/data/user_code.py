@@ -20,13 +20,13 @@ from tuneline.config.validation import user_code
 from tuneline.errors import RecipeError, did_you_mean
 from tuneline.identity import digest, sha256_of
 
-PRIVATE = "_tuneline_user_code"
+PRIVATE_PREFIX = "_tuneline_user_code"
 
 _installed: dict[str, str] = {}
 """Modules outside the working directory that recipes use: name -> sha256 of the file when it was imported."""
 
 
-def function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
+def load_function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
     """Return the function behind `module:function`.
 
     Args:
@@ -37,7 +37,7 @@ def function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
     Raises:
         RecipeError: The module is missing, fails or has changed, or has no such function.
     """
-    specs = user_code.specs(name, key)
+    specs = user_code.find_specs(name, key)
     path = Path(str(specs[-1].origin))
     now = sha256_of(path)
     if sha256 and now != sha256:
@@ -49,7 +49,7 @@ def function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
         raise
     except BaseException as error:  # SystemExit too: a module that calls sys.exit must not end the run in silence
         raise RecipeError(
-            f"{key} {name!r}: importing {path} failed: {failure(error, path)}. Fix the module."
+            f"{key} {name!r}: importing {path} failed: {describe_failure(error, path)}. Fix the module."
         ) from error
     found = getattr(module, function_name, None)
     if found is None:
@@ -61,7 +61,7 @@ def function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def failure(error: BaseException, path: Path) -> str:
+def describe_failure(error: BaseException, path: Path) -> str:
     """Describe an error of the user's code: kind, message, and the line of the user's file it came from."""
     kind = type(error).__name__
     said = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{kind}: {error}"
@@ -105,7 +105,7 @@ def _import_installed(name: str, path: Path, now: str) -> ModuleType:
 
 def _import_private(specs: list[ModuleSpec], now: str) -> ModuleType:
     """Execute a file, and the packages around it, under names of our own that change with the file."""
-    root = f"{PRIVATE}_{digest([str(specs[-1].origin), now])[:16]}"
+    root = f"{PRIVATE_PREFIX}_{digest([str(specs[-1].origin), now])[:16]}"
     names = [".".join([root, *(spec.name for spec in specs[1 : depth + 1])]) for depth in range(len(specs))]
     for name, found in zip(names, specs, strict=True):
         if name not in sys.modules:

@@ -12,12 +12,12 @@ from tuneline.evaluation import setting
 from tuneline.identity import Manifest
 from tuneline.model import device, precision, value_head
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import load_for_answers, load_model
-from tuneline.model.source import folder_of
+from tuneline.model.load import load_for_inference, load_model
+from tuneline.model.source import manifest_folder
 from tuneline.model.value_head import ValueHead
 
 
-class Candidate:
+class EvaluatedModel:
     """A model by its hash; its weights are loaded when a question has no answer in the store."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Candidate:
     @property
     def setting(self) -> dict[str, str]:
         """How it answers here: dtype, device and versions of libraries, a part of each protocol."""
-        return setting.of(self.dtype)
+        return setting.evaluation_setting(self.dtype)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -59,9 +59,9 @@ class Candidate:
     @cached_property
     def head(self) -> ValueHead | None:
         """Load the head of a reward model; other models have none."""
-        if not (self._folder / value_head.FILE).is_file():
+        if not (self._folder / value_head.HEAD_FILE).is_file():
             return None
-        return value_head.load(self._folder).to(self.model.device).eval()
+        return value_head.load_value_head(self._folder).to(self.model.device).eval()
 
     def release(self) -> None:
         """Let go of the weights; they are loaded again if another question needs them."""
@@ -70,19 +70,22 @@ class Candidate:
         device.release_memory()
 
 
-def base(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> Candidate:
+def base_model(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> EvaluatedModel:
     """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
-    dtype = precision.for_answers(config.dtype)
-    load = partial(load_for_answers, base_model, tokenizer, config.load, dtype)
-    return Candidate("base model", folder_of(base_model), base_model.content_hash(), load, dtype)
+    dtype = precision.inference_dtype(config.dtype)
+    load = partial(load_for_inference, base_model, tokenizer, config.load, dtype)
+    return EvaluatedModel("base model", manifest_folder(base_model), base_model.content_hash(), load, dtype)
 
 
-def trained(model: Checkpoint, config: EvaluateStepConfig) -> Candidate:
+def trained_model(model: Checkpoint, config: EvaluateStepConfig) -> EvaluatedModel:
     """Return what a training made as a candidate."""
-    return stored("new model", model.path, model.content_hash(), config)
+    return stored_model("new model", model.path, model.content_hash(), config)
 
 
-def stored(name: str, folder: Path, content_hash: str, config: EvaluateStepConfig) -> Candidate:
+def stored_model(name: str, folder: Path, content_hash: str, config: EvaluateStepConfig) -> EvaluatedModel:
     """Return a model of the artifact store as a candidate, held and permitted as the recipe says."""
-    dtype, allowed = precision.for_answers(config.dtype), config.load.model_copy(update={"train_from_scratch": False})
-    return Candidate(name, folder, content_hash, partial(load_model, folder, dtype, allowed=allowed), dtype)
+    dtype, allowed = (
+        precision.inference_dtype(config.dtype),
+        config.load.model_copy(update={"train_from_scratch": False}),
+    )
+    return EvaluatedModel(name, folder, content_hash, partial(load_model, folder, dtype, allowed=allowed), dtype)

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from tuneline import statistics
 from tuneline.evaluation.score_store import Score
-from tuneline.statistics import Interval, shown
+from tuneline.statistics import Interval, format_score
 
 HELD_OUT = "held_out"
 
@@ -63,7 +63,7 @@ class Report:
         """Write the table that people read first, then how it was made."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
         for name, parts in self.metrics().items():
-            lines.append(f"| {name} | {parts['model'].num_items} | {' | '.join(cells(name, parts))} |")
+            lines.append(f"| {name} | {parts['model'].num_items} | {' | '.join(format_cells(name, parts))} |")
         for title, rows in self._details():
             if rows:
                 lines += ["", f"{title}:", "", *(f"- {name}: {told}" for name, told in rows)]
@@ -74,7 +74,9 @@ class Report:
         before, after = (self.totals.get(who, {}) for who in ("base", "model"))
         totals = [(name, f"base {before.get(name, nan):.4g}, model {value:.4g}") for name, value in after.items()]
         noise = [
-            (f"{name} of {who}", spread(name, means)) for who in self.noise for name, means in self.noise[who].items()
+            (f"{name} of {who}", format_spread(name, means))
+            for who in self.noise
+            for name, means in self.noise[who].items()
         ]
         subjects = [
             (name, f"{count} questions, base {100 * one:.1f}, model {100 * other:.1f}")
@@ -94,7 +96,7 @@ class Report:
         """Write the table and, where answers were given, the first of them side by side."""
         rows = []
         for name, parts in self.metrics().items():
-            told = "".join(f"<td>{each}</td>" for each in cells(name, parts))
+            told = "".join(f"<td>{each}</td>" for each in format_cells(name, parts))
             rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{told}</tr>")
         texts = [
             "<tr>"
@@ -169,18 +171,22 @@ def _compare_macro(before: dict[str, float], after: dict[str, float], strata: li
     return {"base": over(before), "model": over(after), "gain": over(gain)}
 
 
-def spread(metric: str, means: list[float]) -> str:
+def format_spread(metric: str, means: list[float]) -> str:
     """Write the means of several seeds: their mean, standard deviation and ends, in the metric's unit."""
-    middle, apart, low, high = (shown(metric, each) for each in (mean(means), stdev(means), min(means), max(means)))
+    middle, apart, low, high = (
+        format_score(metric, each) for each in (mean(means), stdev(means), min(means), max(means))
+    )
     return f"{middle} ± {apart} [{low}, {high}], {len(means)} seeds"
 
 
-def cells(metric: str, parts: dict[str, Interval]) -> list[str]:
+def format_cells(metric: str, parts: dict[str, Interval]) -> list[str]:
     """Write the intervals of the base model, the new one and their gain, as a row of a table."""
-    return [show(metric, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
+    return [format_interval(metric, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
 
 
-def show(metric: str, interval: Interval, *, signed: bool = False) -> str:
+def format_interval(metric: str, interval: Interval, *, signed: bool = False) -> str:
     """Write a mean with its interval, in the metric's unit."""
-    middle, low, high = (shown(metric, each, signed=signed) for each in (interval.mean, interval.low, interval.high))
+    middle, low, high = (
+        format_score(metric, each, signed=signed) for each in (interval.mean, interval.low, interval.high)
+    )
     return f"{middle} [{low}, {high}]"

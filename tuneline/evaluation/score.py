@@ -12,11 +12,11 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.evaluation import setting
 from tuneline.evaluation.generation import generate
-from tuneline.evaluation.generation.generate import Draw
+from tuneline.evaluation.generation.generate import SamplingConfig
 from tuneline.evaluation.metrics import corpus_level, metric_registry, text_tokenizer
-from tuneline.evaluation.model_under_test import Candidate
+from tuneline.evaluation.model_under_test import EvaluatedModel
 from tuneline.evaluation.report import HELD_OUT, Report, by_metric
-from tuneline.evaluation.score_store import Item, Score, remembered, score
+from tuneline.evaluation.score_store import Item, Score, score_answer, score_with_cache
 from tuneline.evaluation.tasks import lm_eval, log_likelihood, reward
 from tuneline.evaluation.tasks import multiple_choice as taking
 from tuneline.identity import Manifest, digest
@@ -26,21 +26,25 @@ GENERATION_VERSION = 3
 
 
 def score_all(
-    candidate: Candidate, tokenizer_manifest: Manifest, held_out: Dataset, exams: Manifest, config: EvaluateStepConfig
+    candidate: EvaluatedModel,
+    tokenizer_manifest: Manifest,
+    held_out: Dataset,
+    exams: Manifest,
+    config: EvaluateStepConfig,
 ) -> list[Score]:
     """Return the scores of a model on every item of the recipe, in a fixed order."""
     tokenizer = load_tokenizer(tokenizer_manifest)
-    scores = _held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
+    scores = _score_held_out(candidate, tokenizer_manifest, tokenizer, held_out, config)
     for exam in config.exams:
-        scores += taking.sit(candidate, tokenizer_manifest, tokenizer, exams, exam)
+        scores += taking.run_task(candidate, tokenizer_manifest, tokenizer, exams, exam)
     for task in config.harness:
-        scores += lm_eval.sit(candidate, tokenizer_manifest, tokenizer, exams, task)
+        scores += lm_eval.run_task(candidate, tokenizer_manifest, tokenizer, exams, task)
     return scores
 
 
 def report(
-    before: Candidate,
-    after: Candidate,
+    before: EvaluatedModel,
+    after: EvaluatedModel,
     tokenizer: Manifest,
     mixture: Corpus,
     exams: Manifest,
@@ -53,69 +57,71 @@ def report(
     held_out, found = mixture.splits["validation"], mixture.splits["contamination"]
     scores, bands = {}, {}
     for who, candidate in (("base", before), ("model", after)):
-        scores[who] = flagged(score_all(candidate, tokenizer, held_out, exams, config), found)
-        bands[who] = noise(candidate, tokenizer, held_out, config)
+        scores[who] = mark_contaminated(score_all(candidate, tokenizer, held_out, exams, config), found)
+        bands[who] = noise_band(candidate, tokenizer, held_out, config)
         candidate.release()
     return Report(
         **scores,
         base_hash=before.content_hash,
         model_hash=after.content_hash,
-        totals={who: corpus_level.of(each, config) for who, each in scores.items()},
-        methods=setting.told(after.dtype) | corpus_level.methods(scores["model"], config),
+        totals={who: corpus_level.corpus_scores(each, config) for who, each in scores.items()},
+        methods=setting.describe(after.dtype) | corpus_level.describe_methods(scores["model"], config),
         noise={who: band for who, band in bands.items() if band},
     )
 
 
-def _held_out(
-    candidate: Candidate,
+def _score_held_out(
+    candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Dataset,
     config: EvaluateStepConfig,
 ) -> list[Score]:
     """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
-    if not log_likelihood.is_by_likelihood(held_out):
-        return _answered(candidate, tokenizer_manifest, tokenizer, held_out, config)
+    if not log_likelihood.uses_log_likelihood(held_out):
+        return _score_generated(candidate, tokenizer_manifest, tokenizer, held_out, config)
     window = config.window
     protocol = digest([log_likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.setting])
     items = log_likelihood.items(held_out, config.max_items)
-    judge = log_likelihood.Judge(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+    judge = log_likelihood.LikelihoodScorer(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
     answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
-    return remembered(candidate.content_hash, protocol, items, answer)
+    return score_with_cache(candidate.content_hash, protocol, items, answer)
 
 
-def _answered(
-    candidate: Candidate,
+def _score_generated(
+    candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Dataset,
     config: EvaluateStepConfig,
-    draw: Draw | None = None,
+    draw: SamplingConfig | None = None,
 ) -> list[Score]:
     """Score the answers of a model; answers are kept apart from their scores, so that a new metric asks nothing."""
     items = held_out_items(held_out, tokenizer, config.max_items)
     references = [item.reference for item in items]
-    cut = text_tokenizer.cut_for(config.cut, references)
+    cut = text_tokenizer.resolve_cut(config.cut, references)
     tokenize = text_tokenizer.bleu_tokenizer(cut, references)
     asked = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
-    judged = [reward.name(config)] if config.judged else []
+    judged = [reward.reward_id(config)] if config.judged else []
 
     def scorer(missing: list[Item]) -> list[Score]:
-        said = remembered(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
+        said = score_with_cache(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
         told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
         columns = metric_registry.columns(config, cut, tokenize, *told)
         if config.reward_model is not None:
             candidate.release()  # the judge is a model too
         if config.judged:
-            columns["reward"] = reward.of(config, tokenizer)(*told)
+            columns["reward"] = reward.reward_scorer(config, tokenizer)(*told)
         rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))
         return [replace(each, metrics=row) for each, row in zip(said, rows, strict=True)]
 
     protocol = digest([asked, metric_registry.protocol(config, cut, [tokenize, *judged])])
-    return remembered(candidate.content_hash, protocol, items, scorer)
+    return score_with_cache(candidate.content_hash, protocol, items, scorer)
 
 
-def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: Draw | None, how: dict[str, str]) -> str:
+def generation_protocol(
+    tokenizer: Manifest, config: EvaluateStepConfig, draw: SamplingConfig | None, how: dict[str, str]
+) -> str:
     """Name how answers are made, `how` being the setting of the model; another way is another protocol."""
     drawn = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
     return digest([*drawn, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, how])
@@ -124,42 +130,45 @@ def generation_protocol(tokenizer: Manifest, config: EvaluateStepConfig, draw: D
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
     """Ask for the last answer of each held-out example; references are whole."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
-    return [Item(HELD_OUT, row["id"], *render.prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
+    return [Item(HELD_OUT, row["id"], *render.split_prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
 
 
 def _generator(
-    candidate: Candidate, tokenizer: PreTrainedTokenizerBase, config: EvaluateStepConfig, draw: Draw | None
+    candidate: EvaluatedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateStepConfig,
+    draw: SamplingConfig | None,
 ) -> Callable[[list[Item]], Iterator[Score]]:
     def answer(items: list[Item]) -> Iterator[Score]:
         prompts = [item.prompt for item in items]
         title = f"answers of {candidate.name}" + (f", seed {draw.seed}" if draw else "")
         told = (prompts, config.max_new_tokens, config.batch_size, title, draw)
-        for answer in generate.stream(candidate.model, tokenizer, *told):
-            yield score(items[answer.index], answer.text, {}, seconds=answer.seconds)
+        for answer in generate.stream_answers(candidate.model, tokenizer, *told):
+            yield score_answer(items[answer.index], answer.text, {}, seconds=answer.seconds)
 
     return answer
 
 
-def noise(
-    candidate: Candidate, tokenizer_manifest: Manifest, held_out: Dataset, config: EvaluateStepConfig
+def noise_band(
+    candidate: EvaluatedModel, tokenizer_manifest: Manifest, held_out: Dataset, config: EvaluateStepConfig
 ) -> dict[str, list[float]]:
     """Return the mean of each metric over the held-out rows, once for each seed with which answers are drawn.
 
     Empty where the recipe asks for no noise band, or where rows are judged by their likelihood, which has no noise.
     """
-    if config.noise is None or log_likelihood.is_by_likelihood(held_out):
+    if config.noise is None or log_likelihood.uses_log_likelihood(held_out):
         return {}
     tokenizer = load_tokenizer(tokenizer_manifest)
     means: dict[str, list[float]] = {}
     for seed in range(config.noise.num_seeds):
-        draw = Draw(config.noise.temperature, seed)
-        scores = _answered(candidate, tokenizer_manifest, tokenizer, held_out, config, draw)
+        draw = SamplingConfig(config.noise.temperature, seed)
+        scores = _score_generated(candidate, tokenizer_manifest, tokenizer, held_out, config, draw)
         for name, table in by_metric(scores).items():
             means.setdefault(name, []).append(sum(table.values()) / len(table))
     return means
 
 
-def flagged(scores: list[Score], found: Dataset) -> list[Score]:
+def mark_contaminated(scores: list[Score], found: Dataset) -> list[Score]:
     """Mark the items that a training example holds.
 
     Args:

@@ -65,7 +65,7 @@ SCHEMA = pa.schema(
 """Columns of a table of scores; `metrics` is JSON text, as benchmarks have different ones."""
 
 
-def score(item: Item, output: str, metrics: dict[str, float], *, seconds: float = 0.0, tokens: int = 0) -> Score:
+def score_answer(item: Item, output: str, metrics: dict[str, float], *, seconds: float = 0.0, tokens: int = 0) -> Score:
     """Join an item with its answer."""
     return Score(
         item.benchmark,
@@ -91,7 +91,7 @@ def from_table(table: pa.Table) -> list[Score]:
     return [Score(**{**row, "metrics": json.loads(row["metrics"])}) for row in table.to_pylist()]
 
 
-def remembered(
+def score_with_cache(
     model_hash: str, protocol: str, items: Sequence[Item], answer: Callable[[list[Item]], Iterable[Score]]
 ) -> list[Score]:
     """Return the score of each item, asking the model only for those that are not in the store.
@@ -110,14 +110,14 @@ def remembered(
     known = {score.item: score for score in _read(path)}
     missing = [item for item in items if item.id not in known]
     if missing:
-        for fresh in _portions(answer(missing)):
+        for fresh in _flush_batches(answer(missing)):
             with state.lock(f"scores-{model_hash[:32]}"):
                 known = {score.item: score for score in [*_read(path), *fresh]}
                 _write(path, known.values())
     return [replace(known[item.id], benchmark=item.benchmark, group=item.group) for item in items]
 
 
-def _portions(scores: Iterable[Score]) -> Iterable[list[Score]]:
+def _flush_batches(scores: Iterable[Score]) -> Iterable[list[Score]]:
     """Yield what has come since the last time, every so often, at the end, and before an interruption goes on."""
     fresh: list[Score] = []
     last = time.monotonic()

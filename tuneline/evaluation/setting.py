@@ -9,20 +9,20 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tuneline.model import device
 
-ANSWERING = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes")
+GENERATION_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes")
 """Packages that have a part in what a model says."""
 
-SCORING = ("evaluate", "rouge_score", "sacrebleu", "nltk", "jieba", "rouge_chinese")
+METRIC_PACKAGES = ("evaluate", "rouge_score", "sacrebleu", "nltk", "jieba", "rouge_chinese")
 """Packages that have a part in how answers are scored."""
 
 
-def of(dtype: str) -> dict[str, str]:
+def evaluation_setting(dtype: str) -> dict[str, str]:
     """Return how models answer here.
 
     Args:
         dtype: How weights are held.
     """
-    return {"dtype": dtype, "device": device.kind(), **versions(ANSWERING)}
+    return {"dtype": dtype, "device": device.device_type(), **versions(GENERATION_PACKAGES)}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -30,9 +30,9 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {name: _version(name) for name in packages}
 
 
-def told(dtype: str) -> dict[str, str]:
+def describe(dtype: str) -> dict[str, str]:
     """Return the same in words, for the report: dtype, device, and the libraries that are installed."""
-    about = of(dtype) | versions(SCORING)
+    about = evaluation_setting(dtype) | versions(METRIC_PACKAGES)
     kinds = {name: about.pop(name) for name in ("dtype", "device")}
     return kinds | {"libraries": ", ".join(f"{name} {each}" for name, each in about.items() if each != "absent")}
 

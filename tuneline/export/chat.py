@@ -18,29 +18,29 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.chat_template import render
 from tuneline.data.schema import message
 from tuneline.data.tokenization.template_compiler import NO_STRIP, STRIPS, Strip
-from tuneline.errors import DataError, ProofError, SourceError
+from tuneline.errors import DataError, SourceError, VerificationError
 
-LETTERS = {"S": "system", "U": "user", "A": "assistant"}
-FIRST = ""
+ROLES_BY_LETTER = {"S": "system", "U": "user", "A": "assistant"}
+START = ""
 """What stands before the first turn."""
 
 ANSWER = "answer"
 """What stands behind the last question."""
 
-TODAY = "\ue002today\ue003"
-CLOCK = "{%- macro strftime_now(format) -%}" + TODAY + "{%- endmacro -%}"
+DATE_MARKER = "\ue002today\ue003"
+DATE_MACRO = "{%- macro strftime_now(format) -%}" + DATE_MARKER + "{%- endmacro -%}"
 """Takes the place of the clock that transformers gives to templates."""
 
 Transition = tuple[str, str]
 """Role of a turn, and of the next one, or `ANSWER`."""
 
 
-REFUSED = re.compile(r"^The chat template refuses a conversation of [\w, ]+: ")
+REFUSAL_PREFIX = re.compile(r"^The chat template refuses a conversation of [\w, ]+: ")
 """How `render` begins to say that a template refuses roles."""
 
-PLAIN: tuple[Transition, ...] = (
-    (FIRST, "system"),
-    (FIRST, "user"),
+COMMON_TRANSITIONS: tuple[Transition, ...] = (
+    (START, "system"),
+    (START, "user"),
     ("system", "user"),
     ("user", "assistant"),
     ("assistant", "user"),
@@ -49,12 +49,12 @@ PLAIN: tuple[Transition, ...] = (
 """Transitions of a conversation that begins with a system message or a question, and ends with a question."""
 
 
-class NotExpressibleError(ProofError):
+class NotExpressibleError(VerificationError):
     """A chat template has no equal in Go's template language."""
 
 
 @dataclass(frozen=True)
-class Turns:
+class TurnFormat:
     """What a chat template does, as far as Go's template language can say it."""
 
     pieces: dict[Transition, str]
@@ -69,7 +69,7 @@ class Turns:
     prefill: bool = True
     """A conversation that ends with an answer lets it go on."""
 
-    supposes_a_question: bool = False
+    inserts_empty_question: bool = False
     """A conversation that begins with an answer, as one that Ollama cut to fit, is shown behind an empty question."""
 
     why_not: dict[Transition, str] = field(default_factory=dict)
@@ -77,8 +77,8 @@ class Turns:
 
     def plain(self) -> "Turns":
         """Return the same without turns in an order that few conversations have."""
-        odd = {pair: "it is written in another way there" for pair in self.pieces if pair not in PLAIN}
-        kept = {pair: text for pair, text in self.pieces.items() if pair in PLAIN}
+        odd = {pair: "it is written in another way there" for pair in self.pieces if pair not in COMMON_TRANSITIONS}
+        kept = {pair: text for pair, text in self.pieces.items() if pair in COMMON_TRANSITIONS}
         return replace(self, pieces=kept, why_not=self.why_not | odd).whole()
 
     def whole(self) -> "Turns":
@@ -87,31 +87,31 @@ class Turns:
         Ollama drops the first turns of a conversation that is too long, one by one, and renders what is left each
         time; so there must be such a form, even where the chat template knows none.
         """
-        heads = [head for head in (FIRST, "system") if (head, "user") in self.pieces]
+        heads = [head for head in (START, "system") if (head, "user") in self.pieces]
         if all((head, "assistant") in self.pieces for head in heads):
             return self
         answer = self.pieces["user", "assistant"]
         supposed = {(head, "assistant"): self.pieces[head, "user"] + answer for head in heads}
         why_not = {pair: why for pair, why in self.why_not.items() if pair[1] != "assistant"}
-        return replace(self, pieces=self.pieces | supposed, supposes_a_question=True, why_not=why_not)
+        return replace(self, pieces=self.pieces | supposed, inserts_empty_question=True, why_not=why_not)
 
 
 def conversation(roles: str, contents: Iterable[str]) -> list[dict[str, str]]:
     """Return messages; roles are written by the letters S, U and A."""
-    return [{"role": LETTERS[role], "content": said} for role, said in zip(roles, contents, strict=True)]
+    return [{"role": ROLES_BY_LETTER[role], "content": said} for role, said in zip(roles, contents, strict=True)]
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> str:
     """Return the prompt that the chat template makes of a conversation.
 
     Raises:
         DataError: The template refuses the conversation.
     """
     messages = [message(each["role"], each["content"]) for each in chat]
-    return render.apply(messages, "", tokenizer, add_generation_prompt=True)
+    return render.apply_chat_template(messages, "", tokenizer, add_generation_prompt=True)
 
 
-def ask(tokenizer: PreTrainedTokenizerBase) -> Turns:
+def analyze_template(tokenizer: PreTrainedTokenizerBase) -> TurnFormat:
     """Find out what a chat template does.
 
     Raises:
@@ -124,16 +124,16 @@ def ask(tokenizer: PreTrainedTokenizerBase) -> Turns:
     pieces = _pieces(tokenizer, "UAUAU")
     why_not: dict[Transition, str] = {}
     for roles in ("SUAUAU", "AUAU", "SAUAU", "SUASUAU", "SUSU"):
-        _add(tokenizer, roles, pieces, why_not)
-    _refuse_dates(tokenizer)
-    has_system = (FIRST, "system") in pieces
+        _add_transitions(tokenizer, roles, pieces, why_not)
+    _check_no_date(tokenizer)
+    has_system = (START, "system") in pieces
     used = ["user", "assistant", *(["system"] if has_system else [])]
-    strips = {role: how for role in used if (how := _strip(tokenizer, role, has_system=has_system)) != NO_STRIP}
+    strips = {role: how for role in used if (how := _find_strip(tokenizer, role, has_system=has_system)) != NO_STRIP}
     empty = _empty_system(tokenizer, pieces) if has_system else "kept"
-    return Turns(pieces, strips, empty, _goes_on(tokenizer, pieces), why_not=why_not).whole()
+    return TurnFormat(pieces, strips, empty, _supports_prefill(tokenizer, pieces), why_not=why_not).whole()
 
 
-def _add(
+def _add_transitions(
     tokenizer: PreTrainedTokenizerBase, roles: str, pieces: dict[Transition, str], why_not: dict[Transition, str]
 ) -> None:
     """Learn the transitions of a conversation that a template may refuse."""
@@ -143,14 +143,14 @@ def _add(
     except (DataError, NotExpressibleError) as error:
         if roles == "SUAUAU" and isinstance(error, NotExpressibleError):
             raise
-        reason = REFUSED.sub("", str(error)).split(". ")[0].rstrip(".")
+        reason = REFUSAL_PREFIX.sub("", str(error)).split(". ")[0].rstrip(".")
         why_not.update(dict.fromkeys(fresh, reason))
         return
     pieces.update(found)
 
 
 def _transitions(roles: str) -> list[Transition]:
-    names = [FIRST, *(LETTERS[role] for role in roles), ANSWER]
+    names = [START, *(ROLES_BY_LETTER[role] for role in roles), ANSWER]
     return list(itertools.pairwise(names))
 
 
@@ -163,7 +163,7 @@ def _pieces(
         NotExpressibleError: Contents are left out, moved or repeated, or a piece is not the same each time.
     """
     marks = [f"\ue000{i}\ue001" for i in range(len(roles))]
-    rest, found = rendered(tokenizer, conversation(roles, marks)), dict(known or {})
+    rest, found = render_prompt(tokenizer, conversation(roles, marks)), dict(known or {})
     for mark in marks:
         if rest.count(mark) != 1:
             raise NotExpressibleError(
@@ -184,28 +184,28 @@ def _pieces(
     return found
 
 
-def _refuse_dates(tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_no_date(tokenizer: PreTrainedTokenizerBase) -> None:
     before = tokenizer.chat_template
-    tokenizer.chat_template = CLOCK + str(before)
+    tokenizer.chat_template = DATE_MACRO + str(before)
     try:
-        shown = rendered(tokenizer, conversation("U", ["question"]))
+        shown = render_prompt(tokenizer, conversation("U", ["question"]))
     finally:
         tokenizer.chat_template = before
-    if TODAY in shown:
+    if DATE_MARKER in shown:
         raise NotExpressibleError(
             "the chat template writes today's date, which a Go template cannot in the same form; give it one by "
             "template_arguments, like date_string, if it takes one"
         )
 
 
-def _strip(tokenizer: PreTrainedTokenizerBase, role: str, *, has_system: bool) -> Strip:
+def _find_strip(tokenizer: PreTrainedTokenizerBase, role: str, *, has_system: bool) -> Strip:
     """Find out which white space around a content is left out; whatever else is done to it, the proof finds."""
     roles = "SUAU" if has_system else "UAU"
     contents = [f"\ue000{i}\ue001" for i in range(len(roles))]
-    place = next(i for i, letter in enumerate(roles) if LETTERS[letter] == role)
+    place = next(i for i, letter in enumerate(roles) if ROLES_BY_LETTER[letter] == role)
     padded = f"\n \t{contents[place]}\t \n"
-    plain = rendered(tokenizer, conversation(roles, contents))
-    text = rendered(tokenizer, conversation(roles, [*contents[:place], padded, *contents[place + 1 :]]))
+    plain = render_prompt(tokenizer, conversation(roles, contents))
+    text = render_prompt(tokenizer, conversation(roles, [*contents[:place], padded, *contents[place + 1 :]]))
     for how in STRIPS:
         shown = getattr(padded, how[0])(how[1]) if how[0] else padded
         if text == plain.replace(contents[place], shown):
@@ -216,13 +216,13 @@ def _strip(tokenizer: PreTrainedTokenizerBase, role: str, *, has_system: bool) -
 def _empty_system(
     tokenizer: PreTrainedTokenizerBase, pieces: dict[Transition, str]
 ) -> Literal["kept", "none", "refused"]:
-    text = rendered(tokenizer, conversation("SU", ["", "question"]))
-    if text == f"{pieces[FIRST, 'system']}{pieces['system', 'user']}question{pieces['user', ANSWER]}":
+    text = render_prompt(tokenizer, conversation("SU", ["", "question"]))
+    if text == f"{pieces[START, 'system']}{pieces['system', 'user']}question{pieces['user', ANSWER]}":
         return "kept"
-    return "none" if text == rendered(tokenizer, conversation("U", ["question"])) else "refused"
+    return "none" if text == render_prompt(tokenizer, conversation("U", ["question"])) else "refused"
 
 
-def _goes_on(tokenizer: PreTrainedTokenizerBase, pieces: dict[Transition, str]) -> bool:
+def _supports_prefill(tokenizer: PreTrainedTokenizerBase, pieces: dict[Transition, str]) -> bool:
     """Tell whether an answer that was begun stands at the end as it is, where it is to go on."""
     try:
         text = tokenizer.apply_chat_template(
@@ -230,4 +230,4 @@ def _goes_on(tokenizer: PreTrainedTokenizerBase, pieces: dict[Transition, str]) 
         )
     except Exception:  # whatever a template may raise
         return False
-    return str(text) == f"{pieces[FIRST, 'user']}question{pieces['user', 'assistant']}Sure, it"
+    return str(text) == f"{pieces[START, 'user']}question{pieces['user', 'assistant']}Sure, it"

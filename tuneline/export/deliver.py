@@ -3,12 +3,12 @@
 from tuneline.config.sections.export import PublishConfig
 from tuneline.export import hub, place
 from tuneline.export.origin import Delivery, Origin
-from tuneline.export.write import CARD
+from tuneline.export.write import CARD_FILE
 from tuneline.model.checkpoint import Checkpoint
 
 __all__ = ["CARD", "deliver"]
 
-NO_MODELFILE = "none was asked for"
+NO_MODELFILE_NOTE = "none was asked for"
 
 
 def deliver(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Delivery:
@@ -18,18 +18,18 @@ def deliver(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Deli
         DeliveryError: The folder holds something else, or the hub does not take it.
     """
     if config.to:
-        place.lay(exported.path, config.to)
+        place.copy_export(exported.path, config.to)
     commit = url = ""
     if config.push:
         version = f" version {origin.version}" if origin.version else ""
         content = exported.content_hash()[:16]
-        commit, url = hub.push(exported.path, config.push, f"{origin.name}{version}, content {content}")
+        commit, url = hub.push_folder(exported.path, config.push, f"{origin.name}{version}, content {content}")
     return Delivery(
         folder=str(exported.path),
         to=str(config.to or ""),
         repo_id=config.push.repo_id if config.push else "",
         commit=commit,
         url=url,
-        modelfile=str(exported.facts.get("modelfile.sentence", NO_MODELFILE)),
+        modelfile=str(exported.facts.get("modelfile.sentence", NO_MODELFILE_NOTE)),
         facts=exported.facts,
     )

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 
-ACTION = re.compile(r"\{\{(?P<left>-\s)?(?P<body>(?:\"(?:\\.|[^\"\\])*\"|[^\"])*?)(?P<right>\s-)?\}\}", re.S)
-WORD = re.compile(r'\s*(?:(?P<text>"(?:\\.|[^"\\])*")|(?P<number>\d+)|(?P<mark>:=|[=(),])|(?P<name>[.$]?[\w.]*))')
-SPACE = " \t\r\n"
+ACTION_PATTERN = re.compile(r"\{\{(?P<left>-\s)?(?P<body>(?:\"(?:\\.|[^\"\\])*\"|[^\"])*?)(?P<right>\s-)?\}\}", re.S)
+WORD_PATTERN = re.compile(
+    r'\s*(?:(?P<text>"(?:\\.|[^"\\])*")|(?P<number>\d+)|(?P<mark>:=|[=(),])|(?P<name>[.$]?[\w.]*))'
+)
+TRIMMED_CHARACTERS = " \t\r\n"
 
 
-class GoTemplateError(ProofError):
+class GoTemplateError(VerificationError):
     """A template is outside of the part of Go's language that is evaluated here, or Go would refuse to execute it."""
 
 
@@ -34,7 +36,7 @@ class Node:
     """What a `text` writes; the name of a template or of a variable."""
 
     body: list["Node"] = field(default_factory=list)
-    otherwise: list["Node"] = field(default_factory=list)
+    else_body: list["Node"] = field(default_factory=list)
 
 
 def evaluate(template: str, data: Mapping[str, Any]) -> str:
@@ -56,7 +58,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.defined: dict[bytes, list[Node]] = {}
-        parts = _Parts(_split(text))
+        parts = _PartStream(_split(text))
         self.root, end = self._list(parts)
         if end:
             raise GoTemplateError(f"unexpected {{{{ {' '.join(end)} }}}}")
@@ -64,7 +66,7 @@ class Template:
     def execute(self, data: Mapping[str, Any]) -> str:
         """Return what is written for `data`."""
         out: list[bytes] = []
-        _Run(self, out).walk(self.root, _go(data), [("$", _go(data))])
+        _Execution(self, out).walk(self.root, _to_go_value(data), [("$", _to_go_value(data))])
         return b"".join(out).decode()
 
     def _list(self, parts: "_Parts") -> tuple[list[Node], list[str]]:
@@ -82,11 +84,11 @@ class Template:
     def _action(self, words: list[str], parts: "_Parts", nodes: list[Node]) -> None:
         first = words[0]
         if first == "define":
-            self.defined[_quoted(words[1])], _ = self._list(parts)
+            self.defined[_unquote(words[1])], _ = self._list(parts)
         elif first in ("if", "range"):
             nodes.append(self._branch(first, words[1:], parts))
         elif first == "template":
-            nodes.append(Node("template", words[2:], _quoted(words[1])))
+            nodes.append(Node("template", words[2:], _unquote(words[1])))
         elif len(words) > 1 and words[1] in (":=", "="):
             nodes.append(Node("declare" if words[1] == ":=" else "assign", words[2:], first.encode()))
         else:
@@ -96,16 +98,16 @@ class Template:
         node = Node(kind, words)
         node.body, end = self._list(parts)
         if end[:2] == ["else", "if"]:
-            node.otherwise = [self._branch("if", end[2:], parts)]
+            node.else_body = [self._branch("if", end[2:], parts)]
             return node
         if end[:1] == ["else"]:
-            node.otherwise, end = self._list(parts)
+            node.else_body, end = self._list(parts)
         if end != ["end"]:
             raise GoTemplateError(f"{{{{ {kind} {' '.join(words)} }}}} has no end")
         return node
 
 
-class _Parts:
+class _PartStream:
     """Texts and actions in order; iterating goes on where it stopped."""
 
     def __init__(self, parts: Iterator[tuple[str, list[str] | None]]) -> None:
@@ -117,10 +119,10 @@ class _Parts:
 
 def _split(template: str) -> Iterator[tuple[str, list[str] | None]]:
     position, trim = 0, False
-    for found in ACTION.finditer(template):
+    for found in ACTION_PATTERN.finditer(template):
         text = template[position : found.start()]
-        text = text.lstrip(SPACE) if trim else text
-        yield (text.rstrip(SPACE) if found["left"] else text), None
+        text = text.lstrip(TRIMMED_CHARACTERS) if trim else text
+        yield (text.rstrip(TRIMMED_CHARACTERS) if found["left"] else text), None
         position, trim = found.end(), bool(found["right"])
         body = found["body"].strip()
         if not body.startswith("/*"):
@@ -128,13 +130,13 @@ def _split(template: str) -> Iterator[tuple[str, list[str] | None]]:
     rest = template[position:]
     if "{{" in rest:
         raise GoTemplateError(f"an action is not closed: {rest[rest.index('{{') :][:40]!r}")
-    yield (rest.lstrip(SPACE) if trim else rest), None
+    yield (rest.lstrip(TRIMMED_CHARACTERS) if trim else rest), None
 
 
 def _words(body: str) -> list[str]:
     words, position = [], 0
     while position < len(body.rstrip()):
-        found = WORD.match(body, position)
+        found = WORD_PATTERN.match(body, position)
         if not found or found.end() == position or not found[0].strip():
             raise GoTemplateError(f"{body[position:][:40]!r} is not understood")
         words.append(found[0].strip())
@@ -142,25 +144,29 @@ def _words(body: str) -> list[str]:
     return words
 
 
-def _quoted(word: str) -> bytes:
+def _unquote(word: str) -> bytes:
     if not word.startswith('"'):
         raise GoTemplateError(f"{word} should be a quoted text")
     return str(json.loads(word)).encode()
 
 
-def _go(value: Any) -> Any:
+def _to_go_value(value: Any) -> Any:
     """Return a value as Go holds it: texts are bytes."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, Mapping):
-        return {name: _go(inner) for name, inner in value.items()}
-    return [_go(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, bytes) else value
+        return {name: _to_go_value(inner) for name, inner in value.items()}
+    return (
+        [_to_go_value(inner) for inner in value]
+        if isinstance(value, Sequence) and not isinstance(value, bytes)
+        else value
+    )
 
 
 Variables = list[tuple[str, Any]]
 
 
-class _Run:
+class _Execution:
     """One execution."""
 
     def __init__(self, template: Template, out: list[bytes]) -> None:
@@ -190,7 +196,7 @@ class _Run:
 
     def _if(self, node: Node, dot: Any, variables: Variables) -> None:
         mark = len(variables)
-        self.walk(node.body if _Expression(node.words, dot, variables).value() else node.otherwise, dot, variables)
+        self.walk(node.body if _Expression(node.words, dot, variables).value() else node.else_body, dot, variables)
         del variables[mark:]
 
     def _range(self, node: Node, dot: Any, variables: Variables) -> None:
@@ -202,7 +208,7 @@ class _Run:
             self.walk(node.body, value, variables)
             del variables[mark:]
         if not values:
-            self.walk(node.otherwise, dot, variables)
+            self.walk(node.else_body, dot, variables)
             del variables[mark:]
 
     def _template(self, node: Node, dot: Any, variables: Variables) -> None:
@@ -231,7 +237,7 @@ class _Expression:
         if word in FUNCTIONS:
             self._next += 1
             given = self._operands()
-            return FUNCTIONS[word](*(given if word in LAZY else [each() for each in given]))
+            return FUNCTIONS[word](*(given if word in LAZY_FUNCTIONS else [each() for each in given]))
         return self._operand()()
 
     def _operands(self) -> list[Callable[[], Any]]:
@@ -263,7 +269,7 @@ class _Expression:
 
     def _plain(self, word: str) -> Any:
         if word.startswith('"'):
-            return _quoted(word)
+            return _unquote(word)
         if word.isdigit():
             return int(word)
         if word in ("true", "false"):
@@ -285,7 +291,7 @@ class _Expression:
         raise GoTemplateError(f"undefined variable {name}")
 
 
-def _same(first: Any, *others: Any) -> bool:
+def _equal(first: Any, *others: Any) -> bool:
     if any(type(other) is not type(first) for other in others):
         raise GoTemplateError("incompatible types for comparison")
     return first in others
@@ -320,12 +326,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "and": _and,
     "or": _or,
     "not": lambda value: not value,
-    "eq": _same,
-    "ne": lambda one, other: not _same(one, other),
+    "eq": _equal,
+    "ne": lambda one, other: not _equal(one, other),
     "lt": lambda one, other: one < other,
     "gt": lambda one, other: one > other,
     "len": len,
     "slice": _slice,
 }
-LAZY = ("and", "or")
+LAZY_FUNCTIONS = ("and", "or")
 """Functions that do not look at what follows the operand that decides."""

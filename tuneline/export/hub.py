@@ -16,11 +16,11 @@ from tuneline.identity import FileEntry, file_entries
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+STALE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 """Files of an earlier push that would be loaded in place of the new weights."""
 
 
-def check(config: PushConfig) -> str:
+def check_push(config: PushConfig) -> str:
     """Look whether a push can succeed, before anything is computed for it.
 
     Returns:
@@ -30,13 +30,13 @@ def check(config: PushConfig) -> str:
         DeliveryError: The hub is out of reach, does not know the user, or has the repository in another form.
     """
     api = _api()
-    with _told(config):
+    with _translated_errors(config):
         user = str(api.whoami()["name"])
     _check_repository(api, config)
     return user
 
 
-def push(folder: Path, config: PushConfig, message: str) -> tuple[str, str]:
+def push_folder(folder: Path, config: PushConfig, message: str) -> tuple[str, str]:
     """Push all files of a folder as one commit, and see that they are there.
 
     Args:
@@ -56,11 +56,11 @@ def push(folder: Path, config: PushConfig, message: str) -> tuple[str, str]:
     _check_repository(api, config)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    with _told(config):
+    with _translated_errors(config):
         api.create_repo(config.repo_id, private=config.private, exist_ok=config.exist_ok)
         if config.revision != "main":
             api.create_branch(config.repo_id, branch=config.revision, exist_ok=True)
-        stale = [name for name in _there(api, config) if _is_stale(name) and name not in names]
+        stale = [name for name in _list_files(api, config) if _is_stale(name) and name not in names]
         commit = api.create_commit(
             config.repo_id,
             [
@@ -70,7 +70,7 @@ def push(folder: Path, config: PushConfig, message: str) -> tuple[str, str]:
             commit_message=config.commit_message or message,
             revision=config.revision,
         )
-        _compare(api, config, str(commit.oid), file_entries(folder, paths))
+        _verify_commit(api, config, str(commit.oid), file_entries(folder, paths))
     return str(commit.oid), str(commit.commit_url)
 
 
@@ -88,7 +88,7 @@ def _check_repository(api: "HfApi", config: PushConfig) -> None:
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _told(config):
+    with _translated_errors(config):
         try:
             about = api.repo_info(config.repo_id)
         except RepositoryNotFoundError as error:
@@ -107,15 +107,15 @@ def _check_repository(api: "HfApi", config: PushConfig) -> None:
         )
 
 
-def _there(api: "HfApi", config: PushConfig) -> list[str]:
+def _list_files(api: "HfApi", config: PushConfig) -> list[str]:
     return [str(name) for name in api.list_repo_files(config.repo_id, revision=config.revision)]
 
 
 def _is_stale(name: str) -> bool:
-    return any(Path(name).match(pattern) for pattern in STALE)
+    return any(Path(name).match(pattern) for pattern in STALE_PATTERNS)
 
 
-def _compare(api: "HfApi", config: PushConfig, commit: str, files: list[FileEntry]) -> None:
+def _verify_commit(api: "HfApi", config: PushConfig, commit: str, files: list[FileEntry]) -> None:
     """Ask the hub what it has at the commit.
 
     Raises:
@@ -136,7 +136,7 @@ def _compare(api: "HfApi", config: PushConfig, commit: str, files: list[FileEntr
 
 
 @contextmanager
-def _told(config: PushConfig) -> Iterator[None]:
+def _translated_errors(config: PushConfig) -> Iterator[None]:
     """Say in one sentence what a hub has against a push.
 
     Raises:
@@ -148,9 +148,9 @@ def _told(config: PushConfig) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise DeliveryError(f"push: the hub does not know who you are. {LOGIN}") from error
+        raise DeliveryError(f"push: the hub does not know who you are. {LOGIN_ADVICE}") from error
     except HfHubHTTPError as error:
-        raise DeliveryError(_refused(config, error)) from error
+        raise DeliveryError(_http_error_message(config, error)) from error
     except OfflineModeIsEnabled as error:
         raise DeliveryError("push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from error
     except ValueError as error:
@@ -162,19 +162,19 @@ def _told(config: PushConfig) -> Iterator[None]:
         if isinstance(error, DeliveryError):
             raise
         raise DeliveryError(
-            f"push: {_endpoint()} is out of reach, or broke off: {_first(error)}. Nothing was committed. Try again; "
+            f"push: {_endpoint()} is out of reach, or broke off: {_first_line(error)}. Nothing was committed. Try again; "
             "the export is kept."
         ) from error
 
 
-LOGIN = "Set HF_TOKEN, or run `hf auth login`, with a token that may write."
+LOGIN_ADVICE = "Set HF_TOKEN, or run `hf auth login`, with a token that may write."
 
 
-def _refused(config: PushConfig, error: Any) -> str:
+def _http_error_message(config: PushConfig, error: Any) -> str:
     status = error.response.status_code if error.response is not None else 0
-    said = str(getattr(error, "server_message", None) or "").strip() or _first(error)
+    said = str(getattr(error, "server_message", None) or "").strip() or _first_line(error)
     reasons = {
-        401: f"push: {_endpoint()} does not accept your token (401: {said}). {LOGIN}",
+        401: f"push: {_endpoint()} does not accept your token (401: {said}). {LOGIN_ADVICE}",
         403: f"push.repo_id: you may not write to {config.repo_id} (403: {said}). Take a name of your own or of an "
         "organisation that lets you, or a token that may write.",
         404: f"push.repo_id: {config.repo_id} or its branch {config.revision} is not there for you (404: {said}). "
@@ -193,6 +193,6 @@ def _endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.sections.export import FormConfig
+from tuneline.config.sections.export import ExportOptions
 from tuneline.data.tokenizer.loader import load_tokenizer_from
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.export import proof
 from tuneline.export.chat import NotExpressibleError
 
-NAME = "Modelfile"
-RENAMED = {"repetition_penalty": "repeat_penalty"}
-DRAWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+FILE_NAME = "Modelfile"
+PARAMETER_NAMES = {"repetition_penalty": "repeat_penalty"}
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What of a generation config a Modelfile has a parameter for."""
 
 
@@ -29,7 +29,7 @@ class Modelfile:
     sentence: str
 
 
-def make(folder: Path, config: FormConfig, system: str | None) -> Modelfile:
+def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> Modelfile:
     """Write the Modelfile of a model directory.
 
     Args:
@@ -43,13 +43,13 @@ def make(folder: Path, config: FormConfig, system: str | None) -> Modelfile:
     """
     tokenizer = load_tokenizer_from(folder)
     try:
-        text, found = proof.translate(tokenizer, bos=proof.adds_bos(folder))
+        text, found = proof.translate_template(tokenizer, bos=proof.adds_bos_token(folder))
     except NotExpressibleError as error:
-        raise ProofError(
-            f"modelfile: {config.modelfile}: {_told(str(error))}. Set modelfile: none to export without one."
+        raise VerificationError(
+            f"modelfile: {config.modelfile}: {_truncate(str(error))}. Set modelfile: none to export without one."
         ) from error
     if found.limits and config.modelfile == "exact":
-        raise ProofError(
+        raise VerificationError(
             f"modelfile: exact: the chat template treats some texts in a way that Go's template language cannot: "
             f"{'; '.join(found.limits)}. Set modelfile: limited for a Modelfile that is exact without them, or none."
         )
@@ -59,26 +59,26 @@ def make(folder: Path, config: FormConfig, system: str | None) -> Modelfile:
         f"# {found.conversations} conversations gave the same {found.tokens} tokens.",
         *(f"# {' '.join(note.split())}" for note in notes),
         "FROM .",
-        f"TEMPLATE {block(text)}",
-        *([f"SYSTEM {block(system, 'system')}"] if system else []),
-        *(f"PARAMETER stop {_stop(token)}" for token in stop_tokens(folder)),
-        *(f"PARAMETER {name} {value}" for name, value in (drawn(folder) | config.parameters).items()),
+        f"TEMPLATE {quote_block(text)}",
+        *([f"SYSTEM {quote_block(system, 'system')}"] if system else []),
+        *(f"PARAMETER stop {_quote_stop_token(token)}" for token in stop_tokens(folder)),
+        *(f"PARAMETER {name} {value}" for name, value in (sampling_parameters(folder) | config.parameters).items()),
     ]
     facts: dict[str, Any] = {"modelfile.conversations": found.conversations, "modelfile.tokens": found.tokens}
     facts |= {"modelfile.exact": found.exact, "modelfile.notes": notes}
     return Modelfile("\n".join(lines) + "\n", facts, _sentence(found))
 
 
-def _sentence(found: proof.Proof) -> str:
+def _sentence(found: proof.TemplateComparison) -> str:
     same = f"{found.conversations} conversations give the {found.tokens} tokens of the chat template"
     return f"{same}, but not with {'; '.join(found.limits)}" if found.limits else same
 
 
-def _told(text: str, longest: int = 500) -> str:
+def _truncate(text: str, longest: int = 500) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
-def block(text: str, key: str = "template") -> str:
+def quote_block(text: str, key: str = "template") -> str:
     """Write a text of several lines.
 
     Raises:
@@ -92,27 +92,27 @@ def block(text: str, key: str = "template") -> str:
     return f'"""{text}"""'
 
 
-def _stop(token: str) -> str:
-    return block(token, "stop token") if '"' in token or "\n" in token else f'"{token}"'
+def _quote_stop_token(token: str) -> str:
+    return quote_block(token, "stop token") if '"' in token or "\n" in token else f'"{token}"'
 
 
 def stop_tokens(folder: Path) -> list[str]:
     """Return the tokens at which an answer stops, as in training and evaluation: those of tokenizer and config."""
     tokenizer = load_tokenizer_from(folder)
-    told = _generation(folder).get("eos_token_id")
+    told = _read_generation_config(folder).get("eos_token_id")
     ids = told if isinstance(told, list) else [told] if told is not None else []
     ids = [tokenizer.eos_token_id, *ids]
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in dict.fromkeys(i for i in ids if i is not None)]
 
 
-def drawn(folder: Path) -> dict[str, Any]:
+def sampling_parameters(folder: Path) -> dict[str, Any]:
     """Return how answers are drawn: by the generation config, which is greedy unless it says otherwise."""
-    about = _generation(folder)
+    about = _read_generation_config(folder)
     if not about.get("do_sample"):
         return {"temperature": 0}
-    return {RENAMED.get(name, name): about[name] for name in DRAWN if about.get(name) is not None}
+    return {PARAMETER_NAMES.get(name, name): about[name] for name in SAMPLING_KEYS if about.get(name) is not None}
 
 
-def _generation(folder: Path) -> dict[str, Any]:
+def _read_generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 from tuneline.errors import DeliveryError
-from tuneline.export.write import SUMS
+from tuneline.export.write import CHECKSUMS_FILE
 from tuneline.identity import sha256_of
 
 
-def check(to: Path) -> None:
+def check_folder(to: Path) -> None:
     """Look whether an export may be laid there: a folder that is not there, is empty, or holds an earlier export.
 
     Raises:
@@ -22,10 +22,10 @@ def check(to: Path) -> None:
     there = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
     if not there:
         return
-    if SUMS not in there:
+    if CHECKSUMS_FILE not in there:
         raise DeliveryError(f"to: {to} holds {there[0]} and is no export. Name another folder, or empty it.")
-    known = _sums(to / SUMS)
-    if others := [name for name in there if name not in known and name != SUMS]:
+    known = _read_checksums(to / CHECKSUMS_FILE)
+    if others := [name for name in there if name not in known and name != CHECKSUMS_FILE]:
         raise DeliveryError(f"to: {to} holds {others[0]}, which is no part of the export there. Move it elsewhere.")
     for name, sha256 in known.items():
         if (to / name).is_file() and sha256_of(to / name) != sha256:
@@ -35,13 +35,13 @@ def check(to: Path) -> None:
             )
 
 
-def lay(folder: Path, to: Path) -> None:
+def copy_export(folder: Path, to: Path) -> None:
     """Copy an export; weights are hard links where the file system has them.
 
     Raises:
         DeliveryError: Something else is there, or the disk does not take it.
     """
-    check(to)
+    check_folder(to)
     scratch = to.with_name(f".{to.name}.partial")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -63,7 +63,7 @@ def _copy(source: str, target: str) -> str:
     return shutil.copy2(source, target)
 
 
-def _sums(path: Path) -> dict[str, str]:
+def _read_checksums(path: Path) -> dict[str, str]:
     """Read names and hashes."""
     lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
     return {name: sha256 for sha256, _, name in lines}

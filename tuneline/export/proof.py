@@ -13,9 +13,9 @@ from tuneline.data.chat_template import jinja_ast
 from tuneline.errors import DataError
 from tuneline.export import chat as chats
 from tuneline.export import go_template, go_text
-from tuneline.export.chat import ANSWER, FIRST, Turns
+from tuneline.export.chat import ANSWER, START, TurnFormat
 
-SAID = (
+CONTENTS = (
     "What is 2+2?",
     "",
     '  It\'s <b>4</b> & "so" on \\ {{ .Content }} {% x %} {#  \n\n',
@@ -28,17 +28,17 @@ SAID = (
 )
 """What turns say in the proof, in turn."""
 
-PATTERNS = ("U", "SU", "UAU", "SUAU", "UAUAU", "SUAUAUAU", "UAUAUAUAUAU")
+ROLE_PATTERNS = ("U", "SU", "UAU", "SUAU", "UAUAU", "SUAUAUAU", "UAUAUAUAUAU")
 """Roles of the conversations; those that the chat template refuses are refused by the Go template, too."""
 
-ODD_PATTERNS = ("AU", "AUAUAU", "SAU", "SUASU", "SUSUAU")
+RARE_ROLE_PATTERNS = ("AU", "AUAUAU", "SAU", "SUASU", "SUSUAU")
 """Orders that few conversations have; where a chat template treats them in a way of its own, they are refused."""
 
-THOUGHTS = "<think>\nTwo and two.\n</think>\n\nIt is 4."
+THINKING_ANSWER = "<think>\nTwo and two.\n</think>\n\nIt is 4."
 
 
 @dataclass
-class Proof:
+class TemplateComparison:
     """What was compared, and where the two differ."""
 
     conversations: int = 0
@@ -55,20 +55,20 @@ class Proof:
         return not self.limits
 
 
-def adds_bos(folder: Path) -> bool:
+def adds_bos_token(folder: Path) -> bool:
     """Tell whether Ollama puts the first token of a text before each prompt: it reads that in this file."""
     path = folder / "tokenizer_config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return bool(about.get("add_bos_token")) and bool(about.get("bos_token"))
 
 
-def without_bos(turns: Turns, bos: str) -> Turns:
+def remove_bos_token(turns: TurnFormat, bos: str) -> TurnFormat:
     """Leave the first token of a text to Ollama, which adds it.
 
     Raises:
         NotExpressibleError: The chat template does not begin with it, so that a prompt would begin otherwise.
     """
-    first = {pair: text for pair, text in turns.pieces.items() if pair[0] == FIRST}
+    first = {pair: text for pair, text in turns.pieces.items() if pair[0] == START}
     if any(not text.startswith(bos) for text in first.values()):
         raise chats.NotExpressibleError(
             f"the chat template does not begin with {bos!r}, which Ollama would put before each prompt, as "
@@ -78,7 +78,7 @@ def without_bos(turns: Turns, bos: str) -> Turns:
     return replace(turns, pieces=pieces)
 
 
-def translate(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple[str, Proof]:
+def translate_template(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple[str, TemplateComparison]:
     """Write a tokenizer's chat template in Go's language, and prove that the two are the same.
 
     Args:
@@ -89,66 +89,69 @@ def translate(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple
         NotExpressibleError: There is no such template.
         SourceError: The tokenizer has no chat template.
     """
-    turns = chats.ask(tokenizer)
+    turns = chats.analyze_template(tokenizer)
     if bos:
-        turns = without_bos(turns, str(tokenizer.bos_token))
-    both = _Both(tokenizer, turns, bos=bos)
-    if any(both.difference(chat) for chat in plain_chats(ODD_PATTERNS)):
-        both = _Both(tokenizer, turns.plain(), bos=bos)
-    for chat in [*plain_chats(PATTERNS), *plain_chats(ODD_PATTERNS)]:
+        turns = remove_bos_token(turns, str(tokenizer.bos_token))
+    both = _TemplatePair(tokenizer, turns, bos=bos)
+    if any(both.difference(chat) for chat in pattern_conversations(RARE_ROLE_PATTERNS)):
+        both = _TemplatePair(tokenizer, turns.plain(), bos=bos)
+    for chat in [*pattern_conversations(ROLE_PATTERNS), *pattern_conversations(RARE_ROLE_PATTERNS)]:
         if difference := both.difference(chat):
             raise chats.NotExpressibleError(
-                f"the chat template has no equal in Go's language, as is seen with {_seen(chat)}: {difference}"
+                f"the chat template has no equal in Go's language, as is seen with {_describe_conversation(chat)}: {difference}"
             )
     proof = both.proof
-    for what, chat in _special_chats(tokenizer):
+    for what, chat in _special_conversations(tokenizer):
         if what not in proof.limits and both.difference(chat):
             proof.limits.append(what)
-    proof.told = _told(tokenizer, both)
+    proof.told = _notes(tokenizer, both)
     return both.text, proof
 
 
-def _seen(chat: list[dict[str, str]]) -> str:
+def _describe_conversation(chat: list[dict[str, str]]) -> str:
     """Say what is unusual in a conversation."""
     if any(each["role"] == "assistant" and not each["content"] for each in chat):
         return "an empty answer"
     return "an empty text" if any(not each["content"].strip() for each in chat) else "plain texts"
 
 
-def plain_chats(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
+def pattern_conversations(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
     """Yield a conversation for each pattern of roles and each text to begin with."""
-    for start in range(len(SAID)):
+    for start in range(len(CONTENTS)):
         for roles in patterns:
-            chat = chats.conversation(roles, [SAID[(start + i) % len(SAID)] for i in range(len(roles))])
+            chat = chats.conversation(roles, [CONTENTS[(start + i) % len(CONTENTS)] for i in range(len(roles))])
             if not any(each["role"] == "system" and each["content"].isspace() for each in chat):
                 yield chat
 
 
-def _special_chats(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def _special_conversations(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Yield conversations with the words that the chat template looks for."""
-    yield "thoughts (<think>...</think>) in earlier answers", chats.conversation("UAU", ["question", THOUGHTS, "more"])
-    for word in jinja_ast.words(str(tokenizer.chat_template)):
+    yield (
+        "thoughts (<think>...</think>) in earlier answers",
+        chats.conversation("UAU", ["question", THINKING_ANSWER, "more"]),
+    )
+    for word in jinja_ast.find_keywords(str(tokenizer.chat_template)):
         closed = f"{word}text{word.replace('<', '</', 1)}" if word.startswith("<") else word
         for said in (word, f"before {word} after", closed):
             yield f"{word!r} in a question", chats.conversation("UAU", [said, "answer", said])
             yield f"{word!r} in an answer", chats.conversation("UAU", ["question", said, "more"])
 
 
-class _Both:
+class _TemplatePair:
     """A chat template and its form in Go, side by side."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: Turns, *, bos: bool) -> None:
-        self.turns, self.text, self.proof = turns, go_text.write(turns), Proof()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnFormat, *, bos: bool) -> None:
+        self.turns, self.text, self.proof = turns, go_text.write_template(turns), TemplateComparison()
         self._template, self._tokenizer, self._bos = go_template.Template(self.text), tokenizer, bos
 
     def difference(self, chat: list[dict[str, str]]) -> str:
         """Compare one conversation; returns in words what differs, or an empty text."""
         try:
-            wanted = chats.rendered(self._tokenizer, self._supposed(chat))
+            wanted = chats.render_prompt(self._tokenizer, self._supposed(chat))
         except DataError:
             wanted = None
         try:
-            made = self._template.execute(as_ollama(chat))
+            made = self._template.execute(to_ollama_data(chat))
         except go_template.GoTemplateError as error:
             if wanted is None or self._is_refused(chat):
                 return ""
@@ -167,7 +170,7 @@ class _Both:
     def _supposed(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
         """Put an empty question before an answer that has none, where that is how it is shown."""
         num_systems = len(list(itertools.takewhile(lambda each: each["role"] == "system", chat)))
-        if not self.turns.supposes_a_question or chat[num_systems]["role"] != "assistant":
+        if not self.turns.inserts_empty_question or chat[num_systems]["role"] != "assistant":
             return chat
         return [*chat[:num_systems], {"role": "user", "content": ""}, *chat[num_systems:]]
 
@@ -176,11 +179,11 @@ class _Both:
         systems = [each["content"] for each in chat if each["role"] == "system"]
         if "" in systems and self.turns.empty_system == "refused":
             return True
-        roles = [FIRST, *(each["role"] for each in chat), ANSWER]
+        roles = [START, *(each["role"] for each in chat), ANSWER]
         return any(pair not in self.turns.pieces for pair in itertools.pairwise(roles))
 
 
-def as_ollama(chat: list[dict[str, str]]) -> dict[str, Any]:
+def to_ollama_data(chat: list[dict[str, str]]) -> dict[str, Any]:
     """Return what Ollama gives a template of a conversation: turns of one role are one, all system messages too."""
     joined: list[dict[str, str]] = []
     for each in chat:
@@ -192,17 +195,17 @@ def as_ollama(chat: list[dict[str, str]]) -> dict[str, Any]:
     return {"System": system, "Messages": joined, "Response": ""}
 
 
-def _told(tokenizer: PreTrainedTokenizerBase, both: _Both) -> list[str]:
+def _notes(tokenizer: PreTrainedTokenizerBase, both: _TemplatePair) -> list[str]:
     told, turns = [], both.turns
     if "tools" in str(tokenizer.chat_template):
         told.append("Calls of functions are left out: Ollama refuses requests with tools.")
     if turns.empty_system == "refused":
         told.append("An empty system message is refused.")
-    if turns.supposes_a_question:
+    if turns.inserts_empty_question:
         told.append("A conversation that begins with an answer, as one cut to fit, is shown behind an empty question.")
     if not turns.prefill:
         told.append("A conversation that ends with an answer is refused: the chat template lets none go on.")
-    if (FIRST, "system") in turns.pieces and both.difference(chats.conversation("SU", [" ", "question"])):
+    if (START, "system") in turns.pieces and both.difference(chats.conversation("SU", [" ", "question"])):
         told.append("A system message of white space alone is written otherwise.")
     for (last, role), why in turns.why_not.items():
         if role != ANSWER:

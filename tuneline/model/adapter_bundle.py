@@ -14,11 +14,11 @@ from tuneline.config.sections.load import LoadStepConfig
 from tuneline.identity import Manifest
 from tuneline.model import source
 
-BASE = "base_model"
-ABOUT = "adapter_base.json"
+BASE_FOLDER = "base_model"
+LOAD_CONFIG_FILE = "adapter_base.json"
 
 
-def write(target: Path, adapter: Path, base_model: Manifest, config: LoadStepConfig) -> None:
+def write_bundle(target: Path, adapter: Path, base_model: Manifest, config: LoadStepConfig) -> None:
     """Lay an adapter and its base into an empty folder.
 
     Args:
@@ -30,26 +30,26 @@ def write(target: Path, adapter: Path, base_model: Manifest, config: LoadStepCon
     shutil.copytree(adapter, target, dirs_exist_ok=True)
     base, adapters = base_model.items[0], source.adapter_items(base_model)
     merged = [item for item, use in zip(adapters, config.uses, strict=True) if use == "merge"]
-    _link(base.paths(), Path(base.location), target / BASE)
+    _link(base.paths(), Path(base.location), target / BASE_FOLDER)
     for number, item in enumerate(merged):
-        _link(item.paths(), Path(item.location), target / BASE / f"adapter_{number}")
+        _link(item.paths(), Path(item.location), target / BASE_FOLDER / f"adapter_{number}")
     about = config.model_copy(update={"uses": ["merge" for _ in merged], "gradient_checkpointing": "none"})
-    (target / ABOUT).write_text(about.model_dump_json(indent=1) + "\n")
+    (target / LOAD_CONFIG_FILE).write_text(about.model_dump_json(indent=1) + "\n")
 
 
-def is_adapter(folder: Path) -> bool:
+def is_adapter_bundle(folder: Path) -> bool:
     """Tell whether a model directory holds an adapter with its base beside it."""
-    return (folder / ABOUT).is_file()
+    return (folder / LOAD_CONFIG_FILE).is_file()
 
 
-def how(folder: Path) -> LoadStepConfig:
+def read_load_config(folder: Path) -> LoadStepConfig:
     """Return how the base of such a folder is to be held."""
-    return LoadStepConfig.model_validate(json.loads((folder / ABOUT).read_text()))
+    return LoadStepConfig.model_validate(json.loads((folder / LOAD_CONFIG_FILE).read_text()))
 
 
-def adapters(folder: Path) -> list[Path]:
+def adapter_folders(folder: Path) -> list[Path]:
     """Return the adapters that are folded into the base first, in order."""
-    return [folder / BASE / f"adapter_{number}" for number in range(len(how(folder).uses))]
+    return [folder / BASE_FOLDER / f"adapter_{number}" for number in range(len(read_load_config(folder).uses))]
 
 
 def _link(paths: Iterable[Path], base: Path, target: Path) -> None:

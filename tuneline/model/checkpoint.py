@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.identity import digest, tree
+from tuneline.identity import digest, file_hashes
 
-Kind = Literal["adapter", "merged", "full"]
-ABOUT = "checkpoint.json"
+CheckpointKind = Literal["adapter", "merged", "full"]
+METADATA_FILE = "checkpoint.json"
 """Lies beside the files of a stored model: what it is, and name and hash of each file."""
 
-NOT_CONTENT = ("README.md", "training_args.bin", "MLmodel", ABOUT)
+NON_CONTENT_FILES = ("README.md", "training_args.bin", "MLmodel", METADATA_FILE)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Checkpoint:
     """
 
     path: Path
-    kind: Kind
+    kind: CheckpointKind
     identity: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
@@ -32,17 +32,17 @@ class Checkpoint:
 
     def content_hash(self) -> str:
         """Hash weights, configs, tokenizer, template and identity; no times, runs or environment."""
-        return self.sha256 or content_hash_of(self.kind, self.identity, self.files())
+        return self.sha256 or compute_content_hash(self.kind, self.identity, self.files())
 
     def files(self) -> list[list[str]]:
         """Return name and sha256 of each file that counts."""
-        return tree(self.path, ignore=NOT_CONTENT)
+        return file_hashes(self.path, ignore=NON_CONTENT_FILES)
 
     def num_bytes(self) -> int:
         """Add up the sizes of the files."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
 
-def content_hash_of(kind: str | None, identity: dict[str, Any] | None, files: list[list[str]]) -> str:
+def compute_content_hash(kind: str | None, identity: dict[str, Any] | None, files: list[list[str]]) -> str:
     """Return the content hash of a model with these files (name and sha256, in order)."""
     return digest([kind, identity, digest(files)])

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-BLOCK_NUMBERS = 2**28
+MAX_BLOCK_LOGITS = 2**28
 """Logits that a model computes at once; beyond that, the row is computed again for the next positions."""
 
-CHUNK_NUMBERS = 2**22
+MAX_CHUNK_LOGITS = 2**22
 """Log-probabilities that are compared at once."""
 
 
@@ -30,17 +30,17 @@ def log_probabilities(
         positions: Those to compare.
         vocabulary: Size of the vocabulary, as far as it is known; it sets how much is computed at once.
     """
-    for block in positions.split(max(BLOCK_NUMBERS // vocabulary, 1)):
-        for chunk in logits(block).split(max(CHUNK_NUMBERS // vocabulary, 1)):
+    for block in positions.split(max(MAX_BLOCK_LOGITS // vocabulary, 1)):
+        for chunk in logits(block).split(max(MAX_CHUNK_LOGITS // vocabulary, 1)):
             yield chunk.float().log_softmax(-1)
 
 
-def vocabulary_of(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
     """Return the size of a model's vocabulary by its config; 2^17 where the config does not say it."""
     return int(getattr(model.config.get_text_config(), "vocab_size", None) or 2**17)
 
 
-def on_disk(chunks: Iterable[torch.Tensor], folder: Path) -> Iterator[torch.Tensor]:
+def spool_to_disk(chunks: Iterable[torch.Tensor], folder: Path) -> Iterator[torch.Tensor]:
     """Write chunks into a folder at once, and return an iterator that reads them again."""
     paths = []
     for number, chunk in enumerate(chunks):
@@ -49,7 +49,7 @@ def on_disk(chunks: Iterable[torch.Tensor], folder: Path) -> Iterator[torch.Tens
     return (load_file(path)["chunk"] for path in paths)
 
 
-def compare(before: Iterable[torch.Tensor], after: Iterable[torch.Tensor]) -> dict[str, Any]:
+def compare_distributions(before: Iterable[torch.Tensor], after: Iterable[torch.Tensor]) -> dict[str, Any]:
     """Measure how far two models are apart, by chunks of their log-probabilities at the same positions.
 
     Returns:

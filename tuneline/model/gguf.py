@@ -16,7 +16,7 @@ CONVERTER = "dequantized to float32, 1"
 """Part of the key: another way to convert makes another model."""
 
 
-def converted(files: Sequence[Path], sha256: str | list[str] | None = None, *, weights: bool = True) -> Path:
+def convert_gguf(files: Sequence[Path], sha256: str | list[str] | None = None, *, weights: bool = True) -> Path:
     """Return the directory that a file was converted into; convert it where that has not been done.
 
     Args:
@@ -39,20 +39,20 @@ def converted(files: Sequence[Path], sha256: str | list[str] | None = None, *, w
             raise SourceError(
                 f"model.sha256: {file} has the hash {found}, expected {wanted}. Fetch it again, or correct the recipe."
             )
-    return under_key(digest([*got, CONVERTER]), files, weights=weights)
+    return convert_once(digest([*got, CONVERTER]), files, weights=weights)
 
 
-def under_key(key: str, files: Sequence[Path], *, weights: bool = True) -> Path:
+def convert_once(key: str, files: Sequence[Path], *, weights: bool = True) -> Path:
     """Convert a file, or its parts, into the folder of `key`, unless it is there; two processes convert once."""
     with state.lock(f"model-{key[:32]}"):
-        done = find(key, weights=weights)
+        done = find_converted(key, weights=weights)
         if done is None:
-            done = folder_of(key, weights=weights)
-            work, joined = (owner.work() / f"{name}-{done.name}" for name in ("convert", "join"))
+            done = converted_folder(key, weights=weights)
+            work, joined = (owner.scratch_folder() / f"{name}-{done.name}" for name in ("convert", "join"))
             for folder in (work, joined):
                 shutil.rmtree(folder, ignore_errors=True)
             try:
-                (_convert if weights else _convert_tokenizer)(_whole(files, joined), work)
+                (_convert if weights else _convert_tokenizer)(_join_if_split(files, joined), work)
             finally:
                 shutil.rmtree(joined, ignore_errors=True)
             checksums.write_for_copy(work, done)
@@ -60,27 +60,27 @@ def under_key(key: str, files: Sequence[Path], *, weights: bool = True) -> Path:
     return done
 
 
-def folder_of(key: str, *, weights: bool = True) -> Path:
+def converted_folder(key: str, *, weights: bool = True) -> Path:
     """Return the folder of a key, whether it is there or not."""
     return state.folder("models") / (key[:32] if weights else f"{key[:32]}-tokenizer")
 
 
-def find(key: str, *, weights: bool = True) -> Path | None:
+def find_converted(key: str, *, weights: bool = True) -> Path | None:
     """Return the folder of what was converted under a key: the whole model, or at least its tokenizer."""
-    folders = [folder_of(key), *([] if weights else [folder_of(key, weights=False)])]
+    folders = [converted_folder(key), *([] if weights else [converted_folder(key, weights=False)])]
     return next((folder for folder in folders if checksums.is_usable_copy(folder)), None)
 
 
-def _whole(files: Sequence[Path], folder: Path) -> Path:
+def _join_if_split(files: Sequence[Path], folder: Path) -> Path:
     """Return the file, joined into a folder where it has parts."""
     if len(files) == 1:
         return files[0]
     folder.mkdir()
-    return gguf_split.join(files, folder / "model.gguf")
+    return gguf_split.join_parts(files, folder / "model.gguf")
 
 
 def _convert(file: Path, folder: Path) -> None:
-    gguf_split.check_whole(file)
+    gguf_split.check_not_split(file)
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -97,7 +97,7 @@ def _convert(file: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(file, error) from error
+        raise _read_error(file, error) from error
     if missing := sorted(told["missing_keys"]):
         raise SourceError(
             f"{file} lacks {', '.join(missing[:3])} ({len(missing)} in all), which would be random numbers. Fetch it "
@@ -109,7 +109,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _convert_tokenizer(file: Path, folder: Path) -> None:
     """Convert what the file's header holds: tokenizer and config."""
-    gguf_split.check_whole(file)
+    gguf_split.check_not_split(file)
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
@@ -118,8 +118,8 @@ def _convert_tokenizer(file: Path, folder: Path) -> None:
         for part in (AutoTokenizer, AutoConfig):
             part.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(file, error) from error
+        raise _read_error(file, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> SourceError:
+def _read_error(file: Path, error: Exception) -> SourceError:
     return SourceError(f"{file} cannot be read as a GGUF model: {error}. Give a file that transformers supports.")

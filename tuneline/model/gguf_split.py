@@ -15,7 +15,7 @@ from tuneline.errors import SourceError
 MAGIC = b"GGUF"
 
 
-def join(parts: Sequence[Path], target: Path) -> Path:
+def join_parts(parts: Sequence[Path], target: Path) -> Path:
     """Write one GGUF file from its parts.
 
     Args:
@@ -25,7 +25,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
     Raises:
         SourceError: The parts are not those of one file, or not in order.
     """
-    begin = [_begins(part) for part in parts]
+    begin = [_has_magic(part) for part in parts]
     if all(begin):
         _join_split(parts, target)
     elif begin[0] and not any(begin[1:]):
@@ -39,7 +39,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def check_whole(file: Path) -> None:
+def check_not_split(file: Path) -> None:
     """Refuse a file that is one part of several.
 
     Raises:
@@ -55,7 +55,7 @@ def check_whole(file: Path) -> None:
         )
 
 
-def _begins(file: Path) -> bool:
+def _has_magic(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(len(MAGIC)) == MAGIC
 

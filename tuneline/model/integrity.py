@@ -18,16 +18,22 @@ from tuneline.errors import RecipeError, SourceError
 
 logger = logging.getLogger(__name__)
 
-Shapes = dict[str, tuple[int, ...]]
+TensorShapes = dict[str, tuple[int, ...]]
 
-SINGLE, PICKLED = "model.safetensors", "pytorch_model.bin"
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
-ADAPTER = "adapter_config.json"
-SHOWN = 3
+SAFETENSORS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+EMBEDDING_SUFFIXES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "embeddings.weight",
+)
+ADAPTER_CONFIG = "adapter_config.json"
+MAX_NAMES_SHOWN = 3
 
 
-def check(
+def check_model_folder(
     folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False, needs_weights: bool = True
 ) -> None:
     """Check the files of a model directory before anything is loaded from it.
@@ -42,14 +48,14 @@ def check(
         SourceError: A file is missing or damaged, or the parts do not belong together.
         RecipeError: The recipe does not allow what this model needs.
     """
-    config = _json(folder / "config.json")
+    config = _read_json(folder / "config.json")
     _check_no_adapter(folder)
     _check_code(folder, config, trusted=trust_remote_code)
     shapes = _check_weights(folder, allow_pickle=allow_pickle) if needs_weights else {}
     _check_tokenizer(folder, _num_rows(shapes, config))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceError(f"model: {path.parent} has no {path.name}. Give a folder that save_pretrained wrote.")
     try:
@@ -63,9 +69,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _check_no_adapter(folder: Path) -> None:
     """Refuse an adapter beside the weights: transformers adds it to them, and it is no part of their identity."""
-    if (folder / ADAPTER).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise SourceError(
-            f"model: {folder} holds an adapter ({ADAPTER}) beside the weights, which would become part of the model "
+            f"model: {folder} holds an adapter ({ADAPTER_CONFIG}) beside the weights, which would become part of the model "
             "unseen. Take its files out, or move them into a folder of their own and name that under load.adapters."
         )
 
@@ -73,7 +79,7 @@ def _check_no_adapter(folder: Path) -> None:
 def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
     """Refuse a model that runs its own code; one that transformers has a class for runs none unless it is trusted."""
     about = folder / "tokenizer_config.json"
-    own, tokenizers = _code(config), _code(_json(about)) if about.is_file() else []
+    own, tokenizers = _custom_classes(config), _custom_classes(_read_json(about)) if about.is_file() else []
     needed = own if config.get("model_type") not in CONFIG_MAPPING_NAMES else []
     needed += tokenizers if not (folder / "tokenizer.json").is_file() else []
     if trusted and (own or tokenizers):
@@ -85,7 +91,7 @@ def _check_code(folder: Path, config: dict[str, Any], *, trusted: bool) -> None:
         )
     if needed and not trusted:
         raise RecipeError(
-            f"load.trust_remote_code: {folder} brings its own Python code ({_some(needed)}), and transformers has none "
+            f"load.trust_remote_code: {folder} brings its own Python code ({_shorten_list(needed)}), and transformers has none "
             f"for it (type {config.get('model_type')!r}). Read the code, then set load.trust_remote_code: true, or "
             "take another model."
         )
@@ -102,28 +108,30 @@ def _check_no_shadow(folder: Path, names: list[str]) -> None:
             )
 
 
-def _code(about: dict[str, Any]) -> list[str]:
+def _custom_classes(about: dict[str, Any]) -> list[str]:
     """Return the classes that a config has from its own code."""
-    names = [name for entry in (about.get("auto_map") or {}).values() for name in _listed(entry)]
+    names = [name for entry in (about.get("auto_map") or {}).values() for name in _as_list(entry)]
     return sorted({str(name) for name in names if name})
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_weights(folder: Path, *, allow_pickle: bool) -> Shapes:
+def _check_weights(folder: Path, *, allow_pickle: bool) -> TensorShapes:
     """Return the shapes of the tensors as far as they are known: pickles do not tell without being read."""
-    for name in (SINGLE, PICKLED):
+    for name in (SAFETENSORS_FILE, PICKLE_FILE):
         if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
             break
     else:
-        found = _some(sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)))
+        found = _shorten_list(
+            sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+        )
         raise SourceError(
-            f"model: {folder} has neither {SINGLE} nor {SINGLE}.index.json, but {found or 'no weights'}. Give a folder "
+            f"model: {folder} has neither {SAFETENSORS_FILE} nor {SAFETENSORS_FILE}.index.json, but {found or 'no weights'}. Give a folder "
             "that save_pretrained wrote."
         )
-    if name == SINGLE:
+    if name == SAFETENSORS_FILE:
         return _check_safetensors(folder)
     if not allow_pickle:
         raise RecipeError(
@@ -134,38 +142,38 @@ def _check_weights(folder: Path, *, allow_pickle: bool) -> Shapes:
     return {}
 
 
-def _check_safetensors(folder: Path) -> Shapes:
-    if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
-    index = _index(folder / f"{SINGLE}.index.json")
-    shapes: Shapes = {}
+def _check_safetensors(folder: Path) -> TensorShapes:
+    if (folder / SAFETENSORS_FILE).is_file():
+        return _read_header(folder / SAFETENSORS_FILE)
+    index = _read_index(folder / f"{SAFETENSORS_FILE}.index.json")
+    shapes: TensorShapes = {}
     for shard in sorted(set(index.values())):
-        found = _header(folder / shard)
+        found = _read_header(folder / shard)
         lacking = [name for name, place in index.items() if place == shard and name not in found]
         if lacking:
             raise SourceError(
-                f"model: {SINGLE}.index.json says that {shard} holds {_some(lacking)}, and it does not. The two are of "
+                f"model: {SAFETENSORS_FILE}.index.json says that {shard} holds {_shorten_list(lacking)}, and it does not. The two are of "
                 "different versions: fetch the model again."
             )
         shapes |= found
     return shapes
 
 
-def _index(path: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, str]:
     """Return which shard holds each tensor; every shard is there."""
-    places = _json(path).get("weight_map")
+    places = _read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise SourceError(f"model: {path} has no weight_map. Fetch it again.")
     missing = sorted({shard for shard in places.values() if not (path.parent / shard).is_file()})
     if missing:
         raise SourceError(
-            f"model: {path.name} names {len(set(places.values()))} shards, and {path.parent} lacks {_some(missing)}. "
+            f"model: {path.name} names {len(set(places.values()))} shards, and {path.parent} lacks {_shorten_list(missing)}. "
             "Fetch what is missing."
         )
     return places
 
 
-def _header(path: Path) -> Shapes:
+def _read_header(path: Path) -> TensorShapes:
     """Return the shapes of a file's tensors; the library compares the header with the size of the file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -177,8 +185,8 @@ def _header(path: Path) -> Shapes:
 
 
 def _check_pickles(folder: Path) -> None:
-    index = folder / f"{PICKLED}.index.json"
-    names = [PICKLED] if (folder / PICKLED).is_file() else sorted(set(_index(index).values()))
+    index = folder / f"{PICKLE_FILE}.index.json"
+    names = [PICKLE_FILE] if (folder / PICKLE_FILE).is_file() else sorted(set(_read_index(index).values()))
     for path in (folder / name for name in names):
         with path.open("rb") as file:
             old_format = file.read(1) == b"\x80"
@@ -186,9 +194,9 @@ def _check_pickles(folder: Path) -> None:
             raise SourceError(f"model: {path} of {path.stat().st_size} bytes is cut off or damaged. Fetch it again.")
 
 
-def _num_rows(shapes: Shapes, config: dict[str, Any]) -> int | None:
+def _num_rows(shapes: TensorShapes, config: dict[str, Any]) -> int | None:
     """Return how many ids the embedding has rows for, from the weights, or else from the config."""
-    for ending in EMBEDDINGS:
+    for ending in EMBEDDING_SUFFIXES:
         rows = [shape[0] for name, shape in shapes.items() if name.endswith(ending) and "position" not in name]
         if rows:
             return max(rows)
@@ -197,12 +205,12 @@ def _num_rows(shapes: Shapes, config: dict[str, Any]) -> int | None:
 
 
 def _check_tokenizer(folder: Path, num_rows: int | None) -> None:
-    if not any(path.is_file() for pattern in VOCABULARIES for path in folder.glob(pattern)):
+    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise SourceError(
             f"model: {folder} has no tokenizer (tokenizer.json, vocab.json or tokenizer.model). Copy the one that the "
             "model was trained with into it."
         )
-    last, token = max(_ids(folder), default=(-1, ""))
+    last, token = max(_token_ids(folder), default=(-1, ""))
     if num_rows is not None and last >= num_rows:
         raise SourceError(
             f"model: the tokenizer in {folder} gives {token!r} the id {last}, and the embedding has {num_rows} rows. "
@@ -211,19 +219,19 @@ def _check_tokenizer(folder: Path, num_rows: int | None) -> None:
         )
 
 
-def _ids(folder: Path) -> list[tuple[int, str]]:
+def _token_ids(folder: Path) -> list[tuple[int, str]]:
     """Return ids and tokens, as far as JSON files tell them."""
     path = folder / "tokenizer.json"
-    about = _json(path) if path.is_file() else {}
+    about = _read_json(path) if path.is_file() else {}
     vocabulary = (about.get("model") or {}).get("vocab") or {}
     ids = [(i, token) for token, i in vocabulary.items()] if isinstance(vocabulary, dict) else []
     ids += [(i, entry[0]) for i, entry in enumerate(vocabulary)] if isinstance(vocabulary, list) else []
     ids += [(entry["id"], entry["content"]) for entry in about.get("added_tokens") or []]
     config = folder / "tokenizer_config.json"
-    added = (_json(config).get("added_tokens_decoder") or {}) if config.is_file() else {}
+    added = (_read_json(config).get("added_tokens_decoder") or {}) if config.is_file() else {}
     return ids + [(int(i), entry["content"]) for i, entry in added.items()]
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _shorten_list(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + more

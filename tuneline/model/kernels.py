@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuneline.config.sections.load import Holding
-from tuneline.errors import ProofError, RecipeError
-from tuneline.model.attention.isolation import made_up
-from tuneline.model.logit_distance import apart
+from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.errors import RecipeError, VerificationError
+from tuneline.model.attention.isolation import sample_examples
+from tuneline.model.logit_distance import max_relative_diff
 
-FUSED_MLP = ("gate_proj", "up_proj", "down_proj")
+MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
 """Largest difference of logits, relative to their spread, that is rounding; 0.5 in half precision."""
 
@@ -35,7 +35,7 @@ def apply_liger(model: PreTrainedModel) -> str:
         RecipeError: The library or a GPU is missing, or it has no kernels for this kind of model.
         ProofError: The kernels change what the model answers.
     """
-    _need("liger", "liger_kernel", "pip install 'tuneline[liger]'")
+    _check_requirements("liger", "liger_kernel", "pip install 'tuneline[liger]'")
     from liger_kernel.transformers import monkey_patch as liger  # type: ignore[import-not-found]
 
     kind = model.config.model_type
@@ -44,11 +44,11 @@ def apply_liger(model: PreTrainedModel) -> str:
         raise RecipeError(f"load.kernels: liger has none for {kind}. Set load.kernels: none. It has some for {known}.")
     # The loss stays ours: it asks for logits at trained positions only.
     ours = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    difference = _changes_nothing("liger", model, partial(liger._apply_liger_kernel_to_instance, model=model, **ours))
+    difference = _apply_verified("liger", model, partial(liger._apply_liger_kernel_to_instance, model=model, **ours))
     return f"liger for {kind}: norms, positions and feed-forward fused, logits differ by {difference:.1e}"
 
 
-def fuse_adapter(model: nn.Module, config: Holding) -> dict[str, str]:
+def fuse_adapter(model: nn.Module, config: ModelLoadOptions) -> dict[str, str]:
     """Fuse adapted layers with Unsloth's kernels, after a method was attached.
 
     Args:
@@ -65,7 +65,7 @@ def fuse_adapter(model: nn.Module, config: Holding) -> dict[str, str]:
     layers = [module for module in model.modules() if _is_adapted_mlp(module)]
     if not layers:
         raise RecipeError(
-            f"load.kernels: unsloth fuses LoRA on {', '.join(FUSED_MLP)} of a SiLU network, and this model has none. "
+            f"load.kernels: unsloth fuses LoRA on {', '.join(MLP_LAYERS)} of a SiLU network, and this model has none. "
             "Set load.kernels: none, or method.type: lora with all of them among method.target_modules."
         )
     from unsloth.kernels import apply_lora_mlp_swiglu  # type: ignore[import-not-found]
@@ -74,7 +74,7 @@ def fuse_adapter(model: nn.Module, config: Holding) -> dict[str, str]:
         for layer in layers:
             layer.forward = MethodType(apply_lora_mlp_swiglu, layer)
 
-    difference = _changes_nothing("unsloth", model, fuse)
+    difference = _apply_verified("unsloth", model, fuse)
     return {"kernels": f"unsloth: {len(layers)} adapted networks fused, logits differ by {difference:.1e}"}
 
 
@@ -84,10 +84,10 @@ def check_unsloth() -> None:
     Raises:
         RecipeError: The library or a GPU is missing.
     """
-    _need("unsloth", "unsloth", "pip install unsloth")
+    _check_requirements("unsloth", "unsloth", "pip install unsloth")
 
 
-def _need(key: str, package: str, install: str) -> None:
+def _check_requirements(key: str, package: str, install: str) -> None:
     """Refuse kernels of a library that is not here, or has no GPU to run on."""
     missing = [] if torch.cuda.is_available() else ["a CUDA device"]
     if find_spec(package) is None:
@@ -97,12 +97,12 @@ def _need(key: str, package: str, install: str) -> None:
 
 
 def _is_adapted_mlp(module: nn.Module) -> bool:
-    layers = [getattr(module, name, None) for name in FUSED_MLP]
+    layers = [getattr(module, name, None) for name in MLP_LAYERS]
     silu = "silu" in type(getattr(module, "act_fn", None)).__name__.lower()
     return silu and all(hasattr(layer, "lora_A") for layer in layers)
 
 
-def _changes_nothing(kernels: str, model: Any, patch: Callable[[], None]) -> float:
+def _apply_verified(kernels: str, model: Any, patch: Callable[[], None]) -> float:
     """Patch, and hold the logits against those of before; returns their difference, relative to their spread.
 
     Raises:
@@ -110,9 +110,9 @@ def _changes_nothing(kernels: str, model: Any, patch: Callable[[], None]) -> flo
     """
     before = _logits(model)
     patch()
-    difference = apart(before, _logits(model))
+    difference = max_relative_diff(before, _logits(model))
     if not difference <= TOLERANCE.get(model.dtype, 0.5):
-        raise ProofError(
+        raise VerificationError(
             f"load.kernels: {kernels} computes something else than this model: its logits differ by {difference:.1e}, "
             "relative to their spread. Set load.kernels: none."
         )
@@ -123,7 +123,7 @@ def _changes_nothing(kernels: str, model: Any, patch: Callable[[], None]) -> flo
 def _logits(model: Any) -> torch.Tensor:
     training = model.training
     model.eval()
-    ids = torch.tensor([list(chain.from_iterable(made_up(model)))], device=model.device)
+    ids = torch.tensor([list(chain.from_iterable(sample_examples(model)))], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     model.train(training)
     return logits

@@ -3,6 +3,6 @@
 import torch
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def max_relative_diff(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest difference of logits, as a share of the spread of the first; NaN where some are NaN."""
     return float((one - other).abs().max() / one.std())

@@ -26,26 +26,26 @@ from tuneline.config.validation import quantization
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import preference_rows
 from tuneline.data.tokenizer.loader import load_tokenizer_from
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.identity import Manifest
 from tuneline.model import adapter_bundle, attention, device, divergence, quantize, shard_merge, value_head
-from tuneline.model.checkpoint import Checkpoint, Kind
-from tuneline.model.divergence import compare
-from tuneline.model.load import load_for_merge, read_config, shape_of, without_weights
+from tuneline.model.checkpoint import Checkpoint, CheckpointKind
+from tuneline.model.divergence import compare_distributions
+from tuneline.model.load import build_for_merge_on_meta, build_meta_model, load_for_merge, read_config
 from tuneline.model.methods import families
-from tuneline.model.methods.base import Family
-from tuneline.model.positions import predicted_at
-from tuneline.model.source import folder_of
+from tuneline.model.methods.base import MethodFamily
+from tuneline.model.positions import prediction_positions
+from tuneline.model.source import manifest_folder
 
 logger = logging.getLogger(__name__)
 
 FLOAT32_BYTES = 4
-ROOM = 1.2
+MEMORY_FACTOR = 1.2
 """Times the size of the weights that a merge takes: a layer and the logits of a block beside them."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class MergeInputs:
     """What a merge starts from."""
 
     checkpoint: Checkpoint
@@ -54,7 +54,7 @@ class Parts:
     load: LoadStepConfig
 
     @property
-    def family(self) -> Family:
+    def family(self) -> MethodFamily:
         """The method's family."""
         return families[self.checkpoint.identity["method"]["type"]]
 
@@ -74,45 +74,47 @@ def merge_adapter(
     Raises:
         ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
     """
-    target = owner.work() / f"merge-{checkpoint.content_hash()[:32]}"
+    target = owner.scratch_folder() / f"merge-{checkpoint.content_hash()[:32]}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    parts = Parts(checkpoint, base_model, tokenizer, load)
-    kind, facts = _make(target, parts, rows, config)
+    parts = MergeInputs(checkpoint, base_model, tokenizer, load)
+    kind, facts = _write_model(target, parts, rows, config)
     for file in tokenizer.only().paths():
         shutil.copy2(file, target / file.name)
-    stop_where_answers_end(target)
+    add_eos_token(target)
     identity = {"checkpoint": checkpoint.content_hash(), "tokenizer": tokenizer.content_hash(), **checkpoint.identity}
     return Checkpoint(target, kind, identity, facts, disposable=True)
 
 
-def _make(target: Path, parts: Parts, rows: Corpus, config: MergeAdapterConfig) -> tuple[Kind, dict[str, Any]]:
+def _write_model(
+    target: Path, parts: MergeInputs, rows: Corpus, config: MergeAdapterConfig
+) -> tuple[CheckpointKind, dict[str, Any]]:
     if parts.checkpoint.kind == "full":
         shutil.copytree(parts.checkpoint.path, target, dirs_exist_ok=True)
         return "full", {}
-    if reason := _why_beside(parts):
-        adapter_bundle.write(target, parts.checkpoint.path, parts.base_model, parts.load)
+    if reason := _unmergeable_reason(parts):
+        adapter_bundle.write_bundle(target, parts.checkpoint.path, parts.base_model, parts.load)
         logger.info("%s; the base goes on beside the adapter", reason)
         return "adapter", {"merged": False, "reason": reason}
     held_out = rows.splits["validation"]
-    probes = [preference_rows.laid_out(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
+    probes = [preference_rows.flatten_row(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
     return "merged", merge_into(target, parts, probes, config)
 
 
-def _why_beside(parts: Parts) -> str:
+def _unmergeable_reason(parts: MergeInputs) -> str:
     """Say why an adapter cannot be folded in, or return an empty text."""
     if not parts.family.mergeable:
         return f"{parts.family.name} has no merged form"
-    if (parts.checkpoint.path / value_head.FILE).is_file():
+    if (parts.checkpoint.path / value_head.HEAD_FILE).is_file():
         return "a reward adapter is used on the base that it shares with a policy"
-    about = read_config(folder_of(parts.base_model), parts.load).to_dict()
-    kind = quantize.kind_of(about)
+    about = read_config(manifest_folder(parts.base_model), parts.load).to_dict()
+    kind = quantize.quantization_kind(about)
     if kind is not None and not quantization.table()[kind].merges:
         return f"weights that come in {kind} have no full form to fold into"
     return ""
 
 
-def stop_where_answers_end(folder: Path) -> None:
+def add_eos_token(folder: Path) -> None:
     """Let generation stop at the token that ends an answer in training, beside those at which the base stops."""
     path = folder / "generation_config.json"
     about = json.loads(path.read_text()) if path.is_file() else {}
@@ -124,7 +126,9 @@ def stop_where_answers_end(folder: Path) -> None:
         path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def merge_into(target: Path, parts: Parts, probes: list[dict[str, Any]], config: MergeAdapterConfig) -> dict[str, Any]:
+def merge_into(
+    target: Path, parts: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig
+) -> dict[str, Any]:
     """Fold an adapter into its base and save the result, measured on rows.
 
     Args:
@@ -139,66 +143,66 @@ def merge_into(target: Path, parts: Parts, probes: list[dict[str, Any]], config:
     Raises:
         ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
     """
-    if shards := _by_shards(parts, config):
+    if shards := _prepare_shard_merge(parts, config):
         before, after = (_distributions(parts.family, model, probes) for model in (shards.adapted, shards.merged))
-        facts = compare(before, after)
-        _refuse_strays(facts, config, quantized=False)
+        facts = compare_distributions(before, after)
+        _check_divergence(facts, config, quantized=False)
         shards.save(target, config.max_shard_size)
         return facts
-    with TemporaryDirectory(dir=owner.work()) as scratch:
-        return _merge_whole(target, parts, probes, config, Path(scratch))
+    with TemporaryDirectory(dir=owner.scratch_folder()) as scratch:
+        return _merge_in_memory(target, parts, probes, config, Path(scratch))
 
 
-def _by_shards(parts: Parts, config: MergeAdapterConfig) -> shard_merge.ShardMerge | None:
+def _prepare_shard_merge(parts: MergeInputs, config: MergeAdapterConfig) -> shard_merge.ShardMerge | None:
     """Prepare a merge that never holds the model, where the method and the files of the base allow it."""
     kind = parts.checkpoint.facts.get("attention", "sdpa")
-    bases = [without_weights(parts.base_model, parts.tokenizer, parts.load, kind) for _ in range(2)]
+    bases = [build_for_merge_on_meta(parts.base_model, parts.tokenizer, parts.load, kind) for _ in range(2)]
     if bases[0] is None or bases[1] is None:
         return None
-    folders = folder_of(parts.base_model), parts.checkpoint.path
-    return shard_merge.prepare((bases[0], bases[1]), *folders, parts.family, getattr(torch, config.dtype))
+    folders = manifest_folder(parts.base_model), parts.checkpoint.path
+    return shard_merge.prepare_shard_merge((bases[0], bases[1]), *folders, parts.family, getattr(torch, config.dtype))
 
 
-def _merge_whole(
-    target: Path, parts: Parts, probes: list[dict[str, Any]], config: MergeAdapterConfig, scratch: Path
+def _merge_in_memory(
+    target: Path, parts: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig, scratch: Path
 ) -> dict[str, Any]:
     """Hold the model in memory, one at a time; what the first one said waits in a folder."""
-    model = _attached(parts, original=False)
+    model = _load_with_adapter(parts, original=False)
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):
         del model
-        model = _attached(parts, original=False, dequantized=True)
-    before = divergence.on_disk(_distributions(parts.family, model, probes), scratch)
+        model = _load_with_adapter(parts, original=False, dequantized=True)
+    before = divergence.spool_to_disk(_distributions(parts.family, model, probes), scratch)
     if quantized:
         del model
-        model = _attached(parts, original=config.merge_base == "original", dequantized=True)
+        model = _load_with_adapter(parts, original=config.merge_base == "original", dequantized=True)
     merged = parts.family.merge(model).to(getattr(torch, config.dtype))
-    facts = compare(before, _distributions(parts.family, merged, probes))
-    _refuse_strays(facts, config, quantized=quantized)
+    facts = compare_distributions(before, _distributions(parts.family, merged, probes))
+    _check_divergence(facts, config, quantized=quantized)
     merged.save_pretrained(target, max_shard_size=config.max_shard_size)
     return facts | ({"merge_base": config.merge_base} if quantized else {})
 
 
-def _refuse_strays(facts: dict[str, Any], config: MergeAdapterConfig, *, quantized: bool) -> None:
+def _check_divergence(facts: dict[str, Any], config: MergeAdapterConfig, *, quantized: bool) -> None:
     if facts and not facts["kl"] <= config.max_kl:
-        raise ProofError(
+        raise VerificationError(
             f"The merged model strays from the adapter's: KL {facts['kl']:.2e} nats a token, at most "
             f"{config.max_kl:.0e} allowed. {_advice(config, quantized=quantized)}"
         )
 
 
-def _attached(parts: Parts, *, original: bool, dequantized: bool = False) -> Any:
+def _load_with_adapter(parts: MergeInputs, *, original: bool, dequantized: bool = False) -> Any:
     """Load the base as it was trained on, or what the adapter is folded into, with the adapter on it."""
     kind = parts.checkpoint.facts.get("attention", "sdpa")
     load = parts.load.model_copy(update={"quantization": None}) if original else parts.load
-    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind, _place(parts, load))
+    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind, _choose_device(parts, load))
     if original and quantize.is_quantized(base):
         raise RecipeError(
             "merge_adapter.merge_base: original, and this base model comes quantized, so there is no other. Set "
             "merge_base: dequantized."
         )
     if dequantized and not original:
-        base = quantize.dequantized(base)
+        base = quantize.dequantize(base)
     return parts.family.attach_saved(base, parts.checkpoint.path).eval()
 
 
@@ -212,22 +216,22 @@ def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
     return "Raise merge_adapter.max_kl only if you know why."
 
 
-def _place(parts: Parts, load: LoadStepConfig) -> str:
+def _choose_device(parts: MergeInputs, load: LoadStepConfig) -> str:
     """Return the device that holds the model in float32: the CPU where the accelerator has no room for it."""
-    about = read_config(folder_of(parts.base_model), load)
-    if load.quantization or quantize.kind_of(about.to_dict()):
-        return device.kind()  # few bits, and the kernels may be nowhere else
-    shape = shape_of(about, trust_remote_code=load.trust_remote_code)
+    about = read_config(manifest_folder(parts.base_model), load)
+    if load.quantization or quantize.quantization_kind(about.to_dict()):
+        return device.device_type()  # few bits, and the kernels may be nowhere else
+    shape = build_meta_model(about, trust_remote_code=load.trust_remote_code)
     num_bytes = FLOAT32_BYTES * sum(part.numel() for part in shape.parameters())
-    return device.kind() if device.has_room(ROOM * num_bytes) else "cpu"
+    return device.device_type() if device.has_memory_for(MEMORY_FACTOR * num_bytes) else "cpu"
 
 
-def _distributions(family: Family, model: Any, probes: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
+def _distributions(family: MethodFamily, model: Any, probes: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
     """Yield log-probabilities at the positions that carry loss, in chunks of [positions, vocabulary]."""
-    place = model.device if model.device.type != "meta" else torch.device(device.kind())
+    place = model.device if model.device.type != "meta" else torch.device(device.device_type())
     for row in probes:
-        keep = predicted_at({"labels": torch.tensor([row["labels"]])}).to(place)
+        keep = prediction_positions({"labels": torch.tensor([row["labels"]])}).to(place)
         ids = torch.tensor([row["input_ids"]], device=place)
         inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], place)}
         logits = partial(family.logits, model, inputs)
-        yield from divergence.log_probabilities(logits, keep, divergence.vocabulary_of(model))
+        yield from divergence.log_probabilities(logits, keep, divergence.vocabulary_size(model))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-def on_the_left(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens and mask, [rows, width of the longest].
 
     Args:

@@ -12,13 +12,13 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from tuneline.config.sections.load import Holding
+from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.errors import RecipeError
 from tuneline.model import kernels
-from tuneline.model.targets import ROUTER
+from tuneline.model.targets import ROUTER_NAME
 
-GROUPED = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
-KEPT = GROUPED | {
+GROUPED_MM_OPS = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
+SAVED_OPS = GROUPED_MM_OPS | {
     "aten::mm",
     "aten::addmm",
     "aten::_scaled_dot_product_flash_attention",
@@ -33,17 +33,17 @@ KEPT = GROUPED | {
 """Operations whose results `selective` keeps. Not `bmm`: it is attention spelled out, whose scores grow with the square
 of the row (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
-CHEAP = 1 / 8
+CHEAP_RATIO = 1 / 8
 """A product with fewer inputs than this share of its outputs is computed again: LoRA's second, as large as that
 of its layer. Keeping both held more than no checkpointing did (15.9 against 13.9 MB; without the second, 9.4)."""
 
 fuse_adapter = kernels.fuse_adapter
 """The one patch that comes after a method was attached."""
 
-EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
+EXPERT_NAMES = re.compile(r"expert|moe", re.IGNORECASE)
 
 
-def apply(model: PreTrainedModel, config: Holding) -> dict[str, str]:
+def apply_patches(model: PreTrainedModel, config: ModelLoadOptions) -> dict[str, str]:
     """Patch a base model as the recipe says, before a method is attached.
 
     Args:
@@ -63,13 +63,13 @@ def apply(model: PreTrainedModel, config: Holding) -> dict[str, str]:
     elif config.kernels == "unsloth":
         kernels.check_unsloth()  # it fuses adapters, which are not there yet
     if config.gradient_checkpointing != "none":
-        decisions["gradient_checkpointing"] = checkpoint(model, config.gradient_checkpointing)
-    if leaves := mark_leaf_modules(model):
+        decisions["gradient_checkpointing"] = enable_gradient_checkpointing(model, config.gradient_checkpointing)
+    if leaves := mark_zero3_leaf_modules(model):
         decisions["zero3_leaf_modules"] = f"{', '.join(sorted(leaf.__name__ for leaf in leaves))} are gathered whole"
     return decisions
 
 
-def checkpoint(model: PreTrainedModel, kind: str) -> str:
+def enable_gradient_checkpointing(model: PreTrainedModel, kind: str) -> str:
     """Recompute activations in the backward pass.
 
     Args:
@@ -91,7 +91,7 @@ def checkpoint(model: PreTrainedModel, kind: str) -> str:
     if kind == "selective":
         # transformers adds the bias of experts in place, and torch refuses a kept result that was changed.
         biased = any(getattr(module, "has_bias", False) for module in model.modules())
-        policy = partial(keeps, KEPT - GROUPED if biased else KEPT)
+        policy = partial(checkpoint_policy, SAVED_OPS - GROUPED_MM_OPS if biased else SAVED_OPS)
         options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     # Only the reentrant kind needs inputs with gradients; they would send the backward pass through frozen layers.
@@ -100,7 +100,7 @@ def checkpoint(model: PreTrainedModel, kind: str) -> str:
     return f"{kind}: {told}, the rest is computed again"
 
 
-def keeps(kept: set[str], _: Any, operation: Any, *values: Any, **named: Any) -> CheckpointPolicy:
+def checkpoint_policy(kept: set[str], _: Any, operation: Any, *values: Any, **named: Any) -> CheckpointPolicy:
     """Say whether the result of an operation is kept; with `kept` given, it is a policy function of torch.
 
     Attention that drops within its kernel is computed again: skipping it would leave the random numbers of the layers
@@ -111,7 +111,7 @@ def keeps(kept: set[str], _: Any, operation: Any, *values: Any, **named: Any) ->
     return CheckpointPolicy.MUST_SAVE
 
 
-def mark_leaf_modules(model: nn.Module) -> set[type[nn.Module]]:
+def mark_zero3_leaf_modules(model: nn.Module) -> set[type[nn.Module]]:
     """Let ZeRO-3 gather mixtures of experts whole: which experts run differs between processes, which would hang.
 
     Returns:
@@ -146,7 +146,7 @@ def _is_cheap(operation: Any, values: tuple[Any, ...]) -> bool:
     if operation.name() not in ("aten::mm", "aten::addmm"):
         return False
     inputs, outputs = values[-1].shape
-    return bool(inputs < CHEAP * outputs)
+    return bool(inputs < CHEAP_RATIO * outputs)
 
 
 def _holds_experts(name: str, module: nn.Module) -> bool:
@@ -155,8 +155,8 @@ def _holds_experts(name: str, module: nn.Module) -> bool:
     if own == "experts":
         return True
     fused = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-    return fused and bool(EXPERTS.search(f"{own} {type(module).__name__}"))
+    return fused and bool(EXPERT_NAMES.search(f"{own} {type(module).__name__}"))
 
 
 def _has_router(module: nn.Module) -> bool:
-    return any(ROUTER.search(name) for name, _ in module.named_children())
+    return any(ROUTER_NAME.search(name) for name, _ in module.named_children())

@@ -7,7 +7,7 @@ import torch
 from tuneline.data.schema import IGNORE_INDEX
 
 
-def predicted_at(inputs: dict[str, Any]) -> torch.Tensor:
+def prediction_positions(inputs: dict[str, Any]) -> torch.Tensor:
     """Return the positions [N] at which the trained tokens of a row are predicted, each one before its token.
 
     Args:

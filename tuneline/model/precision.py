@@ -16,11 +16,11 @@ from tuneline.model import device
 
 logger = logging.getLogger(__name__)
 
-RACE_SHAPE = (512, 576, 1536)
-RACE_ROUNDS = 20
-MUST_BE_FASTER_BY = 0.8
+BENCHMARK_SHAPE = (512, 576, 1536)
+BENCHMARK_ROUNDS = 20
+MAX_TIME_RATIO = 0.8
 
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Precision:
     reason: str
 
 
-def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None = None) -> Precision:
+def choose_precision(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None = None) -> Precision:
     """Pick the types by the recipe and the device.
 
     Args:
@@ -50,20 +50,20 @@ def choose(requested: str, *, trains_all: bool, model_dtype: torch.dtype | None 
     Raises:
         RecipeError: The device cannot train in the type that the recipe asks for.
     """
-    check(requested)
+    check_dtype(requested)
     if requested == "float32":
         return Precision(torch.float32, torch.float32, None, "as the recipe says")
     if requested == "pure_bfloat16":
         return Precision(torch.bfloat16, torch.bfloat16, None, "as the recipe says, trained weights too")
     told = "as the recipe says; trained weights in float32"
-    half, reason = _fastest(device.kind()) if requested == "auto" else (TYPES[requested], told)
+    half, reason = _fastest(device.device_type()) if requested == "auto" else (DTYPES[requested], told)
     if half == torch.float32:
         return Precision(half, half, None, reason)
     _warn_of_overflow(half, model_dtype)
     return Precision(torch.float32 if trains_all else half, torch.float32, half, reason)
 
 
-def check(requested: str) -> None:
+def check_dtype(requested: str) -> None:
     """Check that the device trains in the type that a recipe asks for.
 
     Raises:
@@ -71,14 +71,14 @@ def check(requested: str) -> None:
     """
     if requested in ("bfloat16", "pure_bfloat16"):
         _check_bfloat16("load.dtype", requested)
-    elif requested == "float16" and device.kind() == "cpu":
+    elif requested == "float16" and device.device_type() == "cpu":
         raise RecipeError(
             "load.dtype: float16 needs a loss scaler, which there is only for GPUs and NPUs, and the device is a CPU. "
             "Set load.dtype: auto, bfloat16 or float32."
         )
 
 
-def for_answers(requested: str) -> torch.dtype:
+def inference_dtype(requested: str) -> torch.dtype:
     """Return the type in which a model answers questions: `auto` takes bfloat16 on a GPU that has it, else float32.
 
     Args:
@@ -88,23 +88,23 @@ def for_answers(requested: str) -> torch.dtype:
         RecipeError: The device does not compute in the type that the recipe asks for.
     """
     if requested == "auto":
-        kind = device.kind()
-        return torch.bfloat16 if kind != "cpu" and _bfloat16(kind)[0] else torch.float32
+        kind = device.device_type()
+        return torch.bfloat16 if kind != "cpu" and _supports_bfloat16(kind)[0] else torch.float32
     if requested == "bfloat16":
         _check_bfloat16("evaluate.dtype", requested)
-    return TYPES[requested]
+    return DTYPES[requested]
 
 
 def _fastest(kind: str) -> tuple[torch.dtype, str]:
     if kind == "cpu":
-        half, reason = race()
+        half, reason = benchmark_dtypes()
         return half, f"{reason}; trained weights in float32"
-    able, why = _bfloat16(kind)
+    able, why = _supports_bfloat16(kind)
     otherwise = torch.float32 if kind == "mps" else torch.float16  # without bfloat16, mps gains little by 16 bits
     return torch.bfloat16 if able else otherwise, f"{why}; trained weights in float32"
 
 
-def _bfloat16(kind: str) -> tuple[bool, str]:
+def _supports_bfloat16(kind: str) -> tuple[bool, str]:
     """Return whether a device computes bfloat16 itself, and how that is known."""
     match kind:
         case "cuda":
@@ -121,7 +121,7 @@ def _bfloat16(kind: str) -> tuple[bool, str]:
 
 
 def _check_bfloat16(key: str, requested: str) -> None:
-    able, why = _bfloat16(device.kind())
+    able, why = _supports_bfloat16(device.device_type())
     if not able:
         raise RecipeError(f"{key}: {requested} is not for this device: {why}. Set {key}: auto.")
 
@@ -134,19 +134,19 @@ def _warn_of_overflow(half: torch.dtype, model_dtype: torch.dtype | None) -> Non
         )
 
 
-def race() -> tuple[torch.dtype, str]:
+def benchmark_dtypes() -> tuple[torch.dtype, str]:
     """Time products of the sizes of a small model's layers in both types; the CPU's own clock, best of three."""
     seconds = {dtype: min(_time(dtype) for _ in range(3)) for dtype in (torch.float32, torch.bfloat16)}
     ratio = seconds[torch.bfloat16] / seconds[torch.float32]
-    dtype = torch.bfloat16 if ratio < MUST_BE_FASTER_BY else torch.float32
+    dtype = torch.bfloat16 if ratio < MAX_TIME_RATIO else torch.float32
     return dtype, f"bfloat16 took {ratio:.2f} times as long as float32 in a race of matrix products"
 
 
 def _time(dtype: torch.dtype) -> float:
-    rows, inner, outer = RACE_SHAPE
+    rows, inner, outer = BENCHMARK_SHAPE
     x, weight = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
     x @ weight.T
     start = time.process_time()
-    for _ in range(RACE_ROUNDS):
+    for _ in range(BENCHMARK_ROUNDS):
         x @ weight.T
     return time.process_time() - start

@@ -18,14 +18,16 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from tuneline.config.sections.load import Bnb4bit, Bnb8bit, Quantization
 from tuneline.config.validation import quantization
-from tuneline.config.validation.quantization import about, kind_of
+from tuneline.config.validation.quantization import quantization_config, quantization_kind
 from tuneline.errors import RecipeError
-from tuneline.model.targets import read_past
+from tuneline.model.targets import bypassed_layers
 
 __all__ = ["config_for", "dequantized", "guard", "is_quantized", "kind_of", "prepare", "reading", "rounds_inputs"]
 
 
-def config_for(quantization: Quantization, compute_dtype: torch.dtype, model: nn.Module | None = None) -> Any:
+def build_quantization_config(
+    quantization: Quantization, compute_dtype: torch.dtype, model: nn.Module | None = None
+) -> Any:
     """Return what `from_pretrained` takes as `quantization_config`.
 
     Args:
@@ -33,7 +35,7 @@ def config_for(quantization: Quantization, compute_dtype: torch.dtype, model: nn
         compute_dtype: Type that 4-bit weights are turned into for each product.
         model: The base model's shape; layers whose weights are read past them, and the head, then stay as they are.
     """
-    kept = _stay_plain(model) if model is not None else None
+    kept = _unquantized_layers(model) if model is not None else None
     if isinstance(quantization, Bnb4bit):
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -52,21 +54,23 @@ def config_for(quantization: Quantization, compute_dtype: torch.dtype, model: nn
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
 
 
-def _stay_plain(model: nn.Module) -> list[str] | None:
+def _unquantized_layers(model: nn.Module) -> list[str] | None:
     """Name the layers that cannot be quantized; None, which leaves it to transformers, where there is but the head."""
-    past = read_past(model)
+    past = bypassed_layers(model)
     if not past:
         return None
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return [name for name, module in model.named_modules() if module is head] + past
 
 
-def reading(config: Mapping[str, Any]) -> dict[str, Any]:
+def loading_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `from_pretrained` for a model that comes quantized, by its config.json."""
-    entry = quantization.table().get(kind_of(config) or "")
+    entry = quantization.table().get(quantization_kind(config) or "")
     if entry is None or entry.loads == "quantized":
         return {}
-    return {"quantization_config": AutoQuantizationConfig.from_dict({**about(config), "dequantize": True})}
+    return {
+        "quantization_config": AutoQuantizationConfig.from_dict({**quantization_config(config), "dequantize": True})
+    }
 
 
 def is_quantized(model: Any) -> bool:
@@ -79,7 +83,7 @@ def rounds_inputs(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
-def guard(model: PreTrainedModel) -> PreTrainedModel:
+def apply_workarounds(model: PreTrainedModel) -> PreTrainedModel:
     """Keep the libraries below from silent faults; call it once a model was read, quantized or not.
 
     - bitsandbytes packs 4-bit weights anew in the first forward pass without gradients, on CPUs with avx512_bf16; what
@@ -88,16 +92,16 @@ def guard(model: PreTrainedModel) -> PreTrainedModel:
     - transformers saves a model that it dequantized while reading in few bits again, and its config does not say so:
       what is read from there is noise. The way back is forgotten.
     """
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_cast_warning)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if not is_quantized(model):
-        _forget_the_way_back(model)
+        _drop_weight_conversions(model)
     return model
 
 
-def prepare(model: PreTrainedModel) -> PreTrainedModel:
+def prepare_for_training(model: PreTrainedModel) -> PreTrainedModel:
     """Make a quantized base ready for adapters: frozen, and norms in float32.
 
     Unlike peft's `prepare_model_for_kbit_training`, nothing else is cast: embedding and head would take twice the room.
@@ -110,7 +114,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     """Turn quantized weights into plain ones of the same values, in place; the result is saved like any other model.
 
     Raises:
@@ -118,24 +122,24 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not is_quantized(model):
         return model
-    kind = kind_of(model.config.to_dict())
-    quantization.check_merges(kind)
+    kind = quantization_kind(model.config.to_dict())
+    quantization.check_mergeable(kind)
     dtype = model.config.dtype or torch.float32
     if kind in ("bnb_4bit", "bnb_8bit"):
-        model = _dequantized_by_transformers(model, dtype)
+        model = _dequantize_bitsandbytes(model, dtype)
     elif kind == "torchao_int8":
         _dequantize_torchao(model, dtype)
     else:
         raise RecipeError(f"model: there is no way back from {kind} to full weights. Keep the adapter beside its base.")
-    _forget_the_way_back(model)
+    _drop_weight_conversions(model)
     return model
 
 
-def _is_no_cast(record: logging.LogRecord) -> bool:
+def _is_not_cast_warning(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
-def _forget_the_way_back(model: PreTrainedModel) -> None:
+def _drop_weight_conversions(model: PreTrainedModel) -> None:
     """Drop the conversions by which a quantizer read the weights; saving then takes those of the architecture."""
     conversions = getattr(model, "_weight_conversions", None) or []
     if any(hasattr(operation, "hf_quantizer") for each in conversions for operation in getattr(each, "operations", [])):
@@ -156,7 +160,7 @@ def _compute_in_float32(norm: nn.Module) -> None:
     norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
 
-def _dequantized_by_transformers(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def _dequantize_bitsandbytes(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Call the library, then give back to GPT-2 and its kin the transposed layers that it forgets of."""
     transposed = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
     transformers_logging.get_logger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)

@@ -3,7 +3,7 @@
 Everything is checked on the shapes alone, before any weights are read.
 """
 
-from tuneline.config.sections.evaluate import CUSTOM_KEY
+from tuneline.config.sections.evaluate import METRICS_KEY
 from tuneline.config.sections.resolve import ResolveConfig
 from tuneline.config.validation import quantization
 from tuneline.data import reward_function
@@ -12,11 +12,11 @@ from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
 from tuneline.model import device, precision, quantize, rope, source
-from tuneline.model.load import grow, read_config, shape_of
-from tuneline.model.methods import check_fits, families, family_of
+from tuneline.model.load import add_new_tokens, build_meta_model, read_config
+from tuneline.model.methods import adapter_method, check_fits, families
 
 
-def find(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
+def resolve_inputs(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
     """Find what a recipe starts from.
 
     Returns:
@@ -25,13 +25,13 @@ def find(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
     Raises:
         TunelineError: Something is missing, or method, model, tokenizer and adapters do not fit together.
     """
-    tokenizer, base_model, said = locate(config)
-    base_model = source.with_adapters(base_model, config.load.adapters)
-    check(base_model, tokenizer, config)
+    tokenizer, base_model, said = locate_model(config)
+    base_model = source.add_adapters(base_model, config.load.adapters)
+    check_inputs(base_model, tokenizer, config)
     return tokenizer, base_model, "; ".join(said)
 
 
-def locate(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
+def locate_model(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
     """Find base model and tokenizer, with template and new tokens; they are not held against the recipe.
 
     Returns:
@@ -40,8 +40,8 @@ def locate(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
     Raises:
         TunelineError: Something is missing.
     """
-    own, base_model, said = source.resolve(config.model, config.load)
-    tokenizer, chosen = _grown(own, source.model_type(base_model), config)
+    own, base_model, said = source.resolve_model(config.model, config.load)
+    tokenizer, chosen = _add_tokens_and_template(own, source.model_type(base_model), config)
     return tokenizer, base_model, [said, chosen]
 
 
@@ -55,56 +55,56 @@ def locate_tokenizer(config: ResolveConfig) -> tuple[Manifest, list[str]]:
         TunelineError: Something is missing.
     """
     own, model_type, said = source.resolve_tokenizer(config.model, config.load)
-    tokenizer, chosen = _grown(own, model_type, config)
+    tokenizer, chosen = _add_tokens_and_template(own, model_type, config)
     return tokenizer, [said, chosen]
 
 
-def _grown(own: Manifest, model_type: str, config: ResolveConfig) -> tuple[Manifest, str]:
+def _add_tokens_and_template(own: Manifest, model_type: str, config: ResolveConfig) -> tuple[Manifest, str]:
     """Add new tokens and the template."""
-    grown = new_tokens.with_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
-    return selection.with_template(grown, config.template, model_type, config.template_arguments)
+    grown = new_tokens.add_new_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
+    return selection.select_template(grown, config.template, model_type, config.template_arguments)
 
 
-def check(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:
+def check_inputs(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:
     """Hold a recipe against the shapes of its base model.
 
     Raises:
         RecipeError: A type that the device lacks, a target that does not exist, a rank above the matrix, positions
             beyond the model's, full tuning of a quantized model, an adapter for another base.
     """
-    about = read_config(source.folder_of(base_model), config.load)
+    about = read_config(source.manifest_folder(base_model), config.load)
     family = families[config.method.type]
     _import_functions(config)
-    precision.check(config.load.dtype)
-    precision.for_answers(config.answers_dtype)
-    comes = quantize.kind_of(about.to_dict())
+    precision.check_dtype(config.load.dtype)
+    precision.inference_dtype(config.answers_dtype)
+    comes = quantize.quantization_kind(about.to_dict())
     asked = config.load.quantization.type if config.load.quantization else None
-    quantization.check_once(comes, asked)
+    quantization.check_not_quantized(comes, asked)
     for kind, key in ((comes, "model"), (asked, "load.quantization")):
-        quantization.check_trains(kind, trains_all=family.kind == "full", device=device.kind(), key=key)
+        quantization.check_trainable(kind, trains_all=family.kind == "full", device=device.device_type(), key=key)
     if config.load.rope_scaling:
-        rope.scaled(about, config.load.rope_scaling, config.max_length)
+        rope.scale_rope(about, config.load.rope_scaling, config.max_length)
     else:
-        rope.check_length(about, config.max_length)
-    shape = shape_of(about, trust_remote_code=config.load.trust_remote_code)
-    new_ids = grow(shape, source.folder_of(tokenizer))
+        rope.check_max_length(about, config.max_length)
+    shape = build_meta_model(about, trust_remote_code=config.load.trust_remote_code)
+    new_ids = add_new_tokens(shape, source.manifest_folder(tokenizer))
     for adapter in config.load.adapters:
         check_fits(shape, adapter.path)
         if adapter.use == "reward":
             source.check_same_base(base_model, adapter.path)
-        if adapter.use == "merge" and not families[family_of(adapter.path)].mergeable:
+        if adapter.use == "merge" and not families[adapter_method(adapter.path)].mergeable:
             raise RecipeError(
-                f"load.adapters: {adapter.path} was made by {family_of(adapter.path)}, which has no merged form. Set "
+                f"load.adapters: {adapter.path} was made by {adapter_method(adapter.path)}, which has no merged form. Set "
                 "use: continue, or leave it out."
             )
     if any(adapter.use == "continue" for adapter in config.load.adapters):
-        family.check_continues(source.adapters_of(base_model)[-1], config.method, shape)
+        family.check_continuation(source.adapter_folders(base_model)[-1], config.method, shape)
     else:
         family.check(shape, config.method, new_ids=new_ids)
 
 
 def _import_functions(config: ResolveConfig) -> None:
     if config.reward_function:
-        reward_function.load_reward(config.reward_function)
+        reward_function.load_reward_function(config.reward_function)
     for name in config.metrics:
-        reward_function.load_reward(name, CUSTOM_KEY)
+        reward_function.load_reward_function(name, METRICS_KEY)

@@ -11,17 +11,17 @@ from typing import Any
 from tuneline.config.sections.load import RopeScaling
 from tuneline.errors import RecipeError
 
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3_DEFAULTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """Of Llama 3.1 (Grattafiori et al. 2024, arXiv:2407.21783), whose scaling this is."""
 
-PLAIN = "default"
-KINDS = ("linear", "dynamic", "yarn", "llama3")
+UNSCALED = "default"
+SCALING_TYPES = ("linear", "dynamic", "yarn", "llama3")
 
-WITHOUT_LIMIT = ("inkling_text", "inkling2_text", "jamba", "kimi_linear", "nemotron_h", "rwkv", "zamba")
+UNLIMITED_ARCHITECTURES = ("inkling_text", "inkling2_text", "jamba", "kimi_linear", "nemotron_h", "rwkv", "zamba")
 """Architectures whose state or attention knows no positions; their `max_position_embeddings` bounds nothing."""
 
 
-def scaled(config: Any, scaling: RopeScaling, max_length: int) -> str:
+def scale_rope(config: Any, scaling: RopeScaling, max_length: int) -> str:
     """Stretch the positions of a model, in its config.
 
     Args:
@@ -36,24 +36,24 @@ def scaled(config: Any, scaling: RopeScaling, max_length: int) -> str:
         RecipeError: There is nothing to stretch, or no way to.
     """
     text = config.get_text_config(decoder=True)
-    entries = list(_stretchable(text))
+    entries = list(_scalable_parameters(text))
     if not entries:
         raise RecipeError(
             f"load.rope_scaling: {text.model_type} has no rotary positions that could be stretched. Leave rope_scaling "
-            f"out{_shorten(text)}."
+            f"out{_length_advice(text)}."
         )
-    _check_kind(entries, scaling.rope_type)
+    _check_rope_type(entries, scaling.rope_type)
     old = int(_num_positions(text) or 0)
     factor = _factor(scaling, old, max_length)
     original = int(text.max_position_embeddings)
     for entry in entries:
-        _stretch(entry, scaling.rope_type, factor, original)
+        _scale_parameters(entry, scaling.rope_type, factor, original)
     if scaling.rope_type != "dynamic":  # which begins to stretch where these end
         text.max_position_embeddings = int(original * factor)
     return f"rotary positions stretched by {factor:g} ({scaling.rope_type}), from {old} to {int(old * factor)}"
 
 
-def check_length(config: Any, max_length: int) -> None:
+def check_max_length(config: Any, max_length: int) -> None:
     """Refuse rows that are longer than the model has positions for.
 
     Raises:
@@ -63,14 +63,14 @@ def check_length(config: Any, max_length: int) -> None:
     limit = _num_positions(text)
     if limit is None or max_length <= limit:
         return
-    advice = "set load.rope_scaling" if any(_stretchable(text)) else f"{text.model_type} cannot be stretched"
+    advice = "set load.rope_scaling" if any(_scalable_parameters(text)) else f"{text.model_type} cannot be stretched"
     raise RecipeError(
         f"tokenize.max_length: {max_length}, and the model has {int(limit)} positions. Lower it to {int(limit)}, or "
         f"{advice}."
     )
 
 
-def _stretchable(text: Any) -> Iterator[dict[str, Any]]:
+def _scalable_parameters(text: Any) -> Iterator[dict[str, Any]]:
     """Yield the rotary parameters that reach over the whole row: one, or one for each type of layer that does."""
     parameters = getattr(text, "rope_parameters", None) or {}
     types = text.nested_rope_parameter_keys(parameters)
@@ -84,20 +84,20 @@ def _stretchable(text: Any) -> Iterator[dict[str, Any]]:
 def _num_positions(text: Any) -> float | None:
     """Return how many positions a model has; None where it has no limit."""
     told = getattr(text, "max_position_embeddings", None)
-    if not told or told < 0 or text.model_type in WITHOUT_LIMIT:
+    if not told or told < 0 or text.model_type in UNLIMITED_ARCHITECTURES:
         return None
-    dynamic = [entry["factor"] for entry in _stretchable(text) if _kind(entry) == "dynamic"]
+    dynamic = [entry["factor"] for entry in _scalable_parameters(text) if _rope_type(entry) == "dynamic"]
     return float(told * max(dynamic, default=1.0))
 
 
-def _kind(entry: dict[str, Any]) -> str:
-    return str(entry.get("rope_type") or entry.get("type") or PLAIN)
+def _rope_type(entry: dict[str, Any]) -> str:
+    return str(entry.get("rope_type") or entry.get("type") or UNSCALED)
 
 
-def _check_kind(entries: list[dict[str, Any]], wanted: str) -> None:
+def _check_rope_type(entries: list[dict[str, Any]], wanted: str) -> None:
     """Refuse to take one stretching from a model that was trained with it, and to give it another."""
-    for other in sorted({_kind(entry) for entry in entries} - {PLAIN, wanted}):
-        way_out = f"Set rope_type: {other}." if other in KINDS else "Leave rope_scaling out."
+    for other in sorted({_rope_type(entry) for entry in entries} - {UNSCALED, wanted}):
+        way_out = f"Set rope_type: {other}." if other in SCALING_TYPES else "Leave rope_scaling out."
         raise RecipeError(
             f"load.rope_scaling.rope_type: {wanted}, and the model was trained with positions of the type {other!r}, "
             f"which would be lost. {way_out}"
@@ -120,7 +120,7 @@ def _factor(scaling: RopeScaling, old: int, max_length: int) -> float:
     return scaling.factor
 
 
-def _stretch(entry: dict[str, Any], kind: str, factor: float, positions: int) -> None:
+def _scale_parameters(entry: dict[str, Any], kind: str, factor: float, positions: int) -> None:
     """Change one set of rotary parameters; one that was stretched the same way before is stretched further."""
     entry.pop("type", None)
     entry["factor"] = entry.get("factor", 1.0) * factor
@@ -128,9 +128,9 @@ def _stretch(entry: dict[str, Any], kind: str, factor: float, positions: int) ->
     if kind in ("yarn", "llama3"):
         entry.setdefault("original_max_position_embeddings", positions)
     if kind == "llama3":
-        entry.update({name: value for name, value in LLAMA3.items() if name not in entry})
+        entry.update({name: value for name, value in LLAMA3_DEFAULTS.items() if name not in entry})
 
 
-def _shorten(text: Any) -> str:
+def _length_advice(text: Any) -> str:
     limit = _num_positions(text)
     return f", and set tokenize.max_length to {int(limit)} at most" if limit else ""

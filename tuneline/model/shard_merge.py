@@ -25,16 +25,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model import device
 from tuneline.model.methods import adapter_io
-from tuneline.model.methods.base import Family
-from tuneline.model.methods.peft_family import NAME, saved_config
+from tuneline.model.methods.base import MethodFamily
+from tuneline.model.methods.peft_family import ADAPTER_NAME, load_peft_config
 
-Place = dict[str, str]
+TensorLocation = dict[str, str]
 """Where a tensor lies, as accelerate has it: `safetensors_file` and `weight_name`."""
 
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 """Before the base's names in peft's model and in an adapter's files."""
 
 
@@ -54,11 +54,11 @@ class ShardMerge:
             self.merged.save_pretrained(folder, state_dict=dict(tensors), max_shard_size=max_shard_size)
 
 
-def prepare(
+def prepare_shard_merge(
     bases: tuple[PreTrainedModel, PreTrainedModel],
     base: Path,
     adapter: Path,
-    family: Family,
+    family: MethodFamily,
     dtype: torch.dtype,
 ) -> ShardMerge | None:
     """Prepare a merge; None where it is none of plain LoRA into files that hold the model's tensors as they are.
@@ -73,18 +73,20 @@ def prepare(
     Raises:
         RecipeError: The adapter was made for another base.
     """
-    places = _places(base, bases[0])
-    if places is None or not _is_plain(adapter, family):
+    places = _tensor_locations(base, bases[0])
+    if places is None or not _is_plain_lora(adapter, family):
         return None
     family.check_fits(bases[0], adapter)
-    adapted = get_peft_model(bases[0], saved_config(adapter, trainable=False), low_cpu_mem_usage=True).eval()
+    adapted = get_peft_model(bases[0], load_peft_config(adapter, trainable=False), low_cpu_mem_usage=True).eval()
     layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, lora.LoraLayer)}
     if not all(_is_linear(layer) for layer in layers.values()):
         return None
-    _read_from(adapted, OffloadedWeightsLoader(index=_of_adapted(adapted, places, adapter)))
-    factors = {f"{name.removeprefix(PREFIX)}.weight": (name, layer) for name, layer in layers.items()}
+    _attach_offload_hooks(adapted, OffloadedWeightsLoader(index=_adapted_locations(adapted, places, adapter)))
+    factors = {f"{name.removeprefix(PEFT_PREFIX)}.weight": (name, layer) for name, layer in layers.items()}
     merged = bases[1].to(dtype)
-    _read_from(merged, _Merged(OffloadedWeightsLoader(index=places), _Factors(adapter, factors), dtype))
+    _attach_offload_hooks(
+        merged, _MergedWeights(OffloadedWeightsLoader(index=places), _LoraProducts(adapter, factors), dtype)
+    )
     merged._weight_conversions = []  # names are as in the files
     merged.hf_device_map = {"": "disk"}  # transformers then asks the hooks for each tensor that it saves
     return ShardMerge(adapted, merged)
@@ -92,20 +94,20 @@ def prepare(
 
 def _is_linear(layer: Any) -> bool:
     """Tell whether a layer of peft adds the product of its factors to a matrix, and nothing else."""
-    return type(layer) is lora.Linear and not layer.lora_variant and not layer.lora_bias[NAME]
+    return type(layer) is lora.Linear and not layer.lora_variant and not layer.lora_bias[ADAPTER_NAME]
 
 
-def _read_from(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+def _attach_offload_hooks(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Have each layer read its tensors when it computes, and forget them then."""
-    place = torch.device(device.kind())
+    place = torch.device(device.device_type())
     attach_align_device_hook(model, place, offload=True, offload_buffers=True, weights_map=weights)
 
 
-class _Factors:
+class _LoraProducts:
     """The products of an adapter's factors, by the name of the weight that each belongs to."""
 
     def __init__(self, adapter: Path, layers: Mapping[str, tuple[str, Any]]) -> None:
-        self._file, self._layers = adapter / adapter_io.WEIGHTS, layers
+        self._file, self._layers = adapter / adapter_io.ADAPTER_WEIGHTS, layers
 
     def product(self, weight: str) -> torch.Tensor | None:
         """Return what is added to a weight, in float32, or None."""
@@ -114,13 +116,13 @@ class _Factors:
         name, layer = self._layers[weight]
         with safe_open(self._file, framework="pt") as file:
             a, b = (file.get_tensor(f"{name}.{factor}.weight").float() for factor in ("lora_A", "lora_B"))
-        return transpose(b @ a, layer.fan_in_fan_out) * layer.scaling[NAME]
+        return transpose(b @ a, layer.fan_in_fan_out) * layer.scaling[ADAPTER_NAME]
 
 
-class _Merged(Mapping[str, torch.Tensor]):
+class _MergedWeights(Mapping[str, torch.Tensor]):
     """The merged weights, each computed when it is asked for."""
 
-    def __init__(self, base: Mapping[str, torch.Tensor], factors: _Factors, dtype: torch.dtype) -> None:
+    def __init__(self, base: Mapping[str, torch.Tensor], factors: _LoraProducts, dtype: torch.dtype) -> None:
         self._base, self._factors, self._dtype = base, factors, dtype
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -128,7 +130,7 @@ class _Merged(Mapping[str, torch.Tensor]):
         if product is not None:
             weight = weight.float() + product
             if not weight.isfinite().all():
-                raise ProofError(
+                raise VerificationError(
                     f"merge_adapter: {name} has values that are no numbers after the merge. Train the adapter again, "
                     "with a lower train.learning_rate."
                 )
@@ -141,7 +143,7 @@ class _Merged(Mapping[str, torch.Tensor]):
         return len(self._base)
 
 
-def _is_plain(adapter: Path, family: Family) -> bool:
+def _is_plain_lora(adapter: Path, family: MethodFamily) -> bool:
     """Tell whether an adapter is nothing but pairs of factors."""
     if family.name != "lora":
         return False
@@ -149,9 +151,9 @@ def _is_plain(adapter: Path, family: Family) -> bool:
     return all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
 
 
-def _places(folder: Path, model: PreTrainedModel) -> dict[str, Place] | None:
+def _tensor_locations(folder: Path, model: PreTrainedModel) -> dict[str, TensorLocation] | None:
     """Return where each tensor of a model lies; None where the files have others, or other shapes."""
-    found: dict[str, tuple[Place, list[int]]] = {}
+    found: dict[str, tuple[TensorLocation, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118, it is no dict
@@ -161,7 +163,7 @@ def _places(folder: Path, model: PreTrainedModel) -> dict[str, Place] | None:
     groups: dict[int, list[str]] = {}
     for name, part in own.items():
         groups.setdefault(id(part), []).append(name)
-    places: dict[str, Place] = {}
+    places: dict[str, TensorLocation] = {}
     for names in groups.values():
         there = [name for name in names if name in found]
         if len(there) != 1 or list(own[there[0]].shape) != found[there[0]][1]:
@@ -170,13 +172,15 @@ def _places(folder: Path, model: PreTrainedModel) -> dict[str, Place] | None:
     return places if found.keys() <= places.keys() else None
 
 
-def _of_adapted(adapted: nn.Module, places: Mapping[str, Place], adapter: Path) -> dict[str, Place]:
+def _adapted_locations(
+    adapted: nn.Module, places: Mapping[str, TensorLocation], adapter: Path
+) -> dict[str, TensorLocation]:
     """Return where each tensor of a base with its adapter lies."""
     found = {}
     for name in adapted.state_dict():
-        if f".{NAME}." in name:
-            written = name.replace(f".{NAME}.", ".")
-            found[name] = {"safetensors_file": str(adapter / adapter_io.WEIGHTS), "weight_name": written}
+        if f".{ADAPTER_NAME}." in name:
+            written = name.replace(f".{ADAPTER_NAME}.", ".")
+            found[name] = {"safetensors_file": str(adapter / adapter_io.ADAPTER_WEIGHTS), "weight_name": written}
         else:
-            found[name] = places[name.removeprefix(PREFIX).replace(".base_layer.", ".")]
+            found[name] = places[name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")]
     return found

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from tuneline.config.existence import check_adapter, check_directory, check_model
 from tuneline.config.sections import model as config
-from tuneline.config.sections.load import AdapterSource, Holding
+from tuneline.config.sections.load import AdapterSource, ModelLoadOptions
 from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import SourceError
 from tuneline.identity import FileEntry, Located, Manifest, digest, file_entries
 from tuneline.model import gguf, integrity, wheel
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-TOKENIZER = (
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+TOKENIZER_FILES = (
     "tokenizer*",
     "*.jinja",
     "special_tokens_map.json",
@@ -26,20 +26,22 @@ TOKENIZER = (
     "merges.txt",
     "*.model",
     "added_tokens.json",
-    new_tokens.RECORD,
+    new_tokens.RECORD_FILE,
 )
 """All files that `derived_tokenizer` writes are among these, so they have one hash wherever they lie."""
-CONFIGS = ("config.json", "generation_config.json", "*.py")
-PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-ADAPTER = ("*.json", "*.safetensors")
-REWARD_HEAD = "value_head.safetensors"
+CONFIG_FILES = ("config.json", "generation_config.json", "*.py")
+PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+ADAPTER_FILES = ("*.json", "*.safetensors")
+REWARD_HEAD_FILE = "value_head.safetensors"
 """What a reward training leaves beside its adapter."""
 
-REWARD = "reward model"
+REWARD_MODEL_SOURCE = "reward model"
 """What `source` of an adapter begins with that judges answers."""
 
 
-def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple[Manifest, Manifest, str]:
+def resolve_model(
+    source: config.ModelSource, holding: ModelLoadOptions | None = None
+) -> tuple[Manifest, Manifest, str]:
     """Find a base model.
 
     Args:
@@ -52,7 +54,7 @@ def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple
     Raises:
         SourceError: No place can be reached, a hash does not match, or the folder is no model.
     """
-    holding = holding or Holding()
+    holding = holding or ModelLoadOptions()
     if isinstance(source, config.CatalogueModel):
         return _first_reachable(source.name, holding)
     folder, licence, said = _fetch(source, holding)
@@ -60,7 +62,7 @@ def resolve(source: config.ModelSource, holding: Holding | None = None) -> tuple
     return *_manifests(folder, name, said, licence, holding), f"base model: {said}"
 
 
-def resolve_tokenizer(source: config.ModelSource, holding: Holding | None = None) -> tuple[Manifest, str, str]:
+def resolve_tokenizer(source: config.ModelSource, holding: ModelLoadOptions | None = None) -> tuple[Manifest, str, str]:
     """Find the tokenizer of a base model alone: weights are neither converted nor checked, nor downloaded from the hub.
 
     Args:
@@ -74,27 +76,27 @@ def resolve_tokenizer(source: config.ModelSource, holding: Holding | None = None
     Raises:
         SourceError: No place can be reached, or the folder is no model.
     """
-    holding = holding or Holding()
+    holding = holding or ModelLoadOptions()
     if isinstance(source, config.CatalogueModel):
         failures = []
-        for place in config.entry(source.name).places:
+        for place in config.catalogue_entry(source.name).places:
             try:
                 return resolve_tokenizer(place, holding)
             except SourceError as error:
                 failures.append(f"{place.type}: {error}")
         raise SourceError(f"The model {source.name!r} could not be had from any place. " + " ".join(failures))
-    folder, licence, said = _have(source, holding, weights=False)
-    integrity.check(folder, trust_remote_code=holding.trust_remote_code, needs_weights=False)
-    manifest = Manifest(kind="tokenizer", items=[_located(folder, folder.name, said, licence, TOKENIZER)])
-    return manifest, _type_in(folder), f"base model: {said}"
+    folder, licence, said = _materialize(source, holding, weights=False)
+    integrity.check_model_folder(folder, trust_remote_code=holding.trust_remote_code, needs_weights=False)
+    manifest = Manifest(kind="tokenizer", items=[_located(folder, folder.name, said, licence, TOKENIZER_FILES)])
+    return manifest, _read_model_type(folder), f"base model: {said}"
 
 
-def tokenizer_of(folder: Path) -> Manifest:
+def tokenizer_manifest(folder: Path) -> Manifest:
     """Return the manifest of the tokenizer in a model directory."""
     return _manifests(folder, folder.name, f"directory {folder.name}", "unknown")[0]
 
 
-def of_folder(folder: Path, said: str, licence: str = "unknown") -> tuple[Manifest, Manifest]:
+def folder_manifests(folder: Path, said: str, licence: str = "unknown") -> tuple[Manifest, Manifest]:
     """Return the manifests `tokenizer` and `base_model` of a model directory.
 
     Args:
@@ -105,27 +107,29 @@ def of_folder(folder: Path, said: str, licence: str = "unknown") -> tuple[Manife
     return _manifests(folder, folder.name, said, licence)
 
 
-def folder_of(manifest: Manifest) -> Path:
+def manifest_folder(manifest: Manifest) -> Path:
     """Return the folder of the weights or of the tokenizer that a manifest speaks of."""
     return Path(manifest.items[0].location)
 
 
 def adapter_items(base_model: Manifest) -> list[Located]:
     """Return the adapters that become part of the model, in order."""
-    return [item for item in base_model.items[1:] if not item.source.startswith(REWARD)]
+    return [item for item in base_model.items[1:] if not item.source.startswith(REWARD_MODEL_SOURCE)]
 
 
-def adapters_of(base_model: Manifest) -> list[Path]:
+def adapter_folders(base_model: Manifest) -> list[Path]:
     """Return the folders of the adapters that become part of the model, in order."""
     return [Path(item.location) for item in adapter_items(base_model)]
 
 
-def reward_of(base_model: Manifest) -> Path | None:
+def reward_model_folder(base_model: Manifest) -> Path | None:
     """Return the folder of the reward model that judges answers, if there is one."""
-    return next((Path(item.location) for item in base_model.items[1:] if item.source.startswith(REWARD)), None)
+    return next(
+        (Path(item.location) for item in base_model.items[1:] if item.source.startswith(REWARD_MODEL_SOURCE)), None
+    )
 
 
-def with_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Manifest:
+def add_adapters(base_model: Manifest, adapters: Sequence[AdapterSource]) -> Manifest:
     """Add the adapters of a recipe to what a run starts from; their bytes become part of its identity.
 
     Raises:
@@ -140,13 +144,13 @@ def _adapter(adapter: AdapterSource) -> Located:
     check_adapter(folder)
     if adapter.use == "reward":
         _check_reward_model(folder)
-    files = _glob(folder, ADAPTER)
-    said = f"{REWARD if adapter.use == 'reward' else 'directory'} {folder.name}"
+    files = _glob(folder, ADAPTER_FILES)
+    said = f"{REWARD_MODEL_SOURCE if adapter.use == 'reward' else 'directory'} {folder.name}"
     return Located(name=folder.name, location=str(folder), source=said, files=file_entries(folder, files))
 
 
 def _check_reward_model(folder: Path) -> None:
-    for name in (REWARD_HEAD, "base_model"):
+    for name in (REWARD_HEAD_FILE, "base_model"):
         if not (folder / name).exists():
             raise SourceError(
                 f"load.adapters: {folder} has no {name}, so it cannot judge. Give the folder of a registered model "
@@ -161,7 +165,7 @@ def check_same_base(base_model: Manifest, reward_model: Path) -> None:
         SourceError: The weights are others.
     """
     place = reward_model / "base_model"
-    theirs, ours = file_entries(place, _glob(place, WEIGHTS)), base_model.items[0].files
+    theirs, ours = file_entries(place, _glob(place, WEIGHT_FILES)), base_model.items[0].files
     if weights_hash(theirs) != weights_hash(ours):
         raise SourceError(
             f"load.adapters: the reward model {reward_model} was trained on another base than this recipe's model, and "
@@ -171,10 +175,10 @@ def check_same_base(base_model: Manifest, reward_model: Path) -> None:
 
 def model_type(base_model: Manifest) -> str:
     """Return the architecture's name in the model's config, or an empty text."""
-    return _type_in(folder_of(base_model))
+    return _read_model_type(manifest_folder(base_model))
 
 
-def _type_in(folder: Path) -> str:
+def _read_model_type(folder: Path) -> str:
     path = folder / "config.json"
     return str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
 
@@ -185,8 +189,8 @@ def weights_hash(entries: list[FileEntry]) -> str:
     return digest(sorted(weights))
 
 
-def _first_reachable(name: str, holding: Holding) -> tuple[Manifest, Manifest, str]:
-    entry = config.entry(name)
+def _first_reachable(name: str, holding: ModelLoadOptions) -> tuple[Manifest, Manifest, str]:
+    entry = config.catalogue_entry(name)
     failures = []
     for place in entry.places:
         try:
@@ -201,10 +205,10 @@ def _first_reachable(name: str, holding: Holding) -> tuple[Manifest, Manifest, s
     raise SourceError(f"The model {name!r} could not be had from any place. " + " ".join(failures))
 
 
-def _fetch(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
+def _fetch(place: config.ModelLocation, holding: ModelLoadOptions) -> tuple[Path, str, str]:
     """Return the model's folder, its licence as far as known, and where it came from in words."""
-    folder, licence, said = _have(place, holding)
-    integrity.check(
+    folder, licence, said = _materialize(place, holding)
+    integrity.check_model_folder(
         folder,
         allow_pickle=holding.allow_pickle,
         trust_remote_code=holding.trust_remote_code,
@@ -213,24 +217,26 @@ def _fetch(place: config.Place, holding: Holding) -> tuple[Path, str, str]:
     return folder, licence, said
 
 
-def _have(place: config.Place, holding: Holding, *, weights: bool = True) -> tuple[Path, str, str]:
+def _materialize(
+    place: config.ModelLocation, holding: ModelLoadOptions, *, weights: bool = True
+) -> tuple[Path, str, str]:
     match place:
         case config.DirectoryModel():
             check_model(place, holding)
             if weights:
-                check_weights(place)
+                check_weights_hash(place)
             return place.path, "unknown", f"directory {place.path.name}"
         case config.GgufModel():
             check_model(place)
-            return gguf.converted(place.files(), place.sha256, weights=weights), "unknown", f"GGUF {place.path.name}"
+            return gguf.convert_gguf(place.files(), place.sha256, weights=weights), "unknown", f"GGUF {place.path.name}"
         case config.WheelModel():
             requirements = dict.fromkeys(part.requirement for part in (place, *place.parts))
-            return wheel.converted_member(place, weights=weights), "unknown", f"wheel {', '.join(requirements)}"
+            return wheel.convert_from_wheel(place, weights=weights), "unknown", f"wheel {', '.join(requirements)}"
         case config.HubModel():
-            return _from_hub(place, holding, weights=weights)
+            return _download(place, holding, weights=weights)
 
 
-def check_weights(place: config.ModelSource) -> None:
+def check_weights_hash(place: config.ModelSource) -> None:
     """Compare a model directory with the hash that the recipe expects, if it expects one.
 
     Raises:
@@ -238,7 +244,7 @@ def check_weights(place: config.ModelSource) -> None:
     """
     if not isinstance(place, config.DirectoryModel) or place.sha256 is None:
         return
-    got = weights_hash(file_entries(place.path, _glob(place.path, WEIGHTS)))
+    got = weights_hash(file_entries(place.path, _glob(place.path, WEIGHT_FILES)))
     if got != place.sha256:
         raise SourceError(
             f"model.sha256: the weights in {place.path} have the hash {got}, expected {place.sha256}. Restore them, or "
@@ -246,14 +252,14 @@ def check_weights(place: config.ModelSource) -> None:
         )
 
 
-def _from_hub(place: config.HubModel, holding: Holding, *, weights: bool = True) -> tuple[Path, str, str]:
+def _download(place: config.HubModel, holding: ModelLoadOptions, *, weights: bool = True) -> tuple[Path, str, str]:
     """Download a snapshot; fails within seconds where the hub cannot be reached."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = [*TOKENIZER, *CONFIGS, *(WEIGHTS if weights else ())]
-    patterns += PICKLES if weights and holding.allow_pickle else ()
+    patterns = [*TOKENIZER_FILES, *CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
+    patterns += PICKLE_FILES if weights and holding.allow_pickle else ()
     try:
         folder = Path(snapshot_download(place.repo_id, revision=place.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -265,12 +271,12 @@ def _from_hub(place: config.HubModel, holding: Holding, *, weights: bool = True)
 
 
 def _manifests(
-    folder: Path, name: str, said: str, licence: str, holding: Holding | None = None
+    folder: Path, name: str, said: str, licence: str, holding: ModelLoadOptions | None = None
 ) -> tuple[Manifest, Manifest]:
-    weights: tuple[str, ...] = WEIGHTS if any(folder.glob("*.safetensors")) else PICKLES
+    weights: tuple[str, ...] = WEIGHT_FILES if any(folder.glob("*.safetensors")) else PICKLE_FILES
     if holding and holding.train_from_scratch:  # random weights are known by the config alone
         weights = ()
-    parts = {"tokenizer": TOKENIZER, "base_model": (*weights, *CONFIGS)}
+    parts = {"tokenizer": TOKENIZER_FILES, "base_model": (*weights, *CONFIG_FILES)}
     made = {kind: _located(folder, name, said, licence, patterns) for kind, patterns in parts.items()}
     return tuple(Manifest(kind=kind, items=[item]) for kind, item in made.items())  # type: ignore[return-value]
 

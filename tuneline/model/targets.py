@@ -20,43 +20,43 @@ from transformers.pytorch_utils import Conv1D
 
 from tuneline.errors import RecipeError, did_you_mean
 
-QUANTIZED = re.compile(
+QUANTIZED_LINEAR = re.compile(
     r"Linear4bit|Linear8bit|QuantLinear|WQLinear|QuantizedLinear|EetqLinear|HQQLinear|FbgemmFp8Linear"
 )
 """Classes of layers that compute a linear map from other weights than a matrix of floats."""
 
-ROUTER = re.compile(r"router|(^|_)gate$|gating", re.IGNORECASE)
+ROUTER_NAME = re.compile(r"router|(^|_)gate$|gating", re.IGNORECASE)
 """Names of what sends tokens to experts; `gate_proj` is a plain layer of an MLP."""
 
-INDEXER = re.compile(r"indexer", re.IGNORECASE)
+INDEXER_NAME = re.compile(r"indexer", re.IGNORECASE)
 """Names of what picks the tokens that sparse attention reads."""
 
-OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|patcher", re.IGNORECASE)
+NON_TEXT_NAME = re.compile(r"vision|visual|image|audio|speech|patcher", re.IGNORECASE)
 """Names of what a text does not pass, or passes without gradient."""
 
-MIXER = re.compile(r"attn|attention|mixer|mamba|recurrent|temporal|conv|delta|ssm|lstm", re.IGNORECASE)
-FEED_FORWARD = re.compile(r"mlp|ffn|ff|feed_?forward|moe|experts|fc2", re.IGNORECASE)
-USUAL = {
+MIXER_NAME = re.compile(r"attn|attention|mixer|mamba|recurrent|temporal|conv|delta|ssm|lstm", re.IGNORECASE)
+FEED_FORWARD_NAME = re.compile(r"mlp|ffn|ff|feed_?forward|moe|experts|fc2", re.IGNORECASE)
+COMMON_NAMES = {
     "attention": ("self_attn", "self_attention", "self_att", "attn", "attention", "mamba"),
     "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
 }
 """How the parts of a layer are mostly called, and how they are told otherwise."""
 
-ROUTES = "it sends tokens to experts"
-PICKS = "it picks the tokens that attention reads, and a choice passes no gradient"
-ELSEWHERE = "it is not part of the text decoder"
-SHARED = "several layers share its matrix, and each would merge its own update into it"
-FLAT = "its experts stand below each other in one matrix, which is read past its module"
-PAST = "its weight is read past the layer, so an adapter on it would not be seen"
+IS_ROUTER = "it sends tokens to experts"
+IS_INDEXER = "it picks the tokens that attention reads, and a choice passes no gradient"
+OUTSIDE_DECODER = "it is not part of the text decoder"
+SHARES_MATRIX = "several layers share its matrix, and each would merge its own update into it"
+FLATTENED_EXPERTS = "its experts stand below each other in one matrix, which is read past its module"
+BYPASSED = "its weight is read past the layer, so an adapter on it would not be seen"
 NOT_LINEAR = "it returns something else than a linear map"
-TIED = (
+TIED_EMBEDDINGS = (
     "embedding and head share one matrix, and an adapter on it gives other logits once merged (5.9 apart when tried); "
     "use method.modules_to_save, or load.new_tokens to train new rows alone"
 )
 
 
 @dataclass(frozen=True)
-class Found:
+class TargetLayers:
     """Targets of a method, by their full names."""
 
     modules: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Found:
     """Linear layers and experts that were not taken, and why."""
 
 
-def find(model: nn.Module, wanted: Literal["all"] | list[str]) -> Found:
+def find_targets(model: nn.Module, wanted: Literal["all"] | list[str]) -> TargetLayers:
     """Find the layers that a method adapts.
 
     Args:
@@ -81,14 +81,14 @@ def find(model: nn.Module, wanted: Literal["all"] | list[str]) -> Found:
         RecipeError: A name matches nothing that can be adapted, or an embedding that is tied to the head.
     """
     if wanted == "all":
-        found = _all(model)
+        found = _find_all(model)
         if not found.modules and not found.parameters:
             raise RecipeError("method.target_modules: this model has no linear layers. Take method full or freeze.")
         return found
-    return _named(model, wanted)
+    return _find_named(model, wanted)
 
 
-def check_rank(model: nn.Module, found: Found, r: int, key: str) -> None:
+def check_rank(model: nn.Module, found: TargetLayers, r: int, key: str) -> None:
     """Refuse a rank that a target cannot have.
 
     Args:
@@ -121,7 +121,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists: dict[str, nn.ModuleList] = {}
     for name, module in _decoder(model):
         inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if not isinstance(module, nn.ModuleList) or inside or OTHER_PARTS.search(name):
+        if not isinstance(module, nn.ModuleList) or inside or NON_TEXT_NAME.search(name):
             continue
         if any(_is_block(child) for child in module):
             lists[name] = module
@@ -138,7 +138,7 @@ def attention_and_mlp(layer: nn.Module) -> dict[str, str]:
     """
     blocks = {name: child for name, child in layer.named_children() if _is_block(child) or name == "fc2"}
     parts: dict[str, str] = {}
-    for part, usual in USUAL.items():
+    for part, usual in COMMON_NAMES.items():
         names = [name for name in usual if name in blocks]
         names += [name for name, child in blocks.items() if _part(name, child) == part]
         if names:
@@ -149,7 +149,7 @@ def attention_and_mlp(layer: nn.Module) -> dict[str, str]:
 def _part(name: str, child: nn.Module) -> str:
     """Tell which part a child of a layer is, by its name or else by its class."""
     for label in ([] if name == "mixer" else [name]) + [type(child).__name__]:
-        for part, pattern in (("mlp", FEED_FORWARD), ("attention", MIXER)):
+        for part, pattern in (("mlp", FEED_FORWARD_NAME), ("attention", MIXER_NAME)):
             if pattern.search(label):
                 return part
     return ""
@@ -160,43 +160,44 @@ def _innermost(name: str, module: nn.Module, usual: tuple[str, ...]) -> str:
     return name if inner is None else _innermost(f"{name}.{inner}", getattr(module, inner), usual)
 
 
-def read_past(model: nn.Module) -> list[str]:
+def bypassed_layers(model: nn.Module) -> list[str]:
     """Return the linear layers whose weights are computed with past the layer, so they must stay plain matrices.
 
     Quantization has to leave them alone: `llm_int8_skip_modules` of bitsandbytes, beside the head.
     """
     names = (name for name, module in model.named_modules() if _is_linear(module))
-    return [name for name in names if _is_read_past(model, name)]
+    return [name for name in names if _is_bypassed(model, name)]
 
 
-def _all(model: nn.Module) -> Found:
+def _find_all(model: nn.Module) -> TargetLayers:
     layers = _layers(model)
     inside = {name for name, _ in _decoder(model)}
-    return Found(
+    return TargetLayers(
         modules=[name for name, reason in layers.items() if not reason],
         parameters=[name for name in _experts(model) if name.rpartition(".")[0] in inside],
-        left_out={name: reason for name, reason in layers.items() if reason} | dict.fromkeys(_experts(model, 2), FLAT),
+        left_out={name: reason for name, reason in layers.items() if reason}
+        | dict.fromkeys(_experts(model, 2), FLATTENED_EXPERTS),
     )
 
 
-def _named(model: nn.Module, wanted: list[str]) -> Found:
-    found = Found()
+def _find_named(model: nn.Module, wanted: list[str]) -> TargetLayers:
+    found = TargetLayers()
     layers, experts, modules = _layers(model), _experts(model), dict(model.named_modules())
     for name in wanted:
         matches = [full for full in modules if full == name or full.endswith(f".{name}")]
         fused = [full for full in experts if full == name or full.endswith(f".{name}")]
-        reasons = {full: _refusal(model, modules[full], layers.get(full)) for full in matches}
+        reasons = {full: _unadaptable_reason(model, modules[full], layers.get(full)) for full in matches}
         taken = [full for full, reason in reasons.items() if not reason]
-        if TIED in reasons.values() or not (taken or fused):
+        if TIED_EMBEDDINGS in reasons.values() or not (taken or fused):
             known = [*(full for full, reason in layers.items() if not reason), *experts]
-            raise RecipeError(_no_target(model, name, reasons, known))
+            raise RecipeError(_no_target_message(model, name, reasons, known))
         found.modules.extend(full for full in taken if full not in found.modules)
         found.parameters.extend(full for full in fused if full not in found.parameters)
         found.left_out.update({full: reason for full, reason in reasons.items() if reason})
     return found
 
 
-def _no_target(model: nn.Module, name: str, reasons: dict[str, str], known: list[str]) -> str:
+def _no_target_message(model: nn.Module, name: str, reasons: dict[str, str], known: list[str]) -> str:
     """Say why a name of `method.target_modules` cannot be taken."""
     ends = sorted({full.rpartition(".")[2] for full in known})
     if not reasons:
@@ -204,11 +205,11 @@ def _no_target(model: nn.Module, name: str, reasons: dict[str, str], known: list
             f"method.target_modules: {name!r} is no layer of this {type(model).__name__}."
             f"{did_you_mean(name, [*ends, *known])} Known: {', '.join(ends)}."
         )
-    full, reason = next((item for item in reasons.items() if item[1] == TIED), next(iter(reasons.items())))
+    full, reason = next((item for item in reasons.items() if item[1] == TIED_EMBEDDINGS), next(iter(reasons.items())))
     return f"method.target_modules: {full} cannot be adapted: {reason}. Known: {', '.join(ends)}."
 
 
-def _refusal(model: nn.Module, module: nn.Module, reason: str | None) -> str:
+def _unadaptable_reason(model: nn.Module, module: nn.Module, reason: str | None) -> str:
     """Return why a module that was asked for by name cannot be adapted, or an empty string.
 
     Args:
@@ -217,11 +218,11 @@ def _refusal(model: nn.Module, module: nn.Module, reason: str | None) -> str:
         reason: What `_layers` says of it; None for what is no linear layer of the decoder.
     """
     if module is _head(model) or module is _embedding(model):
-        return TIED if _is_tied(model) else ""
+        return TIED_EMBEDDINGS if _is_tied(model) else ""
     if reason is None:
         embeds = isinstance(module, nn.Embedding)
         return "" if embeds else f"it is a {type(module).__name__}, not a linear layer; name the layers in it"
-    return "" if reason == ROUTES else reason
+    return "" if reason == IS_ROUTER else reason
 
 
 def _layers(model: nn.Module) -> dict[str, str]:
@@ -237,34 +238,34 @@ def _layers(model: nn.Module) -> dict[str, str]:
     for name, module in modules.items():
         if module is _head(model):
             continue
-        if name not in inside or OTHER_PARTS.search(name):
-            layers[name] = ELSEWHERE
+        if name not in inside or NON_TEXT_NAME.search(name):
+            layers[name] = OUTSIDE_DECODER
         elif matrices[id(next(module.parameters(), module))] > 1:
-            layers[name] = SHARED
+            layers[name] = SHARES_MATRIX
         else:
-            layers[name] = _why_not(model, name, module)
+            layers[name] = _exclusion_reason(model, name, module)
     return layers
 
 
-def _why_not(model: nn.Module, name: str, module: nn.Module) -> str:
+def _exclusion_reason(model: nn.Module, name: str, module: nn.Module) -> str:
     """Return why a linear layer of the decoder should not be adapted, or an empty string."""
-    if not _computes_a_linear_map(module):
+    if not _computes_linear_map(module):
         return NOT_LINEAR
     if _is_router(model, name):
-        return ROUTES
-    if INDEXER.search(name):
-        return PICKS
-    return PAST if _is_read_past(model, name) else ""
+        return IS_ROUTER
+    if INDEXER_NAME.search(name):
+        return IS_INDEXER
+    return BYPASSED if _is_bypassed(model, name) else ""
 
 
 def _is_linear(module: nn.Module) -> bool:
     """Tell whether a module is meant as a linear layer; a router that inherits from one is too."""
-    return isinstance(module, nn.Linear | Conv1D) or bool(QUANTIZED.search(type(module).__name__))
+    return isinstance(module, nn.Linear | Conv1D) or bool(QUANTIZED_LINEAR.search(type(module).__name__))
 
 
-def _computes_a_linear_map(module: nn.Module) -> bool:
+def _computes_linear_map(module: nn.Module) -> bool:
     """Tell whether a layer gives one tensor of its outputs; some inherit from Linear and do other things."""
-    if QUANTIZED.search(type(module).__name__) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
+    if QUANTIZED_LINEAR.search(type(module).__name__) or type(module).forward in (nn.Linear.forward, Conv1D.forward):
         return True
     outputs, inputs = _shape(module)
     without_weights = {key: torch.empty_like(value, device="meta") for key, value in module.named_parameters()}
@@ -275,7 +276,7 @@ def _computes_a_linear_map(module: nn.Module) -> bool:
     return isinstance(result, torch.Tensor) and result.shape == (1, 3, outputs)
 
 
-def _is_read_past(model: nn.Module, name: str) -> bool:
+def _is_bypassed(model: nn.Module, name: str) -> bool:
     """Tell whether the module around a layer computes with the layer's weight itself, as fused kernels of Mamba do."""
     parent, _, own = name.rpartition(".")
     kind = type(model.get_submodule(parent))
@@ -296,7 +297,7 @@ def _is_router(model: nn.Module, name: str) -> bool:
     """Tell whether a linear layer chooses among experts that stand beside it, or beside the module that it is in."""
     path = name.split(".")
     for depth, part in enumerate(path):
-        if ROUTER.search(part) and _holds_experts(model.get_submodule(".".join(path[:depth]))):
+        if ROUTER_NAME.search(part) and _holds_experts(model.get_submodule(".".join(path[:depth]))):
             return True
     return False
 

@@ -18,7 +18,7 @@ from torch import nn
 from tuneline.errors import SourceError
 from tuneline.model import source
 
-FILE = source.REWARD_HEAD
+HEAD_FILE = source.REWARD_HEAD_FILE
 
 
 class ValueHead(nn.Module):
@@ -44,7 +44,7 @@ class ValueHead(nn.Module):
             return self.summary(self.dropout(hidden_BTD.to(self.summary.weight))).squeeze(-1)
 
 
-def attach(model: Any, dropout: float = 0.0, std: float = 0.0) -> ValueHead:
+def build_value_head(model: Any, dropout: float = 0.0, std: float = 0.0) -> ValueHead:
     """Make a head that fits a model, on its device.
 
     Args:
@@ -56,7 +56,7 @@ def attach(model: Any, dropout: float = 0.0, std: float = 0.0) -> ValueHead:
     return ValueHead(width, dropout, std).to(model.get_input_embeddings().weight.device)
 
 
-def values(model: Any, head: ValueHead, **inputs: Any) -> torch.Tensor:
+def compute_values(model: Any, head: ValueHead, **inputs: Any) -> torch.Tensor:
     """Return the value at every position, [batch, tokens].
 
     Args:
@@ -64,17 +64,17 @@ def values(model: Any, head: ValueHead, **inputs: Any) -> torch.Tensor:
         head: Of `attach`.
         inputs: What the model's forward takes, `input_ids` first of all; logits are computed at one position only.
     """
-    return values_and_logits(model, head, **{"logits_to_keep": 1, **inputs})[0]
+    return compute_values_and_logits(model, head, **{"logits_to_keep": 1, **inputs})[0]
 
 
-def at_ends(model: Any, head: ValueHead, inputs: dict[str, Any]) -> torch.Tensor:
+def segment_end_values(model: Any, head: ValueHead, inputs: dict[str, Any]) -> torch.Tensor:
     """Return the value at the last token of each segment of a packed row, [segments]; `labels` are not looked at."""
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    everywhere = values(model, head, **rest)[0]
+    everywhere = compute_values(model, head, **rest)[0]
     return everywhere[inputs["cu_seq_lens_q"][1:].to(everywhere.device) - 1]
 
 
-def values_and_logits(model: Any, head: ValueHead, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def compute_values_and_logits(model: Any, head: ValueHead, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return values [batch, tokens] and logits of one pass, for a policy that shares the model with its critic."""
     seen: list[torch.Tensor] = []
     handle = _backbone(model).register_forward_hook(lambda _, args, output: seen.append(output[0]))
@@ -86,20 +86,20 @@ def values_and_logits(model: Any, head: ValueHead, **inputs: Any) -> tuple[torch
     return head(seen[-1][:, -num_tokens:]), logits  # virtual tokens of a trained prompt stand in front
 
 
-def save(head: ValueHead, folder: Path) -> None:
+def save_value_head(head: ValueHead, folder: Path) -> None:
     """Write the head beside the model or the adapter that it belongs to."""
-    save_file(head.state_dict(), folder / FILE)
+    save_file(head.state_dict(), folder / HEAD_FILE)
 
 
-def load(folder: Path, dropout: float = 0.0) -> ValueHead:
+def load_value_head(folder: Path, dropout: float = 0.0) -> ValueHead:
     """Read what `save` wrote.
 
     Raises:
         SourceError: The folder has no head.
     """
-    if not (folder / FILE).is_file():
-        raise SourceError(f"{folder} has no value head ({FILE}). Give a folder that a reward training wrote.")
-    weights = load_file(folder / FILE)
+    if not (folder / HEAD_FILE).is_file():
+        raise SourceError(f"{folder} has no value head ({HEAD_FILE}). Give a folder that a reward training wrote.")
+    weights = load_file(folder / HEAD_FILE)
     head = ValueHead(weights["summary.weight"].shape[1], dropout)
     head.load_state_dict(weights)
     return head

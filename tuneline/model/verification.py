@@ -10,10 +10,10 @@ from tuneline import checksums
 from tuneline.data.corpus import Corpus
 from tuneline.errors import ArtifactError, SourceError
 from tuneline.identity import FileEntry, Located, Manifest, file_entries
-from tuneline.model.checkpoint import ABOUT, NOT_CONTENT, Checkpoint, content_hash_of
+from tuneline.model.checkpoint import METADATA_FILE, NON_CONTENT_FILES, Checkpoint, compute_content_hash
 
 
-def check(*manifests: Manifest) -> None:
+def check_manifests(*manifests: Manifest) -> None:
     """Check that files are those that `resolve` found; a training may lie in between.
 
     Raises:
@@ -23,7 +23,7 @@ def check(*manifests: Manifest) -> None:
         _check_manifest(manifest, full=False)
 
 
-def check_fully(*inputs: Corpus | Checkpoint | Manifest) -> None:
+def verify_hashes(*inputs: Corpus | Checkpoint | Manifest) -> None:
     """Read all bytes of artifacts and of the files that manifests name, and compare them with their hashes.
 
     Raises:
@@ -38,7 +38,7 @@ def check_fully(*inputs: Corpus | Checkpoint | Manifest) -> None:
                 if each.folder:
                     _check_stored(each, each.folder)
             case Checkpoint():
-                _check_stored(each, each.path.parent if (each.path.parent / ABOUT).is_file() else each.path)
+                _check_stored(each, each.path.parent if (each.path.parent / METADATA_FILE).is_file() else each.path)
 
 
 def _check_stored(artifact: Corpus | Checkpoint, folder: Path) -> None:
@@ -51,18 +51,18 @@ def _check_stored(artifact: Corpus | Checkpoint, folder: Path) -> None:
         if isinstance(artifact, Corpus):
             found = artifact.content_hash() if expected else ""
         else:
-            files = sums.below(artifact.path.name, NOT_CONTENT) if sums else artifact.files()
-            found = content_hash_of(artifact.kind, artifact.identity, files)
+            files = sums.below(artifact.path.name, NON_CONTENT_FILES) if sums else artifact.files()
+            found = compute_content_hash(artifact.kind, artifact.identity, files)
             expected = artifact.sha256 or found
         if found != expected:
             raise ArtifactError(f"{folder} has the content hash {found}, expected {expected} as it was stored.")
     except ArtifactError as error:
-        raise ArtifactError(f"{error} {checksums.remedy(step)}") from error
+        raise ArtifactError(f"{error} {checksums.recovery_advice(step)}") from error
 
 
 def _check_manifest(manifest: Manifest, *, full: bool) -> None:
     for item in manifest.items:
-        for file, now in zip(item.files, _entries_now(item, full=full), strict=True):
+        for file, now in zip(item.files, _current_entries(item, full=full), strict=True):
             if now != file:
                 raise SourceError(
                     f"{Path(item.location) / file.name} has the sha256 {now.sha256}, expected {file.sha256} as it was "
@@ -70,7 +70,7 @@ def _check_manifest(manifest: Manifest, *, full: bool) -> None:
                 )
 
 
-def _entries_now(item: Located, *, full: bool) -> list[FileEntry]:
+def _current_entries(item: Located, *, full: bool) -> list[FileEntry]:
     for path in item.paths():
         if not path.is_file():
             raise SourceError(f"{path} is missing, and this run began with it. Restore it, or run the recipe again.")

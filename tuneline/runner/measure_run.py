@@ -18,12 +18,12 @@ from tuneline.evaluation import report as reports
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
 from tuneline.runner import start
-from tuneline.runner.paper_tables import BEGUN, REASON
+from tuneline.runner.paper_tables import ERROR_SUFFIX, STARTED_SUFFIX
 from tuneline.runner.start import Outcome
-from tuneline.tracking.experiments.paper_cell import Measured, Scored
+from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellScore
 from tuneline.train.report import TrainingReport
 
-ENDS = ("resolve", "register")
+UNCACHED_STEPS = ("resolve", "register")
 """Steps that are never cached."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -31,7 +31,7 @@ MEANS = {"rouge_mean": ROUGE, "llamafactory_mean": tuple(f"llamafactory_{name}" 
 """The paper's score: the mean of ROUGE-1, 2 and L, as the report's metrics make it, or as LlamaFactory's do."""
 
 
-def measure(path: Path) -> Measured:
+def measure(path: Path) -> CellMeasurement:
     """Run a pipeline and read its artifacts.
 
     Raises:
@@ -49,10 +49,10 @@ def measure(path: Path) -> Measured:
     base_model: Manifest = steps["resolve"].outputs["base_model"][0].load()
     mixture: Corpus = steps["merge"].outputs["mixture"][0].load()
     report = outcome.report
-    return Measured(
+    return CellMeasurement(
         run_name=outcome.run_name,
         steps={each.name: "cached" if each.status == "cached" else "ran" for each in outcome.steps},
-        parameters=float(parameters(base_model)),
+        parameters=float(count_parameters(base_model)),
         training=training.summary,
         environment=training.environment,
         decisions=training.decisions,
@@ -64,10 +64,11 @@ def measure(path: Path) -> Measured:
     )
 
 
-def scores(report: Report) -> dict[str, dict[str, Scored]]:
+def scores(report: Report) -> dict[str, dict[str, CellScore]]:
     """Return every metric of a report, and the paper's means of three, item by item."""
     found = {
-        name: {who: Scored.of(interval) for who, interval in parts.items()} for name, parts in report.metrics().items()
+        name: {who: CellScore.of(interval) for who, interval in parts.items()}
+        for name, parts in report.metrics().items()
     }
     before, after = reports.by_metric(report.base), reports.by_metric(report.model)
     for name, kinds in MEANS.items():
@@ -76,11 +77,11 @@ def scores(report: Report) -> dict[str, dict[str, Scored]]:
                 {item: fmean(table[kind][item] for kind in kinds) for item in table[kinds[0]]}
                 for table in (before, after)
             )
-            found[name] = {who: Scored.of(interval) for who, interval in reports.compare(one, other).items()}
+            found[name] = {who: CellScore.of(interval) for who, interval in reports.compare(one, other).items()}
     return found
 
 
-def parameters(base_model: Manifest) -> int:
+def count_parameters(base_model: Manifest) -> int:
     """Count the parameters in the files of a model, without reading them."""
     from math import prod
 
@@ -97,19 +98,19 @@ def parameters(base_model: Manifest) -> int:
 def main() -> int:
     """Measure until something was computed; an error of the user's is a file with its message, and exit code 2."""
     for config, result in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        Path(result).with_suffix(BEGUN).touch()
+        Path(result).with_suffix(STARTED_SUFFIX).touch()
         try:
             found = measure(Path(config))
         except TunelineError as error:
-            Path(result).with_suffix(REASON).write_text(str(error), encoding="utf-8")
+            Path(result).with_suffix(ERROR_SUFFIX).write_text(str(error), encoding="utf-8")
             return 2
         fresh = Path(result).with_suffix(".new")
         fresh.write_text(found.model_dump_json(), encoding="utf-8")
         fresh.replace(result)
-        if any(status == "ran" for name, status in found.steps.items() if name not in ENDS):
+        if any(status == "ran" for name, status in found.steps.items() if name not in UNCACHED_STEPS):
             break
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(signals.exit_code(lambda: sys.exit(main())))
+    sys.exit(signals.run_command(lambda: sys.exit(main())))

@@ -13,19 +13,19 @@ from typing import Any
 import tuneline
 from tuneline.errors import RecipeError
 
-NAMES = ("materializers", "steps", "pipelines")
+PACKAGES = ("materializers", "steps", "pipelines")
 
 
-def pipeline(name: str) -> Any:
+def get_pipeline(name: str) -> Any:
     """Return one of our pipelines.
 
     Raises:
         RecipeError: This process has imported another package called `pipelines`, `steps` or `materializers`.
     """
-    return getattr(load()["pipelines"], name)
+    return getattr(import_packages()["pipelines"], name)
 
 
-def load() -> dict[str, ModuleType]:
+def import_packages() -> dict[str, ModuleType]:
     """Import our root packages from the folder that holds `tuneline`.
 
     The working directory goes to the end of Python's path: a file like `evaluate.py` there hides no library from the
@@ -35,14 +35,14 @@ def load() -> dict[str, ModuleType]:
         RecipeError: This process has imported another package of one of the names.
     """
     root = str(Path(str(tuneline.__file__)).resolve().parents[1])
-    for name in NAMES:
+    for name in PACKAGES:
         _refuse_others(name, root)
     here = [entry for entry in sys.path if entry in ("", str(Path.cwd())) and Path(entry).resolve() != Path(root)]
     others = [entry for entry in sys.path if entry not in here]
     sys.path[:] = [root, *others, *here]
     importlib.invalidate_caches()
     try:
-        return {name: importlib.import_module(name) for name in NAMES}
+        return {name: importlib.import_module(name) for name in PACKAGES}
     finally:
         sys.path[:] = [*others, *here]
 

@@ -16,15 +16,15 @@ from typing import Any
 
 from tuneline.config.experiments.paper_tables import Cell
 from tuneline.errors import SourceError, StoppedError, TunelineError
-from tuneline.tracking.experiments.paper_cell import CellResult, Measured
+from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellResult
 
-BEGUN, REASON = ".begun", ".reason"
+STARTED_SUFFIX, ERROR_SUFFIX = ".begun", ".reason"
 """Beside the file for a cell's figures: its run was begun; the message of an error of the user's."""
 
-Launch = Callable[[Path, Path], int]
+Launcher = Callable[[Path, Path], int]
 """Gets a list of jobs and a file for the log; returns the exit code."""
 
-Told = Callable[[list[CellResult], int], None]
+OnResult = Callable[[list[CellResult], int], None]
 """Hears all cells as they are now, and which of them has just ended."""
 
 
@@ -46,7 +46,7 @@ def check(cells: list[Cell]) -> None:
             raise type(error)(f"{cell.task}, {cell.method}: {error}{hint}") from error
 
 
-def run(cells: list[Cell], logs: Path, told: Told, launch: Launch | None = None) -> list[CellResult]:
+def run(cells: list[Cell], logs: Path, told: OnResult, launch: Launcher | None = None) -> list[CellResult]:
     """Run the cells one after the other.
 
     Args:
@@ -58,7 +58,7 @@ def run(cells: list[Cell], logs: Path, told: Told, launch: Launch | None = None)
     Raises:
         StoppedError: A signal asked to stop; what is done stays done.
     """
-    launch = launch or start
+    launch = launch or start_process
     logs.mkdir(parents=True, exist_ok=True)
     results = [_waiting(cell) for cell in cells]
     with tempfile.TemporaryDirectory(prefix="tuneline-tables-") as scratch:
@@ -69,12 +69,12 @@ def run(cells: list[Cell], logs: Path, told: Told, launch: Launch | None = None)
             code = launch(jobs, log)
             ended = [number for number in open_ if places[number].is_file()]
             for number in ended:
-                measured = Measured.model_validate_json(places[number].read_text(encoding="utf-8"))
+                measured = CellMeasurement.model_validate_json(places[number].read_text(encoding="utf-8"))
                 results[number] = results[number].model_copy(update={"status": "done", "measured": measured})
                 told(results, number)
             rest = [number for number in open_ if number not in ended]
-            if rest and (not ended or places[rest[0]].with_suffix(BEGUN).is_file()):
-                reason = why(places[rest[0]], log, code)
+            if rest and (not ended or places[rest[0]].with_suffix(STARTED_SUFFIX).is_file()):
+                reason = failure_reason(places[rest[0]], log, code)
                 results[rest[0]] = results[rest[0]].model_copy(update={"status": "failed", "reason": reason})
                 told(results, rest[0])
     return results
@@ -85,9 +85,9 @@ def _waiting(cell: Cell) -> CellResult:
     return CellResult(table=cell.table, task=cell.task, method=cell.method, status="waiting", recipe=recipe)
 
 
-def why(place: Path, log: Path, code: int) -> str:
+def failure_reason(place: Path, log: Path, code: int) -> str:
     """Say why a process left no figures: its own words, its last line, or the signal that ended it."""
-    said = place.with_suffix(REASON)
+    said = place.with_suffix(ERROR_SUFFIX)
     if said.is_file():
         return said.read_text(encoding="utf-8").strip()
     if code < 0:
@@ -98,7 +98,7 @@ def why(place: Path, log: Path, code: int) -> str:
     return f"{lines[-1] if lines else 'The process said nothing.'} (exit code {code}; {log.name} has the whole)"
 
 
-def start(jobs: Path, log: Path) -> int:
+def start_process(jobs: Path, log: Path) -> int:
     """Measure in a fresh interpreter; a signal to this process is handed on, and the child's state is saved first.
 
     Raises:

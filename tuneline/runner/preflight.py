@@ -1,14 +1,14 @@
 """Checks before a run: everything that can be known to be wrong in seconds, with one clear error each."""
 
 from tuneline.config.sections.export import ExportRecipe
-from tuneline.config.stages import PIPELINE_OF, AnyRun
+from tuneline.config.stages import PIPELINES_BY_STAGE, RunRecipe
 from tuneline.data.benchmarks import exam_files
 
-CHECKED_ROWS = 10_000
+NUM_CHECKED_ROWS = 10_000
 """First rows of each data set that are read; where none has more, the mixture is made, too."""
 
 
-def check_content(recipe: AnyRun) -> None:
+def check_content(recipe: RunRecipe) -> None:
     """Read the first rows, the exams and the registry; what a step would refuse later is refused now.
 
     Raises:
@@ -28,18 +28,18 @@ def check_content(recipe: AnyRun) -> None:
         tracker.connect()
         locate.locate(recipe.for_locate())
         return
-    tracker.connect_to_registry(*PIPELINE_OF[recipe.stage])
+    tracker.connect_to_registry(*PIPELINES_BY_STAGE[recipe.stage])
     integrity.check_champion(recipe.registry.model_name)
-    found = ingest.locate(recipe.sources_once())
+    found = ingest.locate_sources(recipe.unique_sources())
     read_whole = True
-    for source in recipe.sources_once():
-        rows = ingest.first_rows(found.item(source.name), CHECKED_ROWS)
+    for source in recipe.unique_sources():
+        rows = ingest.read_first_rows(found.item(source.name), NUM_CHECKED_ROWS)
         align.check_rows(rows, recipe.for_align(source))
-        read_whole = read_whole and len(rows) < CHECKED_ROWS
+        read_whole = read_whole and len(rows) < NUM_CHECKED_ROWS
     exams = exam_files.locate_exams(recipe.exams)
     for exam in exams.items:
-        if not lm_eval.is_task(exam):
+        if not lm_eval.is_lm_eval_benchmark(exam):
             multiple_choice.read_exam(exam)
     if read_whole:  # copies, the held-out part and contamination are known, so `merge` would refuse the same
-        prepare.mix_located(recipe, found, exams)
-    resolve.find(recipe.for_resolve())
+        prepare.build_mixture_from_files(recipe, found, exams)
+    resolve.resolve_inputs(recipe.for_resolve())

@@ -25,14 +25,14 @@ from tuneline import owner, state
 from tuneline.zenml_integration.schedules import Schedule
 
 PREFIX = "schedule-"
-ENDED = ".exit"
+EXIT_CODE_SUFFIX = ".exit"
 """Beside the log: the exit code that a run wrote down, for a scheduler that did not see it end."""
 
-KILLED = -int(signal.SIGKILL)
+SIGKILL_CODE = -int(signal.SIGKILL)
 
 
 @dataclass(frozen=True)
-class Ticket:
+class RunRecord:
     """What is known of a run that was started."""
 
     schedule_id: str
@@ -49,7 +49,7 @@ class Ticket:
 class Job(Protocol):
     """A run that was started."""
 
-    ticket: Ticket
+    record: RunRecord
 
     def code(self) -> int | None:
         """Return the exit code once the run has ended, else None."""
@@ -67,8 +67,8 @@ class Job(Protocol):
 class ProcessJob:
     """A run in a process, started here or found alive."""
 
-    def __init__(self, ticket: Ticket, process: "subprocess.Popen[bytes] | None" = None) -> None:
-        self.ticket, self._process = ticket, process
+    def __init__(self, ticket: RunRecord, process: "subprocess.Popen[bytes] | None" = None) -> None:
+        self.record, self._process = ticket, process
 
     def code(self) -> int | None:
         """Return the exit code once the run has ended; processes that it left behind are ended then."""
@@ -77,8 +77,8 @@ class ProcessJob:
         elif self._lives():
             code = None
         else:
-            known = exit_code(self.ticket.log)
-            code = KILLED if known is None else known
+            known = exit_code(self.record.log)
+            code = SIGKILL_CODE if known is None else known
         if code is not None:
             self._kill_session()
         return code
@@ -88,31 +88,31 @@ class ProcessJob:
         if not self._lives():
             return 0.0
         with suppress(psutil.Error):
-            return max(0.0, time.time() - psutil.Process(self.ticket.pid).create_time())
+            return max(0.0, time.time() - psutil.Process(self.record.pid).create_time())
         return 0.0
 
     def terminate(self) -> None:
         """Send SIGTERM to the leading process, which ends its own children once its state is saved."""
-        if self._lives() and self.ticket.pid:
+        if self._lives() and self.record.pid:
             with suppress(ProcessLookupError):
-                os.kill(self.ticket.pid, signal.SIGTERM)
+                os.kill(self.record.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the session."""
-        if self._lives() and self.ticket.pid:
+        if self._lives() and self.record.pid:
             with suppress(ProcessLookupError):
-                os.kill(self.ticket.pid, signal.SIGKILL)
+                os.kill(self.record.pid, signal.SIGKILL)
         self._kill_session()
 
     def _lives(self) -> bool:
-        if not self.ticket.pid:  # its scheduler was killed before it could write the number down
-            return owner.is_held(lock_path(self.ticket.schedule_id))
-        return birth_of(self.ticket.pid) == self.ticket.birth
+        if not self.record.pid:  # its scheduler was killed before it could write the number down
+            return owner.is_locked(lock_path(self.record.schedule_id))
+        return process_start_time(self.record.pid) == self.record.birth
 
     def _kill_session(self) -> None:
-        for process in psutil.process_iter() if self.ticket.pid else ():
+        for process in psutil.process_iter() if self.record.pid else ():
             with suppress(ProcessLookupError, PermissionError):
-                if os.getsid(process.pid) == self.ticket.pid and process.pid != self.ticket.pid:
+                if os.getsid(process.pid) == self.record.pid and process.pid != self.record.pid:
                     os.kill(process.pid, signal.SIGKILL)
 
 
@@ -127,7 +127,7 @@ def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
     Raises:
         OSError: No process could be started, or a run of this schedule lives.
     """
-    ended = Path(log).with_suffix(ENDED)
+    ended = Path(log).with_suffix(EXIT_CODE_SUFFIX)
     ended.unlink(missing_ok=True)
     handle = os.open(lock_path(schedule.id), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -141,7 +141,9 @@ def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
                 start_new_session=True,
                 pass_fds=(handle,),
             )
-        ticket = Ticket(schedule.id, schedule.name, due.isoformat(), str(log), process.pid, birth_of(process.pid))
+        ticket = RunRecord(
+            schedule.id, schedule.name, due.isoformat(), str(log), process.pid, process_start_time(process.pid)
+        )
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(asdict(ticket)).encode(), 0)
     finally:
@@ -149,10 +151,10 @@ def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
     return ProcessJob(ticket, process)
 
 
-def alive() -> Iterator[ProcessJob]:
+def find_running() -> Iterator[ProcessJob]:
     """Find runs that an earlier scheduler started and that still live."""
     for path in sorted(state.folder("locks").glob(f"{PREFIX}*.lock")):
-        if owner.is_held(path):
+        if owner.is_locked(path):
             yield ProcessJob(_ticket(path))
 
 
@@ -161,14 +163,14 @@ def lock_path(schedule_id: str) -> Path:
     return state.folder("locks") / f"{PREFIX}{schedule_id}.lock"
 
 
-def _ticket(path: Path) -> Ticket:
+def _ticket(path: Path) -> RunRecord:
     try:
-        ticket = Ticket(**json.loads(path.read_bytes()))
+        ticket = RunRecord(**json.loads(path.read_bytes()))
         datetime.fromisoformat(ticket.due)
         return ticket
     except (ValueError, TypeError):
         schedule_id = path.stem.removeprefix(PREFIX)
-        return Ticket(
+        return RunRecord(
             schedule_id, schedule_id, datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(), ""
         )
 
@@ -176,12 +178,12 @@ def _ticket(path: Path) -> Ticket:
 def exit_code(log: str) -> int | None:
     """Return the exit code that a run wrote beside its log, or None."""
     try:
-        return int(Path(log).with_suffix(ENDED).read_text())
+        return int(Path(log).with_suffix(EXIT_CODE_SUFFIX).read_text())
     except (OSError, ValueError):
         return None
 
 
-def birth_of(pid: int) -> str:
+def process_start_time(pid: int) -> str:
     """Return when a living process started, in a form that no change of the clock touches; else an empty string."""
     stat = Path(f"/proc/{pid}/stat")
     try:

@@ -6,14 +6,14 @@ from typing import Any
 from zenml.client import Client
 from zenml.utils.pagination_utils import depaginate_stream
 
-from tuneline.zenml_integration.stack import PAGE, open_store
+from tuneline.zenml_integration.stack import PAGE_SIZE, open_store
 
 
 def latest(num_runs: int) -> list[dict[str, Any]]:
     """Return the newest runs of our pipelines, newest first: name, pipeline, status, times, steps run and cached."""
     open_store()
     listed = depaginate_stream(
-        Client().list_pipeline_runs, sort_by="desc:created", size=min(num_runs, PAGE), hydrate=True
+        Client().list_pipeline_runs, sort_by="desc:created", size=min(num_runs, PAGE_SIZE), hydrate=True
     )
     return [_row(run) for run in islice(listed, num_runs)]
 

@@ -24,15 +24,15 @@ from croniter import croniter
 from filelock import Timeout
 
 from tuneline import signals, state
-from tuneline.config.schedule import wrong_cron
+from tuneline.config.schedule import cron_error
 from tuneline.errors import TunelineError
 from tuneline.runner import run_processes, scheduler_state
 from tuneline.runner.run_processes import Job
-from tuneline.runner.scheduler_state import RUNNING, STOPPED, Fired
+from tuneline.runner.scheduler_state import RUNNING, STOPPED, ScheduleState
 from tuneline.zenml_integration.schedules import Schedule
 
 MAX_JOBS = 2
-LIMIT_HOURS = 72.0
+TIME_LIMIT_HOURS = 72.0
 GRACE_SECONDS = 90.0
 """For a run that is asked to end: a training saves its state after the step that it is in."""
 
@@ -42,7 +42,7 @@ MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Firing:
+class FiringResult:
     """One run that has ended: its exit code, and where its output lies."""
 
     schedule: str
@@ -61,13 +61,13 @@ class Scheduler:
 
     schedules: Callable[[], list[Schedule]]
     launch: Callable[[Schedule, datetime, Path], Job] = run_processes.launch
-    found: Callable[[], Iterable[Job]] = run_processes.alive
+    found: Callable[[], Iterable[Job]] = run_processes.find_running
     """Runs of an earlier scheduler that still live."""
 
     clock: Callable[[], datetime] = _now
     tell: Callable[[str], None] = lambda line: None
     max_jobs: int = MAX_JOBS
-    limit_seconds: float = LIMIT_HOURS * 3600
+    limit_seconds: float = TIME_LIMIT_HOURS * 3600
     grace_seconds: float = GRACE_SECONDS
     _jobs: dict[str, Job] | None = None
     _ending: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -75,28 +75,28 @@ class Scheduler:
 
     _told: set[str] = field(default_factory=set)
 
-    def look(self, max_starts: int | None = None) -> list[Firing]:
+    def look(self, max_starts: int | None = None) -> list[FiringResult]:
         """Start what is due, once each; end what takes too long; return the runs that have ended."""
         self._adopt()
         ended = self._collect()
         self._start_due(max_starts)
         return ended + self._collect()
 
-    def once(self) -> list[Firing]:
+    def once(self) -> list[FiringResult]:
         """Look once, and wait for what was started.
 
         Raises:
             TunelineError: Another scheduler works on this state root.
             KeyboardInterrupt: A signal asked to stop; the runs were ended.
         """
-        with only_one(), self._stoppable() as stop:
+        with exclusive_lock(), self._stoppable() as stop:
             ended = self.look()
             while self._running() and not stop:
                 _wait(SLICE_SECONDS, stop)
                 ended += self._collect()
         return ended
 
-    def run(self, poll_seconds: float, max_firings: int | None = None) -> list[Firing]:
+    def run(self, poll_seconds: float, max_firings: int | None = None) -> list[FiringResult]:
         """Look again and again.
 
         Args:
@@ -107,8 +107,8 @@ class Scheduler:
             TunelineError: Another scheduler works on this state root.
             KeyboardInterrupt: A signal asked to stop; the runs were ended.
         """
-        ended: list[Firing] = []
-        with only_one(), self._stoppable() as stop:
+        ended: list[FiringResult] = []
+        with exclusive_lock(), self._stoppable() as stop:
             while not stop and (max_firings is None or len(ended) < max_firings):
                 left = None if max_firings is None else max(0, max_firings - len(ended) - len(self._running()))
                 ended += self.look(left)
@@ -129,15 +129,15 @@ class Scheduler:
     def _adopt(self) -> None:
         if self._jobs is not None:
             return
-        self._jobs = {job.ticket.schedule_id: job for job in self.found()}
+        self._jobs = {job.record.schedule_id: job for job in self.found()}
         for job in self._jobs.values():
-            ticket = job.ticket
+            ticket = job.record
             process = f"process {ticket.pid}" if ticket.pid else "its process is not known, so no time limit holds"
             self.tell(
                 f"{ticket.name}: the run of {ticket.due} still lives ({process}); it is watched, not started again"
             )
 
-    def _collect(self) -> list[Firing]:
+    def _collect(self) -> list[FiringResult]:
         """Note the runs that have ended, and ask those to end that take too long."""
         ended = []
         for schedule_id, job in list(self._running().items()):
@@ -149,7 +149,7 @@ class Scheduler:
             _, why = self._ending.pop(schedule_id, (0.0, ""))
             status = why or ("completed" if code == 0 else f"failed with exit code {code}")
             self._note(schedule_id, job, status)
-            ended.append(Firing(job.ticket.name, job.ticket.due, code, job.ticket.log))
+            ended.append(FiringResult(job.record.name, job.record.due, code, job.record.log))
         return ended
 
     def _hold_to_limit(self, schedule_id: str, job: Job) -> None:
@@ -159,7 +159,7 @@ class Scheduler:
                 job.kill()
         elif job.age_seconds() > self.limit_seconds:
             hours = f"{self.limit_seconds / 3600:.3g} hours"
-            self.tell(f"{job.ticket.name}: still runs after {hours}, the time limit of a run; it is ended")
+            self.tell(f"{job.record.name}: still runs after {hours}, the time limit of a run; it is ended")
             self._ask_to_end(schedule_id, job, f"failed: ended after the time limit of {hours}")
 
     def _ask_to_end(self, schedule_id: str, job: Job, why: str) -> None:
@@ -167,18 +167,20 @@ class Scheduler:
         job.terminate()
 
     def _note(self, schedule_id: str, job: Job, status: str) -> None:
-        ticket, known = job.ticket, scheduler_state.recall().get(schedule_id)
+        ticket, known = job.record, scheduler_state.load().get(schedule_id)
         if known is None or not known.unfinished:  # the memory was lost while the run went on
-            known = Fired(name=ticket.name, due=datetime.fromisoformat(ticket.due), status=status, log=ticket.log)
+            known = ScheduleState(
+                name=ticket.name, due=datetime.fromisoformat(ticket.due), status=status, log=ticket.log
+            )
         self._remember(schedule_id, known.model_copy(update={"status": status, "pid": None}))
         self.tell(f"{known.name}: {status}, output in {known.log}")
 
-    def _remember(self, schedule_id: str, entry: Fired) -> bool:
+    def _remember(self, schedule_id: str, entry: ScheduleState) -> bool:
         try:
-            scheduler_state.remember(schedule_id, entry)
+            scheduler_state.save(schedule_id, entry)
         except OSError as error:
             self._say_once(
-                f"{entry.name}: {state.root() / scheduler_state.MEMORY} cannot be written ({error}). Free some space."
+                f"{entry.name}: {state.root() / scheduler_state.FILE} cannot be written ({error}). Free some space."
             )
             return False
         return True
@@ -214,9 +216,9 @@ class Scheduler:
     def _due(self, schedule: Schedule) -> datetime | None:
         """Return the last time of the schedule that has passed and was not fired yet."""
         now = self.clock()
-        if wrong := wrong_cron(schedule.cron_expression):
+        if wrong := cron_error(schedule.cron_expression):
             raise ValueError(wrong.rstrip("."))
-        last = scheduler_state.recall(self._say_once).get(schedule.id)
+        last = scheduler_state.load(self._say_once).get(schedule.id)
         if last and last.unfinished and not self._has_ended(schedule, last):
             return last.due
         since = last.due if last else schedule.created
@@ -224,7 +226,7 @@ class Scheduler:
             self.tell(
                 f"{schedule.name}: {since:%Y-%m-%d %H:%M} UTC, counted as done, lies ahead; times count from now on"
             )
-            entry = last or Fired(name=schedule.name, due=now, status="recorded", log="")
+            entry = last or ScheduleState(name=schedule.name, due=now, status="recorded", log="")
             self._remember(schedule.id, entry.model_copy(update={"due": now}))
             return None
         if croniter(schedule.cron_expression, since).get_next(datetime) > now:
@@ -233,7 +235,7 @@ class Scheduler:
         exact = croniter.match(schedule.cron_expression, now) and now.second == 0 and now.microsecond == 0
         return now if exact else times.get_prev(datetime)
 
-    def _has_ended(self, schedule: Schedule, last: Fired) -> bool:
+    def _has_ended(self, schedule: Schedule, last: ScheduleState) -> bool:
         """Tell whether a run that no scheduler saw end is over; one that was cut off is started again."""
         code = None if last.status == STOPPED else run_processes.exit_code(last.log)
         if code is not None:
@@ -247,10 +249,10 @@ class Scheduler:
         return True
 
     def _start(self, schedule: Schedule, due: datetime) -> None:
-        last = scheduler_state.recall().get(schedule.id)
+        last = scheduler_state.load().get(schedule.id)
         again = last.attempts + 1 if last and last.status == RUNNING and last.due == due else 1
         log = state.folder("logs") / f"{re.sub(r'[^A-Za-z0-9._-]', '_', schedule.name)}-{due:%Y%m%dT%H%M%SZ}.log"
-        entry = Fired(name=schedule.name, due=due, status=RUNNING, log=str(log), attempts=again)
+        entry = ScheduleState(name=schedule.name, due=due, status=RUNNING, log=str(log), attempts=again)
         if not self._remember(schedule.id, entry):
             return
         self.tell(f"{schedule.name}: due {due:%Y-%m-%d %H:%M} UTC, started")
@@ -258,10 +260,10 @@ class Scheduler:
             job = self.launch(schedule, due, log)
         except OSError as error:  # the other schedules must still be looked at
             log.write_text(f"The run could not be started: {error}\n")
-            job = _NotStarted(run_processes.Ticket(schedule.id, schedule.name, due.isoformat(), str(log)))
+            job = _NotStarted(run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log)))
         self._running()[schedule.id] = job
-        if job.ticket.pid:
-            self._remember(schedule.id, entry.model_copy(update={"pid": job.ticket.pid}))
+        if job.record.pid:
+            self._remember(schedule.id, entry.model_copy(update={"pid": job.record.pid}))
 
     @contextmanager
     def _stoppable(self) -> Iterator[list[int]]:
@@ -295,7 +297,7 @@ class Scheduler:
     def _end_all(self, hurry: Callable[[], bool]) -> None:
         for schedule_id, job in self._running().items():
             self._ask_to_end(schedule_id, job, STOPPED)
-            self.tell(f"{job.ticket.name}: is asked to end with the scheduler, which starts it again")
+            self.tell(f"{job.record.name}: is asked to end with the scheduler, which starts it again")
         while self._running():
             self._collect()
             for job in self._running().values() if hurry() else ():
@@ -306,8 +308,8 @@ class Scheduler:
 class _NotStarted:
     """A run whose process could not be started."""
 
-    def __init__(self, ticket: run_processes.Ticket) -> None:
-        self.ticket = ticket
+    def __init__(self, ticket: run_processes.RunRecord) -> None:
+        self.record = ticket
 
     def code(self) -> int | None:
         return 127
@@ -329,7 +331,7 @@ def _wait(seconds: float, stop: list[int]) -> None:
             time.sleep(min(seconds, SLICE_SECONDS))
 
 
-def only_one() -> AbstractContextManager[object]:
+def exclusive_lock() -> AbstractContextManager[object]:
     """Return the lock of this state root's scheduler.
 
     Raises:

@@ -12,11 +12,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from tuneline import state
 
-MEMORY = "scheduler.json"
+FILE = "scheduler.json"
 RUNNING, STOPPED = "running", "stopped with the scheduler"
 
 
-class Fired(BaseModel):
+class ScheduleState(BaseModel):
     """The last firing of one schedule."""
 
     model_config = ConfigDict(frozen=True)
@@ -37,13 +37,13 @@ class Fired(BaseModel):
         return self.status in (RUNNING, STOPPED)
 
 
-def recall(tell: Callable[[str], None] = lambda line: None) -> dict[str, Fired]:
+def load(tell: Callable[[str], None] = lambda line: None) -> dict[str, ScheduleState]:
     """Return, for each schedule's id, what was fired last.
 
     Args:
         tell: Hears what could not be read, in one line.
     """
-    path = state.root() / MEMORY
+    path = state.root() / FILE
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -58,20 +58,20 @@ def recall(tell: Callable[[str], None] = lambda line: None) -> dict[str, Fired]:
     entries = {}
     for schedule_id, entry in found.items():
         try:
-            entries[schedule_id] = Fired.model_validate(entry)
+            entries[schedule_id] = ScheduleState.model_validate(entry)
         except ValidationError:
             tell(f"{path}: the entry {schedule_id} is damaged, so its schedule fires once more if it is due.")
     return entries
 
 
-def remember(schedule_id: str, entry: Fired) -> None:
+def save(schedule_id: str, entry: ScheduleState) -> None:
     """Write down what was fired, whole or not at all."""
-    entries = recall() | {schedule_id: entry}
+    entries = load() | {schedule_id: entry}
     found = {key: value.model_dump(mode="json") for key, value in entries.items()}
-    state.write_whole(state.root() / MEMORY, json.dumps(found, indent=1))
+    state.write_whole(state.root() / FILE, json.dumps(found, indent=1))
 
 
-def row(entry: Fired | None) -> dict[str, str | None]:
+def row(entry: ScheduleState | None) -> dict[str, str | None]:
     """Return what a table shows of the last firing."""
     if entry is None:
         return {"last_due": None, "last_status": None, "last_log": None}

@@ -36,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportOutcome:
     """What a finished export left."""
 
     run_name: str
@@ -52,7 +52,9 @@ class Exported:
         return f"exported to {' and '.join(places)}"
 
 
-def start(config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str] = ()) -> Outcome | Exported | None:
+def start(
+    config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str] = ()
+) -> Outcome | ExportOutcome | None:
     """Run the pipeline that a checked configuration names.
 
     Args:
@@ -66,23 +68,23 @@ def start(config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str]
     Raises:
         Refusal: Something of the user's is wrong.
     """
-    pipeline = package_resolution.pipeline(config.pipeline)
+    pipeline = package_resolution.get_pipeline(config.pipeline)
     options: dict[str, Any] = {} if use_cache else {"enable_cache": False}
     if recompute:
         options["steps"] = {name: {"enable_cache": False} for name in recompute}
     run = pipeline.with_options(config_path=str(config.path), **options)()
-    return None if run is None else result(run)
+    return None if run is None else read_outcome(run)
 
 
-def result(run: PipelineRunResponse) -> Outcome | Exported:
+def read_outcome(run: PipelineRunResponse) -> Outcome | ExportOutcome:
     """Read a finished run of any pipeline."""
     if "publish" not in run.steps:
-        return outcome(run)
+        return read_training_outcome(run)
     name = run.pipeline.name if run.pipeline else ""
-    return Exported(run.name, name, _steps(run), run.steps["publish"].output.load())
+    return ExportOutcome(run.name, name, _steps(run), run.steps["publish"].output.load())
 
 
-def outcome(run: PipelineRunResponse) -> Outcome:
+def read_training_outcome(run: PipelineRunResponse) -> Outcome:
     """Read a finished training."""
     steps = _steps(run)
     return Outcome(

@@ -10,24 +10,24 @@ from tuneline.runner import start
 from tuneline.runner.start import Outcome
 from tuneline.tracking import compare
 from tuneline.tracking.experiments import sweep
-from tuneline.tracking.experiments.sweep import Line, Parent
+from tuneline.tracking.experiments.sweep import ParentRun, SettingResult
 from tuneline.zenml_integration import tracker
 
-Told = Callable[[str, Outcome], None]
+OnRun = Callable[[str, Outcome], None]
 """Hears the name of a setting and what one of its runs came to."""
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """A finished sweep."""
 
     metric: str
-    lines: list[Line]
+    lines: list[SettingResult]
     run_id: str
     """Its MLflow run."""
 
 
-def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: None) -> Swept:
+def run(title: str, settings: list[Setting], told: OnRun = lambda name, outcome: None) -> SweepResult:
     """Run every setting with every seed.
 
     Args:
@@ -39,23 +39,23 @@ def run(title: str, settings: list[Setting], told: Told = lambda name, outcome: 
         Refusal: A run was refused; those before it stay.
     """
     tracker.connect()
-    metric = settings[0].runs[0].training.gate().wanted()[0].metric
-    lines: list[Line] = []
-    with sweep.parent(title, settings[0].runs[0].pipeline) as parent:
+    metric = settings[0].runs[0].training.gate().all_targets()[0].metric
+    lines: list[SettingResult] = []
+    with sweep.open_parent_run(title, settings[0].runs[0].pipeline) as parent:
         for setting in settings:
             scores, names = [], []
             for config in setting.runs:
-                outcome, score = run_under(parent, config, metric)
+                outcome, score = run_child(parent, config, metric)
                 told(setting.name, outcome)
                 names.append(outcome.run_name)
                 scores.append(score)
-            lines.append(Line(setting.name, names, scores))
-        ranked = sweep.judged(lines)
+            lines.append(SettingResult(setting.name, names, scores))
+        ranked = sweep.rank(lines)
         parent.close(title, metric, ranked)
-    return Swept(metric, ranked, parent.run_id)
+    return SweepResult(metric, ranked, parent.run_id)
 
 
-def run_under(parent: Parent, config: RunConfig, metric: str) -> tuple[Outcome, float]:
+def run_child(parent: ParentRun, config: RunConfig, metric: str) -> tuple[Outcome, float]:
     """Run a pipeline as a child of a sweep's or a search's run; return what it came to, and the new model's score.
 
     Raises:
@@ -66,5 +66,5 @@ def run_under(parent: Parent, config: RunConfig, metric: str) -> tuple[Outcome, 
     if not isinstance(outcome, Outcome):
         raise RecipeError(f"{config.path}: a {parent.kind} runs now. Leave schedule out.")
     tracker.connect()  # ZenML's tracker takes its address along when a step ends
-    parent.adopt(compare.find_run(outcome.run_name).info.run_id)
+    parent.add_child(compare.find_run(outcome.run_name).info.run_id)
     return outcome, outcome.report.metrics()[metric]["model"].mean

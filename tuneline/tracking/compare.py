@@ -23,10 +23,10 @@ NOT_COMPARED = (".low", ".high", ".base", ".gain")
 LAST_STEP = ("grad_norm", "learning_rate", "loss", "memory_bytes", "tokens_per_second")
 """Histories whose last point says little; the curves and the training's own figures stand for them."""
 LEVEL = 0.95
-SHOWN = 5
+MAX_EXAMPLES = 5
 """Items shown with their answers, of those that gained most, and of those that lost most."""
 
-BEGINNING = re.compile("[0-9a-f]{6,32}")
+RUN_ID_PREFIX = re.compile("[0-9a-f]{6,32}")
 """Of a run's id."""
 
 Table = dict[str, dict[str, float]]
@@ -89,7 +89,7 @@ class Comparison:
 
     def losses(self) -> dict[str, list[str]]:
         """Return the mean training loss of each fifth of the steps, which a picture would show where one is shown."""
-        parts = [text_summary.fifths([loss for _, loss in curve]) for curve in self.curves]
+        parts = [text_summary.fifth_means([loss for _, loss in curve]) for curve in self.curves]
         names = ("first fifth", "second", "third", "fourth", "last fifth")
         return {name: [f"{part[i]:.3f}" if part else "" for part in parts] for i, name in enumerate(names)}
 
@@ -153,17 +153,19 @@ def find_run(name: str) -> Run:
     """
     model, _, version = name.removeprefix("models:/").replace("/", "@", 1).partition("@")
     if version:
-        return run_of(registry.find(model, version).run_id)
-    queries = [f"attributes.run_name = {registry.quoted(name)}"]
-    if BEGINNING.fullmatch(name):
+        return get_run(registry.find_version(model, version).run_id)
+    queries = [f"attributes.run_name = {registry.quote(name)}"]
+    if RUN_ID_PREFIX.fullmatch(name):
         queries.append(f"attributes.run_id LIKE '{name}%'")
     for query in queries:
-        if runs := pipeline_runs(query, most=1):
+        if runs := list_pipeline_runs(query, most=1):
             return runs[0]
-    raise NotFoundError.among("run", name, [str(run.info.run_name) for run in pipeline_runs(most=registry.SHOWN)])
+    raise NotFoundError.among(
+        "run", name, [str(run.info.run_name) for run in list_pipeline_runs(most=registry.MAX_LISTED)]
+    )
 
 
-def pipeline_runs(query: str = "", most: int = sys.maxsize) -> list[Run]:
+def list_pipeline_runs(query: str = "", most: int = sys.maxsize) -> list[Run]:
     """List the parent runs, newest first.
 
     Args:
@@ -222,7 +224,7 @@ def _gains(tables: list[Table]) -> dict[str, list[str]]:
             differences = [after - before for before, after in pairs]
             places.append((metric, place))
             found.append((statistics.bootstrap_mean(differences, LEVEL), _two_sided_p(pairs)))
-    levels = statistics.holm([p for _, p in found], LEVEL)
+    levels = statistics.holm_levels([p for _, p in found], LEVEL)
     still = True
     for i in sorted(range(len(found)), key=lambda i: found[i][1]):
         interval, p = found[i]
@@ -235,7 +237,7 @@ def _gains(tables: list[Table]) -> dict[str, list[str]]:
 
 def _two_sided_p(pairs: list[tuple[float, float]]) -> float:
     """Return how likely a difference this large in either direction is, were both models alike."""
-    return statistics.SignFlips([after - before for before, after in pairs]).two_sided_p()
+    return statistics.SignFlipTest([after - before for before, after in pairs]).two_sided_p()
 
 
 def _won_and_lost(pairs: list[tuple[float, float]]) -> tuple[int, int]:
@@ -265,7 +267,7 @@ def _examples(answers: list[list[Row]], tables: list[Table], names: list[str]) -
                 continue
             before, after = tables[0][metric], tables[place][metric]
             moved = sorted((after[item] - before[item], item) for item in before)
-            most = [*moved[: -SHOWN - 1 : -1], *moved[:SHOWN][::-1]]
+            most = [*moved[: -MAX_EXAMPLES - 1 : -1], *moved[:MAX_EXAMPLES][::-1]]
             for item in dict.fromkeys(item for change, item in most if change):
                 shown.append(
                     {
@@ -294,12 +296,12 @@ def _html_examples(examples: list[dict[str, str]]) -> str:
     return f"<h2>Items that changed most</h2><table><tr>{head}</tr>{body}</table>"
 
 
-def run_of(run_id: str) -> Run:
+def get_run(run_id: str) -> Run:
     """Return the run of that id."""
     return MlflowClient().get_run(run_id)
 
 
-def scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
+def load_scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
     """Read the per-item scores that a run keeps: metric -> item -> score.
 
     Args:

@@ -13,7 +13,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint
 
-CONTAMINATION = "contamination"
+CONTAMINATION_SPLIT = "contamination"
 """Split of a mixture with a row for each item that a training example holds."""
 
 
@@ -59,12 +59,12 @@ class Evidence(BaseModel):
     scored_with: dict[str, str] = {}
     """dtype, device and libraries of its scores; empty where an earlier release made them."""
 
-    def dirty(self) -> set[str]:
+    def contaminated_items(self) -> set[str]:
         """Return the contaminated items of all evaluation sets."""
         return {item for items in self.contaminated.values() for item in items}
 
 
-SETTING = ("dtype", "device", "libraries")
+SCORING_SETTINGS = ("dtype", "device", "libraries")
 """Methods of a report that say under what its scores were made."""
 
 
@@ -82,8 +82,8 @@ def collect(
         methods: Of the report.
     """
     found: dict[str, list[str]] = {}
-    if CONTAMINATION in mixture.splits:
-        columns = mixture.splits[CONTAMINATION].select_columns(["benchmark", "item"])
+    if CONTAMINATION_SPLIT in mixture.splits:
+        columns = mixture.splits[CONTAMINATION_SPLIT].select_columns(["benchmark", "item"])
         for row in columns:
             found.setdefault(row["benchmark"], []).append(row["item"])
     return Evidence(
@@ -92,14 +92,14 @@ def collect(
         fidelity=model.facts,
         max_kl=max_kl,
         tokenizer_of_rows=rows.identity["tokenizer"],
-        tokenizer_of_model=source.tokenizer_of(model.path).content_hash(),
+        tokenizer_of_model=source.tokenizer_manifest(model.path).content_hash(),
         coverage=None if rows.identity.get("stage") == "prompt" else rows.counts["train"]["coverage"],
         contaminated=found,
-        scored_with={name: methods[name] for name in SETTING if name in methods},
+        scored_with={name: methods[name] for name in SCORING_SETTINGS if name in methods},
     )
 
 
-def check(evidence: Evidence, asked: PreconditionsConfig) -> list[Check]:
+def check_preconditions(evidence: Evidence, asked: PreconditionsConfig) -> list[Check]:
     """Say of each precondition whether it holds."""
     checks = [_merge_fidelity(evidence, asked)]
     if asked.template_parity:

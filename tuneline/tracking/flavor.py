@@ -47,7 +47,7 @@ class ChatModel:
         max_tokens = int((params or {}).get("max_tokens", MAX_TOKENS))
         if _is_one(model_input):
             return self._answer(model_input, max_tokens)
-        return [self._answer(row, max_tokens) for row in rows(model_input)]
+        return [self._answer(row, max_tokens) for row in to_rows(model_input)]
 
     def _answer(self, row: Any, max_tokens: int) -> str:
         inputs = self._encode(row).to(self.model.device)
@@ -56,7 +56,7 @@ class ChatModel:
         return str(text).strip()
 
     def _encode(self, row: Any) -> Any:
-        name, value = question(row)
+        name, value = parse_request(row)
         if name == "messages":
             return self.tokenizer.apply_chat_template(
                 value, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -64,7 +64,7 @@ class ChatModel:
         return self.tokenizer(value, return_tensors="pt")
 
 
-def rows(model_input: Any) -> list[Any]:
+def to_rows(model_input: Any) -> list[Any]:
     """Return the rows of what `mlflow models serve` hands on: a frame, an array, columns, records or prompts."""
     if hasattr(model_input, "to_dict") and hasattr(model_input, "columns"):
         return list(model_input.to_dict(orient="records"))
@@ -74,7 +74,7 @@ def rows(model_input: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def question(row: Any) -> tuple[str, Any]:
+def parse_request(row: Any) -> tuple[str, Any]:
     """Return what a row asks: `messages` and a chat, or `text` and a text.
 
     Raises:

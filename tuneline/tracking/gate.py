@@ -16,12 +16,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tuneline import statistics
-from tuneline.bounded_mean import BoundedMean
-from tuneline.config.sections.data import FEWEST_HELD_OUT
-from tuneline.config.sections.evaluate import ZERO_TO_ONE
+from tuneline.bounded_mean import BoundedMeanTest
+from tuneline.config.sections.data import MIN_HELD_OUT
+from tuneline.config.sections.evaluate import UNIT_INTERVAL_METRICS
 from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
-from tuneline.statistics import PairedTest, shown
+from tuneline.statistics import PairedTest, format_score
 
 POWER = 0.8
 Scores = Mapping[str, Mapping[str, float]]
@@ -115,7 +115,7 @@ class Finding(BaseModel):
 
     def show(self, value: float, *, signed: bool = False) -> str:
         """Write a value of the metric in its unit."""
-        return shown(self.metric, value, signed=signed)
+        return format_score(self.metric, value, signed=signed)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Question:
     num_trained: int | None
 
 
-def judge(
+def evaluate(
     candidate: Scores,
     opponent: Scores,
     against: str,
@@ -168,7 +168,7 @@ def judge(
         TooFewItemsError: Too few items are training rows of neither.
         TrackingError: The items differ, or there are fewer than five.
     """
-    config = config.with_metric(list(candidate))
+    config = config.with_default_metric(list(candidate))
     tables, excluded = (candidate, opponent), (frozenset(dirty), None if trained is None else frozenset(trained))
     questions = [_question(asked, tables, against, config, excluded) for asked in _asked(config)]
     targets = [question for question in questions if question.asked.role == "target"]
@@ -179,7 +179,7 @@ def judge(
     ]
 
 
-def lost(findings: Sequence[Finding], config: GateConfig) -> list[Finding]:
+def failed_findings(findings: Sequence[Finding], config: GateConfig) -> list[Finding]:
     """Return what stands against a promotion: guards that fell, and targets that did not rise as they had to."""
     against: list[Finding] = []
     for opponent in dict.fromkeys(finding.against for finding in findings):
@@ -197,7 +197,7 @@ def _asked(config: GateConfig) -> list[_Asked]:
             _Asked(
                 "metric" if single else f"targets.{i}.metric", each.metric, "target", each.min_effect, each.score_range
             )
-            for i, each in enumerate(config.wanted())
+            for i, each in enumerate(config.all_targets())
         ),
         *(
             _Asked(f"guards.{i}.metric", each.metric, "guard", -each.margin, each.score_range)
@@ -220,16 +220,16 @@ def _question(
                 f"{', '.join(sorted(table)) or 'nothing'}. Set one of those."
             )
     mine, theirs = (table[asked.metric] for table in tables)
-    if set(mine) != set(theirs) or len(mine) < FEWEST_HELD_OUT:
+    if set(mine) != set(theirs) or len(mine) < MIN_HELD_OUT:
         raise TrackingError(
-            f"The gate compares answers to the same items, at least {FEWEST_HELD_OUT}; in {asked.metric} the candidate "
+            f"The gate compares answers to the same items, at least {MIN_HELD_OUT}; in {asked.metric} the candidate "
             f"has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. Run the "
             "candidate's recipe again, with enough held-out rows: a run scores all on one set."
         )
     dirty, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(mine)
     left_out = (dirty & set(mine)) - trained if config.exclude_contaminated else frozenset[str]()
     items = sorted(set(mine) - left_out - trained)
-    if len(items) < FEWEST_HELD_OUT:
+    if len(items) < MIN_HELD_OUT:
         kind = TooFewItemsError if trained else TrackingError
         raise kind(_too_few(asked, len(mine), len(left_out), len(trained)))
     pairs = [(float(mine[item]), float(theirs[item])) for item in items]
@@ -247,7 +247,7 @@ def _too_few(asked: _Asked, num_items: int, num_dirty: int, num_trained: int) ->
     if num_trained:
         advice = "Hold out the rows that the other model held out (merge: validation_fraction, split_seed, split_by)."
     return (
-        f"Of the {num_items} items of {asked.metric} {' and '.join(reasons)}, and {FEWEST_HELD_OUT} clean ones are the "
+        f"Of the {num_items} items of {asked.metric} {' and '.join(reasons)}, and {MIN_HELD_OUT} clean ones are the "
         f"fewest that can be measured. {advice}"
     )
 
@@ -260,7 +260,7 @@ def _all_items(mine: Mapping[str, float], theirs: Mapping[str, float]) -> AllIte
 def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -> tuple[PairedTest, str]:
     """Choose the test: what the recipe says, or what the scores are; return it with its name in words."""
     scores = [score for pair in pairs for score in pair]
-    right_or_wrong = statistics.are_right_or_wrong(scores)
+    right_or_wrong = statistics.is_binary(scores)
     if config.test == "mcnemar" and not right_or_wrong:
         raise RecipeError(
             f"registry.gate.test: mcnemar compares right and wrong answers, and {asked.metric} has other scores. Set "
@@ -268,13 +268,13 @@ def _test(asked: _Asked, pairs: list[tuple[float, float]], config: GateConfig) -
         )
     differences = [mine - theirs for mine, theirs in pairs]
     if config.test == "bootstrap" and asked.role == "target":
-        return statistics.PairedBootstrap(differences, config.num_resamples), "bootstrap"
+        return statistics.PairedBootstrapTest(differences, config.num_resamples), "bootstrap"
     if right_or_wrong and asked.needed == 0:
         won, fell = (sum(pair == way for pair in pairs) for way in ((1.0, 0.0), (0.0, 1.0)))
-        return statistics.McNemar(won, fell, len(pairs)), "exact test of McNemar"
+        return statistics.McNemarTest(won, fell, len(pairs)), "exact test of McNemar"
     low, high, seen = _range(asked, scores)
     words = f"{low:.4g} to {high:.4g}{', as far as seen' if seen else ''}"
-    return BoundedMean(differences, low - high), f"test of a bounded mean, scores {words}"
+    return BoundedMeanTest(differences, low - high), f"test of a bounded mean, scores {words}"
 
 
 def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
@@ -288,7 +288,7 @@ def _range(asked: _Asked, scores: list[float]) -> tuple[float, float, bool]:
                 f"{low:.6g} to {high:.6g}, and the range is {[least, most]}. Widen it."
             )
         return least, most, False
-    known = asked.metric in ZERO_TO_ONE or asked.metric.removesuffix("_clean").endswith("_accuracy")
+    known = asked.metric in UNIT_INTERVAL_METRICS or asked.metric.removesuffix("_clean").endswith("_accuracy")
     if known and low >= 0 and high <= 1:
         return 0.0, 1.0, False
     return (low, high, True) if low < high else (low - 1, high, True)
@@ -299,7 +299,7 @@ def _of_targets(questions: list[_Question], against: str, config: GateConfig) ->
     p_values = [question.test.p(question.asked.needed) for question in questions]
     if config.correction == "none":
         return [_finding(question, against, config.level) for question in questions]
-    levels = statistics.holm(p_values, config.level)
+    levels = statistics.holm_levels(p_values, config.level)
     findings: dict[int, Finding] = {}
     for place in sorted(range(len(questions)), key=lambda i: p_values[i]):
         found = _finding(questions[place], against, levels[place])
@@ -340,9 +340,9 @@ def _finding(question: _Question, against: str, level: float) -> Finding:
 def _plan(question: _Question, level: float, spread: float, true_gain: float) -> tuple[float, int | None]:
     """Return the smallest gain that passes in 8 of 10 tries, and with how many items `true_gain` does so."""
     test, needed = question.test, question.asked.needed
-    if isinstance(test, BoundedMean):
+    if isinstance(test, BoundedMeanTest):
         size = test.items_needed(true_gain, needed, level, POWER)
-        return test.detectable(needed, level, POWER), size and max(FEWEST_HELD_OUT, size)
+        return test.detectable(needed, level, POWER), size and max(MIN_HELD_OUT, size)
     width = (NormalDist().inv_cdf(level) + NormalDist().inv_cdf(POWER)) * spread
     return needed + width / sqrt(len(question.pairs)), _items_needed(true_gain - needed, width)
 
@@ -356,4 +356,4 @@ def _items_needed(distance: float, width: float) -> int | None:
     """
     if distance <= 0 or width == 0:
         return None
-    return max(FEWEST_HELD_OUT, ceil((width / distance) ** 2))
+    return max(MIN_HELD_OUT, ceil((width / distance) ** 2))

@@ -11,11 +11,11 @@ from typing import Any
 
 from tuneline.errors import TrackingError
 from tuneline.identity import file_entries, tree_paths
-from tuneline.model.checkpoint import ABOUT, NOT_CONTENT, content_hash_of
+from tuneline.model.checkpoint import METADATA_FILE, NON_CONTENT_FILES, compute_content_hash
 from tuneline.tracking import registry
 from tuneline.tracking.registry import Version
 
-Files = list[list[str]]
+FileHashes = list[list[str]]
 """Name and sha256 of each file, in order."""
 
 
@@ -25,8 +25,8 @@ def check_champion(name: str) -> None:
     Raises:
         TrackingError: They are not.
     """
-    if present := registry.champion(name):
-        checked_folder(present)
+    if present := registry.get_champion(name):
+        verified_folder(present)
 
 
 def check_stored(version: Version) -> None:
@@ -39,7 +39,7 @@ def check_stored(version: Version) -> None:
         _compare(version, folder, full=True)
 
 
-def checked_folder(version: Version, *, full: bool = False) -> Path:
+def verified_folder(version: Version, *, full: bool = False) -> Path:
     """Return the directory of a version, as transformers loads it, once its bytes were held against its content hash.
 
     A version that another program registered has no content hash, and is taken as it is.
@@ -59,11 +59,11 @@ def checked_folder(version: Version, *, full: bool = False) -> Path:
 def _compare(version: Version, folder: Path, *, full: bool) -> None:
     if not version.content_hash:
         return
-    about = _about(version, folder.parent / ABOUT)
-    paths = tree_paths(folder, NOT_CONTENT)
+    about = _about(version, folder.parent / METADATA_FILE)
+    paths = tree_paths(folder, NON_CONTENT_FILES)
     entries = {entry.name: entry.sha256 for entry in file_entries(folder, paths, full=full)}
     found = [[name := path.relative_to(folder).as_posix(), entries[name]] for path in paths]
-    if content_hash_of(about.get("kind"), about.get("identity"), found) == version.content_hash:
+    if compute_content_hash(about.get("kind"), about.get("identity"), found) == version.content_hash:
         return
     if not full:  # the cache of hashes may be wrong itself: the bytes decide
         _compare(version, folder, full=True)
@@ -84,13 +84,13 @@ def _about(version: Version, path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _difference(version: Version, about: dict[str, Any], found: Files, folder: Path) -> str:
+def _difference(version: Version, about: dict[str, Any], found: FileHashes, folder: Path) -> str:
     """Name the first file that differs, and say how many do."""
-    known: Files = about.get("files") or []
-    if content_hash_of(about.get("kind"), about.get("identity"), known) != version.content_hash:
-        now = content_hash_of(about.get("kind"), about.get("identity"), found)
+    known: FileHashes = about.get("files") or []
+    if compute_content_hash(about.get("kind"), about.get("identity"), known) != version.content_hash:
+        now = compute_content_hash(about.get("kind"), about.get("identity"), found)
         return (
-            f"the files in {folder}, or what {ABOUT} beside them says, have the content hash {now}, expected "
+            f"the files in {folder}, or what {METADATA_FILE} beside them says, have the content hash {now}, expected "
             f"{version.content_hash} as registered."
         )
     expected: dict[str, str] = dict(known)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from tuneline import state
 from tuneline.errors import TrackingError
 from tuneline.identity import digest
 
-START = "0" * 64
+GENESIS_HASH = "0" * 64
 MARKER = "ledger.marker.json"
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class _Marker(BaseModel):
     """None without a file."""
 
     num_lines: int = 0
-    last: str = START
+    last: str = GENESIS_HASH
     positions: dict[str, dict[str, str | None]] = {}
     """Model -> alias -> version."""
 
@@ -126,7 +126,7 @@ def entries(model: str | None = None) -> list[Entry]:
     return [entry for entry in _entries() if model in (None, entry["model"])]
 
 
-def positions(model: str) -> dict[str, str | None]:
+def alias_positions(model: str) -> dict[str, str | None]:
     """Return at which versions the ledger says that a model's aliases stand; hold the lock of promotions.
 
     Raises:
@@ -186,7 +186,7 @@ def _checked() -> _Marker:
 def _chain() -> _Marker:
     """Check every line."""
     known, stamp = _marker(), _stamp()
-    num_lines, last = 0, START
+    num_lines, last = 0, GENESIS_HASH
     places: dict[str, dict[str, str | None]] = {}
     for num_lines, line in enumerate(_entries(), start=1):
         misplaced = num_lines == known.num_lines and line["hash"] != known.last

@@ -15,12 +15,12 @@ from tuneline.statistics import Interval
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 
-LONGEST = 5000
+MAX_DESCRIPTION_LENGTH = 5000
 """Characters that a registry on a database surely keeps of a description."""
 
 
 @dataclass(frozen=True)
-class Known:
+class CardInputs:
     """All that a card tells of."""
 
     recipe: Recipe
@@ -38,7 +38,7 @@ class Known:
     """Of the model."""
 
 
-def write(known: Known) -> str:
+def render(known: CardInputs) -> str:
     """Write the card as Markdown."""
     decision, base = known.decision, known.base_model.items[0]
     parts = [
@@ -57,16 +57,16 @@ def write(known: Known) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def shortened(card: str) -> str:
+def shorten(card: str) -> str:
     """Return what of a card fits a registry's description: whole sections, without the hub's keys."""
     text = card.split("---\n", 2)[-1].strip()
     more = "\n\nThe whole card is `model_card.md` of the run."
-    while len(text) > LONGEST - len(more):
+    while len(text) > MAX_DESCRIPTION_LENGTH - len(more):
         text = text.rpartition("\n\n" if "\n\n" in text else " ")[0]
     return text if text == card.split("---\n", 2)[-1].strip() else text + more
 
 
-def _front(known: Known) -> str:
+def _front(known: CardInputs) -> str:
     base = known.base_model.items[0]
     keys = {
         "base_model": _repository(base),
@@ -88,12 +88,12 @@ def _identifier(licence: str) -> str:
     return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
-def _what(known: Known) -> str:
+def _what(known: CardInputs) -> str:
     recipe = known.recipe
     return f"{known.base_model.items[0].name}, trained further: stage {recipe.stage}, method {recipe.method.type}."
 
 
-def _data(known: Known) -> str:
+def _data(known: CardInputs) -> str:
     rows = known.counts["by_source"]
     lines = ["| data set | from | licence | trained on | held out | sha256 |", "|---|---|---|---:|---:|---|"]
     for item in known.sources.items:
@@ -110,7 +110,7 @@ def _method(recipe: Recipe) -> str:
     return f"Method: `{json.dumps(method)}`. Training: `{json.dumps(train)}`; what is not named has its default."
 
 
-def _scores(known: Known) -> str:
+def _scores(known: CardInputs) -> str:
     lines = ["| metric | items | base model | this model | gain, 95 % interval |", "|---|---:|---:|---:|---|"]
     for name, parts in known.metrics.items():
         gain = parts["gain"]
@@ -119,7 +119,7 @@ def _scores(known: Known) -> str:
     return "\n".join(lines)
 
 
-def _licence(known: Known) -> str:
+def _licence(known: CardInputs) -> str:
     data = {item.licence for item in known.sources.items}
     unknown = ["base model"] if known.base_model.items[0].licence == "unknown" else []
     unknown += [item.name for item in known.sources.items if item.licence == "unknown"]
@@ -127,7 +127,7 @@ def _licence(known: Known) -> str:
     return f"{told} Not recorded: {', '.join(unknown)}; look them up before this is passed on." if unknown else told
 
 
-def _limits(known: Known) -> list[str]:
+def _limits(known: CardInputs) -> list[str]:
     limits = ["Measured on the held-out rows and exams above only; nothing was measured on safety or bias."]
     for finding in known.decision.findings:
         if finding.role == "target":
@@ -139,7 +139,7 @@ def _limits(known: Known) -> list[str]:
     return list(dict.fromkeys(limits))
 
 
-def exported(card: str, name: str, source: str, licence: str, facts: Mapping[str, Any]) -> str:
+def render_export(card: str, name: str, source: str, licence: str, facts: Mapping[str, Any]) -> str:
     """Write the card of an export: the one that a model was registered with, or what is known, and what was made of it.
 
     Args:

@@ -40,7 +40,7 @@ def local_folder(uri: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme in LOCAL else None
 
 
-def accepted_source(source: str, run_id: str) -> str:
+def resolve_source(source: str, run_id: str) -> str:
     """Return an address of a model directory that the registry accepts; uploads the files where there is none yet.
 
     Args:

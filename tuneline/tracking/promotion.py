@@ -20,8 +20,8 @@ from tuneline.tracking.evidence import Check
 from tuneline.tracking.gate import Finding
 from tuneline.tracking.registry import ALIASES, Version
 
-FORCED = "forced: "
-HEAD = "tuneline.ledger"
+FORCED_PREFIX = "forced: "
+LEDGER_HEAD_TAG = "tuneline.ledger"
 """Tag of a registered model: the hash of its last line in the ledger."""
 
 
@@ -51,7 +51,7 @@ def decide(
         return _decision(
             version, new=new, promoted=False, sentence="It has the very weights of the champion: nothing to do."
         )
-    lost = gate.lost(findings, config or GateConfig())
+    lost = gate.failed_findings(findings, config or GateConfig())
     failed = [check for check in checks if not check.passed]
     against = [
         *(f"precondition {check.name}: {check.sentence}" for check in failed),
@@ -59,7 +59,7 @@ def decide(
     ]
     why = "; ".join(against or [finding.sentence() for finding in findings])
     with state.lock("promotion"):
-        if _number(registry.champion(version.name)) != _number(champion):
+        if _number(registry.get_champion(version.name)) != _number(champion):
             raise TrackingError(f"The champion of {version.name} changed while this model was judged. Run again.")
         report = [finding.model_dump() for finding in findings]
         _note_losses(version.name)
@@ -67,7 +67,7 @@ def decide(
         if not against:
             _crown(version, why, report=report)
     sentence = f"Kept as challenger: {why}." if against else f"Promoted to champion: {why}."
-    after = registry.find(version.name, version.version)
+    after = registry.find_version(version.name, version.version)
     promoted = _decision(after, new=new, promoted=not against, sentence=sentence)
     return promoted.model_copy(update={"findings": list(findings), "checks": list(checks)})
 
@@ -79,12 +79,12 @@ def force(name: str, version: str, reason: str) -> Version:
         NotFoundError: There is no such version.
         TrackingError: Its files are gone, or are not those that were registered.
     """
-    target = registry.find(name, version)
+    target = registry.find_version(name, version)
     integrity.check_stored(target)
     with state.lock("promotion"):
         _note_losses(name)
-        _crown(target, f"{FORCED}{reason}")
-    return registry.find(name, target.version)
+        _crown(target, f"{FORCED_PREFIX}{reason}")
+    return registry.find_version(name, target.version)
 
 
 def rollback(name: str, reason: str = "rolled back") -> Version | None:
@@ -99,21 +99,21 @@ def rollback(name: str, reason: str = "rolled back") -> Version | None:
     """
     with state.lock("promotion"):
         lost = _note_losses(name)
-        if not lost and not registry.models(name):
-            raise NotFoundError.among("model", name, list(registry.models())[: registry.SHOWN])
-        stands = registry.aliases(name)
+        if not lost and not registry.list_models(name):
+            raise NotFoundError.among("model", name, list(registry.list_models())[: registry.MAX_LISTED])
+        stands = registry.get_aliases(name)
         if not lost and not stands.keys() & {"champion", "previous"}:
             raise TrackingError(
                 f"{name} has no champion, so nothing can be rolled back. `tuneline models` lists what there is."
             )
         number = stands.get("previous")
         if number:
-            integrity.check_stored(registry.find(name, number))
+            integrity.check_stored(registry.find_version(name, number))
         if number or "champion" in stands:
             _move(name, "champion", number, reason)
         if number:
             _move(name, "previous", None, f"became champion again: {reason}")
-    return registry.champion(name)
+    return registry.get_champion(name)
 
 
 def verify() -> int:
@@ -134,7 +134,7 @@ def verify() -> int:
         for line in ledger.entries():
             hashes.setdefault(line["model"], set()).add(line["hash"])
             said.setdefault(line["model"], {})[line["alias"]] = line["to"]
-        models = registry.models() if said else {}
+        models = registry.list_models() if said else {}
         for name in said:
             _verify_model(name, models.get(name), said[name], hashes[name])
     return number
@@ -156,7 +156,7 @@ def _verify_model(name: str, model: RegisteredModel | None, said: dict[str, str 
             f"of it says {said.get(alias) or 'none'}. It was moved outside of Tuneline, or a promotion was cut "
             f"short. Promote the version that you mean: tuneline promote {name} VERSION --force --reason WHY."
         )
-    if model and HEAD in model.tags and model.tags[HEAD] not in hashes:
+    if model and LEDGER_HEAD_TAG in model.tags and model.tags[LEDGER_HEAD_TAG] not in hashes:
         raise TrackingError(
             f"{name}: the last lines of {ledger.path()} are missing: the registry knows of a later one. Restore it "
             "from a backup."
@@ -169,21 +169,21 @@ def _note_losses(name: str) -> list[str]:
     Returns:
         The aliases.
     """
-    models = registry.models(name)
+    models = registry.list_models(name)
     stands = models[name].aliases if models else {}
-    lost = [alias for alias, number in ledger.positions(name).items() if number and alias not in stands]
+    lost = [alias for alias, number in ledger.alias_positions(name).items() if number and alias not in stands]
     for alias in lost:
-        number = ledger.positions(name)[alias]
+        number = ledger.alias_positions(name)[alias]
         why = f"found gone: the alias, version {number} or the whole model was deleted outside of Tuneline"
         line = ledger.append(name, alias, number, None, why)
         if models:
-            MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
+            MlflowClient().set_registered_model_tag(name, LEDGER_HEAD_TAG, line["hash"])
     return lost
 
 
 def _crown(version: Version, why: str, **more: object) -> None:
     """Make a version champion, and the one before it, if there is one, `previous`; nothing is both."""
-    stands = registry.aliases(version.name)
+    stands = registry.get_aliases(version.name)
     before = stands.get("champion")
     if before not in (None, version.version):
         _move(version.name, "previous", before, f"was champion before version {version.version}")
@@ -193,18 +193,18 @@ def _crown(version: Version, why: str, **more: object) -> None:
 
 
 def _move(name: str, alias: str, to: str | None, why: str, **more: object) -> None:
-    before = registry.aliases(name).get(alias)
-    said = ledger.positions(name).get(alias)
+    before = registry.get_aliases(name).get(alias)
+    said = ledger.alias_positions(name).get(alias)
     line = None
-    if before != to or said != to or why.startswith(FORCED):
+    if before != to or said != to or why.startswith(FORCED_PREFIX):
         line = ledger.append(name, alias, before, to, why, **more)
     try:
         _move_alias(name, alias, to)
         if line:
-            MlflowClient().set_registered_model_tag(name, HEAD, line["hash"])
+            MlflowClient().set_registered_model_tag(name, LEDGER_HEAD_TAG, line["hash"])
     except MlflowException as error:
         why = f"the registry refused: {one_line(error)}"
-        if line and registry.aliases(name).get(alias) == before:
+        if line and registry.get_aliases(name).get(alias) == before:
             ledger.append(name, alias, to, before, why)
         raise TrackingError(
             f"{name}: alias {alias} could not be moved to version {to or 'none'}: {why} Check the server and your "

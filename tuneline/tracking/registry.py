@@ -24,15 +24,15 @@ from tuneline.identity import digest
 from tuneline.tracking import model_source
 from tuneline.tracking.flavor import FILES
 
-CONTENT_HASH = "tuneline.content_hash"
+CONTENT_HASH_TAG = "tuneline.content_hash"
 ALIASES = ("challenger", "champion", "previous")
-SHOWN = 20
+MAX_LISTED = 20
 """Versions named in an error, from the newest."""
 
-LONGEST_NUMBER = 18
+MAX_VERSION_DIGITS = 18
 """Digits that a database's integers hold."""
 
-NEEDED = {
+SERVING_FILES = {
     "weights": ("*.safetensors",),
     "config": ("config.json", "adapter_config.json", "bottleneck_config.json"),
     "tokenizer": ("tokenizer*",),
@@ -91,22 +91,24 @@ def register(name: str, content_hash: str, source: str, run_id: str, tags: Mappi
         TrackingError: The registry does not take it.
     """
     client = MlflowClient()
-    if known := of_content(content_hash, name):
+    if known := find_by_content(content_hash, name):
         return known[0], False
-    accepted = model_source.accepted_source(source, run_id)  # before the lock, as it may take long
+    accepted = model_source.resolve_source(source, run_id)  # before the lock, as it may take long
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise _refusal(name, accepted, error) from error
     with state.lock("registry"):
-        if known := of_content(content_hash, name):
+        if known := find_by_content(content_hash, name):
             return known[0], False
         try:
-            made = client.create_model_version(name, accepted, run_id=run_id, tags={CONTENT_HASH: content_hash, **tags})
+            made = client.create_model_version(
+                name, accepted, run_id=run_id, tags={CONTENT_HASH_TAG: content_hash, **tags}
+            )
         except MlflowException as error:
             raise _refusal(name, accepted, error) from error
-    return find(name, str(made.version)), True
+    return find_version(name, str(made.version)), True
 
 
 def _refusal(name: str, source: str, error: MlflowException) -> TrackingError:
@@ -123,7 +125,7 @@ def check_servable(folder: Path) -> None:
     Raises:
         TrackingError: Weights, config or tokenizer are missing.
     """
-    for what, patterns in NEEDED.items():
+    for what, patterns in SERVING_FILES.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             raise TrackingError(
                 f"{folder} has no {what} ({' or '.join(patterns)}), so the model could not be served, and is not "
@@ -131,45 +133,45 @@ def check_servable(folder: Path) -> None:
             )
 
 
-def versions(name: str | None = None, most: int | None = None) -> list[Version]:
+def list_versions(name: str | None = None, most: int | None = None) -> list[Version]:
     """List versions, newest first; of one model, or of all.
 
     Args:
         name: Registered model.
         most: How many, from the newest; default: every one.
     """
-    query = f"name = {quoted(name)}" if name else None
+    query = f"name = {quote(name)}" if name else None
     return _with_aliases(mlflow.search_model_versions(most, query, order_by=["version_number DESC"]))
 
 
-def recent(name: str | None, most: int) -> list[Version]:
+def list_recent(name: str | None, most: int) -> list[Version]:
     """List the newest versions and, behind them, older ones that hold an alias; of one model, or of all."""
-    newest = versions(name, most)
+    newest = list_versions(name, most)
     listed = {(version.name, version.version) for version in newest}
-    standing = {(model.name, str(number)) for model in models(name).values() for number in model.aliases.values()}
-    return newest + [find(*each) for each in sorted(standing - listed)]
+    standing = {(model.name, str(number)) for model in list_models(name).values() for number in model.aliases.values()}
+    return newest + [find_version(*each) for each in sorted(standing - listed)]
 
 
-def of_content(content_hash: str, name: str | None = None) -> list[Version]:
+def find_by_content(content_hash: str, name: str | None = None) -> list[Version]:
     """List the versions with a content, newest first; of one model, or of all."""
-    query = f"tags.`{CONTENT_HASH}` = {quoted(content_hash)}"
+    query = f"tags.`{CONTENT_HASH_TAG}` = {quote(content_hash)}"
     if name:
-        query += f" and name = {quoted(name)}"
+        query += f" and name = {quote(name)}"
     return _with_aliases(mlflow.search_model_versions(None, query, order_by=["version_number DESC"]))
 
 
-def models(name: str | None = None) -> dict[str, RegisteredModel]:
+def list_models(name: str | None = None) -> dict[str, RegisteredModel]:
     """Return registered models with their aliases and tags, by name; the one of that name, or all."""
-    query = f"name = {quoted(name)}" if name else None
+    query = f"name = {quote(name)}" if name else None
     return {model.name: model for model in mlflow.search_registered_models(filter_string=query)}
 
 
-def aliases(name: str) -> dict[str, str]:
+def get_aliases(name: str) -> dict[str, str]:
     """Return at which versions the aliases of a model stand; none where there is no such model."""
-    return {alias: str(number) for model in models(name).values() for alias, number in model.aliases.items()}
+    return {alias: str(number) for model in list_models(name).values() for alias, number in model.aliases.items()}
 
 
-def find(name: str, version_or_alias: str) -> Version:
+def find_version(name: str, version_or_alias: str) -> Version:
     """Return a version by number or alias.
 
     Raises:
@@ -177,19 +179,19 @@ def find(name: str, version_or_alias: str) -> Version:
     """
     client = MlflowClient()
     try:
-        if version_or_alias.isdecimal() and len(version_or_alias) <= LONGEST_NUMBER:
+        if version_or_alias.isdecimal() and len(version_or_alias) <= MAX_VERSION_DIGITS:
             return _version(client.get_model_version(name, version_or_alias))
         return _version(client.get_model_version_by_alias(name, version_or_alias))
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-    if not (newest := versions(name, most=SHOWN)):
-        raise NotFoundError.among("model", name, list(models())[:SHOWN])
-    labels = {*aliases(name), *(version.version for version in newest)}
+    if not (newest := list_versions(name, most=MAX_LISTED)):
+        raise NotFoundError.among("model", name, list(list_models())[:MAX_LISTED])
+    labels = {*get_aliases(name), *(version.version for version in newest)}
     raise NotFoundError.among(f"version of {name}", version_or_alias, labels)
 
 
-def champion(name: str) -> Version | None:
+def get_champion(name: str) -> Version | None:
     """Return the version with the alias `champion`, if there is one."""
     try:
         return _version(MlflowClient().get_model_version_by_alias(name, "champion"))
@@ -199,7 +201,7 @@ def champion(name: str) -> Version | None:
         raise
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Quote a text for one of MLflow's filters.
 
     Raises:
@@ -215,7 +217,7 @@ def quoted(text: str) -> str:
 def _with_aliases(matches: Sequence[ModelVersion]) -> list[Version]:
     """Add the aliases, which a search of versions leaves out."""
     names = {version.name for version in matches}
-    known = models(names.pop()) if len(names) == 1 else models() if names else {}
+    known = list_models(names.pop()) if len(names) == 1 else list_models() if names else {}
     return [_version(version, known[version.name].aliases) for version in matches]
 
 
@@ -227,7 +229,7 @@ def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) ->
         version.name,
         number,
         tuple(sorted(mine)),
-        tags.get(CONTENT_HASH, ""),
+        tags.get(CONTENT_HASH_TAG, ""),
         version.source or "",
         version.run_id or "",
         tags,
@@ -237,8 +239,8 @@ def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) ->
 def _download(version: Version) -> Path:
     """Return the copy of a version's files on this machine; the artifact that was registered has the same one."""
     text = _checksums_text(version)
-    key = artifact_cache.key_of(text) if text else digest(["version", version.source, version.content_hash])
-    return artifact_cache.folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
+    key = artifact_cache.artifact_key(text) if text else digest(["version", version.source, version.content_hash])
+    return artifact_cache.cached_folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
 
 
 @contextmanager
@@ -247,7 +249,7 @@ def stored_folder(version: Version) -> Iterator[Path]:
     if not version.is_remote():
         yield version.folder()
         return
-    with tempfile.TemporaryDirectory(dir=owner.work()) as scratch:
+    with tempfile.TemporaryDirectory(dir=owner.scratch_folder()) as scratch:
         _fetch(version, Path(scratch))
         yield Path(scratch) / FILES
 

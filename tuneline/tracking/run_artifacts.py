@@ -22,32 +22,32 @@ TRAINING_ROWS = "gate/training_rows.npz"
 DECISION = "gate/decision"
 
 
-def keep_evidence(facts: Evidence) -> None:
+def log_evidence(facts: Evidence) -> None:
     """Keep beside the active run what a later gate must know."""
     runs.log_text(EVIDENCE, facts.model_dump_json(indent=1))
 
 
-def keep_training_rows(rows: TrainingRows) -> None:
+def log_training_rows(rows: TrainingRows) -> None:
     """Keep beside the active run which examples its model was trained on."""
     folder, _, name = TRAINING_ROWS.partition("/")
     runs.log_file(folder, name, rows.save)
 
 
-def keep_decision(decision: Decision) -> None:
+def log_decision(decision: Decision) -> None:
     """Keep a decision beside the active run, as JSON, Markdown and HTML, and its sentence as a tag."""
     for kind, text in _documents(decision):
         runs.log_text(f"{DECISION}.{kind}", text)
     runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
 
 
-def keep_card(text: str, version: Version | None) -> None:
+def log_card(text: str, version: Version | None) -> None:
     """Keep a model card beside the active run and, of a version that is new, as its description in the registry."""
     runs.log_text(CARD, text)
     if version:
-        MlflowClient().update_model_version(version.name, version.version, model_card.shortened(text))
+        MlflowClient().update_model_version(version.name, version.version, model_card.shorten(text))
 
 
-def card_of(version: Version) -> str:
+def load_card(version: Version) -> str:
     """Return the model card of a version.
 
     Raises:
@@ -72,22 +72,22 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
         TrackingError: The two were scored on other items or under other libraries, a run keeps no scores, or the
             version's files are not those that were registered.
     """
-    candidate, champion = registry.find(name, version), registry.champion(name)
+    candidate, champion = registry.find_version(name, version), registry.get_champion(name)
     integrity.check_stored(candidate)
-    facts = evidence_of(candidate)
+    facts = load_evidence(candidate)
     config = config or facts.gate
-    scores = compare.scores(compare.run_of(candidate.run_id))
+    scores = compare.load_scores(compare.get_run(candidate.run_id))
     findings: list[Finding] = []
     if champion is None or champion.version != candidate.version:
-        base = compare.scores(compare.run_of(candidate.run_id), "base")
-        findings += gate.judge(scores, base, "the base model", config, facts.dirty())
+        base = compare.load_scores(compare.get_run(candidate.run_id), "base")
+        findings += gate.evaluate(scores, base, "the base model", config, facts.contaminated_items())
     checks = list[Check]()
     if champion and champion.version != candidate.version:
         _check_same_setting(candidate, facts, champion)
-        theirs = compare.scores(compare.run_of(champion.run_id))
-        more, checks = against_champion((scores, theirs), champion, facts, training_rows_of(candidate), config)
+        theirs = compare.load_scores(compare.get_run(champion.run_id))
+        more, checks = compare_with_champion((scores, theirs), champion, facts, load_training_rows(candidate), config)
         findings += more
-    checks = [*evidence.check(facts, config.preconditions), *checks]
+    checks = [*evidence.check_preconditions(facts, config.preconditions), *checks]
     decision = promotion.decide(
         candidate, new=False, champion=champion, findings=findings, checks=checks, config=config
     )
@@ -100,7 +100,7 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
 def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) -> None:
     """Check that the scores of two runs were made in one type, on one kind of device, by the same libraries."""
     try:
-        mine, theirs = facts.scored_with, evidence_of(champion).scored_with
+        mine, theirs = facts.scored_with, load_evidence(champion).scored_with
     except TrackingError:
         return
     if mine and theirs and mine != theirs:
@@ -112,7 +112,7 @@ def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) 
         )
 
 
-def against_champion(
+def compare_with_champion(
     scores: tuple[Scores, Scores],
     champion: Version,
     facts: Evidence,
@@ -131,16 +131,18 @@ def against_champion(
     Returns:
         A finding for each metric that the gate asks for. Where too few items are left, none, and a check that fails.
     """
-    against, theirs = f"champion version {champion.version}", training_rows_of(champion)
+    against, theirs = f"champion version {champion.version}", load_training_rows(champion)
     trained = rows.seen_by(theirs) | rows.seen_by(rows) if rows and theirs else None
     try:
-        found = gate.judge(*scores, against, config, facts.dirty() | known_dirty(champion), trained)
+        found = gate.evaluate(
+            *scores, against, config, facts.contaminated_items() | contaminated_items(champion), trained
+        )
     except gate.TooFewItemsError as error:
         return [], [Check(name="clean_items", passed=False, sentence=f"compared with {against}: {error}")]
     return found, []
 
 
-def training_rows_of(version: Version) -> TrainingRows | None:
+def load_training_rows(version: Version) -> TrainingRows | None:
     """Read which examples a version was trained on; None where its run keeps no list, as those of older releases."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -149,7 +151,7 @@ def training_rows_of(version: Version) -> TrainingRows | None:
             return None
 
 
-def evidence_of(version: Version) -> Evidence:
+def load_evidence(version: Version) -> Evidence:
     """Read what the run that made a version left for a gate.
 
     Raises:
@@ -159,10 +161,10 @@ def evidence_of(version: Version) -> Evidence:
     return Evidence.model_validate_json(_text(version, EVIDENCE, advice))
 
 
-def known_dirty(version: Version) -> set[str]:
+def contaminated_items(version: Version) -> set[str]:
     """Return the items that a version had seen in training, as far as its run tells."""
     try:
-        return evidence_of(version).dirty()
+        return load_evidence(version).contaminated_items()
     except TrackingError:
         return set()
 

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from tuneline import owner
 from tuneline.identity import Manifest
 
-TRAINING = "tuneline.training_run"
+TRAINING_RUN_NOTE = "tuneline.training_run"
 MLFLOW_RUNS = "mlflow_runs"
 """Under which a process notes the MLflow runs that it has not ended yet."""
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def training_child(name: str, went_on: str | None = None) -> Iterator[tuple[str, "Curves"]]:
+def start_training_run(name: str, went_on: str | None = None) -> Iterator[tuple[str, "Curves"]]:
     """Open a child of the active run for the live curves of a training; a crash marks it failed.
 
     Args:
@@ -48,19 +48,19 @@ def training_child(name: str, went_on: str | None = None) -> Iterator[tuple[str,
         about = {"run_id": went_on}
     with (
         mlflow.start_run(**about, nested=True, log_system_metrics=True) as run,
-        owner.own().holding(MLFLOW_RUNS, noted(run.info.run_id)),
+        owner.current_owner().registered(MLFLOW_RUNS, owner_note(run.info.run_id)),
     ):
-        curves = Curves(run.info.run_id)
+        curves = MetricBuffer(run.info.run_id)
         yield run.info.run_id, curves
         curves.finish()
 
 
-def noted(run_id: str) -> str:
+def owner_note(run_id: str) -> str:
     """Return how a process notes an MLflow run that it has begun: behind the address of its store."""
     return f"{mlflow.get_tracking_uri()} {run_id}"
 
 
-class Curves:
+class MetricBuffer:
     """Deliver the figures of a training; what cannot be delivered waits, and is tried again.
 
     A tracking server that is out of reach costs a training some curves, never the training.
@@ -111,7 +111,7 @@ def log_params(recipe: Mapping[str, Any]) -> None:
         mlflow.log_params({name: flat[name] for name in names})
 
 
-def attempt(log: Callable[[], None]) -> None:
+def try_logging(log: Callable[[], None]) -> None:
     """Log something that a finished training can do without, should MLflow be out of reach."""
     try:
         log()
@@ -176,7 +176,7 @@ def git_commit() -> str | None:
     return f"{commit}+changes" if dirty.strip() else commit
 
 
-def active_id() -> str:
+def active_run_id() -> str:
     """Return the id of the active run."""
     return str(_active().info.run_id)
 

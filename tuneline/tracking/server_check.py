@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TIMEOUT_SECONDS = 5.0
-HERE = ("127.0.0.1", "localhost", "::1")
-PROBE = "tuneline-check"
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+PROBE_FILE = "tuneline-check"
 """File that is written among a server's artifacts, and deleted again."""
 
 UNFINISHED = ".unfinished-mlflow-"
@@ -52,7 +52,7 @@ def _check_sqlite(path: Path) -> None:
         with sqlite3.connect(path, timeout=BUSY_SECONDS) as database:
             database.execute("pragma schema_version")
     except (OSError, sqlite3.Error) as error:
-        if told := storage_errors.explain(error):
+        if told := storage_errors.translate(error):
             raise told from error
         raise TrackingError(f"MLflow's database {path} cannot be opened: {error}. {_advice(error)}") from error
 
@@ -80,7 +80,7 @@ def _check_http(uri: str) -> None:
         )
 
 
-def make_schema(uri: str) -> None:
+def create_schema(uri: str) -> None:
     """Make the tables of MLflow's tracker and registry, one process at a time; call it once MLflow points at `uri`.
 
     MLflow's registry makes them without a lock, so that of two first runs one dies inside its migrations; and tables
@@ -106,7 +106,7 @@ def make_schema(uri: str) -> None:
             MlflowClient().search_experiments(max_results=1)
             MlflowClient().search_registered_models(max_results=1)
     except (MlflowException, CommandError, SQLAlchemyError) as error:
-        if told := storage_errors.explain(error):
+        if told := storage_errors.translate(error):
             raise told from error
         raise TrackingError(
             f"MLflow's store {uri} cannot be opened: {one_line(error)} If it is locked, wait for the other "
@@ -178,7 +178,9 @@ def _check_artifacts(place: str, uri: str) -> None:
     from tuneline.tracking import model_source
 
     folder = model_source.local_folder(place)
-    elsewhere = urlsplit(uri).hostname not in HERE  # a mounted folder is there before the first run of an experiment
+    elsewhere = (
+        urlsplit(uri).hostname not in LOCAL_HOSTS
+    )  # a mounted folder is there before the first run of an experiment
     if folder and elsewhere and not any(each.is_dir() for each in (folder, folder.parent)):
         raise TrackingError(
             f"MLflow at {uri} keeps artifacts in {folder}, a folder that is not on this machine, so that no model can "
@@ -188,7 +190,7 @@ def _check_artifacts(place: str, uri: str) -> None:
     try:
         repository = get_artifact_repository(place)
         with tempfile.TemporaryDirectory() as scratch:
-            probe = Path(scratch) / PROBE
+            probe = Path(scratch) / PROBE_FILE
             probe.write_text("Written by Tuneline to see whether artifacts can be kept here; may be deleted.\n")
             repository.log_artifact(str(probe))
     except (MlflowException, OSError, ImportError) as error:
@@ -198,7 +200,7 @@ def _check_artifacts(place: str, uri: str) -> None:
             "or give this machine what it takes to write there."
         ) from error
     with contextlib.suppress(MlflowException, OSError, NotImplementedError):
-        repository.delete_artifacts(PROBE)
+        repository.delete_artifacts(PROBE_FILE)
 
 
 @contextlib.contextmanager

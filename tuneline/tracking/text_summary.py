@@ -9,7 +9,7 @@ _ROLES = re.compile(r"(?<=\|>)(?:system|user|assistant)\b|\b(?:system|user|assis
 _TURN = re.compile(r"\buser\n")
 
 
-def asked(prompt: str, width: int = 160) -> str:
+def summarize_prompt(prompt: str, width: int = 160) -> str:
     """Return what was asked last, without the marks of a template; of a long text its end.
 
     Args:
@@ -21,7 +21,7 @@ def asked(prompt: str, width: int = 160) -> str:
     return plain if len(plain) <= width else f"... {plain[-(width - 4) :]}"
 
 
-def said(answer: str, width: int = 200) -> str:
+def summarize_answer(answer: str, width: int = 200) -> str:
     """Return the beginning of an answer, at most `width` characters."""
     plain = " ".join(answer.split())
     if not plain:
@@ -29,7 +29,7 @@ def said(answer: str, width: int = 200) -> str:
     return plain if len(plain) <= width else f"{plain[: width - 4]} ..."
 
 
-def fifths(values: list[float]) -> list[float]:
+def fifth_means(values: list[float]) -> list[float]:
     """Return the mean of each fifth of some values; nothing where there are fewer than five."""
     if len(values) < 5:
         return []

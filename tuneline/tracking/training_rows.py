@@ -12,10 +12,10 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from tuneline.data.corpus import Corpus, batches
+from tuneline.data.corpus import Corpus, iter_batches
 from tuneline.data.mixture import merge
 
-BYTES = 16
+HASH_BYTES = 16
 """Of each hash; two of a billion examples share theirs with a probability of 1e-21."""
 
 
@@ -52,7 +52,7 @@ class TrainingRows:
         return {row.tobytes().hex() for row in self.held_out[seen]}
 
 
-def of(mixture: Corpus, split_by: str) -> TrainingRows:
+def from_mixture(mixture: Corpus, split_by: str) -> TrainingRows:
     """Read the hashes from a mixture.
 
     Args:
@@ -73,9 +73,9 @@ def _collected(rows: Dataset, split_by: str) -> tuple[NDArray[np.uint8], NDArray
 
 
 def _hashes(rows: Dataset, split_by: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    for batch in batches(rows):
+    for batch in iter_batches(rows):
         ids = batch.column("id").to_pylist()
-        keys = merge.split_keys(batch, ids, merge.kinds(batch), split_by)
+        keys = merge.split_keys(batch, ids, merge.example_kinds(batch), split_by)
         yield _from_hex(ids), _from_hex(keys)
 
 
@@ -84,4 +84,4 @@ def _from_hex(hashes: list[str]) -> NDArray[np.uint8]:
 
 
 def _shortened(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    return np.ascontiguousarray(hashes[:, :BYTES]).view(f"S{BYTES}")[:, 0]
+    return np.ascontiguousarray(hashes[:, :HASH_BYTES]).view(f"S{HASH_BYTES}")[:, 0]

@@ -19,6 +19,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), **attention.packed_inputs(lengths)}
 
 
-def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def move_to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return inputs on a device."""
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}

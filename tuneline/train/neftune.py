@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class Noise:
+class NeftuneNoise:
     """Uniform noise of +-alpha / sqrt(tokens of the example * width) on what the embeddings return in training."""
 
     def __init__(self, model: Any, alpha: float) -> None:
@@ -19,7 +19,7 @@ class Noise:
         embeddings: nn.Module = model.get_input_embeddings()
         self._hook = embeddings.register_forward_hook(self._add)
 
-    def of_row(self, bounds: torch.Tensor) -> None:
+    def set_example_bounds(self, bounds: torch.Tensor) -> None:
         """Say where the examples of the next row begin and end.
 
         Args:

@@ -16,13 +16,13 @@ from tuneline.model import device, value_head
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.methods import families
 from tuneline.train import token_losses
-from tuneline.train.collate import collate, moved
-from tuneline.train.job import Job
-from tuneline.train.monitoring.recorder import Recorder, memory_bytes
+from tuneline.train.collate import collate, move_to_device
+from tuneline.train.job import TrainingJob
+from tuneline.train.monitoring.recorder import MetricsRecorder, peak_memory
 from tuneline.train.report import TrainingReport
 from tuneline.train.trainer import StageTrainer
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+REPORTED_LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
 @torch.no_grad()
@@ -32,19 +32,19 @@ def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> flo
     total, count = 0.0, 0
     for row in rows.splits[split]:
         losses, _ = token_losses.token_losses(
-            families[method], model, moved(collate([preference_rows.laid_out(row)]), model.device)
+            families[method], model, move_to_device(collate([preference_rows.flatten_row(row)]), model.device)
         )
         total, count = total + float(losses.sum()), count + len(losses)
     return total / count if count else float("nan")
 
 
-def save(job: Job, loop: StageTrainer, work: Path, facts: dict[str, Any]) -> Checkpoint:
+def save_checkpoint(job: TrainingJob, loop: StageTrainer, work: Path, facts: dict[str, Any]) -> Checkpoint:
     """Write the trained weights; nothing in the files names this machine."""
     shutil.rmtree(work / "state", ignore_errors=True)
     head = loop.objective.detach(loop.model)
     job.family.save(loop.model, work, base_name=job.base_model.items[0].name)
     if head:
-        save_file(head, work / value_head.FILE)
+        save_file(head, work / value_head.HEAD_FILE)
     (work / "README.md").unlink(missing_ok=True)
     identity = {
         "base_model": job.base_model.content_hash(),
@@ -52,12 +52,12 @@ def save(job: Job, loop: StageTrainer, work: Path, facts: dict[str, Any]) -> Che
         "tokenization": job.rows.identity,
         "load": job.load.model_dump(mode="json"),
         "method": job.method.model_dump(),
-        "train": job.config.shaping(),
+        "train": job.config.weight_affecting_fields(),
     }
     return Checkpoint(work, job.family.kind, identity, facts, disposable=True)
 
 
-def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, float]:
+def summarize_training(loop: StageTrainer, recorder: MetricsRecorder, start: float) -> dict[str, float]:
     """Return the figures of a whole training; `start` is of `time.monotonic`."""
     trainable = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
     losses = [entry["loss"] for entry in recorder.history]
@@ -68,23 +68,23 @@ def summary(loop: StageTrainer, recorder: Recorder, start: float) -> dict[str, f
         "steps": float(loop.state.global_step),
         "first_loss": losses[0],
         "final_loss": sum(losses[-3:]) / len(losses[-3:]),
-        "peak_memory_bytes": float(max(recorder.peak_memory_bytes, memory_bytes())),
+        "peak_memory_bytes": float(max(recorder.peak_memory_bytes, peak_memory())),
         "parameters": float(loop.model.num_parameters()),
         "trainable_parameters": float(trainable),
     }
 
 
-def report(
-    job: Job,
+def build_report(
+    job: TrainingJob,
     decisions: dict[str, str],
-    recorder: Recorder,
+    recorder: MetricsRecorder,
     samples: list[dict[str, Any]],
     summary: dict[str, float],
 ) -> TrainingReport:
     """Put together what the tracker needs later."""
-    environment = {name: version(name) for name in LIBRARIES} | {
+    environment = {name: version(name) for name in REPORTED_LIBRARIES} | {
         "python": platform.python_version(),
-        "device": device.name(),
+        "device": device.device_name(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
     }

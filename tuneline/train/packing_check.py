@@ -14,7 +14,9 @@ TOLERANCE = {"float32": 1e-2, "half": 0.5}
 """Largest difference of logits, relative to their spread, that is rounding."""
 
 
-def isolation(model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_change: bool) -> tuple[str, str]:
+def check_packing_isolation(
+    model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_change: bool
+) -> tuple[str, str]:
     """Measure on the first rows whether examples that share a row see each other.
 
     Args:
@@ -38,7 +40,7 @@ def isolation(model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_cha
         return kind, "each example has a row of its own"
     tolerance = TOLERANCE["float32" if exact else "half"]
     if may_change:
-        kind, leak = attention.first_isolated(model, batches, tolerance=tolerance)
+        kind, leak = attention.set_isolating_attention(model, batches, tolerance=tolerance)
     else:
         leak = attention.check_isolation(model, batches, tolerance=tolerance)
     return kind, f"relative difference {leak:.1e} between packed and alone, with {kind} attention"
@@ -46,7 +48,7 @@ def isolation(model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_cha
 
 def _segments(row: dict[str, Any]) -> list[list[int]]:
     """Return the beginnings of the first examples of a row."""
-    laid = preference_rows.laid_out(row)
+    laid = preference_rows.flatten_row(row)
     ends = [0, *accumulate(laid["lengths"])]
     ids = laid["input_ids"]
     return [ids[a : min(b, a + CHECKED_TOKENS)] for a, b in pairwise(ends[: CHECKED_EXAMPLES + 1])]

@@ -12,21 +12,23 @@ from datasets import Dataset
 
 from tuneline import progress
 from tuneline.train import token_losses
-from tuneline.train.job import Job
+from tuneline.train.job import TrainingJob
 from tuneline.train.objectives import Objective
-from tuneline.train.objectives.base import Inputs, Rows
+from tuneline.train.objectives.base import DatasetSplits, Inputs
 
 logger = logging.getLogger(__name__)
 
-FILE = "reference.pt"
+REFERENCE_FILE = "reference.pt"
 
 
-def prepared(job: Job, objective: Objective, model: Any, autocast: torch.dtype | None) -> Rows:
+def add_reference_columns(
+    job: TrainingJob, objective: Objective, model: Any, autocast: torch.dtype | None
+) -> DatasetSplits:
     """Return the rows, with the columns that the objective computes before the first step."""
     splits = job.rows.splits
-    if not objective.prepares:
+    if not objective.needs_reference_columns:
         return splits
-    kept = job.state.folder / FILE
+    kept = job.state.folder / REFERENCE_FILE
     columns = torch.load(kept, weights_only=True) if kept.is_file() else None
     if columns is None:
         columns = _computed(job, objective, model, autocast)
@@ -35,7 +37,7 @@ def prepared(job: Job, objective: Objective, model: Any, autocast: torch.dtype |
 
 
 def _computed(
-    job: Job, objective: Objective, model: Any, autocast: torch.dtype | None
+    job: TrainingJob, objective: Objective, model: Any, autocast: torch.dtype | None
 ) -> dict[str, dict[str, list[Any]]]:
     total = sum(rows.num_rows for rows in job.rows.splits.values())
     was_training, seen = model.training, 0

@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline.model import padding
 
-Ids = list[int]
+TokenIds = list[int]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GenerationOptions:
     """How answers are drawn."""
 
     max_new_tokens: int
@@ -22,7 +22,9 @@ class Drawing:
 
 
 @torch.no_grad()
-def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = False) -> list[Ids]:
+def generate_completions(
+    model: Any, prompts: list[TokenIds], drawing: GenerationOptions, *, greedy: bool = False
+) -> list[TokenIds]:
     """Return the answers to prompts, each with the stop token that ends it, if one does.
 
     Draws from the whole distribution, whatever the model's own generation config prefers.
@@ -33,7 +35,7 @@ def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = 
         drawing: Lengths, stop token and temperature.
         greedy: Take the likeliest token each time.
     """
-    ids, mask = padding.on_the_left(prompts, drawing.pad_id, model.device)
+    ids, mask = padding.pad_left(prompts, drawing.pad_id, model.device)
     whole = {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
     made = model.generate(
         input_ids=ids,
@@ -48,12 +50,14 @@ def answers(model: Any, prompts: list[Ids], drawing: Drawing, *, greedy: bool = 
     return [_ended(row, drawing.stop_id) for row in made[:, ids.shape[1] :].tolist()]
 
 
-def _ended(ids: Ids, stop_id: int) -> Ids:
+def _ended(ids: TokenIds, stop_id: int) -> TokenIds:
     return ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
 
 
-def drawing_for(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 1.0) -> Drawing:
+def generation_options(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float = 1.0
+) -> GenerationOptions:
     """Return how answers are drawn with a tokenizer: they end at its end token."""
     stop = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
-    return Drawing(max_new_tokens, stop, pad, temperature)
+    return GenerationOptions(max_new_tokens, stop, pad, temperature)

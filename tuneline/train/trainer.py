@@ -14,24 +14,24 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tuneline.config.sections.method import Method
-from tuneline.config.training.base import Optimisation
-from tuneline.config.training.optimizers import TRAITS
+from tuneline.config.training.base import TrainingConfig
+from tuneline.config.training.optimizers import OPTIMIZER_SPECS
 from tuneline.errors import RecipeError
 from tuneline.model import device
-from tuneline.model.methods.base import Family
+from tuneline.model.methods.base import MethodFamily
 from tuneline.model.precision import Precision
 from tuneline.train import token_losses
-from tuneline.train.checkpoint.resumable_trainer import Resumable
-from tuneline.train.neftune import Noise
+from tuneline.train.checkpoint.resumable_trainer import ResumableTrainer
+from tuneline.train.neftune import NeftuneNoise
 from tuneline.train.objectives import Objective
-from tuneline.train.objectives.base import num_trained
+from tuneline.train.objectives.base import count_trained_tokens
 from tuneline.train.optim import optimizer_factory
 
 if TYPE_CHECKING:
     from tuneline.train.levers.apply import Levers
 
 
-class StageTrainer(Resumable):
+class StageTrainer(ResumableTrainer):
     """An objective's loss, averaged over the items of an optimizer step."""
 
     optimizer: Any
@@ -39,7 +39,12 @@ class StageTrainer(Resumable):
     """What makes a step fast; nothing where it is not set."""
 
     def __init__(
-        self, family: Family, method: Method, objective: Objective, noise: Noise | None = None, **options: Any
+        self,
+        family: MethodFamily,
+        method: Method,
+        objective: Objective,
+        noise: NeftuneNoise | None = None,
+        **options: Any,
     ) -> None:
         self.family, self.method, self.objective, self.noise = family, method, objective, noise
         self.history, self.samples = [], []
@@ -63,11 +68,11 @@ class StageTrainer(Resumable):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         self.tokens_seen += inputs["input_ids"].numel()
-        self.tokens_trained += num_trained(inputs)
+        self.tokens_trained += count_trained_tokens(inputs)
         if self.noise:
-            self.noise.of_row(inputs["cu_seq_lens_q"])
+            self.noise.set_example_bounds(inputs["cu_seq_lens_q"])
         found = self.objective.measure(model, inputs, self.token_losses)
-        self.add_figures(found.figures)
+        self.accumulate_metrics(found.figures)
         loss = found.total / (num_items_in_batch if num_items_in_batch is not None else found.num_items)
         penalty = self.family.penalty(model)
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
@@ -84,7 +89,7 @@ class StageTrainer(Resumable):
         self._sums, self._told = {}, {}
         return found
 
-    def add_figures(self, figures: dict[str, tuple[float, float]]) -> None:
+    def accumulate_metrics(self, figures: dict[str, tuple[float, float]]) -> None:
         """Count figures (name -> sum and number) towards the averages of this step."""
         _add(self._sums, figures)
 
@@ -119,12 +124,12 @@ class StageTrainer(Resumable):
         groups = self.family.parameter_groups(self.model, self.method, self.args.learning_rate, self.args.weight_decay)
         if self.optimizer is None:
             self.names = frozenset(self.trained())
-            self.optimizer = optimizer_factory.make(self, groups)
+            self.optimizer = optimizer_factory.build_optimizer(self, groups)
         return super().create_optimizer(model) if model is not None else super().create_optimizer()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Tell no norm where the gradients are gone by then."""
-        in_backward = TRAITS[self.args.optimizer_name].in_backward
+        in_backward = OPTIMIZER_SPECS[self.args.optimizer_name].steps_in_backward
         return None if in_backward else super()._get_grad_norm(model, grad_norm=grad_norm)
 
 
@@ -142,10 +147,10 @@ def _as_adapted(model: Any, *, adapted: bool) -> Iterator[None]:
             del marks["_hf_peft_config_loaded"]
 
 
-class AfterStep(TrainerCallback):
+class AfterStepCallback(TrainerCallback):
     """Let the method work between an optimizer step and the clearing of gradients."""
 
-    def __init__(self, family: Family, model: Any) -> None:
+    def __init__(self, family: MethodFamily, model: Any) -> None:
         self._family, self._model = family, model
 
     def on_optimizer_step(
@@ -160,16 +165,18 @@ def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, floa
         sums[name] = before[0] + total, before[1] + count
 
 
-def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizer_factory.Arguments:
+def training_arguments(
+    config: TrainingConfig, held: Precision, folder: Path
+) -> optimizer_factory.StageTrainingArguments:
     """Translate our configs into transformers' arguments.
 
     Raises:
         RecipeError: transformers would train on another device than the model is loaded onto.
     """
-    kind = device.kind()
-    args = optimizer_factory.Arguments(
+    kind = device.device_type()
+    args = optimizer_factory.StageTrainingArguments(
         output_dir=str(folder),
-        **(config.arguments() | optimizer_factory.arguments(config)),
+        **(config.arguments() | optimizer_factory.optimizer_arguments(config)),
         bf16=held.autocast == torch.bfloat16,
         fp16=held.autocast == torch.float16,
         use_cpu=kind == "cpu",
@@ -179,7 +186,7 @@ def arguments(config: Optimisation, held: Precision, folder: Path) -> optimizer_
         save_strategy="no",  # tuneline.train.checkpoint.resumable_trainer says when
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=kind in device.COUNTED,
+        dataloader_pin_memory=kind in device.PEAK_MEMORY_DEVICES,
         average_tokens_across_devices=True,
     )
     others = {args.device.type, args.distributed_state.device.type} - {kind}

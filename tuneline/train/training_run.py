@@ -10,18 +10,18 @@ from transformers import set_seed
 from tuneline import owner
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import Method
-from tuneline.config.training.base import Optimisation
+from tuneline.config.training.base import TrainingConfig
 from tuneline.data.corpus import Corpus
 from tuneline.identity import Manifest, digest
 from tuneline.model import device, patches
 from tuneline.model.checkpoint import Checkpoint
-from tuneline.model.load import Loaded, load_base
+from tuneline.model.load import LoadedModel, load_for_training
 from tuneline.train import loop as loops
 from tuneline.train import outputs, packing_check
-from tuneline.train.job import Job
+from tuneline.train.job import TrainingJob
 from tuneline.train.monitoring import mfu
-from tuneline.train.monitoring.recorder import Listener
-from tuneline.train.monitoring.resource_usage import Footprint
+from tuneline.train.monitoring.recorder import StepListener
+from tuneline.train.monitoring.resource_usage import ResourceUsage
 from tuneline.train.outputs import mean_loss
 from tuneline.train.report import TrainingReport
 
@@ -34,8 +34,8 @@ def train(
     tokenizer: Manifest,
     load: LoadStepConfig,
     method: Method,
-    config: Optimisation,
-    listeners: tuple[Listener, ...] = (),
+    config: TrainingConfig,
+    listeners: tuple[StepListener, ...] = (),
     *,
     keeps_state: bool = False,
 ) -> tuple[Checkpoint, TrainingReport]:
@@ -60,8 +60,8 @@ def train(
         ProofError: Packed examples see each other in this architecture, or the loss is no number.
         StoppedError: A signal asked to stop, or another process trains the same.
     """
-    job = Job(rows, base_model, tokenizer, load, method, config)
-    job.refuse_shared_rows()
+    job = TrainingJob(rows, base_model, tokenizer, load, method, config)
+    job.check_packing_support()
     job.state.check(config.resume_from)
     with job.state.alone():
         checkpoint, report = _train(job, listeners)
@@ -72,41 +72,43 @@ def train(
         return checkpoint, report.model_copy(update={"state": job.state.folder.name})
 
 
-def _train(job: Job, listeners: tuple[Listener, ...]) -> tuple[Checkpoint, TrainingReport]:
+def _train(job: TrainingJob, listeners: tuple[StepListener, ...]) -> tuple[Checkpoint, TrainingReport]:
     start = time.monotonic()
-    held = loops.held_as_before(job)
-    phase, footprint = mfu.Phases(), Footprint()
+    held = loops.load_config_for_resume(job)
+    phase, footprint = mfu.PhaseTimer(), ResourceUsage()
     with phase("load"):
-        loaded = load_base(job.base_model, job.tokenizer, held, trains_all=job.trains_all, packed=job.packed)
+        loaded = load_for_training(
+            job.base_model, job.tokenizer, held, trains_all=job.trains_base_weights, packed=job.packed
+        )
     computed = loaded.precision.autocast or loaded.precision.weights
     with phase("prove"):
         kind, isolation = _isolated(job, loaded, exact=computed == torch.float32)
     set_seed(job.config.seed)
     work = _work_folder(job)
     with phase("prepare"):
-        loop = loops.make(job, loaded, work)
+        loop = loops.build_trainer(job, loaded, work)
     decisions = loaded.decisions | patches.fuse_adapter(loop.model, job.load) | {"isolation": isolation}
     if kind != loaded.attention:
         decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
-    loop.levers = loops.with_levers(job, loaded, loop)
+    loop.levers = loops.enable_levers(job, loaded, loop)
     decisions |= loop.levers.decisions
     with phase("train"), footprint():
-        ran = loops.run(loop, job, listeners)
+        ran = loops.run_training(loop, job, listeners)
     decisions |= ran.decisions
     with phase("evaluate"):
         held_out = {f"validation_{name}": value for name, value in loop.validate().items()}
     before = ran.recorder.tokens_before
     seen, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
-    done = mfu.figures(loop.model, seen, seconds, computed, device.kind(), before=before)
-    summary = outputs.summary(loop, ran.recorder, start) | held_out | done | footprint.figures()
+    done = mfu.throughput_metrics(loop.model, seen, seconds, computed, device.device_type(), before=before)
+    summary = outputs.summarize_training(loop, ran.recorder, start) | held_out | done | footprint.figures()
     with phase("save"):
-        checkpoint = outputs.save(job, loop, work, {"attention": kind})
-    return checkpoint, outputs.report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)
+        checkpoint = outputs.save_checkpoint(job, loop, work, {"attention": kind})
+    return checkpoint, outputs.build_report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)
 
 
-def _isolated(job: Job, loaded: Loaded, *, exact: bool) -> tuple[str, str]:
+def _isolated(job: TrainingJob, loaded: LoadedModel, *, exact: bool) -> tuple[str, str]:
     """Prove that packed examples do not see each other; return the attention of which that is true, and the finding."""
-    return packing_check.isolation(
+    return packing_check.check_packing_isolation(
         loaded.model,
         job.rows,
         batch_size=job.config.per_device_train_batch_size,
@@ -115,9 +117,9 @@ def _isolated(job: Job, loaded: Loaded, *, exact: bool) -> tuple[str, str]:
     )
 
 
-def _work_folder(job: Job) -> Path:
+def _work_folder(job: TrainingJob) -> Path:
     key = digest(job.state.identity)
-    work = owner.work() / f"train-{key[:32]}"
+    work = owner.scratch_folder() / f"train-{key[:32]}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     return work

@@ -39,26 +39,26 @@ def close() -> list[str]:
     """
     try:
         with state.lock("abandoned", timeout_seconds=0):
-            lines = [line for each in owner.dead() for line in _closed(each)]
+            lines = [line for each in owner.dead_owners() for line in _closed(each)]
     except Timeout:  # another process does it now
         return []
-    if freed := owner.clear_work():
+    if freed := owner.clear_scratch():
         lines.append(f"removed {freed / 1e6:.1f} MB of unfinished work that no process needs")
     for line in lines:
         logger.warning(line)
     return lines
 
 
-def record(stack: Stack, snapshot_id: str) -> None:
+def record_run(stack: Stack, snapshot_id: str) -> None:
     """Note the run that is about to begin in this process."""
     if isinstance(stack.orchestrator, LocalOrchestrator):
-        owner.own().add(SNAPSHOTS, f"{_store()} {snapshot_id}")
+        owner.current_owner().add(SNAPSHOTS, f"{_store()} {snapshot_id}")
 
 
 @contextmanager
-def closed_at_the_end() -> Iterator[None]:
+def mark_failed_on_error() -> Iterator[None]:
     """Own the runs that begin in a block; where it fails, mark as failed what ZenML left running."""
-    mine = owner.own()
+    mine = owner.current_owner()
     known = list(mine.notes.get(SNAPSHOTS, []))
     failed = True
     try:
@@ -80,7 +80,7 @@ def _is_failed_now(snapshot: str) -> bool:
     return True
 
 
-def _closed(dead: owner.Dead) -> list[str]:
+def _closed(dead: owner.DeadOwner) -> list[str]:
     """Close what a process left in the stores that are active now; what lies in others waits for them."""
     snapshots, mlflow_runs = dead.notes.get(SNAPSHOTS, []), dead.notes.get(MLFLOW_RUNS, [])
     if not snapshots and not mlflow_runs:

@@ -21,7 +21,7 @@ from tuneline.errors import ArtifactError
 
 
 @contextmanager
-def checked_cache() -> Iterator[None]:
+def verify_cached_steps() -> Iterator[None]:
     """Refuse a cached step whose outputs are missing or damaged, as long as this is open."""
     find = cache_utils.get_cached_step_run
 
@@ -49,17 +49,17 @@ def check_outputs(step: StepRunResponse) -> None:
         try:
             _check(artifact, store)
         except ArtifactError as error:
-            raise ArtifactError(f"{error} {checksums.remedy(step.name)}") from error
+            raise ArtifactError(f"{error} {checksums.recovery_advice(step.name)}") from error
 
 
-def remedy(uri: str) -> str:
+def recompute_hint(uri: str) -> str:
     """Say which step made an artifact and how to compute it again, as far as ZenML knows."""
     found = Client().list_artifact_versions(uri=uri, hydrate=True).items
     producer = found[0].producer_step_run_id if found else None
-    return checksums.remedy(Client().get_run_step(producer).name if producer else "")
+    return checksums.recovery_advice(Client().get_run_step(producer).name if producer else "")
 
 
-def compare(place: str, found: str | None, expected: str | None) -> None:
+def compare_hashes(place: str, found: str | None, expected: str | None) -> None:
     """Compare a content hash with the one that ZenML recorded.
 
     Raises:
@@ -72,12 +72,12 @@ def compare(place: str, found: str | None, expected: str | None) -> None:
 def _check(artifact: ArtifactVersionResponse, store: BaseArtifactStore) -> None:
     sums = checksums.check(Path(artifact.uri)) if store.config.is_local else _remote_checksums(artifact.uri, store)
     if sums:
-        compare(artifact.uri, sums.content_hash, artifact.content_hash)
+        compare_hashes(artifact.uri, sums.content_hash, artifact.content_hash)
 
 
 def _remote_checksums(uri: str, store: BaseArtifactStore) -> Checksums | None:
     """Look for each file and its size; the bytes are compared when they are downloaded."""
-    text = remote_text(uri, checksums.FILE, store)
+    text = read_remote_text(uri, checksums.FILE, store)
     if text is None:
         if not store.exists(uri):
             raise ArtifactError(f"{uri} is missing.")
@@ -93,7 +93,7 @@ def _remote_checksums(uri: str, store: BaseArtifactStore) -> Checksums | None:
     return sums
 
 
-def remote_text(uri: str, name: str, store: BaseArtifactStore) -> str | None:
+def read_remote_text(uri: str, name: str, store: BaseArtifactStore) -> str | None:
     """Read a small file of an artifact; None where there is none."""
     address = f"{uri.rstrip('/')}/{name}"
     if not store.exists(address):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tuneline.errors import TunelineError
-from tuneline.storage_errors import explain
+from tuneline.storage_errors import translate
 
 LOGGERS = (
     "zenml.orchestrators.step_launcher",
@@ -31,6 +31,6 @@ def without_tracebacks() -> Iterator[None]:
 
 def _leave_out(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if error is not None and (isinstance(error, TunelineError) or explain(error)):
+    if error is not None and (isinstance(error, TunelineError) or translate(error)):
         record.exc_info = None
     return True

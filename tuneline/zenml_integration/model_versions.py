@@ -21,9 +21,9 @@ from zenml.utils.pagination_utils import depaginate
 from tuneline.tracking import registry
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.registry import ALIASES, Version
-from tuneline.zenml_integration.stack import PAGE
+from tuneline.zenml_integration.stack import PAGE_SIZE
 
-NEWEST = 20
+NUM_NEWEST = 20
 """Versions that are looked at without a reason."""
 
 
@@ -35,7 +35,7 @@ def mirror(name: str, decision: Decision | None = None) -> None:
         decision: What was just decided about one of its versions.
     """
     client = Client()
-    wanted = {name_of(version): version for version in registry.recent(name, NEWEST)}
+    wanted = {version_name(version): version for version in registry.list_recent(name, NUM_NEWEST)}
     if not (model := _model(client, name, create=bool(wanted))):
         return
     there = [*_listed(client, model, tags=ALIASES), *_listed(client, model, name=wanted)]
@@ -53,7 +53,7 @@ def mirror(name: str, decision: Decision | None = None) -> None:
             log_metadata(metadata=_told(decision), model_version_id=mirrored.id)
 
 
-def name_of(version: Version) -> str:
+def version_name(version: Version) -> str:
     """Return what ZenML calls a version of the registry."""
     return f"v{version.version}"
 
@@ -75,11 +75,11 @@ def _model(client: Client, name: str, *, create: bool) -> UUID | None:
 def _listed(client: Client, model: UUID, **wanted: Iterable[str]) -> list[ModelVersionResponse]:
     """List the versions whose name or tags are among those wanted."""
     filters = {key: f"oneof:{json.dumps(list(values))}" for key, values in wanted.items()}
-    return depaginate(client.list_model_versions, model=model, size=PAGE, hydrate=True, **filters)
+    return depaginate(client.list_model_versions, model=model, size=PAGE_SIZE, hydrate=True, **filters)
 
 
 def _create(client: Client, model: UUID, version: Version) -> ModelVersionResponse:
-    made = client.create_model_version(model, name=name_of(version))
+    made = client.create_model_version(model, name=version_name(version))
     about: dict[str, MetadataType] = {
         "content_hash": version.content_hash,
         "mlflow_model": f"models:/{version.name}/{version.version}",

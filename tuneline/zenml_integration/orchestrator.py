@@ -17,7 +17,7 @@ from zenml.orchestrators.local.local_orchestrator import (
     LocalOrchestratorFlavor,
 )
 
-from tuneline.config.schedule import wrong_cron
+from tuneline.config.schedule import cron_error
 from tuneline.errors import RecipeError
 
 FLAVOR = "tuneline_local"
@@ -49,7 +49,7 @@ class ScheduledLocalOrchestrator(LocalOrchestrator):
         """Nothing to do: the scheduler reads ZenML's own record at each look."""
 
 
-class ScheduleRefused(PipelineSubmissionError, RecipeError):
+class UnsupportedScheduleError(PipelineSubmissionError, RecipeError):
     """A schedule from Python code that `tuneline scheduler` would not keep; ZenML drops its record again."""
 
 
@@ -62,9 +62,9 @@ def _refuse_other_times(schedule: ScheduleResponse) -> None:
     cron = schedule.cron_expression
     asked = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
     wrong = [key for key in asked if getattr(schedule, key)]
-    wrong += ["cron_expression"] if not cron or wrong_cron(cron) else []
+    wrong += ["cron_expression"] if not cron or cron_error(cron) else []
     if wrong:
-        raise ScheduleRefused(
+        raise UnsupportedScheduleError(
             f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not kept by the scheduler of this machine, which "
             "knows a cron_expression of five fields alone. Write the times as one."
         )

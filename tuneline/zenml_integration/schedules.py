@@ -11,7 +11,7 @@ from zenml.utils.pagination_utils import depaginate
 from tuneline.config import load, run_config
 from tuneline.errors import NotFoundError, RecipeError
 from tuneline.zenml_integration import orchestrator
-from tuneline.zenml_integration.stack import PAGE, open_store
+from tuneline.zenml_integration.stack import PAGE_SIZE, open_store
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Schedule:
         return asdict(self) | {"created": self.created.isoformat()}
 
 
-def check(checked: run_config.RunConfig) -> None:
+def check_schedule(checked: run_config.RunConfig) -> None:
     """Refuse a schedule that the active stack cannot keep.
 
     Raises:
@@ -43,17 +43,17 @@ def check(checked: run_config.RunConfig) -> None:
             "init` for a stack that does, or leave schedule out."
         )
     if isinstance(stack.orchestrator, orchestrator.ScheduledLocalOrchestrator):
-        load.check_schedule_of_this_machine(checked)
+        load.check_local_schedule(checked)
 
 
-def all_schedules() -> list[Schedule]:
+def list_schedules() -> list[Schedule]:
     """List the schedules of the active stack; other stacks' schedules are not ours to fire.
 
     One without a cron expression is listed too: the scheduler says that it cannot fire it.
     """
     open_store()
     ours = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    found = depaginate(Client().list_schedules, size=PAGE, hydrate=True, orchestrator_id=ours.id)
+    found = depaginate(Client().list_schedules, size=PAGE_SIZE, hydrate=True, orchestrator_id=ours.id)
     return [
         Schedule(
             id=str(schedule.id),
@@ -73,7 +73,7 @@ def find(name: str) -> Schedule:
     Raises:
         NotFoundError: There is none.
     """
-    known = {schedule.name: schedule for schedule in all_schedules()}
+    known = {schedule.name: schedule for schedule in list_schedules()}
     if name not in known:
         raise NotFoundError.among("schedule", name, known)
     return known[name]
@@ -89,7 +89,7 @@ def delete(name: str) -> None:
     Client().delete_schedule(find(name).id)
 
 
-def snapshot_of(schedule_id: str) -> Any:
+def latest_snapshot(schedule_id: str) -> Any:
     """Return the newest snapshot that was submitted with a schedule: pipeline and parameters.
 
     Raises:

@@ -16,8 +16,8 @@ from filelock import FileLock
 from tuneline import state
 from tuneline.errors import NotFoundError, TrackingError
 
-MARK = "stack.json"
-PAGE = 1000
+STACK_FILE = "stack.json"
+PAGE_SIZE = 1000
 """Rows that ZenML is asked for at once."""
 
 
@@ -46,7 +46,7 @@ def init(existing: str | None = None) -> str:
         client.activate_root(folder)
         _update_flavor(client)
         name = existing or _ensure(client)
-        known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE)]
+        known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE_SIZE)]
         if name not in known:
             raise NotFoundError.among("stack", name, known)
         if client.active_stack_model.name != name:
@@ -155,7 +155,7 @@ def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str,
 
 
 def _name() -> str:
-    mark = state.root() / MARK
+    mark = state.root() / STACK_FILE
     if not mark.exists():
         state.write_whole(mark, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
     try:

@@ -19,13 +19,13 @@ from zenml.pipelines.pipeline_definition import Pipeline
 
 from tuneline import signals
 from tuneline.config import existence, load, run_config
-from tuneline.config.stages import PIPELINE_OF
+from tuneline.config.stages import PIPELINES_BY_STAGE
 from tuneline.errors import RecipeError, TunelineError
-from tuneline.storage_errors import explained
+from tuneline.storage_errors import translated
 from tuneline.zenml_integration import abandoned_runs, artifact_checks, log_filter, schedules, tracker
 
 
-class Refusal(click.ClickException, TunelineError):
+class RunError(click.ClickException, TunelineError):
     """A mistake of the user's: the command line shows the message and exits with 2; in Python, an ordinary error."""
 
     exit_code = 2  # type: ignore[misc]  # click's is of the class, ours of the error
@@ -51,9 +51,9 @@ class StrictPipeline(Pipeline):
             _check_stage(self.name, checked)
             existence.check(checked.recipe)
             if checked.content.get("schedule"):
-                schedules.check(checked)
+                schedules.check_schedule(checked)
         except TunelineError as error:
-            raise Refusal(str(error)) from error
+            raise RunError(str(error)) from error
         scratch = tempfile.TemporaryDirectory(prefix="tuneline-")
         resolved = Path(scratch.name) / "run.yaml"
         resolved.write_text(yaml.safe_dump(checked.content, sort_keys=False))
@@ -69,17 +69,17 @@ class StrictPipeline(Pipeline):
             Refusal: MLflow is out of reach, its registry would not take a model, or a step refused its input.
         """
         try:
-            with signals.raised() as stop:
-                signals.check()
-                if self.name in PIPELINE_OF["export"]:
+            with signals.raise_on_signal() as stop:
+                signals.raise_if_received()
+                if self.name in PIPELINES_BY_STAGE["export"]:
                     tracker.connect()
                 else:
                     tracker.connect_to_registry(self.name)
                 abandoned_runs.close()
                 with (
-                    abandoned_runs.closed_at_the_end(),
-                    explained(),
-                    artifact_checks.checked_cache(),
+                    abandoned_runs.mark_failed_on_error(),
+                    translated(),
+                    artifact_checks.verify_cached_steps(),
                     log_filter.without_tracebacks(),
                 ):
                     return super().__call__(*args, **kwargs)
@@ -88,15 +88,15 @@ class StrictPipeline(Pipeline):
                 raise
             click.echo(stop.line if stop.name else "Stopped by Ctrl-C.", err=True)  # zenml pipeline run
             raise click.exceptions.Exit(2 if isinstance(error, signals.Terminated) else 130) from error
-        except Refusal:
+        except RunError:
             raise
         except EntityExistsError as error:
-            raise Refusal(
+            raise RunError(
                 f"schedule.name: {' '.join(str(error).split())} Choose another name, delete that one (`zenml pipeline "
                 "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
             ) from error
         except TunelineError as error:
-            refusal = Refusal(str(error))
+            refusal = RunError(str(error))
             refusal.exit_code = error.exit_code  # type: ignore[misc]
             raise refusal from error
 
@@ -104,7 +104,7 @@ class StrictPipeline(Pipeline):
         """Note the run, which ZenML begins next, as one of this process."""
         super().log_pipeline_snapshot_metadata(snapshot, stack)
         if not snapshot.schedule:
-            abandoned_runs.record(stack, str(snapshot.id))
+            abandoned_runs.record_run(stack, str(snapshot.id))
 
 
 def _check_stage(name: str, checked: run_config.RunConfig) -> None:
@@ -113,7 +113,7 @@ def _check_stage(name: str, checked: run_config.RunConfig) -> None:
     Raises:
         RecipeError: This pipeline does not run it.
     """
-    able = PIPELINE_OF[checked.recipe.stage]
+    able = PIPELINES_BY_STAGE[checked.recipe.stage]
     if name not in able:
         raise RecipeError(
             f"{checked.path}: stage: {checked.recipe.stage} is not run by {name}. Run {' or '.join(able)}, or set the "

@@ -36,7 +36,7 @@ def connect() -> str:
     uri = tracker.get_tracking_uri()
     server_check.check_reachable(uri)
     tracker.configure_mlflow()
-    server_check.make_schema(uri)
+    server_check.create_schema(uri)
     return uri
 
 

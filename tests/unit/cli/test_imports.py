@@ -38,7 +38,7 @@ def test_a_file_becomes_a_recipe_that_stands_on_its_own(theirs):
     assert "dataset -> sources" in result.stderr
     assert "#   merge.validation_fraction: val_size is not set" in text
     assert "path: ../data/rows.jsonl" in text
-    assert load(Path("kept/ours.yaml")).recipe == imports.read(theirs).recipe
+    assert load(Path("kept/ours.yaml")).recipe == imports.read_config(theirs).recipe
 
 
 def test_without_a_file_to_write_the_recipe_alone_is_printed(theirs):
@@ -74,19 +74,19 @@ def test_preview_reads_it_too(theirs):
 
 
 def test_a_run_is_started_with_a_file_of_ours(theirs, home):
-    checked = imports.read(theirs)
-    kept = imports.as_file(checked)
+    checked = imports.read_config(theirs)
+    kept = imports.ensure_config_file(checked)
 
     assert kept.path.parent == home / "imported"
     assert load(kept.path).recipe == checked.recipe
-    assert imports.as_file(checked).path == kept.path
+    assert imports.ensure_config_file(checked).path == kept.path
 
 
 def test_a_file_of_ours_is_read_as_before(project_template):
-    checked = imports.read(project_template / "run.yaml")
+    checked = imports.read_config(project_template / "run.yaml")
 
     assert checked.recipe == load(project_template / "run.yaml").recipe
-    assert imports.as_file(checked) is checked
+    assert imports.ensure_config_file(checked) is checked
 
 
 def test_what_has_no_counterpart_ends_the_command_with_its_line(theirs):

@@ -13,7 +13,7 @@ from tests import tiny
 from tuneline.cli import preview, show
 from tuneline.cli.app import app
 from tuneline.cli.main import main
-from tuneline.data.tokenization.html_preview import Part
+from tuneline.data.tokenization.html_preview import TextSpan
 from tuneline.errors import DataError, NotFoundError
 
 LONG = {"instruction": "Count.", "output": " ".join(map(str, range(400)))}
@@ -145,7 +145,7 @@ def test_too_many_cuts_are_a_problem_told_after_the_page(project):
 def test_no_more_than_the_first_rows_are_read(project, monkeypatch):
     from tuneline.data.preview import sample_rows
 
-    monkeypatch.setattr(sample_rows, "FIRST_ROWS", 7)
+    monkeypatch.setattr(sample_rows, "NUM_SAMPLE_ROWS", 7)
     recipe = project(tiny.alpaca_rows(20))
     with Path(recipe.parent / "rows.jsonl").open("a") as file:
         file.write("{torn")
@@ -210,12 +210,12 @@ def test_signs_that_move_the_cursor_are_shown_as_pictures(project):
 
 
 def test_a_long_sequence_loses_its_middle_on_the_terminal_alone():
-    long = [Part("a" * 3000, False, False), Part("b" * 4000, True, False), Part("<end>", True, True)]
+    long = [TextSpan("a" * 3000, False, False), TextSpan("b" * 4000, True, False), TextSpan("<end>", True, True)]
 
     text = preview._marked(long)
 
     assert text == f"{'a' * 2000} […4,005 characters…] ⟦{'b' * 995}<end>⟧"
-    assert preview._marked([Part("a" * 4000, False, False)]) == "a" * 4000
+    assert preview._marked([TextSpan("a" * 4000, False, False)]) == "a" * 4000
 
 
 def test_a_preview_imports_no_zenml(project):

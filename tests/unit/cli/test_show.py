@@ -11,7 +11,7 @@ from tuneline.cli import imports, models, runs, show, sweeps, train
 from tuneline.tracking import ledger
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check
-from tuneline.tracking.experiments.sweep import Line
+from tuneline.tracking.experiments.sweep import SettingResult
 
 NASTY = "fix [/b] [bold]now[/] :smile: [link=x] \\["
 CLI = sorted(Path(show.__file__).parent.glob("*.py"))
@@ -45,24 +45,26 @@ def outcome():
 @pytest.mark.parametrize(
     "act",
     [
-        lambda: show.rows(NASTY, [{NASTY: NASTY}], [NASTY], as_json=False, empty=""),
-        lambda: show.rows("", [], [], as_json=False, empty=NASTY),
+        lambda: show.print_rows(NASTY, [{NASTY: NASTY}], [NASTY], as_json=False, empty=""),
+        lambda: show.print_rows("", [], [], as_json=False, empty=NASTY),
         lambda: show.console().print(NASTY, soft_wrap=True),
         lambda: show.stderr_console().print(NASTY, soft_wrap=True),
-        lambda: models.findings(decision()),
+        lambda: models.print_findings(decision()),
         lambda: train._show_outcome(outcome()),
-        lambda: show.console().print(sweeps._table(NASTY, NASTY, [Line(NASTY, [], [1.0], NASTY)])),
+        lambda: show.console().print(sweeps._table(NASTY, NASTY, [SettingResult(NASTY, [], [1.0], NASTY)])),
         lambda: runs._print_examples(
             [dict.fromkeys(("metric", "run", "scores", "prompt", "first", "this"), NASTY) | {"change": "won"}],
             {NASTY: "B"},
             show.console(),
         ),
-        lambda: imports._tell(SimpleNamespace(path=NASTY, report=SimpleNamespace(lines=lambda: [NASTY]), config=None)),
+        lambda: imports._print_report(
+            SimpleNamespace(path=NASTY, report=SimpleNamespace(lines=lambda: [NASTY]), config=None)
+        ),
     ],
     ids=["table", "nothing", "print", "stderr", "findings", "outcome", "sweep", "examples", "import"],
 )
 def test_what_users_wrote_is_shown_as_it_is(act, capsys, monkeypatch):
-    monkeypatch.setattr(show, "WIDTH_OF_FILES", 2000)
+    monkeypatch.setattr(show, "FILE_WIDTH", 2000)
     monkeypatch.setenv("COLUMNS", "2000")
 
     act()

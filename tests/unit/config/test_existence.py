@@ -12,7 +12,7 @@ def missing(project_template, tmp_path):
     def find(**changes):
         path = tiny.write_config(project_template / "other.yaml", tiny.recipe(**changes))
         try:
-            return existence.missing(load.load(path).recipe)
+            return existence.find_missing(load.load(path).recipe)
         finally:
             path.unlink()
 

@@ -10,10 +10,10 @@ import yaml
 from tests import tiny
 from tuneline.config import llamafactory
 from tuneline.config.llamafactory import keys, training
-from tuneline.config.llamafactory.schema import Written
+from tuneline.config.llamafactory.schema import LlamaFactoryConfig
 from tuneline.config.load import load
 from tuneline.config.recipe import Recipe
-from tuneline.config.stages import PIPELINE_OF
+from tuneline.config.stages import PIPELINES_BY_STAGE
 from tuneline.errors import RecipeError
 
 DATA = os.environ.get("TUNELINE_TEST_DATA")
@@ -22,7 +22,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="TUNELINE_TEST_DATA names no fo
 
 
 def optimizer(key: str, name: str) -> set[str]:
-    return set() if name in training.optimizers() else {key}
+    return set() if name in training.optimizer_names() else {key}
 
 
 EXPECTED: dict[str, set[str]] = {
@@ -97,7 +97,7 @@ def written(**changes) -> Path:
     return path
 
 
-def imported(**changes) -> llamafactory.Imported:
+def imported(**changes) -> llamafactory.ImportedConfig:
     return llamafactory.translate(written(**changes))
 
 
@@ -111,7 +111,7 @@ def refused(**changes) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def told(found: llamafactory.Imported, key: str) -> str:
+def told(found: llamafactory.ImportedConfig, key: str) -> str:
     return "; ".join(text for each, text in found.report.differs if each == key)
 
 
@@ -183,7 +183,7 @@ def test_the_defaults_are_those_of_transformers():
     from transformers import Seq2SeqTrainingArguments
 
     theirs = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
-    ours = {name: field.default for name, field in Written.model_fields.items() if name in theirs}
+    ours = {name: field.default for name, field in LlamaFactoryConfig.model_fields.items() if name in theirs}
 
     assert theirs.keys() <= set(keys.table().known())
     assert {k for k, v in ours.items() if (v or None) != (theirs[k] or None)} == {
@@ -196,7 +196,7 @@ def test_every_key_has_one_place_in_the_table():
     known = keys.table().known()
 
     assert len(known) == len(set(known))
-    assert set(keys.table().taken) == set(Written.model_fields)
+    assert set(keys.table().taken) == set(LlamaFactoryConfig.model_fields)
 
 
 def test_null_is_unset_and_a_number_may_be_written_without_a_point(here):
@@ -270,7 +270,7 @@ def test_texts_are_wrapped_as_in_llamafactory_and_judged_by_likelihood(here):
         "wrapped",
         "log_likelihood",
     )
-    assert found.config.pipeline == PIPELINE_OF["pretrain"][0]
+    assert found.config.pipeline == PIPELINES_BY_STAGE["pretrain"][0]
     assert "those in one row see each other, as there" in told(found, "packing")
     assert recipe_of(stage="pt", dataset="texts", packing=False).tokenize.packing is False
 
@@ -507,7 +507,7 @@ def test_every_template_of_ours_is_one_of_the_catalogue():
 def test_a_file_of_llamafactory_is_told_from_one_of_ours(tmp_path, content, answer):
     (tmp_path / "it.yaml").write_text(content)
 
-    assert llamafactory.is_theirs(tmp_path / "it.yaml") is answer
+    assert llamafactory.is_llamafactory_config(tmp_path / "it.yaml") is answer
 
 
 def test_a_file_that_trains_nothing_says_what_it_lacks(here):

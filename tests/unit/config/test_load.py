@@ -176,10 +176,10 @@ def test_what_the_scheduler_of_this_machine_does_not_implement_is_refused_with_i
     checked = load.load(path)
 
     with pytest.raises(RecipeError, match=rf"run\.yaml:\d+: schedule\.{key}: the scheduler of this machine knows"):
-        load.check_schedule_of_this_machine(checked)
+        load.check_local_schedule(checked)
 
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, "catchup": False})
-    load.check_schedule_of_this_machine(load.load(path))
+    load.check_local_schedule(load.load(path))
 
 
 def test_two_data_sets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
@@ -253,8 +253,8 @@ def test_the_written_down_keys_are_those_of_zenml():
     from zenml.config.schedule import Schedule
     from zenml.config.step_configurations import StepConfigurationUpdate
 
-    assert set(zenml_keys.RUN) == set(PipelineRunConfiguration.model_fields)
-    assert set(zenml_keys.STEP) == set(StepConfigurationUpdate.model_fields)
+    assert set(zenml_keys.RUN_KEYS) == set(PipelineRunConfiguration.model_fields)
+    assert set(zenml_keys.STEP_KEYS) == set(StepConfigurationUpdate.model_fields)
     assert set(ScheduleConfig.model_fields) == set(Schedule.model_fields)
 
 
@@ -267,7 +267,7 @@ def test_every_shipped_recipe_loads_finds_its_files_and_says_how_to_run_it(path)
 
     checked = load.load(path)
 
-    assert existence.missing(checked.recipe) == []
+    assert existence.find_missing(checked.recipe) == []
     assert f"--config {path}" in path.read_text(), "the header must show the command that runs this file"
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests import tiny
 from tuneline.config.load import load
-from tuneline.config.stages import PIPELINE_OF, RUNS
+from tuneline.config.stages import ALL_RECIPES, PIPELINES_BY_STAGE
 from tuneline.errors import RecipeError
 
 TEXTS = {"sources": [{"name": "texts", "path": "texts.jsonl", "format": "text"}]}
@@ -43,5 +43,5 @@ def test_a_gate_cannot_ask_for_what_a_stage_does_not_measure(tmp_path):
 def test_every_stage_has_a_recipe_and_a_pipeline_that_exist():
     import pipelines
 
-    assert RUNS.keys() == PIPELINE_OF.keys()
-    assert {name for names in PIPELINE_OF.values() for name in names} == set(pipelines.__all__)
+    assert ALL_RECIPES.keys() == PIPELINES_BY_STAGE.keys()
+    assert {name for names in PIPELINES_BY_STAGE.values() for name in names} == set(pipelines.__all__)

@@ -71,7 +71,7 @@ def prepare(tmp_path, tiny_model):
         first = {"name": "d", "path": f"data/{next(iter(files))}", **(source or {})}
         small = {"sources": [first], "exams": [], "merge": {"validation_fraction": 0.2}}
         path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**(small | recipe)))
-        return prepare_module.prepare(load.load(path).recipe, models.tokenizer_of(tiny_model)).counts
+        return prepare_module.prepare(load.load(path).recipe, models.tokenizer_manifest(tiny_model)).counts
 
     return run
 
@@ -879,7 +879,7 @@ def located(tmp_path):
     recipe = load.load(
         tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=[{"name": "d", "path": "data/d.jsonl"}]))
     ).recipe
-    return path, ingest.locate(recipe.sources)
+    return path, ingest.locate_sources(recipe.sources)
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(located, monkeypatch):

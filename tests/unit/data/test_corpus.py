@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneline.data import corpus, schema
-from tuneline.data.corpus import Corpus, Writer
+from tuneline.data.corpus import Corpus, RowWriter
 
 pytestmark = pytest.mark.usefixtures("home")
 cells = st.lists(st.text(max_size=4), max_size=40)
@@ -17,7 +17,7 @@ def columns(texts):
 
 
 def written(*parts):
-    with Writer(schema.RECORD) as writer:
+    with RowWriter(schema.RECORD) as writer:
         for texts in parts:
             writer.write(columns(texts))
     return writer.rows()
@@ -38,7 +38,7 @@ def state(tmp_path_factory):
 @given(first=cells, second=cells, size=st.integers(1, 50))
 def test_batches_hold_the_rows_in_order_whatever_their_size(first, second, size):
     rows = written(first, second)
-    read = list(corpus.batches(rows, size))
+    read = list(corpus.iter_batches(rows, size))
 
     assert [text for batch in read for text in batch.column("record").to_pylist()] == first + second
     assert all(batch.num_rows == size for batch in read[:-1])
@@ -50,8 +50,8 @@ def test_the_hash_follows_the_values_not_how_they_were_written(texts, cut):
     whole, parts = written(texts), written(texts[:cut], texts[cut:])
     mapped = records([*texts, "more"]).select(range(len(texts)))
 
-    assert corpus.rows_hash(whole) == corpus.rows_hash(parts) == corpus.rows_hash(mapped)
-    assert corpus.rows_hash(whole) != corpus.rows_hash(written([*texts, "more"]))
+    assert corpus.hash_rows(whole) == corpus.hash_rows(parts) == corpus.hash_rows(mapped)
+    assert corpus.hash_rows(whole) != corpus.hash_rows(written([*texts, "more"]))
 
 
 def test_a_written_file_is_linked_not_copied(tmp_path):
@@ -70,7 +70,7 @@ def test_a_selection_is_kept_as_what_it_shows(tmp_path, chosen):
     back = Corpus.load(tmp_path)
 
     assert back.only()["record"][:] == ["abc"[i] for i in chosen]
-    assert (back.identity, back.counts, back.page) == ({"who": "me"}, {"n": 1}, "<html>")
+    assert (back.identity, back.counts, back.preview_html) == ({"who": "me"}, {"n": 1}, "<html>")
     assert back.content_hash() == kept.content_hash()
 
 
@@ -84,9 +84,9 @@ def test_examples_come_back_from_columns_as_they_went_in():
     ]
     made = [schema.example("s", content) for content in said]
 
-    with Writer(schema.EXAMPLE) as writer:
-        writer.write(schema.to_columns(made))
-    (batch,) = corpus.batches(writer.rows())
+    with RowWriter(schema.EXAMPLE) as writer:
+        writer.write(schema.to_arrow_columns(made))
+    (batch,) = corpus.iter_batches(writer.rows())
 
-    assert schema.from_batch(batch) == made
+    assert schema.from_arrow_batch(batch) == made
     assert [schema.kind(example) for example in made] == ["chat", "text", "preference", "kto"]

@@ -58,7 +58,7 @@ def test_every_format_has_a_row():
 def test_auto_finds_the_format_of_each_row(name):
     row = next(row for row, entry in ROWS if entry["format"] == name and "columns" not in entry)
 
-    assert align.detect([row]) == name
+    assert align.detect_format([row]) == name
 
 
 def test_the_answers_that_the_page_takes_out_of_the_loss_are_out():
@@ -78,4 +78,4 @@ def test_the_tables_name_every_policy_and_every_packing():
 
 def test_every_kind_of_file_is_named():
     assert all(f"`.{kind}`" in PAGE for kind in (*data_files.TEXT_KINDS, *data_files.TABLE_KINDS))
-    assert all(f"`{ending}`" in PAGE for ending in data_files.PACKED)
+    assert all(f"`{ending}`" in PAGE for ending in data_files.COMPRESSIONS)

@@ -44,7 +44,7 @@ def assistant(content, **more):
 
 
 def test_every_format_that_a_recipe_can_name_is_there_and_is_looked_for():
-    assert set(formats) == set(FORMATS) == set(align.ORDER)
+    assert set(formats) == set(FORMATS) == set(align.DETECTION_ORDER)
 
 
 def test_an_unknown_format_suggests_the_nearest():
@@ -275,7 +275,7 @@ PAIR = schema.content(
 @pytest.mark.parametrize("answers", ANSWERS)
 def test_a_pair_is_the_same_in_every_form(prompt, answers):
     assert align.align_record({**prompt, **answers}, "preference") == PAIR
-    assert align.detect([{**prompt, **answers}]) == "preference"
+    assert align.detect_format([{**prompt, **answers}]) == "preference"
 
 
 def test_a_prompt_is_found_where_both_answers_are_whole_chats():
@@ -349,14 +349,14 @@ def test_kto_is_a_chat_with_a_label(record, label):
     content = align.align_record({**record, label: False}, "kto")
 
     assert (turns(content["messages"]), content["label"]) == ([("user", "a"), ("assistant", "b")], False)
-    assert align.detect([{**record, label: False}]) == "kto"
+    assert align.detect_format([{**record, label: False}]) == "kto"
 
 
 @pytest.mark.parametrize("label", [1, 0, "true", 1.0])
 def test_a_label_that_is_neither_true_nor_false_is_refused_and_not_overlooked(label):
     record = {"instruction": "a", "output": "b", "label": label}
 
-    assert align.detect([record]) == "kto"
+    assert align.detect_format([record]) == "kto"
     with pytest.raises(DataError, match="'label' must be true or false, got"):
         align.align_record(record, "kto")
 
@@ -436,7 +436,7 @@ def test_two_responses_are_a_pair():
 def test_an_example_of_our_own_comes_back_as_it_was(content):
     example = json.loads(json.dumps(schema.example("s", content)))
 
-    assert align.detect([example]) == "standard"
+    assert align.detect_format([example]) == "standard"
     assert align.align_record(example, "standard") == content
 
 

@@ -39,7 +39,7 @@ def at_most(seconds: int):
 
 
 def num_rows(path: Path) -> int:
-    return sum(len(chunk.read(range(len(chunk.lines)))) for chunk in readers.chunks(path))
+    return sum(len(chunk.read(range(len(chunk.lines)))) for chunk in readers.read_chunks(path))
 
 
 def refused(path: Path) -> str:
@@ -392,8 +392,8 @@ def test_a_template_that_is_far_too_large_or_no_text_is_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("a" * (2 * MIB))
     with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and at most 1 MiB are read"):
-        selection.read(str(path))
+        selection.read_template(str(path))
 
     path.write_bytes(b"caf\xe9")
     with pytest.raises(SourceError, match="is not UTF-8 text: byte 3"):
-        selection.read(str(path))
+        selection.read_template(str(path))

@@ -15,9 +15,9 @@ from tuneline.config.sections.data import TokenizeConfig, TokenizeStepConfig
 from tuneline.data import prepare as prepare_module
 from tuneline.data import schema
 from tuneline.data.chat_template import selection
-from tuneline.data.corpus import Corpus, Writer
+from tuneline.data.corpus import Corpus, RowWriter
 from tuneline.data.tokenization import tokenize, truncation
-from tuneline.data.tokenization.loss_mask import Answer
+from tuneline.data.tokenization.loss_mask import AnswerSpan
 from tuneline.data.tokenization.sequencer import Sequencer
 from tuneline.data.tokenizer.loader import load_tokenizer, load_tokenizer_from
 from tuneline.errors import DataError
@@ -44,7 +44,7 @@ def prepared(tmp_path, tiny_model):
         path = tiny.write_jsonl(tmp_path / "data" / "d.jsonl", rows)
         small = {"sources": [{"name": "d", "path": str(path), **(source_keys or {})}], "exams": []}
         path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**(small | recipe)))
-        return prepare_module.prepare(load.load(path).recipe, source.tokenizer_of(tiny_model))
+        return prepare_module.prepare(load.load(path).recipe, source.tokenizer_manifest(tiny_model))
 
     return prepare
 
@@ -98,11 +98,11 @@ def models(tiny_model):
 
 
 def packed(examples, tiny_model):
-    with Writer(schema.EXAMPLE) as writer:
-        writer.write(schema.to_columns(examples))
+    with RowWriter(schema.EXAMPLE) as writer:
+        writer.write(schema.to_arrow_columns(examples))
     splits = dict.fromkeys(("train", "validation"), writer.rows())
     config = TokenizeStepConfig(max_length=512, overlong="drop", max_cut_fraction=1)
-    return tokenize.tokenize_pack(Corpus(splits), source.tokenizer_of(tiny_model), config).splits["train"]
+    return tokenize.tokenize_pack(Corpus(splits), source.tokenizer_manifest(tiny_model), config).splits["train"]
 
 
 def parts(row):
@@ -180,7 +180,7 @@ def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, si
         assert tokens.input_ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
         for start, end in tokens.trained:
             assert tokens.input_ids[start - len(header) : start] == header
-            assert end - start >= truncation.SHORTEST_ANSWER, "a stop token alone is no answer"
+            assert end - start >= truncation.MIN_ANSWER_TOKENS, "a stop token alone is no answer"
             assert tokens.input_ids[end - 1] == tokenizer.eos_token_id
     counts = sequencer.counts
     assert counts["overlong"] == counts["cut"] + counts["dropped"] <= counts["examples"] == 1
@@ -214,12 +214,12 @@ def test_a_long_chat_is_cut_without_reading_all_its_beginnings():
 
     def read(said):
         sizes.append(len(said))
-        answered = [Answer(i, 3 * i, 3 * i + 3) for i, message in enumerate(said) if message["role"] == "assistant"]
+        answered = [AnswerSpan(i, 3 * i, 3 * i + 3) for i, message in enumerate(said) if message["role"] == "assistant"]
         return [0] * 3 * len(said), answered
 
     for policy in ("right", "left", "proportional"):
         sizes.clear()
-        ((kept, ids, _),) = truncation.cut(messages, read, policy, 300)
+        ((kept, ids, _),) = truncation.truncate(messages, read, policy, 300)
         assert len(ids) == 300
         assert sum(sizes) < 12 * len(kept), policy
 
@@ -230,7 +230,7 @@ def test_a_long_chat_is_cut_without_reading_all_its_beginnings():
 @pytest.mark.parametrize("name", ["auto", "qwen"])
 def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepared, tiny_model, tokenizer):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:200]
-    manifest, _ = selection.with_template(source.tokenizer_of(tiny_model), name)
+    manifest, _ = selection.select_template(source.tokenizer_manifest(tiny_model), name)
     judge = load_tokenizer(manifest)
     said = [
         [
@@ -325,7 +325,7 @@ def test_empty_answers_are_dropped_and_counted_where_the_recipe_says_so(tmp_path
     rows = [*ALPACA, *({"instruction": f"q{i}", "input": "", "output": output} for i, output in enumerate(EMPTY))]
 
     made = prepared(rows, align={"bad_rows": "drop"})
-    (counts,) = prepare_module.mix(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
+    (counts,) = prepare_module.build_mixture(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
 
     assert counts["dropped"] == {"empty assistant turn": 3, "'output' is null": 1}
     assert made.counts["train"]["examples"] + made.counts["validation"]["examples"] == len(ALPACA)

@@ -30,7 +30,7 @@ ROWS = [
 def read(path):
     """Return lines with rows."""
     found = []
-    for chunk in readers.chunks(path):
+    for chunk in readers.read_chunks(path):
         texts = chunk.read(range(len(chunk.lines)))
         found += zip(chunk.lines, map(json.loads, texts), strict=True)
     return found
@@ -41,11 +41,11 @@ def rows(path):
 
 
 def blank(path):
-    return sum(chunk.num_blank for chunk in readers.chunks(path))
+    return sum(chunk.num_blank for chunk in readers.read_chunks(path))
 
 
 def bad(path):
-    return [(line, row[schema.BAD_ROW]) for line, row in read(path) if schema.BAD_ROW in row]
+    return [(line, row[schema.BAD_ROW_KEY]) for line, row in read(path) if schema.BAD_ROW_KEY in row]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_lines_of_text_are_rows(write):
 def test_a_row_keeps_its_own_text(write):
     text = b'{"n": 123456789012345678901234567890, "f": 1.10,  "z": null}'
 
-    (chunk,) = readers.chunks(write("a.jsonl", text))
+    (chunk,) = readers.read_chunks(write("a.jsonl", text))
 
     assert chunk.read([0]) == [text]
 
@@ -144,7 +144,7 @@ def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, inde
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=escaped), encoding="utf-8", newline="")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_array, "WINDOW", window)
+        patch.setattr(json_array, "WINDOW_CHARS", window)
         found = read(path)
 
     assert [row for _, row in found] == records
@@ -169,7 +169,7 @@ def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, inde
     ],
 )
 def test_a_list_that_is_none_is_told_with_its_line(write, monkeypatch, text, message, window):
-    monkeypatch.setattr(json_array, "WINDOW", window)
+    monkeypatch.setattr(json_array, "WINDOW_CHARS", window)
 
     with pytest.raises(DataError, match=message):
         read(write("a.json", text))
@@ -384,7 +384,7 @@ def test_a_column_of_images_is_refused(tmp_path):
 
 
 def test_rows_that_are_only_counted_are_not_parsed(write):
-    (chunk,) = readers.chunks(write("a.jsonl", '{"a": 1}\nbroken\n'))
+    (chunk,) = readers.read_chunks(write("a.jsonl", '{"a": 1}\nbroken\n'))
 
     assert len(chunk.lines) == 2
     assert chunk.read([0]) == [b'{"a": 1}']

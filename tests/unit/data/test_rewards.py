@@ -27,7 +27,7 @@ def test_exact_wants_all_words_in_order():
 
 
 def test_a_recipe_names_them_like_functions_of_its_own():
-    judge = reward_function.load_reward("tuneline.data.rewards:overlap")
+    judge = reward_function.load_reward_function("tuneline.data.rewards:overlap")
 
     assert judge(["?"], ["four"], ["four"]) == [1.0]
 
@@ -41,6 +41,6 @@ def test_a_recipe_names_them_like_functions_of_its_own():
 )
 def test_what_is_not_there_is_refused_by_the_recipes_key(name, told):
     with pytest.raises(RecipeError, match="train.reward_function") as caught:
-        reward_function.load_reward(name)
+        reward_function.load_reward_function(name)
 
     assert told in str(caught.value)

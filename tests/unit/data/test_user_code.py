@@ -37,7 +37,7 @@ def write(folder, name, text):
 
 def raised(name):
     with pytest.raises(RecipeError) as caught:
-        reward_function.load_reward(name)(*ARGUMENTS)
+        reward_function.load_reward_function(name)(*ARGUMENTS)
     return str(caught.value)
 
 
@@ -47,7 +47,7 @@ def test_a_file_beside_an_installed_package_of_its_name_is_the_one_that_runs(fol
         import evaluate
     path = write(folder, "evaluate.py", REWARD.format(value=7))
 
-    assert reward_function.load_reward("evaluate:reward")(*ARGUMENTS) == [7.0]
+    assert reward_function.load_reward_function("evaluate:reward")(*ARGUMENTS) == [7.0]
 
     assert found.source_hash("evaluate:reward", "key") == hashlib.sha256(path.read_bytes()).hexdigest()
     import evaluate
@@ -80,7 +80,7 @@ def test_neighbours_are_imported_and_hide_no_library(folder):
     for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate"]:
         del sys.modules[name]
 
-    assert reward_function.load_reward("own_reward:reward")(*ARGUMENTS) == [17.0]
+    assert reward_function.load_reward_function("own_reward:reward")(*ARGUMENTS) == [17.0]
 
     import evaluate
 
@@ -92,10 +92,10 @@ def test_a_module_of_a_package_imports_its_neighbours_relatively(folder):
     write(folder, "steps/inner/words.py", "VALUE = 5\n")
     write(folder, "steps/inner/rewards.py", "from .words import VALUE\n" + REWARD.format(value="VALUE"))
 
-    assert reward_function.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [5.0]
+    assert reward_function.load_reward_function("steps.inner.rewards:reward")(*ARGUMENTS) == [5.0]
 
     write(folder, "steps/inner/rewards.py", REWARD.format(value=6))
-    assert reward_function.load_reward("steps.inner.rewards:reward")(*ARGUMENTS) == [6.0]
+    assert reward_function.load_reward_function("steps.inner.rewards:reward")(*ARGUMENTS) == [6.0]
 
 
 def test_an_edit_of_equal_size_and_time_is_seen(folder):
@@ -103,12 +103,12 @@ def test_an_edit_of_equal_size_and_time_is_seen(folder):
 
     path = write(folder, "own_same.py", REWARD.format(value=1))
     stat = path.stat()
-    assert reward_function.load_reward("own_same:reward")(*ARGUMENTS) == [1.0]
+    assert reward_function.load_reward_function("own_same:reward")(*ARGUMENTS) == [1.0]
 
     write(folder, "own_same.py", REWARD.format(value=2))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    assert reward_function.load_reward("own_same:reward")(*ARGUMENTS) == [2.0]
+    assert reward_function.load_reward_function("own_same:reward")(*ARGUMENTS) == [2.0]
 
 
 def test_a_file_that_changed_since_the_run_began_is_refused(folder):
@@ -163,7 +163,7 @@ def test_ctrl_c_in_the_users_code_stays_ctrl_c(folder, where):
     write(folder, "own_stop.py", f"{top}def reward(prompts, completions, references):\n    {body}\n")
 
     with pytest.raises(KeyboardInterrupt):
-        reward_function.load_reward("own_stop:reward")(*ARGUMENTS)
+        reward_function.load_reward_function("own_stop:reward")(*ARGUMENTS)
 
 
 def test_an_error_names_the_line_of_the_users_file(folder):
@@ -177,7 +177,7 @@ def test_an_error_names_the_line_of_the_users_file(folder):
 
 
 def test_an_installed_module_keeps_its_own_name(folder):
-    function = user_code.function("tuneline.data.rewards:exact", "key")
+    function = user_code.load_function("tuneline.data.rewards:exact", "key")
 
     from tuneline.data import rewards
 

@@ -10,7 +10,7 @@ import yaml
 
 from tests import tiny
 from tuneline.config import load
-from tuneline.config.sections.data import MergeStepConfig, Share, TokenizeStepConfig
+from tuneline.config.sections.data import MergeStepConfig, SourceShare, TokenizeStepConfig
 from tuneline.config.sections.sources import AlignConfig, Columns, IngestConfig, SourceConfig
 from tuneline.data import prepare, schema
 from tuneline.data.align import align
@@ -18,7 +18,7 @@ from tuneline.data.chat_template import selection
 from tuneline.data.ingest import ingest
 from tuneline.data.mixture import merge
 from tuneline.data.tokenization import tokenize
-from tuneline.data.tokenization.preference_rows import ANSWERS
+from tuneline.data.tokenization.preference_rows import ANSWERS_BY_KIND
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError
 from tuneline.identity import Manifest
@@ -80,7 +80,7 @@ def manifest_rows(test_data):
 @pytest.fixture
 def tokenizer(tiny_model):
     """The tiny model's tokenizer with a template that writes functions and their calls."""
-    return selection.with_template(models.tokenizer_of(tiny_model), "qwen")[0]
+    return selection.select_template(models.tokenizer_manifest(tiny_model), "qwen")[0]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def examples_of(test_data):
     """Read and align a file."""
 
     def read(name, first=None, **columns):
-        found = ingest.locate([SourceConfig(name="real", path=test_data / name)])
+        found = ingest.locate_sources([SourceConfig(name="real", path=test_data / name)])
         records = ingest.ingest(found, IngestConfig(name="real", max_rows=first))
         return records, align.align(records, AlignConfig(columns=Columns(**columns), bad_rows="drop"))
 
@@ -129,7 +129,7 @@ def check_answers(rows, mixture, max_length):
     for split in rows.splits:
         counts, found = rows.counts[split], rows.splits[split].to_list()
         columns = rows.splits[split].column_names
-        names = sorted({f"{name}_ids" for kind in ANSWERS.values() for name in kind} & {*columns})
+        names = sorted({f"{name}_ids" for kind in ANSWERS_BY_KIND.values() for name in kind} & {*columns})
         assert counts["examples"] == mixture.splits[split].num_rows
         assert counts["overlong"] == counts["cut"] + counts["dropped"]
         assert counts["rows"] == len(found) == counts["examples"] - counts["dropped"]
@@ -171,7 +171,7 @@ def whole_way(name, case, first, num_rows, examples_of, tokenizer):
     assert mixture.counts["examples"] == mixture.counts["train"] + mixture.counts["validation"]
     if taken == num_rows:
         assert (dropped, mixture.counts["exact_copies_dropped"]) == (case.empty, case.copies)
-    check = check_answers if case.stage in ANSWERS else check_rows
+    check = check_answers if case.stage in ANSWERS_BY_KIND else check_rows
     check(rows, mixture, ROOM)
     assert set(rows.counts) == {"train", "validation"}
 
@@ -216,7 +216,7 @@ def test_real_tool_calls_are_not_lost_by_a_template_without_them(examples_of, ti
     _, examples = examples_of("llamafactory/glaive_toolcall_en_demo.json")
 
     with pytest.raises(DataError, match="the chat template leaves them out in silence"):
-        made(mixed(examples), models.tokenizer_of(tiny_model))
+        made(mixed(examples), models.tokenizer_manifest(tiny_model))
 
 
 def test_earlier_rounds_of_real_alpaca_rows_are_turns_that_are_trained(test_data, examples_of, tokenizer):
@@ -269,9 +269,9 @@ def test_very_long_real_chats_are_cut_as_the_policy_says(overlong, examples_of, 
 
 def test_two_real_data_sets_are_drawn_by_weight_until_both_are_used_up(test_data, tokenizer):
     names = {"few": "llamafactory/identity.json", "many": "llamafactory/alpaca_en_demo.json"}
-    found = ingest.locate([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
+    found = ingest.locate_sources([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
     examples = [align.align(ingest.ingest(found, IngestConfig(name=name)), AlignConfig()) for name in names]
-    shares = [Share(name="few", weight=1), Share(name="many", weight=3)]
+    shares = [SourceShare(name="few", weight=1), SourceShare(name="many", weight=3)]
 
     mixture = mixed(*examples, strategy="interleave_over", shares=shares)
     rows = made(mixture, tokenizer, max_length=1024)
@@ -313,10 +313,10 @@ def test_a_recipe_becomes_training_rows_in_a_few_lines(tmp_path, test_data, tiny
     path = write_recipe(tmp_path, test_data, tiny_model)
 
     recipe = load.load(path).recipe
-    tokenizer, _, _ = models.resolve(recipe.model)
+    tokenizer, _, _ = models.resolve_model(recipe.model)
     rows = prepare.prepare(recipe, tokenizer)
 
-    mixture = prepare.mix(recipe)
+    mixture = prepare.build_mixture(recipe)
     check_rows(rows, mixture, 1024)
     taken = {each["source"]: each["rows"] for each in mixture.counts["sources"]}
     assert taken == {"grade-school": 300, "alpaca": 200}
@@ -327,13 +327,15 @@ def test_a_recipe_becomes_training_rows_in_a_few_lines(tmp_path, test_data, tiny
 
 def test_the_library_makes_the_rows_that_the_steps_make(tmp_path, test_data, tiny_model):
     recipe = load.load(write_recipe(tmp_path, test_data, tiny_model)).recipe
-    own, base_model, _ = models.resolve(recipe.model)
+    own, base_model, _ = models.resolve_model(recipe.model)
 
-    chosen, _ = selection.with_template(own, recipe.template, models.model_type(base_model), recipe.template_arguments)
-    found = ingest.locate(recipe.sources_once())
+    chosen, _ = selection.select_template(
+        own, recipe.template, models.model_type(base_model), recipe.template_arguments
+    )
+    found = ingest.locate_sources(recipe.unique_sources())
     examples = [
         align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
-        for source in recipe.sources_once()
+        for source in recipe.unique_sources()
     ]
     mixture = merge.merge(examples, NO_EXAMS, recipe.for_merge())
     steps = tokenize.tokenize_pack(mixture, chosen, recipe.for_tokenize())

@@ -16,7 +16,7 @@ def test_three_engines_choose_the_same_letters(test_data, home, tmp_path):
     from tuneline.config.sections.model import CatalogueModel
     from tuneline.model import source
 
-    tokenizer, _, _ = source.resolve(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
+    tokenizer, _, _ = source.resolve_model(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
     asked = exam_throughput.questions(SUBJECTS, 4, test_data / "exams")
     path = Path(tmp_path / "questions.json")
     path.write_text(json.dumps(asked), encoding="utf-8")

@@ -99,8 +99,8 @@ def test_html_shows_the_first_answers_only():
 def test_points_are_of_a_hundred_and_signed_where_asked():
     interval = Interval(mean=0.123, low=-0.01, high=0.25, num_items=9)
 
-    assert reports.show("rougeL", interval) == "12.3 [-1.0, 25.0]"
-    assert reports.show("rougeL", interval, signed=True) == "+12.3 [-1.0, +25.0]"
+    assert reports.format_interval("rougeL", interval) == "12.3 [-1.0, 25.0]"
+    assert reports.format_interval("rougeL", interval, signed=True) == "+12.3 [-1.0, +25.0]"
 
 
 def make_exam(*accuracies):

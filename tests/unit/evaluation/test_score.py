@@ -37,11 +37,11 @@ def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_mod
     loads = []
 
     def scored(**told):
-        candidate = model_under_test.Candidate(
+        candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
         config = EvaluateStepConfig(max_new_tokens=4, **told)
-        return score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config), score.noise(
+        return score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config), score.noise_band(
             candidate, tokenizer, held_out(), config
         )
 
@@ -61,7 +61,7 @@ def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
 
     def scored(dtype):
         config = EvaluateStepConfig(max_new_tokens=4, dtype=dtype)
-        candidate = model_under_test.stored("model", tiny_model, "a" * 64, config)
+        candidate = model_under_test.stored_model("model", tiny_model, "a" * 64, config)
         load = candidate._load
         candidate._load = lambda: (held.append(candidate.dtype), load())[1]
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config)
@@ -87,7 +87,7 @@ def test_under_another_library_or_device_models_are_asked_again(tiny_model, toke
     loads = []
 
     def scored():
-        candidate = model_under_test.Candidate(
+        candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
         config = EvaluateStepConfig(max_new_tokens=2, metrics=["rougeL"])
@@ -95,8 +95,8 @@ def test_under_another_library_or_device_models_are_asked_again(tiny_model, toke
 
     scored(), scored()
     assert loads == [1]
-    real = setting.of
-    monkeypatch.setattr(setting, "of", lambda dtype: real(dtype) | {changed: "another"})
+    real = setting.evaluation_setting
+    monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: real(dtype) | {changed: "another"})
     scored(), scored()
 
     assert loads == [1, 1]
@@ -108,7 +108,7 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
     monkeypatch.setattr(metric_registry, "columns", lambda *told: (computed.append(1), real(*told))[1])
 
     def scored():
-        candidate = model_under_test.Candidate(
+        candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=2))
@@ -116,7 +116,7 @@ def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny
     scored(), scored()
     for package in ("jieba", "rouge_score", "sacrebleu", "nltk"):
         monkeypatch.setattr(setting, "_version", lambda name, package=package: f"9 of {package}")
-        monkeypatch.setattr(setting, "of", lambda dtype: {"dtype": dtype})
+        monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype})
         scored(), scored()
 
     assert len(computed) == 5
@@ -130,17 +130,19 @@ def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, mon
         multiple_choice, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or []
     )
     found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
-    real = setting.of
+    real = setting.evaluation_setting
     for release in ("1", "1", "2"):
-        monkeypatch.setattr(setting, "of", lambda dtype, release=release: real(dtype) | {"transformers": release})
-        candidate = model_under_test.Candidate("model", tiny_model, "a" * 64)
-        multiple_choice.sit(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
+        monkeypatch.setattr(
+            setting, "evaluation_setting", lambda dtype, release=release: real(dtype) | {"transformers": release}
+        )
+        candidate = model_under_test.EvaluatedModel("model", tiny_model, "a" * 64)
+        multiple_choice.run_task(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
 
     assert [protocols.index(each) for each in protocols] == [0, 0, 2]
 
 
 def test_a_report_says_what_its_scores_were_made_with():
-    told = setting.told("float32")
+    told = setting.describe("float32")
 
     assert (told["dtype"], told["device"]) == ("float32", "cpu")
     assert f"transformers {version('transformers')}, " in told["libraries"]
@@ -170,7 +172,7 @@ class Memory:
 def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer):
     memory = Memory()
     before, after = (
-        model_under_test.Candidate(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab"
+        model_under_test.EvaluatedModel(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab"
     )
     config = EvaluateStepConfig(max_new_tokens=4, noise={"num_seeds": 2})
     mixture = Corpus({"validation": held_out(), "contamination": Dataset.from_list([])})
@@ -191,7 +193,7 @@ def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_m
 
     monkeypatch.setattr(score.reward, "of", of)
     monkeypatch.setattr(score.reward, "name", lambda config: "judge")
-    candidate = model_under_test.Candidate("model", tiny_model, "c" * 64, memory.loading(tiny_model))
+    candidate = model_under_test.EvaluatedModel("model", tiny_model, "c" * 64, memory.loading(tiny_model))
 
     scores = score.score_all(
         candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=4, reward_model=tiny_model)
@@ -205,4 +207,4 @@ def test_items_in_the_training_rows_are_marked():
     scores = [Score("exam", item, "p", "r", "o") for item in ("x", "y")]
     found = Dataset.from_list([{"benchmark": "exam", "item": "y", "kind": "ngram", "example_id": "e"}])
 
-    assert [each.contamination for each in score.flagged(scores, found)] == ["", "ngram"]
+    assert [each.contamination for each in score.mark_contaminated(scores, found)] == ["", "ngram"]

@@ -18,7 +18,7 @@ def make_items(*ids):
 
 
 def make_score(item, value=0.5):
-    return score_store.score(item, f"answer to {item.id}", {"rougeL": value, "rouge1": 1.0})
+    return score_store.score_answer(item, f"answer to {item.id}", {"rougeL": value, "rouge1": 1.0})
 
 
 class Model:
@@ -34,7 +34,7 @@ class Model:
 
 def ask(*ids, model=MODEL, protocol=PROTOCOL, value=0.5):
     asked = Model(value)
-    scores = score_store.remembered(model, protocol, make_items(*ids), asked)
+    scores = score_store.score_with_cache(model, protocol, make_items(*ids), asked)
     return asked.asked, scores
 
 
@@ -59,7 +59,7 @@ def test_a_table_of_an_earlier_version_reads_with_defaults():
 
 
 def test_time_group_and_contamination_survive_a_table():
-    told = score_store.score(
+    told = score_store.score_answer(
         Item("exam", "x", "p", "A", "STEM/anatomy"), "B", {"accuracy": 0.0}, seconds=0.25, tokens=3
     )
     told = replace(told, contamination="ngram")
@@ -74,7 +74,7 @@ def test_what_came_before_an_interruption_is_kept_and_not_asked_again():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_store.remembered(MODEL, PROTOCOL, make_items("a", "b", "c"), interrupted)
+        score_store.score_with_cache(MODEL, PROTOCOL, make_items("a", "b", "c"), interrupted)
 
     asked, scores = ask("a", "b", "c")
     assert asked == ["c"]
@@ -90,7 +90,7 @@ def test_scores_are_written_while_others_are_still_asked(monkeypatch):
             seen.append([path.is_file() for path in (state.root() / "scores").rglob("*.parquet")])
             yield make_score(item)
 
-    score_store.remembered(MODEL, PROTOCOL, make_items("a", "b"), slow)
+    score_store.score_with_cache(MODEL, PROTOCOL, make_items("a", "b"), slow)
 
     assert seen == [[], [True]]
 
@@ -136,7 +136,7 @@ def test_nothing_is_kept_of_answers_that_failed():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        score_store.remembered(MODEL, PROTOCOL, make_items("a"), fail)
+        score_store.score_with_cache(MODEL, PROTOCOL, make_items("a"), fail)
 
     assert ask("a")[0] == ["a"]
 
@@ -146,7 +146,7 @@ def test_scores_that_another_process_wrote_meanwhile_are_kept():
         ask("b")
         return [make_score(item) for item in missing]
 
-    score_store.remembered(MODEL, PROTOCOL, make_items("a"), slow)
+    score_store.score_with_cache(MODEL, PROTOCOL, make_items("a"), slow)
 
     assert ask("a", "b")[0] == []
 
@@ -163,7 +163,7 @@ def test_a_renamed_benchmark_keeps_its_answers_under_the_new_name():
     ask("a")
     model = Model()
 
-    (score,) = score_store.remembered(MODEL, PROTOCOL, [Item("new name", "a", "p", "r")], model)
+    (score,) = score_store.score_with_cache(MODEL, PROTOCOL, [Item("new name", "a", "p", "r")], model)
 
     assert model.asked == []
     assert score.benchmark == "new name"

@@ -24,55 +24,55 @@ def translated(tiny_model):
 
     def translate(text, **options):
         tokenizer = chat_templates.tokenizer_for(text, tiny_model)
-        return *proof.translate(tokenizer, **options), tokenizer
+        return *proof.translate_template(tokenizer, **options), tokenizer
 
     return translate
 
 
 def shown(go, roles, *contents):
-    return go_template.evaluate(go, proof.as_ollama(chat.conversation(roles, contents)))
+    return go_template.evaluate(go, proof.to_ollama_data(chat.conversation(roles, contents)))
 
 
-@pytest.mark.parametrize("name", selection.names())
+@pytest.mark.parametrize("name", selection.template_names())
 def test_every_template_of_the_catalogue_has_an_equal(translated, name):
-    _, found, _ = translated(selection.read(name))
+    _, found, _ = translated(selection.read_template(name))
 
     assert found.exact
     assert found.conversations > 100
 
 
 def test_a_system_message_inside_the_first_question_needs_no_rule(translated):
-    go, _, tokenizer = translated(selection.read("llama2"))
+    go, _, tokenizer = translated(selection.read_template("llama2"))
 
-    assert shown(go, "SUAU", "Be brief.", "One?", "1", "Two?") == chat.rendered(
+    assert shown(go, "SUAU", "Be brief.", "One?", "1", "Two?") == chat.render_prompt(
         tokenizer, chat.conversation("SUAU", ["Be brief.", "One?", "1", "Two?"])
     )
     assert "<<SYS>>\nBe brief.\n<</SYS>>\n\nOne? [/INST] 1" in shown(go, "SUAU", "Be brief.", "One?", "1", "Two?")
 
 
 def test_white_space_is_stripped_as_python_does(translated):
-    go, _, _ = translated(selection.read("llama3"))
+    go, _, _ = translated(selection.read_template("llama3"))
 
     assert "\n\nx\u200b<|eot_id|>" in shown(go, "U", "\u3000\n \x1f\u00a0x\u200b\u2003\x85\t")
 
 
 def test_a_cut_conversation_is_shown_behind_an_empty_question(translated):
     """Ollama drops the first turns of a long conversation one by one, and renders each rest."""
-    go, found, tokenizer = translated(selection.read("gemma"))
+    go, found, tokenizer = translated(selection.read_template("gemma"))
 
-    supposed = chat.rendered(tokenizer, chat.conversation("UAU", ["", "answer", "more"]))
+    supposed = chat.render_prompt(tokenizer, chat.conversation("UAU", ["", "answer", "more"]))
     assert shown(go, "AU", "answer", "more") == supposed
     assert any("behind an empty question" in line for line in found.told)
 
 
 def test_an_answer_that_is_to_go_on_is_left_open(translated):
-    go, _, _ = translated(selection.read("chatml"))
+    go, _, _ = translated(selection.read_template("chatml"))
 
     assert shown(go, "UA", "Go on", "Sure, it").endswith("<|im_start|>assistant\nSure, it")
 
 
 def test_a_turn_without_a_place_is_an_error_that_says_so(translated):
-    go, found, _ = translated(selection.read("vicuna"))
+    go, found, _ = translated(selection.read_template("vicuna"))
 
     with pytest.raises(go_template.GoTemplateError, match="no place for this turn of the system: vicuna has no turn"):
         shown(go, "USU", "a", "b", "c")
@@ -86,7 +86,7 @@ def test_a_template_that_writes_the_date_is_refused_unless_it_is_given_one(trans
 
     with pytest.raises(chat.NotExpressibleError, match="today's date.*date_string"):
         translated(dated)
-    _, found, _ = translated(selection.with_arguments(dated, {"date_string": "26 Jul 2024"}))
+    _, found, _ = translated(selection.prepend_arguments(dated, {"date_string": "26 Jul 2024"}))
     assert found.exact
 
 
@@ -114,25 +114,25 @@ def test_thoughts_that_are_taken_out_of_history_are_a_limit(translated):
 
 
 def test_the_first_token_is_left_to_ollama_where_it_adds_it(translated):
-    go, _, tokenizer = translated(selection.read("llama3"), bos=True)
+    go, _, tokenizer = translated(selection.read_template("llama3"), bos=True)
 
     assert not shown(go, "U", "x").startswith(tokenizer.bos_token)
     with pytest.raises(chat.NotExpressibleError, match="does not begin with '<s>', which Ollama would put"):
-        translated(selection.read("chatml"), bos=True)
+        translated(selection.read_template("chatml"), bos=True)
 
 
 def test_a_wrong_go_template_is_found_by_the_proof(translated, monkeypatch):
-    real = chat.ask
+    real = chat.analyze_template
 
     def wrong(tokenizer):
         turns = real(tokenizer)
         turns.pieces["assistant", "user"] = turns.pieces["assistant", "user"].strip()
         return turns
 
-    monkeypatch.setattr(chat, "ask", wrong)
+    monkeypatch.setattr(chat, "analyze_template", wrong)
 
     with pytest.raises(chat.NotExpressibleError, match="becomes"):
-        translated(selection.read("chatml"))
+        translated(selection.read_template("chatml"))
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,13 @@ func main() {
 def test_go_itself_renders_what_our_evaluator_renders(translated, tmp_path):
     (tmp_path / "main.go").write_text(GO)
     tasks = []
-    for name in selection.names():
-        go, _, _ = translated(selection.read(name))
-        for each in [*proof.plain_chats(proof.PATTERNS + proof.ODD_PATTERNS), [{"role": "tool", "content": "x"}]]:
-            data = proof.as_ollama(each)
+    for name in selection.template_names():
+        go, _, _ = translated(selection.read_template(name))
+        for each in [
+            *proof.pattern_conversations(proof.ROLE_PATTERNS + proof.RARE_ROLE_PATTERNS),
+            [{"role": "tool", "content": "x"}],
+        ]:
+            data = proof.to_ollama_data(each)
             try:
                 made, fails = go_template.evaluate(go, data), False
             except go_template.GoTemplateError:

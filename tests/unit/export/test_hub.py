@@ -54,9 +54,9 @@ def refused(function, *arguments):
 
 
 def test_every_file_arrives_with_its_bytes_as_one_commit_of_a_private_repository(hub, folder, home):
-    assert pushing.check(config()) == "tester"
+    assert pushing.check_push(config()) == "tester"
 
-    commit, url = pushing.push(folder, config(), "model version 1")
+    commit, url = pushing.push_folder(folder, config(), "model version 1")
 
     repository = hub.repositories[NAME]
     assert repository.branches["main"] == contents(folder)
@@ -70,7 +70,7 @@ def test_every_file_arrives_with_its_bytes_as_one_commit_of_a_private_repository
 def test_a_branch_is_made_and_the_recipes_message_and_visibility_are_taken(hub, folder):
     chosen = config(revision="v2", private=False, commit_message="Second one")
 
-    pushing.push(folder, chosen, "not this")
+    pushing.push_folder(folder, chosen, "not this")
 
     repository = hub.repositories[NAME]
     assert set(repository.branches["v2"]) == set(contents(folder))
@@ -83,7 +83,7 @@ def test_a_second_push_takes_away_weights_of_the_first_and_keeps_other_files(hub
     hub.repositories[NAME] = fake_hub.Repository(private=True)
     hub.repositories[NAME].branches["main"] = {"model-00001-of-00002.safetensors": b"old", "LICENSE": b"theirs"}
 
-    pushing.push(folder, config(), "again")
+    pushing.push_folder(folder, config(), "again")
 
     assert hub.repositories[NAME].branches["main"] == contents(folder) | {"LICENSE": b"theirs"}
 
@@ -91,7 +91,7 @@ def test_a_second_push_takes_away_weights_of_the_first_and_keeps_other_files(hub
 def test_a_name_that_is_taken_is_refused_where_the_recipe_says_so(hub, folder):
     hub.repositories[NAME] = fake_hub.Repository(private=True)
 
-    told = refused(pushing.check, config(exist_ok=False))
+    told = refused(pushing.check_push, config(exist_ok=False))
 
     assert told.startswith("push.repo_id: tester/model is there already, and push.exist_ok is false.")
 
@@ -99,15 +99,15 @@ def test_a_name_that_is_taken_is_refused_where_the_recipe_says_so(hub, folder):
 def test_nothing_private_goes_into_a_public_repository(hub, folder):
     hub.repositories[NAME] = fake_hub.Repository(private=False)
 
-    assert "is there and public, so everybody would see" in refused(pushing.check, config())
-    assert "is there and public" in refused(pushing.push, folder, config(), "x")
+    assert "is there and public, so everybody would see" in refused(pushing.check_push, config())
+    assert "is there and public" in refused(pushing.push_folder, folder, config(), "x")
     assert hub.repositories[NAME].commits == []
 
 
 def test_a_token_that_is_not_accepted_is_told_with_what_to_do(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
 
-    told = refused(pushing.check, config())
+    told = refused(pushing.check_push, config())
 
     assert f"{hub.url} does not accept your token (401: " in told
     assert "Set HF_TOKEN, or run `hf auth login`" in told
@@ -117,7 +117,7 @@ def test_a_token_that_is_not_accepted_is_told_with_what_to_do(hub, monkeypatch):
 def test_no_token_is_told_before_anything_is_asked(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
 
-    assert "push: the hub does not know who you are. Set HF_TOKEN" in refused(pushing.check, config())
+    assert "push: the hub does not know who you are. Set HF_TOKEN" in refused(pushing.check_push, config())
     assert hub.requests == []
 
 
@@ -134,7 +134,7 @@ def test_no_token_is_told_before_anything_is_asked(hub, monkeypatch):
 def test_each_refusal_of_the_hub_has_its_own_words(hub, folder, request_, status, expected):
     hub.fail[request_] = status, "Forbidden by test"
 
-    told = refused(pushing.push, folder, config(), "x")
+    told = refused(pushing.push_folder, folder, config(), "x")
 
     assert expected in told
     assert told.endswith(".")
@@ -144,7 +144,7 @@ def test_each_refusal_of_the_hub_has_its_own_words(hub, folder, request_, status
 def test_a_storage_that_refuses_leaves_no_commit(hub, folder):
     hub.fail["PUT /storage/"] = 403, "Expired"
 
-    told = refused(pushing.push, folder, config(), "x")
+    told = refused(pushing.push_folder, folder, config(), "x")
 
     assert "Nothing was committed" in told or "(403" in told
     assert hub.repositories[NAME].branches["main"] == {}
@@ -153,7 +153,7 @@ def test_a_storage_that_refuses_leaves_no_commit(hub, folder):
 def test_a_hub_that_is_down_is_told_with_its_address(hub):
     hub.stop()
 
-    told = refused(pushing.check, config())
+    told = refused(pushing.check_push, config())
 
     assert told.startswith(f"push: {hub.url} is out of reach, or broke off: ")
     assert "the export is kept." in told
@@ -162,13 +162,13 @@ def test_a_hub_that_is_down_is_told_with_its_address(hub):
 def test_offline_mode_is_told(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    assert refused(pushing.check, config()) == "push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it."
+    assert refused(pushing.check_push, config()) == "push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it."
 
 
 def test_a_hub_that_lost_a_file_is_found_out(hub, folder):
     hub.lose = "config.json"
 
-    told = refused(pushing.push, folder, config(), "x")
+    told = refused(pushing.push_folder, folder, config(), "x")
 
     assert "has nothing as config.json at commit" in told
 
@@ -176,7 +176,7 @@ def test_a_hub_that_lost_a_file_is_found_out(hub, folder):
 def test_the_token_is_in_no_log(hub, folder, caplog):
     caplog.set_level(logging.DEBUG)
 
-    pushing.push(folder, config(), "x")
+    pushing.push_folder(folder, config(), "x")
 
     assert fake_hub.TOKEN not in caplog.text
 
@@ -184,7 +184,7 @@ def test_the_token_is_in_no_log(hub, folder, caplog):
 def test_a_card_that_the_hub_does_not_read_is_told(hub, folder):
     (folder / "README.md").write_text("---\nlicense: see its card\n---\n")
 
-    told = refused(pushing.push, folder, config(), "x")
+    told = refused(pushing.push_folder, folder, config(), "x")
 
     assert "does not take what is in the export: " in told
     assert hub.repositories[NAME].commits == []

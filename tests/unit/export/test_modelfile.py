@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from tuneline.config.sections.export import ExportRecipe, ExportStepConfig
-from tuneline.errors import DeliveryError, ProofError, RecipeError
+from tuneline.errors import DeliveryError, RecipeError, VerificationError
 from tuneline.export import modelfile, place
 
 CONFIG = ExportStepConfig()
@@ -30,7 +30,7 @@ def set_template(folder, text):
 def test_answers_stop_at_the_tokens_of_tokenizer_and_generation_config(folder):
     say(folder, eos_token_id=[0, 2])
 
-    text = modelfile.make(folder, CONFIG, None).text
+    text = modelfile.build_modelfile(folder, CONFIG, None).text
 
     assert text.count("PARAMETER stop") == 2
     assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|endoftext|>"\n' in text
@@ -38,36 +38,41 @@ def test_answers_stop_at_the_tokens_of_tokenizer_and_generation_config(folder):
 
 def test_answers_are_drawn_as_the_generation_config_says(folder):
     say(folder, do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
-    assert modelfile.drawn(folder) == {"temperature": 0.6, "top_p": 0.9, "repeat_penalty": 1.1}
+    assert modelfile.sampling_parameters(folder) == {"temperature": 0.6, "top_p": 0.9, "repeat_penalty": 1.1}
 
     say(folder, temperature=0.6)
-    assert modelfile.drawn(folder) == {"temperature": 0}, "greedy, as nothing is sampled"
+    assert modelfile.sampling_parameters(folder) == {"temperature": 0}, "greedy, as nothing is sampled"
 
     say(folder, do_sample=True, temperature=0.6)
     asked = ExportStepConfig(parameters={"temperature": 1, "num_ctx": 512})
-    assert modelfile.make(folder, asked, None).text.endswith("PARAMETER temperature 1\nPARAMETER num_ctx 512\n")
+    assert modelfile.build_modelfile(folder, asked, None).text.endswith(
+        "PARAMETER temperature 1\nPARAMETER num_ctx 512\n"
+    )
 
 
 def test_the_default_system_message_is_written_and_one_that_would_end_it_is_refused(folder):
-    assert 'SYSTEM """Be brief.\nSay "yes"."""\n' in modelfile.make(folder, CONFIG, 'Be brief.\nSay "yes".').text
+    assert (
+        'SYSTEM """Be brief.\nSay "yes"."""\n'
+        in modelfile.build_modelfile(folder, CONFIG, 'Be brief.\nSay "yes".').text
+    )
     for wrong in ('say """ so', 'say "yes"'):
         with pytest.raises(RecipeError, match="system: a Modelfile ends its texts with"):
-            modelfile.make(folder, CONFIG, wrong)
+            modelfile.build_modelfile(folder, CONFIG, wrong)
 
 
 def test_a_template_without_an_equal_is_refused_with_the_way_out(folder):
     set_template(folder, "{{ strftime_now('%Y') }}" + tiny.CHATML)
 
-    with pytest.raises(ProofError, match=r"^modelfile: exact: .*today's date.*Set modelfile: none"):
-        modelfile.make(folder, CONFIG, None)
+    with pytest.raises(VerificationError, match=r"^modelfile: exact: .*today's date.*Set modelfile: none"):
+        modelfile.build_modelfile(folder, CONFIG, None)
 
 
 def test_a_limited_template_is_refused_unless_asked_for_and_then_told(folder):
     set_template(folder, tiny.CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"))
 
-    with pytest.raises(ProofError, match="Set modelfile: limited"):
-        modelfile.make(folder, CONFIG, None)
-    made = modelfile.make(folder, ExportStepConfig(modelfile="limited"), None)
+    with pytest.raises(VerificationError, match="Set modelfile: limited"):
+        modelfile.build_modelfile(folder, CONFIG, None)
+    made = modelfile.build_modelfile(folder, ExportStepConfig(modelfile="limited"), None)
     assert "# Not so: thoughts (<think>...</think>) in earlier answers.\n" in made.text
     assert not made.facts["modelfile.exact"]
     assert ", but not with thoughts" in made.sentence
@@ -79,7 +84,7 @@ def test_the_first_token_is_ollamas_where_the_tokenizer_adds_it(folder):
         json.dumps(about | {"add_bos_token": True, "bos_token": "<|im_start|>"})
     )
 
-    text = modelfile.make(folder, CONFIG, None).text
+    text = modelfile.build_modelfile(folder, CONFIG, None).text
 
     assert '{{- "user\\n" }}' in text, "the first <|im_start|> is added by Ollama"
 
@@ -89,15 +94,15 @@ def test_a_folder_that_is_not_an_export_is_left_alone(tmp_path):
     export.mkdir()
     (export / "SHA256SUMS").write_text("")
     (tmp_path / "new").mkdir()
-    place.lay(export, tmp_path / "new")
+    place.copy_export(export, tmp_path / "new")
     assert (tmp_path / "new" / "SHA256SUMS").is_file()
 
     (tmp_path / "file").write_text("x")
     with pytest.raises(DeliveryError, match="is a file. Name a folder"):
-        place.lay(export, tmp_path / "file")
+        place.copy_export(export, tmp_path / "file")
     (tmp_path / "new" / "mine.txt").write_text("x")
     with pytest.raises(DeliveryError, match=r"holds mine.txt, which is no part of the export"):
-        place.lay(export, tmp_path / "new")
+        place.copy_export(export, tmp_path / "new")
     assert (tmp_path / "new" / "mine.txt").read_text() == "x"
 
 

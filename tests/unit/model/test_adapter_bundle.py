@@ -10,7 +10,7 @@ from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import BottleneckMethod, PrefixMethod, PromptMethod, PTuningMethod
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.config.training.base import MergeAdapterConfig, SFTConfig
 from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.benchmarks import multiple_choice
@@ -35,14 +35,14 @@ LOAD = LoadStepConfig(dtype="float32", max_length=64)
 @pytest.fixture(params=METHODS, ids=lambda method: method.type)
 def made(request, tiny_model, tmp_path, home):
     """A model in two parts, moved away from where it was made, its loss after training, and the rows."""
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(12)]
     split = {
         "train": Dataset.from_list(rows[:8], features=schema.EXAMPLE),
         "validation": Dataset.from_list(rows[8:], features=schema.EXAMPLE),
     }
     tokenized = tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64, packing=False))
-    config = TrainConfig(max_steps=3, learning_rate=1e-2)
+    config = SFTConfig(max_steps=3, learning_rate=1e-2)
     checkpoint, report = training_run.train(tokenized, base_model, tokenizer, LOAD, request.param, config)
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, tokenized, LOAD, MergeAdapterConfig())
     moved = tmp_path / "elsewhere"
@@ -55,7 +55,7 @@ def test_it_is_an_adapter_and_says_so(made):
 
     assert model.kind == "adapter"
     assert "no merged form" in model.facts["reason"]
-    assert adapter_bundle.is_adapter(folder)
+    assert adapter_bundle.is_adapter_bundle(folder)
     assert (folder / "base_model" / "config.json").is_file()
 
 
@@ -79,8 +79,10 @@ def test_answers_and_letters_can_be_asked_of_it(made, tmp_path):
     model, tokenizer = load_model(folder).eval(), load_tokenizer_from(folder)
     prompts = ["<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>user\nSay 2"]
 
-    together = generate.answers(model, tokenizer, prompts, max_new_tokens=4, batch_size=2)
-    alone = [generate.answers(model, tokenizer, [prompt], max_new_tokens=4, batch_size=1)[0] for prompt in prompts]
+    together = generate.generate_answers(model, tokenizer, prompts, max_new_tokens=4, batch_size=2)
+    alone = [
+        generate.generate_answers(model, tokenizer, [prompt], max_new_tokens=4, batch_size=1)[0] for prompt in prompts
+    ]
     questions = [f"{multiple_choice.LETTERS}. one and {i}\nAnswer:" for i in ("two", "three or four")]
     letters = letter_logprobs.letter_logprobs(model, tokenizer, questions)
     each = [letter_logprobs.letter_logprobs(model, tokenizer, [question])[0] for question in questions]

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests import architectures
-from tuneline.config.sections.load import Bnb4bit, Holding
+from tuneline.config.sections.load import Bnb4bit, ModelLoadOptions
 from tuneline.config.sections.method import LoraMethod
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.model import attention, quantize, targets
 from tuneline.model.attention import choose, shifted
 from tuneline.model.load import load_model
-from tuneline.model.logit_distance import apart
+from tuneline.model.logit_distance import max_relative_diff
 from tuneline.model.methods import families
 
 DOCS = Path(__file__).parents[3] / "docs" / "models.md"
@@ -131,12 +131,12 @@ def measure(name: str, folder: Path) -> Row:
     packing, kind = try_packing(model)
     same(f"{kind} and its own attention", plain, logits(model), RELOAD)
     s2 = try_s2(model, kind)
-    family, found = families["lora"], targets.find(model, "all")
+    family, found = families["lora"], targets.find_targets(model, "all")
     torch.manual_seed(1)
     adapted = family.attach(model, METHOD)
     train(adapted, packed=packing != "refused")
     trained = logits(adapted)
-    assert apart(plain, trained) > MOVED
+    assert max_relative_diff(plain, trained) > MOVED
     family.save(adapted, folder / "adapter")
     merged = family.merge(adapted)
     same("merged", trained, logits(merged), MERGE)
@@ -145,19 +145,19 @@ def measure(name: str, folder: Path) -> Row:
     fresh = load_model(folder / "base", attention=kind)
     same("adapter loaded", trained, logits(family.attach_saved(fresh, folder / "adapter")), RELOAD)
     four_bit = try_four_bit(folder / "base")
-    experts = "yes" if found.parameters else "no" if targets.FLAT in found.left_out.values() else "-"
+    experts = "yes" if found.parameters else "no" if targets.FLATTENED_EXPERTS in found.left_out.values() else "-"
     return Row("yes", experts, "yes", "yes", packing, s2, four_bit)
 
 
 def try_packing(model: PreTrainedModel) -> tuple[str, str]:
     """Find the kind of attention that keeps packed examples apart; the model then has it."""
     own = str(model.config._attn_implementation)
-    first, _ = choose.choose("auto", config=model.config, dtype=torch.float32, packed=True)
+    first, _ = choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=True)
     try:
         model.set_attn_implementation(first)
-        kind, _ = attention.first_isolated(model, tolerance=ISOLATED)
-    except ProofError:
-        with pytest.raises(ProofError):
+        kind, _ = attention.set_isolating_attention(model, tolerance=ISOLATED)
+    except VerificationError:
+        with pytest.raises(VerificationError):
             attention.check_isolation(model)
         model.set_attn_implementation(own)
         return "refused", own
@@ -168,25 +168,25 @@ def try_s2(model: PreTrainedModel, kind: str) -> str:
     """Train with shifted sparse attention on a row that no window cuts: other logits, and none that see the future."""
     ids = IDS[:8]
     try:
-        choose.choose("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
+        choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
         model.set_attn_implementation("s2")
-        shifted.enable(model, 0.5, len(ids))
+        shifted.enable_shifted_attention(model, 0.5, len(ids))
         sparse, full = logits(model, ids, training=True), logits(model, ids)
         other_end = logits(model, [*ids[:-1], ids[-1] + 1], training=True)
-    except (RecipeError, ProofError):
+    except (RecipeError, VerificationError):
         return "refused"
     finally:
         model.set_attn_implementation(kind)
-    assert apart(sparse[:-1], other_end[:-1]) < RELOAD
+    assert max_relative_diff(sparse[:-1], other_end[:-1]) < RELOAD
     same("s2 in eval", full, logits(model, ids), RELOAD)
-    return "yes" if apart(sparse, full) > RELOAD else "no effect"
+    return "yes" if max_relative_diff(sparse, full) > RELOAD else "no effect"
 
 
 def try_four_bit(folder: Path) -> str:
     """Take one step of LoRA on weights in four bits."""
     try:
-        model = load_model(folder, allowed=Holding(quantization=Bnb4bit(type="bnb_4bit")))
-        train(families["lora"].attach(quantize.prepare(model), METHOD), packed=False, steps=1)
+        model = load_model(folder, allowed=ModelLoadOptions(quantization=Bnb4bit(type="bnb_4bit")))
+        train(families["lora"].attach(quantize.prepare_for_training(model), METHOD), packed=False, steps=1)
     except (RuntimeError, TypeError):
         return "no"
     return "yes"
@@ -224,7 +224,7 @@ def logits(model: Any, ids: list[int] = IDS, *, training: bool = False) -> torch
 
 def same(what: str, first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
     """Refuse logits that differ."""
-    found = apart(first, second)
+    found = max_relative_diff(first, second)
     assert found <= tolerance, f"{what}: logits differ by {found:.1e} of their spread"
 
 

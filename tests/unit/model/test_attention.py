@@ -15,7 +15,7 @@ from transformers.masking_utils import (
 )
 
 from tests import architectures
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model import attention
 from tuneline.model.attention import bounds, isolation
 
@@ -179,7 +179,7 @@ def test_bounds_are_found_where_they_suffice(local):
 def test_bounds_of_other_rows_are_refused():
     q = torch.zeros(1, 4, 3, 8)
 
-    with pytest.raises(ProofError, match="which are not theirs. Set load.attention: sdpa"):
+    with pytest.raises(VerificationError, match="which are not theirs. Set load.attention: sdpa"):
         attention.segment_attention(torch.nn.Module(), q, q, q, torch.ones(1, 3, dtype=torch.long))
 
 
@@ -187,7 +187,7 @@ def test_bounds_of_other_rows_are_refused():
 def test_what_segment_does_not_compute_is_refused(asked):
     q = torch.zeros(1, 4, 3, 8)
 
-    with pytest.raises(ProofError, match=f"segment does not compute {asked}.*Set load.attention: eager"):
+    with pytest.raises(VerificationError, match=f"segment does not compute {asked}.*Set load.attention: eager"):
         attention.segment_attention(torch.nn.Module(), q, q, q, None, **{asked: 1.0})
 
 
@@ -206,7 +206,7 @@ def test_a_leak_is_refused(tiny_model, monkeypatch):
     whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
     monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
 
-    with pytest.raises(ProofError, match="see each other .* with load.attention: segment") as error:
+    with pytest.raises(VerificationError, match="see each other .* with load.attention: segment") as error:
         attention.check_isolation(load(tiny_model, "segment"))
     assert "tokenize.packing: false" in str(error.value)
     assert "load.attention: auto" in str(error.value)
@@ -215,12 +215,12 @@ def test_a_leak_is_refused(tiny_model, monkeypatch):
 def test_an_architecture_that_cannot_compute_packed_rows_is_refused(tiny_model, monkeypatch):
     monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: {"position_ids": torch.zeros(3)})
 
-    with pytest.raises(ProofError, match="cannot compute a packed row: .*tokenize.packing: false"):
+    with pytest.raises(VerificationError, match="cannot compute a packed row: .*tokenize.packing: false"):
         attention.check_isolation(load(tiny_model, "segment"))
 
 
 def test_the_present_kind_stays_where_it_is_isolated(tiny_model):
-    kind, difference = attention.first_isolated(load(tiny_model, "sdpa"))
+    kind, difference = attention.set_isolating_attention(load(tiny_model, "sdpa"))
 
     assert kind == "sdpa"
     assert difference < 1e-4
@@ -230,7 +230,7 @@ def test_the_present_kind_stays_where_it_is_isolated(tiny_model):
 def test_where_sdpa_leaks_segment_is_found(name):
     model = architectures.build(name)
 
-    kind, difference = attention.first_isolated(model)
+    kind, difference = attention.set_isolating_attention(model)
 
     assert (kind, model.config._attn_implementation) == ("segment", "segment")
     assert difference < 1e-4
@@ -240,8 +240,10 @@ def test_where_sdpa_leaks_segment_is_found(name):
 def test_an_architecture_that_is_never_isolated_is_refused_and_left_as_it_was(name, present):
     model = architectures.build(name)
 
-    with pytest.raises(ProofError, match="No kind of attention keeps packed examples apart.*tokenize.packing: false"):
-        attention.first_isolated(model)
+    with pytest.raises(
+        VerificationError, match="No kind of attention keeps packed examples apart.*tokenize.packing: false"
+    ):
+        attention.set_isolating_attention(model)
     assert model.config._attn_implementation == present
 
 
@@ -249,8 +251,8 @@ def test_shifted_attention_is_not_replaced(tiny_model, monkeypatch):
     whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
     monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
 
-    with pytest.raises(ProofError, match="Tried: s2"):
-        attention.first_isolated(load(tiny_model, "s2"))
+    with pytest.raises(VerificationError, match="Tried: s2"):
+        attention.set_isolating_attention(load(tiny_model, "s2"))
 
 
 @fault(NotImplementedError)
@@ -261,7 +263,7 @@ def test_flex_attention_trains_on_a_cpu():
     flex_attention(q, q, q).sum().backward()
 
 
-@fault(ProofError)
+@fault(VerificationError)
 @pytest.mark.parametrize("name", ["afmoe", "gpt_oss"])
 def test_transformers_tells_the_mask_of_packed_rows_to_every_architecture(name):
     assert attention.check_isolation(architectures.build(name)) < 1e-4

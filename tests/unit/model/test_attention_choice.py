@@ -26,12 +26,12 @@ def pretend(monkeypatch, *, gpu=None, packages=()):
     """Fake a machine: `gpu` is a compute capability."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
-    for kind, (package, _, capability) in choose.FLASH.items():
-        monkeypatch.setitem(choose.FLASH, kind, (package, lambda p=package: p in packages, capability))
+    for kind, (package, _, capability) in choose.FLASH_REQUIREMENTS.items():
+        monkeypatch.setitem(choose.FLASH_REQUIREMENTS, kind, (package, lambda p=package: p in packages, capability))
 
 
 def chosen(requested="auto", config=LLAMA, dtype=torch.bfloat16, packed=True, s2=False):
-    return choose.choose(requested, config=config, dtype=dtype, packed=packed, s2=s2)
+    return choose.choose_attention(requested, config=config, dtype=dtype, packed=packed, s2=s2)
 
 
 def test_auto_takes_flash_attention_where_everything_is_there(monkeypatch):
@@ -169,4 +169,4 @@ def test_a_model_with_its_own_code_is_looked_into(tmp_path):
 
 
 def test_llama_is_the_class_of_its_config():
-    assert choose.class_of(LLAMA) is LlamaForCausalLM
+    assert choose.causal_lm_class(LLAMA) is LlamaForCausalLM

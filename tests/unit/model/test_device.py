@@ -10,7 +10,7 @@ import torch
 from transformers import training_args
 
 import tuneline
-from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.base import SFTConfig
 from tuneline.errors import RecipeError
 from tuneline.model import device, precision
 from tuneline.model.load import load_model
@@ -43,14 +43,14 @@ def machine(monkeypatch):
 
 def arguments(folder):
     held = precision.Precision(torch.float32, torch.float32, None, "for a test")
-    return trainer.arguments(TrainConfig(), held, folder)
+    return trainer.training_arguments(SFTConfig(), held, folder)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "cpu"])
 def test_the_device_is_the_accelerator_of_torch(machine, kind):
     machine(kind)
 
-    assert device.kind() == kind
+    assert device.device_type() == kind
 
 
 @pytest.mark.parametrize("kind", ["xpu", "mps", "cpu"])
@@ -83,19 +83,19 @@ def test_the_best_rate_waits_for_the_accelerator(machine, monkeypatch):
     machine("mps")
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(1))
 
-    mfu.best_rate(torch.float32, "meta")
+    mfu.measure_peak_flops(torch.float32, "meta")
 
-    assert len(waits) == 2 * mfu.ROUNDS
+    assert len(waits) == 2 * mfu.NUM_TIMINGS
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2_000, True), (999, False)])
 def test_room_is_asked_of_the_accelerator(machine, monkeypatch, free, fits):
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (free, 4_000))
     machine("cuda")
-    assert device.has_room(1_000) is fits
+    assert device.has_memory_for(1_000) is fits
 
     machine("cpu")
-    assert device.has_room(1_000)
+    assert device.has_memory_for(1_000)
 
 
 def test_no_other_module_decides_the_device():

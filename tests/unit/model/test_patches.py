@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from tests import architectures
 from tuneline.config.sections.load import LoadConfig
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.model import attention, kernels, patches
 
 IDS = torch.randint(3, 60, (1, 48), generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def test_gradients_are_those_without_checkpointing(kind, attends):
     model = make_model(attends)
     packed = {k: v for k, v in attention.packed_inputs([20, 1, 27]).items() if k != "use_cache"}
 
-    patches.apply(model, LoadConfig(gradient_checkpointing=kind))
+    patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
 
     assert_equal_gradients(gradients(model, **packed), gradients(make_model(attends), **packed))
 
@@ -63,7 +63,7 @@ def test_gradients_are_those_without_checkpointing(kind, attends):
 @pytest.mark.parametrize("attends", ["sdpa", "eager"])
 def test_adapters_and_dropout_have_the_same_gradients(kind, attends):
     model = make_model(attends, attention_dropout=0.2)
-    patches.apply(model, LoadConfig(gradient_checkpointing=kind))
+    patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
 
     ours = gradients(make_adapted(model, lora_dropout=0.3))
     theirs = gradients(make_adapted(make_model(attends, attention_dropout=0.2), lora_dropout=0.3))
@@ -77,7 +77,7 @@ def test_adapters_and_dropout_have_the_same_gradients(kind, attends):
 def test_other_architectures_have_the_same_gradients(name, kind):
     model = architectures.build(name).train()
 
-    patches.apply(model, LoadConfig(gradient_checkpointing=kind))
+    patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
 
     assert_equal_gradients(gradients(model), gradients(architectures.build(name).train()))
 
@@ -108,7 +108,7 @@ def test_full_keeps_less_than_selective_and_that_less_than_none(attends, adapted
     kept = []
     for kind in ("full", "selective", "none"):
         model = make_model(attends)
-        patches.apply(model, LoadConfig(gradient_checkpointing=kind))
+        patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
         model = make_adapted(model) if adapted else model
         with Alive() as alive:
             loss = model(input_ids=IDS.repeat(1, 3), use_cache=False).logits.sum()
@@ -122,7 +122,7 @@ def test_full_keeps_less_than_selective_and_that_less_than_none(attends, adapted
 
 def test_frozen_layers_stay_out_of_the_backward_pass():
     model = make_model()
-    patches.apply(model, LoadConfig(gradient_checkpointing="full"))
+    patches.apply_patches(model, LoadConfig(gradient_checkpointing="full"))
     model.requires_grad_(False)
     model.model.layers[-1].requires_grad_(True)
     states = []
@@ -137,35 +137,40 @@ def test_frozen_layers_stay_out_of_the_backward_pass():
 
 def test_an_architecture_without_layers_to_recompute_is_refused():
     with pytest.raises(RecipeError, match="load.gradient_checkpointing: full needs layers .* Set .*: none"):
-        patches.apply(architectures.build("ctrl"), LoadConfig(gradient_checkpointing="full"))
+        patches.apply_patches(architectures.build("ctrl"), LoadConfig(gradient_checkpointing="full"))
 
 
 def test_attention_that_drops_in_its_kernel_is_computed_again():
     operation = torch.ops.aten._scaled_dot_product_flash_attention.default
     q = torch.zeros(1)
 
-    assert patches.keeps(patches.KEPT, None, operation, q, q, q, 0.0, True) == CheckpointPolicy.MUST_SAVE
-    assert patches.keeps(patches.KEPT, None, operation, q, q, q, 0.1, True) == CheckpointPolicy.PREFER_RECOMPUTE
-    named = patches.keeps(patches.KEPT, None, operation, q, q, q, dropout_p=0.1)
+    assert (
+        patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, 0.0, True) == CheckpointPolicy.MUST_SAVE
+    )
+    assert (
+        patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, 0.1, True)
+        == CheckpointPolicy.PREFER_RECOMPUTE
+    )
+    named = patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, dropout_p=0.1)
     assert named == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="docs/upstream.md")
 def test_transformers_leaves_products_of_experts_unchanged(monkeypatch):
-    monkeypatch.setattr(patches, "GROUPED", set())
+    monkeypatch.setattr(patches, "GROUPED_MM_OPS", set())
     model = architectures.build("gpt_oss").train()
 
-    patches.apply(model, LoadConfig(gradient_checkpointing="selective"))
+    patches.apply_patches(model, LoadConfig(gradient_checkpointing="selective"))
 
     gradients(model)
 
 
 def test_nothing_is_done_unasked():
-    assert patches.apply(make_model(), LoadConfig()) == {}
+    assert patches.apply_patches(make_model(), LoadConfig()) == {}
 
 
 def test_decisions_are_told_in_words():
-    told = patches.apply(make_model(), LoadConfig(gradient_checkpointing="selective"))
+    told = patches.apply_patches(make_model(), LoadConfig(gradient_checkpointing="selective"))
 
     assert told["gradient_checkpointing"].startswith("selective: results of matrix products and attention are kept")
 
@@ -214,9 +219,9 @@ def test_experts_are_gathered_whole_under_zero_3(monkeypatch):
     pretend_module(monkeypatch, "deepspeed.utils", set_z3_leaf_modules=lambda model, kinds: marked.extend(kinds))
     model = architectures.build("mixtral")
 
-    assert patches.apply(model, LoadConfig()) == {}
+    assert patches.apply_patches(model, LoadConfig()) == {}
     monkeypatch.setattr(patches, "is_deepspeed_zero3_enabled", lambda: True)
-    told = patches.apply(model, LoadConfig())
+    told = patches.apply_patches(model, LoadConfig())
 
     assert [kind.__name__ for kind in marked] == ["MixtralSparseMoeBlock"]
     assert told == {"zero3_leaf_modules": "MixtralSparseMoeBlock are gathered whole"}
@@ -240,7 +245,7 @@ def test_kernels_that_are_not_here_are_refused(monkeypatch, library, package, gp
     pretend_machine(monkeypatch, gpu=gpu, packages=packages)
 
     with pytest.raises(RecipeError, match=f"load.kernels: {library} needs {missing.format(package=package)}.*Set"):
-        patches.apply(make_model(), LoadConfig(kernels=library))
+        patches.apply_patches(make_model(), LoadConfig(kernels=library))
 
 
 def pretend_liger(monkeypatch, kind="llama", factor=1.0):
@@ -261,7 +266,7 @@ def pretend_liger(monkeypatch, kind="llama", factor=1.0):
 def test_liger_leaves_the_loss_to_us(monkeypatch):
     given = pretend_liger(monkeypatch)
 
-    told = patches.apply(make_model(), LoadConfig(kernels="liger"))
+    told = patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
 
     assert given == {"cross_entropy": False, "fused_linear_cross_entropy": False}
     assert told["kernels"].startswith("liger for llama: ")
@@ -271,14 +276,16 @@ def test_a_model_that_liger_does_not_know_is_refused(monkeypatch):
     pretend_liger(monkeypatch, kind="mistral")
 
     with pytest.raises(RecipeError, match="load.kernels: liger has none for llama.* It has some for mistral"):
-        patches.apply(make_model(), LoadConfig(kernels="liger"))
+        patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
 
 
 def test_kernels_that_compute_something_else_are_refused(monkeypatch):
     pretend_liger(monkeypatch, factor=1.5)
 
-    with pytest.raises(ProofError, match="load.kernels: liger computes something else .* Set load.kernels: none"):
-        patches.apply(make_model(), LoadConfig(kernels="liger"))
+    with pytest.raises(
+        VerificationError, match="load.kernels: liger computes something else .* Set load.kernels: none"
+    ):
+        patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
 
 
 def pretend_unsloth(monkeypatch, factor=1.0):
@@ -294,7 +301,7 @@ def test_unsloth_fuses_adapted_networks(monkeypatch):
     config = LoadConfig(kernels="unsloth")
     model = make_model()
 
-    assert patches.apply(model, config) == {}
+    assert patches.apply_patches(model, config) == {}
     told = kernels.fuse_adapter(make_adapted(model), config)
 
     assert told["kernels"].startswith("unsloth: 3 adapted networks fused")
@@ -312,7 +319,7 @@ def test_unsloth_needs_adapters_on_the_whole_network(monkeypatch):
 def test_fused_adapters_that_compute_something_else_are_refused(monkeypatch):
     pretend_unsloth(monkeypatch, factor=2.0)
 
-    with pytest.raises(ProofError, match="load.kernels: unsloth computes something else"):
+    with pytest.raises(VerificationError, match="load.kernels: unsloth computes something else"):
         kernels.fuse_adapter(make_adapted(make_model()), LoadConfig(kernels="unsloth"))
 
 

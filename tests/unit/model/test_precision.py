@@ -28,7 +28,7 @@ def device(monkeypatch):
 
 
 def held(requested="auto", *, trains_all=False, model_dtype=None):
-    it = precision.choose(requested, trains_all=trains_all, model_dtype=model_dtype)
+    it = precision.choose_precision(requested, trains_all=trains_all, model_dtype=model_dtype)
     return it.weights, it.trained, it.autocast
 
 
@@ -82,9 +82,9 @@ def test_the_faster_type_wins_the_race(device, monkeypatch, slow, winner):
     device("cpu")
     monkeypatch.setattr(precision, "_time", lambda dtype: 2.0 if dtype == slow else 1.0)
 
-    assert precision.race()[0] == held()[0] == winner
+    assert precision.benchmark_dtypes()[0] == held()[0] == winner
     assert held()[2] == (BF16 if winner == BF16 else None)
-    assert "race" in precision.choose("auto", trains_all=False).reason
+    assert "race" in precision.choose_precision("auto", trains_all=False).reason
 
 
 @pytest.mark.parametrize(("slow", "computed"), [(BF16, None), (FP32, BF16)])
@@ -101,22 +101,22 @@ def test_a_cpu_holds_trained_weights_in_float32_whatever_wins(device, monkeypatc
 def test_answers_are_made_in_sixteen_bits_on_an_accelerator_that_has_them(device, kind, able, dtype):
     device(kind, bfloat16=able)
 
-    assert precision.for_answers("auto") == dtype
-    assert precision.for_answers("float32") == FP32
+    assert precision.inference_dtype("auto") == dtype
+    assert precision.inference_dtype("float32") == FP32
 
 
 def test_answers_in_bfloat16_are_refused_where_the_device_only_imitates_it(device):
     device("cuda", capability=(7, 5))
 
-    assert precision.for_answers("auto") == FP32
+    assert precision.inference_dtype("auto") == FP32
     with pytest.raises(RecipeError, match=r"evaluate.dtype: bfloat16 .*\(7, 5\).*Set evaluate.dtype: auto"):
-        precision.for_answers("bfloat16")
+        precision.inference_dtype("bfloat16")
 
 
 def test_answers_in_bfloat16_go_on_a_cpu_that_is_told_so(device):
     device("cpu")
 
-    assert precision.for_answers("bfloat16") == BF16
+    assert precision.inference_dtype("bfloat16") == BF16
 
 
 def test_a_recipe_decides_where_it_says(device):
@@ -124,14 +124,14 @@ def test_a_recipe_decides_where_it_says(device):
 
     assert held("bfloat16") == (BF16, FP32, BF16)
     assert held("bfloat16", trains_all=True) == (FP32, FP32, BF16)
-    assert precision.choose("bfloat16", trains_all=False).reason.startswith("as the recipe says")
+    assert precision.choose_precision("bfloat16", trains_all=False).reason.startswith("as the recipe says")
 
 
 def test_float16_is_refused_on_a_cpu_which_has_no_loss_scaler(device):
     device("cpu")
 
     with pytest.raises(RecipeError, match=r"load.dtype: float16 needs a loss scaler.*Set load.dtype"):
-        precision.choose("float16", trains_all=False)
+        precision.choose_precision("float16", trains_all=False)
 
 
 @pytest.mark.parametrize("requested", ["bfloat16", "pure_bfloat16"])
@@ -139,7 +139,7 @@ def test_bfloat16_is_refused_where_the_device_only_imitates_it(device, requested
     device("cuda", capability=(7, 5))
 
     with pytest.raises(RecipeError, match=rf"load.dtype: {requested} .*\(7, 5\).*Set load.dtype: auto"):
-        precision.choose(requested, trains_all=False)
+        precision.choose_precision(requested, trains_all=False)
 
 
 @pytest.mark.parametrize("requested", ["float16", "auto"])
@@ -147,7 +147,7 @@ def test_a_bfloat16_model_in_float16_is_warned_of(device, caplog, requested):
     device("cuda", capability=(7, 0))
 
     with caplog.at_level(logging.WARNING):
-        precision.choose(requested, trains_all=False, model_dtype=BF16)
+        precision.choose_precision(requested, trains_all=False, model_dtype=BF16)
 
     assert "above 65504 overflow" in caplog.text
 
@@ -156,6 +156,6 @@ def test_a_bfloat16_model_in_float16_is_warned_of(device, caplog, requested):
 def test_nothing_is_warned_of_where_values_fit(device, caplog, requested, model_dtype):
     device("cuda")
 
-    precision.choose(requested, trains_all=False, model_dtype=model_dtype)
+    precision.choose_precision(requested, trains_all=False, model_dtype=model_dtype)
 
     assert not caplog.records

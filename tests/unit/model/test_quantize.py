@@ -45,8 +45,8 @@ FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4
 
 
 def load(folder, quantization=None, dtype=torch.float32):
-    options = {"quantization_config": quantize.config_for(quantization, dtype)} if quantization else {}
-    return quantize.guard(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
+    options = {"quantization_config": quantize.build_quantization_config(quantization, dtype)} if quantization else {}
+    return quantize.apply_workarounds(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options))
 
 
 def with_adapter(model):
@@ -111,7 +111,7 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(tiny_model, tmp_path, 
     trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     as_trained = logits(trained, training=True)  # in evaluation, 8-bit products round their inputs too
 
-    base = quantize.dequantized(load(tiny_model, kind))
+    base = quantize.dequantize(load(tiny_model, kind))
     merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
 
@@ -119,7 +119,7 @@ def test_an_adapter_is_merged_into_what_it_was_trained_on(tiny_model, tmp_path, 
     assert (logits(load(tmp_path / "merged")) - as_trained).abs().max() < 1e-4
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     assert not quantize.is_quantized(merged)
-    assert quantize.kind_of(merged.config.to_dict()) is None
+    assert quantize.quantization_kind(merged.config.to_dict()) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,7 +127,7 @@ def test_dequantized_weights_are_plain_ones(tiny_model, kind):
     model = load(tiny_model, kind)
     logits(model)  # 8-bit weights move into another place in the first pass
 
-    plain = quantize.dequantized(model)
+    plain = quantize.dequantize(model)
 
     assert {type(each) for each in plain.parameters()} == {torch.nn.Parameter}
     assert {each.dtype for each in plain.parameters()} == {torch.float32}
@@ -139,18 +139,18 @@ def test_a_model_that_comes_quantized_goes_the_same_way(tiny_model, tmp_path, ki
     load(tiny_model, kind).save_pretrained(tmp_path / "few_bits")
     config = json.loads((tmp_path / "few_bits" / "config.json").read_text())
 
-    assert quantize.kind_of(config) == kind.type
-    assert quantize.reading(config) == {}
+    assert quantize.quantization_kind(config) == kind.type
+    assert quantize.loading_options(config) == {}
     model = load(tmp_path / "few_bits")
     before = logits(model, training=True)
-    quantize.dequantized(model).save_pretrained(tmp_path / "full")
+    quantize.dequantize(model).save_pretrained(tmp_path / "full")
     assert (logits(load(tmp_path / "full")) - before).abs().max() < 1e-4
 
 
 def test_a_plain_model_is_dequantized_already(tiny_model):
     model = load(tiny_model)
 
-    assert quantize.dequantized(model) is model
+    assert quantize.dequantize(model) is model
 
 
 def test_what_has_no_way_back_is_refused(tiny_model):
@@ -159,7 +159,7 @@ def test_what_has_no_way_back_is_refused(tiny_model):
     model.config.quantization_config = {"quant_method": "quanto"}
 
     with pytest.raises(RecipeError, match=r"an adapter on quanto cannot be merged: .* drops the adapter"):
-        quantize.dequantized(model)
+        quantize.dequantize(model)
 
 
 def test_layers_that_lie_transposed_come_back_transposed(tmp_path):
@@ -169,7 +169,7 @@ def test_layers_that_lie_transposed_come_back_transposed(tmp_path):
     model = load(tmp_path / "base", Bnb4bit(type="bnb_4bit"))
     before = logits(model)
 
-    quantize.dequantized(model).save_pretrained(tmp_path / "full")
+    quantize.dequantize(model).save_pretrained(tmp_path / "full")
 
     assert (logits(load(tmp_path / "full")) - before).abs().max() < 1e-4
 
@@ -192,7 +192,7 @@ def test_no_cast_is_told_of_for_every_layer(tiny_model, caplog):
 
 
 def test_only_norms_are_held_in_float32(tiny_model):
-    model = quantize.prepare(load(tiny_model, Bnb4bit(type="bnb_4bit"), torch.bfloat16))
+    model = quantize.prepare_for_training(load(tiny_model, Bnb4bit(type="bnb_4bit"), torch.bfloat16))
 
     types = {name: each.dtype for name, each in model.named_parameters() if each.dtype != torch.uint8}
 
@@ -207,7 +207,7 @@ def test_a_prepared_base_computes_in_its_type_without_autocast(tiny_model):
     seen = []
     plain.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
 
-    after = logits(quantize.prepare(plain))
+    after = logits(quantize.prepare_for_training(plain))
 
     assert seen == [torch.bfloat16]
     assert after.dtype == torch.bfloat16
@@ -215,7 +215,7 @@ def test_a_prepared_base_computes_in_its_type_without_autocast(tiny_model):
 
 
 def test_gradients_pass_through_recomputed_layers(tiny_model):
-    model = with_adapter(quantize.prepare(load(tiny_model, Bnb4bit(type="bnb_4bit"))))
+    model = with_adapter(quantize.prepare_for_training(load(tiny_model, Bnb4bit(type="bnb_4bit"))))
     model.gradient_checkpointing_enable({"use_reentrant": True})
 
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
@@ -274,14 +274,14 @@ def _rewrite(folder, tensors, about):
 def read(folder):
     """Read as `tuneline.model.load` does."""
     config = json.loads((folder / "config.json").read_text())
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantize.reading(config))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantize.loading_options(config))
 
 
 @pytest.mark.parametrize("write", [write_fp8, write_mxfp4])
 def test_what_is_dequantized_while_read_is_plain_and_stays_so_when_saved(tmp_path, write):
     full = write(tmp_path / "few_bits")
 
-    model = quantize.guard(read(tmp_path / "few_bits"))
+    model = quantize.apply_workarounds(read(tmp_path / "few_bits"))
     model.save_pretrained(tmp_path / "full")
 
     assert not quantize.is_quantized(model)
@@ -351,7 +351,7 @@ def gradient_after_an_evaluation(*, guarded: bool):
     torch.manual_seed(0)
     layer = Linear4bit(256, 256, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
     if guarded:
-        quantize.guard(torch.nn.Sequential(layer))
+        quantize.apply_workarounds(torch.nn.Sequential(layer))
     x = torch.randn(4, 256)
     with torch.no_grad():
         layer.eval()(x)

@@ -33,7 +33,7 @@ def find(path):
     """Do what a run does before its first step."""
     recipe = loading.load(path).recipe
     existence.check(recipe)
-    return resolve.find(recipe.for_resolve())
+    return resolve.resolve_inputs(recipe.for_resolve())
 
 
 def split_in_shards(folder):
@@ -60,7 +60,7 @@ def test_shards_that_are_all_there_are_fine(project):
     split_in_shards(project / "model")
     recipe = loading.load(tiny.write_config(project / "changed.yaml", tiny.recipe())).recipe
 
-    resolve.find(recipe.for_resolve())
+    resolve.resolve_inputs(recipe.for_resolve())
 
 
 def test_a_file_that_was_cut_short(project, monkeypatch):
@@ -176,7 +176,7 @@ def test_types_that_the_device_lacks(project, monkeypatch):
         "load.dtype: float16 needs a loss scaler"
     )
 
-    monkeypatch.setattr(precision, "_bfloat16", lambda kind: (False, "an old device"))
+    monkeypatch.setattr(precision, "_supports_bfloat16", lambda kind: (False, "an old device"))
     said = refusal(project, monkeypatch, evaluate={"dtype": "bfloat16"})
     assert said == "evaluate.dtype: bfloat16 is not for this device: an old device. Set evaluate.dtype: auto."
     assert "load.dtype: bfloat16 is not" in refusal(project, monkeypatch, load={"dtype": "bfloat16"})
@@ -188,7 +188,7 @@ def test_the_recipe_error_is_a_recipe_error(project):
     ).recipe
 
     with pytest.raises(RecipeError):
-        resolve.find(recipe.for_resolve())
+        resolve.resolve_inputs(recipe.for_resolve())
 
 
 def test_an_adapter_without_a_merged_form_is_not_merged(project, monkeypatch):

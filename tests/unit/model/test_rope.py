@@ -47,7 +47,7 @@ def logits(model, length):
 def test_the_base_of_the_frequencies_is_kept(kind):
     config = llama(rope_theta=12345.0)
 
-    rope.scaled(config, scaling(kind), max_length=100)
+    rope.scale_rope(config, scaling(kind), max_length=100)
 
     assert config.rope_parameters["rope_theta"] == 12345.0
     assert config.rope_parameters["rope_type"] == kind
@@ -57,7 +57,7 @@ def test_the_base_of_the_frequencies_is_kept(kind):
 def test_the_factor_is_the_least_whole_one_that_reaches(kind):
     config = llama()
 
-    said = rope.scaled(config, scaling(kind), max_length=100)
+    said = rope.scale_rope(config, scaling(kind), max_length=100)
 
     assert config.rope_parameters["factor"] == 4.0
     assert said == f"rotary positions stretched by 4 ({kind}), from 32 to 128"
@@ -67,18 +67,18 @@ def test_the_factor_is_the_least_whole_one_that_reaches(kind):
 def test_the_config_tells_how_far_it_reaches(kind, positions):
     config = llama()
 
-    rope.scaled(config, scaling(kind), max_length=100)
+    rope.scale_rope(config, scaling(kind), max_length=100)
 
     assert config.max_position_embeddings == positions
-    rope.check_length(config, 128)
+    rope.check_max_length(config, 128)
     with pytest.raises(RecipeError, match="129, and the model has 128 positions"):
-        rope.check_length(config, 129)
+        rope.check_max_length(config, 129)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stretched_model_is_finite_and_other_beyond_its_old_length(kind):
     plain, config = build(llama()), llama()
-    rope.scaled(config, scaling(kind), max_length=100)
+    rope.scale_rope(config, scaling(kind), max_length=100)
 
     stretched = logits(build(config), 100)
 
@@ -89,21 +89,21 @@ def test_a_stretched_model_is_finite_and_other_beyond_its_old_length(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_factor_that_is_almost_one_changes_almost_nothing(kind):
     config = llama()
-    rope.scaled(config, scaling(kind, factor=1 + 1e-6), max_length=OLD)
+    rope.scale_rope(config, scaling(kind, factor=1 + 1e-6), max_length=OLD)
 
     torch.testing.assert_close(logits(build(config), OLD), logits(build(llama()), OLD), atol=1e-5, rtol=1e-4)
 
 
 def test_dynamic_stretching_leaves_short_rows_as_they_were():
     config = llama()
-    rope.scaled(config, scaling("dynamic"), max_length=100)
+    rope.scale_rope(config, scaling("dynamic"), max_length=100)
 
     assert torch.equal(logits(build(config), OLD), logits(build(llama()), OLD))
 
 
 def test_linear_stretching_puts_positions_between():
     config = llama()
-    rope.scaled(config, scaling("linear", factor=2), max_length=64)
+    rope.scale_rope(config, scaling("linear", factor=2), max_length=64)
 
     stretched, plain = build(config).model.rotary_emb, build(llama()).model.rotary_emb
 
@@ -113,7 +113,7 @@ def test_linear_stretching_puts_positions_between():
 @pytest.mark.parametrize("kind", KINDS)
 def test_positions_survive_saving(kind, tmp_path):
     config = llama()
-    rope.scaled(config, scaling(kind), max_length=100)
+    rope.scale_rope(config, scaling(kind), max_length=100)
     model = build(config)
 
     model.save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_positions_survive_saving(kind, tmp_path):
 def test_llama3_gets_its_two_bounds():
     config = llama()
 
-    rope.scaled(config, scaling("llama3"), max_length=100)
+    rope.scale_rope(config, scaling("llama3"), max_length=100)
 
     bounds = {key: config.rope_parameters[key] for key in ("low_freq_factor", "high_freq_factor")}
     assert bounds == {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -137,10 +137,10 @@ def test_llama3_gets_its_two_bounds():
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "dynamic"])
 def test_what_was_stretched_is_stretched_further(kind):
     once, twice = llama(), llama()
-    rope.scaled(once, scaling(kind), max_length=256)
-    rope.scaled(twice, scaling(kind), max_length=64)
+    rope.scale_rope(once, scaling(kind), max_length=256)
+    rope.scale_rope(twice, scaling(kind), max_length=64)
 
-    rope.scaled(twice, scaling(kind), max_length=256)
+    rope.scale_rope(twice, scaling(kind), max_length=256)
 
     assert twice.rope_parameters == once.rope_parameters
     assert twice.max_position_embeddings == once.max_position_embeddings
@@ -148,17 +148,17 @@ def test_what_was_stretched_is_stretched_further(kind):
 
 def test_another_stretching_is_refused_since_the_old_one_would_be_lost():
     config = llama()
-    rope.scaled(config, scaling("yarn"), max_length=64)
+    rope.scale_rope(config, scaling("yarn"), max_length=64)
 
     with pytest.raises(
         RecipeError, match=r"rope_type: linear, and .* 'yarn', which would be lost. Set rope_type: yarn"
     ):
-        rope.scaled(config, scaling("linear"), max_length=256)
+        rope.scale_rope(config, scaling("linear"), max_length=256)
 
 
 def test_a_kind_that_no_recipe_has_is_left_alone():
     with pytest.raises(RecipeError, match=r"'longrope', which would be lost. Leave rope_scaling out\."):
-        rope.scaled(llama(rope_type="longrope"), scaling("linear"), max_length=256)
+        rope.scale_rope(llama(rope_type="longrope"), scaling("linear"), max_length=256)
 
 
 def test_only_layers_that_see_the_whole_row_are_stretched():
@@ -167,7 +167,7 @@ def test_only_layers_that_see_the_whole_row_are_stretched():
     config = Gemma3TextConfig(**SIZES, **heads, max_position_embeddings=OLD, layer_types=layers)
     before = dict(config.rope_parameters["sliding_attention"])
 
-    rope.scaled(config, scaling("linear"), max_length=64)
+    rope.scale_rope(config, scaling("linear"), max_length=64)
 
     assert config.rope_parameters["sliding_attention"] == before
     assert config.rope_parameters["full_attention"] == {
@@ -182,7 +182,7 @@ def test_a_model_of_text_and_more_is_stretched_in_its_text_part():
     text = {**SIZES, "num_attention_heads": 2, "max_position_embeddings": OLD, "layer_types": ["full_attention"] * 2}
     config = AutoConfig.for_model("gemma3", text_config=text)
 
-    rope.scaled(config, scaling("linear"), max_length=64)
+    rope.scale_rope(config, scaling("linear"), max_length=64)
 
     assert config.text_config.max_position_embeddings == 64
     assert config.text_config.rope_parameters["full_attention"]["factor"] == 2.0
@@ -190,26 +190,26 @@ def test_a_model_of_text_and_more_is_stretched_in_its_text_part():
 
 def test_rows_that_fit_leave_nothing_to_stretch():
     with pytest.raises(RecipeError, match=r"load.rope_scaling: tokenize.max_length is 32, .* nothing to stretch\."):
-        rope.scaled(llama(), scaling("linear"), max_length=OLD)
+        rope.scale_rope(llama(), scaling("linear"), max_length=OLD)
 
 
 def test_a_factor_that_is_given_holds_for_short_rows_too():
     config = llama()
 
-    rope.scaled(config, scaling("yarn", factor=2.5), max_length=OLD)
+    rope.scale_rope(config, scaling("yarn", factor=2.5), max_length=OLD)
 
     assert config.max_position_embeddings == 80
 
 
 def test_a_factor_that_does_not_reach_is_refused():
     with pytest.raises(RecipeError, match=r"load.rope_scaling.factor: 2 makes 64 positions of 32, .* Set it to 4, or"):
-        rope.scaled(llama(), scaling("linear", factor=2), max_length=100)
+        rope.scale_rope(llama(), scaling("linear", factor=2), max_length=100)
 
 
 @pytest.mark.parametrize("config", [GPT2Config(n_positions=OLD), BloomConfig()], ids=["learned", "alibi"])
 def test_models_without_rotary_positions_are_refused(config):
     with pytest.raises(RecipeError, match=rf"load.rope_scaling: {config.model_type} has no rotary positions"):
-        rope.scaled(config, scaling("linear"), max_length=100)
+        rope.scale_rope(config, scaling("linear"), max_length=100)
 
 
 @pytest.mark.parametrize(
@@ -218,15 +218,15 @@ def test_models_without_rotary_positions_are_refused(config):
     ids=["rotary", "learned"],
 )
 def test_rows_that_are_too_long_are_refused(config, advice):
-    rope.check_length(config, OLD)
+    rope.check_max_length(config, OLD)
 
     with pytest.raises(RecipeError, match=rf"tokenize.max_length: 33, and the model has 32 positions.*{advice}"):
-        rope.check_length(config, OLD + 1)
+        rope.check_max_length(config, OLD + 1)
 
 
 @pytest.mark.parametrize("config", [BloomConfig(), AutoConfig.for_model("mamba"), AutoConfig.for_model("jamba")])
 def test_a_model_without_a_limit_takes_any_row(config):
-    rope.check_length(config, 10**9)
+    rope.check_max_length(config, 10**9)
 
 
 @pytest.mark.xfail(strict=True, raises=TypeError, reason="docs/upstream.md")
@@ -240,7 +240,7 @@ def test_a_config_that_is_given_a_rope_scaling_keeps_its_base():
 
 def test_the_factor_of_a_yarn_is_what_the_library_expects(caplog):
     config = llama()
-    rope.scaled(config, scaling("yarn"), max_length=1000)
+    rope.scale_rope(config, scaling("yarn"), max_length=1000)
 
     config.validate_rope()
 

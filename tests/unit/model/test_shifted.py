@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.model import attention
 from tuneline.model.attention import shifted
 
@@ -33,7 +33,7 @@ def make_model(kind="s2", heads=4, key_heads=2, seed=0, **changes):
 
 def make_shifted(ratio, max_length, **changes):
     model = make_model(**changes)
-    shifted.enable(model, ratio, max_length)
+    shifted.enable_shifted_attention(model, ratio, max_length)
     return model
 
 
@@ -160,7 +160,7 @@ def test_an_example_is_treated_the_same_alone_packed_and_padded(lengths, group):
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, [0, 4, 8, 10, 11, 15, 16]), (2, [0, 2, 6, 10, 11, 13, 16])])
 def test_groups_are_counted_from_the_start_of_each_example(shift, expected):
-    assert shifted.cut([0, 10, 11, 16], 4, shift) == expected
+    assert shifted.group_bounds([0, 10, 11, 16], 4, shift) == expected
 
 
 def anchor_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **_):
@@ -218,7 +218,7 @@ def test_dropout_is_honoured_while_training():
 def test_what_it_does_not_compute_is_refused(asked):
     q = torch.zeros(1, 2, 4, 4)
 
-    with pytest.raises(ProofError, match=f"does not compute {asked}.*Leave load.s2_group_size_ratio out"):
+    with pytest.raises(VerificationError, match=f"does not compute {asked}.*Leave load.s2_group_size_ratio out"):
         shifted.shifted_attention(torch.nn.Module(), q, q, q, None, **{asked: 1.0})
 
 
@@ -227,12 +227,14 @@ def make_windowed(window):
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
     model = MistralForCausalLM._from_config(MistralConfig(**sizes, **heads), attn_implementation="s2").train()
-    shifted.enable(model, 0.25, 16)
+    shifted.enable_shifted_attention(model, 0.25, 16)
     return model
 
 
 def test_a_window_shorter_than_the_examples_is_refused():
-    with pytest.raises(ProofError, match="a window shorter than the example.*Leave load.s2_group_size_ratio out"):
+    with pytest.raises(
+        VerificationError, match="a window shorter than the example.*Leave load.s2_group_size_ratio out"
+    ):
         make_windowed(8)(input_ids=torch.randint(64, (1, 16)))
 
 
@@ -245,13 +247,13 @@ def test_a_window_longer_than_the_examples_changes_nothing():
 
 
 def test_a_model_that_was_not_told_its_groups_is_refused():
-    with pytest.raises(ProofError, match="group size is not set"):
+    with pytest.raises(VerificationError, match="group size is not set"):
         make_model()(input_ids=torch.randint(64, (1, 8)))
 
 
 def test_a_group_of_one_token_is_refused():
     with pytest.raises(RecipeError, match=r"load.s2_group_size_ratio: 0.1 of tokenize.max_length: 16.*higher ratio"):
-        shifted.enable(make_model(), 0.1, 16)
+        shifted.enable_shifted_attention(make_model(), 0.1, 16)
 
 
 def test_a_saved_model_knows_nothing_of_it(tmp_path):

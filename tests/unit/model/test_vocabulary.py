@@ -34,7 +34,7 @@ def test_new_rows_are_the_mean_and_noise(tied):
     means = [weights[:OLD].mean(0) for weights in (inputs(model).clone(), outputs(model).clone())]
     ids = tuple(range(OLD, OLD + 200))
 
-    assert vocabulary.grow(model, ids, OLD) == ids
+    assert vocabulary.add_embedding_rows(model, ids, OLD) == ids
 
     for weights, mean in zip((inputs(model), outputs(model)), means, strict=True):
         noise = weights[list(ids)] - mean
@@ -47,7 +47,7 @@ def test_old_rows_stay_bit_by_bit(tied):
     model = make(tied=tied)
     before = inputs(model).clone(), outputs(model).clone()
 
-    vocabulary.grow(model, [OLD, OLD + 1], OLD)
+    vocabulary.add_embedding_rows(model, [OLD, OLD + 1], OLD)
 
     assert torch.equal(inputs(model)[:OLD], before[0])
     assert torch.equal(outputs(model)[:OLD], before[1])
@@ -56,7 +56,7 @@ def test_old_rows_stay_bit_by_bit(tied):
 def test_new_rows_differ_from_each_other():
     model = make(tied=False)
 
-    vocabulary.grow(model, range(OLD, OLD + 10), OLD)
+    vocabulary.add_embedding_rows(model, range(OLD, OLD + 10), OLD)
 
     for weights in (inputs(model), outputs(model)):
         distances = torch.cdist(weights[OLD : OLD + 10], weights[OLD : OLD + 10])
@@ -68,7 +68,7 @@ def test_new_rows_differ_from_each_other():
 def test_a_tie_stays_as_it_was(tied):
     model = make(tied=tied)
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
@@ -77,7 +77,7 @@ def test_the_vocabulary_is_padded_and_the_config_says_so():
     model = make()
     mean = inputs(model).mean(0)
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert inputs(model).shape[0] == model.config.vocab_size == 320
     assert model(torch.tensor([[OLD]])).logits.shape[-1] == 320
@@ -90,7 +90,7 @@ def test_new_tokens_may_land_in_rows_that_padded():
         for weights in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             weights[OLD:] = 100.0
 
-    vocabulary.grow(model, [OLD, OLD + 1], OLD)
+    vocabulary.add_embedding_rows(model, [OLD, OLD + 1], OLD)
 
     for weights in (inputs(model), outputs(model)):
         assert weights.shape[0] == OLD + 20
@@ -101,12 +101,12 @@ def test_new_tokens_may_land_in_rows_that_padded():
 def test_rows_are_the_same_whatever_was_drawn_before_and_draw_nothing():
     first, second = make(tied=False), make(tied=False)
     torch.manual_seed(7)
-    vocabulary.grow(first, [OLD], OLD)
+    vocabulary.add_embedding_rows(first, [OLD], OLD)
     follows = torch.rand(1)
     torch.manual_seed(7)
     assert torch.rand(1) == follows
 
-    vocabulary.grow(second, [OLD], OLD)
+    vocabulary.add_embedding_rows(second, [OLD], OLD)
 
     assert torch.equal(inputs(first), inputs(second))
     assert torch.equal(outputs(first), outputs(second))
@@ -115,8 +115,8 @@ def test_rows_are_the_same_whatever_was_drawn_before_and_draw_nothing():
 def test_another_seed_makes_other_rows():
     first, second = make(), make()
 
-    vocabulary.grow(first, [OLD], OLD)
-    vocabulary.grow(second, [OLD], OLD, seed=1)
+    vocabulary.add_embedding_rows(first, [OLD], OLD)
+    vocabulary.add_embedding_rows(second, [OLD], OLD, seed=1)
 
     assert not torch.equal(inputs(first)[OLD], inputs(second)[OLD])
 
@@ -126,7 +126,7 @@ def test_a_bias_of_the_head_gets_the_mean():
     with torch.no_grad():
         model.lm_head.bias.copy_(torch.arange(OLD))
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert model.lm_head.bias[OLD].item() == pytest.approx((OLD - 1) / 2)
     assert torch.equal(model.lm_head.bias[:OLD].detach(), torch.arange(float(OLD)))
@@ -135,7 +135,7 @@ def test_a_bias_of_the_head_gets_the_mean():
 def test_a_head_of_another_name_grows_too():
     model = make(config=GPTNeoXConfig, tied=False)
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert outputs(model).shape[0] == 320
 
@@ -143,7 +143,7 @@ def test_a_head_of_another_name_grows_too():
 def test_the_type_of_the_weights_stays():
     model = make().to(torch.bfloat16)
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert inputs(model).dtype == torch.bfloat16
     assert inputs(model)[OLD].isfinite().all()
@@ -153,7 +153,7 @@ def test_shapes_alone_grow_on_the_meta_device():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=OLD, hidden_size=32, num_hidden_layers=1))
 
-    vocabulary.grow(model, [OLD], OLD)
+    vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert inputs(model).shape == outputs(model).shape == (320, 32)
     assert inputs(model).is_meta
@@ -162,7 +162,7 @@ def test_shapes_alone_grow_on_the_meta_device():
 def test_nothing_new_changes_nothing():
     model = make()
 
-    assert vocabulary.grow(model, (), OLD) == ()
+    assert vocabulary.add_embedding_rows(model, (), OLD) == ()
     assert inputs(model).shape[0] == OLD
 
 
@@ -174,7 +174,7 @@ def test_a_quantized_base_grows_like_the_full_one(tiny_model, bits):
     num_old = full.config.vocab_size
 
     for model in (full, quantized):
-        vocabulary.grow(model, [num_old, num_old + 1], num_old)
+        vocabulary.add_embedding_rows(model, [num_old, num_old + 1], num_old)
 
     assert torch.equal(inputs(full), inputs(quantized))
     assert quantized.eval()(torch.tensor([[num_old]])).logits.isfinite().all()
@@ -186,4 +186,4 @@ def test_quantized_embeddings_are_refused():
     model.get_input_embeddings().weight.data = torch.ones(OLD, WIDTH, dtype=torch.int8)
 
     with pytest.raises(RecipeError, match=r"load.new_tokens: the embeddings of this model are quantized"):
-        vocabulary.grow(model, [OLD], OLD)
+        vocabulary.add_embedding_rows(model, [OLD], OLD)

@@ -46,11 +46,11 @@ class Processes:
         for name, result in pairs:
             if name not in told:
                 break
-            result.with_suffix(running.BEGUN).touch()
+            result.with_suffix(running.STARTED_SUFFIX).touch()
             if told[name] == "done":
                 result.write_text(measured().model_dump_json())
             elif told[name]:
-                result.with_suffix(running.REASON).write_text(told[name])
+                result.with_suffix(running.ERROR_SUFFIX).write_text(told[name])
                 break
             else:
                 break
@@ -138,7 +138,7 @@ def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with pytest.raises(StoppedError, match="Stopped by SIGTERM.*same command again"):
-            running.start(tmp_path / "jobs", tmp_path / "log")
+            running.start_process(tmp_path / "jobs", tmp_path / "log")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)

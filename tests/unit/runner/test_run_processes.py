@@ -42,7 +42,7 @@ def folder(home, tmp_path, monkeypatch):
     )
     yield tmp_path
     for pid in started(tmp_path):
-        if run_processes.birth_of(pid):
+        if run_processes.process_start_time(pid):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -63,11 +63,11 @@ def in_a_process(folder, **changes):
     if not pid:
         code = 99
         try:
-            code = signals.exit_code(lambda: engine(**changes).run(poll_seconds=0.05))
+            code = signals.run_command(lambda: engine(**changes).run(poll_seconds=0.05))
         finally:
             os._exit(code)
     wait_for(lambda: len(started(folder)) > before)
-    wait_for(lambda: (entry := scheduler_state.recall().get(YEARLY.id)) and entry.pid)
+    wait_for(lambda: (entry := scheduler_state.load().get(YEARLY.id)) and entry.pid)
     return pid
 
 
@@ -79,7 +79,7 @@ def wait_for(condition, seconds=20):
 
 
 def lives(pid):
-    return bool(run_processes.birth_of(pid))
+    return bool(run_processes.process_start_time(pid))
 
 
 def end(pid, number):
@@ -107,7 +107,7 @@ def test_the_run_of_a_killed_scheduler_is_watched_and_not_started_twice(folder, 
     wait_for(lambda: not lives(run))
     (firing,) = second.look()
     assert (firing.exit_code, firing.due) == (3, "2026-01-01T00:00:00+00:00")
-    assert scheduler_state.recall()[YEARLY.id].status == "failed with exit code 3"
+    assert scheduler_state.load()[YEARLY.id].status == "failed with exit code 3"
     wait_for(lambda: not lives(child))
     assert second.look() == []
     assert started(folder) == [run, child]
@@ -125,7 +125,7 @@ def test_a_stopped_scheduler_ends_its_run_as_a_whole_and_starts_it_again_later(f
     run, child = started(folder)
     assert not lives(run)
     wait_for(lambda: not lives(child))
-    assert scheduler_state.recall()[YEARLY.id].status == scheduler_state.STOPPED
+    assert scheduler_state.load()[YEARLY.id].status == scheduler_state.STOPPED
     (folder / "go").touch()
     again = engine()
     (firing,) = again.run(poll_seconds=0.05, max_firings=1)
@@ -140,7 +140,7 @@ def test_a_run_beyond_its_time_is_ended_with_its_children(folder):
 
     assert firing.exit_code in (-signal.SIGKILL, -signal.SIGTERM)
     wait_for(lambda: not any(map(lives, started(folder))))
-    assert scheduler_state.recall()[YEARLY.id].status.startswith("failed: ended after the time limit of ")
+    assert scheduler_state.load()[YEARLY.id].status.startswith("failed: ended after the time limit of ")
 
 
 def test_a_killed_run_of_a_killed_scheduler_is_started_again(folder):
@@ -157,7 +157,7 @@ def test_a_killed_run_of_a_killed_scheduler_is_started_again(folder):
 def test_a_number_that_went_to_another_process_is_left_alone(folder):
     other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        ticket = run_processes.Ticket(YEARLY.id, "yearly", "2026-01-01T00:00:00+00:00", "", other.pid, birth="1")
+        ticket = run_processes.RunRecord(YEARLY.id, "yearly", "2026-01-01T00:00:00+00:00", "", other.pid, birth="1")
         job = run_processes.ProcessJob(ticket)
         job.terminate()
         job.kill()
@@ -189,4 +189,4 @@ def test_the_command_line_has_the_scheduler_s_defaults():
     from tuneline.cli import schedules
 
     found = inspect.signature(schedules.scheduler).parameters
-    assert (found["jobs"].default, found["limit_hours"].default) == (scheduler.MAX_JOBS, scheduler.LIMIT_HOURS)
+    assert (found["jobs"].default, found["limit_hours"].default) == (scheduler.MAX_JOBS, scheduler.TIME_LIMIT_HOURS)

@@ -27,7 +27,7 @@ class Job:
     """A run that is over when it is told so."""
 
     def __init__(self, schedule, due, log, code=0):
-        self.ticket = run_processes.Ticket(schedule.id, schedule.name, due.isoformat(), str(log), pid=7)
+        self.record = run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log), pid=7)
         self.exit, self.age, self.asked = code, 0.0, []
 
     def code(self):
@@ -52,7 +52,7 @@ class World:
         self.launched, self.lines, self.jobs = [], [], {}
 
     def launch(self, schedule, due, log):
-        assert scheduler_state.recall()[schedule.id].status == "running"
+        assert scheduler_state.load()[schedule.id].status == "running"
         self.launched.append(schedule.name)
         log.write_text("output")
         self.jobs[schedule.name] = Job(schedule, due, log, self.exit_codes.get(schedule.name, 0))
@@ -81,7 +81,7 @@ def dues(firings):
 @pytest.mark.parametrize("now", [CREATED, TWO - timedelta(hours=3), TWO - timedelta(microseconds=1)], ids=str)
 def test_a_schedule_does_not_fire_before_its_time(world, now):
     assert world.look(now) == []
-    assert scheduler_state.recall() == {}
+    assert scheduler_state.load() == {}
 
 
 @pytest.mark.parametrize("late", [timedelta(0), timedelta(microseconds=1), timedelta(seconds=20)], ids=str)
@@ -142,10 +142,10 @@ def test_a_run_that_failed_is_written_down_and_stops_no_other(home):
     ended = world.look(TWO)
 
     assert [(firing.schedule, firing.exit_code) for firing in ended] == [("broken", 2), ("sound", 0)]
-    memory = scheduler_state.recall()
+    memory = scheduler_state.load()
     assert memory["id of broken"].status == "failed with exit code 2"
     log = str(home / "logs" / "sound-20260302T020000Z.log")
-    assert memory["id of sound"] == scheduler_state.Fired(name="sound", due=TWO, status="completed", log=log)
+    assert memory["id of sound"] == scheduler_state.ScheduleState(name="sound", due=TWO, status="completed", log=log)
     assert world.look(TWO + timedelta(minutes=1)) == []
 
 
@@ -177,9 +177,9 @@ def test_it_runs_until_it_has_fired_enough_and_looks_again_until_then(world, mon
 
 @pytest.mark.usefixtures("home")
 def test_a_second_scheduler_is_refused():
-    with scheduler.only_one(), pytest.raises(TunelineError, match=r"Another scheduler works on .*Stop it first"):
-        scheduler.only_one()
-    with scheduler.only_one():
+    with scheduler.exclusive_lock(), pytest.raises(TunelineError, match=r"Another scheduler works on .*Stop it first"):
+        scheduler.exclusive_lock()
+    with scheduler.exclusive_lock():
         pass
 
 
@@ -217,7 +217,7 @@ def test_a_run_that_is_cut_off_again_and_again_is_given_up_until_its_next_time(w
         assert world.look(TWO + timedelta(hours=hours)) == []
 
     assert world.launched == ["nightly", "nightly"]
-    assert scheduler_state.recall()["id of nightly"].status == "failed: cut off 2 times"
+    assert scheduler_state.load()["id of nightly"].status == "failed: cut off 2 times"
     world.exit_codes["nightly"] = 0
     assert dues(world.look(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
 
@@ -226,11 +226,11 @@ def test_a_run_that_is_cut_off_again_and_again_is_given_up_until_its_next_time(w
 def test_a_run_that_ended_without_its_scheduler_is_not_started_again(world, code, status):
     world.exit_codes["nightly"] = None
     world.look(TWO)
-    (log,) = [entry.log for entry in scheduler_state.recall().values()]
+    (log,) = [entry.log for entry in scheduler_state.load().values()]
     Path(log).with_suffix(".exit").write_text(code)
 
     assert world.look(TWO + timedelta(hours=1)) == []
-    assert scheduler_state.recall()["id of nightly"].status == status
+    assert scheduler_state.load()["id of nightly"].status == status
     assert world.launched == ["nightly"]
 
 
@@ -274,7 +274,7 @@ def test_a_run_beyond_the_time_limit_is_asked_to_end_and_then_ended(world):
     (firing,) = one.look()
 
     assert firing.exit_code == -9
-    assert scheduler_state.recall()["id of nightly"].status == "failed: ended after the time limit of 1 hours"
+    assert scheduler_state.load()["id of nightly"].status == "failed: ended after the time limit of 1 hours"
     assert one.look() == [], "its time is over"
 
 
@@ -356,7 +356,7 @@ def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler_state, "remember", full)
+        patch.setattr(scheduler_state, "save", full)
         assert world.look(TWO) == []
 
     assert "cannot be written" in world.lines[-1]

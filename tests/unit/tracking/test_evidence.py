@@ -25,7 +25,7 @@ def make_evidence(**changes):
 
 
 def checked(asked=None, **changes):
-    found = evidence.check(make_evidence(**changes), PreconditionsConfig.model_validate(asked or {}))
+    found = evidence.check_preconditions(make_evidence(**changes), PreconditionsConfig.model_validate(asked or {}))
     return {check.name: check for check in found}
 
 
@@ -66,7 +66,7 @@ def test_what_was_not_merged_says_why():
 
 
 def test_the_contaminated_items_of_all_sets_are_dirty():
-    assert make_evidence().dirty() == {"q1", "q2", "x"}
+    assert make_evidence().contaminated_items() == {"q1", "q2", "x"}
 
 
 def test_evidence_survives_being_kept():
@@ -79,8 +79,8 @@ def make_decision():
     config = GateConfig.model_validate({"guards": [{"metric": "mmlu_accuracy", "margin": 0.2}], "num_resamples": 1000})
     ours = {"rougeL": {str(i): 0.6 for i in range(60)}, "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)}}
     theirs = {"rougeL": {str(i): 0.5 for i in range(60)}, "mmlu_accuracy": ours["mmlu_accuracy"]}
-    findings = gate.judge(ours, theirs, "the <base> model", config, {"q1", "q2"})
-    checks = evidence.check(make_evidence(coverage=0.0), PreconditionsConfig())
+    findings = gate.evaluate(ours, theirs, "the <base> model", config, {"q1", "q2"})
+    checks = evidence.check_preconditions(make_evidence(coverage=0.0), PreconditionsConfig())
     return Decision(
         model_name="m",
         version="1",

@@ -22,7 +22,7 @@ from mlflow.pyfunc import scoring_server
 from transformers import AutoConfig, LlamaForCausalLM
 
 from tuneline.errors import DataError
-from tuneline.model.checkpoint import NOT_CONTENT, Checkpoint
+from tuneline.model.checkpoint import NON_CONTENT_FILES, Checkpoint
 from tuneline.tracking import flavor
 
 ASKED = ["What is one and two?", "Say 1"]
@@ -99,7 +99,7 @@ def test_the_length_of_an_answer_is_a_parameter_that_mlflow_does_not_drop(loaded
 
 
 def test_a_text_is_gone_on_with_as_it_is(loaded):
-    assert flavor.question({"text": "The quick"}) == ("text", "The quick")
+    assert flavor.parse_request({"text": "The quick"}) == ("text", "The quick")
     assert isinstance(loaded.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
 
 
@@ -114,12 +114,12 @@ def test_a_text_is_gone_on_with_as_it_is(loaded):
 )
 def test_rows_that_ask_nothing_are_refused(row, told):
     with pytest.raises(DataError, match=told):
-        flavor.question(row)
+        flavor.parse_request(row)
 
 
 def test_columns_of_other_lengths_are_refused():
     with pytest.raises(DataError, match="lengths"):
-        flavor.rows({"prompt": np.array(["a", "b"]), "text": np.array(["c"])})
+        flavor.to_rows({"prompt": np.array(["a", "b"]), "text": np.array(["c"])})
 
 
 def test_inputs_are_moved_to_the_device_of_the_model(loaded, tiny_model):
@@ -140,7 +140,7 @@ def test_the_mlmodel_file_is_no_content(folder, tiny_model):
     inside = shutil.copytree(tiny_model, folder / "copy")
     flavor.write_mlmodel(inside)
 
-    assert "MLmodel" in NOT_CONTENT
+    assert "MLmodel" in NON_CONTENT_FILES
     assert Checkpoint(inside, "full").content_hash() == Checkpoint(tiny_model, "full").content_hash()
 
 

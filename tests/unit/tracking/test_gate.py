@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from tuneline.bounded_mean import BoundedMean
+from tuneline.bounded_mean import BoundedMeanTest
 from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
-from tuneline.statistics import PairedBootstrap
+from tuneline.statistics import PairedBootstrapTest
 from tuneline.tracking import gate
 
 CONFIG = GateConfig(num_resamples=1000)
@@ -29,14 +29,14 @@ def by_item(scores):
 
 def judge(candidate, opponent, **options):
     config = CONFIG.model_copy(update=options)
-    (finding,) = gate.judge({"rougeL": candidate}, {"rougeL": opponent}, "the base model", config)
+    (finding,) = gate.evaluate({"rougeL": candidate}, {"rougeL": opponent}, "the base model", config)
     return finding
 
 
 @contextmanager
 def verdicts_only():
     """Leave out what a finding says beside its verdict, as thousands are drawn."""
-    known, real = {}, BoundedMean.p
+    known, real = {}, BoundedMeanTest.p
 
     def p(self, bound):
         key = (tuple(sorted(self.differences)), bound)
@@ -45,9 +45,9 @@ def verdicts_only():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoundedMean, "p", p)
+        patch.setattr(BoundedMeanTest, "p", p)
         for name in ("low", "detectable", "items_needed"):
-            patch.setattr(BoundedMean, name, lambda *_: 0)
+            patch.setattr(BoundedMeanTest, name, lambda *_: 0)
         yield
 
 
@@ -113,8 +113,8 @@ def test_right_and_wrong_answers_without_a_difference_claim_no_gain_that_they_de
 def test_the_finding_holds_the_ends_of_its_test():
     candidate, opponent = draw(np.random.default_rng(3), num_items=40, gain=0.02)
     differences = [candidate[item] - opponent[item] for item in sorted(candidate)]
-    bounded = BoundedMean(differences, -1.0)
-    bootstrap = PairedBootstrap(differences, num_resamples=1000)
+    bounded = BoundedMeanTest(differences, -1.0)
+    bootstrap = PairedBootstrapTest(differences, num_resamples=1000)
 
     finding, old = judge(candidate, opponent), judge(candidate, opponent, test="bootstrap")
 
@@ -182,7 +182,7 @@ def answers(num_items, won, lost):
 
 def judge_all(config, dirty=(), **columns):
     candidate, opponent = ({name: pair[i] for name, pair in columns.items()} for i in (0, 1))
-    return gate.judge(candidate, opponent, "the base model", config, dirty)
+    return gate.evaluate(candidate, opponent, "the base model", config, dirty)
 
 
 def share_let_through(config, num_trials, **draws):
@@ -192,7 +192,7 @@ def share_let_through(config, num_trials, **draws):
     with verdicts_only():
         for _ in range(num_trials):
             findings = judge_all(config, **{name: make(generator) for name, make in draws.items()})
-            passed += not gate.lost(findings, config)
+            passed += not gate.failed_findings(findings, config)
     return passed / num_trials
 
 
@@ -265,9 +265,9 @@ def test_holm_asks_the_clearest_target_most_and_stops_at_the_first_that_fails():
 
     assert [round(finding.level, 4) for finding in found] == [0.9833, 0.975, 0.95]
     assert [finding.passed for finding in found] == [True, False, False]
-    assert [finding.metric for finding in gate.lost(found, config)] == ["none", "weak"]
+    assert [finding.metric for finding in gate.failed_findings(found, config)] == ["none", "weak"]
     any_is_enough = config.model_copy(update={"targets_needed": "any"})
-    assert gate.lost(found, any_is_enough) == []
+    assert gate.failed_findings(found, any_is_enough) == []
 
 
 @pytest.mark.parametrize(

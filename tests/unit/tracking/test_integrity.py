@@ -48,12 +48,12 @@ def flip(path):
 
 def refusal(version):
     with pytest.raises(TrackingError) as caught:
-        integrity.checked_folder(version)
+        integrity.verified_folder(version)
     return str(caught.value)
 
 
 def test_an_untouched_version_is_given_as_it_lies(version):
-    assert integrity.checked_folder(version) == version.folder()
+    assert integrity.verified_folder(version) == version.folder()
 
 
 def test_a_flipped_bit_of_the_weights_is_told_with_both_hashes(version):
@@ -103,7 +103,7 @@ def test_a_file_that_was_put_in_is_told(version):
 def test_a_model_card_or_mlmodel_beside_it_is_no_content(version):
     (version.folder() / "README.md").write_text("# A card")
 
-    assert integrity.checked_folder(version)
+    assert integrity.verified_folder(version)
 
 
 def test_the_list_of_files_is_believed_only_as_far_as_the_registry_says(version):
@@ -134,20 +134,20 @@ def test_a_version_of_another_program_is_taken_as_it_is(tmp_path):
     client.create_registered_model(tmp_path.name)
     client.create_model_version(tmp_path.name, (tmp_path / "theirs").as_uri())
 
-    assert integrity.checked_folder(registry.find(tmp_path.name, "1")).name == "files"
+    assert integrity.verified_folder(registry.find_version(tmp_path.name, "1")).name == "files"
 
 
 def test_bytes_are_read_again_only_where_a_file_changed(version, monkeypatch):
-    integrity.checked_folder(version)
+    integrity.verified_folder(version)
     read = []
     monkeypatch.setattr("tuneline.identity.sha256_of", lambda path: read.append(path.name) or sha256_of(path))
 
-    integrity.checked_folder(version)
+    integrity.verified_folder(version)
     assert read == []
     (version.folder() / "config.json").touch()
-    integrity.checked_folder(version)
+    integrity.verified_folder(version)
     assert read == ["config.json"]
-    integrity.checked_folder(version, full=True)
+    integrity.verified_folder(version, full=True)
     assert len(read) > 5, "all bytes are read, whatever is known"
 
 
@@ -163,7 +163,7 @@ def test_a_spoiled_version_is_not_promoted_nor_rolled_back_to(make_version):
         promotion.force(first.name, "1", "again")
     with pytest.raises(TrackingError, match="has the sha256"):
         run_artifacts.promote(first.name, "1")
-    assert registry.champion(second.name).version == "2", "nothing moved"
+    assert registry.get_champion(second.name).version == "2", "nothing moved"
 
 
 def test_a_spoiled_champion_is_told_before_a_training_and_can_be_rolled_back(make_version):

@@ -54,7 +54,7 @@ def test_moves_are_kept_in_order_with_all_that_was_said(home):
 def test_each_line_holds_the_hash_of_the_last():
     lines = write_moves()
 
-    assert [line["last"] for line in lines] == [ledger.START, *(line["hash"] for line in lines[:-1])]
+    assert [line["last"] for line in lines] == [ledger.GENESIS_HASH, *(line["hash"] for line in lines[:-1])]
 
 
 def test_earlier_lines_are_never_rewritten():
@@ -199,7 +199,7 @@ def test_lines_taken_out_at_the_end_stop_the_next_append(left):
 def test_a_chain_made_anew_with_its_hashes_stops_the_next_append():
     write_moves(3)
     lines = ledger.entries()
-    last = ledger.START
+    last = ledger.GENESIS_HASH
     for line in lines:
         line |= {"why": "forged", "last": last}
         line["hash"] = last = ledger.digest({key: value for key, value in line.items() if key != "hash"})
@@ -265,8 +265,8 @@ def test_positions_are_those_of_the_last_lines():
     ledger.append("m", "previous", None, "1", "so")
     ledger.append("m", "champion", "2", None, "gone")
 
-    assert ledger.positions("m") == {"champion": None, "previous": "1"}
-    assert ledger.positions("other") == {}
+    assert ledger.alias_positions("m") == {"champion": None, "previous": "1"}
+    assert ledger.alias_positions("other") == {}
 
 
 def test_appending_reads_nothing_of_the_lines_before_it(monkeypatch):
@@ -276,4 +276,4 @@ def test_appending_reads_nothing_of_the_lines_before_it(monkeypatch):
 
     ledger.append("m", "champion", "3", "4", "next")
 
-    assert ledger.positions("m") == {"champion": "4"}
+    assert ledger.alias_positions("m") == {"champion": "4"}

@@ -25,7 +25,7 @@ def written(base_model, *sources):
     decision = Decision(
         model_name="m", version="1", new=True, promoted=False, aliases=[], sentence="Kept as challenger."
     )
-    known = model_card.Known(
+    known = model_card.CardInputs(
         recipe=TypeAdapter(AnyRecipe).validate_python(tiny.recipe()),
         sources=manifest("sources", *sources),
         base_model=manifest("base_model", base_model),
@@ -35,7 +35,7 @@ def written(base_model, *sources):
         decision=decision,
         content_hash="0" * 64,
     )
-    return ModelCard(model_card.write(known))
+    return ModelCard(model_card.render(known))
 
 
 def test_a_base_model_and_data_sets_of_the_hub_are_named_as_the_hub_names_them():

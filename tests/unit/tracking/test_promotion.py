@@ -49,7 +49,7 @@ def finding(gain=0.1, against="the base model"):
     """Compare two models that differ by `gain` on every item."""
     scores = {f"item-{i}": 0.3 + i / 100 for i in range(60)}
     better = {item: value + gain for item, value in scores.items()}
-    (found,) = gate.judge({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
+    (found,) = gate.evaluate({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
     return found
 
 
@@ -60,11 +60,11 @@ def decide(version, *, champion=None, gain=0.1):
 def champion_of(make_version, content="one"):
     version, _ = make_version(content)
     decide(version)
-    return registry.find(version.name, version.version)
+    return registry.find_version(version.name, version.version)
 
 
 def aliases(name):
-    return {alias: version.version for version in registry.versions(name) for alias in version.aliases}
+    return {alias: version.version for version in registry.list_versions(name) for alias in version.aliases}
 
 
 def moves(name, start=0):
@@ -77,15 +77,17 @@ def test_the_same_content_is_registered_once(make_version):
 
     assert (new, new_again) == (True, False)
     assert again == first
-    assert len(registry.versions(first.name)) == 1
-    assert first.tags == {registry.CONTENT_HASH: first.content_hash, "zenml.run": "run of one"}
+    assert len(registry.list_versions(first.name)) == 1
+    assert first.tags == {registry.CONTENT_HASH_TAG: first.content_hash, "zenml.run": "run of one"}
 
 
 def test_other_content_is_another_version_and_the_newest_comes_first(make_version):
     first, second = make_version("one")[0], make_version("two")[0]
 
     assert (
-        [version.version for version in registry.versions(first.name)] == [second.version, first.version] == ["2", "1"]
+        [version.version for version in registry.list_versions(first.name)]
+        == [second.version, first.version]
+        == ["2", "1"]
     )
 
 
@@ -99,7 +101,7 @@ def test_a_version_that_does_not_exist_is_told_with_those_that_do(make_version):
     version = champion_of(make_version)
 
     with pytest.raises(NotFoundError, match=r"'champoin'. Did you mean 'champion'\? Known: 1, challenger, champion"):
-        registry.find(version.name, "champoin")
+        registry.find_version(version.name, "champoin")
 
 
 def test_the_first_version_that_passes_becomes_champion(make_version):
@@ -126,7 +128,7 @@ def test_the_first_version_that_fails_stays_challenger(make_version):
     decision = decide(version, gain=-0.1)
 
     assert (decision.promoted, decision.aliases) == (False, ["challenger"])
-    assert registry.champion(version.name) is None
+    assert registry.get_champion(version.name) is None
 
 
 def test_a_later_version_that_fails_leaves_the_champion(make_version):
@@ -249,8 +251,8 @@ def test_without_a_champion_there_is_nothing_to_check(make_version):
 def test_of_two_that_decide_at_once_one_wins_and_nothing_is_lost(make_version, monkeypatch):
     """Both judged themselves against no champion; the pause lets both look before either moves, were it not locked."""
     rivals = [make_version(content)[0] for content in ("one", "two")]
-    look = registry.champion
-    monkeypatch.setattr(registry, "champion", lambda name: (look(name), time.sleep(0.3))[0])
+    look = registry.get_champion
+    monkeypatch.setattr(registry, "get_champion", lambda name: (look(name), time.sleep(0.3))[0])
 
     with ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(decide, version) for version in rivals]
@@ -378,7 +380,7 @@ def two_champions(make_version):
     first = champion_of(make_version)
     second, _ = make_version("two")
     decide(second, champion=first)
-    return first, registry.find(first.name, "champion")
+    return first, registry.find_version(first.name, "champion")
 
 
 def test_rollback_after_the_champion_was_deleted_gives_it_to_the_previous(make_version):
@@ -434,7 +436,7 @@ def test_a_model_that_is_made_again_after_it_was_deleted_starts_without_aliases(
     champion = champion_of(make_version, "three")
 
     assert aliases(champion.name) == {"challenger": "1", "champion": "1"}
-    assert ledger.positions(champion.name) == {"challenger": "1", "champion": "1", "previous": None}
+    assert ledger.alias_positions(champion.name) == {"challenger": "1", "champion": "1", "previous": None}
     assert promotion.verify() == len(ledger.entries())
 
 

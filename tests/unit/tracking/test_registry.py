@@ -23,36 +23,38 @@ def database(own_server):
 
 
 def test_the_champion_is_seen_behind_a_thousand_versions(database):
-    assert (registry.champion("many").version, registry.champion("many").aliases) == ("3", ("champion",))
-    assert registry.champion("nobody") is None
-    assert registry.find("many", "champion") == registry.find("many", "3") == registry.champion("many")
+    assert (registry.get_champion("many").version, registry.get_champion("many").aliases) == ("3", ("champion",))
+    assert registry.get_champion("nobody") is None
+    assert (
+        registry.find_version("many", "champion") == registry.find_version("many", "3") == registry.get_champion("many")
+    )
 
 
 def test_every_version_is_listed_newest_first(database):
-    listed = registry.versions("many")
+    listed = registry.list_versions("many")
 
     assert [version.version for version in listed] == [str(number) for number in range(MANY, 0, -1)]
     assert [version.version for version in listed if version.aliases] == ["3"]
-    assert [version.version for version in registry.versions("many", most=2)] == [str(MANY), str(MANY - 1)]
+    assert [version.version for version in registry.list_versions("many", most=2)] == [str(MANY), str(MANY - 1)]
 
 
 def test_the_newest_versions_come_with_older_ones_that_hold_an_alias(database):
     for name in ("many", None):
-        assert [version.version for version in registry.recent(name, 2)] == [str(MANY), str(MANY - 1), "3"]
+        assert [version.version for version in registry.list_recent(name, 2)] == [str(MANY), str(MANY - 1), "3"]
 
 
 def test_known_content_is_registered_once_behind_a_thousand_versions(database, home):
     version, new = registry.register("many", "content 2", "file:///nowhere", "no run", {})
 
     assert (version.version, new) == ("2", False)
-    assert [version.version for version in registry.of_content("content 7")] == ["7"]
-    assert registry.of_content("it's") == []
+    assert [version.version for version in registry.find_by_content("content 7")] == ["7"]
+    assert registry.find_by_content("it's") == []
 
 
 @pytest.mark.parametrize("asked", ["0", "99999", "1" * 30, "champoin", "v3", "it's", ""])
 def test_what_is_not_there_is_told_with_the_newest_versions(database, asked):
     with pytest.raises(NotFoundError, match="version of many") as error:
-        registry.find("many", asked)
+        registry.find_version("many", asked)
     assert "champion" in str(error.value)
     assert str(MANY) in str(error.value)
     assert len(str(error.value)) < 500
@@ -61,7 +63,7 @@ def test_what_is_not_there_is_told_with_the_newest_versions(database, asked):
 def test_a_model_that_is_not_there_is_told_with_those_that_are(database):
     for name in ("nobody", "it's", "a/b"):
         with pytest.raises(NotFoundError, match=r"Unknown model .* Known: many"):
-            registry.find(name, "champion")
+            registry.find_version(name, "champion")
 
 
 def test_runs_are_found_behind_a_thousand_others(own_server):

@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tuneline import artifact_cache, checksums, state
 from tuneline.errors import ArtifactError, TrackingError
-from tuneline.model.checkpoint import ABOUT, Checkpoint
+from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 from tuneline.tracking import integrity, registry
 
 pytestmark = pytest.mark.usefixtures("own_server", "home")
@@ -30,7 +30,7 @@ def register(tmp_path, artifact):
     """Register the artifact by an address that is none of a folder, as behind a server."""
 
     def make(*, with_checksums=True):
-        content = json.loads((artifact / ABOUT).read_text())["sha256"]
+        content = json.loads((artifact / METADATA_FILE).read_text())["sha256"]
         if with_checksums:
             checksums.write(artifact, content, "merge_adapter")
         with mlflow.start_run() as run:
@@ -60,7 +60,7 @@ def test_a_version_is_downloaded_once(register, transfers, with_checksums):
 
     folder = version.folder()
 
-    assert folder == version.folder() == integrity.checked_folder(version, full=True)
+    assert folder == version.folder() == integrity.verified_folder(version, full=True)
     assert (folder / "model.safetensors").read_text() == "weights"
     assert Checkpoint(folder, "full").content_hash() == version.content_hash
     assert folder.is_relative_to(state.root() / "downloads")
@@ -69,12 +69,12 @@ def test_a_version_is_downloaded_once(register, transfers, with_checksums):
 
 def test_the_artifact_and_the_version_share_a_copy(register, artifact, transfers):
     version = register()
-    key = artifact_cache.key_of((artifact / checksums.FILE).read_text())
+    key = artifact_cache.artifact_key((artifact / checksums.FILE).read_text())
 
     def fetch(folder):
         shutil.copytree(artifact, folder, dirs_exist_ok=True)
 
-    assert version.folder().parent == artifact_cache.folder(key, fetch, checksums.check)
+    assert version.folder().parent == artifact_cache.cached_folder(key, fetch, checksums.check)
     assert len(transfers) == 1
 
 

@@ -36,8 +36,8 @@ def make_version(tmp_path):
             if evidence.pop("kept", True):
                 gate = GateConfig(num_resamples=1000)
                 if trained_on:
-                    run_artifacts.keep_training_rows(trained_on)
-                run_artifacts.keep_evidence(make_evidence(**({"gate": gate, "contaminated": {}} | evidence)))
+                    run_artifacts.log_training_rows(trained_on)
+                run_artifacts.log_evidence(make_evidence(**({"gate": gate, "contaminated": {}} | evidence)))
         return registry.register(tmp_path.name, sha256, (tmp_path / content).as_uri(), run.info.run_id, {})[0]
 
     return make
@@ -66,7 +66,7 @@ def test_a_report_on_other_items_than_the_champions_is_told(make_version):
         TrackingError, match=r"has 60, champion version 1 has 60, and 0 are common. Run the candidate's recipe again"
     ):
         run_artifacts.promote(champion.name, "2")
-    assert registry.champion(champion.name).version == "1"
+    assert registry.get_champion(champion.name).version == "1"
 
 
 def test_a_gate_that_names_a_metric_the_report_lacks_is_told(make_version):

@@ -27,7 +27,7 @@ def curve(run_id, name="loss"):
 def crashed() -> str:
     """Open a child, tell one step, and die."""
     try:
-        with runs.training_child("first") as (run_id, tell):
+        with runs.start_training_run("first") as (run_id, tell):
             tell({"loss": 3.0}, 1)
             raise RuntimeError
     except RuntimeError:
@@ -38,7 +38,7 @@ def test_a_training_that_goes_on_draws_in_the_same_child():
     run_id = crashed()
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
-    with runs.training_child("second", went_on=run_id) as (again, tell):
+    with runs.start_training_run("second", went_on=run_id) as (again, tell):
         tell({"loss": 2.0}, 2)
 
     assert again == run_id
@@ -47,7 +47,7 @@ def test_a_training_that_goes_on_draws_in_the_same_child():
 
 
 def test_a_child_that_is_gone_is_replaced():
-    with runs.training_child("new", went_on="0" * 32) as (run_id, _):
+    with runs.start_training_run("new", went_on="0" * 32) as (run_id, _):
         assert mlflow.get_run(run_id).info.run_name == "new"
 
 
@@ -62,7 +62,7 @@ def test_figures_wait_while_mlflow_is_out_of_reach_and_arrive_later(monkeypatch,
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
     monkeypatch.setattr(runs, "SECONDS_BETWEEN_TRIES", 1e-9)
-    with caplog.at_level(logging.WARNING), runs.training_child("it") as (run_id, tell):
+    with caplog.at_level(logging.WARNING), runs.start_training_run("it") as (run_id, tell):
         tell({"loss": 3.0}, 1)
         tell({"loss": 2.0}, 2)
         away["now"] = False
@@ -77,7 +77,7 @@ def test_what_never_arrived_is_counted(monkeypatch, caplog):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", refuse)
-    with caplog.at_level(logging.WARNING), runs.training_child("it") as (_, tell):
+    with caplog.at_level(logging.WARNING), runs.start_training_run("it") as (_, tell):
         tell({"loss": 3.0, "grad_norm": float("nan")}, 1)
 
     assert "MLflow did not take 1 figures" in caplog.text

@@ -52,7 +52,7 @@ def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeyp
     mlflow.set_tracking_uri(uri)
 
     with pytest.raises(TrackingError, match="mlflow.db cannot be opened: .*of a later MLflow.*mlflow db upgrade"):
-        server_check.make_schema(uri)
+        server_check.create_schema(uri)
     mlflow.set_tracking_uri(None)
 
 
@@ -67,11 +67,11 @@ def test_tables_that_a_full_disk_left_half_made_are_made_anew(tmp_path, home, mo
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", fill)
     (tmp_path / f"{server_check.UNFINISHED}of-a-killed-process").mkdir()
     with pytest.raises(DiskFullError) as caught:
-        server_check.make_schema(uri)
+        server_check.create_schema(uri)
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", fill)
 
     assert str(caught.value).startswith("A disk is full")
-    server_check.make_schema(uri)
+    server_check.create_schema(uri)
     assert mlflow.MlflowClient().create_registered_model("m").name == "m"
     assert not list(tmp_path.glob(f"{server_check.UNFINISHED}*"))
     mlflow.set_tracking_uri(None)
@@ -123,17 +123,17 @@ def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, co
         assert first.source == f"runs:/{first.run_id}/{model_source.ARTIFACT}"
         promotion.force("served", "1", "first")
         promotion.force("served", "2", "better")
-        champion = registry.find("served", "champion")
+        champion = registry.find_version("served", "champion")
         assert (champion.version, champion.aliases) == (second.version, ("champion",))
-        assert (integrity.checked_folder(champion) / "model.safetensors").read_text() == "two"
+        assert (integrity.verified_folder(champion) / "model.safetensors").read_text() == "two"
         assert (champion.folder().parent / "MLmodel").is_file()
         assert promotion.rollback("served").version == "1"
         assert promotion.verify() == 5
-        assert not list((tmp_path / "stored").rglob(server_check.PROBE))
+        assert not list((tmp_path / "stored").rglob(server_check.PROBE_FILE))
 
         stored = next((tmp_path / "stored").rglob(f"{second.run_id}/**/model.safetensors"))
         stored.write_text("owt")
-        assert integrity.checked_folder(second).is_dir(), "the copy here is good"
+        assert integrity.verified_folder(second).is_dir(), "the copy here is good"
         with pytest.raises(TrackingError, match="version 2 .* has the sha256 .* expected"):
             promotion.force("served", "2", "again")
         assert not list(state.folder("work").iterdir())
@@ -150,12 +150,12 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
         version, new = register(client, tmp_path / "a model", "one", experiment)
 
         assert new
-        weights = integrity.checked_folder(version) / "model.safetensors"
+        weights = integrity.verified_folder(version) / "model.safetensors"
         assert weights.is_relative_to(root)
         assert weights.samefile(tmp_path / "a model" / "files" / "model.safetensors")
 
         client.create_experiment("elsewhere", artifact_location=(tmp_path / "not" / "here").as_uri())
-        monkeypatch.setattr(server_check, "HERE", ())
+        monkeypatch.setattr(server_check, "LOCAL_HOSTS", ())
         with pytest.raises(TrackingError, match="a folder that is not on this machine"):
             server_check.check_registry(["elsewhere"])
         client.create_experiment("unproxied", artifact_location="mlflow-artifacts:/unproxied")
@@ -167,4 +167,4 @@ def test_a_local_registry_gets_the_address_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/not there/mlflow.db")
     server_check.check_registry()
 
-    assert model_source.accepted_source(tmp_path.as_uri(), "no run") == tmp_path.as_uri()
+    assert model_source.resolve_source(tmp_path.as_uri(), "no run") == tmp_path.as_uri()

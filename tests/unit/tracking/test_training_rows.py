@@ -40,8 +40,8 @@ def make(request):
 
 def test_an_example_that_another_version_was_trained_on_is_found(make):
     a, b, c, d = (make(f"question {i}", f"answer {i}") for i in range(4))
-    champion = training_rows.of(mixture([a, b, a], [c]), "auto")
-    candidate = training_rows.of(mixture([d], [a, c]), "auto")
+    champion = training_rows.from_mixture(mixture([a, b, a], [c]), "auto")
+    candidate = training_rows.from_mixture(mixture([d], [a, c]), "auto")
 
     assert candidate.seen_by(champion) == ids([a])
     assert champion.seen_by(candidate) == candidate.seen_by(candidate) == set()
@@ -50,22 +50,22 @@ def test_an_example_that_another_version_was_trained_on_is_found(make):
 
 @pytest.mark.parametrize(("split_by", "num_seen"), [("auto", 0), ("example", 0), ("prompt", 1)])
 def test_of_chats_another_answer_to_the_prompt_counts_where_the_split_goes_by_prompts(split_by, num_seen):
-    champion = training_rows.of(mixture([chat("q", "one")], [chat("x", "x")]), "example")
-    candidate = training_rows.of(mixture([chat("y", "y")], [chat("q", "two"), chat("z", "z")]), split_by)
+    champion = training_rows.from_mixture(mixture([chat("q", "one")], [chat("x", "x")]), "example")
+    candidate = training_rows.from_mixture(mixture([chat("y", "y")], [chat("q", "two"), chat("z", "z")]), split_by)
 
     assert len(candidate.seen_by(champion)) == num_seen
 
 
 @pytest.mark.parametrize(("split_by", "num_seen"), [("auto", 1), ("prompt", 1), ("example", 0)])
 def test_of_pairs_it_counts_by_itself(split_by, num_seen):
-    champion = training_rows.of(mixture([pair("q", "good", "bad")], [pair("x", "x", "y")]), "auto")
-    candidate = training_rows.of(mixture([pair("y", "y", "z")], [pair("q", "better", "bad")]), split_by)
+    champion = training_rows.from_mixture(mixture([pair("q", "good", "bad")], [pair("x", "x", "y")]), "auto")
+    candidate = training_rows.from_mixture(mixture([pair("y", "y", "z")], [pair("q", "better", "bad")]), split_by)
 
     assert len(candidate.seen_by(champion)) == num_seen
 
 
 def test_it_survives_being_kept_in_a_few_bytes_per_row(tmp_path):
-    rows = training_rows.of(
+    rows = training_rows.from_mixture(
         mixture([chat(f"q{i}", "a") for i in range(500)], [chat(f"h{i}", "a") for i in range(7)]), "auto"
     )
 

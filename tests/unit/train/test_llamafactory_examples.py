@@ -27,9 +27,9 @@ def test_an_example_that_is_imported_trains_on_its_own_data(name, test_data, tin
     Path("theirs.yaml").write_text(yaml.safe_dump(theirs | small))
 
     recipe = llamafactory.translate(Path("theirs.yaml")).config.recipe
-    tokenizer, base_model, _ = resolve.find(recipe.for_resolve())
+    tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
     rows = prepare.prepare(recipe, tokenizer)
-    resolve.check(base_model, tokenizer, recipe.for_resolve())
+    resolve.check_inputs(base_model, tokenizer, recipe.for_resolve())
     _, report = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.for_train())
 
     assert len(report.history) == 2

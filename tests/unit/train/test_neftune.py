@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tuneline.model.load import load_model
-from tuneline.train.neftune import Noise
+from tuneline.train.neftune import NeftuneNoise
 
 ALPHA = 5.0
 LENGTHS = [100, 4, 25]
@@ -14,8 +14,8 @@ def added(model, bounds):
     """What the hook adds to the embeddings of a packed row, [tokens, width]."""
     ids = torch.arange(3, 3 + sum(LENGTHS))[None]
     plain = model.get_input_embeddings().weight[ids[0]]
-    noise = Noise(model, ALPHA)
-    noise.of_row(bounds)
+    noise = NeftuneNoise(model, ALPHA)
+    noise.set_example_bounds(bounds)
     made = model.get_input_embeddings()(ids)[0]
     noise.remove()
     return made - plain
@@ -46,8 +46,8 @@ def test_a_row_of_one_example_gets_transformers_noise(tiny_model):
     model = load_model(tiny_model).train()
     embeddings, ids = model.get_input_embeddings(), torch.arange(3, 53)[None]
     plain = embeddings.weight[ids[0]]
-    noise = Noise(model, ALPHA)
-    noise.of_row(torch.tensor([0, 50]))
+    noise = NeftuneNoise(model, ALPHA)
+    noise.set_example_bounds(torch.tensor([0, 50]))
     torch.manual_seed(0)
     ours = embeddings(ids)[0] - plain
     noise.remove()

@@ -21,8 +21,8 @@ from tuneline.model import source, value_head
 from tuneline.model.load import load_model
 from tuneline.train import token_losses, training_run
 from tuneline.train.collate import collate
-from tuneline.train.objectives import losses, objective_of
-from tuneline.train.objectives.losses import Pairs
+from tuneline.train.objectives import build_objective, losses
+from tuneline.train.objectives.losses import PairLogps
 
 LORA = LoraMethod(type="lora", r=4, lora_alpha=8)
 PISSA = LoraMethod(type="lora", r=4, lora_alpha=8, init_lora_weights="pissa")
@@ -58,7 +58,7 @@ def rows_of(tokenizer, stage, count=12):
 
 @pytest.fixture
 def parts(tiny_model, home):
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     rows = {stage: rows_of(tokenizer, stage) for stage in ("preference", "kto")}
     return tokenizer, base_model, rows
 
@@ -78,7 +78,7 @@ def test_each_objective_learns_what_is_preferred(parts, kind, method):
     assert report.summary["final_loss"] < report.summary["first_loss"]
     assert report.summary["validation_rewards/accuracies"] >= 0.75
     assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies"} <= set().union(*report.history)
-    assert (checkpoint.path / value_head.FILE).is_file() == (kind == "reward")
+    assert (checkpoint.path / value_head.HEAD_FILE).is_file() == (kind == "reward")
 
 
 @pytest.mark.parametrize("method", [LORA, PISSA, FullMethod(type="full")], ids=["lora", "pissa", "full"])
@@ -92,7 +92,7 @@ def test_the_first_step_of_dpo_starts_at_the_model_itself(parts, method):
 
 def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
     """Elsewhere ORPO and CPO train at a loss of 0.0 where the prompt fills the row; here an answer is never lost."""
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     long = schema.content(
         [schema.message("user", "What is it? " * 60)],
         chosen=[schema.message("assistant", "It is three.")],
@@ -121,7 +121,7 @@ def test_a_pair_is_scored_as_each_answer_alone(parts, tiny_model):
     """The reference sees one answer at a time, with transformers' own loss."""
     row = parts[2]["preference"].splits["train"][0]
     model = load_model(tiny_model, attention="segment").eval()
-    objective = objective_of(ORPOConfig())
+    objective = build_objective(ORPOConfig())
     inputs = objective.collate([row, row])
     found = objective.measure(model, inputs, lambda given: plain_losses(model, given))
 
@@ -173,15 +173,15 @@ PAIR_ROWS = [
 
 
 def scores_of(model, rows, names):
-    inputs = collate([preference_rows.laid_out(row) for row in rows])
+    inputs = collate([preference_rows.flatten_row(row) for row in rows])
     with torch.no_grad():
-        from tuneline.train.objectives.base import by_segment
+        from tuneline.train.objectives.base import logps_by_segment
 
-        logps, counts = by_segment(inputs, *plain_losses(model, inputs))
+        logps, counts = logps_by_segment(inputs, *plain_losses(model, inputs))
     return [logps[i :: len(names)] for i in range(len(names))], [counts[i :: len(names)] for i in range(len(names))]
 
 
-@pytest.mark.parametrize("kind", losses.LOSSES)
+@pytest.mark.parametrize("kind", losses.DPO_LOSSES)
 def test_losses_are_those_of_trl(kind, theirs, tmp_path):
     from trl import DPOConfig as TheirConfig
     from trl import DPOTrainer
@@ -200,13 +200,13 @@ def test_losses_are_those_of_trl(kind, theirs, tmp_path):
 
     (chosen, rejected), (n_chosen, n_rejected) = scores_of(policy, PAIR_ROWS, ("chosen", "rejected"))
     (ref_chosen, ref_rejected), _ = scores_of(reference, PAIR_ROWS, ("chosen", "rejected"))
-    found = Pairs(chosen, rejected, n_chosen, n_rejected, ref_chosen, ref_rejected)
+    found = PairLogps(chosen, rejected, n_chosen, n_rejected, ref_chosen, ref_rejected)
 
-    assert float(losses.LOSSES[kind](found, 0.2, smoothing).mean()) == pytest.approx(theirs_loss, rel=2e-4)
+    assert float(losses.DPO_LOSSES[kind](found, 0.2, smoothing).mean()) == pytest.approx(theirs_loss, rel=2e-4)
 
 
 def measured(config, policy, rows):
-    objective = objective_of(config)
+    objective = build_objective(config)
     found = objective.measure(policy, objective.collate(rows), lambda given: plain_losses(policy, given))
     return float(found.total.detach()) / found.num_items
 
@@ -261,7 +261,7 @@ def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
     batch = trainer.data_collator([dict(row) | other for row, other in zip(LABELLED, strange, strict=True)])
     expected = float(trainer.compute_loss(policy, batch).detach())
 
-    objective = objective_of(KTOConfig(loss_type=kind, **weights))
+    objective = build_objective(KTOConfig(loss_type=kind, **weights))
     with torch.no_grad():
         columns = objective.prepare(
             {"train": Dataset.from_list(LABELLED)}, lambda given: plain_losses(reference, given), torch.device("cpu")

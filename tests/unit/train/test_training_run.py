@@ -13,13 +13,13 @@ from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.config.sections.load import Bnb4bit, LoadStepConfig
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.config.training.base import MergeAdapterConfig, SFTConfig
 from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
 from tuneline.data.tokenizer.loader import load_tokenizer_from
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model import merge, source
 from tuneline.model.load import load_model
 from tuneline.train import token_losses, training_run
@@ -32,7 +32,7 @@ LOAD = LoadStepConfig(dtype="float32", max_length=64)
 @pytest.fixture
 def parts(tiny_model, home):
     """Tokenizer and base model manifests, and packed rows."""
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(12)]
     split = {
         "train": Dataset.from_list(rows[:8], features=schema.EXAMPLE),
@@ -42,7 +42,7 @@ def parts(tiny_model, home):
 
 
 def config(**changes):
-    return TrainConfig(**{"max_steps": 3, "learning_rate": 1e-2, **changes})
+    return SFTConfig(**{"max_steps": 3, "learning_rate": 1e-2, **changes})
 
 
 def weights(checkpoint):
@@ -166,9 +166,9 @@ def test_the_merged_model_answers_like_the_adapter(parts):
 def test_a_merge_that_strays_is_refused(parts, monkeypatch):
     tokenizer, base_model, rows = parts
     checkpoint, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
-    monkeypatch.setattr(merge, "compare", lambda before, after: {"kl": 0.5})
+    monkeypatch.setattr(merge, "compare_distributions", lambda before, after: {"kl": 0.5})
 
-    with pytest.raises(ProofError, match=r"strays from the adapter's: KL 5.00e-01"):
+    with pytest.raises(VerificationError, match=r"strays from the adapter's: KL 5.00e-01"):
         merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
 
@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
     tokenizer, base_model, rows = parts
     monkeypatch.setattr(token_losses, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
 
-    with pytest.raises(ProofError, match="The loss became NaN"):
+    with pytest.raises(VerificationError, match="The loss became NaN"):
         training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
 

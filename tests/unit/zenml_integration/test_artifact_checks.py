@@ -83,7 +83,7 @@ def test_zenml_looks_its_cached_steps_up_through_the_function_that_is_wrapped():
     usual = cache_utils.get_cached_step_run
 
     assert "cache_utils.get_cached_step_run(" in inspect.getsource(step_run_utils)
-    with artifact_checks.checked_cache():
+    with artifact_checks.verify_cached_steps():
         assert cache_utils.get_cached_step_run is not usual
     assert cache_utils.get_cached_step_run is usual
 

@@ -19,28 +19,28 @@ from tuneline.config.parsing.located_yaml import Document, Key, Problem
 from tuneline.config.sections.sources import SourceConfig
 from tuneline.errors import RecipeError, did_you_mean
 
-BESIDE = "datasets.yaml"
+DEFAULT_FILE = "datasets.yaml"
 """File that a source's `dataset` is looked up in where the recipe names no other."""
 
-FEW = 12
+MAX_NAMES_LISTED = 12
 """So many names fit into one line of a message; of more only the nearest is told."""
 
-PLACE = ("path", "hub", "subset", "split", "revision", "folder", "streaming")
+LOCATION_KEYS = ("path", "hub", "subset", "split", "revision", "folder", "streaming")
 """What says where a data set is: a source that gives a place of its own takes only the shape from a description."""
 
-Description = dict[str, Any]
+DatasetEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Descriptions:
+class DatasetRegistry:
     """A file of descriptions, with absolute paths; `left_out` says why an entry of another format cannot be used."""
 
     path: Path
-    entries: dict[str, Description]
+    entries: dict[str, DatasetEntry]
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: Path) -> Descriptions:
+def read(path: Path) -> DatasetRegistry:
     """Read and check descriptions of our own (YAML), or LlamaFactory's `dataset_info.json` (by the ending `.json`).
 
     Raises:
@@ -52,20 +52,20 @@ def read(path: Path) -> Descriptions:
     if problems := [each for name, written in document.content.items() for each in _check(name, written)]:
         raise RecipeError("\n".join(document.tell(problems)))
     base = path.resolve().parent
-    return Descriptions(path, {name: _with_place(entry, base) for name, entry in document.content.items()})
+    return DatasetRegistry(path, {name: _with_place(entry, base) for name, entry in document.content.items()})
 
 
-def from_dataset_info(path: Path) -> Descriptions:
+def from_dataset_info(path: Path) -> DatasetRegistry:
     """Translate LlamaFactory's `dataset_info.json`.
 
     Raises:
         RecipeError: One line for each mistake.
     """
     found = llamafactory_dataset_info.read(path)
-    return Descriptions(path, found.entries, found.left_out)
+    return DatasetRegistry(path, found.entries, found.left_out)
 
 
-def write(found: Descriptions, path: Path) -> None:
+def write(found: DatasetRegistry, path: Path) -> None:
     """Write descriptions as a YAML file, in their order, with paths relative to the file."""
     entries = {name: _relative(entry, path.resolve().parent) for name, entry in found.entries.items()}
     parts = [yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True) for name, entry in entries.items()]
@@ -112,24 +112,24 @@ def _check(name: Any, written: Any) -> list[Problem]:
         return [((name,), f"expected a mapping with path or hub, and format, got {written!r}.")]
     if "name" in written:
         return [((name, "name"), f"unknown key. The description's name is {name!r}, the key above it.")]
-    return located_yaml.check(SourceConfig, {**written, "name": "any"}, (name,), _known)[1]
+    return located_yaml.validate(SourceConfig, {**written, "name": "any"}, (name,), _known)[1]
 
 
 def _known(loc: Key, parent: Any) -> list[str]:
-    return [key for key in located_yaml.fields_beside(SourceConfig, loc, parent) if key != "name"]
+    return [key for key in located_yaml.sibling_fields(SourceConfig, loc, parent) if key != "name"]
 
 
-def _with_place(entry: Description, base: Path) -> Description:
-    return {**entry, "path": located_yaml.absolute(entry["path"], base)} if entry.get("path") else entry
+def _with_place(entry: DatasetEntry, base: Path) -> DatasetEntry:
+    return {**entry, "path": located_yaml.absolute_path(entry["path"], base)} if entry.get("path") else entry
 
 
-def _relative(entry: Description, base: Path) -> Description:
+def _relative(entry: DatasetEntry, base: Path) -> DatasetEntry:
     return {**entry, "path": os.path.relpath(entry["path"], base)} if "path" in entry else entry
 
 
-def _described(document: Document, raw: dict[str, Any], named: list[int]) -> Descriptions:
+def _described(document: Document, raw: dict[str, Any], named: list[int]) -> DatasetRegistry:
     """Read the file of descriptions that a recipe names, or the one beside it."""
-    written = raw.get("datasets", BESIDE)
+    written = raw.get("datasets", DEFAULT_FILE)
     key = (*document.inside, "datasets") if "datasets" in raw else _key(document, named[0])
     if not isinstance(written, str):
         raise _wrong(document, key, f"expected the path of a file like configs/datasets.yaml, got {written!r}.")
@@ -138,10 +138,10 @@ def _described(document: Document, raw: dict[str, Any], named: list[int]) -> Des
     if limits.is_file(path):
         return read(path)
     if "datasets" in raw:
-        raise _wrong(document, key, f"{limits.no_file(path)}. Correct the path; it is relative to this file.")
-    if odd := limits.irregular(path):
+        raise _wrong(document, key, f"{limits.why_not_a_file(path)}. Correct the path; it is relative to this file.")
+    if odd := limits.special_file_kind(path):
         raise _wrong(document, key, f"{path} is {odd}, not a file. Write the descriptions into a file.")
-    text = f"there is no {BESIDE} beside this file to look it up in. Name a file of descriptions by the key `datasets`."
+    text = f"there is no {DEFAULT_FILE} beside this file to look it up in. Name a file of descriptions by the key `datasets`."
     raise _wrong(document, key, text)
 
 
@@ -153,7 +153,7 @@ def _key(document: Document, i: int) -> Key:
     return (*document.inside, "sources", i, "dataset")
 
 
-def _lookup(found: Descriptions, name: Any, key: Key) -> list[Problem]:
+def _lookup(found: DatasetRegistry, name: Any, key: Key) -> list[Problem]:
     if not isinstance(name, str):
         return [(key, f"expected the name of a description in {found.path}, got {name!r}.")]
     if name in found.entries:
@@ -163,11 +163,13 @@ def _lookup(found: Descriptions, name: Any, key: Key) -> list[Problem]:
     known = sorted(found.entries)
     few = f" Known: {', '.join(known) or 'none'}."
     many = f" {found.path} describes {len(known)}; `tuneline data list {found.path}` shows them."
-    return [(key, f"unknown dataset {name!r}.{did_you_mean(name, known)}{few if len(known) <= FEW else many}")]
+    return [
+        (key, f"unknown dataset {name!r}.{did_you_mean(name, known)}{few if len(known) <= MAX_NAMES_LISTED else many}")
+    ]
 
 
-def _complete(source: dict[str, Any], description: Description) -> dict[str, Any]:
+def _complete(source: dict[str, Any], description: DatasetEntry) -> dict[str, Any]:
     own = {key: value for key, value in source.items() if key != "dataset"}
     has_place = "path" in own or "hub" in own
-    taken = {key: value for key, value in description.items() if not (has_place and key in PLACE)}
+    taken = {key: value for key, value in description.items() if not (has_place and key in LOCATION_KEYS)}
     return {"name": source["dataset"], **copy.deepcopy(taken), **own}

@@ -39,10 +39,10 @@ TAGS = {
     "function_tag": "function",
     "system_tag": "system",
 }
-MEDIA = ("images", "videos", "audios")
-ROUNDS = ("prompt", "query", "response", "history")
-PAIR = ("chosen", "rejected")
-OURS = {"hub": "hf_hub_url", "path": "file_name", "max_rows": "num_samples"}
+MEDIA_COLUMNS = ("images", "videos", "audios")
+ALPACA_COLUMNS = ("prompt", "query", "response", "history")
+PAIR_COLUMNS = ("chosen", "rejected")
+LLAMAFACTORY_KEYS = {"hub": "hf_hub_url", "path": "file_name", "max_rows": "num_samples"}
 
 
 class EntryColumns(Config):
@@ -96,7 +96,7 @@ class Entry(Config):
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedDatasets:
     """What a file gave: descriptions by name, why others were left out, and what to know about those taken."""
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -104,17 +104,17 @@ class Imported:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedDatasets:
     """Read a `dataset_info.json`; its files are relative to its folder.
 
     Raises:
         RecipeError: One line for each mistake: `file:line: entry.key: what is wrong, what to do`.
     """
     document = located_yaml.read(path, what="LlamaFactory's dataset_info.json")
-    found = Imported()
+    found = ImportedDatasets()
     problems: list[Problem] = []
     for name, raw in document.content.items():
-        entry, wrong = located_yaml.check(Entry, raw, (name,))
+        entry, wrong = located_yaml.validate(Entry, raw, (name,))
         problems += wrong
         if entry and (reason := _unusable(entry)):
             found.left_out[name] = reason
@@ -130,13 +130,13 @@ def read(path: Path) -> Imported:
 def _check(name: str, entry: Entry, description: dict[str, Any]) -> list[Problem]:
     if not (entry.hf_hub_url or entry.file_name):
         return [((name,), "says nowhere where the data set is. Add file_name (a file beside this one) or hf_hub_url.")]
-    _, wrong = located_yaml.check(SourceConfig, {**description, "name": "any"}, (name,))
-    return [((name, *(OURS.get(str(part), part) for part in key[1:])), text) for key, text in wrong]
+    _, wrong = located_yaml.validate(SourceConfig, {**description, "name": "any"}, (name,))
+    return [((name, *(LLAMAFACTORY_KEYS.get(str(part), part) for part in key[1:])), text) for key, text in wrong]
 
 
 def _unusable(entry: Entry) -> str:
     """Say why an entry cannot be used, or return an empty string."""
-    if media := [name for name in MEDIA if getattr(entry.columns, name)]:
+    if media := [name for name in MEDIA_COLUMNS if getattr(entry.columns, name)]:
         return f"has {' and '.join(media)}; only text is trained here"
     if entry.hf_hub_url or entry.file_name:
         return ""
@@ -192,8 +192,8 @@ def _tags(entry: Entry) -> dict[str, str]:
 
 def _unread(entry: Entry) -> list[str]:
     """Return the columns that are written and that LlamaFactory never reads."""
-    unread = ["messages"] if entry.formatting == "alpaca" else list(ROUNDS)
-    unread += [] if entry.ranking else list(PAIR)
+    unread = ["messages"] if entry.formatting == "alpaca" else list(ALPACA_COLUMNS)
+    unread += [] if entry.ranking else list(PAIR_COLUMNS)
     return [name for name in unread if getattr(entry.columns, name)]
 
 

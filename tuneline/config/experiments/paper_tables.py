@@ -22,12 +22,12 @@ from tuneline.errors import NotFoundError, RecipeError, SourceError, TunelineErr
 
 Budget = Literal["tiny", "small", "paper"]
 BUDGETS = get_args(Budget)
-RUNS = Path(__file__).parent / "paper_tables.yaml"
-NUMBERS = Path(__file__).parent / "paper_numbers.yaml"
-BASE = "base"
+RUNS_FILE = Path(__file__).parent / "paper_tables.yaml"
+NUMBERS_FILE = Path(__file__).parent / "paper_numbers.yaml"
+BASE_ROW = "base"
 """The row of the untrained model: each run scores it beside its own."""
 
-COMPAT = "llamafactory_compat"
+COMPAT_METRIC = "llamafactory_compat"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TableOptions:
     """What a user asks for."""
 
     budget: Budget = "paper"
@@ -68,16 +68,16 @@ class Asked:
 @cache
 def runs() -> dict[str, Any]:
     """Read what the runs are made of."""
-    return dict(yaml.safe_load(RUNS.read_text(encoding="utf-8")))
+    return dict(yaml.safe_load(RUNS_FILE.read_text(encoding="utf-8")))
 
 
 @cache
 def numbers() -> dict[str, Any]:
     """Read what the paper reports."""
-    return dict(yaml.safe_load(NUMBERS.read_text(encoding="utf-8")))
+    return dict(yaml.safe_load(NUMBERS_FILE.read_text(encoding="utf-8")))
 
 
-def cells(asked: Asked) -> list[Cell]:
+def build_cells(asked: TableOptions) -> list[Cell]:
     """Return the runs that fill the tables, in their order, each written under the state root and checked.
 
     Raises:
@@ -112,9 +112,9 @@ def _chosen(names: Iterable[str], asked: tuple[str, ...]) -> list[str]:
     return [name for name in names if not asked or name in asked]
 
 
-def _checked(asked: Asked, table: str, task: str, method: str) -> RunConfig:
+def _checked(asked: TableOptions, table: str, task: str, method: str) -> RunConfig:
     """Write a cell's run configuration and check it as if a person had written it."""
-    content = content_of(asked, table, task, method)
+    content = run_content(asked, table, task, method)
     path = state.folder("paper-tables") / f"{task}-{method}-{identity.digest(content)[:12]}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     try:
@@ -125,25 +125,25 @@ def _checked(asked: Asked, table: str, task: str, method: str) -> RunConfig:
     return checked
 
 
-def content_of(asked: Asked, table: str, task: str, method: str) -> dict[str, Any]:
+def run_content(asked: TableOptions, table: str, task: str, method: str) -> dict[str, Any]:
     """Return a cell's run configuration."""
     told, added = runs()["tables"][table], runs()["methods"][method]
     smaller = runs()["budgets"][asked.budget]
     fewer = smaller.get(table, {})
     recipe = _over(told["recipe"], fewer.get("recipe", {}), added, smaller.get("methods", {}).get(method, {}))
-    model = read_model(asked.model) if asked.model else fewer.get("model", told["model"])
+    model = parse_model(asked.model) if asked.model else fewer.get("model", told["model"])
     recipe["train"]["seed"] = asked.seed
     if asked.compat and table == "downstream":
-        recipe["evaluate"]["metrics"] = ["rouge1", "rouge2", "rougeL", COMPAT]
+        recipe["evaluate"]["metrics"] = ["rouge1", "rouge2", "rougeL", COMPAT_METRIC]
     size = "" if asked.budget == "paper" else f"-{asked.budget}"
-    name = f"{task.replace('_', '-')}-{slug(model)}-{method}{size}"
+    name = f"{task.replace('_', '-')}-{model_slug(model)}-{method}{size}"
     recipe["registry"]["model_name"] = name
     sources = [_source(asked, task, fewer)]
     whole = {"stage": told["stage"], "model": model, "sources": sources, **recipe}
     return {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": whole}}
 
 
-def _source(asked: Asked, task: str, fewer: Mapping[str, Any]) -> dict[str, Any]:
+def _source(asked: TableOptions, task: str, fewer: Mapping[str, Any]) -> dict[str, Any]:
     told = runs()["tasks"][task]
     rows = _over(told["rows"], fewer.get("rows", {}))
     if path := asked.sources.get(task):
@@ -165,7 +165,7 @@ def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def read_model(text: str) -> dict[str, Any]:
+def parse_model(text: str) -> dict[str, Any]:
     """Read what names a model: a folder, a name of the catalogue, or `owner/name` on the hub.
 
     Raises:
@@ -185,7 +185,7 @@ def read_model(text: str) -> dict[str, Any]:
     )
 
 
-def slug(model: Mapping[str, Any]) -> str:
+def model_slug(model: Mapping[str, Any]) -> str:
     """Name a model in a file's name."""
     named = model.get("repo_id") or model.get("name") or model["path"]
     return re.sub(r"[^a-z0-9]+", "-", Path(str(named)).name.lower()).strip("-") or "model"
@@ -217,7 +217,7 @@ def find_sources(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_source(text: str) -> tuple[str, Path]:
+def parse_source(text: str) -> tuple[str, Path]:
     """Read `task=file`.
 
     Raises:

@@ -19,10 +19,10 @@ from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError, SourceError, did_you_mean
 from tuneline.identity import digest
 
-Kind = Literal["log", "uniform", "int", "choice"]
+DimensionKind = Literal["log", "uniform", "int", "choice"]
 SAMPLERS = ("tpe", "random")
 DIRECTIONS = ("maximize", "minimize")
-FEWEST_TRIALS = 2
+MIN_TRIALS = 2
 
 _RANGE = re.compile(r"(log|uniform|int)\(([^,()]+),([^,()]+)\)")
 _CHOICE = re.compile(r"\{([^{}]+)\}")
@@ -34,7 +34,7 @@ class Dimension:
     """A key and what its value is drawn from."""
 
     key: str
-    kind: Kind
+    kind: DimensionKind
     low: float = 0
     high: float = 0
     choices: tuple[Any, ...] = ()
@@ -72,11 +72,11 @@ class Search:
         Raises:
             RecipeError: They are no valid recipe together.
         """
-        changes = values if seed is None else {**values, sweep.SEED: seed}
-        return sweep.run_of(self.base, changes, flag="--search")
+        changes = values if seed is None else {**values, sweep.SEED_KEY: seed}
+        return sweep.build_run(self.base, changes, flag="--search")
 
 
-def search(
+def parse_search(
     recipe: Path,
     written: list[str],
     *,
@@ -106,8 +106,8 @@ def search(
     for flag, value, known in (("--sampler", sampler, SAMPLERS), ("--direction", direction, DIRECTIONS)):
         if value not in known:
             raise RecipeError(f"{flag} {value}:{did_you_mean(value, known)} Write {' or '.join(known)}.")
-    if trials < FEWEST_TRIALS:
-        raise RecipeError(f"--trials {trials}: a search draws at least {FEWEST_TRIALS}. Ask for more, or use --set.")
+    if trials < MIN_TRIALS:
+        raise RecipeError(f"--trials {trials}: a search draws at least {MIN_TRIALS}. Ask for more, or use --set.")
     base = load.load(recipe)
     dimensions = tuple(map(_dimension, written))
     keys = [each.key for each in dimensions]
@@ -122,7 +122,7 @@ def search(
 
 def _dimension(text: str) -> Dimension:
     key, _, drawn = (part.strip() for part in text.partition("="))
-    if key == sweep.SEED:
+    if key == sweep.SEED_KEY:
         raise RecipeError(f"--search {text}: a seed is no setting to choose. Set --seeds to how many confirm the best.")
     if key and (match := _RANGE.fullmatch(drawn)):
         kind, *ends = match.groups()
@@ -148,7 +148,7 @@ def _objective(recipe: Recipe, asked: str | None) -> str:
     of_exams = {f"{exam.name}_{column}" for exam in recipe.exams for column in exam.columns()}
     known = [metric for metric in recipe.measured() if metric not in of_exams]
     if asked is None:
-        targets = [target.metric for target in recipe.gate().wanted() if target.metric in known]
+        targets = [target.metric for target in recipe.gate().all_targets() if target.metric in known]
         return (targets or known)[0]
     if asked in of_exams:
         raise RecipeError(
@@ -161,9 +161,9 @@ def _objective(recipe: Recipe, asked: str | None) -> str:
     return asked
 
 
-def caution(found: Search) -> str:
+def selection_warning(found: Search) -> str:
     """Say what the gate's word is worth after this search; empty where it judges by something else."""
-    asked = [target.metric for target in found.base.training.gate().wanted()]
+    asked = [target.metric for target in found.base.training.gate().all_targets()]
     if found.objective not in asked:
         return ""
     return (

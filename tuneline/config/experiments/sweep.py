@@ -10,12 +10,12 @@ import yaml
 
 from tuneline import identity, state
 from tuneline.config import existence, load
-from tuneline.config.load import RECIPE
-from tuneline.config.parsing.located_yaml import at
+from tuneline.config.load import RECIPE_KEY
+from tuneline.config.parsing.located_yaml import value_at
 from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
 
-SEED = "train.seed"
+SEED_KEY = "train.seed"
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Setting:
     @property
     def name(self) -> str:
         """The values in words."""
-        return in_words(self.values)
+        return describe_values(self.values)
 
 
-def in_words(values: dict[str, Any]) -> str:
+def describe_values(values: dict[str, Any]) -> str:
     """Name values by the last parts of their keys: `learning_rate 0.0003, r 8`."""
     shown = ((key.rpartition(".")[2], value) for key, value in values.items())
     told = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)
     return ", ".join(told) or "as it is"
 
 
-def settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
+def build_settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
     """Return every combination of values, each with its runs, written under the state root.
 
     Args:
@@ -56,7 +56,7 @@ def settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         seeds = range(first, first + num_seeds)
-        found.append(Setting(chosen, [run_of(base, {**chosen, SEED: seed}) for seed in seeds]))
+        found.append(Setting(chosen, [build_run(base, {**chosen, SEED_KEY: seed}) for seed in seeds]))
     return found
 
 
@@ -66,7 +66,7 @@ def _grid(sets: list[str]) -> dict[str, list[Any]]:
         key, equals, values = text.partition("=")
         if not (key and equals and values):
             raise RecipeError(f"--set {text}: write key=value,value, like train.learning_rate=1e-4,3e-4.")
-        if key == SEED:
+        if key == SEED_KEY:
             raise RecipeError(f"--set {text}: seeds are counted from the recipe's on. Set --seeds to how many.")
         if key in grid:
             raise RecipeError(f"--set {text}: {key} is set twice. List all of its values in one.")
@@ -74,7 +74,7 @@ def _grid(sets: list[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def run_of(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> RunConfig:
+def build_run(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> RunConfig:
     """Write one run's file and check it as if a person had written it.
 
     Args:
@@ -89,7 +89,7 @@ def run_of(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> Run
     content = copy.deepcopy(base.content)
     for key, value in changes.items():
         *parents, name = key.split(".")
-        section = at(content, (*RECIPE, *parents)) if parents else at(content, RECIPE)
+        section = value_at(content, (*RECIPE_KEY, *parents)) if parents else value_at(content, RECIPE_KEY)
         if section is None and len(parents) == 1:
             section = content["parameters"]["recipe"].setdefault(parents[0], {})
         if not isinstance(section, dict):
@@ -102,7 +102,7 @@ def run_of(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> Run
         checked = load.load(path)
     except RecipeError as error:
         told = str(error).replace(str(path), str(base.path))
-        asked = ", ".join(f"{k}={v}" for k, v in changes.items() if k != SEED)
+        asked = ", ".join(f"{k}={v}" for k, v in changes.items() if k != SEED_KEY)
         raise RecipeError(f"{flag} {asked}: {told}") from error
     existence.check(checked.recipe)
     return checked

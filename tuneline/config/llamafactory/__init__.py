@@ -3,7 +3,7 @@
 Keys are those of LlamaFactory 0.9.5 and of the training arguments of transformers. Its names stay in this room.
 """
 
-from tuneline.config.llamafactory.translate import Imported, translate
-from tuneline.config.parsing.foreign_config import is_theirs
+from tuneline.config.llamafactory.translate import ImportedConfig, translate
+from tuneline.config.parsing.foreign_config import is_llamafactory_config
 
 __all__ = ["Imported", "is_theirs", "translate"]

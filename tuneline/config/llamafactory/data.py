@@ -6,21 +6,21 @@ from typing import Any
 
 from tuneline.config.datasets import llamafactory_dataset_info
 from tuneline.config.llamafactory import keys
-from tuneline.config.llamafactory.translation import Notes
-from tuneline.config.parsing.located_yaml import hint
+from tuneline.config.llamafactory.translation import Translation
+from tuneline.config.parsing.located_yaml import suggest
 from tuneline.config.stages import RECIPES
 from tuneline.errors import RecipeError, did_you_mean
 
-REGISTRY = "dataset_info.json"
-HELD_OUT = 0.1
-FEW = 12
+DATASET_INFO = "dataset_info.json"
+DEFAULT_VALIDATION_FRACTION = 0.1
+MAX_NAMES_LISTED = 12
 """So many names fit into one line of a message."""
 
-FITS: dict[str, tuple[str, ...]] = {"pretrain": ("text",), "preference": ("preference",), "kto": ("kto",)}
+FORMATS_BY_ROWS: dict[str, tuple[str, ...]] = {"pretrain": ("text",), "preference": ("preference",), "kto": ("kto",)}
 """What rows are for -> formats that they can be made of; where it is not here, all but pairs and labels."""
 
 
-def data(notes: Notes, stage: str) -> None:
+def translate_data(notes: Translation, stage: str) -> None:
     """Translate the data sets and what is made of them."""
     _sources(notes, stage)
     _mixture(notes)
@@ -34,7 +34,7 @@ def data(notes: Notes, stage: str) -> None:
     )
 
 
-def _sources(notes: Notes, stage: str) -> None:
+def _sources(notes: Translation, stage: str) -> None:
     names = list(dict.fromkeys(notes.written.dataset or []))
     if not names:
         notes.refuse("dataset", "is required: name data sets of dataset_info.json, separated by commas.")
@@ -45,7 +45,7 @@ def _sources(notes: Notes, stage: str) -> None:
     rows = RECIPES[stage].rows if stage in RECIPES else None
     for name, entry in entries.items():
         form = entry.get("format", "auto")
-        fits = form in FITS[rows] if rows in FITS else form not in ("preference", "kto")
+        fits = form in FORMATS_BY_ROWS[rows] if rows in FORMATS_BY_ROWS else form not in ("preference", "kto")
         if rows and not fits:
             notes.refuse(
                 "dataset",
@@ -56,13 +56,13 @@ def _sources(notes: Notes, stage: str) -> None:
     notes.put("sources", sources, "dataset", "dataset_dir", "max_samples")
 
 
-def _entries(notes: Notes, names: list[str]) -> dict[str, dict[str, Any]]:
+def _entries(notes: Translation, names: list[str]) -> dict[str, dict[str, Any]]:
     """Look data sets up, by name; what is not found is refused."""
     if notes.written.dataset_dir == "ONLINE":
         return {name: {"hub": name, "format": "alpaca"} for name in names}
     path = _registry(notes)
     try:
-        found = llamafactory_dataset_info.read(path) if path else llamafactory_dataset_info.Imported()
+        found = llamafactory_dataset_info.read(path) if path else llamafactory_dataset_info.ImportedDatasets()
     except RecipeError as error:
         notes.others += str(error).splitlines()
         return {}
@@ -76,14 +76,14 @@ def _entries(notes: Notes, names: list[str]) -> dict[str, dict[str, Any]]:
     return {name: found.entries[name] for name in names if name in found.entries}
 
 
-def _registry(notes: Notes) -> Path | None:
+def _registry(notes: Translation) -> Path | None:
     """Return the file that describes the data sets; refuse one that is not there."""
     folder = notes.written.dataset_dir
-    path = Path(folder) / REGISTRY
+    path = Path(folder) / DATASET_INFO
     if folder.startswith("REMOTE:"):
         notes.refuse(
             "dataset_dir",
-            f"{folder!r} has no counterpart: {REGISTRY} is read from a folder. Fetch the repository, and write its "
+            f"{folder!r} has no counterpart: {DATASET_INFO} is read from a folder. Fetch the repository, and write its "
             "folder.",
         )
         return None
@@ -99,10 +99,10 @@ def _registry(notes: Notes) -> Path | None:
 
 def _near(name: str, known: list[str]) -> str:
     """Name the nearest; of few all."""
-    return hint(name, known) if len(known) <= FEW else did_you_mean(name, known)
+    return suggest(name, known) if len(known) <= MAX_NAMES_LISTED else did_you_mean(name, known)
 
 
-def _source(notes: Notes, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _source(notes: Translation, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     source = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "-", name), **entry}
     if entry.get("format") == "openai":
         notes.tell(
@@ -118,7 +118,7 @@ def _source(notes: Notes, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     return source | {"max_rows": min(most, entry.get("max_rows", most)), "sample": entry.get("sample", "first")}
 
 
-def _mixture(notes: Notes) -> None:
+def _mixture(notes: Translation) -> None:
     written = notes.written
     sources, odds = notes.recipe.get("sources", []), written.interleave_probs
     if written.mix_strategy == "interleave_once":
@@ -139,26 +139,26 @@ def _mixture(notes: Notes) -> None:
         notes.put("sources", sources, "interleave_probs")
 
 
-def _held_out(notes: Notes) -> None:
+def _held_out(notes: Translation) -> None:
     size = notes.written.val_size
     if size >= 1:
         notes.refuse(
             "val_size",
-            f"{size:g} is a number of rows, and a share is held out here. Give one below 1, like {HELD_OUT}.",
+            f"{size:g} is a number of rows, and a share is held out here. Give one below 1, like {DEFAULT_VALIDATION_FRACTION}.",
         )
     elif size > 0:
         notes.put("merge.validation_fraction", size, "val_size")
     else:
         notes.add(
             "merge.validation_fraction",
-            HELD_OUT,
+            DEFAULT_VALIDATION_FRACTION,
             "val_size is not set, and LlamaFactory then measures nothing; "
             "here a new model is judged on held-out rows, so that many are not trained on",
         )
     notes.tell("dataset", "exact copies of a row count once, and none of a held-out row is trained on")
 
 
-def _rows(notes: Notes, stage: str) -> None:
+def _rows(notes: Translation, stage: str) -> None:
     written = notes.written
     notes.put("tokenize.max_length", written.cutoff_len, "cutoff_len")
     packed = written.packing if written.packing is not None else stage == "pretrain"
@@ -184,17 +184,17 @@ def _rows(notes: Notes, stage: str) -> None:
     notes.put("tokenize.train_on", trained, "train_on_prompt", "mask_history")
 
 
-def _template(notes: Notes, stage: str) -> None:
+def _template(notes: Translation, stage: str) -> None:
     if stage == "pretrain" or notes.written.template is None:
         notes.add("template", "auto", "the model's own, or that of its family")
         return
-    system = chat_template(notes)
+    system = translate_template(notes)
     if notes.written.template in keys.templates().thinking:
         _thinking(notes)
     notes.put_if("align.system", system or None, "default_system", "template")
 
 
-def chat_template(notes: Notes) -> str | None:
+def translate_template(notes: Translation) -> str | None:
     """Translate the chat template; returns the default system message, if there is one."""
     written, known = notes.written, keys.templates()
     name = written.template
@@ -202,7 +202,7 @@ def chat_template(notes: Notes) -> str | None:
         notes.add("template", "auto", "the model's own, or that of its family")
         return written.default_system
     if name not in known.known():
-        notes.refuse("template", f"unknown template {name!r}.{hint(name, known.known())}")
+        notes.refuse("template", f"unknown template {name!r}.{suggest(name, known.known())}")
         return None
     if same := known.same.get(name):
         notes.put("template", same.ours, "template")
@@ -214,7 +214,7 @@ def chat_template(notes: Notes) -> str | None:
     return written.default_system if written.default_system is not None else same.system if same else None
 
 
-def _thinking(notes: Notes) -> None:
+def _thinking(notes: Translation) -> None:
     written = notes.written
     if not written.enable_thinking:
         notes.put("template_arguments.enable_thinking", False, "enable_thinking")

@@ -17,7 +17,7 @@ UNSET = (None, "", False, "no", "none")
 """Ways to write that a key is not used."""
 
 
-class Difference(Config):
+class ChangedKeys(Config):
     """Keys that mean something else here."""
 
     because: str
@@ -25,28 +25,28 @@ class Difference(Config):
     """Key -> its neutral value, which means nothing."""
 
 
-class Harmless(Config):
+class IgnoredKeys(Config):
     """Keys that change no weight and no score."""
 
     because: str
     keys: list[str]
 
 
-class Missing(Difference):
+class UnsupportedKeys(ChangedKeys):
     """Keys that nothing here answers to."""
 
     instead: str
 
 
-class Table(Config):
+class KeyTable(Config):
     """All keys, by what becomes of them."""
 
     taken: dict[str, str]
     """Key -> where its value goes in a recipe."""
 
-    differs: list[Difference]
-    ignored: list[Harmless]
-    no_counterpart: list[Missing]
+    differs: list[ChangedKeys]
+    ignored: list[IgnoredKeys]
+    no_counterpart: list[UnsupportedKeys]
 
     def known(self) -> list[str]:
         """Return every key."""
@@ -55,7 +55,7 @@ class Table(Config):
         return [*self.taken, *(key for group in judged for key in group)]
 
 
-class Known(Config):
+class KnownTemplate(Config):
     """A template that our catalogue has, too."""
 
     ours: str
@@ -63,10 +63,10 @@ class Known(Config):
     differs: str | None = None
 
 
-class Templates(Config):
+class TemplateTable(Config):
     """LlamaFactory's chat templates."""
 
-    same: dict[str, Known]
+    same: dict[str, KnownTemplate]
     thinking: list[str] = Field(default_factory=list)
     """Of models that think, and whose template rewrites earlier turns."""
 
@@ -78,15 +78,15 @@ class Templates(Config):
 
 
 @cache
-def table() -> Table:
+def table() -> KeyTable:
     """Read the table of keys."""
-    return Table.model_validate(yaml.safe_load(KEYS.read_text(encoding="utf-8")))
+    return KeyTable.model_validate(yaml.safe_load(KEYS.read_text(encoding="utf-8")))
 
 
 @cache
-def templates() -> Templates:
+def templates() -> TemplateTable:
     """Read the table of templates."""
-    return Templates.model_validate(yaml.safe_load(TEMPLATES.read_text(encoding="utf-8")))
+    return TemplateTable.model_validate(yaml.safe_load(TEMPLATES.read_text(encoding="utf-8")))
 
 
 def is_neutral(value: Any, neutral: Any) -> bool:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.llamafactory.translation import Notes
+from tuneline.config.llamafactory.translation import Translation
 
 ATTENTION = {
     "auto": "auto",
@@ -17,7 +17,7 @@ GROUP_RATIO = 0.25
 """LlamaFactory's only ratio of shifted sparse attention."""
 
 
-def place(name: str, revision: str = "main") -> dict[str, Any]:
+def model_source(name: str, revision: str = "main") -> dict[str, Any]:
     """Return where a model is: a folder that is there, else a repository where the name can be one."""
     if not Path(name).is_dir() and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         pinned = {} if revision == "main" else {"revision": revision}
@@ -25,13 +25,13 @@ def place(name: str, revision: str = "main") -> dict[str, Any]:
     return {"type": "directory", "path": str(Path(name).resolve())}
 
 
-def model(notes: Notes) -> None:
+def translate_model(notes: Translation) -> None:
     """Translate where the base model is, and how it is held."""
     written = notes.written
     if written.model_name_or_path is None:
         notes.refuse("model_name_or_path", "is required: give a folder or a repository of the hub.")
     else:
-        source = place(written.model_name_or_path, written.model_revision)
+        source = model_source(written.model_name_or_path, written.model_revision)
         notes.put("model", source, "model_name_or_path", "model_revision")
     _adapters(notes)
     for key in ("trust_remote_code", "train_from_scratch"):
@@ -50,7 +50,7 @@ def model(notes: Notes) -> None:
     _quantization(notes)
 
 
-def _adapters(notes: Notes) -> None:
+def _adapters(notes: Translation) -> None:
     written = notes.written
     if not written.adapter_name_or_path:
         return
@@ -60,7 +60,7 @@ def _adapters(notes: Notes) -> None:
     notes.put("load.adapters", adapters, "adapter_name_or_path", "create_new_adapter")
 
 
-def _precision(notes: Notes) -> None:
+def _precision(notes: Translation) -> None:
     written = notes.written
     asked = {"pure_bf16": "pure_bfloat16", "bf16": "bfloat16", "fp16": "float16"}
     found = [key for key in asked if getattr(written, key)]
@@ -77,7 +77,7 @@ def _precision(notes: Notes) -> None:
     )
 
 
-def _kernels(notes: Notes) -> None:
+def _kernels(notes: Translation) -> None:
     written = notes.written
     liger = [key for key in ("enable_liger_kernel", "use_liger_kernel") if getattr(written, key)]
     if liger and written.use_unsloth:
@@ -88,7 +88,7 @@ def _kernels(notes: Notes) -> None:
         notes.put("load.kernels", "liger", *liger)
 
 
-def _quantization(notes: Notes) -> None:
+def _quantization(notes: Translation) -> None:
     written = notes.written
     bits, how = written.quantization_bit, written.quantization_method
     if bits is None:
@@ -109,7 +109,7 @@ def _quantization(notes: Notes) -> None:
     notes.put("load.quantization", how_exactly, *asked)
 
 
-def method(notes: Notes) -> None:
+def translate_method(notes: Translation) -> None:
     """Translate what is trained."""
     kind = notes.written.finetuning_type
     notes.put("method.type", kind, "finetuning_type")
@@ -117,7 +117,7 @@ def method(notes: Notes) -> None:
         METHODS[kind](notes)
 
 
-def _lora(notes: Notes) -> None:
+def _lora(notes: Translation) -> None:
     written = notes.written
     notes.put("method.r", written.lora_rank, "lora_rank")
     if written.lora_alpha:
@@ -133,7 +133,7 @@ def _lora(notes: Notes) -> None:
     notes.put_if("method.init_lora_weights", "pissa" if written.pissa_init else None, "pissa_init")
 
 
-def _oft(notes: Notes) -> None:
+def _oft(notes: Translation) -> None:
     written = notes.written
     notes.put("method.oft_block_size", written.oft_block_size, "oft_block_size")
     notes.put("method.module_dropout", written.module_dropout, "module_dropout")
@@ -142,7 +142,7 @@ def _oft(notes: Notes) -> None:
         notes.refuse("additional_target", "OFT trains no whole modules beside here. Remove it, or take lora.")
 
 
-def _freeze(notes: Notes) -> None:
+def _freeze(notes: Translation) -> None:
     written = notes.written
     notes.put("method.layers", written.freeze_trainable_layers, "freeze_trainable_layers")
     notes.put("method.trainable_modules", _targets(written.freeze_trainable_modules), "freeze_trainable_modules")

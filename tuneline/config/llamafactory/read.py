@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.config.llamafactory import keys
-from tuneline.config.llamafactory.schema import Written
+from tuneline.config.llamafactory.schema import LlamaFactoryConfig
 from tuneline.config.parsing import foreign_config, located_yaml
-from tuneline.config.parsing.located_yaml import Document, Key, Problem, hint
+from tuneline.config.parsing.located_yaml import Document, Key, Problem, suggest
 from tuneline.errors import RecipeError
 
 Purpose = Literal["train", "predict", "export", "serve"]
 
 
 @dataclass(frozen=True)
-class Theirs:
+class LlamaFactoryFile:
     """A file of LlamaFactory: what is written in it (null left out), and the keys that are taken, with their types."""
 
     document: Document
     content: dict[str, Any]
-    written: Written
+    written: LlamaFactoryConfig
 
     @property
     def purpose(self) -> Purpose:
@@ -36,31 +36,31 @@ class Theirs:
         return RecipeError("\n".join(self.document.tell(ordered)))
 
 
-def read(path: Path) -> Theirs:
+def read(path: Path) -> LlamaFactoryFile:
     """Read a file; a key that is null is unset.
 
     Raises:
         RecipeError: One line for each key that LlamaFactory does not know, or whose value it could not use.
     """
-    document = located_yaml.read(path, what=foreign_config.WHAT)
+    document = located_yaml.read(path, what=foreign_config.DESCRIPTION)
     content = {key: value for key, value in document.content.items() if value is not None}
     found = keys.table()
     known = found.known()
     problems: list[Problem] = [
-        ((key,), f"is no key of LlamaFactory.{hint(key, known)}" if _is_near(key, known) else _unknown())
+        ((key,), f"is no key of LlamaFactory.{suggest(key, known)}" if _is_near(key, known) else _unknown())
         for key in content
         if key not in known
     ]
     taken = {key: value for key, value in content.items() if key in found.taken}
-    written, wrong = located_yaml.check(Written, taken, ())
+    written, wrong = located_yaml.validate(LlamaFactoryConfig, taken, ())
     problems += [(_top(key), f"{text} {_correct()}" if text.endswith(".") else text) for key, text in wrong]
     if problems:
-        raise Theirs(document, content, Written()).refuse(problems)
-    return Theirs(document, content, written)
+        raise LlamaFactoryFile(document, content, LlamaFactoryConfig()).refuse(problems)
+    return LlamaFactoryFile(document, content, written)
 
 
 def _is_near(key: Any, known: list[str]) -> bool:
-    return "Did you mean" in hint(key, known)
+    return "Did you mean" in suggest(key, known)
 
 
 def _unknown() -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-WIDTH = 100
+MAX_VALUE_LENGTH = 100
 """Characters of a value that are shown."""
 
 
 @dataclass(frozen=True)
-class Taken:
+class MappedValue:
     """A value of the recipe, and the keys that it comes from."""
 
     ours: str
@@ -22,10 +22,10 @@ class Taken:
 
 
 @dataclass
-class Report:
+class ImportReport:
     """Each key of a file, by what became of it."""
 
-    taken: list[Taken] = field(default_factory=list)
+    taken: list[MappedValue] = field(default_factory=list)
     differs: list[tuple[str, str]] = field(default_factory=list)
     """Key, and what it means here."""
 
@@ -58,11 +58,11 @@ def _part(title: str, lines: Iterable[str]) -> list[str]:
     return [f"{title} ({len(lines)})", *(f"  {line}" for line in lines)] if lines else []
 
 
-def _pair(each: Taken) -> str:
+def _pair(each: MappedValue) -> str:
     return f"{each.ours}: {_shown(each.value)}"
 
 
 def _shown(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
     text = str(text).removesuffix("\n").removesuffix("\n...")
-    return text if len(text) <= WIDTH else f"{text[:WIDTH]} ..."
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]} ..."

@@ -21,9 +21,9 @@ def _mapping(value: Any) -> Any:
         return value
 
 
-Words = Annotated[list[str], BeforeValidator(_split)]
-Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
-Numbers = Annotated[list[float], BeforeValidator(_split)]
+WordList = Annotated[list[str], BeforeValidator(_split)]
+JsonMapping = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+NumberList = Annotated[list[float], BeforeValidator(_split)]
 
 
 class Model(Config):
@@ -31,12 +31,12 @@ class Model(Config):
 
     model_name_or_path: str | None = None
     model_revision: str = "main"
-    adapter_name_or_path: Words | None = None
+    adapter_name_or_path: WordList | None = None
     create_new_adapter: bool = False
     trust_remote_code: bool = False
     train_from_scratch: bool = False
-    add_tokens: Words | None = None
-    add_special_tokens: Words | None = None
+    add_tokens: WordList | None = None
+    add_special_tokens: WordList | None = None
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = None
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = "auto"
     shift_attn: bool = False
@@ -61,18 +61,18 @@ class Method(Config):
     lora_rank: int = 8
     lora_alpha: int | None = None
     lora_dropout: float = 0.0
-    lora_target: Words = Field(default=["all"])
-    additional_target: Words | None = None
+    lora_target: WordList = Field(default=["all"])
+    additional_target: WordList | None = None
     use_rslora: bool = False
     use_dora: bool = False
     loraplus_lr_ratio: float | None = None
     pissa_init: bool = False
     oft_block_size: int = 32
-    oft_target: Words = Field(default=["all"])
+    oft_target: WordList = Field(default=["all"])
     module_dropout: float = 0.0
     freeze_trainable_layers: int = 2
-    freeze_trainable_modules: Words = Field(default=["all"])
-    freeze_extra_modules: Words | None = None
+    freeze_trainable_modules: WordList = Field(default=["all"])
+    freeze_extra_modules: WordList | None = None
     pref_loss: Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"] = "sigmoid"
     pref_beta: float = 0.1
     dpo_label_smoothing: float = 0.0
@@ -93,11 +93,11 @@ class Data(Config):
     export_hub_model_id: str | None = None
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     enable_thinking: bool = True
-    dataset: Words | None = None
+    dataset: WordList | None = None
     dataset_dir: str = "data"
     max_samples: int | None = Field(None, ge=1)
     mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = "concat"
-    interleave_probs: Numbers | None = None
+    interleave_probs: NumberList | None = None
     val_size: float = Field(0.0, ge=0)
     cutoff_len: int = 2048
     packing: bool | None = None
@@ -112,14 +112,14 @@ class Optimizer(Config):
     optim: str = "adamw_torch"
     use_galore: bool = False
     galore_layerwise: bool = False
-    galore_target: Words = Field(default=["all"])
+    galore_target: WordList = Field(default=["all"])
     galore_rank: int = 16
     galore_update_interval: int = 200
     galore_scale: float = 2.0
     galore_proj_type: Literal["std", "reverse_std", "right", "left", "full"] = "std"
     use_apollo: bool = False
     apollo_layerwise: bool = False
-    apollo_target: Words = Field(default=["all"])
+    apollo_target: WordList = Field(default=["all"])
     apollo_rank: int = 16
     apollo_update_interval: int = 200
     apollo_scale: float = 32.0
@@ -147,7 +147,7 @@ class Training(Config):
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
-    lr_scheduler_kwargs: Mapping | None = None
+    lr_scheduler_kwargs: JsonMapping | None = None
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
     warmup_steps: float = 0
     weight_decay: float = 0.0
@@ -165,7 +165,7 @@ class Training(Config):
     do_train: bool = False
 
 
-class Written(Model, Method, Data, Optimizer, Training):
+class LlamaFactoryConfig(Model, Method, Data, Optimizer, Training):
     """All of them; a key that is left out, or null, has the value that LlamaFactory gives it."""
 
     def is_written(self, key: str) -> bool:

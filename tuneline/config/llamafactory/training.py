@@ -2,10 +2,10 @@
 
 from typing import Any, get_args
 
-from tuneline.config.llamafactory.translation import Notes
-from tuneline.config.parsing.located_yaml import hint
+from tuneline.config.llamafactory.translation import Translation
+from tuneline.config.parsing.located_yaml import suggest
 from tuneline.config.stages import RECIPES
-from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.base import SFTConfig
 
 SAME_NAME = (
     "learning_rate",
@@ -17,7 +17,7 @@ SAME_NAME = (
 )
 ALIASES = {"adamw_8bit": "adamw_bnb_8bit"}
 STAGES = {"pt": "pretrain"}
-OWN_STAGE = ("orpo", "simpo")
+LOSS_STAGES = ("orpo", "simpo")
 """Losses that LlamaFactory has under `stage: dpo`, and that are stages here."""
 
 STAGE_KEYS: dict[str, dict[str, str]] = {
@@ -33,7 +33,7 @@ STAGE_KEYS: dict[str, dict[str, str]] = {
 }
 """Stage -> key -> field of its `train` section; trl's names."""
 
-GALORE = {
+GALORE_VARIANTS = {
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",
     "adamw_bnb_8bit": "adamw_8bit",
@@ -45,10 +45,10 @@ IN_LAYERS = r".*\.\d+\..*"
 """Matches what stands in a numbered layer: every linear module but the head, whatever the architecture calls them."""
 
 
-def stage_of(notes: Notes) -> str:
+def translate_stage(notes: Translation) -> str:
     """Return the stage of a recipe; one that is not here is refused."""
     theirs, loss = notes.written.stage, notes.written.pref_loss
-    ours = loss if theirs == "dpo" and loss in OWN_STAGE else STAGES.get(theirs, theirs)
+    ours = loss if theirs == "dpo" and loss in LOSS_STAGES else STAGES.get(theirs, theirs)
     if ours not in RECIPES:
         notes.refuse(
             "stage",
@@ -56,11 +56,11 @@ def stage_of(notes: Notes) -> str:
             f"{', '.join(sorted(RECIPES))}. Take one of them.",
         )
     else:
-        notes.put("stage", ours, *(("stage", "pref_loss") if ours in OWN_STAGE else ("stage",)))
+        notes.put("stage", ours, *(("stage", "pref_loss") if ours in LOSS_STAGES else ("stage",)))
     return ours
 
 
-def training(notes: Notes, stage: str) -> None:
+def translate_training(notes: Translation, stage: str) -> None:
     """Translate the optimisation."""
     written = notes.written
     for key in SAME_NAME:
@@ -80,7 +80,7 @@ def training(notes: Notes, stage: str) -> None:
         _of_stage(notes, stage)
 
 
-def _answers_in_a_pass(notes: Notes) -> None:
+def _answers_in_a_pass(notes: Translation) -> None:
     """KTO estimates on the answers of a pass how far the policy has moved, and one is too few."""
     steps = notes.written.gradient_accumulation_steps
     size = 2 if steps % 2 == 0 else steps
@@ -92,13 +92,13 @@ def _answers_in_a_pass(notes: Notes) -> None:
     )
 
 
-def _schedule(notes: Notes) -> None:
+def _schedule(notes: Translation) -> None:
     written = notes.written
-    known = get_args(TrainConfig.model_fields["lr_scheduler_type"].annotation)
+    known = get_args(SFTConfig.model_fields["lr_scheduler_type"].annotation)
     if written.lr_scheduler_type not in known:
         notes.refuse(
             "lr_scheduler_type",
-            f"{written.lr_scheduler_type!r} has no counterpart.{hint(written.lr_scheduler_type, known)}",
+            f"{written.lr_scheduler_type!r} has no counterpart.{suggest(written.lr_scheduler_type, known)}",
         )
     notes.put("train.lr_scheduler_type", written.lr_scheduler_type, "lr_scheduler_type")
     notes.put_if("train.lr_scheduler_kwargs", written.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
@@ -110,7 +110,7 @@ def _schedule(notes: Notes) -> None:
         notes.put("train.warmup_steps", written.warmup_ratio, "warmup_ratio", "warmup_steps")
 
 
-def _limit(notes: Notes) -> None:
+def _limit(notes: Translation) -> None:
     """Translate the limit of the gradients; layer by layer there is none, which LlamaFactory does not say."""
     written = notes.written
     if str(notes.recipe.get("train", {}).get("optim", "")).endswith("_layerwise"):
@@ -121,7 +121,7 @@ def _limit(notes: Notes) -> None:
     notes.put("train.max_grad_norm", written.max_grad_norm or None, "max_grad_norm")
 
 
-def _saving(notes: Notes) -> None:
+def _saving(notes: Translation) -> None:
     written = notes.written
     if written.save_steps >= 1:
         notes.put("train.save_steps", int(written.save_steps), "save_steps")
@@ -131,7 +131,7 @@ def _saving(notes: Notes) -> None:
         notes.put("train.save_total_limit", written.save_total_limit, "save_total_limit")
 
 
-def _watching(notes: Notes) -> None:
+def _watching(notes: Translation) -> None:
     """Translate evaluations while training; transformers evaluates at each log step where no number is given."""
     written = notes.written
     if written.eval_steps is not None and written.eval_steps < 1:
@@ -147,31 +147,31 @@ def _watching(notes: Notes) -> None:
     notes.put_if("train.early_stopping_patience", written.early_stopping_steps, "early_stopping_steps")
 
 
-def _optimizer(notes: Notes) -> None:
+def _optimizer(notes: Translation) -> None:
     written = notes.written
-    asked = [key for key in SPECIAL if getattr(written, key)]
+    asked = [key for key in OPTIMIZER_SWITCHES if getattr(written, key)]
     if len(asked) > 1:
         notes.refuse(asked[1], f"{asked[0]} is set as well, and a training has one optimizer. Keep one of the two.")
     if asked:
-        SPECIAL[asked[0]](notes)
+        OPTIMIZER_SWITCHES[asked[0]](notes)
         return
     name = ALIASES.get(written.optim, written.optim)
-    if name not in optimizers():
-        notes.refuse("optim", f"{written.optim!r} has no counterpart.{hint(name, optimizers())}")
+    if name not in optimizer_names():
+        notes.refuse("optim", f"{written.optim!r} has no counterpart.{suggest(name, optimizer_names())}")
     notes.put("train.optim", name, "optim")
 
 
-def optimizers() -> tuple[str, ...]:
+def optimizer_names() -> tuple[str, ...]:
     """Return the optimizers that a recipe may name."""
-    return get_args(TrainConfig.model_fields["optim"].annotation)
+    return get_args(SFTConfig.model_fields["optim"].annotation)
 
 
-def _take(notes: Notes, key: str, name: str, arguments: dict[str, Any], theirs: tuple[str, ...]) -> bool:
+def _take(notes: Translation, key: str, name: str, arguments: dict[str, Any], theirs: tuple[str, ...]) -> bool:
     """Write an optimizer and its arguments; refuse one that is not here."""
-    if name not in optimizers():
+    if name not in optimizer_names():
         notes.refuse(
             key,
-            f"has no counterpart yet: train.optim has no {name!r}.{hint(name, optimizers())} Remove it "
+            f"has no counterpart yet: train.optim has no {name!r}.{suggest(name, optimizer_names())} Remove it "
             "to train with AdamW.",
         )
         return False
@@ -186,15 +186,15 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _targets(notes: Notes, key: str) -> None:
+def _targets(notes: Translation, key: str) -> None:
     words = getattr(notes.written, key)
     notes.put("train.optim_target_modules", [IN_LAYERS] if words == ["all"] else words, key)
 
 
-def _galore(notes: Notes) -> None:
+def _galore(notes: Translation) -> None:
     written = notes.written
     base = ALIASES.get(written.optim, written.optim)
-    name = f"galore_{GALORE.get(base, base)}{'_layerwise' if written.galore_layerwise else ''}"
+    name = f"galore_{GALORE_VARIANTS.get(base, base)}{'_layerwise' if written.galore_layerwise else ''}"
     arguments = {
         "rank": written.galore_rank,
         "update_proj_gap": written.galore_update_interval,
@@ -206,7 +206,7 @@ def _galore(notes: Notes) -> None:
         _targets(notes, "galore_target")
 
 
-def _apollo(notes: Notes) -> None:
+def _apollo(notes: Translation) -> None:
     written = notes.written
     arguments = {
         "rank": written.apollo_rank,
@@ -223,7 +223,7 @@ def _apollo(notes: Notes) -> None:
         _targets(notes, "apollo_target")
 
 
-def _badam(notes: Notes) -> None:
+def _badam(notes: Translation) -> None:
     written = notes.written
     if written.badam_mode != "layer":
         notes.refuse(
@@ -239,15 +239,15 @@ def _badam(notes: Notes) -> None:
     _take(notes, "use_badam", "badam", arguments, theirs)
 
 
-def _adam_mini(notes: Notes) -> None:
+def _adam_mini(notes: Translation) -> None:
     _take(notes, "use_adam_mini", "adam_mini", {}, ())
 
 
-def _muon(notes: Notes) -> None:
+def _muon(notes: Translation) -> None:
     _take(notes, "use_muon", "muon", {}, ())
 
 
-SPECIAL = {
+OPTIMIZER_SWITCHES = {
     "use_galore": _galore,
     "use_apollo": _apollo,
     "use_badam": _badam,
@@ -257,7 +257,7 @@ SPECIAL = {
 """Switch -> what it asks for."""
 
 
-def _of_stage(notes: Notes, stage: str) -> None:
+def _of_stage(notes: Translation, stage: str) -> None:
     """Translate the values of a loss over pairs or labels, as far as the stage's recipe has a field for them."""
     written, recipe = notes.written, RECIPES[stage]
     fields = getattr(recipe.model_fields["train"].annotation, "model_fields", {})
@@ -269,16 +269,16 @@ def _of_stage(notes: Notes, stage: str) -> None:
             if written.is_written(key) and value != type(written).model_fields[key].default:
                 notes.refuse(key, f"{value!r} has no counterpart: stage {stage} has no train.{field}. Remove it.")
             continue
-        known = choices(fields[field].annotation)
+        known = literal_choices(fields[field].annotation)
         if known and isinstance(value, str) and value not in known:
-            notes.refuse(key, f"{value!r} has no counterpart.{hint(value, known)}")
+            notes.refuse(key, f"{value!r} has no counterpart.{suggest(value, known)}")
         notes.put(f"train.{field}", value, key)
     if stage == "dpo" and written.pref_ftx:
         notes.put("train.loss_type", [written.pref_loss, "sft"], "pref_loss", "pref_ftx")
         notes.put("train.loss_weights", [1.0, written.pref_ftx], "pref_ftx")
 
 
-def choices(annotation: Any) -> list[str]:
+def literal_choices(annotation: Any) -> list[str]:
     """Return the words that a field may hold, however deep they stand in its type; none where any is allowed."""
     found = get_args(annotation)
-    return [word for each in found for word in ([each] if isinstance(each, str) else choices(each))]
+    return [word for each in found for word in ([each] if isinstance(each, str) else literal_choices(each))]

@@ -3,24 +3,24 @@
 from typing import Any
 
 from tuneline.config.llamafactory import keys
-from tuneline.config.llamafactory.read import Theirs
-from tuneline.config.llamafactory.report import Report, Taken
+from tuneline.config.llamafactory.read import LlamaFactoryFile
+from tuneline.config.llamafactory.report import ImportReport, MappedValue
 from tuneline.config.parsing import located_yaml
 from tuneline.config.parsing.located_yaml import Key, Problem
 from tuneline.errors import RecipeError
 
-NEUTRAL = "it has its neutral value"
-UNREAD = "nothing reads it with these settings, nor does LlamaFactory"
+NEUTRAL_REASON = "it has its neutral value"
+UNREAD_REASON = "nothing reads it with these settings, nor does LlamaFactory"
 
 
-class Notes:
+class Translation:
     """The recipe that comes into being, and the report of it."""
 
-    def __init__(self, theirs: Theirs) -> None:
+    def __init__(self, theirs: LlamaFactoryFile) -> None:
         self.theirs = theirs
         self.written = theirs.written
         self.recipe: dict[str, Any] = {}
-        self.report = Report()
+        self.report = ImportReport()
         self.problems: list[Problem] = []
         self.others: list[str] = []
         """Mistakes in other files, with their places."""
@@ -37,7 +37,7 @@ class Notes:
         """
         self._write(ours, value, theirs)
         asked = [key for key in theirs if self.written.is_written(key)]
-        self.report.taken.append(Taken(ours, value, tuple(asked or theirs), written=bool(asked)))
+        self.report.taken.append(MappedValue(ours, value, tuple(asked or theirs), written=bool(asked)))
 
     def put_if(self, ours: str, value: Any, *theirs: str) -> None:
         """Write a value that says something: not one that is off."""
@@ -98,7 +98,7 @@ class Notes:
             if key in table.taken and key not in self._read:
                 is_default = getattr(self.written, key) == type(self.written).model_fields[key].default
                 (neutral if is_default else unread).append(key)
-        for why, found in ((NEUTRAL, neutral), (UNREAD, unread)):
+        for why, found in ((NEUTRAL_REASON, neutral), (UNREAD_REASON, unread)):
             if found:
                 self.report.ignored[why] = found
 
@@ -115,7 +115,7 @@ class Notes:
         inside = {path: theirs for path, theirs in self._origin.items() if path[: len(key)] == key}
         named = [theirs for path, theirs in inside.items() if ".".join(map(str, path[len(key) :])) in text]
         by_value = [
-            theirs for path, theirs in inside.items() if str(located_yaml.at(self.recipe, path)) in text.split()
+            theirs for path, theirs in inside.items() if str(located_yaml.value_at(self.recipe, path)) in text.split()
         ]
         found = [*named, *by_value]
         return next((each for each in found if self.written.is_written(each)), next(iter(found), None))

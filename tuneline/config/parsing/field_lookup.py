@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-TAGS = {"type": None, "engine": "tuneline"}
+DISCRIMINATORS = {"type": None, "engine": "tuneline"}
 """Keys that tell the members of a union apart, with what an absent one means."""
 
 
@@ -27,7 +27,7 @@ def fields_at(model: type[BaseModel], loc: Sequence[str | int], written: Any) ->
             here = _plain(get_args(here)[0])
     models = [here] if isinstance(here, type) else [_plain(member) for member in get_args(here)]
     kinds = [kind for kind in models if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    tagged = [kind for kind in kinds if any(_is_meant(kind, key, written or {}) for key in TAGS)]
+    tagged = [kind for kind in kinds if any(_is_meant(kind, key, written or {}) for key in DISCRIMINATORS)]
     return sorted({name for kind in tagged or kinds for name in kind.model_fields})
 
 
@@ -43,7 +43,7 @@ def _plain(annotation: Any) -> Any:
 
 def _is_meant(kind: type[BaseModel], key: str, written: Any) -> bool:
     tag = _tag(kind, key)
-    return tag is not None and tag == written.get(key, TAGS[key])
+    return tag is not None and tag == written.get(key, DISCRIMINATORS[key])
 
 
 def _tag(kind: type[BaseModel], key: str) -> str | None:

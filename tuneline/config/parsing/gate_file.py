@@ -9,7 +9,7 @@ from tuneline.config.parsing import located_yaml
 from tuneline.config.parsing.located_yaml import Document, Key, Problem
 from tuneline.errors import RecipeError
 
-SINGLE = ("metric", "min_gain")
+SINGLE_TARGET_KEYS = ("metric", "min_gain")
 """Keys of a gate with one target; they say the same as one entry of `targets`."""
 
 
@@ -27,13 +27,15 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
     gate = registry.get("gate") if isinstance(registry, dict) else None
     here: Key = (*document.inside, "registry", "gate")
     if isinstance(gate, dict):
-        return document.tell(((*here, *key), text) for key, text in written_twice(gate))
+        return document.tell(((*here, *key), text) for key, text in find_conflicts(gate))
     if not isinstance(registry, dict) or not isinstance(gate, str):
         return []
-    path = Path(located_yaml.absolute(gate, document.path.resolve().parent))
+    path = Path(located_yaml.absolute_path(gate, document.path.resolve().parent))
     if not limits.is_file(path):
         del registry["gate"]
-        text = f"{limits.no_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
+        text = (
+            f"{limits.why_not_a_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
+        )
         return document.tell([(here, text)])
     registry["gate"], told = _checked(path)
     return told
@@ -59,18 +61,18 @@ def _checked(path: Path) -> tuple[dict[str, Any], list[str]]:
         document = located_yaml.read(path, what="a gate, like configs/gates/strict.yaml")
     except RecipeError as error:
         return {}, str(error).splitlines()
-    problems = written_twice(document.content)
+    problems = find_conflicts(document.content)
     if not problems:
-        _, problems = located_yaml.check(GateConfig, document.content, ())
+        _, problems = located_yaml.validate(GateConfig, document.content, ())
     return ({} if problems else document.content), document.tell(problems)
 
 
-def written_twice(gate: Mapping[str, Any]) -> list[Problem]:
+def find_conflicts(gate: Mapping[str, Any]) -> list[Problem]:
     """Find targets that are written both ways."""
     if not gate.get("targets"):
         return []
     return [
         ((key,), f"stands beside targets, which say the same. Write it as an entry of targets, or leave {key} out.")
-        for key in SINGLE
+        for key in SINGLE_TARGET_KEYS
         if key in gate
     ]

@@ -54,8 +54,8 @@ def read(path: Path, *, what: str, inside: Key = ()) -> Document:
     Raises:
         RecipeError: There is no such file, its syntax is wrong, it is no mapping, or a key is written twice.
     """
-    text = safe_yaml.text_of(path, what)
-    content, node = (safe_yaml.from_json if path.suffix == ".json" else safe_yaml.from_yaml)(path, text)
+    text = safe_yaml.read_text(path, what)
+    content, node = (safe_yaml.parse_json if path.suffix == ".json" else safe_yaml.parse_yaml)(path, text)
     if node is None or not isinstance(content, dict):
         raise RecipeError(f"{path}:1: expected a mapping, got {type(content).__name__}. Give {what}.")
     lines: dict[Key, int] = {}
@@ -81,7 +81,7 @@ def _marks(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
         yield from _marks(value, (*prefix, name))
 
 
-def check(
+def validate(
     model: type[BaseModel], raw: Any, prefix: Key, known: Callable[[Key, Any], list[str]] | None = None
 ) -> tuple[Any, list[Problem]]:
     """Validate a part of a document.
@@ -98,7 +98,7 @@ def check(
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
-        ask = known or (lambda loc, parent: fields_beside(model, loc, parent))
+        ask = known or (lambda loc, parent: sibling_fields(model, loc, parent))
         found: dict[Key, list[ErrorDetails]] = {}
         for problem in error.errors():
             found.setdefault(_written_key(problem["loc"], raw)[0], []).append(problem)
@@ -108,7 +108,7 @@ def check(
         ]
 
 
-def fields_beside(model: type[BaseModel], loc: Key, parent: Any) -> list[str]:
+def sibling_fields(model: type[BaseModel], loc: Key, parent: Any) -> list[str]:
     """Return the known keys where an unknown one stands: found by asking the model's own schema."""
     from tuneline.config.parsing.field_lookup import fields_at
 
@@ -119,7 +119,7 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
     key, parent = _written_key(problem["loc"], raw)
     match problem["type"]:
         case "extra_forbidden":
-            return (*prefix, *key), f"unknown key.{hint(str(key[-1]), known(problem['loc'], parent))}"
+            return (*prefix, *key), f"unknown key.{suggest(str(key[-1]), known(problem['loc'], parent))}"
         case "missing":
             return (*prefix, *key), "is required."
         case "model_type" | "dict_type":
@@ -132,10 +132,10 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
             tag, tags = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
             field = problem["ctx"]["discriminator"].strip("'").removesuffix("()")
             shown = field if isinstance(key[-1], int) else key[-1]
-            return (*prefix, *key, field), f"unknown {shown} {tag!r}.{hint(tag, tags)}"
+            return (*prefix, *key, field), f"unknown {shown} {tag!r}.{suggest(tag, tags)}"
         case "literal_error" if isinstance(problem["input"], str):
             values = _quoted(problem["ctx"]["expected"])
-            return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{hint(problem['input'], values)}"
+            return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{suggest(problem['input'], values)}"
         case _:
             return (*prefix, *key), f"{problem['msg']}, got {_shown(problem['input'])}."
 
@@ -165,14 +165,14 @@ def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
     return tuple(key), parent
 
 
-def at(content: Any, key: Key) -> Any:
+def value_at(content: Any, key: Key) -> Any:
     """Return what stands at a key of nested mappings, or None."""
     for part in key:
         content = content.get(part) if isinstance(content, dict) else None
     return content
 
 
-def absolute(written: str, base: Path) -> str:
+def absolute_path(written: str, base: Path) -> str:
     """Make a path, or a pattern like `data/*.jsonl`, that is relative to a file's folder absolute."""
     if "\0" in written:
         return written  # which no path holds: its model refuses it
@@ -184,7 +184,7 @@ def absolute(written: str, base: Path) -> str:
     return str(found)
 
 
-def hint(name: Any, known: Iterable[str]) -> str:
+def suggest(name: Any, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?`, or what is known."""
     known = list(known)
     return did_you_mean(str(name), known) or f" Known: {', '.join(sorted(known))}."

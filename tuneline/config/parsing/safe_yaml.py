@@ -18,11 +18,11 @@ _NESTING = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}\n]', re.DOTALL)
 """A text, which may lack its end, or a sign that counts."""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-LONGEST_NUMBER = 400
+MAX_NUMBER_LENGTH = 400
 """Characters of a number. YAML reads `1:30:00` to the base of 60, and a long one takes hours."""
 
 
-class TooMuchError(yaml.MarkedYAMLError):
+class LimitExceededError(yaml.MarkedYAMLError):
     """A file goes beyond a limit, or an alias stands inside what it names."""
 
 
@@ -51,14 +51,13 @@ class BoundedLoader(yaml.SafeLoader):
         before, self._depth = self._num_nodes, self._depth + 1
         if self._depth > self._deepest:
             self._refuse(
-                f"values are nested more than {self._deepest} deep. Write them flatter. "
-                f"{limits.CONFIG_DEPTH.raise_it()}",
+                f"values are nested more than {self._deepest} deep. Write them flatter. {limits.CONFIG_DEPTH.advice()}",
                 mark,
             )
         self._count(1, mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_NUMBER_LENGTH:
             self._refuse(f"a number of {len(node.value):,} characters is none. Put it in quotes if it is a text.", mark)
         self._sizes[id(node)] = self._num_nodes - before
         return node
@@ -68,15 +67,15 @@ class BoundedLoader(yaml.SafeLoader):
         if self._num_nodes > self._most:
             self._refuse(
                 f"the file holds more than {self._most:,} values, aliases written out. Write less, or use fewer "
-                f"aliases. {limits.CONFIG_NODES.raise_it()}",
+                f"aliases. {limits.CONFIG_NODES.advice()}",
                 mark,
             )
 
     def _refuse(self, what: str, mark: yaml.Mark) -> NoReturn:
-        raise TooMuchError(None, None, what, mark)
+        raise LimitExceededError(None, None, what, mark)
 
 
-def text_of(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
     """Read the text of a file of settings.
 
     Args:
@@ -87,12 +86,12 @@ def text_of(path: Path, what: str) -> str:
         RecipeError: It is no plain file, too large, or no UTF-8.
     """
     if not limits.is_file(path):
-        odd = limits.irregular(path) or ("a folder" if limits.is_folder(path) else "")
+        odd = limits.special_file_kind(path) or ("a folder" if limits.is_folder(path) else "")
         raise RecipeError(f"{path!s:.300}: {f'is {odd}' if odd else 'there is no such file'}. Give the path of {what}.")
     if (size := path.stat().st_size) > limits.CONFIG_BYTES.value():
         limit = limits.CONFIG_BYTES
         raise RecipeError(
-            f"{path}: has {size:,} bytes, and at most {limit.shown()} are read. Give {what}. {limit.raise_it()}"
+            f"{path}: has {size:,} bytes, and at most {limit.shown()} are read. Give {what}. {limit.advice()}"
         )
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -100,7 +99,7 @@ def text_of(path: Path, what: str) -> str:
         raise RecipeError(f"{path}: is not UTF-8 text: byte {error.start} cannot be read. Save it as UTF-8.") from None
 
 
-def from_yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
+def parse_yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
     """Parse YAML.
 
     Raises:
@@ -112,7 +111,7 @@ def from_yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
         return (None if node is None else loader.construct_document(node)), node
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        if isinstance(error, TooMuchError):
+        if isinstance(error, LimitExceededError):
             raise RecipeError(f"{path}:{line}: {error.problem}") from None
         raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem}. Correct the syntax there.") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
@@ -120,7 +119,7 @@ def from_yaml(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
         raise RecipeError(f"{path}: not valid YAML: {told}. Correct the value, or put it in quotes.") from error
 
 
-def from_json(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
+def parse_json(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
     """Parse JSON; the lines come from reading it as YAML, which valid JSON is but for tabs between its words.
 
     Raises:
@@ -138,7 +137,7 @@ def from_json(path: Path, text: str) -> tuple[Any, yaml.Node | None]:
         raise RecipeError(f"{path}: a value cannot be read ({error}). Correct it.") from None
     try:
         return content, yaml.compose(text.replace("\t", " "), Loader=BoundedLoader)
-    except TooMuchError as error:
+    except LimitExceededError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: {error.problem}") from None
     except yaml.YAMLError:
@@ -154,5 +153,5 @@ def _check_nesting(path: Path, text: str) -> None:
         if depth > deepest:
             raise RecipeError(
                 f"{path}:{line}: values are nested more than {deepest} deep. Write them flatter. "
-                f"{limits.CONFIG_DEPTH.raise_it()}"
+                f"{limits.CONFIG_DEPTH.advice()}"
             )

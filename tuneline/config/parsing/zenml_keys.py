@@ -1,6 +1,6 @@
 """The keys of ZenML 0.98 run configurations; a test holds them against ZenML's own models."""
 
-RUN = (
+RUN_KEYS = (
     "build",
     "cache_policy",
     "cleanup_hook_source",
@@ -33,7 +33,7 @@ RUN = (
     "tags",
 )
 
-STEP = (
+STEP_KEYS = (
     "cache_policy",
     "enable_artifact_metadata",
     "enable_artifact_visualization",

@@ -9,7 +9,7 @@ from tuneline.config.base import MAX_SEED, MAX_TOKENS, Config
 from tuneline.config.sections.exams import AnyExam
 from tuneline.config.sections.sources import SourceConfig
 
-FEWEST_HELD_OUT = 5
+MIN_HELD_OUT = 5
 """With fewer items no interval can be believed, whatever the method."""
 
 
@@ -45,7 +45,7 @@ class MergeConfig(Config):
     question contaminated. Whole copies do, however many there are."""
 
 
-class Share(Config):
+class SourceShare(Config):
     """How much of one data set goes into the mixture."""
 
     name: str
@@ -56,7 +56,7 @@ class Share(Config):
 class MergeStepConfig(MergeConfig):
     """What `merge` sees: the policy, each data set's share, and what the gate will need."""
 
-    shares: list[Share] = Field(default_factory=list)
+    shares: list[SourceShare] = Field(default_factory=list)
 
     judged: list[str] = Field(default_factory=list)
     """Evaluation sets (`held_out`, exams) of whose clean items the gate judges; each must have enough of them."""
@@ -110,16 +110,16 @@ class DataSection(Config):
     exams: list[AnyExam] = Field(default_factory=list)
     """Multiple-choice exams and tasks of lm-evaluation-harness, taken before and after."""
 
-    def sources_once(self) -> list[SourceConfig]:
+    def unique_sources(self) -> list[SourceConfig]:
         """Return the data sets without repetition, in order."""
         return list({source.model_dump_json(): source for source in self.sources}.values())
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[SourceShare]:
         """Return how much of each data set goes into the mixture; an entry written twice counts twice."""
         written = Counter(source.name for source in self.sources)
         return [
-            Share(name=source.name, repeats=source.repeats * written[source.name], weight=source.weight)
-            for source in self.sources_once()
+            SourceShare(name=source.name, repeats=source.repeats * written[source.name], weight=source.weight)
+            for source in self.unique_sources()
         ]
 
     def evaluation_sets(self, asked: list[tuple[str, str]]) -> list[str]:
@@ -129,7 +129,7 @@ class DataSection(Config):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "DataSection":
-        different = Counter(source.name for source in self.sources_once())
+        different = Counter(source.name for source in self.unique_sources())
         for key, counted in (("sources", different), ("exams", Counter(exam.name for exam in self.exams))):
             twice = sorted(name for name, count in counted.items() if count > 1)
             if twice:

@@ -8,14 +8,14 @@ from pydantic import Field, model_validator
 
 from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_TOKENS, Config, LocalPath
 from tuneline.config.sections.exams import Benchmark
-from tuneline.config.sections.lm_eval import HarnessConfig
-from tuneline.config.sections.load import Holding
+from tuneline.config.sections.lm_eval import LmEvalConfig
+from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.errors import did_you_mean
 
 AnswersDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-CUSTOM_KEY = "evaluate.metrics"
-GENERATED: dict[str, tuple[str, ...]] = {
+METRICS_KEY = "evaluate.metrics"
+GENERATION_METRICS: dict[str, tuple[str, ...]] = {
     **{
         name: (name,) for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "token_f1")
     },
@@ -24,21 +24,23 @@ GENERATED: dict[str, tuple[str, ...]] = {
 """Metric of generated answers -> the columns that it makes."""
 
 
-ZERO_TO_ONE = frozenset(["preference_accuracy", *(column for columns in GENERATED.values() for column in columns)])
+UNIT_INTERVAL_METRICS = frozenset(
+    ["preference_accuracy", *(column for columns in GENERATION_METRICS.values() for column in columns)]
+)
 """Metrics of held-out rows whose scores lie between 0 and 1."""
 
-NEEDS = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
+REQUIRED_PACKAGES = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
 """Metric -> packages that it needs beyond ours."""
 
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
-def column_of(name: str) -> str:
+def column_name(name: str) -> str:
     """Return the name under which `module:function` stands in tables: the function's."""
     return name.partition(":")[2]
 
 
-LETTERS_VERSION = 2
+EXAM_PROTOCOL_VERSION = 2
 """Of the prompts and of the scoring of exams; a change of either is another protocol."""
 
 
@@ -85,15 +87,15 @@ class EvaluateConfig(Config):
 
     def columns(self) -> list[str]:
         """Return the names of the scores that generated answers get."""
-        return [column for name in self.metrics for column in GENERATED.get(name, (column_of(name),))]
+        return [column for name in self.metrics for column in GENERATION_METRICS.get(name, (column_name(name),))]
 
     @model_validator(mode="after")
     def _metrics_exist(self) -> "EvaluateConfig":
         for name in self.metrics:
-            if name not in GENERATED and not _FUNCTION.fullmatch(name):
+            if name not in GENERATION_METRICS and not _FUNCTION.fullmatch(name):
                 raise ValueError(
-                    f"metrics: there is no metric {name!r}.{did_you_mean(name, GENERATED)} Known: "
-                    f"{', '.join(GENERATED)}; or write module:function for one of your own."
+                    f"metrics: there is no metric {name!r}.{did_you_mean(name, GENERATION_METRICS)} Known: "
+                    f"{', '.join(GENERATION_METRICS)}; or write module:function for one of your own."
                 )
         twice = [name for name, count in Counter(self.columns()).items() if count > 1]
         if twice:
@@ -112,20 +114,20 @@ class ExamProtocol(Config):
     @property
     def protocol(self) -> str:
         """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 2`."""
-        return f"{self.benchmark}, {self.num_shots} shots, letters, {LETTERS_VERSION}"
+        return f"{self.benchmark}, {self.num_shots} shots, letters, {EXAM_PROTOCOL_VERSION}"
 
 
 class EvaluateStepConfig(EvaluateConfig):
     """The slice of the recipe that `evaluate` sees."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
-    harness: list[HarnessConfig] = Field(default_factory=list)
+    harness: list[LmEvalConfig] = Field(default_factory=list)
     """Tasks of lm-evaluation-harness."""
 
     window: int = Field(2048, ge=2, le=MAX_TOKENS)
     """Tokens of one forward pass where held-out texts are scored: those of a training row."""
 
-    load: Holding = Holding()
+    load: ModelLoadOptions = ModelLoadOptions()
     """How the models are held that answer."""
 
     reward_model: LocalPath | None = None

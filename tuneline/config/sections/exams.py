@@ -13,11 +13,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from tuneline import limits
 from tuneline.config.base import MAX_NAME, MAX_ROWS, Config, LocalPath, OwnedRepoId, PlainName
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.errors import SourceError, did_you_mean
 
-SUBJECTS = Path(__file__).parent / "subjects.yaml"
-SHOTS = "dev"
+SUBJECTS_FILE = Path(__file__).parent / "subjects.yaml"
+SHOTS_SPLIT = "dev"
 """The split whose questions are shown solved."""
 
 _SHEET = re.compile(r"(?:.*/)?(dev|val|test)/([^/]+?)(?:_\1)?\.csv")
@@ -89,13 +89,13 @@ def engine(exam: Any) -> str:
 
 
 AnyExam = Annotated[
-    Annotated[ExamConfig, Tag("tuneline")] | Annotated[HarnessConfig, Tag("lm_eval")], Discriminator(engine)
+    Annotated[ExamConfig, Tag("tuneline")] | Annotated[LmEvalConfig, Tag("lm_eval")], Discriminator(engine)
 ]
 """An entry of `exams`: an exam that we ask, or a task of lm-evaluation-harness."""
 
 
 @dataclass(frozen=True)
-class Sheet:
+class QuestionFile:
     """The questions of one subject in one split: a file of its own, or a member of a zip file."""
 
     split: str
@@ -104,7 +104,7 @@ class Sheet:
     member: str | None = None
 
 
-def sheets(exam: ExamConfig, place: Path) -> list[Sheet]:
+def find_question_files(exam: ExamConfig, place: Path) -> list[QuestionFile]:
     """Find the files of an exam: those of its shots, and of the split that is asked.
 
     Args:
@@ -115,7 +115,7 @@ def sheets(exam: ExamConfig, place: Path) -> list[Sheet]:
         SourceError: The place is missing or is no exam, or lacks a subject.
     """
     key = f"exams.{exam.name}.{'path' if exam.path else 'hub'}"
-    found = [sheet for sheet in _all(key, place) if sheet.split in (SHOTS, exam.asked)]
+    found = [sheet for sheet in _all(key, place) if sheet.split in (SHOTS_SPLIT, exam.asked)]
     _check_once(key, found)
     have = {sheet.subject for sheet in found if sheet.split == exam.asked}
     if not have:
@@ -132,11 +132,11 @@ def sheets(exam: ExamConfig, place: Path) -> list[Sheet]:
     return sorted((sheet for sheet in found if sheet.subject in wanted), key=lambda each: (each.split, each.subject))
 
 
-def _all(key: str, place: Path) -> list[Sheet]:
+def _all(key: str, place: Path) -> list[QuestionFile]:
     if place.is_dir():
         return _in_folder(place)
     if not place.is_file():
-        raise SourceError(f"{key}: {limits.no_file(place)}. Give the folder or the zip file of an exam.")
+        raise SourceError(f"{key}: {limits.why_not_a_file(place)}. Give the folder or the zip file of an exam.")
     try:
         with zipfile.ZipFile(place) as archive:
             members = archive.infolist()
@@ -145,16 +145,16 @@ def _all(key: str, place: Path) -> list[Sheet]:
     if len(members) > limits.EXAM_FILES.value():
         raise SourceError(
             f"{key}: {place} holds {len(members):,} files, and an exam at most {limits.EXAM_FILES.shown()}. Give the "
-            f"zip file of an exam. {limits.EXAM_FILES.raise_it()}"
+            f"zip file of an exam. {limits.EXAM_FILES.advice()}"
         )
     found = _named([member.filename for member in members], place)
     sizes = {member.filename: member.file_size for member in members}
     for sheet in found:
-        check_size(f"{key}: {sheet.member} in {place}", sizes[str(sheet.member)])
+        check_file_size(f"{key}: {sheet.member} in {place}", sizes[str(sheet.member)])
     return found
 
 
-def check_size(place: str, num_bytes: int) -> None:
+def check_file_size(place: str, num_bytes: int) -> None:
     """Check the size of a sheet before it is read.
 
     Raises:
@@ -163,13 +163,13 @@ def check_size(place: str, num_bytes: int) -> None:
     if num_bytes > limits.EXAM_BYTES.value():
         raise SourceError(
             f"{place} has {num_bytes:,} bytes, and a sheet of an exam at most {limits.EXAM_BYTES.shown()}. Give the "
-            f"questions alone. {limits.EXAM_BYTES.raise_it()}"
+            f"questions alone. {limits.EXAM_BYTES.advice()}"
         )
 
 
-def _check_once(key: str, found: list[Sheet]) -> None:
+def _check_once(key: str, found: list[QuestionFile]) -> None:
     """Refuse two sheets of one subject in one split: one of them would be lost."""
-    first: dict[tuple[str, str], Sheet] = {}
+    first: dict[tuple[str, str], QuestionFile] = {}
     for sheet in found:
         if (other := first.setdefault((sheet.split, sheet.subject), sheet)) is not sheet:
             names = " and ".join(str(each.member or each.file) for each in (other, sheet))
@@ -181,16 +181,18 @@ def _check_once(key: str, found: list[Sheet]) -> None:
             raise SourceError(f"{key}: {sheet.subject[:80]!r}... is no name of a subject. Rename its file.")
 
 
-def _in_folder(place: Path) -> list[Sheet]:
+def _in_folder(place: Path) -> list[QuestionFile]:
     """Look for sheets, for Parquet files of subjects, then for a zip file that holds sheets."""
     paths = {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
     plain = [
-        Sheet(match[1], match[2], path) for name, path in paths.items() if (match := _SHEET.fullmatch(name)) is not None
+        QuestionFile(match[1], match[2], path)
+        for name, path in paths.items()
+        if (match := _SHEET.fullmatch(name)) is not None
     ]
     if plain:
         return plain
     tables = [
-        Sheet("val" if match[2] == "validation" else match[2], match[1], path)
+        QuestionFile("val" if match[2] == "validation" else match[2], match[1], path)
         for name, path in paths.items()
         if (match := _PARQUET.fullmatch(name)) is not None and match[1] not in ("all", "auxiliary_train")
     ]
@@ -200,9 +202,9 @@ def _in_folder(place: Path) -> list[Sheet]:
     return next((found for path in packed if (found := _all("", path))), [])
 
 
-def _named(names: Iterable[str], archive: Path) -> list[Sheet]:
+def _named(names: Iterable[str], archive: Path) -> list[QuestionFile]:
     matches = ((name, _SHEET.fullmatch(name)) for name in names if not name.startswith("__MACOSX"))
-    return [Sheet(match[1], match[2], archive, name) for name, match in matches if match is not None]
+    return [QuestionFile(match[1], match[2], archive, name) for name, match in matches if match is not None]
 
 
 def _some(names: Iterable[str]) -> str:
@@ -212,14 +214,14 @@ def _some(names: Iterable[str]) -> str:
 
 @cache
 def _known(benchmark: str) -> dict[str, list[str]]:
-    return dict(yaml.safe_load(SUBJECTS.read_text(encoding="utf-8"))[benchmark])
+    return dict(yaml.safe_load(SUBJECTS_FILE.read_text(encoding="utf-8"))[benchmark])
 
 
-def title(benchmark: str, subject: str) -> str:
+def subject_title(benchmark: str, subject: str) -> str:
     """Return the name of a subject as the prompt shows it; of an unknown one, the file's."""
     return _known(benchmark).get(subject, [subject.replace("_", " ")])[0]
 
 
-def category(benchmark: str, subject: str) -> str:
+def subject_category(benchmark: str, subject: str) -> str:
     """Return the category of a subject, like `STEM`; empty for an unknown one."""
     return _known(benchmark).get(subject, ["", ""])[1]

@@ -8,9 +8,9 @@ from tuneline.config.base import Config, LocalPath, OwnedRepoId, TemplateArgumen
 from tuneline.config.sections.model import CatalogueModel, DirectoryModel, GgufModel, HubModel, WheelModel
 from tuneline.errors import did_you_mean
 
-Parameter = Annotated[int, Field(ge=-1e9, le=1e9)] | Annotated[float, Field(ge=-1e9, le=1e9)]
+ParameterValue = Annotated[int, Field(ge=-1e9, le=1e9)] | Annotated[float, Field(ge=-1e9, le=1e9)]
 
-PARAMETERS = (
+MODELFILE_PARAMETERS = (
     "temperature",
     "top_p",
     "top_k",
@@ -68,7 +68,7 @@ class PushConfig(Config):
     """Left out, it names the model and its content hash."""
 
 
-class FormConfig(Config):
+class ExportOptions(Config):
     """The form of the exported model; what the cached step sees."""
 
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
@@ -88,7 +88,7 @@ class FormConfig(Config):
     system: str | None = None
     """Default system message of the Modelfile; left out, that of the training data (`align.system`), if it is known."""
 
-    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    parameters: dict[str, ParameterValue] = Field(default_factory=dict)
     """More for the Modelfile, like `num_ctx: 8192`; over what the generation config says."""
 
     trust_remote_code: bool = False
@@ -101,14 +101,14 @@ class FormConfig(Config):
     @classmethod
     def _ollama_knows_the_parameters(cls, given: dict[str, int | float]) -> dict[str, int | float]:
         for name in given:
-            if name not in PARAMETERS:
+            if name not in MODELFILE_PARAMETERS:
                 raise ValueError(
-                    f"{name!r} is none that is set here.{did_you_mean(name, PARAMETERS)} Set {', '.join(PARAMETERS)}."
+                    f"{name!r} is none that is set here.{did_you_mean(name, MODELFILE_PARAMETERS)} Set {', '.join(MODELFILE_PARAMETERS)}."
                 )
         return given
 
 
-class ExportStepConfig(FormConfig):
+class ExportStepConfig(ExportOptions):
     """What the step `export` sees."""
 
 
@@ -132,7 +132,7 @@ class PublishConfig(Config):
     push: PushConfig | None = None
 
 
-class ExportRecipe(FormConfig):
+class ExportRecipe(ExportOptions):
     """A model in the form that others take, in a folder and, if asked for, in a repository of a hub."""
 
     stage: Literal["export"]
@@ -179,7 +179,7 @@ class ExportRecipe(FormConfig):
 
     def for_export(self) -> ExportStepConfig:
         """Return what `export` sees."""
-        return ExportStepConfig(**self.model_dump(include=set(FormConfig.model_fields)))
+        return ExportStepConfig(**self.model_dump(include=set(ExportOptions.model_fields)))
 
     def for_publish(self) -> PublishConfig:
         """Return what `publish` sees."""

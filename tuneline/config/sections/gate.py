@@ -65,18 +65,18 @@ class PreconditionsConfig(Config):
     """Smallest share of training tokens that carry loss; not asked of prompts, whose answers are made in training."""
 
 
-Metric = str
+MetricName = str
 """Name of something that is measured; the recipe says what that is, and refuses other names."""
 
 
-JUDGED_BY = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
+DEFAULT_TARGETS = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
 """What a gate asks for that names no metric: the first of these that is measured."""
 
 
 class GateConfig(Config):
     """What a new model must prove before it is promoted (docs/decisions/0003 and 0014)."""
 
-    metric: Metric | None = None
+    metric: MetricName | None = None
     """Target: the mean over held-out items that must rise. Null: `rougeL` for chats, `log_likelihood` (nats per token)
     for texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for
     answers with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
@@ -113,14 +113,14 @@ class GateConfig(Config):
     preconditions: PreconditionsConfig = PreconditionsConfig()
     """What must hold of the model before its scores count."""
 
-    def with_metric(self, measured: Sequence[str]) -> "GateConfig":
+    def with_default_metric(self, measured: Sequence[str]) -> "GateConfig":
         """Return the gate with a target: where it names none, what the first of `JUDGED_BY` or of `measured` says."""
         if self.targets or self.metric or not measured:
             return self
-        metric = next((name for name in JUDGED_BY if name in measured), measured[0])
+        metric = next((name for name in DEFAULT_TARGETS if name in measured), measured[0])
         return self.model_copy(update={"metric": metric})
 
-    def wanted(self) -> list[TargetConfig]:
+    def all_targets(self) -> list[TargetConfig]:
         """Return the targets, whichever way they were written; none before `with_metric` where none is named."""
         if self.targets or self.metric is None:
             return self.targets
@@ -141,7 +141,7 @@ class GateConfig(Config):
 
     def repeated(self) -> str:
         """Say which metric is asked for twice; empty where none is."""
-        targets, guards = ([each.metric for each in group] for group in (self.wanted(), self.guards))
+        targets, guards = ([each.metric for each in group] for group in (self.all_targets(), self.guards))
         if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
             return "a metric stands twice among targets, or twice among guards. Keep one entry."
         if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):

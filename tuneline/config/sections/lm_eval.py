@@ -23,7 +23,7 @@ NO_FILTER = "none"
 """The harness' name of the filter of a task that names none."""
 
 
-class HarnessConfig(Config):
+class LmEvalConfig(Config):
     """A task of lm-evaluation-harness; needs the extra `lm-eval`."""
 
     engine: Literal["lm_eval"]
@@ -59,7 +59,7 @@ class HarnessConfig(Config):
 
     def columns(self) -> list[str]:
         """Return the names of the metrics in tables and gates, without the name in front."""
-        return [column_of(metric) for metric in self.metrics]
+        return [column_name(metric) for metric in self.metrics]
 
     @property
     def is_file(self) -> bool:
@@ -73,13 +73,13 @@ class HarnessConfig(Config):
         return self
 
 
-def column_of(metric: str) -> str:
+def column_name(metric: str) -> str:
     """Return the name of `metric,filter` in tables: MLflow takes no comma."""
     return metric.replace(",", "_")
 
 
 @dataclass(frozen=True)
-class Told:
+class TaskMetrics:
     """What is known of a task's metrics: is each a mean over items that is better when it rises?"""
 
     task: str
@@ -89,7 +89,7 @@ class Told:
     filters: list[str]
 
 
-def check(config: HarnessConfig) -> None:
+def check(config: LmEvalConfig) -> None:
     """Check that the harness is installed, that it knows the task, and that the task has the metrics.
 
     Raises:
@@ -98,12 +98,12 @@ def check(config: HarnessConfig) -> None:
         RecipeError: The task lacks a metric.
     """
     check_installed(config)
-    for path in files_of(config):
+    for path in find_task_files(config):
         if (told := _told_by(path)) is not None:
             check_metrics(config, told)
 
 
-def check_installed(config: HarnessConfig) -> None:
+def check_installed(config: LmEvalConfig) -> None:
     """Check that the harness is installed.
 
     Raises:
@@ -115,7 +115,7 @@ def check_installed(config: HarnessConfig) -> None:
         )
 
 
-def check_metrics(config: HarnessConfig, told: Told) -> None:
+def check_metrics(config: LmEvalConfig, told: TaskMetrics) -> None:
     """Check that what a recipe asks of a task can stand in a report.
 
     Raises:
@@ -142,7 +142,7 @@ def check_metrics(config: HarnessConfig, told: Told) -> None:
             raise RecipeError(f"{key}: task {told.task} has several filters. Write {' or '.join(named)}.")
 
 
-def files_of(config: HarnessConfig) -> list[Path]:
+def find_task_files(config: LmEvalConfig) -> list[Path]:
     """Return the files of the tasks that a recipe's name or path stands for.
 
     Raises:
@@ -156,7 +156,7 @@ def files_of(config: HarnessConfig) -> list[Path]:
     if config.is_file:
         path = Path(config.task)
         if not limits.is_file(path):
-            raise SourceError(f"exams.{config.name}.task: {limits.no_file(path)}. Give the YAML file of a task.")
+            raise SourceError(f"exams.{config.name}.task: {limits.why_not_a_file(path)}. Give the YAML file of a task.")
         return _below(config, path)
     own = _index(config.include_path) if config.include_path else {}
     known = own if config.task in own else _built_in()
@@ -165,7 +165,7 @@ def files_of(config: HarnessConfig) -> list[Path]:
     return [Path(str(known[name]["path"])) for name in _members(config.task, known)]
 
 
-def _below(config: HarnessConfig, path: Path) -> list[Path]:
+def _below(config: LmEvalConfig, path: Path) -> list[Path]:
     """Return a task's own file; for a group's file, those of its members."""
     content = _content(config, path)
     if "group" not in content and "task" not in content:
@@ -180,7 +180,7 @@ def _below(config: HarnessConfig, path: Path) -> list[Path]:
     return [Path(str(known[name]["path"])) for each in names for name in _members(each, known)]
 
 
-def _content(config: HarnessConfig, path: Path) -> dict[str, Any]:
+def _content(config: LmEvalConfig, path: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     try:
@@ -190,7 +190,7 @@ def _content(config: HarnessConfig, path: Path) -> dict[str, Any]:
         raise RecipeError(f"exams.{config.name}.task: {path} is no task's file: {reason}. Mend it.") from error
 
 
-def _unknown(config: HarnessConfig, known: Iterable[str]) -> NotFoundError:
+def _unknown(config: LmEvalConfig, known: Iterable[str]) -> NotFoundError:
     near = get_close_matches(config.task, sorted(known), n=4, cutoff=0.5)
     told = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return NotFoundError(
@@ -241,7 +241,7 @@ def _index(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _told_by(path: Path) -> Told | None:
+def _told_by(path: Path) -> TaskMetrics | None:
     """Read from a task's file what its metrics are; a task that is a Python class tells when it is loaded."""
     from lm_eval.api import metrics as _registered  # noqa: F401  the metrics register when they are imported
     from lm_eval.api import registry
@@ -261,7 +261,7 @@ def _told_by(path: Path) -> Told | None:
         rises = each.get("higher_is_better", registry.HIGHER_IS_BETTER_REGISTRY.get(name, True))
         metrics[name] = (by_items, bool(rises))
     filters = [each["name"] for each in content.get("filter_list") or ()]
-    return Told(str(content.get("task")), metrics, filters or [NO_FILTER])
+    return TaskMetrics(str(content.get("task")), metrics, filters or [NO_FILTER])
 
 
 def _aggregate(metric: str) -> Any:

@@ -57,7 +57,7 @@ class AdapterSource(Config):
     judges answers with the head beside it (stages `ppo` and `grpo`), and changes nothing."""
 
 
-class Holding(Config):
+class ModelLoadOptions(Config):
     """How the base model is held and patched; what `load` in a recipe and its slices for the steps share."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16", "pure_bfloat16"] = "auto"
@@ -106,7 +106,7 @@ class Holding(Config):
 
     def plain(self) -> "Holding":
         """Return the same without what only a training needs: full precision, full attention, the same permissions."""
-        return Holding(**self.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
+        return ModelLoadOptions(**self.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
 
     @model_validator(mode="after")
     def _a_token_is_new_once(self) -> "Holding":
@@ -118,7 +118,7 @@ class Holding(Config):
         return self
 
 
-class LoadConfig(Holding):
+class LoadConfig(ModelLoadOptions):
     """How the base model is held and patched."""
 
     adapters: list[AdapterSource] = Field(default_factory=list)
@@ -149,7 +149,7 @@ class LoadConfig(Holding):
         return self
 
 
-class LoadStepConfig(Holding):
+class LoadStepConfig(ModelLoadOptions):
     """The slice of the recipe by which a step loads the base model; where adapters lie is in the manifest."""
 
     max_length: int

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from tuneline.config.base import Config, LocalPath, RepoId
 from tuneline.errors import NotFoundError
 
-CATALOGUE = Path(__file__).parent / "catalogue.yaml"
+CATALOGUE_FILE = Path(__file__).parent / "catalogue.yaml"
 
 
 class HubModel(Config):
@@ -36,13 +36,13 @@ class DirectoryModel(Config):
     """Expected hash of the weights; `tuneline plan` prints it. Other bytes are refused."""
 
 
-SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """How `gguf-split` of llama.cpp names the parts of a model."""
 
 
 def split_names(name: str) -> list[str]:
     """Return the names of all parts of a GGUF model, in order, by that of one; the name alone where it is whole."""
-    found = SPLIT.fullmatch(name)
+    found = SPLIT_NAME.fullmatch(name)
     if not found:
         return [name]
     stem, count = found["stem"], int(found["count"])
@@ -94,24 +94,24 @@ class CatalogueModel(Config):
     """One of the names in `tuneline/config/sections/catalogue.yaml`."""
 
 
-Place = HubModel | DirectoryModel | GgufModel | WheelModel
-ModelSource = Annotated[Place | CatalogueModel, Field(discriminator="type")]
+ModelLocation = HubModel | DirectoryModel | GgufModel | WheelModel
+ModelSource = Annotated[ModelLocation | CatalogueModel, Field(discriminator="type")]
 
 
 class CatalogueEntry(Config):
     """A model by name: its licence, and where it can be had, best place first."""
 
     licence: str
-    places: list[Annotated[Place, Field(discriminator="type")]]
+    places: list[Annotated[ModelLocation, Field(discriminator="type")]]
 
 
 @cache
 def catalogue() -> dict[str, CatalogueEntry]:
     """Read the shipped catalogue."""
-    return TypeAdapter(dict[str, CatalogueEntry]).validate_python(yaml.safe_load(CATALOGUE.read_text()))
+    return TypeAdapter(dict[str, CatalogueEntry]).validate_python(yaml.safe_load(CATALOGUE_FILE.read_text()))
 
 
-def entry(name: str) -> CatalogueEntry:
+def catalogue_entry(name: str) -> CatalogueEntry:
     """Return the catalogue's entry.
 
     Raises:

@@ -9,7 +9,7 @@ from tuneline.config.training import optimizers
 from tuneline.config.validation import compatibility
 from tuneline.errors import did_you_mean
 
-Schedule = Literal[
+LRSchedulerType = Literal[
     "linear",
     "cosine",
     "constant",
@@ -28,7 +28,7 @@ SchedulerValue = (
     Annotated[float, Field(ge=-MAX_STEPS, le=MAX_STEPS)] | Annotated[int, Field(ge=-MAX_STEPS, le=MAX_STEPS)] | str
 )
 
-TAKES: dict[str, tuple[str, ...]] = {
+SCHEDULER_KWARGS: dict[str, tuple[str, ...]] = {
     "cosine": ("num_cycles",),
     "cosine_with_restarts": ("num_cycles",),
     "polynomial": ("lr_end", "power"),
@@ -46,7 +46,7 @@ TAKES: dict[str, tuple[str, ...]] = {
 }
 """Schedule -> names of `lr_scheduler_kwargs`; none for those that are not here."""
 
-NEEDS_ONE_OF = {
+REQUIRED_SCHEDULER_KWARGS = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
     "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
@@ -54,8 +54,8 @@ NEEDS_ONE_OF = {
 """Schedule -> names of which one must be given."""
 
 
-SAVING = {"save_steps", "save_seconds", "save_total_limit", "resume_from"}
-OURS = SAVING | {
+CHECKPOINT_FIELDS = {"save_steps", "save_seconds", "save_total_limit", "resume_from"}
+TUNELINE_FIELDS = CHECKPOINT_FIELDS | {
     "objective",
     "levers",
     "neftune_noise_alpha",
@@ -96,7 +96,7 @@ class LeversConfig(Config):
     """Keep the memory of a step for the next; on a CPU with glibc."""
 
 
-class Optimisation(Config):
+class TrainingConfig(Config):
     """What the trainings of all stages have in common."""
 
     objective: str
@@ -117,7 +117,7 @@ class Optimisation(Config):
     gradient_accumulation_steps: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     """Forward passes an optimizer step; the loss is weighted by tokens across them."""
 
-    lr_scheduler_type: Schedule = "cosine"
+    lr_scheduler_type: LRSchedulerType = "cosine"
     """How the learning rate falls."""
 
     lr_scheduler_kwargs: dict[str, SchedulerValue] = Field(default_factory=dict)
@@ -197,7 +197,7 @@ class Optimisation(Config):
     @model_validator(mode="after")
     def _the_schedule_takes_its_own_kwargs(self) -> "Optimisation":
         kind, given = self.lr_scheduler_type, self.lr_scheduler_kwargs
-        known, needed = TAKES.get(kind, ()), NEEDS_ONE_OF.get(kind, ())
+        known, needed = SCHEDULER_KWARGS.get(kind, ()), REQUIRED_SCHEDULER_KWARGS.get(kind, ())
         for name in given:
             if name not in known:
                 raise ValueError(
@@ -210,11 +210,11 @@ class Optimisation(Config):
 
     def arguments(self) -> dict[str, object]:
         """Return what transformers' Trainer takes, by its names."""
-        return self.model_dump(mode="json", include=set(Optimisation.model_fields) - OURS)
+        return self.model_dump(mode="json", include=set(TrainingConfig.model_fields) - TUNELINE_FIELDS)
 
-    def shaping(self) -> dict[str, object]:
+    def weight_affecting_fields(self) -> dict[str, object]:
         """Return the values that shape the weights: all but where the training state is saved."""
-        return self.model_dump(mode="json", exclude=SAVING)
+        return self.model_dump(mode="json", exclude=CHECKPOINT_FIELDS)
 
     @model_validator(mode="after")
     def _the_best_needs_evaluations(self) -> "Optimisation":
@@ -230,7 +230,7 @@ class Optimisation(Config):
         return self
 
 
-class TrainConfig(Optimisation):
+class SFTConfig(TrainingConfig):
     """The optimisation."""
 
     objective: Literal["likelihood"] = "likelihood"
@@ -256,14 +256,14 @@ class MergeAdapterConfig(Config):
     """Largest file of weights."""
 
 
-def check_optimizer(config: Optimisation) -> None:
+def check_optimizer(config: TrainingConfig) -> None:
     """Refuse settings that an optimizer cannot follow.
 
     Raises:
         ValueError: What it would ignore, or fail on late.
     """
-    traits = optimizers.TRAITS[config.optim]
-    optimizers.parsed(config.optim, config.optim_args)
+    traits = optimizers.OPTIMIZER_SPECS[config.optim]
+    optimizers.parse_optim_args(config.optim, config.optim_args)
     if traits.low_rank and not config.optim_target_modules:
         raise ValueError(
             f"optim_target_modules: {config.optim} projects the gradients of some matrices, and none is named. Name "
@@ -274,15 +274,15 @@ def check_optimizer(config: Optimisation) -> None:
             f"optim_target_modules: {config.optim} treats all weights alike. Leave it out, or set optim: galore_adamw "
             "or apollo_adamw."
         )
-    if config.weight_decay and not traits.decays:
+    if config.weight_decay and not traits.supports_weight_decay:
         raise ValueError(f"weight_decay: {config.optim} decays no weights. Set weight_decay: 0.")
-    if traits.in_backward:
+    if traits.steps_in_backward:
         _steps_in_the_backward_pass(config)
     if traits.schedule_free:
         _needs_no_schedule(config, warms_up=traits.warms_up)
 
 
-def _steps_in_the_backward_pass(config: Optimisation) -> None:
+def _steps_in_the_backward_pass(config: TrainingConfig) -> None:
     because = f"{config.optim} changes each weight as soon as its gradient is known"
     if config.gradient_accumulation_steps > 1:
         raise ValueError(
@@ -295,7 +295,7 @@ def _steps_in_the_backward_pass(config: Optimisation) -> None:
         )
 
 
-def _needs_no_schedule(config: Optimisation, *, warms_up: bool) -> None:
+def _needs_no_schedule(config: TrainingConfig, *, warms_up: bool) -> None:
     if config.lr_scheduler_type != "constant":
         raise ValueError(
             f"lr_scheduler_type: {config.optim} averages weights in place of a schedule. Set constant"

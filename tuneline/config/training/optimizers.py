@@ -52,17 +52,17 @@ Optimizer = Literal[
     "adalomo",
 ]
 
-Kinds = type | tuple[str, ...]
+ArgumentType = type | tuple[str, ...]
 """A type of an argument, or the words that it may be."""
 
-Value = int | float | bool | str
+ArgumentValue = int | float | bool | str
 
 
 @dataclass(frozen=True)
-class Traits:
+class OptimizerSpec:
     """What a recipe must know of an optimizer."""
 
-    takes: Mapping[str, Kinds] = field(default_factory=dict)
+    takes: Mapping[str, ArgumentType] = field(default_factory=dict)
     """Names of `optim_args`, and what they are."""
 
     module: str = ""
@@ -74,7 +74,7 @@ class Traits:
     low_rank: bool = False
     """It projects the gradients of the matrices of `optim_target_modules`."""
 
-    in_backward: bool = False
+    steps_in_backward: bool = False
     """It changes each weight as soon as its gradient is known, so that there is never a gradient of the whole model."""
 
     schedule_free: bool = False
@@ -83,29 +83,29 @@ class Traits:
     warms_up: bool = False
     """It has a warm-up of its own, in steps."""
 
-    decays: bool = True
+    supports_weight_decay: bool = True
     """`weight_decay` reaches it."""
 
-    keeps_state: bool = True
+    resumable: bool = True
     """Its state can be saved, so that a training goes on."""
 
 
-BETAS: dict[str, Kinds] = {"beta1": float, "beta2": float}
-ADAM: dict[str, Kinds] = {**BETAS, "eps": float}
-EMA_MIX: dict[str, Kinds] = {**ADAM, "beta3": float, "alpha": float, "t_alpha": int, "t_beta3": int}
-AVERAGE: dict[str, Kinds] = {"r": float, "weight_lr_power": float}
-SIDES = ("std", "reverse_std", "left", "right")
-LOW_RANK: dict[str, Kinds] = {"rank": int, "update_proj_gap": int, "scale": float}
-GALORE: dict[str, Kinds] = {**LOW_RANK, "proj_type": (*SIDES, "full")}
-APOLLO: dict[str, Kinds] = {
+BETAS: dict[str, ArgumentType] = {"beta1": float, "beta2": float}
+ADAM: dict[str, ArgumentType] = {**BETAS, "eps": float}
+ADEMAMIX: dict[str, ArgumentType] = {**ADAM, "beta3": float, "alpha": float, "t_alpha": int, "t_beta3": int}
+SCHEDULE_FREE: dict[str, ArgumentType] = {"r": float, "weight_lr_power": float}
+PROJECTION_SIDES = ("std", "reverse_std", "left", "right")
+LOW_RANK: dict[str, ArgumentType] = {"rank": int, "update_proj_gap": int, "scale": float}
+GALORE: dict[str, ArgumentType] = {**LOW_RANK, "proj_type": (*PROJECTION_SIDES, "full")}
+APOLLO: dict[str, ArgumentType] = {
     **LOW_RANK,
     "proj": ("random", "svd"),
     "scale_type": ("channel", "tensor"),
-    "proj_type": SIDES,
+    "proj_type": PROJECTION_SIDES,
 }
-FEW_BITS: dict[str, Kinds] = {**ADAM, "block_size": int, "bf16_stochastic_round": bool}
-STABLE: dict[str, Kinds] = {**ADAM, "decouple_lr": bool, "max_lr": float, "kahan_sum": bool}
-MUON: dict[str, Kinds] = {
+TORCHAO_ADAM: dict[str, ArgumentType] = {**ADAM, "block_size": int, "bf16_stochastic_round": bool}
+STABLE_ADAMW: dict[str, ArgumentType] = {**ADAM, "decouple_lr": bool, "max_lr": float, "kahan_sum": bool}
+MUON: dict[str, ArgumentType] = {
     "momentum": float,
     "nesterov": bool,
     "ns_steps": int,
@@ -113,7 +113,7 @@ MUON: dict[str, Kinds] = {
     "adamw_learning_rate": float,
     **ADAM,
 }
-BLOCKS: dict[str, Kinds] = {
+BADAM: dict[str, ArgumentType] = {
     "switch_block_every": int,
     "switch_mode": ("random", "ascending", "descending", "fixed"),
     "start_block": int,
@@ -121,61 +121,63 @@ BLOCKS: dict[str, Kinds] = {
     "include_lm_head": bool,
     **ADAM,
 }
-ADALOMO: dict[str, Kinds] = {"clip_threshold": float, "decay_rate": float, "clip_grad_value": float}
+ADALOMO: dict[str, ArgumentType] = {"clip_threshold": float, "decay_rate": float, "clip_grad_value": float}
 
 
-def _galore(**more: bool) -> Traits:
-    return Traits(GALORE, "galore_torch", "galore-torch", low_rank=True, **more)
+def _galore(**more: bool) -> OptimizerSpec:
+    return OptimizerSpec(GALORE, "galore_torch", "galore-torch", low_rank=True, **more)
 
 
-def _free(takes: dict[str, Kinds], *, warms_up: bool) -> Traits:
-    takes = {**takes, **AVERAGE}
-    return Traits(takes, "schedulefree", "schedulefree", schedule_free=True, warms_up=warms_up)
+def _free(takes: dict[str, ArgumentType], *, warms_up: bool) -> OptimizerSpec:
+    takes = {**takes, **SCHEDULE_FREE}
+    return OptimizerSpec(takes, "schedulefree", "schedulefree", schedule_free=True, warms_up=warms_up)
 
 
-TRAITS: dict[str, Traits] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), Traits(ADAM)),
-    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), Traits(ADAM)),
-    **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), Traits(FEW_BITS, "torchao", "torchao")),
-    "adafactor": Traits({"clip_threshold": float, "decay_rate": float, "beta1": float}),
-    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), Traits(BETAS)),
-    **dict.fromkeys(("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"), Traits(EMA_MIX)),
-    "sgd": Traits({"momentum": float, "dampening": float, "nesterov": bool}),
-    "adagrad": Traits({"lr_decay": float, "eps": float}),
-    "rmsprop": Traits({"alpha": float, "momentum": float, "eps": float, "centered": bool}),
-    **dict.fromkeys(("rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), Traits({"alpha": float, "eps": float})),
-    "stable_adamw": Traits(STABLE, "optimi", "torch-optimi"),
+OPTIMIZER_SPECS: dict[str, OptimizerSpec] = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), OptimizerSpec(ADAM)),
+    **dict.fromkeys(("adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), OptimizerSpec(ADAM)),
+    **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), OptimizerSpec(TORCHAO_ADAM, "torchao", "torchao")),
+    "adafactor": OptimizerSpec({"clip_threshold": float, "decay_rate": float, "beta1": float}),
+    **dict.fromkeys(("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"), OptimizerSpec(BETAS)),
+    **dict.fromkeys(
+        ("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"), OptimizerSpec(ADEMAMIX)
+    ),
+    "sgd": OptimizerSpec({"momentum": float, "dampening": float, "nesterov": bool}),
+    "adagrad": OptimizerSpec({"lr_decay": float, "eps": float}),
+    "rmsprop": OptimizerSpec({"alpha": float, "momentum": float, "eps": float, "centered": bool}),
+    **dict.fromkeys(("rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), OptimizerSpec({"alpha": float, "eps": float})),
+    "stable_adamw": OptimizerSpec(STABLE_ADAMW, "optimi", "torch-optimi"),
     "schedule_free_adamw": _free(ADAM, warms_up=True),
     "schedule_free_radam": _free({**ADAM, "silent_sgd_phase": bool}, warms_up=False),
     "schedule_free_sgd": _free({"momentum": float}, warms_up=True),
-    "muon": Traits(MUON),
-    "adam_mini": Traits(ADAM, "adam_mini", "adam-mini"),
-    "badam": Traits(BLOCKS, "badam", "badam"),
+    "muon": OptimizerSpec(MUON),
+    "adam_mini": OptimizerSpec(ADAM, "adam_mini", "adam-mini"),
+    "badam": OptimizerSpec(BADAM, "badam", "badam"),
     **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor"), _galore()),
     **dict.fromkeys(
         ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
         _galore(in_backward=True, decays=False, keeps_state=False),
     ),
-    "apollo_adamw": Traits(APOLLO, "apollo_torch", "apollo-torch", low_rank=True),
-    "apollo_adamw_layerwise": Traits(
+    "apollo_adamw": OptimizerSpec(APOLLO, "apollo_torch", "apollo-torch", low_rank=True),
+    "apollo_adamw_layerwise": OptimizerSpec(
         APOLLO, "apollo_torch", "apollo-torch", low_rank=True, in_backward=True, decays=False, keeps_state=False
     ),
-    "lomo": Traits({"clip_grad_value": float}, "lomo_optim", "lomo-optim", in_backward=True),
-    "adalomo": Traits(ADALOMO, "lomo_optim", "lomo-optim", in_backward=True, keeps_state=False),
+    "lomo": OptimizerSpec({"clip_grad_value": float}, "lomo_optim", "lomo-optim", in_backward=True),
+    "adalomo": OptimizerSpec(ADALOMO, "lomo_optim", "lomo-optim", in_backward=True, keeps_state=False),
 }
 """Optimizer -> what a recipe must know of it."""
 
-WORDS = {"true": True, "false": False}
+BOOLEANS = {"true": True, "false": False}
 
 
-def parsed(name: str, text: str | None) -> dict[str, Value]:
+def parse_optim_args(name: str, text: str | None) -> dict[str, ArgumentValue]:
     """Read `optim_args`, like `rank=128,scale=2.0`.
 
     Raises:
         ValueError: An argument that the optimizer does not take, or a value that is not of its type.
     """
-    found: dict[str, Value] = {}
-    takes = TRAITS[name].takes
+    found: dict[str, ArgumentValue] = {}
+    takes = OPTIMIZER_SPECS[name].takes
     for part in text.split(",") if text else ():
         key, given, value = (piece.strip() for piece in part.partition("="))
         if not given or not value or key in found:
@@ -191,15 +193,15 @@ def parsed(name: str, text: str | None) -> dict[str, Value]:
     return found
 
 
-def _read(key: str, text: str, kind: Kinds) -> Value:
+def _read(key: str, text: str, kind: ArgumentType) -> ArgumentValue:
     if isinstance(kind, tuple):
         if text not in kind:
             raise ValueError(f"optim_args: {key} is {text!r}.{did_you_mean(text, kind)} Set one of {', '.join(kind)}.")
         return text
     if kind is bool:
-        if text.lower() not in WORDS:
+        if text.lower() not in BOOLEANS:
             raise ValueError(f"optim_args: {key} is {text!r}. Set true or false.")
-        return WORDS[text.lower()]
+        return BOOLEANS[text.lower()]
     try:
         number = int(text) if kind is int else float(text)
     except ValueError:
@@ -216,7 +218,7 @@ def check_installed(name: str) -> None:
     Raises:
         ValueError: What to install.
     """
-    traits = TRAITS[name]
+    traits = OPTIMIZER_SPECS[name]
     if traits.module and find_spec(traits.module) is None:
         raise ValueError(
             f"train.optim: {name} needs the package {traits.package}, which is not installed. Run pip install "

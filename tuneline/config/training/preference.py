@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tuneline.config.base import MAX_BATCH_SIZE
-from tuneline.config.training.base import Optimisation
+from tuneline.config.training.base import TrainingConfig
 
 DPOLoss = Literal[
     "sigmoid",
@@ -25,11 +25,11 @@ DPOLoss = Literal[
     "sft",
 ]
 
-SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired")
+LABEL_SMOOTHING_LOSSES = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired")
 """Losses that know of wrong labels."""
 
 
-class PreferenceConfig(Optimisation):
+class PreferenceConfig(TrainingConfig):
     """What the stages of preferences have in common: a small step and one pass."""
 
     learning_rate: float = Field(5e-6, gt=0, le=100)
@@ -77,10 +77,10 @@ class DPOConfig(PreferenceConfig):
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> "DPOConfig":
         kinds = [kind for kind, _ in self.weighted_losses()]
-        if self.label_smoothing and not any(kind in SMOOTHED for kind in kinds):
+        if self.label_smoothing and not any(kind in LABEL_SMOOTHING_LOSSES for kind in kinds):
             raise ValueError(
                 f"label_smoothing: {' and '.join(kinds)} takes none. Leave it out, or set loss_type to one of "
-                f"{', '.join(SMOOTHED)}."
+                f"{', '.join(LABEL_SMOOTHING_LOSSES)}."
             )
         if not self.label_smoothing and "exo_pair" in kinds:
             raise ValueError("label_smoothing: exo_pair needs one above 0, like 0.001.")

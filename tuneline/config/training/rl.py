@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tuneline.config.base import MAX_BATCH_SIZE, MAX_TOKENS
-from tuneline.config.training.base import Optimisation
+from tuneline.config.training.base import TrainingConfig
 
 
-class RLConfig(Optimisation):
+class RLConfig(TrainingConfig):
     """What PPO and GRPO have in common: answers are drawn, rewarded, and learned from in a few updates."""
 
     learning_rate: float = Field(1e-5, gt=0, le=100)

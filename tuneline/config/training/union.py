@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tuneline.config.training.base import TrainConfig
+from tuneline.config.training.base import SFTConfig
 from tuneline.config.training.preference import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SimPOConfig
 from tuneline.config.training.rl import GRPOConfig, PPOConfig
 
-Training = Annotated[
-    TrainConfig | DPOConfig | ORPOConfig | CPOConfig | SimPOConfig | KTOConfig | RewardConfig | PPOConfig | GRPOConfig,
+AnyTrainingConfig = Annotated[
+    SFTConfig | DPOConfig | ORPOConfig | CPOConfig | SimPOConfig | KTOConfig | RewardConfig | PPOConfig | GRPOConfig,
     Field(discriminator="objective"),
 ]

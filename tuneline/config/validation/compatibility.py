@@ -15,8 +15,8 @@ from pydantic import Field
 
 from tuneline.config.base import Config
 
-FILE = Path(__file__).with_name("compatibility.yaml")
-KEYS = {
+TABLE_FILE = Path(__file__).with_name("compatibility.yaml")
+RECIPE_KEYS = {
     "stage": "stage",
     "method": "method",
     "quantization": "load.quantization",
@@ -48,20 +48,20 @@ class Combination(Config):
         return all(choice.get(axis) in values for axis, values in self.when.items())
 
 
-class Refusal(Combination):
+class Incompatibility(Combination):
     """A combination that cannot work."""
 
     because: str
     instead: str
 
 
-class Elsewhere(Combination):
+class Requirement(Combination):
     """A choice that works, but not on a plain CPU."""
 
     needs: str
 
 
-class Support(Config):
+class CompatibilityTable(Config):
     """The whole table."""
 
     axes: dict[str, dict[str, str]]
@@ -70,12 +70,12 @@ class Support(Config):
     defaults: dict[str, str]
     """What an axis is where only others are spoken of."""
 
-    refused: list[Refusal] = Field(default_factory=list)
-    elsewhere: list[Elsewhere] = Field(default_factory=list)
+    refused: list[Incompatibility] = Field(default_factory=list)
+    elsewhere: list[Requirement] = Field(default_factory=list)
     left_out: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Axis -> value that a library knows and we do not take -> why, and what to set."""
 
-    def refusals(self, choice: Choice) -> list[Refusal]:
+    def incompatibilities(self, choice: Choice) -> list[Incompatibility]:
         """Return why a choice cannot work; nothing where it can."""
         return [each for each in self.refused if each.holds(choice)]
 
@@ -92,16 +92,16 @@ class Support(Config):
         return found
 
     def _wants_rows_alone(self, method: str) -> bool:
-        return bool(self.refusals({"method": method, "rows": self.defaults["rows"]}))
+        return bool(self.incompatibilities({"method": method, "rows": self.defaults["rows"]}))
 
 
 @cache
-def table() -> Support:
+def table() -> CompatibilityTable:
     """Read the table."""
-    return Support.model_validate(yaml.safe_load(FILE.read_text()))
+    return CompatibilityTable.model_validate(yaml.safe_load(TABLE_FILE.read_text()))
 
 
-def variant(method: Any) -> str:
+def method_variant(method: Any) -> str:
     """Return a method's line in the table: its type, or which of LoRA's kin it is."""
     if method.type != "lora":
         return str(method.type)

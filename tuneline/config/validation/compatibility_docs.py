@@ -36,7 +36,7 @@ def _left_out(axis: str) -> list[str]:
 
 
 def _cell(choice: Choice, reasons: dict[str, int]) -> str:
-    if found := table().refusals(choice):
+    if found := table().incompatibilities(choice):
         number = reasons.setdefault(
             f"{found[0].because[0].upper()}{found[0].because[1:]}. {found[0].instead}", len(reasons) + 1
         )

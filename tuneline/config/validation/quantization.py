@@ -16,12 +16,12 @@ from pydantic import Field, TypeAdapter
 from tuneline.config.base import Config
 from tuneline.errors import RecipeError, did_you_mean
 
-TABLE = Path(__file__).with_name("quantization.yaml")
+TABLE_FILE = Path(__file__).with_name("quantization.yaml")
 
 Device = Literal["cpu", "cuda", "npu", "xpu", "mps"]
 
 
-class Entry(Config):
+class QuantizationEntry(Config):
     """One way to hold weights in fewer bits."""
 
     about: str
@@ -55,20 +55,20 @@ class Entry(Config):
 
 
 @cache
-def table() -> dict[str, Entry]:
+def table() -> dict[str, QuantizationEntry]:
     """Read the table."""
-    return TypeAdapter(dict[str, Entry]).validate_python(yaml.safe_load(TABLE.read_text()))
+    return TypeAdapter(dict[str, QuantizationEntry]).validate_python(yaml.safe_load(TABLE_FILE.read_text()))
 
 
-def about(config: Mapping[str, Any]) -> dict[str, Any]:
+def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a model's config.json says of its quantization; nothing for plain weights."""
     inner = config.get("text_config") or {}
     return dict(config.get("quantization_config") or inner.get("quantization_config") or {})
 
 
-def kind_of(config: Mapping[str, Any]) -> str | None:
+def quantization_kind(config: Mapping[str, Any]) -> str | None:
     """Return how a model comes quantized, by its config.json: a name of the table where it has one; None for plain."""
-    told = about(config)
+    told = quantization_config(config)
     if not told:
         return None
     method = told.get("quant_method")
@@ -79,7 +79,7 @@ def kind_of(config: Mapping[str, Any]) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def check_trains(name: str | None, *, trains_all: bool, device: Device | None = None, key: str = "model") -> None:
+def check_trainable(name: str | None, *, trains_all: bool, device: Device | None = None, key: str = "model") -> None:
     """Refuse a quantization that cannot be trained, or not here.
 
     Args:
@@ -109,7 +109,7 @@ def check_trains(name: str | None, *, trains_all: bool, device: Device | None = 
         raise RecipeError(f"{key}: {name} needs {', '.join(missing)}. Install: pip install {_quoted(missing)}.")
 
 
-def check_once(name: str | None, asked: str | None) -> None:
+def check_not_quantized(name: str | None, asked: str | None) -> None:
     """Refuse to quantize a model that comes quantized.
 
     Args:
@@ -126,7 +126,7 @@ def check_once(name: str | None, asked: str | None) -> None:
         )
 
 
-def check_merges(name: str | None, *, key: str = "model") -> None:
+def check_mergeable(name: str | None, *, key: str = "model") -> None:
     """Refuse to fold an adapter into a base that has no way back to full weights.
 
     Raises:
@@ -157,7 +157,7 @@ def to_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _entry(name: str, key: str) -> Entry:
+def _entry(name: str, key: str) -> QuantizationEntry:
     if name not in table():
         raise RecipeError(
             f"{key}: the quantization {name!r} is unknown.{did_you_mean(name, table())} Known: "
@@ -173,7 +173,7 @@ def _instead(key: str) -> str:
     return "Take the model that is not quantized."
 
 
-def _bits(entry: Entry) -> str:
+def _bits(entry: QuantizationEntry) -> str:
     return " or ".join(str(bits) for bits in entry.bits)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tuneline.errors import RecipeError
 from tuneline.identity import sha256_of
 
-FORMAT = "sources.format"
+FORMAT_KEY = "sources.format"
 
 
 def format_hash(name: str) -> str:
@@ -21,7 +21,7 @@ def format_hash(name: str) -> str:
     Raises:
         RecipeError: There is no such module.
     """
-    return source_hash(name, FORMAT) if ":" in name else ""
+    return source_hash(name, FORMAT_KEY) if ":" in name else ""
 
 
 def source_hash(name: str, key: str) -> str:
@@ -33,16 +33,16 @@ def source_hash(name: str, key: str) -> str:
     return sha256_of(source_file(name, key))
 
 
-def source_file(name: str, key: str = FORMAT) -> Path:
+def source_file(name: str, key: str = FORMAT_KEY) -> Path:
     """Return the file that `module` of `module:function` stands for.
 
     Raises:
         RecipeError: There is no such module.
     """
-    return Path(str(specs(name, key)[-1].origin))
+    return Path(str(find_specs(name, key)[-1].origin))
 
 
-def specs(name: str, key: str = FORMAT) -> list[ModuleSpec]:
+def find_specs(name: str, key: str = FORMAT_KEY) -> list[ModuleSpec]:
     """Return how Python finds `module` of `module:function`: the packages around it from the outside in, then itself.
 
     Each has the last part of its name alone.

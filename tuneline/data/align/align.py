@@ -20,16 +20,16 @@ from tuneline.data import corpus, gc_pause, schema
 from tuneline.data.align import columns, loss_switches, unknown_keys, validation
 from tuneline.data.align.formats import formats, user_function
 from tuneline.data.align.formats.base import Format, Record
-from tuneline.data.align.unknown_keys import Unread
+from tuneline.data.align.unknown_keys import UnknownKeyCounter
 from tuneline.data.corpus import Corpus
 from tuneline.data.schema import Content
 from tuneline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5
-LOOKED_AT = 200
-ORDER = ("standard", "preference", "kto", "sharegpt", "openai", "alpaca", "text")
+MAX_DROPPED_SHOWN = 5
+NUM_DETECTION_ROWS = 200
+DETECTION_ORDER = ("standard", "preference", "kto", "sharegpt", "openai", "alpaca", "text")
 """Formats from the most specific on: a record is of the first that it looks like."""
 
 
@@ -50,26 +50,26 @@ def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = 
         RecipeError: A format of the user's own cannot be imported.
     """
     source, rows = records.identity["source"], records.only()
-    names = columns.names_of(config.columns)
+    names = columns.column_mapping(config.columns)
     name = config.format
     if name == "auto":
-        batches = (batch.column("record").to_pylist() for batch in corpus.batches(rows))
+        batches = (batch.column("record").to_pylist() for batch in corpus.iter_batches(rows))
         name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
     reader = _reader(name, config)
     tally = _Tally(places=places)
-    with nullcontext() if ":" in name else gc_pause.no_cycles(), corpus.Writer(schema.EXAMPLE) as writer:
-        for batch in corpus.batches(rows):
+    with nullcontext() if ":" in name else gc_pause.gc_disabled(), corpus.RowWriter(schema.EXAMPLE) as writer:
+        for batch in corpus.iter_batches(rows):
             examples = list(_examples(batch, source, reader, config, tally))
             if examples:
-                writer.write(schema.to_columns(examples))
+                writer.write(schema.to_arrow_columns(examples))
     _is_enough(source, tally, config)
     counts = {**records.counts, "format": name, "format_found": config.format == "auto", **tally.counts()}
     return Corpus({"examples": writer.rows()}, {"source": source}, counts)
 
 
-def warn_of_unread_keys(examples: Corpus) -> None:
+def warn_about_unknown_keys(examples: Corpus) -> None:
     """Log the keys of a data set that nothing reads; a run does it once, and its checks before do not."""
-    if told := Unread.of(examples.counts["unread_keys"]).lines():
+    if told := UnknownKeyCounter.of(examples.counts["unread_keys"]).lines():
         logger.warning("sources.%s: nothing reads the keys %s", examples.identity["source"], " ".join(told))
 
 
@@ -78,22 +78,22 @@ class _Reader:
     """How the records of one data set are read."""
 
     format: Format
-    names: columns.Names
+    names: columns.ColumnMapping
     tags: Tags
     system: str | None
     loss_on: LossOn = "assistant"
 
     def read(self, record: Record) -> tuple[Content, schema.Kind]:
         """Read a record and check that it can be used."""
-        if schema.BAD_ROW in record:
-            raise DataError(f"{record[schema.BAD_ROW]}.", str(record[schema.BAD_ROW]))
+        if schema.BAD_ROW_KEY in record:
+            raise DataError(f"{record[schema.BAD_ROW_KEY]}.", str(record[schema.BAD_ROW_KEY]))
         record = self._renamed(record)
-        validation.refuse_media(record)
+        validation.check_no_media(record)
         if self.format.keys:
-            loss_switches.refuse_for_row(record)
+            loss_switches.check_row(record)
         said = self.format.align(record, self.tags)
-        kind = validation.check(said)
-        loss_switches.check(said, kind, self.loss_on)
+        kind = validation.validate(said)
+        loss_switches.check_turns(said, kind, self.loss_on)
         if self.system and kind != "text" and said["messages"][0]["role"] != "system":
             said["messages"] = [schema.message("system", self.system), *said["messages"]]
         return said, kind
@@ -103,16 +103,16 @@ class _Reader:
         if self.format.keys is None:
             return []
         record = self._renamed(record)
-        return unknown_keys.keys(record, self.format.keys(record), self.tags)
+        return unknown_keys.find_unknown_keys(record, self.format.keys(record), self.tags)
 
     def _renamed(self, record: Record) -> Record:
-        return columns.rename(record, self.names) if self.names else record
+        return columns.rename_columns(record, self.names) if self.names else record
 
 
 def _reader(format: str, config: AlignConfig) -> _Reader:
     return _Reader(
         _format(format, config.format_hash),
-        columns.names_of(config.columns),
+        columns.column_mapping(config.columns),
         config.tags,
         config.system,
         config.loss_on,
@@ -126,7 +126,7 @@ class _Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_first: list[str] = field(default_factory=list)
-    unread: Unread = field(default_factory=Unread)
+    unread: UnknownKeyCounter = field(default_factory=UnknownKeyCounter)
     places: dict[str, str] | None = None
 
     def keep(self, file: str, line: int, kind: str, example_id: str) -> None:
@@ -138,7 +138,7 @@ class _Tally:
     def drop(self, file: str, line: int, error: DataError) -> None:
         """Count a bad row."""
         self.dropped[error.reason or "refused by its format"] += 1
-        if len(self.dropped_first) < SHOWN:
+        if len(self.dropped_first) < MAX_DROPPED_SHOWN:
             self.dropped_first.append(f"{file}:{line}: {error}")
 
     def counts(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
         RecipeError: A format of the user's own cannot be imported.
     """
     rows = list(rows)
-    names = columns.names_of(config.columns)
+    names = columns.column_mapping(config.columns)
     name = config.format
     if name == "auto":
         name = _found(rows[0][0] if rows else "auto", (record for _, _, record in rows), names)
@@ -243,16 +243,16 @@ def align_record(
         NotFoundError: `format` is unknown.
         DataError: The row does not have the shape of its format, or makes nothing that can be trained.
     """
-    names = columns.names_of(own or Columns())
+    names = columns.column_mapping(own or Columns())
     said, _ = _Reader(_format(format), names, tags or Tags(), system).read(record)
     return said
 
 
 def _format(name: str, sha256: str = "") -> Format:
-    return user_function.load(name, sha256) if ":" in name else formats[name]
+    return user_function.load_format(name, sha256) if ":" in name else formats[name]
 
 
-def detect(records: Iterable[Record]) -> str:
+def detect_format(records: Iterable[Record]) -> str:
     """Tell the format of records by the first ones that look like any.
 
     Each record is of the first format in `ORDER` that it looks like; all must agree, so that none is read as less than
@@ -264,12 +264,12 @@ def detect(records: Iterable[Record]) -> str:
     keys: set[str] = set()
     found: Counter[str] = Counter()
     for number, record in enumerate(records):
-        if number < LOOKED_AT:
+        if number < NUM_DETECTION_ROWS:
             keys |= record.keys()
-        name = next((name for name in ORDER if formats[name].matches(record)), None)
+        name = next((name for name in DETECTION_ORDER if formats[name].matches(record)), None)
         if name:
             found[name] += 1
-            if found.total() == LOOKED_AT:
+            if found.total() == NUM_DETECTION_ROWS:
                 break
     if len(found) == 1:
         return next(iter(found))
@@ -282,27 +282,27 @@ def _undecided(found: Counter[str], keys: list[str]) -> DataError:
         several = " and ".join(f"{name} ({count} rows)" for name, count in found.most_common())
         return DataError(f"the rows look like {several}. {seen} Set format to the right one.", "several formats")
     return DataError(
-        f"no known format fits the rows. {seen} Name the columns, like `{columns.proposal(keys)}`, or set format: "
-        f"{', '.join(ORDER)}, or module:function for one of your own.",
+        f"no known format fits the rows. {seen} Name the columns, like `{columns.suggest_columns(keys)}`, or set format: "
+        f"{', '.join(DETECTION_ORDER)}, or module:function for one of your own.",
         "no format",
     )
 
 
-def _found(place: str, records: Iterable[Record], names: columns.Names) -> str:
+def _found(place: str, records: Iterable[Record], names: columns.ColumnMapping) -> str:
     """Detect the format of records as their columns are renamed; say where they lie if that fails."""
     faults: list[DataError] = []
     try:
-        return detect(_renamed(records, names, faults))
+        return detect_format(_renamed(records, names, faults))
     except DataError as error:
         error = faults[0] if error.reason == "no format" and faults else error
         raise DataError(f"{place}: {error}", error.reason) from None
 
 
-def _renamed(records: Iterable[Record], names: columns.Names, faults: list[DataError]) -> Iterator[Record]:
+def _renamed(records: Iterable[Record], names: columns.ColumnMapping, faults: list[DataError]) -> Iterator[Record]:
     for record in records:
-        if schema.BAD_ROW in record:
+        if schema.BAD_ROW_KEY in record:
             continue
         try:
-            yield columns.rename(record, names) if names else record
+            yield columns.rename_columns(record, names) if names else record
         except DataError as error:
             faults[:] = faults or [error]

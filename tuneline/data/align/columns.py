@@ -7,18 +7,40 @@ from tuneline.config.sections.sources import Columns
 from tuneline.data.align.formats.base import Record
 from tuneline.errors import DataError, did_you_mean
 
-Names = dict[str, str]
+ColumnMapping = dict[str, str]
 
-QUESTIONS = ("question", "prompt", "query", "document", "article", "content", "source", "context", "input", "problem")
-ANSWERS = ("answer", "response", "completion", "summary", "highlights", "target", "solution", "label", "output", "text")
+QUESTION_COLUMNS = (
+    "question",
+    "prompt",
+    "query",
+    "document",
+    "article",
+    "content",
+    "source",
+    "context",
+    "input",
+    "problem",
+)
+ANSWER_COLUMNS = (
+    "answer",
+    "response",
+    "completion",
+    "summary",
+    "highlights",
+    "target",
+    "solution",
+    "label",
+    "output",
+    "text",
+)
 
 
-def names_of(columns: Columns) -> Names:
+def column_mapping(columns: Columns) -> ColumnMapping:
     """Return the columns that the recipe renames: the format's name, and the data set's."""
     return {name: own for name, own in columns if own is not None}
 
 
-def rename(record: Record, names: Names) -> Record:
+def rename_columns(record: Record, names: ColumnMapping) -> Record:
     """Give columns the names of the format; others stay as they are, unless theirs is taken.
 
     Raises:
@@ -37,15 +59,15 @@ def _lacking(name: str, own: str, keys: tuple[str, ...]) -> str:
     return f"the row has no column {own!r}; it has {list(keys)}.{did_you_mean(own, keys)} Correct columns.{name}."
 
 
-def proposal(keys: Iterable[str]) -> str:
+def suggest_columns(keys: Iterable[str]) -> str:
     """Propose `columns:` for rows that hold a question and an answer under names of their own."""
     known = list(keys)
     if "instruction" in known and "output" not in known:
         about = "input: context, " if "context" in known and "input" not in known else ""
         return f"columns: {{{about}output: {_answer(known)}}}"
-    question = next((name for name in QUESTIONS if name in known), "<the question's column>")
+    question = next((name for name in QUESTION_COLUMNS if name in known), "<the question's column>")
     return f"columns: {{instruction: {question}, output: {_answer(known, question)}}}"
 
 
 def _answer(known: list[str], question: str = "") -> str:
-    return next((name for name in ANSWERS if name in known and name != question), "<the answer's column>")
+    return next((name for name in ANSWER_COLUMNS if name in known and name != question), "<the answer's column>")

@@ -5,14 +5,14 @@
 
 from tuneline.config.sections.sources import LossOn
 from tuneline.data.align.formats.base import Record
-from tuneline.data.align.formats.chat import SWITCHES
+from tuneline.data.align.formats.chat import LOSS_SWITCHES
 from tuneline.data.schema import Content, Kind, Message
 from tuneline.errors import DataError
 
-_NAMES = frozenset(SWITCHES)
+_NAMES = frozenset(LOSS_SWITCHES)
 
 
-def refuse_for_row(record: Record) -> None:
+def check_row(record: Record) -> None:
     """Refuse a row that is to carry no loss as a whole: a switch is read in a turn only.
 
     Raises:
@@ -20,7 +20,7 @@ def refuse_for_row(record: Record) -> None:
     """
     if _NAMES.isdisjoint(record):
         return
-    for name in SWITCHES:
+    for name in LOSS_SWITCHES:
         if record.get(name) is False:
             raise DataError(
                 f"the row says {name!r}: false, which is read in turns only. Leave the row out, or write it into the "
@@ -29,7 +29,7 @@ def refuse_for_row(record: Record) -> None:
             )
 
 
-def check(said: Content, kind: Kind, loss_on: LossOn) -> None:
+def check_turns(said: Content, kind: Kind, loss_on: LossOn) -> None:
     """Check that no turn asks for what its stage cannot do.
 
     Args:

@@ -15,22 +15,22 @@ from tuneline.data.align.formats import chat
 from tuneline.data.align.formats.base import Record
 from tuneline.errors import did_you_mean
 
-MOST = 50
+MAX_KEYS = 50
 """So many different keys are counted by name; what comes later is counted together."""
 
-SHOWN = 8
-REST = "(further keys)"
-SCHEMAS = ("tools", "functions")
+MAX_KEYS_SHOWN = 8
+OTHER_KEYS = "(further keys)"
+SCHEMA_COLUMNS = ("tools", "functions")
 """Columns whose objects are no turns."""
 
-IN_TURNS = "[]."
+TURN_SEPARATOR = "[]."
 """Between a column of turns and a key of a turn."""
 
 _COLUMNS = (*Columns.model_fields, "conversations", "prompt", "completion", "response", "kto_tag")
-_TURN_KEYS = ("role", "content", "from", "value", *chat.KEYS)
+_TURN_KEYS = ("role", "content", "from", "value", *chat.TURN_KEYS)
 
 
-def keys(record: Record, known: frozenset[str], tags: Tags) -> list[str]:
+def find_unknown_keys(record: Record, known: frozenset[str], tags: Tags) -> list[str]:
     """Return the columns of a row that its format does not read, and the keys of its turns, as `messages[].key`.
 
     Args:
@@ -41,22 +41,22 @@ def keys(record: Record, known: frozenset[str], tags: Tags) -> list[str]:
     found = []
     for name, value in record.items():
         if name not in known:
-            if value is not None and name not in validation.MEDIA:
+            if value is not None and name not in validation.MEDIA_COLUMNS:
                 found.append(name)
-        elif type(value) in (list, dict) and name not in SCHEMAS:
+        elif type(value) in (list, dict) and name not in SCHEMA_COLUMNS:
             for turn in [value] if isinstance(value, dict) else value:
                 if isinstance(turn, dict) and len(turn) > 2:
-                    found += [f"{name}{IN_TURNS}{key}" for key in _of_turn(turn, tags)]
+                    found += [f"{name}{TURN_SEPARATOR}{key}" for key in _of_turn(turn, tags)]
     return found
 
 
 def _of_turn(turn: Record, tags: Tags) -> list[str]:
-    read = chat.names_in(turn, tags)
-    return [key for key, value in turn.items() if value is not None and key not in read and key not in chat.KEYS]
+    read = chat.speaker_and_content_keys(turn, tags)
+    return [key for key, value in turn.items() if value is not None and key not in read and key not in chat.TURN_KEYS]
 
 
 @dataclass
-class Unread:
+class UnknownKeyCounter:
     """What nothing read in one data set: how often, and where first."""
 
     numbers: Counter[str] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class Unread:
     def note(self, place: str, found: Iterable[str]) -> None:
         """Count the keys of one row."""
         for key in found:
-            name = key if key in self.first or len(self.first) < MOST else REST
+            name = key if key in self.first or len(self.first) < MAX_KEYS else OTHER_KEYS
             self.first.setdefault(name, place)
             self.numbers[name] += 1
 
@@ -83,10 +83,12 @@ class Unread:
         """Return what is told of each key, those that look like a misspelt one first."""
         told = [(_near(name), name, place) for name, place in self.first.items()]
         ordered = sorted(told, key=lambda each: not each[0])
-        lines = [f"{name!r} ({self.numbers[name]:,}, first {place}).{near}" for near, name, place in ordered[:SHOWN]]
-        return [*lines, *([f"and {len(told) - SHOWN} more."] if len(told) > SHOWN else [])]
+        lines = [
+            f"{name!r} ({self.numbers[name]:,}, first {place}).{near}" for near, name, place in ordered[:MAX_KEYS_SHOWN]
+        ]
+        return [*lines, *([f"and {len(told) - MAX_KEYS_SHOWN} more."] if len(told) > MAX_KEYS_SHOWN else [])]
 
 
 def _near(name: str) -> str:
-    _, inside, key = name.rpartition(IN_TURNS)
+    _, inside, key = name.rpartition(TURN_SEPARATOR)
     return did_you_mean(key, _TURN_KEYS if inside else _COLUMNS)

@@ -8,7 +8,7 @@ from tuneline.data import schema
 from tuneline.data.schema import Content, Kind, Message
 from tuneline.errors import DataError
 
-FOLLOWS = {
+ALLOWED_NEXT = {
     "user": ("assistant", "call"),
     "assistant": ("user",),
     "call": ("tool", "user"),
@@ -16,11 +16,11 @@ FOLLOWS = {
 }
 """Who may speak after whom; a `call` is an assistant's turn with tool calls."""
 
-MUST_SPEAK = ("user", "assistant")
-MEDIA = frozenset(("images", "image", "videos", "video", "audios", "audio", "_images", "_videos", "_audios"))
+NON_EMPTY_ROLES = ("user", "assistant")
+MEDIA_COLUMNS = frozenset(("images", "image", "videos", "video", "audios", "audio", "_images", "_videos", "_audios"))
 
 
-def check(said: Content) -> Kind:
+def validate(said: Content) -> Kind:
     """Check that training can make use of what a row says, and tell its kind.
 
     Raises:
@@ -36,15 +36,15 @@ def check(said: Content) -> Kind:
     return kind
 
 
-def refuse_media(record: dict[str, object]) -> None:
+def check_no_media(record: dict[str, object]) -> None:
     """Refuse a record with images, videos or sounds.
 
     Raises:
         DataError: A column holds some.
     """
-    if MEDIA.isdisjoint(record):
+    if MEDIA_COLUMNS.isdisjoint(record):
         return
-    for name in sorted(MEDIA & record.keys()):
+    for name in sorted(MEDIA_COLUMNS & record.keys()):
         value = record[name]
         if any(value) if isinstance(value, list) else value:
             raise DataError(
@@ -84,7 +84,7 @@ def _is_chat(messages: list[Message]) -> None:
         raise DataError(*fault)
     for turn, what in zip(messages, shape, strict=True):
         content = turn["content"]
-        if (not content or content.isspace()) and what in MUST_SPEAK:
+        if (not content or content.isspace()) and what in NON_EMPTY_ROLES:
             number = messages.index(turn) + 1
             raise DataError(f"turn {number}, by the {what}, is empty.", f"empty {what} turn")
 
@@ -110,7 +110,7 @@ def _disorder(turns: Sequence[str], before: int) -> tuple[str, str] | None:
     for number, (one, other) in enumerate(pairwise(turns), start=before + 2):
         if other == "tool" and one not in ("call", "tool"):
             return f"turn {number} is a function's result, and no call stands before it.", "tool turn without a call"
-        if other not in FOLLOWS[one]:
+        if other not in ALLOWED_NEXT[one]:
             return f"turn {number}, by {_who(other)}, follows one by {_who(one)}.", "turns do not alternate"
     return None
 

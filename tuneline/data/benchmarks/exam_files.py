@@ -14,18 +14,18 @@ from huggingface_hub import snapshot_download
 
 from tuneline import checksums, state
 from tuneline.config.sections import exams
-from tuneline.config.sections.exams import AnyExam, ExamConfig, Sheet
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.exams import AnyExam, ExamConfig, QuestionFile
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data.benchmarks import lm_eval
 from tuneline.errors import DataError, SourceError
 from tuneline.identity import Located, Manifest, digest, file_entries, sha256_of
 
-HEADER = ("question", "A", "B", "C", "D", "answer")
-COPY_SECONDS = 3600
+FILE_HEADER = ("question", "A", "B", "C", "D", "answer")
+LOCK_TIMEOUT_SECONDS = 3600
 """How long to wait for another process that copies the same exam."""
 
 
-def locate(exam: ExamConfig) -> Located:
+def locate_exam(exam: ExamConfig) -> Located:
     """Find an exam's files and hash them.
 
     Raises:
@@ -33,7 +33,7 @@ def locate(exam: ExamConfig) -> Located:
         DataError: A Parquet file has other columns than an exam's.
     """
     place = exam.path or _from_hub(exam)
-    sheets = exams.sheets(exam, place)
+    sheets = exams.find_question_files(exam, place)
     files = [sheet.file for sheet in sheets]
     if any(sheet.member is not None or sheet.file.suffix != ".csv" for sheet in sheets):
         base = _copied(sheets)
@@ -57,12 +57,12 @@ def _from_hub(exam: ExamConfig) -> Path:
         ) from error
 
 
-def _copied(sheets: list[Sheet]) -> Path:
+def _copied(sheets: list[QuestionFile]) -> Path:
     """Write the sheets into a folder that is named by their bytes' origin, once."""
     origins = {sheet.file: sha256_of(sheet.file) for sheet in sheets}
     told = [[sheet.split, sheet.subject, sheet.member, origins[sheet.file]] for sheet in sheets]
     folder = state.folder("exams") / digest(told)[:16]
-    with state.lock(f"exams-{folder.name}", COPY_SECONDS):
+    with state.lock(f"exams-{folder.name}", LOCK_TIMEOUT_SECONDS):
         if not checksums.is_usable_copy(folder):
             fresh = folder.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
@@ -75,17 +75,17 @@ def _copied(sheets: list[Sheet]) -> Path:
     return folder
 
 
-def _write(sheet: Sheet, path: Path) -> None:
+def _write(sheet: QuestionFile, path: Path) -> None:
     if sheet.member is not None:
         _unpack(sheet.file, sheet.member, path)
         return
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(sheet.file)
-    exams.check_size(str(sheet.file), sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
+    exams.check_file_size(str(sheet.file), sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(HEADER)
+        writer.writerow(FILE_HEADER)
         writer.writerows(_row(row, sheet.file) for row in pq.read_table(sheet.file).to_pylist())
 
 
@@ -106,12 +106,12 @@ def _row(row: dict[str, object], path: Path) -> list[object]:
     if isinstance(choices, list) and len(choices) == 4 and isinstance(answer, int) and 0 <= answer < 4:
         return [row.get("question"), *choices, "ABCD"[answer]]
     named = {key.lower(): value for key, value in row.items()}
-    if missing := [name for name in HEADER if name.lower() not in named]:
+    if missing := [name for name in FILE_HEADER if name.lower() not in named]:
         raise DataError(
-            f"{path}: an exam needs the columns {', '.join(HEADER)}, or question, choices (4) and answer (0 to 3); "
+            f"{path}: an exam needs the columns {', '.join(FILE_HEADER)}, or question, choices (4) and answer (0 to 3); "
             f"{missing[0]} is missing, it has {sorted(row)}. Give another file."
         )
-    return [named[name.lower()] for name in HEADER]
+    return [named[name.lower()] for name in FILE_HEADER]
 
 
 def locate_exams(exams: list[AnyExam]) -> Manifest:
@@ -120,5 +120,5 @@ def locate_exams(exams: list[AnyExam]) -> Manifest:
     Raises:
         SourceError: A place is missing or holds no exam.
     """
-    found = (lm_eval.locate(exam) if isinstance(exam, HarnessConfig) else locate(exam) for exam in exams)
+    found = (lm_eval.locate_tasks(exam) if isinstance(exam, LmEvalConfig) else locate_exam(exam) for exam in exams)
     return Manifest(kind="benchmarks", items=list(found))

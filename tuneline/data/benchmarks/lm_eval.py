@@ -19,14 +19,14 @@ from typing import Any
 
 from tuneline import checksums, state
 from tuneline.config.sections import lm_eval
-from tuneline.config.sections.lm_eval import HarnessConfig, Told
+from tuneline.config.sections.lm_eval import LmEvalConfig, TaskMetrics
 from tuneline.data import ngrams
 from tuneline.data.ingest import hub
 from tuneline.errors import RecipeError, SourceError
 from tuneline.identity import Located, digest, file_entries, sha256_of
 
-TASKS, ITEMS = "tasks.json", "items.jsonl"
-PLACES = ("data_files", "data_dir", "cache_dir", "config_source")
+TASKS_FILE, ITEMS = "tasks.json", "items.jsonl"
+LOCATION_KEYS = ("data_files", "data_dir", "cache_dir", "config_source")
 """Keys of a config that say where things lie; documents are hashed themselves."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -46,7 +46,7 @@ class Document:
     content: Any
 
 
-def load(config: HarnessConfig) -> list[Any]:
+def load_tasks(config: LmEvalConfig) -> list[Any]:
     """Return the tasks (`lm_eval.api.task.Task`) behind a recipe's entry, with what the recipe sets.
 
     Raises:
@@ -59,7 +59,7 @@ def load(config: HarnessConfig) -> list[Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     tasks = []
-    for path in lm_eval.files_of(config):
+    for path in lm_eval.find_task_files(config):
         content = load_yaml(path)
         _make_data_files_absolute(config, content, path.parent)
         shadow = _ask_the_hub_alone(content)
@@ -76,7 +76,7 @@ def load(config: HarnessConfig) -> list[Any]:
     return tasks
 
 
-def _make_data_files_absolute(config: HarnessConfig, content: dict[str, Any], base: Path) -> None:
+def _make_data_files_absolute(config: LmEvalConfig, content: dict[str, Any], base: Path) -> None:
     """Read data files relative to the task's file, as recipes do; the harness would take the working directory."""
     told = content.get("dataset_kwargs") or {}
     files = told.get("data_files")
@@ -105,11 +105,11 @@ def _ask_the_hub_alone(content: dict[str, Any]) -> str:
     name = content.get("dataset_path")
     if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or not Path(name).is_dir():
         return ""
-    content["dataset_path"] = f"{hub.HUB}{name}"
+    content["dataset_path"] = f"{hub.HUB_PREFIX}{name}"
     return f" The local folder {name} is not read: dataset_path {name!r} names a set of the hub. Write ./{name} for it."
 
 
-def _set(config: HarnessConfig, task: Any) -> Any:
+def _set(config: LmEvalConfig, task: Any) -> Any:
     """Give a task what the recipe sets, and check what only the loaded task tells."""
     name, key = task.task_name, f"exams.{config.name}"
     if getattr(task, "UNSAFE_CODE", False):
@@ -124,21 +124,21 @@ def _set(config: HarnessConfig, task: Any) -> Any:
     wanted = config.num_fewshot if config.num_fewshot is not None else written or 0
     task.set_config(key="num_fewshot", value=wanted)
     task.set_fewshot_seed(seed=config.fewshot_random_seed)
-    lm_eval.check_metrics(config, told_by(task))
+    lm_eval.check_metrics(config, task_metrics(task))
     return task
 
 
-def told_by(task: Any) -> Told:
+def task_metrics(task: Any) -> TaskMetrics:
     """Return what a loaded task's metrics are."""
     from lm_eval.api.registry import get_aggregation
 
     mean, rises = get_aggregation("mean"), task.higher_is_better()
     metrics = {name: (how is mean, bool(rises.get(name, True))) for name, how in task.aggregation().items()}
     filters = [each["name"] for each in task.get_config("filter_list") or ()]
-    return Told(task.task_name, metrics, filters or [lm_eval.NO_FILTER])
+    return TaskMetrics(task.task_name, metrics, filters or [lm_eval.NO_FILTER])
 
 
-def documents(task: Any) -> Iterator[Document]:
+def iter_documents(task: Any) -> Iterator[Document]:
     """Yield the documents that a task asks, in order."""
     seen: Counter[str] = Counter()
     for number, content in enumerate(task.eval_docs):
@@ -149,7 +149,7 @@ def documents(task: Any) -> Iterator[Document]:
         seen[text] += 1
 
 
-def identity(task: Any) -> str:
+def task_identity(task: Any) -> str:
     """Return the hash of a task's config, of its functions' files, and of all documents that it asks or shows."""
     hashed = hashlib.sha256()
     for docs in (task.eval_docs, task.fewshot_docs() if task.get_config("num_fewshot") else ()):
@@ -168,7 +168,7 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items() if key not in PLACES}
+        return {str(key): _plain(each) for key, each in value.items() if key not in LOCATION_KEYS}
     if isinstance(value, list | tuple | set):
         return [_plain(each) for each in (sorted(value, key=str) if isinstance(value, set) else value)]
     if isinstance(value, functools.partial):
@@ -177,11 +177,11 @@ def _plain(value: Any) -> Any:
         file = inspect.getsourcefile(value if inspect.isroutine(value) or isinstance(value, type) else type(value))
         return [getattr(value, "__qualname__", type(value).__qualname__), sha256_of(Path(file)) if file else ""]
     if isinstance(value, str):
-        return value.removeprefix(hub.HUB)
+        return value.removeprefix(hub.HUB_PREFIX)
     return value if isinstance(value, int | float | bool | None) else str(value)
 
 
-def locate(config: HarnessConfig) -> Located:
+def locate_tasks(config: LmEvalConfig) -> Located:
     """Load the tasks, write their documents under the state root, and return them as a benchmark.
 
     Raises:
@@ -189,27 +189,27 @@ def locate(config: HarnessConfig) -> Located:
         NotFoundError: The harness has no such task.
         RecipeError: A task lacks a metric, or cannot be asked here.
     """
-    tasks = load(config)
-    told = {task.task_name: identity(task) for task in tasks}
+    tasks = load_tasks(config)
+    told = {task.task_name: task_identity(task) for task in tasks}
     folder = state.folder("exams") / f"lm_eval-{digest(told)[:16]}"
     with state.lock(f"exams-{folder.name}"):
-        if not checksums.is_usable_copy(folder) or not (folder / TASKS).is_file():
+        if not checksums.is_usable_copy(folder) or not (folder / TASKS_FILE).is_file():
             folder.mkdir(exist_ok=True)
             with (folder / ITEMS).open("w", encoding="utf-8") as file:
                 for task in tasks:
                     file.writelines(
-                        _json({"id": doc.id, "text": _said(task, doc.content)}) + "\n" for doc in documents(task)
+                        _json({"id": doc.id, "text": _said(task, doc.content)}) + "\n" for doc in iter_documents(task)
                     )
-            (folder / TASKS).write_text(json.dumps(told, sort_keys=True), encoding="utf-8")
+            (folder / TASKS_FILE).write_text(json.dumps(told, sort_keys=True), encoding="utf-8")
             checksums.write_for_copy(folder, folder)
     source = f"lm_eval {version('lm_eval')}: {', '.join(map(_origin, tasks))}"
-    files = file_entries(folder, [folder / TASKS, folder / ITEMS])
+    files = file_entries(folder, [folder / TASKS_FILE, folder / ITEMS])
     return Located(name=config.name, location=str(folder), source=source, files=files)
 
 
 def _origin(task: Any) -> str:
     """Say where a task's data came from: the repository on the hub and its commit, or the kind of file."""
-    place = f"{task.task_name} from {str(task.get_config('dataset_path')).removeprefix(hub.HUB)}"
+    place = f"{task.task_name} from {str(task.get_config('dataset_path')).removeprefix(hub.HUB_PREFIX)}"
     splits = task.dataset.values() if isinstance(task.dataset, dict) else ()
     urls = (url for split in splits for url in getattr(split.info, "download_checksums", None) or ())
     commit = next((match[1] for url in urls if (match := _COMMIT.search(url))), "")
@@ -223,31 +223,31 @@ def _said(task: Any, doc: Any) -> str:
     asked = task.doc_to_text(doc)
     choices = task.doc_to_choice(doc) if task.get_config("doc_to_choice") is not None else []
     text = asked if isinstance(asked, str) else ""
-    return text if len(text.split()) >= ngrams.TELLING_WORDS else " ".join([text, *map(str, choices)])
+    return text if len(text.split()) >= ngrams.MIN_QUESTION_WORDS else " ".join([text, *map(str, choices)])
 
 
-def is_task(found: Located) -> bool:
+def is_lm_eval_benchmark(found: Located) -> bool:
     """Tell whether a benchmark is one of the harness'."""
-    return any(file.name == TASKS for file in found.files)
+    return any(file.name == TASKS_FILE for file in found.files)
 
 
-def texts(found: Located) -> list[tuple[str, str]]:
+def read_document_texts(found: Located) -> list[tuple[str, str]]:
     """Return the id and the text of each document, to be looked for in training rows."""
     lines = (Path(found.location) / ITEMS).read_text(encoding="utf-8").split("\n")
     rows: Iterable[dict[str, str]] = (json.loads(line) for line in lines if line)
     return [(row["id"], row["text"]) for row in rows]
 
 
-def resolved(config: HarnessConfig, found: Located) -> list[Any]:
+def load_resolved_tasks(config: LmEvalConfig, found: Located) -> list[Any]:
     """Load the tasks that `resolve` found.
 
     Raises:
         SourceError: A task's config, functions or data are others by now.
     """
-    told = json.loads((Path(found.location) / TASKS).read_text(encoding="utf-8"))
-    tasks = load(config)
+    told = json.loads((Path(found.location) / TASKS_FILE).read_text(encoding="utf-8"))
+    tasks = load_tasks(config)
     for task in tasks:
-        if told.get(task.task_name) != identity(task):
+        if told.get(task.task_name) != task_identity(task):
             raise SourceError(
                 f"exams.{config.name}: task {task.task_name} changed since the run began: its file, functions or data, "
                 f"or the harness, which is {version('lm_eval')} now. Start the run again."

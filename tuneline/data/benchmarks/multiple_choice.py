@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.config.sections.exams import SHOTS, check_size
+from tuneline.config.sections.exams import SHOTS_SPLIT, check_file_size
 from tuneline.data import file_check
-from tuneline.data.ingest.readers.delimited import LONGEST_FIELD
+from tuneline.data.ingest.readers.delimited import MAX_FIELD_CHARS
 from tuneline.errors import DataError
 from tuneline.identity import Located, digest
 
 LETTERS = ("A", "B", "C", "D")
-COLUMNS = ("question", "a", "b", "c", "d", "answer")
+FILE_COLUMNS = ("question", "a", "b", "c", "d", "answer")
 
 Row = list[str]
 
@@ -52,12 +52,12 @@ def read_exam(found: Located) -> Exam:
         DataError: A sheet lacks a column, a row has another number of columns, or its answer is none of A to D.
         SourceError: A file changed since it was resolved.
     """
-    file_check.same_bytes(found)
+    file_check.check_unchanged(found)
     shots: dict[str, list[Question]] = {}
     asked: dict[str, list[Question]] = {}
     for path in found.paths():
         split = path.parent.name
-        side = shots if split == SHOTS else asked
+        side = shots if split == SHOTS_SPLIT else asked
         subject = path.stem.removesuffix(f"_{split}")
         side[subject] = _read(path, subject)
     return Exam(found.name, shots, asked)
@@ -72,7 +72,7 @@ def _read(path: Path, subject: str) -> list[Question]:
             if is_header:
                 continue
         cells = pick(row)
-        if len(cells) != len(COLUMNS):
+        if len(cells) != len(FILE_COLUMNS):
             raise DataError(f"{place}: expected question, A, B, C, D, answer; got {len(row)} columns. Mend the row.")
         if cells[5] not in LETTERS:
             raise DataError(f"{place}: the answer must be one of A, B, C, D; got {cells[5]!r}. Mend the row.")
@@ -84,8 +84,8 @@ def _read(path: Path, subject: str) -> list[Question]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a sheet, each with its place."""
-    check_size(str(path), path.stat().st_size)
-    csv.field_size_limit(LONGEST_FIELD)
+    check_file_size(str(path), path.stat().st_size)
+    csv.field_size_limit(MAX_FIELD_CHARS)
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         try:
@@ -100,12 +100,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _columns(first: Row, path: Path) -> tuple[Callable[[Row], Row], bool]:
     """Return what picks the six cells of a row, and whether the first row is a header."""
     names = [cell.strip().lower() for cell in first]
-    if not {"question", "answer"} & set(names) or sum(name in names for name in COLUMNS) < 4:
+    if not {"question", "answer"} & set(names) or sum(name in names for name in FILE_COLUMNS) < 4:
         return (lambda row: row), False
-    if missing := [name for name in COLUMNS if name not in names]:
+    if missing := [name for name in FILE_COLUMNS if name not in names]:
         shown = missing[0].upper() if len(missing[0]) == 1 else missing[0]
         hint = " C-Eval's test split is published without answers; set split: val." if shown == "answer" else ""
         raise DataError(f"{path}: the column {shown} is missing; its header has {first}.{hint} Give a whole sheet.")
-    places = [names.index(name) for name in COLUMNS]
+    places = [names.index(name) for name in FILE_COLUMNS]
     width = len(first)
     return (lambda row: [row[place] for place in places] if len(row) == width else []), True

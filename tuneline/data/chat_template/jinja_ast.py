@@ -8,9 +8,9 @@ from jinja2.parser import Parser
 
 from tuneline.errors import DataError
 
-SEARCHES = frozenset({"startswith", "endswith", "split", "rsplit", "replace", "find", "rfind", "index", "count"}) | {
-    *("partition", "rpartition", "removeprefix", "removesuffix", "strip", "lstrip", "rstrip")
-}
+SEARCH_METHODS = frozenset(
+    {"startswith", "endswith", "split", "rsplit", "replace", "find", "rfind", "index", "count"}
+) | {*("partition", "rpartition", "removeprefix", "removesuffix", "strip", "lstrip", "rstrip")}
 """Methods and filters whose words are looked for in a text."""
 
 
@@ -25,7 +25,7 @@ class GenerationTag(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def looked_for(template: str) -> Callable[[str], bool]:
+def keyword_matcher(template: str) -> Callable[[str], bool]:
     """Return a test for texts that hold a word for which a template looks.
 
     A word that is compared for equality counts where it is the whole text.
@@ -33,7 +33,7 @@ def looked_for(template: str) -> Callable[[str], bool]:
     Raises:
         DataError: The template is no valid Jinja.
     """
-    tree = parse(template)
+    tree = parse_template(template)
     inside = sorted({word for word in _searched(tree) if word.strip()})
     whole = {word.strip() for word in _compared(tree) if word.strip()}
 
@@ -43,17 +43,17 @@ def looked_for(template: str) -> Callable[[str], bool]:
     return found
 
 
-def words(template: str) -> list[str]:
+def find_keywords(template: str) -> list[str]:
     """Return the words that a template looks for in texts, or compares them with.
 
     Raises:
         DataError: The template is no valid Jinja.
     """
-    tree = parse(template)
+    tree = parse_template(template)
     return sorted({word.strip() for word in (*_searched(tree), *_compared(tree)) if word.strip()})
 
 
-def parse(template: str) -> nodes.Template:
+def parse_template(template: str) -> nodes.Template:
     """Parse a chat template with the extensions that transformers gives it.
 
     Raises:
@@ -76,10 +76,10 @@ def _searched(tree: nodes.Template) -> Iterator[str]:
         if isinstance(test.expr, nodes.Const) and any(operand.op in ("in", "notin") for operand in test.ops):
             yield from _strings(test.expr)
     for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCHES:
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCH_METHODS:
             yield from (word for argument in call.args for word in _strings(argument))
     for used in tree.find_all(nodes.Filter):
-        if used.name in SEARCHES:
+        if used.name in SEARCH_METHODS:
             yield from (word for argument in used.args for word in _strings(argument))
 
 

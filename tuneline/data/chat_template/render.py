@@ -15,33 +15,33 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.schema import Message
-from tuneline.errors import DataError, ProofError, SourceError, TunelineError
+from tuneline.errors import DataError, SourceError, TunelineError, VerificationError
 
 _TEMPLATE_FAULTS = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
 )
 
-OPENED = re.compile(r"<think>\s*\Z")
-OPENING = re.compile(r"\A\s*<think>\s*")
-CLOSING = "</think>"
+OPEN_THINK_TAG_AT_END = re.compile(r"<think>\s*\Z")
+LEADING_THINK_TAG = re.compile(r"\A\s*<think>\s*")
+THINK_CLOSE_TAG = "</think>"
 
-Turns = Literal["all", "last"]
+AnswerSelection = Literal["all", "last"]
 
 
-class TemplateMisfitError(TunelineError):
+class IncompatibleTemplateError(TunelineError):
     """A chat template does not fit a conversation; other settings may (see `template_suggestions`)."""
 
 
-class RewrittenHistoryError(TemplateMisfitError, ProofError):
+class RewrittenHistoryError(IncompatibleTemplateError, VerificationError):
     """The template shows an answer otherwise than behind the prompt for it."""
 
 
-class RefusedError(TemplateMisfitError, DataError):
+class TemplateRefusalError(IncompatibleTemplateError, DataError):
     """The template refuses a conversation, or leaves out what it says."""
 
 
 @dataclass(frozen=True)
-class Turn:
+class RenderedAnswer:
     """An answer in a rendered text: `text[start:end]` follows the generation header of message number `message`."""
 
     message: int
@@ -50,14 +50,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedConversation:
     """The text of a conversation, and its answers."""
 
     text: str
-    turns: list[Turn]
+    turns: list[RenderedAnswer]
 
 
-def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, turns: Turns = "all") -> Rendered:
+def render(
+    messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, turns: AnswerSelection = "all"
+) -> RenderedConversation:
     """Render a conversation.
 
     Args:
@@ -71,19 +73,19 @@ def render(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBa
         RewrittenHistoryError: The template rewrites an earlier turn.
         DataError: The template refuses the conversation.
     """
-    text = apply(messages, tools, tokenizer)
+    text = apply_chat_template(messages, tools, tokenizer)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     found = []
     for i in answers[-1:] if turns == "last" else answers:
-        head = apply(messages[:i], tools, tokenizer, add_generation_prompt=True)
-        whole = text if i == len(messages) - 1 else apply(messages[: i + 1], tools, tokenizer)
+        head = apply_chat_template(messages[:i], tools, tokenizer, add_generation_prompt=True)
+        whole = text if i == len(messages) - 1 else apply_chat_template(messages[: i + 1], tools, tokenizer)
         if whole.startswith(head) and text.startswith(whole):
-            found.append(Turn(i, len(head), len(whole)))
-        elif turns == "last" and whole == text and OPENED.search(head):
+            found.append(RenderedAnswer(i, len(head), len(whole)))
+        elif turns == "last" and whole == text and OPEN_THINK_TAG_AT_END.search(head):
             return _answered(head, text, messages[i]["content"], i)
         else:
             raise RewrittenHistoryError(_rewritten(i + 1, head, whole, text))
-    return Rendered(text, found)
+    return RenderedConversation(text, found)
 
 
 def _rewritten(number: int, head: str, whole: str, text: str) -> str:
@@ -100,23 +102,23 @@ def _rewritten(number: int, head: str, whole: str, text: str) -> str:
     )
 
 
-def _answered(head: str, text: str, answer: str, i: int) -> Rendered:
+def _answered(head: str, text: str, answer: str, i: int) -> RenderedConversation:
     """Put an answer with its thoughts behind a header that opens them; the template would leave them out.
 
     Raises:
         RewrittenHistoryError: The answer has no thoughts, or the template shows something else of it.
     """
-    thoughts, closed, said = answer.partition(CLOSING)
+    thoughts, closed, said = answer.partition(THINK_CLOSE_TAG)
     behind = text.rpartition(said.strip())[2] if said.strip() else ""
     if not closed or not behind:
         raise RewrittenHistoryError(
             f"The chat template opens a thinking block in front of answer {i + 1}, and that answer has none."
         )
-    whole = head + OPENING.sub("", thoughts) + closed + said.rstrip() + behind
-    return Rendered(whole, [Turn(i, len(head), len(whole))])
+    whole = head + LEADING_THINK_TAG.sub("", thoughts) + closed + said.rstrip() + behind
+    return RenderedConversation(whole, [RenderedAnswer(i, len(head), len(whole))])
 
 
-def apply(
+def apply_chat_template(
     messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
 ) -> str:
     """Return the template's text.
@@ -139,7 +141,7 @@ def apply(
         except _TEMPLATE_FAULTS as error:
             fault = error
     roles = ", ".join(message["role"] for message in messages)
-    raise RefusedError(f"The chat template refuses a conversation of {roles}: {fault}.")
+    raise TemplateRefusalError(f"The chat template refuses a conversation of {roles}: {fault}.")
 
 
 def _rendered(
@@ -152,7 +154,7 @@ def _rendered(
 ) -> str:
     return str(
         tokenizer.apply_chat_template(
-            [plain(message, arguments_as_text=as_text) for message in messages],
+            [to_template_message(message, arguments_as_text=as_text) for message in messages],
             tools=json.loads(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -160,12 +162,12 @@ def _rendered(
     )
 
 
-def prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def split_prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Split a conversation into what the model is given and its last answer."""
-    return apply(messages[:-1], tools, tokenizer, add_generation_prompt=True), messages[-1]["content"]
+    return apply_chat_template(messages[:-1], tools, tokenizer, add_generation_prompt=True), messages[-1]["content"]
 
 
-def plain(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
+def to_template_message(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """Return a message as templates expect it; the arguments of calls as objects, or as JSON text."""
     said: dict[str, Any] = {name: value for name, value in message.items() if name not in ("tool_calls", "train")}
     if message["tool_calls"]:

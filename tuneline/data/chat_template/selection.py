@@ -19,8 +19,8 @@ from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError, NotFoundError, SourceError
 from tuneline.identity import Manifest
 
-FOLDER = Path(__file__).parent / "templates"
-FAMILIES = {
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+MODEL_TYPES_BY_TEMPLATE = {
     "qwen": ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
     "gemma": ("gemma", "gemma2", "gemma3", "gemma3_text"),
     "mistral": ("mistral", "mixtral"),
@@ -31,18 +31,18 @@ FAMILIES = {
 }
 """Templates to try for a `model_type`, in this order; the first that the vocabulary can write is taken."""
 
-Arguments = dict[str, bool | int | str]
-FOR_ANY = ("chatml", "default")
-ANSWER = "\ue000answer\ue001"
+TemplateArguments = dict[str, bool | int | str]
+GENERIC_TEMPLATES = ("chatml", "default")
+ANSWER_PLACEHOLDER = "\ue000answer\ue001"
 
 
-def names() -> list[str]:
+def template_names() -> list[str]:
     """Return the names of the catalogue."""
-    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+    return sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja"))
 
 
-def with_template(
-    tokenizer_manifest: Manifest, wanted: str, model_type: str = "", arguments: Arguments | None = None
+def select_template(
+    tokenizer_manifest: Manifest, wanted: str, model_type: str = "", arguments: TemplateArguments | None = None
 ) -> tuple[Manifest, str]:
     """Give a tokenizer the template that the recipe wants.
 
@@ -66,12 +66,12 @@ def with_template(
     elif wanted == "auto":
         name = _for_family(tokenizer, model_type)
         text, said = (
-            read(name),
+            read_template(name),
             f"chat template: {name}, as the tokenizer has none and the model is {model_type or '?'}",
         )
     else:
-        text, said = read(wanted), f"chat template: {wanted}, as the recipe says"
-    text = with_arguments(text, arguments or {})
+        text, said = read_template(wanted), f"chat template: {wanted}, as the recipe says"
+    text = prepend_arguments(text, arguments or {})
     end = _end(tokenizer, wanted, text)
     if text == own and end == tokenizer.eos_token:
         return tokenizer_manifest, said
@@ -85,71 +85,75 @@ def _end(tokenizer: PreTrainedTokenizerBase, wanted: str, text: str) -> str:
         SourceError: There is none, or the template cannot write a conversation.
     """
     try:
-        end = turn_end(tokenizer, text)
+        end = find_turn_end_token(tokenizer, text)
         fault = (
             f"{wanted} ends its turns with text that is no token of this tokenizer, so a model would not learn to stop."
         )
     except (SourceError, DataError) as error:
         end, fault = None, f"{wanted} cannot be used: {error}"
     if end is None:
-        known = ", ".join(fitting(tokenizer)) or "none of the catalogue"
+        known = ", ".join(compatible_templates(tokenizer)) or "none of the catalogue"
         raise SourceError(f"template: {fault} Take one of those that fit: {known}.")
     return end
 
 
-def with_arguments(template: str, arguments: Arguments) -> str:
+def prepend_arguments(template: str, arguments: TemplateArguments) -> str:
     """Return a template that sets its own variables, so that training and serving cannot see different ones."""
     head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in sorted(arguments.items()))
     return template if template.startswith(head) else head + template
 
 
-def read(wanted: str) -> str:
+def read_template(wanted: str) -> str:
     """Return the text of a template by name or path.
 
     Raises:
         NotFoundError: The catalogue lacks the name.
         SourceError: There is no such file.
     """
-    path = Path(wanted) if wanted.endswith(".jinja") else FOLDER / f"{wanted}.jinja"
+    path = Path(wanted) if wanted.endswith(".jinja") else TEMPLATE_FOLDER / f"{wanted}.jinja"
     if wanted.endswith(".jinja") or path.is_file():
         try:
             return limits.read_text(path, limits.TEMPLATE_BYTES)
         except SourceError as error:
             raise SourceError(f"template: {error}") from None
-    raise NotFoundError.among("template", wanted, ["auto", *names()])
+    raise NotFoundError.among("template", wanted, ["auto", *template_names()])
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
+def find_turn_end_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
     """Return the added token that a template puts behind an answer, or nothing where it puts none there.
 
     Raises:
         SourceError: The template leaves the answer out.
     """
-    chat = [message("user", "question"), message("assistant", ANSWER)]
+    chat = [message("user", "question"), message("assistant", ANSWER_PLACEHOLDER)]
     before = tokenizer.chat_template
     tokenizer.chat_template = template
     try:
-        text = render.apply(chat, "", tokenizer)
+        text = render.apply_chat_template(chat, "", tokenizer)
     finally:
         tokenizer.chat_template = before
-    if ANSWER not in text:
+    if ANSWER_PLACEHOLDER not in text:
         raise SourceError("the chat template leaves out what is said: it is for messages with images.")
-    behind = text.rpartition(ANSWER)[2]
+    behind = text.rpartition(ANSWER_PLACEHOLDER)[2]
     pieces = Encoder(tokenizer, None, "tokenizers").pieces(behind.lstrip())
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return pieces[0] if pieces and pieces[0] in added else None
 
 
 def _for_family(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
-    family = [name for name, types in FAMILIES.items() if model_type in types]
-    fits = fitting(tokenizer)
-    return next((name for name in [*family, *FOR_ANY] if name in fits), "default")
+    family = [name for name, types in MODEL_TYPES_BY_TEMPLATE.items() if model_type in types]
+    fits = compatible_templates(tokenizer)
+    return next((name for name in [*family, *GENERIC_TEMPLATES] if name in fits), "default")
 
 
-def fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def compatible_templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the templates of the catalogue that the vocabulary can write: the end of their turns, and other tags."""
     known = tokenizer.get_vocab()
-    return [name for name in names() if turn_end(tokenizer, read(name)) and _knows_tags(name, known)]
+    return [
+        name
+        for name in template_names()
+        if find_turn_end_token(tokenizer, read_template(name)) and _knows_tags(name, known)
+    ]
 
 
 def _knows_tags(name: str, vocabulary: dict[str, int]) -> bool:
@@ -163,6 +167,6 @@ def _derived(tokenizer_manifest: Manifest, template: str, end: str) -> Manifest:
 
     def change(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         tokenizer.chat_template, tokenizer.eos_token = template, end
-        return new_tokens.record(Path(tokenizer_manifest.only().location))
+        return new_tokens.record_files(Path(tokenizer_manifest.only().location))
 
-    return derived_tokenizer.derive(tokenizer_manifest, [template, end], change)
+    return derived_tokenizer.derive_tokenizer(tokenizer_manifest, [template, end], change)

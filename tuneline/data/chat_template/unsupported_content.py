@@ -4,45 +4,59 @@ import json
 from typing import Any
 
 from tuneline.data.chat_template import render
-from tuneline.data.chat_template.thinking import EmptyBlock
+from tuneline.data.chat_template.thinking import EmptyThinkingBlock
 from tuneline.data.schema import Message, message
 from tuneline.errors import DataError
 
-CALLS, SCHEMAS, TEXTS = "calls of functions", "functions' schemas", "texts beside calls of functions"
-MARK = "function_that_marks"
-FUNCTION: dict[str, Any] = {"name": MARK, "description": "", "parameters": {"type": "object", "properties": {}}}
-CALL: dict[str, Any] = {"name": MARK, "arguments": {}}
-CALLING = [
+TOOL_CALLS, TOOL_SCHEMAS, TEXT_WITH_TOOL_CALLS = (
+    "calls of functions",
+    "functions' schemas",
+    "texts beside calls of functions",
+)
+MARKER = "function_that_marks"
+FUNCTION: dict[str, Any] = {"name": MARKER, "description": "", "parameters": {"type": "object", "properties": {}}}
+CALL: dict[str, Any] = {"name": MARKER, "arguments": {}}
+TOOL_CALL_CHAT = [
     message("user", "question"),
     message("assistant", "", json.dumps([{"type": "function", "function": CALL}])),
     message("tool", "result"),
     message("assistant", "answer"),
 ]
 OTHER_CALL = json.dumps([{"type": "function", "function": CALL | {"name": "other"}}])
-SAYING = [CALLING[0], message("assistant", MARK, OTHER_CALL), *CALLING[2:]]
+TEXT_AND_TOOL_CALL_CHAT = [TOOL_CALL_CHAT[0], message("assistant", MARKER, OTHER_CALL), *TOOL_CALL_CHAT[2:]]
 TOOLS = json.dumps([{"type": "function", "function": FUNCTION}])
 
 
-def left_out(tokenizer: Any) -> list[str]:
+def find_unsupported(tokenizer: Any) -> list[str]:
     """Name what the tokenizer's chat template leaves out: any of `CALLS`, `SCHEMAS` and `TEXTS`."""
-    tried = {CALLS: (CALLING, ""), SCHEMAS: (CALLING[:1], TOOLS), TEXTS: (SAYING, "")}
+    tried = {
+        TOOL_CALLS: (TOOL_CALL_CHAT, ""),
+        TOOL_SCHEMAS: (TOOL_CALL_CHAT[:1], TOOLS),
+        TEXT_WITH_TOOL_CALLS: (TEXT_AND_TOOL_CALL_CHAT, ""),
+    }
     return [what for what, (messages, tools) in tried.items() if not _writes(messages, tools, tokenizer)]
 
 
-def check(messages: list[Message], tools: str, left_out: list[str]) -> None:
+def check_tool_support(messages: list[Message], tools: str, left_out: list[str]) -> None:
     """Refuse a conversation that has what a template leaves out.
 
     Raises:
         RefusedError: It has some.
     """
     calling = [turn for turn in messages if turn["tool_calls"]]
-    has = {CALLS: bool(calling), SCHEMAS: bool(tools), TEXTS: any(turn["content"].strip() for turn in calling)}
+    has = {
+        TOOL_CALLS: bool(calling),
+        TOOL_SCHEMAS: bool(tools),
+        TEXT_WITH_TOOL_CALLS: any(turn["content"].strip() for turn in calling),
+    }
     lost = next((what for what in left_out if has[what]), None)
     if lost:
         raise _lost(f"The row has {lost}")
 
 
-def check_thoughts(messages: list[Message], rendered: render.Rendered, block: EmptyBlock | None) -> None:
+def check_thinking(
+    messages: list[Message], rendered: render.RenderedConversation, block: EmptyThinkingBlock | None
+) -> None:
     """Refuse an answer whose thoughts a template does not write, or writes behind an empty thinking block.
 
     Args:
@@ -55,21 +69,21 @@ def check_thoughts(messages: list[Message], rendered: render.Rendered, block: Em
     """
     for turn in rendered.turns:
         content, answer = messages[turn.message]["content"], rendered.text[turn.start : turn.end]
-        before, closed, _ = content.partition(render.CLOSING)
-        thoughts = render.OPENING.sub("", before).strip() if closed else ""
+        before, closed, _ = content.partition(render.THINK_CLOSE_TAG)
+        thoughts = render.LEADING_THINK_TAG.sub("", before).strip() if closed else ""
         has = f"Answer {turn.message + 1} has thoughts ({thoughts[:24]!r})"
         if thoughts and thoughts not in answer:
             raise _lost(has)
-        is_closed = rendered.text[: turn.start].rstrip().endswith(render.CLOSING)
+        is_closed = rendered.text[: turn.start].rstrip().endswith(render.THINK_CLOSE_TAG)
         if thoughts and (is_closed or (block and block.length(answer, content))):
-            raise render.RefusedError(
+            raise render.TemplateRefusalError(
                 f"{has}, and the chat template writes an empty thinking block in front of them, so the model would "
                 "learn to think after it has stopped thinking."
             )
 
 
-def _lost(what: str) -> render.RefusedError:
-    return render.RefusedError(
+def _lost(what: str) -> render.TemplateRefusalError:
+    return render.TemplateRefusalError(
         f"{what}, and the chat template leaves them out in silence, so they would not be learned."
     )
 
@@ -81,7 +95,7 @@ def _writes(messages: list[Message], tools: str, tokenizer: Any) -> bool:
     """
     for tried in (messages, messages[:2]):
         try:
-            return MARK in render.apply(tried, tools, tokenizer)
+            return MARKER in render.apply_chat_template(tried, tools, tokenizer)
         except DataError:
             continue
     return True

@@ -23,17 +23,17 @@ from tuneline.data.ingest.readers import arrow
 from tuneline.errors import SourceError, TunelineError
 from tuneline.identity import Located, digest, file_entries
 
-HUB = "hf://datasets/"
+HUB_PREFIX = "hf://datasets/"
 """What a name begins with for `datasets` to ask the hub alone."""
 
-ABOUT = "about.json"
-ROWS = "rows.jsonl"
-TIMEOUT_SECONDS = 10
-DOWNLOAD_SECONDS = 24 * 3600
+METADATA_FILE = "about.json"
+ROWS_FILE = "rows.jsonl"
+REQUEST_TIMEOUT_SECONDS = 10
+LOCK_TIMEOUT_SECONDS = 24 * 3600
 """How long to wait for another process that copies the same rows."""
 
 
-def locate(source: SourceConfig) -> Located:
+def locate_hub_dataset(source: SourceConfig) -> Located:
     """Find the local copy of a data set of the hub; make it where it is missing.
 
     Raises:
@@ -42,12 +42,12 @@ def locate(source: SourceConfig) -> Located:
     commit, licence = _commit(source)
     wanted = _wanted(source, commit)
     folder = state.folder("hub") / digest(wanted)[:16]
-    with state.lock(f"hub-{folder.name}", DOWNLOAD_SECONDS):
+    with state.lock(f"hub-{folder.name}", LOCK_TIMEOUT_SECONDS):
         if not checksums.is_usable_copy(folder):
             _copy(source, {**wanted, "licence": licence}, folder)
-    about = json.loads((folder / ABOUT).read_text())
+    about = json.loads((folder / METADATA_FILE).read_text())
     where = f"hub {source.hub}@{commit} split {source.split}"
-    files = file_entries(folder, [folder / ROWS])
+    files = file_entries(folder, [folder / ROWS_FILE])
     return Located(name=source.name, location=str(folder), source=where, licence=about["licence"], files=files)
 
 
@@ -69,7 +69,7 @@ def _commit(source: SourceConfig) -> tuple[str, str]:
     if re.fullmatch("[0-9a-f]{40}", named) and (state.folder("hub") / digest(_wanted(source, named))[:16]).is_dir():
         return named, "unknown"
     try:
-        info = HfApi().dataset_info(str(source.hub), revision=source.revision, timeout=TIMEOUT_SECONDS)
+        info = HfApi().dataset_info(str(source.hub), revision=source.revision, timeout=REQUEST_TIMEOUT_SECONDS)
     except Exception as error:
         raise _out_of_reach(source, error) from error
     card = info.card_data.to_dict() if info.card_data else {}
@@ -82,9 +82,9 @@ def _copy(source: SourceConfig, about: dict[str, Any], folder: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
-        with (fresh / ROWS).open("wb") as file:
+        with (fresh / ROWS_FILE).open("wb") as file:
             file.writelines(text + b"\n" for text in _rows(source, about["commit"]))
-        (fresh / ABOUT).write_text(json.dumps(about, indent=1))
+        (fresh / METADATA_FILE).write_text(json.dumps(about, indent=1))
         checksums.write_for_copy(fresh, folder)
         fresh.replace(folder)
     except TunelineError:
@@ -96,7 +96,9 @@ def _copy(source: SourceConfig, about: dict[str, Any], folder: Path) -> None:
 
 
 def _rows(source: SourceConfig, commit: str) -> Iterator[bytes]:
-    builder = load_dataset_builder(f"{HUB}{source.hub}", name=source.subset, revision=commit, data_dir=source.folder)
+    builder = load_dataset_builder(
+        f"{HUB_PREFIX}{source.hub}", name=source.subset, revision=commit, data_dir=source.folder
+    )
     if builder.hash != commit:
         raise _out_of_reach(source, ConnectionError(f"commit {commit} cannot be read, only a copy of {builder.hash}"))
     features = builder.info.features
@@ -107,7 +109,7 @@ def _rows(source: SourceConfig, commit: str) -> Iterator[bytes]:
     else:
         builder.download_and_prepare()
         rows = builder.as_dataset(split=source.split)
-    yield from _texts(str(source.hub), rows.with_format("arrow").iter(batch_size=arrow.BATCH))
+    yield from _texts(str(source.hub), rows.with_format("arrow").iter(batch_size=arrow.BATCH_ROWS))
 
 
 def _texts(name: str, tables: Iterable[pa.Table]) -> Iterator[bytes]:
@@ -115,7 +117,7 @@ def _texts(name: str, tables: Iterable[pa.Table]) -> Iterator[bytes]:
     for table in tables:
         arrow.check_columns(table.schema, name)
         for batch in table.to_batches():
-            yield from arrow.texts(batch, [f"{name}:{number + i}" for i in range(batch.num_rows)])
+            yield from arrow.to_json_rows(batch, [f"{name}:{number + i}" for i in range(batch.num_rows)])
             number += batch.num_rows
 
 
@@ -136,7 +138,7 @@ def _in_short(error: Exception) -> str:
 
 def _copies(source: SourceConfig) -> str:
     """Name the commits of the same rows that were copied before."""
-    read = [state.cached_json(about) for about in state.folder("hub").glob(f"*/{ABOUT}")]
+    read = [state.read_cached_json(about) for about in state.folder("hub").glob(f"*/{METADATA_FILE}")]
     found = [about for about in read if about]
     commits = sorted(each["commit"] for each in found if _wanted(source, each["commit"]).items() <= each.items())
     return f" Copied before, and read without the hub as `revision`: {', '.join(commits)}." if commits else ""

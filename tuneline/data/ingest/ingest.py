@@ -14,22 +14,22 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from tuneline.config.existence import files_of
+from tuneline.config.existence import find_source_files
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
 from tuneline.data import file_check, schema
-from tuneline.data.corpus import Corpus, Writer
+from tuneline.data.corpus import Corpus, RowWriter
 from tuneline.data.ingest import hub, readers
 from tuneline.errors import DataError
 from tuneline.identity import Located, Manifest, file_entries
 
-SEED = 0
+SAMPLE_SEED = 0
 """Of the draw where `sample` is random; drawn rows are the same in every run."""
 
-COMPARED_ROWS = 100
+NUM_COMPARED_ROWS = 100
 """Rows of each file whose keys are compared first; only files that look different are read as a whole for that."""
 
 
-def locate(sources: list[SourceConfig]) -> Manifest:
+def locate_sources(sources: list[SourceConfig]) -> Manifest:
     """Find the data sets of a recipe and hash their bytes; those of the hub are copied first.
 
     Raises:
@@ -40,8 +40,8 @@ def locate(sources: list[SourceConfig]) -> Manifest:
 
 def _locate_source(source: SourceConfig) -> Located:
     if source.path is None:
-        return hub.locate(source)
-    found = files_of(source.name, source.path)
+        return hub.locate_hub_dataset(source)
+    found = find_source_files(source.name, source.path)
     files = file_entries(found.folder, found.paths)
     return Located(name=source.name, location=str(found.folder), source=source.path.name, files=files)
 
@@ -59,7 +59,7 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
     """
     found = sources.item(config.name)
     counts = {"rows": 0, "rows_beyond_max_rows": 0, "blank_lines": 0, "files": len(found.files)}
-    with _unchanged(found), Writer(schema.RECORD) as writer:
+    with _unchanged(found), RowWriter(schema.RECORD) as writer:
         same_columns = _SameColumns(found)
         for file, chunk, taken in _taken(found, config):
             texts = chunk.read(taken)
@@ -74,7 +74,7 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
     return Corpus({"records": writer.rows()}, {"source": config.name}, counts)
 
 
-def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, Any]]]:
+def read_first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, Any]]]:
     """Return the first rows of a data set with file and line, to be looked at before a run.
 
     Raises:
@@ -89,11 +89,11 @@ def first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[str, 
 @contextmanager
 def _unchanged(found: Located) -> Iterator[None]:
     """Check the bytes before and after; a file that changed explains whatever went wrong in between."""
-    file_check.same_bytes(found)
+    file_check.check_unchanged(found)
     try:
         yield
     finally:
-        file_check.same_bytes(found)
+        file_check.check_unchanged(found)
 
 
 def _no_rows(found: Located) -> DataError:
@@ -102,7 +102,7 @@ def _no_rows(found: Located) -> DataError:
 
 def _chunks(found: Located) -> Iterator[tuple[str, readers.Chunk]]:
     for path in found.paths():
-        for chunk in readers.chunks(path):
+        for chunk in readers.read_chunks(path):
             yield path.relative_to(found.location).as_posix(), chunk
 
 
@@ -129,7 +129,7 @@ def _taker(found: Located, config: IngestConfig) -> Callable[[int, int], Sequenc
     if config.sample == "first":
         return lambda start, num_rows: range(max(0, min(num_rows, limit - start)))
     total = sum(len(chunk.lines) for _, chunk in _chunks(found))
-    drawn = np.sort(np.random.default_rng(SEED).choice(total, size=min(limit, total), replace=False))
+    drawn = np.sort(np.random.default_rng(SAMPLE_SEED).choice(total, size=min(limit, total), replace=False))
 
     def draw(start: int, num_rows: int) -> Sequence[int]:
         begin, end = np.searchsorted(drawn, [start, start + num_rows])
@@ -146,7 +146,7 @@ class _Keys:
         self.every: set[str] | None = None
         for text in texts:
             keys = {key for key, value in _parsed(text).items() if value is not None}
-            if schema.BAD_ROW not in keys:
+            if schema.BAD_ROW_KEY not in keys:
                 self.any |= keys
                 self.every = keys if self.every is None else self.every & keys
 
@@ -176,7 +176,7 @@ class _SameColumns:
 
     def check(self, file: str, texts: list[bytes]) -> None:
         """Look at the first rows of a file."""
-        keys = _Keys(texts[:COMPARED_ROWS] if file != self.seen else [])
+        keys = _Keys(texts[:NUM_COMPARED_ROWS] if file != self.seen else [])
         if not keys.any:
             return
         self.seen = file

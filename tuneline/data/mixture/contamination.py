@@ -20,24 +20,24 @@ from datasets import Dataset, Features, Value
 from tuneline.config.sections.data import BOILERPLATE_ROWS, HELD_OUT
 from tuneline.data import corpus, file_check, ngrams
 from tuneline.data.benchmarks import lm_eval, multiple_choice
-from tuneline.data.mixture.ngram_index import NGRAM_WORDS, EvaluationSet, Hits, Part, Watch
-from tuneline.data.ngrams import NOWHERE, TELLING_WORDS, Texts
+from tuneline.data.mixture.ngram_index import NGRAM_WORDS, EvaluationSet, Hits, ItemHashes, NgramIndex
+from tuneline.data.ngrams import MIN_QUESTION_WORDS, NO_ROW, HashedTexts
 from tuneline.identity import Located, Manifest
 
-WORDS_A_PORTION = 2**21
+MAX_INDEX_WORDS = 2**21
 """Words of evaluation sets looked for at once, 24 bytes each; the training rows are read once a portion."""
 
-SHOWN = 5
+MAX_BOILERPLATE_SHOWN = 5
 """Runs of boilerplate that are kept as text for each evaluation set."""
 
-FOUND = Features(
+CONTAMINATION_FEATURES = Features(
     {"benchmark": Value("string"), "item": Value("string"), "kind": Value("string"), "example_id": Value("string")}
 )
 """One row for each item found: `kind` is exact or ngram, `example_id` the first training example that holds it."""
 
 
 @dataclass(frozen=True)
-class Findings:
+class ContaminationResult:
     """Items found in the training examples, how many by evaluation set, and some runs of boilerplate as text."""
 
     rows: Dataset
@@ -45,7 +45,9 @@ class Findings:
     boilerplate: list[dict[str, Any]]
 
 
-def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows: int = BOILERPLATE_ROWS) -> Findings:
+def find_contamination(
+    train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows: int = BOILERPLATE_ROWS
+) -> ContaminationResult:
     """Look for every evaluation set's items in the training examples.
 
     Args:
@@ -65,9 +67,9 @@ def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows:
     ]
     counts = {one.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for one in sets}
     shown: dict[str, dict[int, dict[str, Any]]] = {one.name: {} for one in sets}
-    with corpus.Writer(FOUND) as writer:
+    with corpus.RowWriter(CONTAMINATION_FEATURES) as writer:
         for watch in _portions(sets):
-            for texts in ngrams.lay_out(_numbered(train)):
+            for texts in ngrams.hash_texts(_numbered(train)):
                 watch.look(texts)
             for one, texts in watch.texts():
                 hits = watch.found(one, texts, boilerplate_rows)
@@ -75,7 +77,7 @@ def find(train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows:
                 _count(counts[one.name], hits)
                 _show(shown[one.name], one, texts, hits, watch)
             del watch  # before the next is built: each takes tens of megabytes
-    return Findings(writer.rows(), counts, [run for runs in shown.values() for run in runs.values()])
+    return ContaminationResult(writer.rows(), counts, [run for runs in shown.values() for run in runs.values()])
 
 
 class _Exam:
@@ -84,8 +86,8 @@ class _Exam:
     def __init__(self, name: str, ids: list[str], texts: list[str]) -> None:
         self.name, self._ids, self._texts = name, ids, texts
 
-    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]:
-        return ngrams.lay_out((number, "", text) for number, text in enumerate(self._texts[start:stop], start))
+    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[HashedTexts]:
+        return ngrams.hash_texts((number, "", text) for number, text in enumerate(self._texts[start:stop], start))
 
     def ids(self, numbers: list[int]) -> list[str]:
         return [self._ids[number] for number in numbers]
@@ -96,9 +98,9 @@ class _Exam:
 
 def _asked(exam: Located) -> tuple[list[str], list[str]]:
     """Return the ids and the texts of an exam's questions, or of a harness task's documents."""
-    if lm_eval.is_task(exam):
-        file_check.same_bytes(exam)
-        rows = lm_eval.texts(exam)
+    if lm_eval.is_lm_eval_benchmark(exam):
+        file_check.check_unchanged(exam)
+        rows = lm_eval.read_document_texts(exam)
         return [one for one, _ in rows], [text for _, text in rows]
     questions = [each for subject in multiple_choice.read_exam(exam).test.values() for each in subject]
     return [each.id() for each in questions], [_told_apart(each) for each in questions]
@@ -106,7 +108,7 @@ def _asked(exam: Located) -> tuple[list[str], list[str]]:
 
 def _told_apart(question: multiple_choice.Question) -> str:
     """Return a question, with its choices where it is too short to be known by itself ("Which is true?")."""
-    if len(ngrams.words(question.text)) >= TELLING_WORDS:
+    if len(ngrams.split_words(question.text)) >= MIN_QUESTION_WORDS:
         return question.text
     return " ".join((question.text, *question.choices))
 
@@ -118,9 +120,9 @@ class _HeldOut:
     def __init__(self, validation: Dataset) -> None:
         self._rows = validation
 
-    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[Texts]:
+    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[HashedTexts]:
         rows = self._rows if stop is None else self._rows.select(range(start, stop))
-        return ngrams.lay_out((start + number, "", tail) for number, _, tail in _numbered(rows))
+        return ngrams.hash_texts((start + number, "", tail) for number, _, tail in _numbered(rows))
 
     def ids(self, numbers: list[int]) -> list[str]:
         return _ids(self._rows, numbers)
@@ -129,28 +131,28 @@ class _HeldOut:
         return next(tail for _, _, tail in _numbered(self._rows.select([number])))
 
 
-def _portions(sets: list[EvaluationSet]) -> Iterator[Watch]:
-    parts, total = list[Part](), 0
+def _portions(sets: list[EvaluationSet]) -> Iterator[NgramIndex]:
+    parts, total = list[ItemHashes](), 0
     for one in sets:
         for texts in one.texts():
-            parts.append(Part(one, texts))
+            parts.append(ItemHashes(one, texts))
             total += len(texts)
-            if total >= WORDS_A_PORTION:
-                yield Watch(parts)
+            if total >= MAX_INDEX_WORDS:
+                yield NgramIndex(parts)
                 parts, total = [], 0
     if parts:
-        yield Watch(parts)
+        yield NgramIndex(parts)
 
 
-def _columns(one: EvaluationSet, texts: Texts, hits: Hits, train: Dataset) -> dict[str, list[str]]:
+def _columns(one: EvaluationSet, texts: HashedTexts, hits: Hits, train: Dataset) -> dict[str, list[str]]:
     """Lay out the rows of `FOUND` for some items."""
     exact = hits.exact
-    rows = np.where(exact == NOWHERE, hits.ngram, exact)
-    hit = np.flatnonzero(rows != NOWHERE)
+    rows = np.where(exact == NO_ROW, hits.ngram, exact)
+    hit = np.flatnonzero(rows != NO_ROW)
     return {
         "benchmark": [one.name] * len(hit),
         "item": one.ids(texts.numbers[hit].tolist()),
-        "kind": np.where(exact[hit] == NOWHERE, "ngram", "exact").tolist(),
+        "kind": np.where(exact[hit] == NO_ROW, "ngram", "exact").tolist(),
         "example_id": _ids(train, rows[hit].tolist()),
     }
 
@@ -160,32 +162,34 @@ def _ids(rows: Dataset, numbers: list[int]) -> list[str]:
 
 
 def _count(counts: dict[str, int], hits: Hits) -> None:
-    whole, part = hits.exact != NOWHERE, hits.ngram != NOWHERE
+    whole, part = hits.exact != NO_ROW, hits.ngram != NO_ROW
     counts["exact"] += int(whole.sum())
     counts["ngram"] += int((~whole & part).sum())
     counts["boilerplate"] += int((~whole & ~part & hits.boilerplate).sum())
     counts["items"] += len(whole)
 
 
-def _show(shown: dict[int, dict[str, Any]], one: EvaluationSet, texts: Texts, hits: Hits, watch: Watch) -> None:
+def _show(
+    shown: dict[int, dict[str, Any]], one: EvaluationSet, texts: HashedTexts, hits: Hits, watch: NgramIndex
+) -> None:
     """Keep the runs of boilerplate with which items begin to share some, as text, by their hashes."""
     owners = np.searchsorted(texts.ends, hits.frequent, side="right")
     starts = hits.frequent[np.unique(owners, return_index=True)[1]]
     keys, num_rows = watch.ngrams(texts, starts) if len(starts) else (starts, starts)
     for first in np.sort(np.unique(keys, return_index=True)[1]):
         key, start = int(keys[first]), int(starts[first])
-        if key in shown or len(shown) == SHOWN:
+        if key in shown or len(shown) == MAX_BOILERPLATE_SHOWN:
             continue
         item = int(np.searchsorted(texts.ends, start, side="right"))
         offset = start - int(texts.starts[item])
-        run = ngrams.words(one.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
+        run = ngrams.split_words(one.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
         shown[key] = {"benchmark": one.name, "words": " ".join(run), "rows": int(num_rows[first])}
 
 
 def _numbered(rows: Dataset) -> Iterator[tuple[int, str, str]]:
     """Yield the number of each example, what was said before its last question, and that question with its answer."""
     number = 0
-    for batch in corpus.batches(rows):
+    for batch in corpus.iter_batches(rows):
         first = np.flatnonzero(batch.column("copy").to_numpy() == 0)
         heads, tails = _heads_and_tails(batch.take(pa.array(first)))
         yield from zip((number + first).tolist(), heads.to_pylist(), tails.to_pylist(), strict=True)

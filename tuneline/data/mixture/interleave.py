@@ -8,17 +8,17 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from tuneline.config.sections.data import MergeConfig, Share
+from tuneline.config.sections.data import MergeConfig, SourceShare
 from tuneline.data import corpus, schema
 from tuneline.errors import DataError
 
-Order = NDArray[np.int16]
-Chosen = NDArray[np.bool_]
+SourceOrder = NDArray[np.int16]
+RowMask = NDArray[np.bool_]
 
 _DRAWS_AT_ONCE = 2**16
 
 
-def order(sizes: list[int], shares: list[Share], config: MergeConfig) -> Order:
+def draw_order(sizes: list[int], shares: list[SourceShare], config: MergeConfig) -> SourceOrder:
     """Return for each row of the mixture the position of the data set that it is taken from.
 
     The same lengths, weights and seed give the order of `datasets.interleave_datasets`, which for half a million rows
@@ -34,7 +34,7 @@ def order(sizes: list[int], shares: list[Share], config: MergeConfig) -> Order:
     """
     lengths = [size * share.repeats for size, share in zip(sizes, shares, strict=True)]
     if config.strategy == "concatenate":
-        return concatenated(lengths)
+        return concatenate_order(lengths)
     for length, share in zip(lengths, shares, strict=True):
         if not length:
             raise DataError(
@@ -44,16 +44,16 @@ def order(sizes: list[int], shares: list[Share], config: MergeConfig) -> Order:
     return _drawn(np.array(lengths), shares, config)
 
 
-def concatenated(lengths: list[int]) -> Order:
+def concatenate_order(lengths: list[int]) -> SourceOrder:
     """Return the order of data sets one after another."""
     return np.repeat(np.arange(len(lengths), dtype=np.int16), lengths)
 
 
-def _drawn(lengths: NDArray[np.int64], shares: list[Share], config: MergeConfig) -> Order:
+def _drawn(lengths: NDArray[np.int64], shares: list[SourceShare], config: MergeConfig) -> SourceOrder:
     weights = np.array([1.0 if share.weight is None else share.weight for share in shares])
     enough = np.any if config.strategy == "interleave_under" else np.all
     rng = np.random.default_rng(config.mix_seed)
-    parts, counts = list[Order](), np.zeros(len(lengths), np.int64)
+    parts, counts = list[SourceOrder](), np.zeros(len(lengths), np.int64)
     while not enough(counts >= lengths):
         drawn = rng.choice(len(lengths), size=_DRAWS_AT_ONCE, p=weights / weights.sum()).astype(np.int16)
         parts.append(drawn)
@@ -64,7 +64,7 @@ def _drawn(lengths: NDArray[np.int64], shares: list[Share], config: MergeConfig)
     return draws[: last + 1]
 
 
-def mix(examples: list[Dataset], chosen: list[Chosen], order: Order) -> Dataset:
+def write_mixture(examples: list[Dataset], chosen: list[RowMask], order: SourceOrder) -> Dataset:
     """Write the chosen examples in the given order; a data set that is used up begins anew, its copies counted up.
 
     Args:
@@ -75,33 +75,33 @@ def mix(examples: list[Dataset], chosen: list[Chosen], order: Order) -> Dataset:
     Returns:
         Rows of `MIXED`.
     """
-    taps = [_Tap(_passes(rows, mask)) for rows, mask in zip(examples, chosen, strict=True)]
-    with corpus.Writer(schema.MIXED) as writer:
-        for start in range(0, len(order), corpus.BATCH):
-            for batch in _next_rows(taps, order[start : start + corpus.BATCH]):
+    taps = [_BatchReader(_passes(rows, mask)) for rows, mask in zip(examples, chosen, strict=True)]
+    with corpus.RowWriter(schema.MIXED) as writer:
+        for start in range(0, len(order), corpus.BATCH_ROWS):
+            for batch in _next_rows(taps, order[start : start + corpus.BATCH_ROWS]):
                 writer.write_batch(batch)
     return writer.rows()
 
 
-def _next_rows(taps: list["_Tap"], order: Order) -> list[pa.RecordBatch]:
+def _next_rows(taps: list["_Tap"], order: SourceOrder) -> list[pa.RecordBatch]:
     counts = np.bincount(order, minlength=len(taps))
     table = pa.Table.from_batches([part for tap, wanted in zip(taps, counts, strict=True) for part in tap.take(wanted)])
     by_source = np.argsort(order, kind="stable")
     return table.take(pa.array(np.argsort(by_source))).combine_chunks().to_batches()
 
 
-def _passes(rows: Dataset, chosen: Chosen) -> Iterator[pa.RecordBatch]:
+def _passes(rows: Dataset, chosen: RowMask) -> Iterator[pa.RecordBatch]:
     """Yield the chosen rows over and over, with `copy` counting the passes."""
     for copy in count():
         start = 0
-        for batch in corpus.batches(rows):
+        for batch in corpus.iter_batches(rows):
             kept = batch.filter(pa.array(chosen[start : start + batch.num_rows]))
             start += batch.num_rows
             copies = pa.array(np.full(kept.num_rows, copy, np.int32))
             yield pa.RecordBatch.from_arrays([*kept.columns, copies], schema=schema.MIXED.arrow_schema)
 
 
-class _Tap:
+class _BatchReader:
     """Take so many rows at a time from a stream of batches."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from tuneline.config.sections.data import FEWEST_HELD_OUT, HELD_OUT, MergeConfig, MergeStepConfig, Share
+from tuneline.config.sections.data import HELD_OUT, MIN_HELD_OUT, MergeConfig, MergeStepConfig, SourceShare
 from tuneline.data import schema
-from tuneline.data.corpus import Corpus, batches
+from tuneline.data.corpus import Corpus, iter_batches
 from tuneline.data.mixture import contamination, interleave
-from tuneline.data.mixture.contamination import Findings
-from tuneline.data.mixture.interleave import Chosen
+from tuneline.data.mixture.contamination import ContaminationResult
+from tuneline.data.mixture.interleave import RowMask
 from tuneline.errors import DataError
 from tuneline.identity import Manifest, digest
 
@@ -29,7 +29,7 @@ KINDS = get_args(schema.Kind)
 
 
 @dataclass(frozen=True)
-class Facts:
+class RowAttributes:
     """What is known of all rows, data set after data set, before any is written: one value a row."""
 
     ids: NDArray[np.bytes_]
@@ -60,10 +60,13 @@ def merge(examples: list[Corpus], exams: Manifest, config: MergeStepConfig) -> C
     """
     rows, shares = [corpus.only() for corpus in examples], _shares(examples, config)
     train, held_out, kind = _sides(rows, shares, config)
-    order = interleave.order([_size(side) for side in train], shares, config)
-    one_by_one = interleave.concatenated([_size(side) for side in held_out])
-    splits = {"train": interleave.mix(rows, train, order), "validation": interleave.mix(rows, held_out, one_by_one)}
-    found = contamination.find(splits["train"], splits["validation"], exams, config.boilerplate_rows)
+    order = interleave.draw_order([_size(side) for side in train], shares, config)
+    one_by_one = interleave.concatenate_order([_size(side) for side in held_out])
+    splits = {
+        "train": interleave.write_mixture(rows, train, order),
+        "validation": interleave.write_mixture(rows, held_out, one_by_one),
+    }
+    found = contamination.find_contamination(splits["train"], splits["validation"], exams, config.boilerplate_rows)
     _check_clean(found, splits["validation"], config)
     by_source = _by_source(shares, train, held_out, order)
     counts = {
@@ -81,33 +84,35 @@ def merge(examples: list[Corpus], exams: Manifest, config: MergeStepConfig) -> C
     return Corpus({**splits, "contamination": found.rows}, {}, counts)
 
 
-def _sides(rows: list[Dataset], shares: list[Share], config: MergeConfig) -> tuple[list[Chosen], list[Chosen], str]:
+def _sides(
+    rows: list[Dataset], shares: list[SourceShare], config: MergeConfig
+) -> tuple[list[RowMask], list[RowMask], str]:
     """Return which rows of each data set are trained on, which are held out, and the kind of all."""
-    facts = look(rows, config)
+    facts = scan_rows(rows, config)
     ends = np.cumsum([part.num_rows for part in rows])[:-1]
     kind = _one_kind(np.split(facts.kinds, ends), shares)
-    first = first_copies(facts.ids)
+    first = first_occurrences(facts.ids)
     train, held_out = (np.split(first & side, ends) for side in (~facts.held_out, facts.held_out))
     _check_sizes(sum(map(_size, train)), sum(map(_size, held_out)), len(first) - _size(first), config)
     return train, held_out, kind
 
 
-def _size(side: Chosen) -> int:
+def _size(side: RowMask) -> int:
     return int(np.count_nonzero(side))
 
 
-def look(examples: list[Dataset], config: MergeConfig) -> Facts:
+def scan_rows(examples: list[Dataset], config: MergeConfig) -> RowAttributes:
     """Read all rows once for what decides about them."""
     num_rows = sum(rows.num_rows for rows in examples)
-    facts = Facts(np.empty(num_rows, "S16"), np.empty(num_rows, np.bool_), np.empty(num_rows, np.uint8))
+    facts = RowAttributes(np.empty(num_rows, "S16"), np.empty(num_rows, np.bool_), np.empty(num_rows, np.uint8))
     start = 0
-    for batch in chain.from_iterable(map(batches, examples)):
+    for batch in chain.from_iterable(map(iter_batches, examples)):
         here = slice(start, start + batch.num_rows)
         ids = batch.column("id").to_pylist()
         facts.ids[here] = np.frombuffer(bytes.fromhex("".join(ids)), "S32").astype("S16")
-        facts.kinds[here] = kinds(batch)
+        facts.kinds[here] = example_kinds(batch)
         keys = split_keys(batch, ids, facts.kinds[here], config.split_by)
-        facts.held_out[here] = are_held_out(keys, config.validation_fraction, config.split_seed)
+        facts.held_out[here] = held_out_mask(keys, config.validation_fraction, config.split_seed)
         start += batch.num_rows
     return facts
 
@@ -117,21 +122,21 @@ def split_keys(batch: pa.RecordBatch, ids: list[str], kinds: NDArray[np.uint8], 
     keys = list(ids)
     grouped = {"auto": ("preference", "kto"), "prompt": ("chat", "preference", "kto"), "example": ()}[split_by]
     rows = np.flatnonzero(np.isin(kinds, [KINDS.index(name) for name in grouped]))
-    asked = schema.from_batch(batch.take(pa.array(rows)), ["messages", "tools"])
+    asked = schema.from_arrow_batch(batch.take(pa.array(rows)), ["messages", "tools"])
     for row, told in zip(rows, asked, strict=True):
         prompt = told["messages"] if KINDS[kinds[row]] == "preference" else told["messages"][:-1]
         keys[row] = digest([[[turn["role"], turn["content"], turn["tool_calls"]] for turn in prompt], told["tools"]])
     return keys
 
 
-def are_held_out(keys: list[str], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+def held_out_mask(keys: list[str], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
     """Decide the side of examples from their keys: equal ones stand on one side."""
     hashes = (hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8] for key in keys)
     points: NDArray[np.float64] = np.frombuffer(b"".join(hashes), ">u8") / 2.0**64
     return points < fraction
 
 
-def kinds(batch: pa.RecordBatch) -> NDArray[np.uint8]:
+def example_kinds(batch: pa.RecordBatch) -> NDArray[np.uint8]:
     """Return the examples' kinds as positions in `KINDS`, by the rules of `schema.kind`."""
     rules = {
         "text": pc.not_equal(batch.column("text"), ""),
@@ -142,7 +147,7 @@ def kinds(batch: pa.RecordBatch) -> NDArray[np.uint8]:
     return np.select(holds, [KINDS.index(name) for name in rules], KINDS.index("chat")).astype(np.uint8)
 
 
-def first_copies(ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+def first_occurrences(ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     """Return which rows are the first with their id."""
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
@@ -151,13 +156,13 @@ def first_copies(ids: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     return first
 
 
-def _shares(examples: list[Corpus], config: MergeStepConfig) -> list[Share]:
+def _shares(examples: list[Corpus], config: MergeStepConfig) -> list[SourceShare]:
     given = {share.name: share for share in config.shares}
     names = [corpus.identity["source"] for corpus in examples]
-    return [given.get(name, Share(name=name)) for name in names]
+    return [given.get(name, SourceShare(name=name)) for name in names]
 
 
-def _one_kind(kinds_by_source: list[NDArray[np.uint8]], shares: list[Share]) -> str:
+def _one_kind(kinds_by_source: list[NDArray[np.uint8]], shares: list[SourceShare]) -> str:
     counts = np.array([np.bincount(found, minlength=len(KINDS)) for found in kinds_by_source])
     there = np.flatnonzero(counts.sum(axis=0))
     if len(there) > 1:
@@ -179,15 +184,15 @@ def _check_sizes(num_train: int, num_held_out: int, num_copies: int, config: Mer
         raise DataError(
             f"merge.validation_fraction holds out every example{beside}, so none is left to train on. Lower it."
         )
-    if config.validation_fraction and num_held_out < FEWEST_HELD_OUT:
+    if config.validation_fraction and num_held_out < MIN_HELD_OUT:
         raise DataError(
             f"merge.validation_fraction {config.validation_fraction} holds out {num_held_out} of "
-            f"{num_train + num_held_out} examples{beside}; {FEWEST_HELD_OUT} are the fewest that can be measured. "
+            f"{num_train + num_held_out} examples{beside}; {MIN_HELD_OUT} are the fewest that can be measured. "
             "Raise it, or give more rows."
         )
 
 
-def _check_clean(found: Findings, validation: Dataset, config: MergeStepConfig) -> None:
+def _check_clean(found: ContaminationResult, validation: Dataset, config: MergeStepConfig) -> None:
     """Check that the gate will have enough items which no training example holds."""
     for name in config.judged:
         counts = found.counts[name]
@@ -195,11 +200,11 @@ def _check_clean(found: Findings, validation: Dataset, config: MergeStepConfig) 
         if name == HELD_OUT and config.max_items is not None and config.max_items < num_items:
             scored = set(sorted(validation["id"])[: config.max_items])
             num_items, num_found = len(scored), len(scored & _items(found, name))
-        if num_items - num_found < FEWEST_HELD_OUT:
+        if num_items - num_found < MIN_HELD_OUT:
             raise DataError(_too_few_clean(name, num_items, num_found, counts))
 
 
-def _items(found: Findings, name: str) -> set[str]:
+def _items(found: ContaminationResult, name: str) -> set[str]:
     return {row["item"] for row in found.rows if row["benchmark"] == name}
 
 
@@ -208,14 +213,14 @@ def _too_few_clean(name: str, num_items: int, num_found: int, counts: dict[str, 
     return (
         f"{num_found} of the {num_items} {what} that the gate would judge by were found in the training examples "
         f"({counts['exact']} whole, {counts['ngram']} by a run of 13 words), so {num_items - num_found} clean ones are "
-        f"left, and {FEWEST_HELD_OUT} are the fewest that can be measured. Take them out of the training data, give "
+        f"left, and {MIN_HELD_OUT} are the fewest that can be measured. Take them out of the training data, give "
         "more items, lower merge.boilerplate_rows where they only share wording, or set "
         "registry.gate.exclude_contaminated: false."
     )
 
 
 def _by_source(
-    shares: list[Share], train: list[Chosen], held_out: list[Chosen], order: interleave.Order
+    shares: list[SourceShare], train: list[RowMask], held_out: list[RowMask], order: interleave.SourceOrder
 ) -> dict[str, dict[str, int]]:
     """Count what became of each data set's examples; `train` counts rows, so an example seen twice counts twice."""
     drawn = np.bincount(order, minlength=len(shares)).tolist()

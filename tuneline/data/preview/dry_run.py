@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.data.tokenization import items as items_module
 from tuneline.data.tokenization import preference_rows, row_writer
-from tuneline.data.tokenization.html_preview import Shown
-from tuneline.data.tokenization.sequencer import CompiledDiffersError, Sequencer
+from tuneline.data.tokenization.html_preview import PreviewSequence
+from tuneline.data.tokenization.sequencer import CompiledTemplateMismatchError, Sequencer
 from tuneline.errors import DataError
 
-ANY_LENGTH = 2**31 - 1
-BINS = 10
+UNLIMITED_LENGTH = 2**31 - 1
+NUM_BINS = 10
 
 Lengths = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Made:
+class DryRunResult:
     """Sequences of one data set: those to show, all in a file, what was done to them, and what is told of that."""
 
-    shown: list[Shown] = field(default_factory=list)
-    waiting: row_writer.Waiting = field(default_factory=row_writer.Waiting)
+    shown: list[PreviewSequence] = field(default_factory=list)
+    waiting: row_writer.TokenizedSpool = field(default_factory=row_writer.TokenizedSpool)
     done: dict[str, int] = field(default_factory=dict)
     rendering: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
 
 
-class Trial:
+class DryRun:
     """Makes sequences: first at any length, so that lengths are those of the data, then cut where some are too long."""
 
     def __init__(self, tokenizer: Any, config: TokenizeStepConfig, num_shown: int) -> None:
@@ -41,13 +41,13 @@ class Trial:
         """Where examples stand, by their ids; filled as they are read."""
         self._tokenizer = tokenizer
         self._num_shown = num_shown
-        self._at_any_length = config.model_copy(update={"max_length": ANY_LENGTH})
+        self._at_any_length = config.model_copy(update={"max_length": UNLIMITED_LENGTH})
         self._whole = Sequencer(tokenizer, self._at_any_length, places=self.places)
         self._cutting: Sequencer | None = None
         self._totals: Counter[str] = Counter()
         self._refused: DataError | None = None
 
-    def make(self, examples: Dataset, kind: str) -> Made:
+    def make(self, examples: Dataset, kind: str) -> DryRunResult:
         """Make the sequences of one data set; where too long ones are refused, they are kept as they are.
 
         Args:
@@ -60,7 +60,7 @@ class Trial:
         kept = made or whole
         self._totals.update(kept.done)
         counts = _counts(kept, lengths, self.config)
-        is_packed = made is not None and kind not in preference_rows.ANSWERS
+        is_packed = made is not None and kind not in preference_rows.ANSWERS_BY_KIND
         return replace(kept, counts=counts | _laid_out(kept, self.config) if is_packed else counts)
 
     def problem(self) -> DataError | None:
@@ -70,12 +70,12 @@ class Trial:
         self._cutting.start()
         self._cutting.counts.update(self._totals)
         try:
-            self._cutting.check_cuts()
+            self._cutting.check_truncated_fraction()
         except DataError as error:
             return error
         return None
 
-    def _cut(self, examples: Dataset, kind: str) -> Made | None:
+    def _cut(self, examples: Dataset, kind: str) -> DryRunResult | None:
         self._cutting = self._cutting or Sequencer(self._tokenizer, self.config, places=self.places)
         try:
             return self._make(examples, self._cutting, self.config, kind)
@@ -83,16 +83,18 @@ class Trial:
             self._refused = self._refused or error
         return None
 
-    def _make(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> Made:
+    def _make(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> DryRunResult:
         try:
             return self._make_once(examples, sequencer, config, kind)
-        except CompiledDiffersError:
-            sequencer.distrust()
+        except CompiledTemplateMismatchError:
+            sequencer.disable_compiled_template()
             return self._make_once(examples, sequencer, config, kind)
 
-    def _make_once(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> Made:
-        made, num_items = Made(), 0
-        for _, items in items_module.prepare(examples, sequencer, config, kind):
+    def _make_once(
+        self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str
+    ) -> DryRunResult:
+        made, num_items = DryRunResult(), 0
+        for _, items in items_module.tokenize_examples(examples, sequencer, config, kind):
             for item in items:
                 for tokens in item.sequences:
                     made.waiting.add(tokens)
@@ -102,7 +104,7 @@ class Trial:
         return replace(made, done=dict(sequencer.counts), rendering=sequencer.rendering)
 
 
-def _counts(made: Made, lengths: Lengths, config: TokenizeStepConfig) -> dict[str, Any]:
+def _counts(made: DryRunResult, lengths: Lengths, config: TokenizeStepConfig) -> dict[str, Any]:
     tokens, trained = sum(made.waiting.lengths), made.waiting.num_trained
     return {
         "tokens_a_sequence": _quantiles(lengths),
@@ -124,9 +126,9 @@ def _counts(made: Made, lengths: Lengths, config: TokenizeStepConfig) -> dict[st
     }
 
 
-def _laid_out(made: Made, config: TokenizeStepConfig) -> dict[str, Any]:
+def _laid_out(made: DryRunResult, config: TokenizeStepConfig) -> dict[str, Any]:
     laid_out = made.waiting.rows(config.max_length, config.packing)
-    fill = row_writer.fill(laid_out, sum(made.waiting.lengths), config.max_length)
+    fill = row_writer.fill_rate(laid_out, sum(made.waiting.lengths), config.max_length)
     return {"packed_rows": laid_out.num_rows, "fill": fill}
 
 
@@ -143,7 +145,7 @@ def _histogram(lengths: Lengths, max_length: int) -> dict[str, list[int]]:
     edges, counts = [max_length + 1], list[int]()
     if fitting.size:
         low, high = int(fitting.min()), int(fitting.max()) + 1
-        edges = np.unique(np.linspace(low, high, BINS + 1).round().astype(int)).tolist()
+        edges = np.unique(np.linspace(low, high, NUM_BINS + 1).round().astype(int)).tolist()
         counts = np.histogram(fitting, edges)[0].tolist()
     if fitting.size < lengths.size:
         edges = [*(edges[:-1] if counts else []), max_length + 1, int(lengths.max()) + 1]

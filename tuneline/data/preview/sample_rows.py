@@ -11,32 +11,32 @@ from typing import Any
 
 import pyarrow as pa
 
-from tuneline.config.existence import files_of
+from tuneline.config.existence import find_source_files
 from tuneline.config.recipe import Recipe
 from tuneline.config.sections.sources import SourceConfig
 from tuneline.data import corpus, schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.ingest import ingest, readers
-from tuneline.data.preview.dry_run import Trial
-from tuneline.data.tokenization.html_preview import Section
-from tuneline.data.tokenization.items import kind_of
+from tuneline.data.preview.dry_run import DryRun
+from tuneline.data.tokenization.html_preview import DatasetPreview
+from tuneline.data.tokenization.items import resolve_kind
 from tuneline.errors import DataError, NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 
-FIRST_ROWS = 2000
+NUM_SAMPLE_ROWS = 2000
 """Rows of each data set that are looked at."""
 
 
 @dataclass(frozen=True)
-class Look:
+class PreviewResult:
     """What was seen of each data set, and the error that the lengths would be in a run."""
 
-    sections: list[Section]
+    sections: list[DatasetPreview]
     problem: TunelineError | None = None
 
 
-def look(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None = None) -> Look:
+def preview_sources(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None = None) -> PreviewResult:
     """Make training rows of the first rows of each data set.
 
     Examples that are too long, or too many of them, are a problem told at the end, so that their lengths can be seen.
@@ -51,20 +51,20 @@ def look(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None
         NotFoundError: The recipe has no such data set.
         TunelineError: As the steps of a run.
     """
-    known = recipe.sources_once()
+    known = recipe.unique_sources()
     chosen = [source for source in known if only in (None, source.name)]
     if not chosen:
         raise NotFoundError.among("source", str(only), [source.name for source in known])
-    trial = Trial(tokenizer, recipe.for_tokenize(), num_shown)
+    trial = DryRun(tokenizer, recipe.for_tokenize(), num_shown)
     sections = [_section(source, recipe, trial, tokenizer) for source in chosen]
-    return Look(sections, trial.problem())
+    return PreviewResult(sections, trial.problem())
 
 
-def _section(source: SourceConfig, recipe: Recipe, trial: Trial, tokenizer: Any) -> Section:
+def _section(source: SourceConfig, recipe: Recipe, trial: DryRun, tokenizer: Any) -> DatasetPreview:
     records, are_all = _first_records(_located(source), source)
     examples = align.align(records, recipe.for_align(source), trial.places)
     counts = examples.counts
-    made = trial.make(examples.only(), kind_of(counts["kinds"], trial.config, f"sources.{source.name}"))
+    made = trial.make(examples.only(), resolve_kind(counts["kinds"], trial.config, f"sources.{source.name}"))
     seen = {
         "place": source.hub or min(str(source.path), os.path.relpath(str(source.path)), key=len),
         "format": counts["format"],
@@ -77,14 +77,14 @@ def _section(source: SourceConfig, recipe: Recipe, trial: Trial, tokenizer: Any)
         "unread_keys": counts["unread_keys"],
         **made.counts,
     }
-    return Section(source.name, made.shown, seen, list(_facts(seen)))
+    return DatasetPreview(source.name, made.shown, seen, list(_facts(seen)))
 
 
 def _located(source: SourceConfig) -> Located:
     """Find the files of a data set without reading them; those of the hub are copied first."""
     if source.path is None:
-        return ingest.locate([source]).only()
-    found = files_of(source.name, source.path)
+        return ingest.locate_sources([source]).only()
+    found = find_source_files(source.name, source.path)
     names = [path.relative_to(found.folder).as_posix() for path in found.paths]
     entries = [FileEntry(name=name, size=0, sha256="") for name in names]
     return Located(name=source.name, location=str(found.folder), source=source.path.name, files=entries)
@@ -92,13 +92,13 @@ def _located(source: SourceConfig) -> Located:
 
 def _first_records(found: Located, source: SourceConfig) -> tuple[Corpus, bool]:
     """Return the first records, and whether these are all that the recipe takes."""
-    wanted = min(source.max_rows or FIRST_ROWS, FIRST_ROWS)
+    wanted = min(source.max_rows or NUM_SAMPLE_ROWS, NUM_SAMPLE_ROWS)
     read = list(_records(found, wanted + 1))
     taken = read[:wanted]
     if not taken:
         raise DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
     files, lines, texts = (list(column) for column in zip(*taken, strict=True))
-    with corpus.Writer(schema.RECORD) as writer:
+    with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": files, "line": lines, "record": pa.array(texts, pa.large_string())})
     are_all = len(read) == len(taken) or (wanted == source.max_rows and source.sample == "first")
     return Corpus({"records": writer.rows()}, {"source": found.name}, {"rows": len(taken)}), are_all
@@ -107,7 +107,7 @@ def _first_records(found: Located, source: SourceConfig) -> tuple[Corpus, bool]:
 def _records(found: Located, limit: int) -> Iterator[tuple[str, int, bytes]]:
     for path in found.paths():
         name = path.relative_to(found.location).as_posix()
-        for chunk in readers.chunks(path):
+        for chunk in readers.read_chunks(path):
             lines = chunk.lines[:limit]
             limit -= len(lines)
             yield from ((name, *row) for row in zip(lines, chunk.read(range(len(lines))), strict=True))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
 
 STYLE = """
 :root { color-scheme: light dark; --trained: #c9f2d0; --special: #7a3fb5; --line: #8886 }
@@ -29,14 +29,14 @@ td:first-child { color: #888; white-space: nowrap }
 .bar { background: #3b9a63; display: inline-block; height: .8rem }
 .over .bar { background: #c2554d }
 """
-BAR = 500
+BAR_WIDTH_PX = 500
 """Width of the longest bar of the histogram, in pixels."""
 
 
-CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
-class Part(NamedTuple):
+class TextSpan(NamedTuple):
     """A piece of a sequence: whether its tokens carry loss, and whether they are special ones."""
 
     text: str
@@ -44,30 +44,30 @@ class Part(NamedTuple):
     special: bool
 
 
-class Shown(NamedTuple):
+class PreviewSequence(NamedTuple):
     """A sequence to look at, and what it is: where its example stands, and which answer of a pair it has."""
 
-    tokens: Tokens
+    tokens: TokenizedSequence
     name: str = ""
 
     @property
     def title(self) -> str:
         """Its name and its size."""
-        size = f"{len(self.tokens.input_ids):,} tokens, {num_trained(self.tokens):,} trained"
+        size = f"{len(self.tokens.input_ids):,} tokens, {count_trained_tokens(self.tokens):,} trained"
         return f"{self.name}: {size}" if self.name else size
 
 
 @dataclass(frozen=True)
-class Section:
+class DatasetPreview:
     """Some sequences of a data set, what was counted of all (with a histogram in `lengths`), and that for people."""
 
     title: str
-    shown: list[Shown]
+    shown: list[PreviewSequence]
     counts: dict[str, Any]
     facts: list[tuple[str, str]]
 
 
-def parts(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+def text_spans(tokens: TokenizedSequence, tokenizer: PreTrainedTokenizerBase) -> list[TextSpan]:
     """Return the text of a sequence in parts; its first token carries no loss, as nothing stands before it."""
     ids = tokens.input_ids
     trained = [False] * len(ids)
@@ -79,16 +79,16 @@ def parts(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
     for (is_trained, is_special), places in groupby(range(len(ids)), key=lambda i: (trained[i], ids[i] in special)):
         here = list(places)
         text = _text(ids, here[0], here[-1] + 1, tokenizer)
-        found.append(Part(visible(text), is_trained, is_special))
+        found.append(TextSpan(show_control_characters(text), is_trained, is_special))
     return found
 
 
-def visible(text: str) -> str:
+def show_control_characters(text: str) -> str:
     """Show signs that would move a cursor as pictures of themselves; line breaks and tabs stay."""
-    return text.translate(CONTROLS)
+    return text.translate(CONTROL_PICTURES)
 
 
-def num_trained(tokens: Tokens) -> int:
+def count_trained_tokens(tokens: TokenizedSequence) -> int:
     """Count the tokens of a sequence that carry loss."""
     return sum(end - max(start, 1) for start, end in tokens.trained)
 
@@ -100,12 +100,14 @@ def _text(ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBa
     return str(tokenizer.decode(before + ids[start:end], **keep))[len(tokenizer.decode(before, **keep)) :]
 
 
-def page(shown: list[Shown], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
+def render_split(shown: list[PreviewSequence], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
     """Return an HTML page: the first sequences with trained text marked, a histogram of lengths, and the counts."""
-    return document("Training rows", [], [Section("", shown, counts, facts(counts))], tokenizer)
+    return render_page("Training rows", [], [DatasetPreview("", shown, counts, format_counts(counts))], tokenizer)
 
 
-def document(title: str, said: Iterable[str], sections: Iterable[Section], tokenizer: PreTrainedTokenizerBase) -> str:
+def render_page(
+    title: str, said: Iterable[str], sections: Iterable[DatasetPreview], tokenizer: PreTrainedTokenizerBase
+) -> str:
     """Return an HTML page with some sentences and a section for each data set."""
     body = "".join(_section(section, tokenizer) for section in sections)
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
@@ -117,12 +119,12 @@ def document(title: str, said: Iterable[str], sections: Iterable[Section], token
     )
 
 
-def facts(counts: dict[str, Any]) -> list[tuple[str, str]]:
+def format_counts(counts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return counts as lines for people: a name and what it is."""
     return [(name.replace("_", " "), _said(name, value)) for name, value in counts.items() if name != "lengths"]
 
 
-def bars(counts: dict[str, Any]) -> list[tuple[int, int, int]]:
+def histogram_bars(counts: dict[str, Any]) -> list[tuple[int, int, int]]:
     """Return the histogram as (from, to, sequences), without empty ends."""
     lengths = counts["lengths"]
     found = list(zip(lengths["edges"], lengths["edges"][1:], lengths["counts"], strict=False))
@@ -140,7 +142,7 @@ def _said(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _section(section: Section, tokenizer: PreTrainedTokenizerBase) -> str:
+def _section(section: DatasetPreview, tokenizer: PreTrainedTokenizerBase) -> str:
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(said).replace(chr(10), '<br>')}</td></tr>"
         for name, said in section.facts
@@ -150,24 +152,24 @@ def _section(section: Section, tokenizer: PreTrainedTokenizerBase) -> str:
     return f"{heading}<table>{rows}</table><h3>Tokens a sequence</h3>{_bars(section.counts)}{sequences}"
 
 
-def _sequence(number: int, shown: Shown, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = "".join(map(_part, parts(shown.tokens, tokenizer)))
+def _sequence(number: int, shown: PreviewSequence, tokenizer: PreTrainedTokenizerBase) -> str:
+    text = "".join(map(_part, text_spans(shown.tokens, tokenizer)))
     return f"<h3>{number}: {escape(shown.title)}</h3><pre>{text}</pre>"
 
 
-def _part(part: Part) -> str:
+def _part(part: TextSpan) -> str:
     text = escape(part.text).replace("\n", "<i></i>\n")
     text = f"<b>{text}</b>" if part.special else text
     return f"<mark>{text}</mark>" if part.trained else text
 
 
 def _bars(counts: dict[str, Any]) -> str:
-    found = bars(counts)
+    found = histogram_bars(counts)
     most = max([count for *_, count in found], default=0) or 1
     longest = counts.get("max_length", found[-1][1] if found else 0)
     lines = [
         f"<tr{' class=over' if low > longest else ''}><td>{low:,} to {high:,}</td><td>{count:,}</td>"
-        f"<td><span class=bar style='width:{round(BAR * count / most)}px'></span></td></tr>"
+        f"<td><span class=bar style='width:{round(BAR_WIDTH_PX * count / most)}px'></span></td></tr>"
         for low, high, count in found
     ]
     return f"<table class=bars>{''.join(lines)}</table>"

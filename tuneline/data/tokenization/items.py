@@ -9,12 +9,12 @@ from tuneline.config.sections.data import TokenizeConfig, TokenizeStepConfig
 from tuneline.data import corpus, schema
 from tuneline.data.tokenization import preference_rows
 from tuneline.data.tokenization import sequencer as sequencer_module
-from tuneline.data.tokenization.html_preview import Shown
-from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.html_preview import PreviewSequence
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
 from tuneline.data.tokenization.sequencer import Sequencer
 from tuneline.errors import DataError, RecipeError
 
-KINDS: dict[str, tuple[schema.Kind, ...]] = {
+KINDS_BY_STAGE: dict[str, tuple[schema.Kind, ...]] = {
     "pretrain": ("text",),
     "sft": ("chat", "text"),
     "preference": ("preference",),
@@ -24,11 +24,11 @@ KINDS: dict[str, tuple[schema.Kind, ...]] = {
 """Kinds of examples that a stage trains on."""
 
 
-class Item(NamedTuple):
+class TokenizedExample(NamedTuple):
     """What becomes of an example: one sequence; or a row of prompt and answers, each a sequence behind the prompt."""
 
     source: str
-    sequences: list[Tokens]
+    sequences: list[TokenizedSequence]
     row: preference_rows.Row | None = None
 
     @property
@@ -36,18 +36,18 @@ class Item(NamedTuple):
         """Add up the sequences' tokens."""
         return sum(len(tokens.input_ids) for tokens in self.sequences)
 
-    def shown(self, place: str = "") -> list[Shown]:
+    def shown(self, place: str = "") -> list[PreviewSequence]:
         """Return the sequences to look at, each with the example's place and what it is."""
-        names = preference_rows.names_of(self.row) if self.row else [""]
+        names = preference_rows.answer_names(self.row) if self.row else [""]
         return [
-            Shown(tokens, ", ".join(part for part in (place, name) if part))
+            PreviewSequence(tokens, ", ".join(part for part in (place, name) if part))
             for tokens, name in zip(self.sequences, names, strict=True)
         ]
 
 
-def prepare(
+def tokenize_examples(
     examples: Dataset, sequencer: Sequencer, config: TokenizeConfig, kind: str
-) -> Iterator[tuple[int, list[Item]]]:
+) -> Iterator[tuple[int, list[TokenizedExample]]]:
     """Yield how many examples are done, and the items of the last batch of them, in order.
 
     Args:
@@ -61,18 +61,20 @@ def prepare(
     """
     sequencer.start()
     done = 0
-    for batch in corpus.batches(examples):
-        if kind in preference_rows.ANSWERS:
-            made = preference_rows.rows_of(schema.from_batch(batch, preference_rows.COLUMNS), sequencer, config, kind)
-            items = [Item(row["source"], preference_rows.sequences_of(row), row) for row in made]
+    for batch in corpus.iter_batches(examples):
+        if kind in preference_rows.ANSWERS_BY_KIND:
+            made = preference_rows.build_rows(
+                schema.from_arrow_batch(batch, preference_rows.INPUT_COLUMNS), sequencer, config, kind
+            )
+            items = [TokenizedExample(row["source"], preference_rows.to_sequences(row), row) for row in made]
         else:
-            found = sequencer.sequences(schema.from_batch(batch, sequencer_module.COLUMNS))
-            items = [Item(source, [tokens]) for source, tokens in found]
+            found = sequencer.sequences(schema.from_arrow_batch(batch, sequencer_module.INPUT_COLUMNS))
+            items = [TokenizedExample(source, [tokens]) for source, tokens in found]
         done += batch.num_rows
         yield done, items
 
 
-def kind_of(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, place: str) -> str:
+def resolve_kind(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, place: str) -> str:
     """Return what a stage makes of examples: their kind, or `prompt` where it answers them anew.
 
     Args:
@@ -84,7 +86,7 @@ def kind_of(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, place: str
         DataError: The stage trains on another kind.
         RecipeError: Chats would be wrapped.
     """
-    known, kind = KINDS[config.stage], KINDS[config.stage][0]
+    known, kind = KINDS_BY_STAGE[config.stage], KINDS_BY_STAGE[config.stage][0]
     for kind in kinds:
         if kind not in known:
             raise DataError(

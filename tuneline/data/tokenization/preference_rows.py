@@ -14,38 +14,40 @@ from tuneline.config.sections.data import TokenizeConfig
 from tuneline.data import corpus, schema
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenization import truncation
-from tuneline.data.tokenization.loss_mask import Answer, Tokens
+from tuneline.data.tokenization.loss_mask import AnswerSpan, TokenizedSequence
 from tuneline.data.tokenization.sequencer import Example, Sequencer
 from tuneline.errors import DataError
 
 _IDS = List(Value("int32"))
-PAIR = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "example_id": Value("string")})
-LABELLED = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")})
-COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
-PROMPT = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "example_id": Value("string")})
-ANSWERS = {"preference": ("chosen", "rejected"), "kto": ("completion",), "prompt": ("completion",)}
-FEATURES = {"preference": PAIR, "kto": LABELLED, "prompt": PROMPT}
+PAIR_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "example_id": Value("string")})
+LABELLED_FEATURES = Features(
+    {"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")}
+)
+INPUT_COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
+PROMPT_FEATURES = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "example_id": Value("string")})
+ANSWERS_BY_KIND = {"preference": ("chosen", "rejected"), "kto": ("completion",), "prompt": ("completion",)}
+FEATURES_BY_KIND = {"preference": PAIR_FEATURES, "kto": LABELLED_FEATURES, "prompt": PROMPT_FEATURES}
 _ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 
 Row = dict[str, Any]
 
 
-def rows_of(examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Iterator[Row]:
+def build_rows(examples: list[Example], sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Iterator[Row]:
     """Yield the row of each example: `prompt_ids`, the ids of its answers, `label`, `example_id` and `source`.
 
     Raises:
         DataError: An example is longer than `max_length` and `overlong` says refuse, or its answers have different
             prompts.
     """
-    names = ANSWERS[kind]
+    names = ANSWERS_BY_KIND[kind]
     said = [_conversation(example, name) for example in examples for name in names]
-    read = sequencer.read_checked(said)
+    read = sequencer.encode_verified(said)
     for number, example in enumerate(examples):
         sequencer.counts["examples"] += 1
         found = read[number * len(names) : (number + 1) * len(names)]
         first = len(_prompt_of(example))
         own = [_own(ids, answers, first) for ids, answers in found]
-        sequencer.count_blocks([place for _, place in own])
+        sequencer.count_empty_thinking([place for _, place in own])
         prompt, answers = _split(own, kind, example["source"])
         fitted = _fitted(prompt, answers, said[number * len(names)], sequencer, config)
         if fitted:
@@ -54,23 +56,26 @@ def rows_of(examples: list[Example], sequencer: Sequencer, config: TokenizeConfi
             yield {"prompt_ids": fitted[0], **columns, **about}
 
 
-def sequences_of(row: Row) -> list[Tokens]:
+def to_sequences(row: Row) -> list[TokenizedSequence]:
     """Return what the model sees of a row: each answer behind the prompt, with the answer's tokens carrying loss."""
     prompt = row["prompt_ids"]
     answers = [row[name] for name in _ANSWER_COLUMNS if row.get(name) is not None]
-    return [Tokens(row["example_id"], [*prompt, *ids], [], [(len(prompt), len(prompt) + len(ids))]) for ids in answers]
+    return [
+        TokenizedSequence(row["example_id"], [*prompt, *ids], [], [(len(prompt), len(prompt) + len(ids))])
+        for ids in answers
+    ]
 
 
-def of_example(example: Example, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Row:
+def build_row(example: Example, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> Row:
     """Return the row of one example.
 
     Raises:
         DataError: It is longer than `max_length`, or its answers have different prompts.
     """
-    return next(rows_of([example], sequencer, config, kind))
+    return next(build_rows([example], sequencer, config, kind))
 
 
-def laid_out(row: Row) -> Row:
+def flatten_row(row: Row) -> Row:
     """Return a row of any stage as tokens end to end: `input_ids`, `labels` and `lengths` of its segments.
 
     Each answer of a pair is a segment of its own, behind the prompt; the answers carry loss. Rows that are so already
@@ -79,10 +84,10 @@ def laid_out(row: Row) -> Row:
     if "input_ids" in row:
         return row
     answers = [row[name] for name in _ANSWER_COLUMNS if row.get(name) is not None]
-    return answered([(row["prompt_ids"], answer) for answer in answers])
+    return concatenate_segments([(row["prompt_ids"], answer) for answer in answers])
 
 
-def answered(spans: list[tuple[list[int], list[int]]]) -> Row:
+def concatenate_segments(spans: list[tuple[list[int], list[int]]]) -> Row:
     """Lay prompts and answers end to end, each pair of them a segment."""
     ids, labels, lengths = list[int](), list[int](), list[int]()
     for prompt, answer in spans:
@@ -93,25 +98,25 @@ def answered(spans: list[tuple[list[int], list[int]]]) -> Row:
     return {"input_ids": ids, "labels": labels, "lengths": lengths}
 
 
-def names_of(row: Row) -> list[str]:
+def answer_names(row: Row) -> list[str]:
     """Say what each answer of a row is: chosen or rejected, desirable or not, or a reference."""
     if "completion_ids" not in row:
         return ["chosen", "rejected"]
     return ["reference" if row["label"] is None else "desirable" if row["label"] else "undesirable"]
 
 
-class Rows:
+class PreferenceRowWriter:
     """Rows on their way into a file."""
 
     def __init__(self, kind: str) -> None:
         self._open = ExitStack()
-        self._writer = self._open.enter_context(corpus.Writer(FEATURES[kind]))
+        self._writer = self._open.enter_context(corpus.RowWriter(FEATURES_BY_KIND[kind]))
         self._waiting: list[Row] = []
 
     def add(self, row: Row) -> None:
         """Append a row."""
         self._waiting.append(row)
-        if len(self._waiting) == corpus.BATCH:
+        if len(self._waiting) == corpus.BATCH_ROWS:
             self._write()
 
     def rows(self, max_length: int, packing: object) -> Dataset:
@@ -137,13 +142,13 @@ def _conversation(example: Example, name: str) -> Example:
     return {**example, "messages": [*_prompt_of(example), *answer], "chosen": [], "rejected": []}
 
 
-def _own(ids: list[int], answers: list[Answer], first: int) -> tuple[list[int], Answer]:
+def _own(ids: list[int], answers: list[AnswerSpan], first: int) -> tuple[list[int], AnswerSpan]:
     """Return ids, and the place in them from the first to the last of an example's own answers."""
     own = [answer for answer in answers if answer.message >= first]
     return ids, own[0]._replace(end=own[-1].end)
 
 
-def _split(found: list[tuple[list[int], Answer]], kind: str, source: str) -> tuple[list[int], list[list[int]]]:
+def _split(found: list[tuple[list[int], AnswerSpan]], kind: str, source: str) -> tuple[list[int], list[list[int]]]:
     """Return the prompt, and what is trained of each answer.
 
     An empty thinking block that the template wrote into every answer goes to the prompt, so that it carries no loss. Of
@@ -165,10 +170,10 @@ def _fitted(
 ) -> tuple[list[int], list[list[int]]] | None:
     if len(prompt) + max(map(len, answers)) <= config.max_length:
         return prompt, answers
-    sequencer.refuse_overlong(longest, len(prompt) + max(map(len, answers)))
+    sequencer.count_overlong(longest, len(prompt) + max(map(len, answers)))
     fitted = None
     if config.overlong != "drop":
-        content = sequencer.content_of_last_question(longest)
-        fitted = truncation.cut_pair(prompt, answers, content, config.overlong, config.max_length)
+        content = sequencer.last_question_span(longest)
+        fitted = truncation.truncate_pair(prompt, answers, content, config.overlong, config.max_length)
     sequencer.counts["cut" if fitted else "dropped"] += 1
     return fitted

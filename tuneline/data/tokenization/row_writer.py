@@ -14,12 +14,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
-from tuneline.data.corpus import Writer, scratch_file
+from tuneline.data.corpus import RowWriter, create_scratch_file
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenization import packing as packing_module
-from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
 
-ROW = Features(
+ROW_FEATURES = Features(
     {
         "input_ids": List(Value("int32")),
         "labels": List(Value("int32")),
@@ -30,29 +30,29 @@ ROW = Features(
 )
 
 Packing = bool | Literal["wrapped"]
-ROWS_AT_ONCE = 256
-ID_BYTES = 32
-WIDTH = array("i").itemsize
+ROWS_PER_WRITE = 256
+EXAMPLE_ID_BYTES = 32
+INT32_BYTES = array("i").itemsize
 
 
-class Waiting:
+class TokenizedSpool:
     """Tokenized examples in a scratch file: their ids, labels and example ids, found by number."""
 
     def __init__(self) -> None:
-        self._path: Path = scratch_file()
+        self._path: Path = create_scratch_file()
         self._file = self._path.open("wb")
         self._offsets = array("q", [0])
         self.lengths = array("i")
         self.num_trained = 0
         self._padding = b""
 
-    def add(self, tokens: Tokens) -> None:
+    def add(self, tokens: TokenizedSequence) -> None:
         """Append an example; its first token carries no loss, as nothing of its own stands before it."""
         ids = array("i", tokens.input_ids).tobytes()
         parts, done = [ids], 0
         for start, end in tokens.trained:
             start = max(start, 1)
-            parts += [self._ignored(start - done), ids[start * WIDTH : end * WIDTH]]
+            parts += [self._ignored(start - done), ids[start * INT32_BYTES : end * INT32_BYTES]]
             self.num_trained += end - start
             done = end
         parts += [self._ignored(len(tokens.input_ids) - done), bytes.fromhex(tokens.example_id)]
@@ -61,9 +61,9 @@ class Waiting:
 
     def _ignored(self, count: int) -> bytes:
         """Return so many labels without loss."""
-        if len(self._padding) < count * WIDTH:
+        if len(self._padding) < count * INT32_BYTES:
             self._padding = array("i", [IGNORE_INDEX]).tobytes() * 2 * count
-        return self._padding[: count * WIDTH]
+        return self._padding[: count * INT32_BYTES]
 
     def rows(self, max_length: int, packing: Packing) -> Dataset:
         """Lay the examples out as rows.
@@ -76,7 +76,7 @@ class Waiting:
         sizes = np.frombuffer(self.lengths, np.int32) if self.lengths else np.empty(0, np.int32)
         handle = os.open(self._path, os.O_RDONLY)
         try:
-            with Writer(ROW) as writer:
+            with RowWriter(ROW_FEATURES) as writer:
                 made = (
                     self._stream(handle, max_length)
                     if packing == "wrapped"
@@ -93,14 +93,14 @@ class Waiting:
         n = self.lengths[i]
         data = os.pread(handle, self._offsets[i + 1] - self._offsets[i], self._offsets[i])
         both = np.frombuffer(data, np.int32, count=2 * n)
-        return both[:n], both[n:], data[-ID_BYTES:].hex()
+        return both[:n], both[n:], data[-EXAMPLE_ID_BYTES:].hex()
 
     def _packed(
         self, handle: int, sizes: NDArray[np.int32], max_length: int, *, packing: bool
     ) -> Iterator[dict[str, pa.Array]]:
         bins: Any = packing_module.best_fit_decreasing(sizes, max_length) if packing else np.arange(len(sizes))[:, None]
-        for first in range(0, len(bins), ROWS_AT_ONCE):
-            members = bins[first : first + ROWS_AT_ONCE]
+        for first in range(0, len(bins), ROWS_PER_WRITE):
+            members = bins[first : first + ROWS_PER_WRITE]
             found = [self._read(handle, i) for row in members for i in row.tolist()]
             yield _columns([len(row) for row in members], found)
 
@@ -144,12 +144,12 @@ def _lists(bounds: NDArray[np.int32], values: NDArray[np.int32]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pa.array(values))
 
 
-def fill(rows: Dataset, num_tokens: int, max_length: int) -> float:
+def fill_rate(rows: Dataset, num_tokens: int, max_length: int) -> float:
     """Return the share of a row's places that hold a token."""
     return round(num_tokens / max(rows.num_rows * max_length, 1), 4)
 
 
-def histogram(lengths: Iterable[int], max_length: int, bins: int = 20) -> dict[str, list[int]]:
+def length_histogram(lengths: Iterable[int], max_length: int, bins: int = 20) -> dict[str, list[int]]:
     """Count examples by length: `edges` [bins + 1] in tokens, and `counts` [bins]."""
     counts, edges = np.histogram(np.fromiter(lengths, np.int32), bins=bins, range=(0, max_length))
     return {"edges": [round(edge) for edge in edges], "counts": counts.tolist()}

@@ -14,27 +14,34 @@ from tuneline.config.sections.data import TokenizeConfig
 from tuneline.data.chat_template import render, thinking
 from tuneline.data.schema import Message
 from tuneline.data.tokenization import template_suggestions, truncation
-from tuneline.data.tokenization.loss_mask import THOUGHT_END, Answer, Reader, Tokens, stop_ids_of, trained_spans
-from tuneline.data.tokenization.template_compiler import CompiledTemplate, Pattern
+from tuneline.data.tokenization.loss_mask import (
+    THINK_CLOSE_TAG,
+    AnswerSpan,
+    ConversationEncoder,
+    TokenizedSequence,
+    find_loss_spans,
+    stop_token_ids,
+)
+from tuneline.data.tokenization.template_compiler import CompiledTemplate, RolePattern
 from tuneline.data.tokenizer import fast_encoder
-from tuneline.errors import DataError, ProofError
+from tuneline.errors import DataError, VerificationError
 
-COLUMNS = ("id", "source", "messages", "tools", "text", "label", "chosen")
-CHECKED_FIRST = 32
-CHECKED_THEN = 512
+INPUT_COLUMNS = ("id", "source", "messages", "tools", "text", "label", "chosen")
+NUM_VERIFIED_FIRST = 32
+VERIFY_EVERY = 512
 """After the first, one example of so many is compared with the template."""
 
-COUNTED = (
+COUNTERS = (
     *("examples", "rendered_by_template", "overlong", "cut", "dropped", "made_by_split", "joined_at_answer"),
     *("empty_thoughts", "empty_thought_tokens"),
 )
 """What is counted of examples; of empty thinking blocks that the template wrote, how many, and their tokens."""
 
 Example = dict[str, Any]
-Conversation = truncation.Cut
+Conversation = truncation.EncodedConversation
 
 
-class CompiledDiffersError(ProofError):
+class CompiledTemplateMismatchError(VerificationError):
     """A compiled template gave other ids than the template itself."""
 
 
@@ -55,8 +62,10 @@ class Sequencer:
     ) -> None:
         self._config, self._advises, self._places = config, advises, {} if places is None else places
         self._tokenizer = tokenizer
-        self._encoder = fast_encoder.encoder(tokenizer)
-        self._reader = Reader(tokenizer, self._encoder, stop_ids_of(tokenizer), thinking.empty_block(tokenizer))
+        self._encoder = fast_encoder.build_encoder(tokenizer)
+        self._reader = ConversationEncoder(
+            tokenizer, self._encoder, stop_token_ids(tokenizer), thinking.find_empty_block(tokenizer)
+        )
         self._turns = _turns(config.train_on, config.rewritten_history)
         self._compiled: CompiledTemplate | None = None
         if self._encoder.joins and tokenizer.chat_template:
@@ -66,9 +75,9 @@ class Sequencer:
     def start(self) -> None:
         """Begin to count anew."""
         self._num_read = 0
-        self.counts: dict[str, int] = Counter(dict.fromkeys(COUNTED, 0))
+        self.counts: dict[str, int] = Counter(dict.fromkeys(COUNTERS, 0))
 
-    def distrust(self) -> None:
+    def disable_compiled_template(self) -> None:
         """Render by the template alone from now on."""
         self._compiled = None
 
@@ -78,7 +87,7 @@ class Sequencer:
         way = "compiled template" if self._compiled else "template, example by example"
         return f"{way}, {self._encoder.engine}"
 
-    def sequences(self, examples: list[Example]) -> Iterator[tuple[str, Tokens]]:
+    def sequences(self, examples: list[Example]) -> Iterator[tuple[str, TokenizedSequence]]:
         """Yield (source, sequence) in order.
 
         Raises:
@@ -86,12 +95,12 @@ class Sequencer:
             ProofError: The template rewrites earlier turns, no stop token ends an answer, or nothing carries loss.
         """
         parts = [part for example in examples for part in self._parts(example)]
-        for example, made in zip(parts, self.read_checked(parts), strict=True):
+        for example, made in zip(parts, self.encode_verified(parts), strict=True):
             self.counts["examples"] += 1
             for messages, ids, answers in self._fitting(example, made):
                 yield example["source"], self._masked(example, messages, ids, answers)
 
-    def read_checked(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
+    def encode_verified(self, examples: list[Example]) -> list[tuple[list[int], list[AnswerSpan]]]:
         """Return ids and answers of examples, some of them compared with the template.
 
         Raises:
@@ -100,12 +109,12 @@ class Sequencer:
         """
         read = self._read_all(examples)
         for number, (example, made) in enumerate(zip(examples, read, strict=True), start=self._num_read):
-            if number < CHECKED_FIRST or number % CHECKED_THEN == 0:
+            if number < NUM_VERIFIED_FIRST or number % VERIFY_EVERY == 0:
                 self._check(example, made)
         self._num_read += len(examples)
         return read
 
-    def content_of_last_question(self, example: Example) -> tuple[int, int] | None:
+    def last_question_span(self, example: Example) -> tuple[int, int] | None:
         """Return the bounds, in tokens, of what was said last before the last answer."""
         return self._reader.read(example["messages"], example["tools"], self._turns)[1][-1].content
 
@@ -115,7 +124,7 @@ class Sequencer:
             return [example]
         return [{**example, "messages": said} for said in _each_turn(example["messages"])]
 
-    def _read_all(self, examples: list[Example]) -> list[tuple[list[int], list[Answer]]]:
+    def _read_all(self, examples: list[Example]) -> list[tuple[list[int], list[AnswerSpan]]]:
         """Read examples in order: those that have a pattern all at once, the others one by one."""
         patterns = [self._pattern(example) for example in examples]
         texts = [
@@ -130,7 +139,7 @@ class Sequencer:
             for example, pattern in zip(examples, patterns, strict=True)
         ]
 
-    def _read_or_advise(self, example: Example) -> tuple[list[int], list[Answer]]:
+    def _read_or_advise(self, example: Example) -> tuple[list[int], list[AnswerSpan]]:
         """Read an example by the template itself; where that does not fit, say which row it is and what does.
 
         Raises:
@@ -138,14 +147,14 @@ class Sequencer:
         """
         try:
             return self._read(example)
-        except render.TemplateMisfitError as error:
+        except render.IncompatibleTemplateError as error:
             if not self._advises:
                 raise
             fault = error
         refused = template_suggestions.Attempt(
             "", self._tokenizer, self._reader.stop_ids, self._config.rewritten_history, example["messages"]
         )
-        ways = template_suggestions.advice(refused, lambda attempt: self._attempt(attempt, example["tools"]))
+        ways = template_suggestions.suggest_settings(refused, lambda attempt: self._attempt(attempt, example["tools"]))
         raise type(fault)(f"{fault} It is {self._name(example)}. {ways}") from None
 
     def _name(self, example: Example) -> str:
@@ -155,21 +164,21 @@ class Sequencer:
 
     def _attempt(self, attempt: template_suggestions.Attempt, tools: str) -> None:
         """Read a conversation under other settings, by the template itself."""
-        block = thinking.empty_block(attempt.tokenizer)
-        reader = Reader(attempt.tokenizer, self._encoder, attempt.stop_ids, block)
+        block = thinking.find_empty_block(attempt.tokenizer)
+        reader = ConversationEncoder(attempt.tokenizer, self._encoder, attempt.stop_ids, block)
         turns = _turns(self._config.train_on, attempt.history)
         for messages in _each_turn(attempt.messages) if attempt.history == "each_turn" else [attempt.messages]:
             reader.read(messages, tools, turns)
 
-    def _pattern(self, example: Example) -> Pattern | None:
+    def _pattern(self, example: Example) -> RolePattern | None:
         if self._compiled is None or example["text"]:
             return None
         messages = example["messages"]
-        if self._config.thinking == "mask" and any(THOUGHT_END in message["content"] for message in messages):
+        if self._config.thinking == "mask" and any(THINK_CLOSE_TAG in message["content"] for message in messages):
             return None
         return self._compiled.pattern(messages, example["tools"])
 
-    def _read(self, example: Example) -> tuple[list[int], list[Answer]]:
+    def _read(self, example: Example) -> tuple[list[int], list[AnswerSpan]]:
         if example["text"]:
             return self._text(example["text"]), []
         self.counts["rendered_by_template"] += 1
@@ -181,7 +190,7 @@ class Sequencer:
         end = self._tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
-    def _check(self, example: Example, made: tuple[list[int], list[Answer]]) -> None:
+    def _check(self, example: Example, made: tuple[list[int], list[AnswerSpan]]) -> None:
         """Compare with the template itself.
 
         Raises:
@@ -192,48 +201,50 @@ class Sequencer:
         ids, answers = made
         messages, tools = example["messages"], example["tools"]
         exact, exact_answers = self._reader.read(messages, tools, self._turns)
-        whole = self._tokenizer(render.apply(messages, tools, self._tokenizer), add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer(render.apply_chat_template(messages, tools, self._tokenizer), add_special_tokens=False)[
+            "input_ids"
+        ]
         self.counts["joined_at_answer"] += whole != exact
         spans, exact_spans = (
             [(a.message, a.start, a.end, a.said) for a in found] for found in (answers, exact_answers)
         )
         if ids != exact or spans != exact_spans:
-            raise CompiledDiffersError(
+            raise CompiledTemplateMismatchError(
                 f"The compiled chat template gives other ids than the template itself for {self._name(example)}."
             )
         if not self._encoder.joins:  # else the prompt is encoded by itself, as it is when the model answers
             self._check_prompts(example, exact, exact_answers)
 
-    def _check_prompts(self, example: Example, ids: list[int], answers: list[Answer]) -> None:
+    def _check_prompts(self, example: Example, ids: list[int], answers: list[AnswerSpan]) -> None:
         for answer in answers:
             before = example["messages"][: answer.message]
-            head = render.apply(before, example["tools"], self._tokenizer, add_generation_prompt=True)
+            head = render.apply_chat_template(before, example["tools"], self._tokenizer, add_generation_prompt=True)
             if ids[: answer.start] != self._tokenizer(head, add_special_tokens=False)["input_ids"]:
-                raise ProofError(
+                raise VerificationError(
                     f"The ids of the prompt are not the beginning of the example's for {self._name(example)}, so "
                     "the model would answer from other tokens than it was trained on. Set template to one whose "
                     "generation header ends where a token ends."
                 )
 
-    def _fitting(self, example: Example, made: tuple[list[int], list[Answer]]) -> list[Conversation]:
+    def _fitting(self, example: Example, made: tuple[list[int], list[AnswerSpan]]) -> list[Conversation]:
         ids, answers = made
         limit, policy = self._config.max_length, self._config.overlong
         messages = example["messages"]
         if len(ids) <= limit or (example["text"] and self._config.packing == "wrapped"):
             return [(messages, ids, answers)]
-        self.refuse_overlong(example, len(ids))
+        self.count_overlong(example, len(ids))
         if policy == "drop":
             kept = list[Conversation]()
         elif example["text"]:
             kept = [([], part, []) for part in _cut_text(ids, limit, policy)]
         else:
             read = self._reader.read
-            kept = truncation.cut(messages, lambda said: read(said, example["tools"], self._turns), policy, limit)
+            kept = truncation.truncate(messages, lambda said: read(said, example["tools"], self._turns), policy, limit)
         self.counts["cut" if kept else "dropped"] += 1
         self.counts["made_by_split"] += max(len(kept) - 1, 0)
         return kept
 
-    def refuse_overlong(self, example: Example, length: int) -> None:
+    def count_overlong(self, example: Example, length: int) -> None:
         """Count an example that is too long.
 
         Raises:
@@ -247,7 +258,7 @@ class Sequencer:
                 "tokenize.overlong: drop, right, left, proportional or split."
             )
 
-    def check_cuts(self) -> None:
+    def check_truncated_fraction(self) -> None:
         """Compare what was cut or dropped for its length with the recipe's bound.
 
         Raises:
@@ -261,24 +272,28 @@ class Sequencer:
                 f"would be cut or dropped; tokenize.max_cut_fraction allows {allowed:.0%}. Raise one of the two."
             )
 
-    def _masked(self, example: Example, messages: list[Message], ids: list[int], answers: list[Answer]) -> Tokens:
+    def _masked(
+        self, example: Example, messages: list[Message], ids: list[int], answers: list[AnswerSpan]
+    ) -> TokenizedSequence:
         if example["text"]:
-            return Tokens(example["id"], ids, [], [(0, len(ids))])
+            return TokenizedSequence(example["id"], ids, [], [(0, len(ids))])
         thinking = self._config.thinking == "train"
-        spans = trained_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
+        spans = find_loss_spans(answers, messages, len(ids), self._config.train_on, thinking=thinking)
         if not spans or (len(spans) == 1 and spans[0][1] <= 1):
-            raise ProofError(f"{self._name(example)} carries no loss: none of its turns is trained. Leave it out.")
-        self.count_blocks(answers)
-        return Tokens(example["id"], ids, answers, spans)
+            raise VerificationError(
+                f"{self._name(example)} carries no loss: none of its turns is trained. Leave it out."
+            )
+        self.count_empty_thinking(answers)
+        return TokenizedSequence(example["id"], ids, answers, spans)
 
-    def count_blocks(self, answers: list[Answer]) -> None:
+    def count_empty_thinking(self, answers: list[AnswerSpan]) -> None:
         """Count the empty thinking blocks that the template wrote into answers."""
         lengths = [answer.said - answer.start for answer in answers if answer.said > answer.start]
         self.counts["empty_thoughts"] += len(lengths)
         self.counts["empty_thought_tokens"] += sum(lengths)
 
 
-def _turns(train_on: str, rewritten_history: str) -> render.Turns:
+def _turns(train_on: str, rewritten_history: str) -> render.AnswerSelection:
     return "last" if train_on == "last_assistant" or rewritten_history != "refuse" else "all"
 
 

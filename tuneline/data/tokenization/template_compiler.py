@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from tuneline.data.chat_template import jinja_ast, render, thinking
 from tuneline.data.schema import Message, message
-from tuneline.data.tokenization.loss_mask import Answer, Reader
+from tuneline.data.tokenization.loss_mask import AnswerSpan, ConversationEncoder
 
-LONGEST = 48
+MAX_MESSAGES = 48
 """Messages; longer conversations are rare, and each length is a pattern of its own."""
 
-MARK = re.compile("\ue000(\\d+)\ue001")
+PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 PROBES = ("plain {i}", '\n \n it\'s <b>{i}</b> & "so" {{{{ x }}}} — é你 \n \n')
 
 Strip = tuple[str, str | None]
@@ -66,21 +66,21 @@ class Slot:
         return "".join(parts)
 
 
-Place = tuple[int, int]
+TokenPosition = tuple[int, int]
 """A piece, and a number of tokens behind its beginning."""
 
 
-class Span(NamedTuple):
+class AnswerPosition(NamedTuple):
     """An answer in a pattern: its message, where it begins, where it ends behind its stop token, where a block ends."""
 
     message: int
-    start: Place
-    end: Place
-    block_end: Place | None = None
+    start: TokenPosition
+    end: TokenPosition
+    empty_block_end: TokenPosition | None = None
 
 
 @dataclass
-class Pattern:
+class RolePattern:
     """What a template makes of a sequence of roles.
 
     `pieces` are ids or slots in order. An empty thinking block of the template ends in front of white space, of which
@@ -88,8 +88,8 @@ class Pattern:
     """
 
     pieces: list[list[int] | Slot] = field(default_factory=list)
-    answers: list[Span] = field(default_factory=list)
-    behind_block: Callable[[list[int], int], int] = field(default=lambda _, start: start)
+    answers: list[AnswerPosition] = field(default_factory=list)
+    skip_block_margin: Callable[[list[int], int], int] = field(default=lambda _, start: start)
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -100,7 +100,7 @@ class Pattern:
     def _fixed(self) -> list[list[int] | None]:
         return [None if isinstance(piece, Slot) else piece for piece in self.pieces]
 
-    def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[Answer]]:
+    def assemble(self, encoded: Iterator[list[int]]) -> tuple[list[int], list[AnswerSpan]]:
         """Join ids: returns `input_ids` and the answers in them."""
         ids: list[int] = []
         begins = []
@@ -109,14 +109,14 @@ class Pattern:
             ids += next(encoded) if piece is None else piece
         return ids, [self._answer(span, begins, ids) for span in self.answers]
 
-    def _answer(self, span: Span, begins: list[int], ids: list[int]) -> Answer:
+    def _answer(self, span: AnswerPosition, begins: list[int], ids: list[int]) -> AnswerSpan:
         start, end = (begins[piece] + tokens for piece, tokens in (span.start, span.end))
-        if span.block_end is None:
-            return Answer(span.message, start, end)
-        piece, tokens = span.block_end
-        return Answer(span.message, start, end, block_end=self.behind_block(ids, begins[piece] + tokens))
+        if span.empty_block_end is None:
+            return AnswerSpan(span.message, start, end)
+        piece, tokens = span.empty_block_end
+        return AnswerSpan(span.message, start, end, empty_block_end=self.skip_block_margin(ids, begins[piece] + tokens))
 
-    def add(self, piece: list[int] | Slot) -> Place:
+    def add(self, piece: list[int] | Slot) -> TokenPosition:
         """Append a piece, joined with the fixed ids before it; returns where it begins."""
         if isinstance(piece, list) and self.pieces and isinstance(self.pieces[-1], list):
             before = len(self.pieces[-1])
@@ -129,15 +129,15 @@ class Pattern:
 class CompiledTemplate:
     """The chat template of a tokenizer, compiled pattern by pattern as they are met."""
 
-    def __init__(self, reader: Reader, turns: render.Turns) -> None:
+    def __init__(self, reader: ConversationEncoder, turns: render.AnswerSelection) -> None:
         self._tokenizer, self._encoder, self._stop_ids = reader.tokenizer, reader.encoder, reader.stop_ids
         self._block, self._turns = reader.empty_block, turns
-        self._width = thinking.white_space(self._tokenizer)
-        self._patterns: dict[tuple[str, ...], Pattern | None] = {}
+        self._width = thinking.white_space_counter(self._tokenizer)
+        self._patterns: dict[tuple[str, ...], RolePattern | None] = {}
 
-    def pattern(self, messages: list[Message], tools: str) -> Pattern | None:
+    def pattern(self, messages: list[Message], tools: str) -> RolePattern | None:
         """Return the pattern of a conversation, or nothing where the template itself must render (or refuse) it."""
-        if tools or len(messages) > LONGEST:
+        if tools or len(messages) > MAX_MESSAGES:
             return None
         is_looked_for = self._is_looked_for
         for said in messages:
@@ -154,19 +154,23 @@ class CompiledTemplate:
     def _is_looked_for(self) -> Callable[[str], bool]:
         """Return a test for contents with a word that the template looks for, or with thoughts where it has some."""
         text = str(self._tokenizer.chat_template)
-        looked_for = jinja_ast.looked_for(text)
-        return (lambda said: render.CLOSING in said or looked_for(said)) if render.CLOSING in text else looked_for
+        looked_for = jinja_ast.keyword_matcher(text)
+        return (
+            (lambda said: render.THINK_CLOSE_TAG in said or looked_for(said))
+            if render.THINK_CLOSE_TAG in text
+            else looked_for
+        )
 
-    def _compile_or_not(self, roles: tuple[str, ...]) -> Pattern | None:
+    def _compile_or_not(self, roles: tuple[str, ...]) -> RolePattern | None:
         try:
             return self._compile(roles)
-        except render.TemplateMisfitError:  # what the contents say may decide, so the real conversation is asked
+        except render.IncompatibleTemplateError:  # what the contents say may decide, so the real conversation is asked
             return None
 
-    def _compile(self, roles: tuple[str, ...]) -> Pattern | None:
+    def _compile(self, roles: tuple[str, ...]) -> RolePattern | None:
         contents = [f"\ue000{i}\ue001" for i in range(len(roles))]
         rendered = render.render(_chat(roles, contents), "", self._tokenizer, self._turns)
-        if [int(i) for i in MARK.findall(rendered.text)] != list(range(len(roles))):
+        if [int(i) for i in PLACEHOLDER.findall(rendered.text)] != list(range(len(roles))):
             return None
         strips = [strip for i in range(len(roles)) if (strip := self._probe(roles, contents, i))]
         pattern = self._cut(rendered, strips) if len(strips) == len(roles) else None
@@ -177,17 +181,19 @@ class CompiledTemplate:
     def _probe(self, roles: tuple[str, ...], contents: list[str], i: int) -> Strip | None:
         """Find out how the template strips content `i`; nothing if it does something else with it."""
         padded = f"\n \n {contents[i]} \n \n"
-        plain = render.apply(_chat(roles, contents), "", self._tokenizer)
-        text = render.apply(_chat(roles, [*contents[:i], padded, *contents[i + 1 :]]), "", self._tokenizer)
+        plain = render.apply_chat_template(_chat(roles, contents), "", self._tokenizer)
+        text = render.apply_chat_template(
+            _chat(roles, [*contents[:i], padded, *contents[i + 1 :]]), "", self._tokenizer
+        )
         shown = {strip: plain.replace(contents[i], _stripped(padded, strip)) for strip in STRIPS}
         return next((strip for strip, expected in shown.items() if expected == text), None)
 
-    def _cut(self, rendered: render.Rendered, strips: list[Strip]) -> Pattern | None:
+    def _cut(self, rendered: render.RenderedConversation, strips: list[Strip]) -> RolePattern | None:
         """Cut a rendering with marks into pieces; nothing where an answer has no stop token.
 
         Nothing, too, where an empty thinking block ends inside of a piece.
         """
-        pattern = Pattern(behind_block=self._behind_block)
+        pattern = RolePattern(skip_block_margin=self._behind_block)
         answers = {turn.start: turn for turn in rendered.turns}
         position = 0
         for chunk in _chunks(rendered.text, sorted(answers)):
@@ -199,7 +205,9 @@ class CompiledTemplate:
             position += len(chunk)
         return pattern if len(pattern.answers) == len(rendered.turns) else None
 
-    def _add(self, pattern: Pattern, chunk: str, turn: render.Turn, block: int, strips: list[Strip]) -> Span | None:
+    def _add(
+        self, pattern: RolePattern, chunk: str, turn: render.RenderedAnswer, block: int, strips: list[Strip]
+    ) -> AnswerPosition | None:
         """Add an answer whose first `block` characters are an empty thinking block; it ends at the first stop token."""
         first, stop, block_end, is_said = None, None, None, False
         position = 0
@@ -216,23 +224,23 @@ class CompiledTemplate:
             if position == block and isinstance(made, list):
                 block_end = place[0], place[1] + len(made)
         if first and stop and (block_end or not block):
-            return Span(turn.message, first, stop, block_end)
+            return AnswerPosition(turn.message, first, stop, block_end)
         return None
 
-    def _length_of_block(self, turn: render.Turn, text: str) -> int:
+    def _length_of_block(self, turn: render.RenderedAnswer, text: str) -> int:
         return self._block.length(text[turn.start : turn.end], f"\ue000{turn.message}\ue001") if self._block else 0
 
     def _behind_block(self, ids: list[int], start: int) -> int:
-        return thinking.behind_margin(ids, start, self._block.margin, self._width) if self._block else start
+        return thinking.skip_white_space(ids, start, self._block.margin, self._width) if self._block else start
 
     def _piece(self, piece: str, strips: list[Strip]) -> list[int] | Slot:
-        parts = MARK.split(piece)
+        parts = PLACEHOLDER.split(piece)
         if len(parts) == 1:
             return self._encoder.own([piece])[0]
         numbers = [int(i) for i in parts[1::2]]
         return Slot(parts[::2], [(i, strips[i]) for i in numbers])
 
-    def _fills_as_rendered(self, pattern: Pattern, roles: tuple[str, ...], probe: str) -> bool:
+    def _fills_as_rendered(self, pattern: RolePattern, roles: tuple[str, ...], probe: str) -> bool:
         """Compare with the template on contents of another kind."""
         chat = _chat(roles, [probe.format(i=i) for i in range(len(roles))])
         rendered = render.render(chat, "", self._tokenizer, self._turns)

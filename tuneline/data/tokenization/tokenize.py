@@ -21,8 +21,8 @@ from tuneline.data import gc_pause, schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import html_preview, preference_rows, row_writer
 from tuneline.data.tokenization import items as items_module
-from tuneline.data.tokenization.loss_mask import Tokens
-from tuneline.data.tokenization.sequencer import CompiledDiffersError, Sequencer
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
+from tuneline.data.tokenization.sequencer import CompiledTemplateMismatchError, Sequencer
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError
 from tuneline.identity import Manifest, digest
@@ -30,7 +30,7 @@ from tuneline.identity import Manifest, digest
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
-SHOWN = 12
+NUM_PREVIEW_SEQUENCES = 12
 
 
 def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: TokenizeStepConfig) -> Corpus:
@@ -49,10 +49,10 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     sequencer = Sequencer(tokenizer, config)
-    splits, counts, shown = {}, dict[str, Any](), list[html_preview.Shown]()
+    splits, counts, shown = {}, dict[str, Any](), list[html_preview.PreviewSequence]()
     train = mixture.splits["train"]
     first = [schema.kind(example) for example in train.select(range(min(1, train.num_rows)))]
-    kind = items_module.kind_of(first, config, "the mixture")
+    kind = items_module.resolve_kind(first, config, "the mixture")
     for name in SPLITS:
         budgets = dict(config.max_tokens) if name == "train" else {}
         made = _tokenize_split(mixture.splits[name], sequencer, config, kind, budgets)
@@ -70,7 +70,7 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         "chat_template": digest(tokenizer.chat_template),
         **config.model_dump(),
     }
-    page = html_preview.page(shown, tokenizer, counts["train"]) if shown else ""
+    page = html_preview.render_split(shown, tokenizer, counts["train"]) if shown else ""
     return Corpus(splits, identity, counts, page)
 
 
@@ -93,16 +93,16 @@ class _Made:
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     num_trained: int = 0
     beyond_budget: Counter[str] = field(default_factory=Counter)
-    shown: list[html_preview.Shown] = field(default_factory=list)
+    shown: list[html_preview.PreviewSequence] = field(default_factory=list)
     rows: Dataset = field(init=False)
     counts: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, item: items_module.Item) -> None:
+    def add(self, item: items_module.TokenizedExample) -> None:
         """Count an item, and keep the first ones."""
         for tokens in item.sequences:
             self.lengths.append(len(tokens.input_ids))
-            self.num_trained += html_preview.num_trained(tokens)
-        self.shown += item.shown() if len(self.shown) < SHOWN else []
+            self.num_trained += html_preview.count_trained_tokens(tokens)
+        self.shown += item.shown() if len(self.shown) < NUM_PREVIEW_SEQUENCES else []
 
 
 def _tokenize_split(
@@ -111,11 +111,11 @@ def _tokenize_split(
     """Tokenize one split; from its beginning by the template alone, where the compiled one turns out to differ."""
     try:
         made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
-    except CompiledDiffersError as error:
+    except CompiledTemplateMismatchError as error:
         logger.warning("%s Rendering example by example from here on.", error)
-        sequencer.distrust()
+        sequencer.disable_compiled_template()
         made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
-    sequencer.check_cuts()
+    sequencer.check_truncated_fraction()
     made.counts = _counts(made, sequencer, config, kind)
     return made
 
@@ -124,9 +124,13 @@ def _tokenize_all(
     examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str, budgets: dict[str, int]
 ) -> _Made:
     made = _Made()
-    sink = preference_rows.Rows(kind) if kind in preference_rows.ANSWERS else row_writer.Waiting()
-    with gc_pause.no_cycles(), progress.bar("tokens", examples.num_rows) as advance:
-        for done, items in items_module.prepare(examples, sequencer, config, kind):
+    sink = (
+        preference_rows.PreferenceRowWriter(kind)
+        if kind in preference_rows.ANSWERS_BY_KIND
+        else row_writer.TokenizedSpool()
+    )
+    with gc_pause.gc_disabled(), progress.bar("tokens", examples.num_rows) as advance:
+        for done, items in items_module.tokenize_examples(examples, sequencer, config, kind):
             for item in items:
                 left = budgets.get(item.source)
                 if left is not None and left < item.num_tokens:
@@ -143,7 +147,11 @@ def _tokenize_all(
 
 def _counts(made: _Made, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> dict[str, Any]:
     total = sum(made.lengths)
-    packed = {} if kind in preference_rows.ANSWERS else {"fill": row_writer.fill(made.rows, total, config.max_length)}
+    packed = (
+        {}
+        if kind in preference_rows.ANSWERS_BY_KIND
+        else {"fill": row_writer.fill_rate(made.rows, total, config.max_length)}
+    )
     return {
         **sequencer.counts,
         "sequences": len(made.lengths),
@@ -153,14 +161,14 @@ def _counts(made: _Made, sequencer: Sequencer, config: TokenizeConfig, kind: str
         "coverage": round(made.num_trained / max(total, 1), 4),
         **packed,
         "longest": max(made.lengths, default=0),
-        "lengths": row_writer.histogram(made.lengths, config.max_length),
+        "lengths": row_writer.length_histogram(made.lengths, config.max_length),
         "rendering": sequencer.rendering,
         "beyond_max_tokens": dict(made.beyond_budget),
     }
 
 
-def tokenize(example: dict[str, Any], tokenizer: Any, config: TokenizeConfig | None = None) -> list[Tokens]:
+def tokenize(example: dict[str, Any], tokenizer: Any, config: TokenizeConfig | None = None) -> list[TokenizedSequence]:
     """Tokenize one example; several sequences where it is split, none where it is dropped."""
     sequencer = Sequencer(tokenizer, config or TokenizeConfig())
-    made: Iterator[tuple[str, Tokens]] = iter(sequencer.sequences([example]))
+    made: Iterator[tuple[str, TokenizedSequence]] = iter(sequencer.sequences([example]))
     return [tokens for _, tokens in made]

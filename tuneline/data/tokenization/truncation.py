@@ -9,16 +9,16 @@ from collections.abc import Callable
 from functools import cache
 
 from tuneline.data.schema import Message
-from tuneline.data.tokenization.loss_mask import Answer
+from tuneline.data.tokenization.loss_mask import AnswerSpan
 
-SHORTEST_ANSWER = 2
+MIN_ANSWER_TOKENS = 2
 """Tokens: one that is said, and the stop token."""
 
-Read = Callable[[list[Message]], tuple[list[int], list[Answer]]]
-Cut = tuple[list[Message], list[int], list[Answer]]
+EncodeMessages = Callable[[list[Message]], tuple[list[int], list[AnswerSpan]]]
+EncodedConversation = tuple[list[Message], list[int], list[AnswerSpan]]
 
 
-def cut(messages: list[Message], read: Read, policy: str, max_length: int) -> list[Cut]:
+def truncate(messages: list[Message], read: EncodeMessages, policy: str, max_length: int) -> list[EncodedConversation]:
     """Shorten a conversation.
 
     Args:
@@ -37,7 +37,7 @@ def cut(messages: list[Message], read: Read, policy: str, max_length: int) -> li
     return [found] if found else []
 
 
-def lengths_of(source: int, target: int, budget: int) -> tuple[int, int]:
+def split_budget(source: int, target: int, budget: int) -> tuple[int, int]:
     """Divide a budget between a prompt and its answer in proportion; a short one of the two keeps all it has.
 
     The rule is LlamaFactory's `infer_seqlen` (`cutoff_len`); tokens.
@@ -52,7 +52,7 @@ def lengths_of(source: int, target: int, budget: int) -> tuple[int, int]:
     return min(max(budget - kept, 0), source), kept
 
 
-def cut_pair(
+def truncate_pair(
     prompt: list[int], answers: list[list[int]], content: tuple[int, int] | None, policy: str, max_length: int
 ) -> tuple[list[int], list[list[int]]] | None:
     """Shorten a prompt and its answers, each of which follows the same prompt.
@@ -69,13 +69,13 @@ def cut_pair(
     if policy == "left":
         source, target = max_length - longest, longest
     elif policy != "right":
-        source, target = lengths_of(len(prompt), longest, max_length)
+        source, target = split_budget(len(prompt), longest, max_length)
     start, end = content or (len(prompt), len(prompt))
     removed = min(max(len(prompt) - max(source, 0), 0), end - start)
     gap = (start, start + removed) if policy == "left" else (end - removed, end)
     shorter = [*prompt[: gap[0]], *prompt[gap[1] :]]
-    room = min(max(target, SHORTEST_ANSWER), max_length - len(shorter))
-    if room < SHORTEST_ANSWER:
+    room = min(max(target, MIN_ANSWER_TOKENS), max_length - len(shorter))
+    if room < MIN_ANSWER_TOKENS:
         return None
     return shorter, [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in answers]
 
@@ -94,7 +94,9 @@ def _joined(system: list[Message], rounds: list[list[Message]]) -> list[Message]
     return [*system, *(message for part in rounds for message in part)]
 
 
-def _right(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+def _right(
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages, max_length: int
+) -> EncodedConversation | None:
     """Keep as many rounds as begin in time; the last answer may lose its end."""
     first = _first(system, rounds, read)
     count = _most(lambda count: _begins(first(count), max_length), len(rounds))
@@ -104,11 +106,13 @@ def _right(system: list[Message], rounds: list[list[Message]], read: Read, max_l
     return messages, *_shorten(ids, answers, 0, "right", max_length - answers[-1].said)
 
 
-def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+def _left(
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages, max_length: int
+) -> EncodedConversation | None:
     """Keep the last rounds; if one alone is too long, its question loses its beginning."""
 
     @cache
-    def last(count: int) -> Cut:
+    def last(count: int) -> EncodedConversation:
         messages = _joined(system, rounds[-count:])
         return messages, *read(messages)
 
@@ -118,7 +122,9 @@ def _left(system: list[Message], rounds: list[list[Message]], read: Read, max_le
     return _inside(*last(1), "left", max_length, lambda source, target: (max_length - target, target))
 
 
-def _proportional(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> Cut | None:
+def _proportional(
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages, max_length: int
+) -> EncodedConversation | None:
     """Keep rounds from the first; the one that does not fit is cut in proportion."""
     count, first = _whole(system, rounds, read, max_length)
     kept = _trimmed(first(count)) if count else None
@@ -128,13 +134,15 @@ def _proportional(system: list[Message], rounds: list[list[Message]], read: Read
     if not answers:
         return kept
     before = kept[2][-1].end if kept else 0
-    shared = lengths_of(answers[-1].said - before, answers[-1].end - answers[-1].said, max_length - before)
+    shared = split_budget(answers[-1].said - before, answers[-1].end - answers[-1].said, max_length - before)
     return _inside(messages, ids, answers, "right", max_length, lambda *_: (shared[0] + before, shared[1])) or kept
 
 
-def _split(system: list[Message], rounds: list[list[Message]], read: Read, max_length: int) -> list[Cut]:
+def _split(
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages, max_length: int
+) -> list[EncodedConversation]:
     """Make several conversations of one, each with the system message; a single round is cut in proportion."""
-    made: list[Cut] = []
+    made: list[EncodedConversation] = []
     while rounds:
         count, first = _whole(system, rounds, read, max_length)
         best = _trimmed(first(count)) if count else _proportional(system, rounds[:1], read, max_length)
@@ -155,11 +163,13 @@ def _most(holds: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def _first(system: list[Message], rounds: list[list[Message]], read: Read) -> Callable[[int], Cut]:
+def _first(
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages
+) -> Callable[[int], EncodedConversation]:
     """Return what reads the first so many rounds, each number of them once."""
 
     @cache
-    def first(count: int) -> Cut:
+    def first(count: int) -> EncodedConversation:
         messages = _joined(system, rounds[:count])
         return messages, *read(messages)
 
@@ -167,24 +177,24 @@ def _first(system: list[Message], rounds: list[list[Message]], read: Read) -> Ca
 
 
 def _whole(
-    system: list[Message], rounds: list[list[Message]], read: Read, max_length: int
-) -> tuple[int, Callable[[int], Cut]]:
+    system: list[Message], rounds: list[list[Message]], read: EncodeMessages, max_length: int
+) -> tuple[int, Callable[[int], EncodedConversation]]:
     """Return how many of the first rounds fit as they are, and what reads so many."""
     first = _first(system, rounds, read)
     return _most(lambda count: _ends(first(count), max_length), len(rounds)), first
 
 
-def _begins(part: Cut, max_length: int) -> bool:
+def _begins(part: EncodedConversation, max_length: int) -> bool:
     answers = part[2]
-    return bool(answers) and answers[-1].said + SHORTEST_ANSWER <= max_length
+    return bool(answers) and answers[-1].said + MIN_ANSWER_TOKENS <= max_length
 
 
-def _ends(part: Cut, max_length: int) -> bool:
+def _ends(part: EncodedConversation, max_length: int) -> bool:
     answers = part[2]
     return bool(answers) and answers[-1].end <= max_length
 
 
-def _trimmed(part: Cut) -> Cut:
+def _trimmed(part: EncodedConversation) -> EncodedConversation:
     """Return a conversation up to the end of its last answer."""
     messages, ids, answers = part
     return messages, ids[: answers[-1].end], answers
@@ -193,11 +203,11 @@ def _trimmed(part: Cut) -> Cut:
 def _inside(
     messages: list[Message],
     ids: list[int],
-    answers: list[Answer],
+    answers: list[AnswerSpan],
     side: str,
     max_length: int,
     sizes: Callable[[int, int], tuple[int, int]],
-) -> Cut | None:
+) -> EncodedConversation | None:
     """Cut the last round inside: `sizes` says how many tokens prompt and answer may keep."""
     if not answers:
         return None
@@ -206,15 +216,15 @@ def _inside(
     source, room = sizes(last.said, target)
     content = last.content[1] - last.content[0] if last.content else 0
     removed = min(max(last.said - max(source, 0), 0), content)
-    kept = min(max(room, SHORTEST_ANSWER), max_length - (last.said - removed), target)
-    if kept < min(SHORTEST_ANSWER, target):
+    kept = min(max(room, MIN_ANSWER_TOKENS), max_length - (last.said - removed), target)
+    if kept < min(MIN_ANSWER_TOKENS, target):
         return None
     return messages, *_shorten(ids, answers, removed, side, kept)
 
 
 def _shorten(
-    ids: list[int], answers: list[Answer], removed: int, side: str, kept: int
-) -> tuple[list[int], list[Answer]]:
+    ids: list[int], answers: list[AnswerSpan], removed: int, side: str, kept: int
+) -> tuple[list[int], list[AnswerSpan]]:
     """Take `removed` tokens from one side of the last question, and leave `kept` of its answer with its stop token."""
     last = answers[-1]
     start, end = last.content or (last.said, last.said)
@@ -225,6 +235,6 @@ def _shorten(
     shorter = [*ids[: gap[0]], *ids[gap[1] : last.said], *answer]
     begin, start = last.said - removed, last.start - removed
     thought = -1 if last.thought < 0 else min(last.thought - removed, begin + len(answer))
-    block_end = -1 if last.block_end < 0 else begin
-    moved = Answer(last.message, start, begin + len(answer), thought, block_end=block_end)
+    block_end = -1 if last.empty_block_end < 0 else begin
+    moved = AnswerSpan(last.message, start, begin + len(answer), thought, empty_block_end=block_end)
     return shorter, [*answers[:-1], moved]

@@ -14,7 +14,7 @@ from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.identity import Located, Manifest, digest, file_entries
 
 
-def derive(
+def derive_tokenizer(
     tokenizer_manifest: Manifest, key: list[Any], change: Callable[[PreTrainedTokenizerBase], Mapping[str, str]]
 ) -> Manifest:
     """Write a changed copy of a tokenizer, once; two processes write it once.

@@ -112,7 +112,7 @@ class Encoder:
         return [piece for piece in [*cut, text[start:]] if piece]
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, *, allow_tiktoken: bool = True) -> Encoder:
+def build_encoder(tokenizer: PreTrainedTokenizerBase, *, allow_tiktoken: bool = True) -> Encoder:
     """Choose the engine for a tokenizer."""
     return (_tiktoken(tokenizer) if allow_tiktoken else None) or Encoder(tokenizer, None, "tokenizers")
 

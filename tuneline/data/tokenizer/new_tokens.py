@@ -15,10 +15,10 @@ from tuneline.data.tokenizer import derived_tokenizer
 from tuneline.errors import RecipeError
 from tuneline.identity import Manifest
 
-RECORD = "new_tokens.json"
+RECORD_FILE = "new_tokens.json"
 
 
-def with_tokens(tokenizer: Manifest, new_tokens: Sequence[str], new_special_tokens: Sequence[str]) -> Manifest:
+def add_new_tokens(tokenizer: Manifest, new_tokens: Sequence[str], new_special_tokens: Sequence[str]) -> Manifest:
     """Add tokens to a tokenizer.
 
     Args:
@@ -38,21 +38,21 @@ def with_tokens(tokenizer: Manifest, new_tokens: Sequence[str], new_special_toke
     def change(grown: PreTrainedTokenizerBase) -> dict[str, str]:
         _check_new(grown, "load.new_tokens", new_tokens)
         _check_new(grown, "load.new_special_tokens", new_special_tokens)
-        return {RECORD: _add(grown, new_tokens, new_special_tokens)}
+        return {RECORD_FILE: _add(grown, new_tokens, new_special_tokens)}
 
-    return derived_tokenizer.derive(tokenizer, [list(new_tokens), list(new_special_tokens)], change)
+    return derived_tokenizer.derive_tokenizer(tokenizer, [list(new_tokens), list(new_special_tokens)], change)
 
 
-def new_ids(folder: Path) -> tuple[int, ...]:
+def new_token_ids(folder: Path) -> tuple[int, ...]:
     """Return the ids of a tokenizer's new tokens; none in the folder of a whole model."""
-    if (folder / "config.json").is_file() or not (folder / RECORD).is_file():
+    if (folder / "config.json").is_file() or not (folder / RECORD_FILE).is_file():
         return ()
-    return tuple(json.loads((folder / RECORD).read_text())["ids"])
+    return tuple(json.loads((folder / RECORD_FILE).read_text())["ids"])
 
 
-def record(folder: Path) -> dict[str, str]:
+def record_files(folder: Path) -> dict[str, str]:
     """Return the record of new tokens, by its file's name, for the copy of a tokenizer; empty where none is new."""
-    return {RECORD: (folder / RECORD).read_text()} if new_ids(folder) else {}
+    return {RECORD_FILE: (folder / RECORD_FILE).read_text()} if new_token_ids(folder) else {}
 
 
 def _check_new(tokenizer: PreTrainedTokenizerBase, key: str, tokens: Sequence[str]) -> None:

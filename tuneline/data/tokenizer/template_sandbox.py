@@ -25,11 +25,11 @@ from tuneline import limits
 from tuneline.errors import SourceError
 from tuneline.limits import Limit
 
-COUNT, TICK, BIND = "tuneline_count", "tuneline_tick", "tuneline_bind"
-LONGEST_INTEGER = 1 << 14
+COUNT_FILTER, STEP_FILTER, VALUE_FILTER = "tuneline_count", "tuneline_tick", "tuneline_bind"
+MAX_INTEGER_BITS = 1 << 14
 """Bits of a whole number; a template counts turns."""
 
-WIDEST = 10_000
+MAX_FORMAT_WIDTH = 10_000
 """Largest number that a formatted text or a filter takes as a width or a count."""
 
 _NUMBERS = re.compile(r"\d{5,}|\*")
@@ -44,7 +44,7 @@ class TemplateLimitError(SourceError):
         """Say which limit."""
         return cls(
             f"the chat template takes more than {limit.value():,} {unit} for one conversation. Set template to "
-            f"another one, or correct this one. {limit.raise_it()}"
+            f"another one, or correct this one. {limit.advice()}"
         )
 
 
@@ -78,7 +78,7 @@ class _Budget:
             self.take(len(value))  # type: ignore[arg-type]
         elif kind in (list, tuple, dict):
             self.take(self._weight(value))
-        elif kind is int and value.bit_length() > LONGEST_INTEGER:  # type: ignore[attr-defined]
+        elif kind is int and value.bit_length() > MAX_INTEGER_BITS:  # type: ignore[attr-defined]
             raise TemplateLimitError.of(limits.TEMPLATE_CHARACTERS, "digits")
 
     def _weight(self, value: Any) -> int:
@@ -93,7 +93,7 @@ class _Budget:
         return known[0]
 
 
-class Environment(ImmutableSandboxedEnvironment):
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which counts."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
@@ -101,7 +101,7 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._local = local()
-        self.template_class = Template
+        self.template_class = LimitedTemplate
 
     @property
     def budget(self) -> _Budget:
@@ -127,7 +127,7 @@ class Environment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str):
             _check_format(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self.budget.take(left.bit_length() * abs(right) * (self.budget.longest // LONGEST_INTEGER))
+            self.budget.take(left.bit_length() * abs(right) * (self.budget.longest // MAX_INTEGER_BITS))
         elif operator == "*":
             for many, times in ((left, right), (right, left)):
                 if isinstance(many, _JOINS) and isinstance(times, int):
@@ -158,10 +158,10 @@ class Environment(ImmutableSandboxedEnvironment):
         return guarded
 
 
-class Template(jinja2.Template):
+class LimitedTemplate(jinja2.Template):
     """A template whose renderings have a budget."""
 
-    environment: Environment
+    environment: LimitedEnvironment
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         """Render; what goes beyond a limit is an error."""
@@ -179,7 +179,7 @@ def _check_format(text: str, values: Any) -> None:
 def _holds_a_large_number(values: Any) -> bool:
     if isinstance(values, dict | list | tuple):
         return any(map(_holds_a_large_number, values.values() if isinstance(values, dict) else values))
-    return isinstance(values, int) and abs(values) > WIDEST
+    return isinstance(values, int) and abs(values) > MAX_FORMAT_WIDTH
 
 
 def _replace(budget: _Budget, text: str, old: str = "", new: str = "", *_: Any, **__: Any) -> None:
@@ -238,11 +238,14 @@ def _check_filter(budget: _Budget, name: str, value: Any, arguments: list[Any]) 
         budget.take(len(value) + (value.count("\n") + 1) * max([*numbers, *widths], default=4))
     elif name == "sum" and isinstance(value, list | tuple):
         budget.take(sum(len(each) for each in value if isinstance(each, list | tuple)) * (len(value) + 1))
-    elif name not in ("int", "float", "default", "d", "abs", "string", "truncate") and max(numbers, default=0) > WIDEST:
+    elif (
+        name not in ("int", "float", "default", "d", "abs", "string", "truncate")
+        and max(numbers, default=0) > MAX_FORMAT_WIDTH
+    ):
         raise TemplateLimitError.of(limits.TEMPLATE_CHARACTERS, f"characters (by an argument of the filter {name})")
 
 
-def _guarded(environment: Environment, name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(environment: LimitedEnvironment, name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
     """Put the check before a filter, and one of its result behind it."""
     handed = 1 if hasattr(apply, "jinja_pass_arg") else 0
 
@@ -292,37 +295,37 @@ def _filter(node: nodes.Expr | None, name: str, line: int) -> nodes.Filter:
 def instrument(tree: nodes.Template) -> None:
     """Write the counts into a syntax tree: into each loop, each macro, and wherever something is bound to a name."""
     for loop in list(tree.find_all(nodes.For)):
-        loop.iter = _filter(loop.iter, COUNT, loop.lineno)
+        loop.iter = _filter(loop.iter, COUNT_FILTER, loop.lineno)
         if loop.recursive:
             loop.body.insert(0, _step(loop.lineno))
     blocks: list[nodes.Macro | nodes.CallBlock] = [*tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
     for block in blocks:
         block.body.insert(0, _step(block.lineno))
     for assignment in list(tree.find_all(nodes.Assign)):
-        assignment.node = _filter(assignment.node, BIND, assignment.lineno)
+        assignment.node = _filter(assignment.node, VALUE_FILTER, assignment.lineno)
     for written in list(tree.find_all(nodes.AssignBlock)):
-        written.filter = _filter(written.filter, BIND, written.lineno)
+        written.filter = _filter(written.filter, VALUE_FILTER, written.lineno)
 
 
 def _step(line: int) -> nodes.Stmt:
-    return nodes.ExprStmt(_filter(nodes.Const(None, lineno=line), TICK, line), lineno=line)
+    return nodes.ExprStmt(_filter(nodes.Const(None, lineno=line), STEP_FILTER, line), lineno=line)
 
 
-def _environment() -> Environment:
+def _environment() -> LimitedEnvironment:
     """Return an environment with all that transformers gives templates, and the counts."""
     theirs = _theirs("").environment
     extensions = [type(each) for each in theirs.extensions.values()]
-    ours = Environment(trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks, extensions=extensions)
+    ours = LimitedEnvironment(trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks, extensions=extensions)
     ours.globals.update({name: value for name, value in theirs.globals.items() if name not in ours.globals})
     ours.globals.update({name: theirs.globals[name] for name in ("dict", "namespace") if name in theirs.globals})
     ours.globals.pop("lipsum", None)  # words by chance, as many as are asked for
     ours.filters.update({name: _guarded(ours, name, each) for name, each in theirs.filters.items()})
-    ours.filters.update({COUNT: _count, TICK: _tick, BIND: _bind})
+    ours.filters.update({COUNT_FILTER: _count, STEP_FILTER: _tick, VALUE_FILTER: _bind})
     return ours
 
 
 @lru_cache(maxsize=128)
-def compiled(chat_template: str) -> jinja2.Template:
+def compile_template(chat_template: str) -> jinja2.Template:
     """Compile a chat template as transformers does, with limits."""
     environment = _environment()
     tree = environment.parse(chat_template)
@@ -337,4 +340,4 @@ _theirs: Callable[[str], jinja2.Template] = chat_template_utils._compile_jinja_t
 @cache
 def install() -> None:
     """Make tokenizers render with limits; `apply_chat_template` has no place to hand an environment in."""
-    chat_template_utils._compile_jinja_template = compiled
+    chat_template_utils._compile_jinja_template = compile_template

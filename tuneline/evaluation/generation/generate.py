@@ -20,7 +20,7 @@ from tuneline.model import padding
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplingConfig:
     """How answers are drawn."""
 
     temperature: float
@@ -36,7 +36,7 @@ class Answer:
     seconds: float
 
 
-def answers(
+def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -46,19 +46,19 @@ def answers(
 ) -> list[str]:
     """Return the greedy answer to each rendered prompt, in order; the arguments are those of `stream`."""
     texts = [""] * len(prompts)
-    for answer in stream(model, tokenizer, prompts, max_new_tokens, batch_size, title):
+    for answer in stream_answers(model, tokenizer, prompts, max_new_tokens, batch_size, title):
         texts[answer.index] = answer.text
     return texts
 
 
-def stream(
+def stream_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int,
     title: str = "answers",
-    draw: Draw | None = None,
+    draw: SamplingConfig | None = None,
 ) -> Iterator[Answer]:
     """Yield the answer to each rendered prompt, batch by batch, the longest prompts first.
 
@@ -76,14 +76,14 @@ def stream(
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             begun = time.perf_counter()
-            texts = _batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens, draw)
+            texts = _answer_batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens, draw)
             seconds = (time.perf_counter() - begun) / len(members)
             for i, text in zip(members, texts, strict=True):
                 yield Answer(i, text, seconds)
             advance(start + len(members))
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's, and those of the model's generation config as a server."""
     said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = said if isinstance(said, list) else [said]
@@ -91,35 +91,35 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 @torch.inference_mode()
-def _batch(
+def _answer_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     max_new_tokens: int,
-    draw: Draw | None,
+    draw: SamplingConfig | None,
 ) -> list[str]:
     """Answer prompts at once, where the model may be asked so."""
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    stops = stop_tokens(model, tokenizer)
+    stops = stop_token_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     ordered = [rows[i] for i in order]
-    way = batching.way(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
-    if way == "unpadded" and prefill.little_padding(ordered):
+    way = batching.choose_batching(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
+    if way == "unpadded" and prefill.has_little_padding(ordered):
         way = "padded"
     texts = [""] * len(rows)
     for members in [[i] for i in order] if way == "alone" else [order]:
         asked = [rows[i] for i in members]
-        ids, mask = padding.on_the_left(asked, pad, model.device)
+        ids, mask = padding.pad_left(asked, pad, model.device)
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=prefill.cache_of(model, asked, max_new_tokens, pad) if way == "unpadded" else None,
+            past_key_values=prefill.build_cache(model, asked, max_new_tokens, pad) if way == "unpadded" else None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
             eos_token_id=stops,
-            logits_processor=LogitsProcessorList([_Gumbel([prompts[i] for i in members], draw)] if draw else []),
+            logits_processor=LogitsProcessorList([_GumbelNoise([prompts[i] for i in members], draw)] if draw else []),
         )
         said = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(members, said, strict=True):
@@ -127,10 +127,10 @@ def _batch(
     return texts
 
 
-class _Gumbel(LogitsProcessor):
+class _GumbelNoise(LogitsProcessor):
     """Adds noise to the logits of each row from a generator of its own."""
 
-    def __init__(self, prompts: list[str], draw: Draw) -> None:
+    def __init__(self, prompts: list[str], draw: SamplingConfig) -> None:
         self._temperature = draw.temperature
         seeds = [int(digest([draw.seed, prompt])[:15], 16) for prompt in prompts]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -12,11 +12,11 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from tuneline.model import padding
 
-LEAST_FILLED = 0.9
+MIN_LENGTH_RATIO = 0.9
 """The shortest prompt that still goes with the longest, as a share of its length."""
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A cache layer that is written into room that it has, where the library's copies all that it holds each time."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
@@ -41,12 +41,12 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, : self._filled] for room in self._room)
 
 
-def little_padding(rows: Sequence[list[int]]) -> bool:
+def has_little_padding(rows: Sequence[list[int]]) -> bool:
     """Say whether prompts, the longest first, are so alike that their padding costs little."""
-    return len(rows[-1]) >= LEAST_FILLED * len(rows[0])
+    return len(rows[-1]) >= MIN_LENGTH_RATIO * len(rows[0])
 
 
-def cache_of(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pad: int) -> DynamicCache | None:
+def build_cache(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pad: int) -> DynamicCache | None:
     """Return the cache of prompts but for their last tokens, each at the right end of its row.
 
     Args:
@@ -58,26 +58,26 @@ def cache_of(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pad: 
     Returns:
         None for models that remember in another way than layer by layer, token by token; and for a prompt of one token.
     """
-    if len(rows[-1]) < 2 or not _by_tokens(DynamicCache(config=model.config)):
+    if len(rows[-1]) < 2 or not _is_token_cache(DynamicCache(config=model.config)):
         return None
     width, whole, start = len(rows[0]) - 1, None, 0
-    for group in _alike(rows):
-        part = _computed(model, [row[:-1] for row in group], pad)
+    for group in _group_by_length(rows):
+        part = _compute_cache(model, [row[:-1] for row in group], pad)
         if part is None:
             return None
-        whole = whole or _empty(part, len(rows), width, room)
+        whole = whole or _empty_cache(part, len(rows), width, room)
         for layer, filled in zip(whole.layers, part.layers, strict=True):
             if filled.is_initialized:
-                _lay(filled, layer, start, width)
+                _copy_right_aligned(filled, layer, start, width)
         start += len(group)
     return whole
 
 
-def _alike(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+def _group_by_length(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Yield neighbours that need little padding."""
     group: list[list[int]] = []
     for row in rows:
-        if group and len(row) < LEAST_FILLED * len(group[0]):
+        if group and len(row) < MIN_LENGTH_RATIO * len(group[0]):
             yield group
             group = []
         group.append(row)
@@ -85,15 +85,15 @@ def _alike(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield group
 
 
-def _by_tokens(cache: Cache) -> bool:
+def _is_token_cache(cache: Cache) -> bool:
     """Say whether each layer of a cache keeps keys and values of tokens, all or the last ones, and nothing else."""
     kinds = (DynamicLayer, DynamicSlidingWindowLayer)
     return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
-def _computed(model: PreTrainedModel, rows: list[list[int]], pad: int) -> DynamicCache | None:
+def _compute_cache(model: PreTrainedModel, rows: list[list[int]], pad: int) -> DynamicCache | None:
     """Let the model read rows, with positions and masks as it makes them itself when it answers."""
-    ids, mask = padding.on_the_left(rows, pad, model.device)
+    ids, mask = padding.pad_left(rows, pad, model.device)
     made = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -103,15 +103,15 @@ def _computed(model: PreTrainedModel, rows: list[list[int]], pad: int) -> Dynami
         return_dict_in_generate=True,
     )
     cache = made.past_key_values
-    return cache if _by_tokens(cache) and cache.get_seq_length() == ids.shape[1] else None
+    return cache if _is_token_cache(cache) and cache.get_seq_length() == ids.shape[1] else None
 
 
-def _empty(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicCache:
+def _empty_cache(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicCache:
     """Return a cache of zeros for so many rows of so many tokens, with layers of the same kinds."""
     whole = DynamicCache()
     for layer in like.layers:
         if not layer.is_initialized:  # it reads another layer's
-            whole.layers.append(type(layer)(**_window(layer)))
+            whole.layers.append(type(layer)(**_window_arguments(layer)))
             continue
         length = min(width, layer.sliding_window - 1) if layer.is_sliding else width + room
         keys, values = (
@@ -119,23 +119,25 @@ def _empty(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicC
             for each in (layer.keys, layer.values)
         )
         whole.layers.append(
-            _sliding(layer, keys, values, width) if layer.is_sliding else RoomyLayer(keys, values, width)
+            _sliding_layer(layer, keys, values, width) if layer.is_sliding else PreallocatedLayer(keys, values, width)
         )
     return whole
 
 
-def _window(layer: DynamicLayer) -> dict[str, int]:
+def _window_arguments(layer: DynamicLayer) -> dict[str, int]:
     return {"sliding_window": layer.sliding_window} if layer.is_sliding else {}
 
 
-def _sliding(like: DynamicLayer, keys: torch.Tensor, values: torch.Tensor, width: int) -> DynamicSlidingWindowLayer:
-    layer = DynamicSlidingWindowLayer(**_window(like))
+def _sliding_layer(
+    like: DynamicLayer, keys: torch.Tensor, values: torch.Tensor, width: int
+) -> DynamicSlidingWindowLayer:
+    layer = DynamicSlidingWindowLayer(**_window_arguments(like))
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values, layer.cumulative_length = keys, values, width
     return layer
 
 
-def _lay(part: DynamicLayer, whole: DynamicLayer, start: int, width: int) -> None:
+def _copy_right_aligned(part: DynamicLayer, whole: DynamicLayer, start: int, width: int) -> None:
     """Lay a group's keys and values at the right end of its rows."""
     for into, states in ((whole.keys, part.keys), (whole.values, part.values)):
         length = min(states.shape[2], into.shape[2])

@@ -17,17 +17,17 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tuneline.evaluation.generation import batching
-from tuneline.model.logit_distance import apart
+from tuneline.model.logit_distance import max_relative_diff
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["shared", "padded", "alone"]
+Batching = Literal["shared", "padded", "alone"]
 """From a cache of the common beginning; side by side without one; one prompt after the other."""
 
-HEAD, TAILS = 16, (12, 5)
+PREFIX_TOKENS, SUFFIX_TOKENS = 16, (12, 5)
 """Tokens that the two rows of a trial share, and those of each behind them."""
 
-_WAYS: WeakKeyDictionary[PreTrainedModel, Way] = WeakKeyDictionary()
+_CHOICES: WeakKeyDictionary[PreTrainedModel, Batching] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
@@ -41,22 +41,22 @@ def last_logits(
         rows: Tokens of each prompt.
         batch_tokens: Tokens of a batch, without the shared ones.
     """
-    way = way_of(model, rows)
+    way = choose_batching(model, rows)
     if way == "alone":
         for number, row in enumerate(rows):
-            yield [number], _alone(model, row)
+            yield [number], _logits_of_one(model, row)
         return
     shared = common_prefix(rows) if way == "shared" else 0
     cache = _cache(model, rows[0][:shared]) if shared else None
     for members in batches([len(row) - shared for row in rows], batch_tokens):
-        yield members, _behind(model, [rows[i][shared:] for i in members], cache)
+        yield members, _logits_after_prefix(model, [rows[i][shared:] for i in members], cache)
 
 
-def way_of(model: PreTrainedModel, rows: Sequence[list[int]]) -> Way:
+def choose_batching(model: PreTrainedModel, rows: Sequence[list[int]]) -> Batching:
     """Return how a model may be asked; it is tried once for each model, on pieces of its first rows."""
-    if model not in _WAYS:
-        _WAYS[model] = _tried(model, rows)
-    return _WAYS[model]
+    if model not in _CHOICES:
+        _CHOICES[model] = _probe(model, rows)
+    return _CHOICES[model]
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:
@@ -78,21 +78,21 @@ def batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def _tried(model: PreTrainedModel, rows: Sequence[list[int]]) -> Way:
-    if _has_virtual_tokens(model) or batching.chooses_sparsely(model):
+def _probe(model: PreTrainedModel, rows: Sequence[list[int]]) -> Batching:
+    if _has_virtual_tokens(model) or batching.uses_sparse_attention(model):
         return "alone"
-    head = rows[0][:HEAD]
-    trial = [head + row[-length:] for row, length in zip((rows[0], rows[-1]), TAILS, strict=True)]
-    alone = torch.cat([_alone(model, row) for row in trial])
-    ways: tuple[tuple[Way, int], ...] = (("shared", len(head)), ("padded", 0))
+    head = rows[0][:PREFIX_TOKENS]
+    trial = [head + row[-length:] for row, length in zip((rows[0], rows[-1]), SUFFIX_TOKENS, strict=True)]
+    alone = torch.cat([_logits_of_one(model, row) for row in trial])
+    ways: tuple[tuple[Batching, int], ...] = (("shared", len(head)), ("padded", 0))
     for way, shared in ways:
         try:
             cache = _cache(model, head) if shared else None
-            found = _behind(model, [row[shared:] for row in trial], cache)
+            found = _logits_after_prefix(model, [row[shared:] for row in trial], cache)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a cache of its own
             logger.debug("%s: %s", way, error)
             continue
-        if all(apart(*pair) <= batching.allowed(model) for pair in zip(alone, found, strict=True)):
+        if all(max_relative_diff(*pair) <= batching.logit_tolerance(model) for pair in zip(alone, found, strict=True)):
             return way
     logger.warning("Prompts are asked one after the other: beside others this architecture says something else.")
     return "alone"
@@ -103,7 +103,7 @@ def _has_virtual_tokens(model: PreTrainedModel) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def _alone(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
+def _logits_of_one(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
     """Return the last logits [1, words] of one prompt; peft makes places and caches for virtual tokens itself."""
     return model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1].float()
 
@@ -114,7 +114,7 @@ def _cache(model: PreTrainedModel, ids: list[int]) -> DynamicCache:
     return cache
 
 
-def _behind(model: PreTrainedModel, tails: list[list[int]], cache: DynamicCache | None) -> torch.Tensor:
+def _logits_after_prefix(model: PreTrainedModel, tails: list[list[int]], cache: DynamicCache | None) -> torch.Tensor:
     """Return the last logits [rows, words] of rows that go on from a cache of one row."""
     width = max(map(len, tails))
     ids = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=model.device)
@@ -122,14 +122,14 @@ def _behind(model: PreTrainedModel, tails: list[list[int]], cache: DynamicCache 
     if past is not None:
         past.reorder_cache(torch.zeros(len(tails), dtype=torch.long, device=model.device))
     last = torch.tensor([len(tail) - 1 for tail in tails], device=model.device)
-    with _only(model, last):
+    with _head_at_last_positions(model, last):
         logits = model(input_ids=ids, past_key_values=past, use_cache=past is not None).logits
     places = torch.zeros_like(last) if logits.shape[1] == 1 else last
     return logits[torch.arange(len(tails)), places].float()
 
 
 @contextmanager
-def _only(model: PreTrainedModel, last: torch.Tensor) -> Iterator[None]:
+def _head_at_last_positions(model: PreTrainedModel, last: torch.Tensor) -> Iterator[None]:
     """Let the head of a model see one position of each row; a model without a head shows all."""
     head = model.get_output_embeddings()
     if head is None:

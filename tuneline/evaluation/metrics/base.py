@@ -22,7 +22,7 @@ class TextMetric(evaluate.Metric):
         raise NotImplementedError
 
 
-def info(description: str, citation: str) -> evaluate.MetricInfo:
+def metric_info(description: str, citation: str) -> evaluate.MetricInfo:
     """Describe a metric of two lists of texts."""
     features = datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")})
     told = "predictions and references: lists of texts"

@@ -11,7 +11,7 @@ from tuneline.evaluation.score_store import Score
 from tuneline.evaluation.tasks import lm_eval
 
 
-def of(scores: list[Score], config: EvaluateStepConfig) -> dict[str, float]:
+def corpus_scores(scores: list[Score], config: EvaluateStepConfig) -> dict[str, float]:
     """Return the figures of one model's held-out scores: BLEU and chrF in points of a hundred."""
     held_out = [score for score in scores if score.benchmark == "held_out"]
     tokens = sum(score.tokens for score in held_out)
@@ -21,31 +21,31 @@ def of(scores: list[Score], config: EvaluateStepConfig) -> dict[str, float]:
     if not _generated(held_out, config):
         return {}
     outputs, references = [score.output for score in held_out], [score.reference for score in held_out]
-    tokenize = text_tokenizer.bleu_tokenizer(text_tokenizer.cut_for(config.cut, references), references)
+    tokenize = text_tokenizer.bleu_tokenizer(text_tokenizer.resolve_cut(config.cut, references), references)
     found = {
-        f"corpus_{name}": overlap.corpus(name, outputs, references, tokenize)[0]
+        f"corpus_{name}": overlap.corpus_score(name, outputs, references, tokenize)[0]
         for name in ("bleu", "chrf")
         if name in config.metrics
     }
     return found | {"empty_answers": float(sum(not output for output in outputs))}
 
 
-def methods(scores: list[Score], config: EvaluateStepConfig) -> dict[str, str]:
+def describe_methods(scores: list[Score], config: EvaluateStepConfig) -> dict[str, str]:
     """Return how each metric is made, in words: tokens, stems, signatures, protocols of exams."""
     told = {f"{exam.name}_accuracy": exam.protocol for exam in config.exams}
-    told |= {f"{task.name}_{column}": lm_eval.told(task) for task in config.harness for column in task.columns()}
+    told |= {f"{task.name}_{column}": lm_eval.describe(task) for task in config.harness for column in task.columns()}
     held_out = [score for score in scores if score.benchmark == "held_out"]
     if not _generated(held_out, config):
         return told
     references = [score.reference for score in held_out]
-    cut = text_tokenizer.cut_for(config.cut, references)
+    cut = text_tokenizer.resolve_cut(config.cut, references)
     tokenize = text_tokenizer.bleu_tokenizer(cut, references)
     stems = ", stemmed" if config.use_stemmer and cut == "words" else ""
     for name in config.metrics:
         if name in (*rouge.KINDS, rouge.SUMMARY):
             told[name] = f"F1; {text_tokenizer.NAMES[cut]}{stems}"
         elif name in ("bleu", "chrf"):
-            told[name] = overlap.corpus(name, ["x"], ["x"], tokenize)[1]
+            told[name] = overlap.corpus_score(name, ["x"], ["x"], tokenize)[1]
         elif name == "token_f1":
             told[name] = "SQuAD" if cut == "words" else text_tokenizer.NAMES[cut]
         elif ":" in name:

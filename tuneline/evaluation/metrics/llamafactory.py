@@ -8,7 +8,7 @@ import logging
 
 import evaluate
 
-from tuneline.evaluation.metrics.base import Columns, TextMetric, info
+from tuneline.evaluation.metrics.base import Columns, TextMetric, metric_info
 
 NAMES = {"rouge-1": "llamafactory_rouge1", "rouge-2": "llamafactory_rouge2", "rouge-l": "llamafactory_rougeL"}
 BLEU = "llamafactory_bleu4"
@@ -18,7 +18,7 @@ class LlamaFactoryCompat(TextMetric):
     """LlamaFactory's four scores of each item, 0 to 1, rounded as it does."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("LlamaFactory's ROUGE-1/2/L and BLEU-4", "Zheng et al. 2024, arXiv:2403.13372")
+        return metric_info("LlamaFactory's ROUGE-1/2/L and BLEU-4", "Zheng et al. 2024, arXiv:2403.13372")
 
     def _columns(self, predictions: list[str], references: list[str]) -> Columns:
         columns: Columns = {name: [] for name in (*NAMES.values(), BLEU)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tuneline.config.sections.evaluate import CUSTOM_KEY, EvaluateStepConfig, column_of
+from tuneline.config.sections.evaluate import METRICS_KEY, EvaluateStepConfig, column_name
 from tuneline.data import reward_function
 from tuneline.evaluation import setting
 from tuneline.evaluation.metrics import llamafactory, overlap, rouge, text_tokenizer
@@ -17,7 +17,7 @@ Scorer = Callable[[list[str], list[str]], Columns]
 
 def protocol(config: EvaluateStepConfig, cut: text_tokenizer.Cut, judged: list[str]) -> str:
     """Name how answers are scored; another way scores them again, and asks no model again."""
-    libraries = setting.versions(setting.SCORING)
+    libraries = setting.versions(setting.METRIC_PACKAGES)
     asked = [config.metrics, config.use_stemmer, cut, sorted(config.metric_hashes.items())]
     return digest(["answers", VERSION, libraries, *asked, *judged])
 
@@ -52,8 +52,8 @@ def columns(
     built_in = _built_in(cut, tokenize)
     for name in config.metrics:
         if ":" in name:
-            function = reward_function.load_reward(name, CUSTOM_KEY, config.metric_hashes.get(name, ""))
-            found[column_of(name)] = function(prompts, outputs, wanted)
+            function = reward_function.load_reward_function(name, METRICS_KEY, config.metric_hashes.get(name, ""))
+            found[column_name(name)] = function(prompts, outputs, wanted)
         elif name not in kinds:
             found |= built_in[name](outputs, wanted)
     return found

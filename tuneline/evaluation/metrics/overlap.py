@@ -12,14 +12,14 @@ from sacrebleu.metrics.chrf import CHRF
 
 from tuneline.data import rewards
 from tuneline.evaluation.metrics import text_tokenizer
-from tuneline.evaluation.metrics.base import Columns, TextMetric, info
+from tuneline.evaluation.metrics.base import Columns, TextMetric, metric_info
 
 
 class Bleu(TextMetric):
     """BLEU-4 of each item, 0 to 1."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("BLEU-4 (Papineni et al. 2002) by sacrebleu", "Post 2018, arXiv:1804.08771")
+        return metric_info("BLEU-4 (Papineni et al. 2002) by sacrebleu", "Post 2018, arXiv:1804.08771")
 
     def _columns(self, predictions: list[str], references: list[str], tokenize: str = "13a") -> Columns:
         scorer = BLEU(tokenize=tokenize, effective_order=True)
@@ -31,7 +31,7 @@ class ChrF(TextMetric):
     """Character n-gram F-score of each item, 0 to 1."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("chrF2 (Popovic 2015) by sacrebleu", "Popovic 2015, chrF: character n-gram F-score")
+        return metric_info("chrF2 (Popovic 2015) by sacrebleu", "Popovic 2015, chrF: character n-gram F-score")
 
     def _columns(self, predictions: list[str], references: list[str]) -> Columns:
         scorer = CHRF()
@@ -43,7 +43,7 @@ class ExactMatch(TextMetric):
     """1 where an answer is its reference, but for blanks around it."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("Exact match", "Rajpurkar et al. 2016, arXiv:1606.05250")
+        return metric_info("Exact match", "Rajpurkar et al. 2016, arXiv:1606.05250")
 
     def _columns(self, predictions: list[str], references: list[str]) -> Columns:
         pairs = zip(predictions, references, strict=True)
@@ -54,18 +54,18 @@ class TokenF1(TextMetric):
     """F1 of the tokens that answer and reference share, without case, punctuation and articles, as in SQuAD."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("Token F1", "Rajpurkar et al. 2016, arXiv:1606.05250")
+        return metric_info("Token F1", "Rajpurkar et al. 2016, arXiv:1606.05250")
 
     def _columns(self, predictions: list[str], references: list[str], cut: text_tokenizer.Cut = "words") -> Columns:
         pairs = zip(predictions, references, strict=True)
-        return {"token_f1": [rewards.f1(_tokens(p, cut), _tokens(r, cut)) for p, r in pairs]}
+        return {"token_f1": [rewards.token_f1(_tokens(p, cut), _tokens(r, cut)) for p, r in pairs]}
 
 
-def corpus(name: str, predictions: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[float, str]:
+def corpus_score(name: str, predictions: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[float, str]:
     """Return the corpus score of `bleu` or `chrf` in points of a hundred, and sacrebleu's signature."""
     scorer = BLEU(tokenize=tokenize) if name == "bleu" else CHRF()
     return scorer.corpus_score(list(predictions), [list(references)]).score, str(scorer.get_signature())
 
 
 def _tokens(text: str, cut: text_tokenizer.Cut) -> list[str]:
-    return text_tokenizer.Characters().tokenize(text) if cut == "characters" else rewards.words(text)
+    return text_tokenizer.CharacterTokenizer().tokenize(text) if cut == "characters" else rewards.normalized_words(text)

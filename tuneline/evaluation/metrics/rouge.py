@@ -11,7 +11,7 @@ import evaluate
 from rouge_score import rouge_scorer
 
 from tuneline.evaluation.metrics import text_tokenizer
-from tuneline.evaluation.metrics.base import Columns, TextMetric, info
+from tuneline.evaluation.metrics.base import Columns, TextMetric, metric_info
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 SUMMARY = "rougeLsum"
@@ -21,7 +21,7 @@ class Rouge(TextMetric):
     """Mean ROUGE F1 of each kind; with `aggregate=False`, the scores of each item."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return info("ROUGE F1 (Lin 2004)", "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries")
+        return metric_info("ROUGE F1 (Lin 2004)", "Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries")
 
     def _columns(
         self,
@@ -37,7 +37,7 @@ class Rouge(TextMetric):
         columns = {kind: [row[kind] for row in rows] for kind in kinds if kind != SUMMARY}
         if SUMMARY in kinds:
             lined = [[[tokenize(line) for line in text.split("\n") if line] for text in pair] for pair in pairs]
-            columns[SUMMARY] = [summary(*pair) for pair in lined]
+            columns[SUMMARY] = [summary_level_f1(*pair) for pair in lined]
         return columns
 
 
@@ -49,18 +49,18 @@ def rouge(reference: Sequence[str], prediction: Sequence[str]) -> dict[str, floa
             Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for tokens in (reference, prediction)
         )
         scores[f"rouge{n}"] = _f1((wanted & got).total(), wanted.total(), got.total())
-    return scores | {"rougeL": _f1(common_subsequence(reference, prediction), len(reference), len(prediction))}
+    return scores | {"rougeL": _f1(longest_common_subsequence(reference, prediction), len(reference), len(prediction))}
 
 
-def summary(reference: list[list[str]], prediction: list[list[str]]) -> float:
+def summary_level_f1(reference: list[list[str]], prediction: list[list[str]]) -> float:
     """Return ROUGE-Lsum of two texts by their lines; of single lines it is ROUGE-L."""
     if len(reference) == len(prediction) == 1:
-        hits = common_subsequence(reference[0], prediction[0])
+        hits = longest_common_subsequence(reference[0], prediction[0])
         return _f1(hits, len(reference[0]), len(prediction[0]))
     return float(rouge_scorer._summary_level_lcs(reference, prediction).fmeasure)
 
 
-def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the longest common subsequence: one big-integer step for each token of `b`."""
     where: dict[str, int] = {}
     for i, token in enumerate(a):

@@ -20,7 +20,7 @@ NAMES = {
 """What the report says beside the score."""
 
 
-def cut_for(chosen: str, references: Sequence[str]) -> Cut:
+def resolve_cut(chosen: str, references: Sequence[str]) -> Cut:
     """Return how texts are cut: as the recipe says; by itself, by characters where a tenth of the letters wants it."""
     if chosen == "words" or chosen == "characters":
         return "words" if chosen == "words" else "characters"
@@ -31,10 +31,10 @@ def cut_for(chosen: str, references: Sequence[str]) -> Cut:
 
 def tokenizer(cut: Cut, *, use_stemmer: bool = False) -> Tokenizer:
     """Return a tokenizer as rouge_score takes them; its own cuts by words and keeps a to z and digits alone."""
-    return DefaultTokenizer(use_stemmer) if cut == "words" else Characters()
+    return DefaultTokenizer(use_stemmer) if cut == "words" else CharacterTokenizer()
 
 
-class Characters(Tokenizer):
+class CharacterTokenizer(Tokenizer):
     """One token a character of scripts without spaces, every other script by words: no dictionary."""
 
     def tokenize(self, text: str) -> list[str]:

@@ -20,26 +20,26 @@ BATCH_TOKENS = 1024
 """Tokens of a batch on a CPU, without the shared ones: larger batches copy more of the cache (docs/log.md)."""
 
 
-HEADS = {
+HEADERS = {
     "mmlu": "The following are multiple choice questions (with answers) about {subject}.",
     "cmmlu": "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。",
     "ceval": "以下是中国关于{subject}的单项选择题，请选出其中的正确答案。",
 }
 """First line of the prompt, as their authors and lm-evaluation-harness write it."""
 
-ANSWERS = {"mmlu": "Answer:", "cmmlu": "答案：", "ceval": "答案："}
+ANSWER_PREFIXES = {"mmlu": "Answer:", "cmmlu": "答案：", "ceval": "答案："}
 
 
 def prompt(question: Question, shots: Sequence[Question], benchmark: str = "mmlu") -> str:
     """Return the prompt of a benchmark's authors: header, solved questions, the question."""
-    head = HEADS[benchmark].format(subject=exams.title(benchmark, question.subject))
-    solved = [f"{_show(shot, benchmark)} {shot.answer}" for shot in shots]
-    return "\n\n".join([head, *solved, _show(question, benchmark)])
+    head = HEADERS[benchmark].format(subject=exams.subject_title(benchmark, question.subject))
+    solved = [f"{_format_question(shot, benchmark)} {shot.answer}" for shot in shots]
+    return "\n\n".join([head, *solved, _format_question(question, benchmark)])
 
 
-def _show(question: Question, benchmark: str) -> str:
+def _format_question(question: Question, benchmark: str) -> str:
     choices = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
-    return "\n".join([question.text.strip(), *choices, ANSWERS[benchmark]])
+    return "\n".join([question.text.strip(), *choices, ANSWER_PREFIXES[benchmark]])
 
 
 @torch.inference_mode()

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline import progress
 from tuneline.config.sections import lm_eval as config_of
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data import file_check
 from tuneline.data.benchmarks import lm_eval as data
 from tuneline.errors import RecipeError, did_you_mean
 from tuneline.evaluation import setting
-from tuneline.evaluation.model_under_test import Candidate
-from tuneline.evaluation.score_store import Item, Score, remembered, score
+from tuneline.evaluation.model_under_test import EvaluatedModel
+from tuneline.evaluation.score_store import Item, Score, score_answer, score_with_cache
 from tuneline.identity import Manifest, digest
 
 VERSION = 1
@@ -35,19 +35,19 @@ Requests = dict[str, list[Any]]
 """Item -> its requests (`lm_eval.api.instance.Instance`)."""
 
 
-def told(config: HarnessConfig) -> str:
+def describe(config: LmEvalConfig) -> str:
     """Say how a task is asked, for the report."""
     shots = "the task's shots" if config.num_fewshot is None else f"{config.num_fewshot} shots"
     chat = ", in the chat template" if config.apply_chat_template else ""
     return f"lm_eval {version('lm_eval')}, task {config.task.rpartition('/')[2]}, {shots}{chat}"
 
 
-def sit(
-    candidate: Candidate,
+def run_task(
+    candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
     found: Manifest,
-    config: HarnessConfig,
+    config: LmEvalConfig,
 ) -> list[Score]:
     """Return the scores of a model on each document of each task behind a recipe's entry.
 
@@ -56,28 +56,28 @@ def sit(
         RecipeError: A metric is no number for an item.
     """
     located = found.item(config.name)
-    file_check.same_bytes(located)
-    tasks = data.resolved(config, located)
+    file_check.check_unchanged(located)
+    tasks = data.load_resolved_tasks(config, located)
     scores = []
     for task in tasks:
         chat = config.apply_chat_template
-        asked = [VERSION, data.identity(task), config.fewshot_random_seed, chat]
-        how = candidate.setting | setting.versions(setting.SCORING)
+        asked = [VERSION, data.task_identity(task), config.fewshot_random_seed, chat]
+        how = candidate.setting | setting.versions(setting.METRIC_PACKAGES)
         protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), how])
         documents, requests = _requests(task, tokenizer, config)
         group = task.task_name if len(tasks) > 1 else ""
         items = [_item(task, config.name, group, doc, requests[doc.id]) for doc in documents]
-        answer = _examinee(candidate, tokenizer, task, config, {doc.id: doc for doc in documents}, requests)
-        known = remembered(candidate.content_hash, protocol, items, answer)
-        scores += [_picked(each, config, task) for each in known]
+        answer = _answer_documents(candidate, tokenizer, task, config, {doc.id: doc for doc in documents}, requests)
+        known = score_with_cache(candidate.content_hash, protocol, items, answer)
+        scores += [_select_metrics(each, config, task) for each in known]
     return scores
 
 
 def _requests(
-    task: Any, tokenizer: PreTrainedTokenizerBase, config: HarnessConfig
+    task: Any, tokenizer: PreTrainedTokenizerBase, config: LmEvalConfig
 ) -> tuple[list[data.Document], Requests]:
     """Build what a task asks; solved items are drawn in turn, so all that stand before an item are built, too."""
-    documents = list(data.documents(task))[: config.limit]
+    documents = list(data.iter_documents(task))[: config.limit]
     task.build_all_requests(
         limit=config.limit,
         apply_chat_template=config.apply_chat_template,
@@ -117,11 +117,11 @@ def _choices(task: Any, requests: list[Any]) -> list[str]:
     return ends if len(set(ends)) > 1 else [str(request.args[0]) for request in asked]
 
 
-def _examinee(
-    candidate: Candidate,
+def _answer_documents(
+    candidate: EvaluatedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Any,
-    config: HarnessConfig,
+    config: LmEvalConfig,
     documents: dict[str, data.Document],
     requests: Requests,
 ) -> Callable[[list[Item]], Iterator[Score]]:
@@ -137,19 +137,19 @@ def _examinee(
                 members = items[start : start + step]
                 since = time.perf_counter()
                 asked = [request for item in members for request in requests[item.id]]
-                _ask(model, asked)
+                _run_requests(model, asked)
                 task._instances = asked  # filters look at the task's own list
                 task.apply_filters()
                 seconds = (time.perf_counter() - since) / len(members)
                 for item in members:
                     metrics = _metrics(task, documents[item.id].content, requests[item.id])
-                    yield score(item, _output(task, requests[item.id]), metrics, seconds=seconds)
+                    yield score_answer(item, _output(task, requests[item.id]), metrics, seconds=seconds)
                 advance(start + len(members))
 
     return answer
 
 
-def _ask(model: Any, requests: list[Any]) -> None:
+def _run_requests(model: Any, requests: list[Any]) -> None:
     """Put requests to a model, each kind by its own method, as often as the task repeats them."""
     import torch
 
@@ -172,7 +172,7 @@ def _metrics(task: Any, doc: Any, requests: list[Any]) -> dict[str, float]:
     return found
 
 
-def _picked(found: Score, config: HarnessConfig, task: Any) -> Score:
+def _select_metrics(found: Score, config: LmEvalConfig, task: Any) -> Score:
     """Keep the metrics that the recipe asks for, under their names in tables."""
     only = {metric.partition(",")[0]: value for metric, value in found.metrics.items()}
     values = found.metrics if any("," in metric for metric in found.metrics) else only
@@ -184,7 +184,7 @@ def _picked(found: Score, config: HarnessConfig, task: Any) -> Score:
                 f"exams.{config.name}.metrics: task {task.task_name} gave no number {written!r} for an item."
                 f"{did_you_mean(written, values)} It gave {', '.join(sorted(values)) or 'none'}. Correct the name."
             )
-        picked[config_of.column_of(written)] = values[name]
+        picked[config_of.column_name(written)] = values[name]
     return replace(found, metrics=picked)
 
 

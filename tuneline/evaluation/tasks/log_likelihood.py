@@ -22,7 +22,7 @@ from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.data import schema
 from tuneline.data.tokenization import preference_rows
 from tuneline.data.tokenization.sequencer import Example, Sequencer
-from tuneline.evaluation.score_store import Item, Score, score
+from tuneline.evaluation.score_store import Item, Score, score_answer
 from tuneline.model import value_head
 from tuneline.model.value_head import ValueHead
 
@@ -37,11 +37,11 @@ Span = tuple[list[int], int]
 def items(held_out: Dataset, max_items: int | None) -> list[Item]:
     """Return an item for each held-out text or pair; the first by id where `max_items` says so."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
-    return [Item("held_out", row["id"], _asked(row), _wanted(row)) for row in rows]
+    return [Item("held_out", row["id"], _prompt_text(row), _reference_text(row)) for row in rows]
 
 
 @dataclass(frozen=True)
-class Judge:
+class LikelihoodScorer:
     """A model, and how it is asked."""
 
     model: Callable[[], PreTrainedModel]
@@ -85,12 +85,12 @@ class Judge:
             (_, tokens), *_ = sequencer.sequences([example])
             spans = list(_windows(tokens.input_ids, self.window))
             scored = sum(max(len(ids) - given, 0) for ids, given in spans)
-            return score(item, "", {"log_likelihood": mean(self.model(), spans)}, tokens=scored)
-        row = preference_rows.of_example(example, sequencer, config, kind)
-        return _judged(item, example, _likelihoods(self.model(), row), _rewards(self.model(), self.head(), row))
+            return score_answer(item, "", {"log_likelihood": mean_log_likelihood(self.model(), spans)}, tokens=scored)
+        row = preference_rows.build_row(example, sequencer, config, kind)
+        return _to_score(item, example, _likelihoods(self.model(), row), _rewards(self.model(), self.head(), row))
 
 
-def is_by_likelihood(held_out: Dataset) -> bool:
+def uses_log_likelihood(held_out: Dataset) -> bool:
     """Tell texts, pairs and labelled answers, which are scored here, from chats, whose last answer is asked for."""
     return held_out.num_rows > 0 and schema.kind(held_out[0]) != "chat"
 
@@ -105,7 +105,7 @@ def _likelihoods(model: PreTrainedModel, row: preference_rows.Row) -> dict[str, 
     """Return the mean log-likelihood of each answer of a row."""
     prompt = row["prompt_ids"]
     names = [name for name in ("chosen", "rejected", "completion") if f"{name}_ids" in row]
-    return {name: mean(model, [(prompt + row[f"{name}_ids"], len(prompt))]) for name in names}
+    return {name: mean_log_likelihood(model, [(prompt + row[f"{name}_ids"], len(prompt))]) for name in names}
 
 
 @torch.inference_mode()
@@ -116,18 +116,18 @@ def _rewards(model: PreTrainedModel, head: ValueHead | None, row: preference_row
     found = {}
     for name in ("chosen", "rejected"):
         ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]], device=model.device)
-        found[name] = float(value_head.values(model, head, input_ids=ids, use_cache=False)[0, -1])
+        found[name] = float(value_head.compute_values(model, head, input_ids=ids, use_cache=False)[0, -1])
     return found
 
 
-def _judged(item: Item, example: Example, found: dict[str, float], rewards: dict[str, float]) -> Score:
+def _to_score(item: Item, example: Example, found: dict[str, float], rewards: dict[str, float]) -> Score:
     if "completion" in found:
         sign = 1 if example["label"] else -1
-        return score(item, "", {"signed_log_likelihood": sign * found["completion"]})
+        return score_answer(item, "", {"signed_log_likelihood": sign * found["completion"]})
     by = rewards or found
     right = by["chosen"] > by["rejected"]
     said = example["chosen" if right else "rejected"][-1]["content"]
-    return score(item, said, {"preference_accuracy": float(right), "log_likelihood": found["chosen"]})
+    return score_answer(item, said, {"preference_accuracy": float(right), "log_likelihood": found["chosen"]})
 
 
 def _windows(ids: list[int], window: int) -> Iterator[Span]:
@@ -137,7 +137,7 @@ def _windows(ids: list[int], window: int) -> Iterator[Span]:
 
 
 @torch.inference_mode()
-def mean(model: PreTrainedModel, spans: Iterable[Span]) -> float:
+def mean_log_likelihood(model: PreTrainedModel, spans: Iterable[Span]) -> float:
     """Return the mean log-likelihood (nats a token) of what stands behind the given tokens; NaN where nothing does."""
     total, count = 0.0, 0
     for ids, given in spans:
@@ -150,11 +150,11 @@ def mean(model: PreTrainedModel, spans: Iterable[Span]) -> float:
     return total / count if count else float("nan")
 
 
-def _asked(row: schema.Content) -> str:
+def _prompt_text(row: schema.Content) -> str:
     return row["text"] if row["text"] else "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"])
 
 
-def _wanted(row: schema.Content) -> str:
+def _reference_text(row: schema.Content) -> str:
     if row["chosen"]:
         return row["chosen"][-1]["content"]
     return row["messages"][-1]["content"] if row["messages"] else ""

@@ -11,14 +11,14 @@ from tuneline.config.sections import exams
 from tuneline.config.sections.evaluate import ExamProtocol
 from tuneline.data.benchmarks import multiple_choice
 from tuneline.data.benchmarks.multiple_choice import Exam, Question
-from tuneline.evaluation.model_under_test import Candidate
-from tuneline.evaluation.score_store import Item, Score, remembered, score
+from tuneline.evaluation.model_under_test import EvaluatedModel
+from tuneline.evaluation.score_store import Item, Score, score_answer, score_with_cache
 from tuneline.evaluation.tasks import letter_logprobs
 from tuneline.identity import Manifest, digest
 
 
-def sit(
-    candidate: Candidate,
+def run_task(
+    candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
     found: Manifest,
@@ -29,7 +29,9 @@ def sit(
     shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
     asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
     protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, candidate.setting])
-    return remembered(candidate.content_hash, protocol, items(exam, config), examinee(candidate, tokenizer))
+    return score_with_cache(
+        candidate.content_hash, protocol, items(exam, config), answer_questions(candidate, tokenizer)
+    )
 
 
 def items(exam: Exam, config: ExamProtocol) -> list[Item]:
@@ -40,19 +42,21 @@ def items(exam: Exam, config: ExamProtocol) -> list[Item]:
             question.id(),
             letter_logprobs.prompt(question, exam.shots.get(subject, [])[: config.num_shots], config.benchmark),
             question.answer,
-            "/".join(filter(None, [exams.category(config.benchmark, subject), subject])),
+            "/".join(filter(None, [exams.subject_category(config.benchmark, subject), subject])),
         )
         for subject, questions in sorted(exam.test.items())
-        for question in _once(questions)[: config.max_questions]
+        for question in _without_duplicates(questions)[: config.max_questions]
     ]
 
 
-def _once(questions: list[Question]) -> list[Question]:
+def _without_duplicates(questions: list[Question]) -> list[Question]:
     """Leave out copies: MMLU asks some questions twice, and an item is one answer."""
     return list({question.id(): question for question in questions}.values())
 
 
-def examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Item]], Iterator[Score]]:
+def answer_questions(
+    candidate: EvaluatedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[list[Item]], Iterator[Score]]:
     """Return what answers items that come subject by subject."""
 
     def answer(items: list[Item]) -> Iterator[Score]:
@@ -65,7 +69,7 @@ def examinee(candidate: Candidate, tokenizer: PreTrainedTokenizerBase) -> Callab
                 seconds = (time.perf_counter() - start) / len(members)
                 for item, row in zip(members, table.tolist(), strict=True):
                     letter = multiple_choice.LETTERS[row.index(max(row))]
-                    yield score(item, letter, {"accuracy": float(letter == item.reference)}, seconds=seconds)
+                    yield score_answer(item, letter, {"accuracy": float(letter == item.reference)}, seconds=seconds)
                 done += len(members)
                 advance(done)
 

@@ -12,23 +12,23 @@ from tuneline.identity import digest, tree_hash
 from tuneline.model import value_head
 from tuneline.model.load import load_model
 
-Judge = Callable[[list[str], list[str], list[str]], list[float]]
+RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
 """(prompts, answers, references) -> rewards."""
 
 
-def name(config: EvaluateStepConfig) -> str:
+def reward_id(config: EvaluateStepConfig) -> str:
     """Name who judges, by content."""
     if config.reward_model is not None:
         return digest(["reward model", tree_hash(config.reward_model)])
     return digest(["reward function", config.reward_function, config.reward_function_hash])
 
 
-def of(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase) -> Judge:
+def reward_scorer(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
     """Return what gives answers their rewards; prompts come as rendered, with the marks of the template."""
     if config.reward_model is not None:
         return _by_model(config.reward_model, tokenizer)
     assert config.reward_function is not None, "a recipe has one of both"
-    function = reward_function.load_reward(config.reward_function, sha256=config.reward_function_hash)
+    function = reward_function.load_reward_function(config.reward_function, sha256=config.reward_function_hash)
 
     def judge(prompts: list[str], answers: list[str], references: list[str]) -> list[float]:
         plain = tokenizer.batch_decode(
@@ -39,9 +39,9 @@ def of(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase) -> Judge:
     return judge
 
 
-def _by_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judge:
+def _by_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
     model = load_model(folder).eval()
-    head = value_head.load(folder).to(model.device).eval()
+    head = value_head.load_value_head(folder).to(model.device).eval()
 
     @torch.inference_mode()
     def judge(prompts: list[str], answers: list[str], references: list[str]) -> list[float]:
@@ -50,7 +50,7 @@ def _by_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Judge:
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids += [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             row = torch.tensor([ids], device=model.device)
-            found.append(float(value_head.values(model, head, input_ids=row, use_cache=False)[0, -1]))
+            found.append(float(value_head.compute_values(model, head, input_ids=row, use_cache=False)[0, -1]))
         return found
 
     return judge

@@ -14,11 +14,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import sdpa_mask
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 
 # B batch, H heads, K key heads, T tokens of a row, D head size, N bounds of a row
 
-Rows = list[tuple[slice, list[int]]]
+RowBounds = list[tuple[slice, list[int]]]
 """Rows of a batch, and the bounds of the examples in them, from 0 to T."""
 
 
@@ -29,7 +29,7 @@ def bounds_mask(**given: Any) -> torch.Tensor | None:
         given: What `transformers.masking_utils` gives to a mask interface.
     """
     bounds = _bounds(**given)
-    if bounds is None or _must_be_square(bounds, given):
+    if bounds is None or _needs_square_mask(bounds, given):
         return sdpa_mask(**given)
     return None if bounds.shape[1] == 2 else bounds
 
@@ -39,7 +39,7 @@ def is_square(mask: torch.Tensor | None) -> bool:
     return mask is not None and mask.dim() > 2
 
 
-def rows_of(mask: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, num_tokens: int) -> Rows:
+def bounds_per_row(mask: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, num_tokens: int) -> RowBounds:
     """Join the bounds that the mask tells with those passed to the model.
 
     Args:
@@ -53,7 +53,7 @@ def rows_of(mask: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, num_tok
     passed = [0, num_tokens] if cu_seq_lens is None else cu_seq_lens.tolist()
     told = [passed] if mask is None else mask.tolist()
     if any(row[0] != 0 or row[-1] != num_tokens for row in [passed, *told]):
-        raise ProofError(
+        raise VerificationError(
             f"An attention layer got bounds {passed} and {told} for rows of {num_tokens} tokens, which are not theirs. "
             "Set load.attention: sdpa."
         )
@@ -62,7 +62,7 @@ def rows_of(mask: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, num_tok
     return [(slice(i, i + 1), sorted({*row, *passed})) for i, row in enumerate(told)]
 
 
-def within_examples(square: torch.Tensor, cu_seq_lens: torch.Tensor | None) -> torch.Tensor:
+def mask_other_examples(square: torch.Tensor, cu_seq_lens: torch.Tensor | None) -> torch.Tensor:
     """Mask from each other the examples of a packed row, where a square mask of truth values is not told of them."""
     if cu_seq_lens is None or square.dtype != torch.bool or square.shape[-1] != square.shape[-2]:
         return square
@@ -70,7 +70,7 @@ def within_examples(square: torch.Tensor, cu_seq_lens: torch.Tensor | None) -> t
     return square & (example[:, None] == example)
 
 
-def attend(
+def attend_within_bounds(
     query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, bounds: list[int], **options: Any
 ) -> torch.Tensor:
     """Attend causally from each token to the past between its bounds; returns [B, H, T, D]."""
@@ -107,7 +107,7 @@ def _bounds(
     real_BT = torch.ones(batch_size, q_length, dtype=torch.bool, device=device)
     if attention_mask is not None:
         real_BT = attention_mask.to(device=device, dtype=torch.bool)
-    if real_BT.shape[1] != q_length or not _in_one_piece(real_BT):
+    if real_BT.shape[1] != q_length or not _is_contiguous(real_BT):
         return None
     row = torch.arange(batch_size, device=device)[:, None]
     token = torch.arange(q_length, device=device).expand(batch_size, -1)
@@ -124,22 +124,22 @@ def _bounds(
         sees(token, (start - 1).clamp(min=0)) & (start > 0),
         sees(token[:, :-1], token[:, 1:]),
     ]
-    return None if any(bool(found.any()) for found in wrong) else _table(first)
+    return None if any(bool(found.any()) for found in wrong) else _bounds_table(first)
 
 
-def _must_be_square(bounds_BN: torch.Tensor, given: dict[str, Any]) -> bool:
+def _needs_square_mask(bounds_BN: torch.Tensor, given: dict[str, Any]) -> bool:
     """Tell whether the architecture computes with the mask itself; packed rows, which have no padding, ask alike."""
     packed = bounds_BN.shape[1] > 2 and given.get("attention_mask") is None
     return not packed and not given.get("allow_is_causal_skip", True)
 
 
-def _in_one_piece(real_BT: torch.Tensor) -> bool:
+def _is_contiguous(real_BT: torch.Tensor) -> bool:
     """Tell whether each row's tokens follow each other, padding being before or behind."""
     begins = real_BT[:, 1:] & ~real_BT[:, :-1]
     return bool((begins.sum(dim=1) + real_BT[:, 0] <= 1).all())
 
 
-def _table(first_BT: torch.Tensor) -> torch.Tensor:
+def _bounds_table(first_BT: torch.Tensor) -> torch.Tensor:
     num_tokens = first_BT.shape[1]
     rows = [[*row.nonzero()[:, 0].tolist(), num_tokens] for row in first_BT.cpu()]
     longest = max(map(len, rows))

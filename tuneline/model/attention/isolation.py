@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model.attention import choose
-from tuneline.model.logit_distance import apart
+from tuneline.model.logit_distance import max_relative_diff
 
 REMEDY = "Set tokenize.packing: false and train.per_device_train_batch_size: 1"
 Batches = Sequence[Sequence[list[int]]]
@@ -48,19 +48,21 @@ def check_isolation(model: PreTrainedModel, batches: Batches = (), tolerance: fl
     training = model.training
     model.eval()
     try:
-        difference = max(_difference(model, batch) for batch in batches or [made_up(model)])
+        difference = max(_packing_difference(model, batch) for batch in batches or [sample_examples(model)])
     finally:
         model.train(training)
     if not difference <= tolerance:
-        raise ProofError(
-            f"Packed examples see each other in this architecture with load.attention: {_kind(model)} (relative "
+        raise VerificationError(
+            f"Packed examples see each other in this architecture with load.attention: {_attention_kind(model)} (relative "
             f"difference {difference:.1e}, at most {tolerance:.0e} is rounding). {REMEDY}, or load.attention: auto, "
             "which tries every kind."
         )
     return difference
 
 
-def first_isolated(model: PreTrainedModel, batches: Batches = (), tolerance: float = 1e-2) -> tuple[str, float]:
+def set_isolating_attention(
+    model: PreTrainedModel, batches: Batches = (), tolerance: float = 1e-2
+) -> tuple[str, float]:
     """Give a model the first kind of attention in which packed examples do not see each other.
 
     Args:
@@ -74,25 +76,27 @@ def first_isolated(model: PreTrainedModel, batches: Batches = (), tolerance: flo
     Raises:
         ProofError: None of them is exact, or the model attends with `s2`, which nothing can replace.
     """
-    present = _kind(model)
+    present = _attention_kind(model)
     others = [] if present == "s2" else [kind for kind in ("segment", "sdpa", "eager") if kind != present]
     findings = []
     for kind in [present, *others]:
-        why_not = "" if kind == present else _change(model, kind)
+        why_not = "" if kind == present else _set_attention(model, kind)
         if why_not:
             findings.append(f"{kind} {why_not}.")
             continue
         try:
-            _check_alone(model, batches, tolerance)
+            _check_single_example(model, batches, tolerance)
             return kind, check_isolation(model, batches, tolerance)
-        except ProofError as error:
+        except VerificationError as error:
             findings.append(f"{kind}: {error}")
     model.set_attn_implementation(present)
-    raise ProofError(f"No kind of attention keeps packed examples apart here. {REMEDY}. Tried: {' '.join(findings)}")
+    raise VerificationError(
+        f"No kind of attention keeps packed examples apart here. {REMEDY}. Tried: {' '.join(findings)}"
+    )
 
 
 @torch.no_grad()
-def _check_alone(model: PreTrainedModel, batches: Batches, tolerance: float) -> None:
+def _check_single_example(model: PreTrainedModel, batches: Batches, tolerance: float) -> None:
     """Hold `segment` against transformers' own attention on one example by itself.
 
     Packed and alone could agree with each other and both be wrong, where an architecture computes more than it says.
@@ -100,32 +104,32 @@ def _check_alone(model: PreTrainedModel, batches: Batches, tolerance: float) -> 
     Raises:
         ProofError: They differ.
     """
-    if _kind(model) != "segment" or not model._can_set_attn_implementation():
+    if _attention_kind(model) != "segment" or not model._can_set_attn_implementation():
         return
-    ids = torch.tensor([(batches or [made_up(model)])[0][0]], device=model.device)
+    ids = torch.tensor([(batches or [sample_examples(model)])[0][0]], device=model.device)
     training = model.training
     ours = model.eval()(input_ids=ids, use_cache=False).logits.float()
-    own = _use_own(model)
+    own = _set_standard_attention(model)
     theirs = model(input_ids=ids, use_cache=False).logits.float()
     model.set_attn_implementation("segment")
     model.train(training)
-    difference = apart(theirs, ours)
+    difference = max_relative_diff(theirs, ours)
     if not difference <= tolerance:
-        raise ProofError(f"it computes something else than {own} (relative difference {difference:.1e})")
+        raise VerificationError(f"it computes something else than {own} (relative difference {difference:.1e})")
 
 
-def _use_own(model: PreTrainedModel) -> str:
+def _set_standard_attention(model: PreTrainedModel) -> str:
     """Give a model transformers' attention: torch's where every part of the model takes it."""
     try:
         model.set_attn_implementation("sdpa")
     except (ValueError, ImportError):
         model.set_attn_implementation("eager")
-    return _kind(model)
+    return _attention_kind(model)
 
 
-def _change(model: PreTrainedModel, kind: str) -> str:
+def _set_attention(model: PreTrainedModel, kind: str) -> str:
     """Give a model another kind of attention; says why it cannot have it, or nothing."""
-    if why_not := choose.obstacle(kind, type(model), model.config, model.dtype):
+    if why_not := choose.unsupported_reason(kind, type(model), model.config, model.dtype):
         return why_not
     if not model._can_set_attn_implementation():
         return "cannot replace the attention that this architecture was built with"
@@ -133,24 +137,24 @@ def _change(model: PreTrainedModel, kind: str) -> str:
     return ""
 
 
-def _kind(model: PreTrainedModel) -> str:
+def _attention_kind(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation)
 
 
-def _difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
+def _packing_difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
     parts = [torch.tensor([ids], device=model.device) for ids in batch]
     alone = torch.cat([model(input_ids=part, use_cache=False).logits[0].float() for part in parts])
     inputs = packed_inputs([part.shape[1] for part in parts], model.device)
     try:
         packed = model(input_ids=torch.cat(parts, dim=1), **inputs).logits[0].float()
-    except (ProofError, torch.OutOfMemoryError):
+    except (VerificationError, torch.OutOfMemoryError):
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ProofError(f"This architecture cannot compute a packed row: {error} {REMEDY}.") from error
-    return apart(alone, packed)
+        raise VerificationError(f"This architecture cannot compute a packed row: {error} {REMEDY}.") from error
+    return max_relative_diff(alone, packed)
 
 
-def made_up(model: PreTrainedModel) -> list[list[int]]:
+def sample_examples(model: PreTrainedModel) -> list[list[int]]:
     """Return the ids of two short examples that any vocabulary has."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(i * 7919 + 11) % vocabulary for i in range(16)]

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model.attention import bounds
 
 # B batch, H heads, K key heads, T tokens of a row, D head size
 
-BEYOND = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
 """What an architecture may ask of its attention, and neither `segment` nor `s2` computes."""
 
 
@@ -38,31 +38,33 @@ def segment_attention(
     Raises:
         ProofError: The architecture asks for more than this computes.
     """
-    refuse_beyond(other, "load.attention: segment", "Set load.attention: eager")
+    check_arguments(other, "load.attention: segment", "Set load.attention: eager")
     square = bounds.is_square(attention_mask)
-    if square or not is_causal_at(module, is_causal) or (attention_mask is None and cu_seq_lens_q is None):
-        mask = bounds.within_examples(attention_mask, cu_seq_lens_q) if square else attention_mask
+    if square or not is_causal_layer(module, is_causal) or (attention_mask is None and cu_seq_lens_q is None):
+        mask = bounds.mask_other_examples(attention_mask, cu_seq_lens_q) if square else attention_mask
         options = {"dropout": dropout if module.training else 0.0, "scaling": scaling, "is_causal": is_causal}
         return sdpa_attention_forward(module, query_BHTD, key_BKTD, value_BKTD, mask, **options)
     options = {"dropout_p": dropout if module.training else 0.0, "scale": scaling}
-    rows = bounds.rows_of(attention_mask, cu_seq_lens_q, query_BHTD.shape[2])
-    pieces = [bounds.attend(query_BHTD[r], key_BKTD[r], value_BKTD[r], ends, **options) for r, ends in rows]
+    rows = bounds.bounds_per_row(attention_mask, cu_seq_lens_q, query_BHTD.shape[2])
+    pieces = [
+        bounds.attend_within_bounds(query_BHTD[r], key_BKTD[r], value_BKTD[r], ends, **options) for r, ends in rows
+    ]
     return torch.cat(pieces).transpose(1, 2).contiguous(), None
 
 
-def is_causal_at(module: nn.Module, is_causal: bool | None) -> bool:
+def is_causal_layer(module: nn.Module, is_causal: bool | None) -> bool:
     """Tell whether a layer looks back only; `is_causal` is what it passed to its attention, and wins."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
-def refuse_beyond(asked: dict[str, Any], key: str, remedy: str) -> None:
+def check_arguments(asked: dict[str, Any], key: str, remedy: str) -> None:
     """Refuse an architecture whose attention has parts that would be left out.
 
     Raises:
         ProofError: It asks for one of them.
     """
-    if names := [name for name in BEYOND if asked.get(name) is not None]:
-        raise ProofError(f"{key} does not compute {', '.join(names)}, which this architecture needs. {remedy}.")
+    if names := [name for name in UNSUPPORTED_ARGUMENTS if asked.get(name) is not None]:
+        raise VerificationError(f"{key} does not compute {', '.join(names)}, which this architecture needs. {remedy}.")
 
 
 AttentionInterface.register("segment", segment_attention)

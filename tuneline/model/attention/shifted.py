@@ -16,18 +16,18 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tuneline.errors import ProofError, RecipeError
+from tuneline.errors import RecipeError, VerificationError
 from tuneline.model.attention import bounds
-from tuneline.model.attention.segment import is_causal_at, refuse_beyond, segment_attention
+from tuneline.model.attention.segment import check_arguments, is_causal_layer, segment_attention
 
 # B batch, H heads, K key heads, T tokens of a row, D head size
 
 REMEDY = "Leave load.s2_group_size_ratio out"
-GROUP_SIZE = "s2_group_size"
+GROUP_SIZE_ATTRIBUTE = "s2_group_size"
 """Attribute of each module of a model, so that models in one process can differ and the saved config tells nothing."""
 
 
-def enable(model: nn.Module, group_size_ratio: float, max_length: int) -> str:
+def enable_shifted_attention(model: nn.Module, group_size_ratio: float, max_length: int) -> str:
     """Let a model train with shifted sparse attention; its implementation must be `s2`.
 
     Args:
@@ -48,7 +48,7 @@ def enable(model: nn.Module, group_size_ratio: float, max_length: int) -> str:
             "tokens, and it takes 2 to shift one. Set a higher ratio, or leave it out."
         )
     for module in model.modules():
-        setattr(module, GROUP_SIZE, size)
+        setattr(module, GROUP_SIZE_ATTRIBUTE, size)
     return f"groups of {size} tokens while training, those of half of the heads shifted by {size // 2}"
 
 
@@ -69,39 +69,39 @@ def shifted_attention(
     Raises:
         ProofError: The architecture asks for more than this computes, or `enable` was not called.
     """
-    refuse_beyond(other, "load.s2_group_size_ratio", REMEDY)
-    if not module.training or not is_causal_at(module, is_causal):
+    check_arguments(other, "load.s2_group_size_ratio", REMEDY)
+    if not module.training or not is_causal_layer(module, is_causal):
         passed = {"scaling": scaling, "is_causal": is_causal, "cu_seq_lens_q": cu_seq_lens_q}
         return segment_attention(module, query_BHTD, key_BKTD, value_BKTD, attention_mask, dropout, **passed)
     if bounds.is_square(attention_mask):
-        raise ProofError(
+        raise VerificationError(
             "load.s2_group_size_ratio cuts examples into groups, and this architecture has a mask of its own (a window "
             f"shorter than the example, a cache, holes). {REMEDY}."
         )
     size = _group_size(module)
     options = {"dropout_p": dropout, "scale": scaling}
-    rows = bounds.rows_of(attention_mask, cu_seq_lens_q, query_BHTD.shape[2])
-    pieces = [_by_halves(query_BHTD[r], key_BKTD[r], value_BKTD[r], ends, size, options) for r, ends in rows]
+    rows = bounds.bounds_per_row(attention_mask, cu_seq_lens_q, query_BHTD.shape[2])
+    pieces = [_attend_by_halves(query_BHTD[r], key_BKTD[r], value_BKTD[r], ends, size, options) for r, ends in rows]
     return torch.cat(pieces).transpose(1, 2).contiguous(), None
 
 
-def cut(ends: list[int], size: int, shift: int) -> list[int]:
+def group_bounds(ends: list[int], size: int, shift: int) -> list[int]:
     """Add the bounds of the groups to those of the examples; a shifted first group is as long as the shift."""
     inner = {start for a, b in pairwise(ends) for start in range(a + (shift or size), b, size)}
     return sorted(inner | set(ends))
 
 
 def _group_size(module: nn.Module) -> int:
-    size = getattr(module, GROUP_SIZE, None)
+    size = getattr(module, GROUP_SIZE_ATTRIBUTE, None)
     if size is None:
-        raise ProofError(
+        raise VerificationError(
             "A layer attends with `s2`, and its group size is not set. Call shifted.enable on the whole model, after "
             "its last module was added."
         )
     return int(size)
 
 
-def _by_halves(
+def _attend_by_halves(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: list[int], size: int, options: dict[str, Any]
 ) -> torch.Tensor:
     """Attend with the first half of the heads in groups, with the second in shifted groups."""
@@ -109,11 +109,11 @@ def _by_halves(
     halves = [(slice(0, num_heads // 2), 0), (slice(num_heads // 2, num_heads), size // 2)]
     return torch.cat(
         [
-            bounds.attend(
+            bounds.attend_within_bounds(
                 query[:, heads],
-                _of_heads(key, heads, num_heads),
-                _of_heads(value, heads, num_heads),
-                cut(ends, size, shift),
+                _key_heads(key, heads, num_heads),
+                _key_heads(value, heads, num_heads),
+                group_bounds(ends, size, shift),
                 **options,
             )
             for heads, shift in halves
@@ -123,7 +123,7 @@ def _by_halves(
     )
 
 
-def _of_heads(key_BKTD: torch.Tensor, heads: slice, num_heads: int) -> torch.Tensor:
+def _key_heads(key_BKTD: torch.Tensor, heads: slice, num_heads: int) -> torch.Tensor:
     """Return the key heads that these query heads read, repeated where the border cuts through their group."""
     repeats = num_heads // key_BKTD.shape[1]
     if heads.start % repeats == 0 and heads.stop % repeats == 0:

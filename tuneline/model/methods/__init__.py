@@ -5,12 +5,12 @@ from pathlib import Path
 from torch import nn
 
 from tuneline.model.methods import adalora, bottleneck, full_and_freeze, ia3, lora, oft, prompts, vera
-from tuneline.model.methods.adapter_io import family_of
-from tuneline.model.methods.base import Family, families
+from tuneline.model.methods.adapter_io import adapter_method
+from tuneline.model.methods.base import MethodFamily, families
 
 __all__ = ["Family", "check_fits", "families", "family_of"]
 
-MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, full_and_freeze)
+METHOD_MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, full_and_freeze)
 """Importing them fills the registry."""
 
 
@@ -24,4 +24,4 @@ def check_fits(model: nn.Module, folder: Path) -> None:
     Raises:
         RecipeError: It does not fit, or is none of our methods.
     """
-    families[family_of(folder)].check_fits(model, folder)
+    families[adapter_method(folder)].check_fits(model, folder)

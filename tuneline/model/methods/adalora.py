@@ -17,21 +17,21 @@ from tuneline.errors import RecipeError
 from tuneline.model import targets
 from tuneline.model.methods import adapter_io, trainable_embedding_rows
 from tuneline.model.methods.base import families
-from tuneline.model.methods.peft_family import NAME, PeftFamily, layer_options
+from tuneline.model.methods.peft_family import ADAPTER_NAME, PeftFamily, layer_options
 
-USEFULNESS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+IMPORTANCE_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What peft's allocator remembers of each rank: name of a parameter -> tensor."""
 
-SCHEDULE = frozenset({"tinit", "tfinal", "deltaT", "target_r"})
+SCHEDULE_KEYS = frozenset({"tinit", "tfinal", "deltaT", "target_r"})
 
 
 class Adalora(PeftFamily):
     """Low-rank adapters with a budget of ranks."""
 
     name = "adalora"
-    trains_new_rows = True
-    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
-    not_compared: ClassVar[frozenset[str]] = PeftFamily.not_compared | SCHEDULE
+    trains_new_tokens = True
+    supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+    ignored_keys: ClassVar[frozenset[str]] = PeftFamily.ignored_keys | SCHEDULE_KEYS
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse ranks that no layer has, and schedules without a step in which ranks fall."""
@@ -54,14 +54,17 @@ class Adalora(PeftFamily):
         options = config.model_dump(exclude={"type", "target_modules"})
         layers = layer_options(model, self.find(model, config))
         return AdaLoraConfig(
-            total_step=total_steps, **options, **layers, **trainable_embedding_rows.options(model, new_ids, [])
+            total_step=total_steps,
+            **options,
+            **layers,
+            **trainable_embedding_rows.lora_config_options(model, new_ids, []),
         )
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
         """Write the ranks that are left, or all of them while some that were given up have grown again."""
-        about = model.peft_config[NAME]
+        about = model.peft_config[ADAPTER_NAME]
         pattern = about.rank_pattern
-        about.rank_pattern = pattern if pattern and _holds(model, pattern) else None
+        about.rank_pattern = pattern if pattern and _is_fully_masked(model, pattern) else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tensor\\(s\\) have invalid shape")  # no ranks left: meant
             super().save(model, folder, base_name=base_name)
@@ -83,20 +86,20 @@ class Adalora(PeftFamily):
         pattern, about.rank_pattern = about.rank_pattern, None
         adapted = super().build(model, about)
         if pattern:
-            adapted.base_model.resize_modules_by_rank_pattern(pattern, NAME)
-            adapted.base_model._cast_adapter_dtype(NAME)
+            adapted.base_model.resize_modules_by_rank_pattern(pattern, ADAPTER_NAME)
+            adapted.base_model._cast_adapter_dtype(ADAPTER_NAME)
         return adapted
 
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
         """Read an adapter; trained further, it keeps the ranks that it has."""
         adapted = super().attach_saved(model, folder, trainable=trainable)
         adapted.base_model.rankallocator = None
-        adapted.peft_config[NAME].rank_pattern = adapter_io.read_config(folder).get("rank_pattern")
+        adapted.peft_config[ADAPTER_NAME].rank_pattern = adapter_io.read_config(folder).get("rank_pattern")
         return adapted
 
     def penalty(self, model: Any) -> torch.Tensor | None:
         """Return the mean distance of the factors' Gram matrices from the identity, weighted."""
-        weight = model.peft_config[NAME].orth_reg_weight
+        weight = model.peft_config[ADAPTER_NAME].orth_reg_weight
         grams = [
             part @ part.T if ".lora_A." in name else part.T @ part
             for name, part in model.named_parameters()
@@ -117,25 +120,25 @@ class Adalora(PeftFamily):
                 part.grad = torch.zeros_like(part)  # an expert that saw no token
         tuner.update_and_allocate(step + 1)
 
-    def beside(self, model: Any) -> dict[str, Any]:
+    def extra_state(self, model: Any) -> dict[str, Any]:
         """Return how useful each rank was, and which are left."""
         allocator = getattr(model.base_model, "rankallocator", None)
-        kept = {name: dict(getattr(allocator, name)) for name in USEFULNESS if allocator is not None}
-        return {**kept, "rank_pattern": model.peft_config[NAME].rank_pattern}
+        kept = {name: dict(getattr(allocator, name)) for name in IMPORTANCE_SCORES if allocator is not None}
+        return {**kept, "rank_pattern": model.peft_config[ADAPTER_NAME].rank_pattern}
 
-    def restore_beside(self, model: Any, kept: dict[str, Any]) -> None:
+    def load_extra_state(self, model: Any, kept: dict[str, Any]) -> None:
         """Go on from there."""
         allocator = getattr(model.base_model, "rankallocator", None)
-        for name in USEFULNESS if allocator is not None else ():
+        for name in IMPORTANCE_SCORES if allocator is not None else ():
             setattr(allocator, name, dict(kept[name]))
-        model.peft_config[NAME].rank_pattern = kept["rank_pattern"]
+        model.peft_config[ADAPTER_NAME].rank_pattern = kept["rank_pattern"]
 
 
-def _holds(model: Any, pattern: dict[str, Any]) -> bool:
+def _is_fully_masked(model: Any, pattern: dict[str, Any]) -> bool:
     """Tell whether what a pattern leaves out is zero, so that the file may leave it out."""
     for name, kept in pattern.items():
         layer = name.partition(".lora_")[0]
-        values = model.base_model.model.get_submodule(layer).lora_E[NAME].detach()
+        values = model.base_model.model.get_submodule(layer).lora_E[ADAPTER_NAME].detach()
         mask = torch.as_tensor(kept, device=values.device).view(-1)
         if len(mask) == len(values) and values[~mask].any():
             return False

@@ -17,8 +17,12 @@ from transformers import PreTrainedModel
 from tuneline.config.existence import ADAPTER_CONFIGS
 from tuneline.errors import RecipeError
 
-CONFIG, BOTTLENECK_CONFIG = ADAPTER_CONFIGS
-WEIGHTS, PICKLE, BOTTLENECK_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin", "bottleneck.safetensors"
+ADAPTER_CONFIG, BOTTLENECK_CONFIG = ADAPTER_CONFIGS
+ADAPTER_WEIGHTS, PICKLED_WEIGHTS, BOTTLENECK_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "bottleneck.safetensors",
+)
 
 PEFT_TYPES = {
     "LORA": "lora",
@@ -32,11 +36,11 @@ PEFT_TYPES = {
 }
 """What peft calls a method, and `method.type` in a recipe."""
 
-FROM_SETS = ("target_modules", "target_parameters", "exclude_modules", "feedforward_modules")
+UNORDERED_KEYS = ("target_modules", "target_parameters", "exclude_modules", "feedforward_modules")
 """Keys of `adapter_config.json` that peft holds as sets, and so writes in an order that changes from run to run."""
 
 
-def family_of(folder: Path) -> str:
+def adapter_method(folder: Path) -> str:
     """Return the method (`method.type`) that made an adapter, ours or one of plain `peft`.
 
     Raises:
@@ -53,7 +57,7 @@ def family_of(folder: Path) -> str:
     return PEFT_TYPES[kind]
 
 
-def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+def read_config(folder: Path, name: str = ADAPTER_CONFIG) -> dict[str, Any]:
     """Read the JSON file that says how an adapter is built.
 
     Raises:
@@ -73,7 +77,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     return about
 
 
-def read_shapes(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+def read_shapes(folder: Path, name: str = ADAPTER_WEIGHTS) -> dict[str, torch.Tensor]:
     """Return an adapter's tensors without their values: on the meta device, by name.
 
     Raises:
@@ -81,9 +85,9 @@ def read_shapes(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
     """
     path = folder / name
     if not path.is_file():
-        pickle = (folder / PICKLE).is_file()
+        pickle = (folder / PICKLED_WEIGHTS).is_file()
         hint = (
-            f"It holds {PICKLE}, a pickle file, which runs code when it is read: load it where it comes from and save "
+            f"It holds {PICKLED_WEIGHTS}, a pickle file, which runs code when it is read: load it where it comes from and save "
             "it again with peft."
             if pickle
             else "Fetch the adapter again."
@@ -97,18 +101,18 @@ def read_shapes(folder: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
         raise RecipeError(f"load.adapters: {path} cannot be read ({error}). Fetch the adapter again.") from error
 
 
-def tidy(folder: Path, **changes: Any) -> None:
+def normalize_config(folder: Path, **changes: Any) -> None:
     """Make a folder that peft wrote the same from run to run, and take out what names this machine."""
     (folder / "README.md").unlink(missing_ok=True)
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     about = json.loads(path.read_text()) | changes
-    for key in FROM_SETS:
+    for key in UNORDERED_KEYS:
         if isinstance(about.get(key), list):
             about[key] = sorted(about[key])
     path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
 
-def refuse_shapes(folder: Path, got: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+def check_shapes(folder: Path, got: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
     """Compare an adapter's tensors with those that a base model would give it.
 
     Raises:
@@ -128,7 +132,7 @@ def refuse_shapes(folder: Path, got: Mapping[str, torch.Size], expected: Mapping
         )
 
 
-def shape_of(model: nn.Module) -> PreTrainedModel:
+def meta_copy(model: nn.Module) -> PreTrainedModel:
     """Build a model of the same config without weights, which may be changed freely."""
     assert isinstance(model, PreTrainedModel)
     with torch.device("meta"):

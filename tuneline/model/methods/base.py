@@ -14,11 +14,11 @@ from tuneline.errors import RecipeError
 from tuneline.model import quantize
 from tuneline.registry import Registry
 
-ANY_WEIGHTS = None
+ANY_QUANTIZATION = None
 """`Family.quantized`: the method trains beside frozen weights of any kind."""
 
 
-class Family:
+class MethodFamily:
     """A way to make a base model trainable; entries of the registry are instances, named by `method.type`.
 
     A family holds no state: everything it needs later is in the model and in the files it saved. What it trains beside
@@ -34,19 +34,19 @@ class Family:
     mergeable: ClassVar[bool] = True
     """`merge` can fold it into the base."""
 
-    packs: ClassVar[bool] = True
+    supports_packing: ClassVar[bool] = True
     """Examples may share a row; not where each needs virtual tokens of its own in front."""
 
-    checkpoints: ClassVar[bool] = True
+    supports_gradient_checkpointing: ClassVar[bool] = True
     """It works under gradient checkpointing."""
 
-    trains_new_rows: ClassVar[bool] = False
+    trains_new_tokens: ClassVar[bool] = False
     """It can train the rows of tokens that were added to the vocabulary."""
 
-    quantized: ClassVar[frozenset[str] | None] = frozenset()
+    supported_quantization: ClassVar[frozenset[str] | None] = frozenset()
     """Kinds of quantized bases that it was seen to train on; `ANY_WEIGHTS` for all."""
 
-    def off_is_base(self, config: Any) -> bool:
+    def disabling_restores_base(self, config: Any) -> bool:
         """Tell whether the model with its adapter switched off is the base model, as a preference stage needs it."""
         return True
 
@@ -63,14 +63,14 @@ class Family:
             RecipeError: A target that does not exist, a rank above the matrix, a size that does not divide, a kind of
                 quantized base that this method does not train on, new rows that it cannot train.
         """
-        kind = quantization_of(model)
-        if kind and self.quantized is not ANY_WEIGHTS and kind not in self.quantized:
-            known = ", ".join(sorted(self.quantized)) or "none"
+        kind = model_quantization(model)
+        if kind and self.supported_quantization is not ANY_QUANTIZATION and kind not in self.supported_quantization:
+            known = ", ".join(sorted(self.supported_quantization)) or "none"
             raise RecipeError(
                 f"method {self.name} does not train on {kind} weights; quantized bases that it trains on: {known}. "
                 "Set method.type: lora, or leave load.quantization out."
             )
-        if new_ids and not self.trains_new_rows:
+        if new_ids and not self.trains_new_tokens:
             raise RecipeError(
                 f"load.new_tokens: method {self.name} cannot train the rows of {len(new_ids)} new tokens, so they "
                 "would stay noise. Set method.type: lora, adalora or full, or add no tokens."
@@ -111,7 +111,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Refuse to go on with an adapter that is not what the recipe describes.
 
         Args:
@@ -141,7 +141,7 @@ class Family:
         raise NotImplementedError
 
     @contextmanager
-    def switched_off(self, model: Any) -> Iterator[None]:
+    def disable_adapter(self, model: Any) -> Iterator[None]:
         """Compute without what was trained; that is the base model where `off_is_base`."""
         with model.disable_adapter():
             yield
@@ -178,26 +178,26 @@ class Family:
             step: Steps taken before this one, which is `state.global_step` in a callback's `on_optimizer_step`.
         """
 
-    def beside(self, model: Any) -> dict[str, Any]:
+    def extra_state(self, model: Any) -> dict[str, Any]:
         """Return what training changes beside parameters, as tensors and plain values; a checkpoint keeps it."""
         return {}
 
-    def restore_beside(self, model: Any, kept: dict[str, Any]) -> None:
+    def load_extra_state(self, model: Any, kept: dict[str, Any]) -> None:
         """Put back what `beside` returned."""
 
 
-families: Registry[Family] = Registry("method")
+families: Registry[MethodFamily] = Registry("method")
 
 
-def cannot_merge(name: str) -> RecipeError:
+def merge_error(name: str) -> RecipeError:
     """Say that a method has no merged form."""
     return RecipeError(f"method {name} cannot be folded into the base model; the adapter is kept beside it.")
 
 
-def quantization_of(model: nn.Module) -> str:
+def model_quantization(model: nn.Module) -> str:
     """Return how a model's weights are quantized, like `bnb_4bit`, or nothing; a shape says it by its config."""
     config: Any = getattr(model, "config", None)
-    kind = quantization.kind_of(config.to_dict()) if config is not None else None
+    kind = quantization.quantization_kind(config.to_dict()) if config is not None else None
     if any(parameter.is_meta for parameter in model.parameters()):
         entry = quantization.table().get(kind or "")
         return "" if entry is not None and entry.loads == "dequantized" else kind or ""

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from tuneline.errors import RecipeError
 from tuneline.model import targets
 from tuneline.model.methods import adapter_io
-from tuneline.model.methods.base import ANY_WEIGHTS, Family, cannot_merge, families
+from tuneline.model.methods.base import ANY_QUANTIZATION, MethodFamily, families, merge_error
 
-CHILD = "bottleneck"
+CHILD_NAME = "bottleneck"
 
 
 class Bottleneck(nn.Module):
@@ -41,24 +41,24 @@ class Bottleneck(nn.Module):
         return x + self.up(gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype) if self.on else x
 
 
-class BottleneckAdapters(Family):
+class BottleneckAdapters(MethodFamily):
     """Networks behind the parts of each layer."""
 
     name = "bottleneck"
     mergeable = False
-    quantized = ANY_WEIGHTS
+    supported_quantization = ANY_QUANTIZATION
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse layers that lack a part that is asked for."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
-        _places(model, config.after)
+        _find_parts(model, config.after)
 
     def attach(
         self, model: PreTrainedModel, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()
     ) -> Any:
         """Freeze the base and put a network behind each part."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
-        _insert(model, _places(model, config.after), config.bottleneck_size)
+        _insert(model, _find_parts(model, config.after), config.bottleneck_size)
         return model
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
@@ -72,25 +72,25 @@ class BottleneckAdapters(Family):
         }
         save_file(tensors, folder / adapter_io.BOTTLENECK_WEIGHTS, metadata={"format": "pt"})
         size = next(iter(networks.values())).down.out_features
-        about = {"after": _after(model), "base_model_name_or_path": base_name, "bottleneck_size": size}
+        about = {"after": _adapted_parts(model), "base_model_name_or_path": base_name, "bottleneck_size": size}
         (folder / adapter_io.BOTTLENECK_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
         """Insert the networks into a model without weights, and compare names and shapes with the files."""
         about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
         got = {name: part.shape for name, part in adapter_io.read_shapes(folder, adapter_io.BOTTLENECK_WEIGHTS).items()}
-        shape = adapter_io.shape_of(model)
-        _insert(shape, _places(shape, about["after"]), about["bottleneck_size"])
+        shape = adapter_io.meta_copy(model)
+        _insert(shape, _find_parts(shape, about["after"]), about["bottleneck_size"])
         expected = {
             f"{name}.{key}": part.shape
             for name, network in _networks(shape).items()
             for key, part in network.state_dict().items()
         }
-        adapter_io.refuse_shapes(folder, got, expected)
+        adapter_io.check_shapes(folder, got, expected)
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare size and places with the recipe."""
-        kind = adapter_io.family_of(folder)
+        kind = adapter_io.adapter_method(folder)
         if kind != self.name:
             raise RecipeError(
                 f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
@@ -109,7 +109,7 @@ class BottleneckAdapters(Family):
         """Put the networks behind their parts, and read their weights."""
         self.check_fits(model, folder)
         about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
-        _insert(model, _places(model, about["after"]), about["bottleneck_size"])
+        _insert(model, _find_parts(model, about["after"]), about["bottleneck_size"])
         tensors = load_file(folder / adapter_io.BOTTLENECK_WEIGHTS, device=str(model.device))
         for name, network in _networks(model).items():
             network.load_state_dict({key: tensors[f"{name}.{key}"] for key in network.state_dict()})
@@ -118,10 +118,10 @@ class BottleneckAdapters(Family):
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Refuse: a network with a bend in it has no place in the base's matrices."""
-        raise cannot_merge(self.name)
+        raise merge_error(self.name)
 
     @contextmanager
-    def switched_off(self, model: Any) -> Iterator[None]:
+    def disable_adapter(self, model: Any) -> Iterator[None]:
         """Compute as the base."""
         networks = _networks(model).values()
         for network in networks:
@@ -133,7 +133,7 @@ class BottleneckAdapters(Family):
                 network.on = True
 
 
-def _places(model: nn.Module, after: list[str]) -> list[str]:
+def _find_parts(model: nn.Module, after: list[str]) -> list[str]:
     """Return the full names of the parts that get a network.
 
     Raises:
@@ -159,12 +159,12 @@ def _insert(model: nn.Module, places: list[str], size: int) -> None:
     for name in places:
         part = model.get_submodule(name)
         network = Bottleneck(width, size, next(part.parameters()).device)
-        part.add_module(CHILD, network)
-        part.register_forward_hook(_run)
+        part.add_module(CHILD_NAME, network)
+        part.register_forward_hook(_forward_hook)
 
 
-def _run(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    network = part.get_submodule(CHILD)
+def _forward_hook(part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    network = part.get_submodule(CHILD_NAME)
     return (network(output[0]), *output[1:]) if isinstance(output, tuple) else network(output)
 
 
@@ -172,12 +172,12 @@ def _networks(model: nn.Module) -> dict[str, Bottleneck]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Bottleneck)}
 
 
-def _after(model: nn.Module) -> list[str]:
+def _adapted_parts(model: nn.Module) -> list[str]:
     """Return which parts of a layer have a network."""
     _, layers = targets.decoder_layers(model)
     layer: nn.Module = layers[0]
     parts = targets.attention_and_mlp(layer)
-    return sorted(part for part, name in parts.items() if hasattr(layer.get_submodule(name), CHILD))
+    return sorted(part for part, name in parts.items() if hasattr(layer.get_submodule(name), CHILD_NAME))
 
 
 families.register("bottleneck")(BottleneckAdapters())

@@ -10,36 +10,38 @@ from typing import Any
 import torch
 from torch import nn
 
-HALF = (torch.float16, torch.bfloat16)
-_MARK = "_held_in_float32"
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+_HOOKS_ATTRIBUTE = "_held_in_float32"
 
 
-def hold_in_float32(model: nn.Module) -> None:
+def upcast_trained_params(model: nn.Module) -> None:
     """Give every trained weight of 16 bits, and the modules that own one, float32."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dtype in HALF]
+    trained = [
+        parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dtype in HALF_DTYPES
+    ]
     dtypes = {id(parameter): parameter.dtype for parameter in trained}
     for module in model.modules():
         owned = [dtypes[id(p)] for p in module.parameters(recurse=False) if id(p) in dtypes]
         if owned:
-            _translate(module, owned[0])
+            _register_casts(module, owned[0])
     for parameter in trained:
         parameter.data = parameter.data.float()
 
 
-def release(model: nn.Module) -> None:
+def restore_dtype(model: nn.Module) -> None:
     """Undo `hold_in_float32`: plain modules again, in the model's precision."""
     for module in model.modules():
-        if not hasattr(module, _MARK):
+        if not hasattr(module, _HOOKS_ATTRIBUTE):
             continue
-        dtype, handles = getattr(module, _MARK)
+        dtype, handles = getattr(module, _HOOKS_ATTRIBUTE)
         for handle in handles:
             handle.remove()
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
-        delattr(module, _MARK)
+        delattr(module, _HOOKS_ATTRIBUTE)
 
 
-def _translate(module: nn.Module, outside: torch.dtype) -> None:
+def _register_casts(module: nn.Module, outside: torch.dtype) -> None:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         inside = next(module.parameters(recurse=False)).dtype
         return _cast(args, inside), _cast(kwargs, inside)
@@ -48,7 +50,7 @@ def _translate(module: nn.Module, outside: torch.dtype) -> None:
         return _cast(output, outside)
 
     handles = (module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after))
-    setattr(module, _MARK, (outside, handles))
+    setattr(module, _HOOKS_ATTRIBUTE, (outside, handles))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 from tuneline.errors import RecipeError
 from tuneline.model import targets
 from tuneline.model.methods import fp32_params, trainable_embedding_rows
-from tuneline.model.methods.base import Family, families
+from tuneline.model.methods.base import MethodFamily, families
 
 
-class Full(Family):
+class Full(MethodFamily):
     """Every weight."""
 
     name: ClassVar[str] = "full"
     kind = "full"
-    trains_new_rows = True
+    trains_new_tokens = True
 
-    def off_is_base(self, config: Any) -> bool:
+    def disabling_restores_base(self, config: Any) -> bool:
         """The base is gone."""
         return False
 
@@ -40,7 +40,7 @@ class Full(Family):
         """Refuse: what this method saves is no adapter."""
         raise self._no_adapter(folder)
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Refuse: what this method saves is no adapter."""
         raise self._no_adapter(folder)
 
@@ -56,11 +56,11 @@ class Full(Family):
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Return the model itself, in one precision again."""
-        fp32_params.release(model)
+        fp32_params.restore_dtype(model)
         return model
 
     @contextmanager
-    def switched_off(self, model: Any) -> Iterator[None]:
+    def disable_adapter(self, model: Any) -> Iterator[None]:
         """Refuse: the base's weights have changed."""
         raise RecipeError(f"method {self.name} has no base to compare with: its weights are the base's. Set lora.")
         yield
@@ -74,8 +74,8 @@ class Freeze(Full):
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse layers and modules that this model does not have, and new rows that would not be trained."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
-        chosen = _chosen(model, config)
-        untrained = [name for name in trainable_embedding_rows.untrained(model, chosen) if new_ids]
+        chosen = _trainable_modules(model, config)
+        untrained = [name for name in trainable_embedding_rows.untrained_embeddings(model, chosen) if new_ids]
         if untrained:
             raise RecipeError(
                 f"load.new_tokens: the rows of {len(new_ids)} new tokens in {untrained[0]} would stay noise. Add "
@@ -88,13 +88,13 @@ class Freeze(Full):
         """Freeze all but the chosen modules, which are held in float32."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
         model.requires_grad_(False)
-        for name in _chosen(model, config):
+        for name in _trainable_modules(model, config):
             model.get_submodule(name).requires_grad_(True)
-        fp32_params.hold_in_float32(model)
+        fp32_params.upcast_trained_params(model)
         return model
 
 
-def _chosen(model: nn.Module, config: Any) -> list[str]:
+def _trainable_modules(model: nn.Module, config: Any) -> list[str]:
     """Return the full names of the modules to train.
 
     Raises:
@@ -110,11 +110,13 @@ def _chosen(model: nn.Module, config: Any) -> list[str]:
     chosen = [f"{prefix}.{number}" for number in numbers]
     if config.trainable_modules != "all":
         parts = [
-            trainable_embedding_rows.names_of(model, config.trainable_modules, "method.trainable_modules", f"{layer}.")
+            trainable_embedding_rows.match_modules(
+                model, config.trainable_modules, "method.trainable_modules", f"{layer}."
+            )
             for layer in chosen
         ]
         chosen = [name for part in parts for name in part]
-    outside = trainable_embedding_rows.names_of(model, config.extra_modules, "method.extra_modules")
+    outside = trainable_embedding_rows.match_modules(model, config.extra_modules, "method.extra_modules")
     return chosen + [name for name in outside if not name.startswith(f"{prefix}.")]
 
 

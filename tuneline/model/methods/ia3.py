@@ -19,17 +19,17 @@ class Ia3(PeftFamily):
 
     name = "ia3"
     marker = "ia3_l"
-    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
-    not_compared: ClassVar[frozenset[str]] = PeftFamily.not_compared | {"feedforward_modules"}
+    supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+    ignored_keys: ClassVar[frozenset[str]] = PeftFamily.ignored_keys | {"feedforward_modules"}
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse feed-forward layers that are not among the targets."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
         self._feedforward(model, config, self.find(model, config))
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with the files; the feed-forward layers by the ends of their names."""
-        super().check_continues(folder, config, model)
+        super().check_continuation(folder, config, model)
         got = {name.rpartition(".")[2] for name in adapter_io.read_config(folder).get("feedforward_modules") or []}
         if got != {name.rpartition(".")[2] for name in config.feedforward_modules}:
             raise RecipeError(
@@ -37,8 +37,8 @@ class Ia3(PeftFamily):
                 f"was made with {sorted(got)}. Write what the adapter has."
             )
 
-    def _feedforward(self, model: nn.Module, config: Any, found: targets.Found) -> list[str]:
-        named = targets.find(model, config.feedforward_modules).modules if config.feedforward_modules else []
+    def _feedforward(self, model: nn.Module, config: Any, found: targets.TargetLayers) -> list[str]:
+        named = targets.find_targets(model, config.feedforward_modules).modules if config.feedforward_modules else []
         if outside := [name for name in named if name not in found.modules]:
             raise RecipeError(
                 f"method.feedforward_modules: {outside[0]} is not among method.target_modules. Add it there."

@@ -19,16 +19,16 @@ from transformers.pytorch_utils import Conv1D
 from tuneline.errors import RecipeError
 from tuneline.model import targets
 from tuneline.model.methods import adapter_io, trainable_embedding_rows
-from tuneline.model.methods.base import ANY_WEIGHTS, families, quantization_of
-from tuneline.model.methods.peft_family import NAME, PeftFamily, layer_options, short_names
+from tuneline.model.methods.base import ANY_QUANTIZATION, families, model_quantization
+from tuneline.model.methods.peft_family import ADAPTER_NAME, PeftFamily, layer_options, shorten_names
 
-FROM_BASE = ("pissa", "olora")
+RESIDUAL_INITS = ("pissa", "olora")
 """Starts that take a part of the base's weights away."""
 
-START = "initial_adapter"
+INITIAL_ADAPTER = "initial_adapter"
 """Where the model keeps the first weights of such an adapter."""
 
-MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """What `init_lora_weights` says in the files of adapters whose base was changed and that were not converted."""
 
 
@@ -36,14 +36,14 @@ class Lora(PeftFamily):
     """Low-rank adapters."""
 
     name = "lora"
-    trains_new_rows = True
+    trains_new_tokens = True
     adapts_experts = True
-    quantized = ANY_WEIGHTS
-    not_compared: ClassVar[frozenset[str]] = PeftFamily.not_compared | {"init_lora_weights", "modules_to_save"}
+    supported_quantization = ANY_QUANTIZATION
+    ignored_keys: ClassVar[frozenset[str]] = PeftFamily.ignored_keys | {"init_lora_weights", "modules_to_save"}
 
-    def off_is_base(self, config: Any) -> bool:
+    def disabling_restores_base(self, config: Any) -> bool:
         """PiSSA and OLoRA leave a residual behind."""
-        return config.init_lora_weights not in FROM_BASE
+        return config.init_lora_weights not in RESIDUAL_INITS
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse ranks, names and starts that this model cannot have."""
@@ -52,8 +52,8 @@ class Lora(PeftFamily):
         targets.check_rank(model, found, config.r, "method.r")
         trainable_embedding_rows.check(model, new_ids, config.modules_to_save, found.modules)
         if found.parameters:
-            _refuse_for_experts(config, found.parameters[0])
-        _refuse_starts(model, config, found)
+            _check_expert_options(config, found.parameters[0])
+        _check_initialization(model, config, found)
 
     def peft_config(
         self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]
@@ -68,9 +68,9 @@ class Lora(PeftFamily):
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
             init_lora_weights=True if start == "default" else start,
-            target_parameters=short_names(found.parameters, [n for n, _ in model.named_parameters()]) or None,
+            target_parameters=shorten_names(found.parameters, [n for n, _ in model.named_parameters()]) or None,
             **layer_options(model, found),
-            **trainable_embedding_rows.options(model, new_ids, config.modules_to_save),
+            **trainable_embedding_rows.lora_config_options(model, new_ids, config.modules_to_save),
         )
 
     def attach(
@@ -78,47 +78,47 @@ class Lora(PeftFamily):
     ) -> Any:
         """Add the adapter; keep its first weights where they were taken from the base."""
         adapted = super().attach(model, config, total_steps=total_steps, new_ids=new_ids)
-        if not self.off_is_base(config):
+        if not self.disabling_restores_base(config):
             first = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             pairs = {name: part.detach().cpu().clone() for name, part in first.items() if _is_factor(name)}
-            setattr(adapted, START, pairs)
+            setattr(adapted, INITIAL_ADAPTER, pairs)
         return adapted
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
         """Write plain LoRA, which PiSSA and OLoRA are converted to."""
         super().save(model, folder, base_name=base_name)
-        if first := getattr(model, START, None):
-            _to_plain_lora(folder, first, use_rslora=model.peft_config[NAME].use_rslora)
+        if first := getattr(model, INITIAL_ADAPTER, None):
+            _to_plain_lora(folder, first, use_rslora=model.peft_config[ADAPTER_NAME].use_rslora)
 
     def check_saved(self, model: nn.Module, folder: Path) -> None:
         """Refuse adapters whose base was changed, and those on one matrix of two names."""
         about = adapter_io.read_config(folder)
         start = str(about.get("init_lora_weights")).lower()
-        if start.startswith(MUTATING):
+        if start.startswith(BASE_CHANGING_INITS):
             raise RecipeError(
                 f"load.adapters: {folder} was saved with init_lora_weights: {start}, which changes the base's weights, "
                 "so it does not belong to this base. Save it again with peft's "
                 "path_initial_model_for_weight_conversion."
             )
-        trainable_embedding_rows.check_known(model, folder, about.get("trainable_token_indices"))
-        if targeted := trainable_embedding_rows.tied_among(model, about.get("target_modules")):
+        trainable_embedding_rows.check_token_ids(model, folder, about.get("trainable_token_indices"))
+        if targeted := trainable_embedding_rows.first_tied(model, about.get("target_modules")):
             raise RecipeError(
                 f"load.adapters: {folder} adapts {targeted}, which this model shares between embedding and head; "
                 "merged, it would give other logits. Train it with method.modules_to_save instead."
             )
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with the files; a start has no meaning any more."""
-        super().check_continues(folder, config, model)
+        super().check_continuation(folder, config, model)
         if config.init_lora_weights != "default":
             raise RecipeError(
                 f"method.init_lora_weights: {config.init_lora_weights} does nothing for an adapter that is trained "
                 "further. Leave it out."
             )
         whole = adapter_io.read_config(folder).get("modules_to_save") or []
-        if model is not None and trainable_embedding_rows.trained_whole(
+        if model is not None and trainable_embedding_rows.fully_trained_modules(
             model, whole
-        ) != trainable_embedding_rows.trained_whole(model, config.modules_to_save):
+        ) != trainable_embedding_rows.fully_trained_modules(model, config.modules_to_save):
             raise RecipeError(
                 f"method.modules_to_save: the recipe says {config.modules_to_save}, and the adapter {folder} was made "
                 f"with {whole}. Write what the adapter has."
@@ -136,7 +136,7 @@ class Lora(PeftFamily):
             return None
         made = create_loraplus_optimizer(
             model,
-            _Groups,
+            _GroupRecorder,
             lr=learning_rate,
             loraplus_lr_ratio=config.loraplus_lr_ratio,
             loraplus_weight_decay=weight_decay,
@@ -144,19 +144,23 @@ class Lora(PeftFamily):
         return [group for group in made.groups if group["params"]]
 
 
-class _Groups:
+class _GroupRecorder:
     """Takes the place of an optimizer, to see what it would be given."""
 
     def __init__(self, groups: list[dict[str, Any]], **_: Any) -> None:
         self.groups = groups
 
 
-def _refuse_for_experts(config: Any, name: str) -> None:
+def _check_expert_options(config: Any, name: str) -> None:
     """Experts in one parameter are adapted through their weights, not through their inputs."""
     reasons = {
         "lora_dropout": (config.lora_dropout > 0, "has no input of its own to drop", "0"),
         "use_dora": (config.use_dora, "has no norm a column that peft could train", "false"),
-        "init_lora_weights": (config.init_lora_weights in FROM_BASE, "is no single matrix to decompose", "default"),
+        "init_lora_weights": (
+            config.init_lora_weights in RESIDUAL_INITS,
+            "is no single matrix to decompose",
+            "default",
+        ),
     }
     for key, (asked, why, remedy) in reasons.items():
         if asked:
@@ -166,10 +170,10 @@ def _refuse_for_experts(config: Any, name: str) -> None:
             )
 
 
-def _refuse_starts(model: nn.Module, config: Any, found: targets.Found) -> None:
+def _check_initialization(model: nn.Module, config: Any, found: targets.TargetLayers) -> None:
     """Refuse what peft computes wrongly, or not at all, on some kinds of weights."""
-    kind, start = quantization_of(model), config.init_lora_weights
-    if kind and start in FROM_BASE:
+    kind, start = model_quantization(model), config.init_lora_weights
+    if kind and start in RESIDUAL_INITS:
         raise RecipeError(
             f"method.init_lora_weights: {start} decomposes the base's weights, and those of {kind} are no matrices of "
             "floats. Set init_lora_weights: default, or leave load.quantization out."
@@ -196,17 +200,17 @@ def _to_plain_lora(folder: Path, first: dict[str, torch.Tensor], *, use_rslora: 
     peft's own conversion keeps only A and B, and loses new rows, whole modules and DoRA's magnitudes on the way.
     The scale s is alpha / r or alpha / sqrt(r); where it is the latter, doubling r takes a factor that B gets.
     """
-    tensors = load_file(folder / adapter_io.WEIGHTS)
+    tensors = load_file(folder / adapter_io.ADAPTER_WEIGHTS)
     for name, start in first.items():
         if ".lora_A." in name:
             tensors[name] = torch.cat([tensors[name], start.to(tensors[name])])
         else:
             both = torch.cat([tensors[name], -start.to(tensors[name])], dim=1)
             tensors[name] = both * 2**0.5 if use_rslora else both
-    save_file(tensors, folder / adapter_io.WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / adapter_io.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     about = adapter_io.read_config(folder)
     alpha = about["lora_alpha"] if use_rslora else 2 * about["lora_alpha"]
-    adapter_io.tidy(folder, init_lora_weights=True, r=2 * about["r"], lora_alpha=alpha)
+    adapter_io.normalize_config(folder, init_lora_weights=True, r=2 * about["r"], lora_alpha=alpha)
 
 
 families.register("lora")(Lora())

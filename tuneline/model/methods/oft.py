@@ -17,7 +17,7 @@ class Oft(PeftFamily):
 
     name = "oft"
     marker = "oft_R"
-    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+    supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse a block that does not divide: peft would take another size in silence."""

@@ -16,13 +16,13 @@ from transformers.pytorch_utils import Conv1D
 from tuneline.errors import RecipeError
 from tuneline.model import targets
 from tuneline.model.methods import adapter_io, fp32_params
-from tuneline.model.methods.base import Family, quantization_of
+from tuneline.model.methods.base import MethodFamily, model_quantization
 
-TASK = "CAUSAL_LM"
-NAME = "default"
+TASK_TYPE = "CAUSAL_LM"
+ADAPTER_NAME = "default"
 
 
-class PeftFamily(Family):
+class PeftFamily(MethodFamily):
     """A method that `peft` computes."""
 
     adapts_experts: ClassVar[bool] = False
@@ -31,20 +31,20 @@ class PeftFamily(Family):
     marker: ClassVar[str] = "lora_"
     """What the names of its tensors begin with, below the layer that is adapted."""
 
-    not_compared: ClassVar[frozenset[str]] = frozenset({"type", "target_modules"})
+    ignored_keys: ClassVar[frozenset[str]] = frozenset({"type", "target_modules"})
     """Keys of the recipe that an adapter which is trained further may lack."""
 
     def peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> Any:
         """Translate the recipe for this model."""
         raise NotImplementedError
 
-    def find(self, model: nn.Module, config: Any) -> targets.Found:
+    def find(self, model: nn.Module, config: Any) -> targets.TargetLayers:
         """Find the layers that get an adapter.
 
         Raises:
             RecipeError: A name matches nothing, or experts that this method cannot adapt.
         """
-        found = targets.find(model, config.target_modules)
+        found = targets.find_targets(model, config.target_modules)
         if found.parameters and not self.adapts_experts:
             layers = ", ".join(sorted({name.rpartition(".")[2] for name in found.modules}))
             raise RecipeError(
@@ -59,14 +59,16 @@ class PeftFamily(Family):
         """Freeze the base and add the adapter."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
         adapted = get_peft_model(model, self.peft_config(model, config, total_steps, new_ids))
-        fp32_params.hold_in_float32(adapted)
+        fp32_params.upcast_trained_params(adapted)
         return adapted
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
         """Write the adapter as plain `peft` reads it."""
-        model.peft_config[NAME].base_model_name_or_path = base_name  # an empty name too: None becomes the local path
+        model.peft_config[
+            ADAPTER_NAME
+        ].base_model_name_or_path = base_name  # an empty name too: None becomes the local path
         model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub
-        adapter_io.tidy(folder)
+        adapter_io.normalize_config(folder)
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
         """Let peft build the adapter without weights, and compare names and shapes with the files."""
@@ -74,28 +76,28 @@ class PeftFamily(Family):
         self.check_saved(model, folder)
         got = {name: tensor.shape for name, tensor in adapter_io.read_shapes(folder).items()}
         try:
-            expected = self.shapes(model, saved_config(folder, trainable=False))
+            expected = self.shapes(model, load_peft_config(folder, trainable=False))
         except (ValueError, KeyError, AttributeError) as error:
             raise RecipeError(
                 f"load.adapters: {folder} does not fit this {type(model).__name__}: {error}. Name the model that it "
                 "was trained on."
             ) from error
-        adapter_io.refuse_shapes(folder, got, expected)
+        adapter_io.check_shapes(folder, got, expected)
 
     def shapes(self, model: nn.Module, about: Any) -> dict[str, torch.Size]:
         """Return the names and shapes of what an adapter of this config has on this base."""
-        shape = get_peft_model(adapter_io.shape_of(model), about, low_cpu_mem_usage=True)
+        shape = get_peft_model(adapter_io.meta_copy(model), about, low_cpu_mem_usage=True)
         tensors = get_peft_model_state_dict(shape, save_embedding_layers=False)
         return {name: tensor.shape for name, tensor in tensors.items()}
 
     def check_saved(self, model: nn.Module, folder: Path) -> None:
         """Refuse what peft would attach and should not; the config is read, shapes are compared after."""
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with `adapter_config.json`."""
         self._check_kind(folder)
         about = adapter_io.read_config(folder)
-        for key, wanted in config.model_dump(exclude=self.not_compared).items():
+        for key, wanted in config.model_dump(exclude=self.ignored_keys).items():
             if key in about and (about[key] or wanted) and about[key] != wanted:
                 raise RecipeError(
                     f"method.{key}: the recipe says {wanted!r}, and the adapter to go on with, {folder}, was made with "
@@ -113,7 +115,7 @@ class PeftFamily(Family):
         found = self.find(model, config)
         wanted = {*found.modules, *(name.rpartition(".")[0] for name in found.parameters)}
         modules = dict(model.named_modules())
-        got = {_layer_of(name, modules) for name in adapter_io.read_shapes(folder) if f".{self.marker}" in name}
+        got = {_adapted_layer(name, modules) for name in adapter_io.read_shapes(folder) if f".{self.marker}" in name}
         if differ := sorted(got ^ wanted):
             what = "the adapter has it and the recipe not" if differ[0] in got else "the recipe has it, the adapter not"
             short = sorted({layer.rpartition(".")[2] for layer in got})
@@ -123,7 +125,7 @@ class PeftFamily(Family):
             )
 
     def _check_kind(self, folder: Path) -> None:
-        kind = adapter_io.family_of(folder)
+        kind = adapter_io.adapter_method(folder)
         if kind != self.name:
             raise RecipeError(
                 f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
@@ -133,9 +135,9 @@ class PeftFamily(Family):
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
         """Build the adapter as its files say, and read its weights."""
         self.check_fits(model, folder)
-        about = saved_config(folder, trainable=trainable)
+        about = load_peft_config(folder, trainable=trainable)
         adapted = self.build(model, about)
-        _read_into(adapted, load_file(folder / adapter_io.WEIGHTS, device=str(model.device)))
+        _load_weights(adapted, load_file(folder / adapter_io.ADAPTER_WEIGHTS, device=str(model.device)))
         if not trainable:
             adapted.requires_grad_(False)
             about.inference_mode = True
@@ -145,26 +147,26 @@ class PeftFamily(Family):
         """Add an adapter whose weights are read next; it is built for training, so that float32 is held as in it."""
         about.inference_mode = False
         adapted = get_peft_model(model, about)
-        fp32_params.hold_in_float32(adapted)
+        fp32_params.upcast_trained_params(adapted)
         return adapted
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Fold the adapter into the base's weights, refusing what is no number.
 
         Raises:
-            RecipeError: The weights have few bits; `tuneline.model.quantize.dequantized` turns them into full ones.
+            RecipeError: The weights have few bits; `tuneline.model.quantize.dequantize` turns them into full ones.
         """
-        if kind := quantization_of(model.get_base_model()):
+        if kind := model_quantization(model.get_base_model()):
             raise RecipeError(
                 f"merge_adapter: folded into {kind} weights, the adapter would be rounded away. Set merge_base: "
                 "dequantized, which folds it into the full weights that it was trained on."
             )
         merged = model.merge_and_unload(safe_merge=True)
-        fp32_params.release(merged)
+        fp32_params.restore_dtype(merged)
         return merged
 
 
-def _read_into(adapted: Any, tensors: dict[str, torch.Tensor]) -> None:
+def _load_weights(adapted: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Give an adapter its weights by name, or let peft do it where names were compared and are not its own.
 
     peft puts an adapter's names through transformers' rules for checkpoints, and loses what those rename.
@@ -179,7 +181,7 @@ def _read_into(adapted: Any, tensors: dict[str, torch.Tensor]) -> None:
             part.copy_(tensors[name])
 
 
-def saved_config(folder: Path, *, trainable: bool) -> Any:
+def load_peft_config(folder: Path, *, trainable: bool) -> Any:
     """Read an adapter's config as peft has it."""
     about = PeftConfig.from_pretrained(str(folder))
     about.inference_mode = not trainable
@@ -187,24 +189,24 @@ def saved_config(folder: Path, *, trainable: bool) -> Any:
     return about
 
 
-def short_names(names: list[str], universe: list[str]) -> list[str]:
+def shorten_names(names: list[str], universe: list[str]) -> list[str]:
     """Return the ends of names, like `q_proj`, where they match these among all names and no others; else the names."""
     ends = sorted({name.rpartition(".")[2] for name in names})
     matched = {name for name in universe if name.rpartition(".")[2] in ends}
     return ends if matched == set(names) else sorted(names)
 
 
-def layer_options(model: nn.Module, found: targets.Found) -> dict[str, Any]:
+def layer_options(model: nn.Module, found: targets.TargetLayers) -> dict[str, Any]:
     """Return what every config that adapts layers has: their names, and how Conv1D holds its matrix."""
     modules = dict(model.named_modules())
     return {
-        "task_type": TASK,
-        "target_modules": short_names(found.modules, list(modules)),
+        "task_type": TASK_TYPE,
+        "target_modules": shorten_names(found.modules, list(modules)),
         "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in found.modules),
     }
 
 
-def _layer_of(tensor: str, modules: dict[str, nn.Module]) -> str:
+def _adapted_layer(tensor: str, modules: dict[str, nn.Module]) -> str:
     """Return the layer of the base that a saved tensor belongs to, or an empty string."""
     parts = [part for part in tensor.removeprefix("base_model.model.").split(".") if part != "base_layer"]
     names = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))

@@ -15,18 +15,18 @@ from transformers import PreTrainedModel
 
 from tuneline.errors import RecipeError
 from tuneline.model.methods import adapter_io
-from tuneline.model.methods.base import ANY_WEIGHTS, cannot_merge, families
-from tuneline.model.methods.peft_family import NAME, TASK, PeftFamily
+from tuneline.model.methods.base import ANY_QUANTIZATION, families, merge_error
+from tuneline.model.methods.peft_family import ADAPTER_NAME, TASK_TYPE, PeftFamily
 
 
-class VirtualTokens(PeftFamily):
+class PromptLearning(PeftFamily):
     """What the three have in common."""
 
     mergeable = False
-    packs = False
-    quantized = ANY_WEIGHTS
+    supports_packing = False
+    supported_quantization = ANY_QUANTIZATION
     config_class: ClassVar[type]
-    in_logits: ClassVar[bool] = True
+    prepends_logits: ClassVar[bool] = True
     """Logits begin with those of the virtual tokens."""
 
     sizes: ClassVar[tuple[str, ...]] = ("token_dim",)
@@ -34,7 +34,7 @@ class VirtualTokens(PeftFamily):
 
     def peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> Any:
         """Translate the recipe."""
-        made = self.config_class(task_type=TASK, **config.model_dump(exclude={"type"}))
+        made = self.config_class(task_type=TASK_TYPE, **config.model_dump(exclude={"type"}))
         if "num_attention_heads" not in self.sizes:
             made.num_attention_heads = 1  # peft asks every model for it, and needs it for a cache alone
         return made
@@ -54,10 +54,10 @@ class VirtualTokens(PeftFamily):
     ) -> Any:
         """Add the virtual tokens, and see that the model takes notice of them."""
         adapted = super().attach(model, config, total_steps=total_steps, new_ids=new_ids)
-        self.prove(adapted)
+        self.check_gradient_flow(adapted)
         return adapted
 
-    def prove(self, model: Any) -> None:
+    def check_gradient_flow(self, model: Any) -> None:
         """Compute a gradient, which reaches every virtual token where the architecture can do this.
 
         Raises:
@@ -67,17 +67,17 @@ class VirtualTokens(PeftFamily):
         ids = torch.tensor([[1, 2, 3]], device=model.device)
         try:
             with torch.enable_grad():
-                prompt: torch.Tensor = model.prompt_encoder[NAME].embedding.weight
+                prompt: torch.Tensor = model.prompt_encoder[ADAPTER_NAME].embedding.weight
                 seen = model.eval()(input_ids=ids).logits[0, -1].float().square().sum()
                 (gradient,) = torch.autograd.grad(seen, prompt)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
             raise self._unfit(model, f"{type(error).__name__}: {error}") from error
         finally:
             model.train(training)
-        if not self.reaches(model, gradient):
+        if not self.gradient_reaches_all(model, gradient):
             raise self._unfit(model, "what is computed does not depend on them")
 
-    def reaches(self, model: Any, gradient: torch.Tensor) -> bool:
+    def gradient_reaches_all(self, model: Any, gradient: torch.Tensor) -> bool:
         """Tell whether a gradient with respect to the virtual tokens says that the model looks at them."""
         return bool(gradient.any())
 
@@ -87,11 +87,11 @@ class VirtualTokens(PeftFamily):
             f"not take them ({why}). Set method.type: lora."
         )
 
-    def check_continues(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
+    def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare with the files, and refuse those that hold what a network made, but not the network."""
         self._check_kind(folder)
         self._refuse_network(folder)
-        super().check_continues(folder, config, model)
+        super().check_continuation(folder, config, model)
 
     def _refuse_network(self, folder: Path) -> None:
         made = adapter_io.read_config(folder).get("prefix_projection", False) or self.name == "p_tuning"
@@ -124,12 +124,12 @@ class VirtualTokens(PeftFamily):
 
     def merge(self, model: Any) -> PreTrainedModel:
         """Refuse: there are no weights that virtual tokens could be folded into."""
-        raise cannot_merge(self.name)
+        raise merge_error(self.name)
 
     def num_prefix_logits(self, model: Any) -> int:
         """Return how many logits stand before those of the text."""
-        active = self.in_logits and not getattr(model, "_adapters_disabled", False)
-        return int(model.peft_config[NAME].num_virtual_tokens) if active else 0
+        active = self.prepends_logits and not getattr(model, "_adapters_disabled", False)
+        return int(model.peft_config[ADAPTER_NAME].num_virtual_tokens) if active else 0
 
     def logits(self, model: Any, inputs: dict[str, Any], keep: torch.Tensor) -> torch.Tensor:
         """Compute logits at positions of the text; what tells a packed row apart is left out."""
@@ -137,13 +137,13 @@ class VirtualTokens(PeftFamily):
         return model(input_ids=inputs["input_ids"], logits_to_keep=keep).logits[0]
 
 
-class Prefix(VirtualTokens):
+class PrefixTuning(PromptLearning):
     """Keys and values in front of each layer (Li and Liang 2021, arXiv:2101.00190)."""
 
     name = "prefix"
-    checkpoints = False
+    supports_gradient_checkpointing = False
     config_class = PrefixTuningConfig
-    in_logits = False
+    prepends_logits = False
     sizes = ("token_dim", "num_layers", "num_attention_heads")
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
@@ -162,15 +162,15 @@ class Prefix(VirtualTokens):
                 "something else in its cache. Set method.type: prompt or lora."
             )
 
-    def reaches(self, model: Any, gradient: torch.Tensor) -> bool:
+    def gradient_reaches_all(self, model: Any, gradient: torch.Tensor) -> bool:
         """Ask it of the keys and of the values of every layer; a layer without a cache has no use for them."""
-        about = model.peft_config[NAME]
+        about = model.peft_config[ADAPTER_NAME]
         if about.prefix_projection:
-            return super().reaches(model, gradient)
+            return super().gradient_reaches_all(model, gradient)
         return bool(gradient.view(len(gradient), 2 * about.num_layers, -1).any(-1).any(0).all())
 
 
-class Prompt(VirtualTokens):
+class PromptTuning(PromptLearning):
     """Embeddings in front of the text (Lester et al. 2021, arXiv:2104.08691)."""
 
     name = "prompt"
@@ -183,12 +183,12 @@ class Prompt(VirtualTokens):
         return made
 
 
-class PTuning(VirtualTokens):
+class PTuning(PromptLearning):
     """A prompt made by a small network (Liu et al. 2021, arXiv:2103.10385)."""
 
     name = "p_tuning"
     config_class = PromptEncoderConfig
 
 
-for _family in (Prefix, Prompt, PTuning):
+for _family in (PrefixTuning, PromptTuning, PTuning):
     families.register(_family.name)(_family())

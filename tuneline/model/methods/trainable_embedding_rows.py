@@ -34,7 +34,7 @@ def check(model: nn.Module, new_ids: tuple[int, ...], whole: list[str], adapted:
             raise RecipeError(f"{KEY}: {twice} has an adapter too. Take {name} out of one of the two lists.")
         if any(not parameter.is_floating_point() for parameter in module.parameters()):
             raise RecipeError(f"{KEY}: {name} is quantized and cannot be trained whole. Take it out of the list.")
-    for name in _of_new_rows(model, new_ids, whole):
+    for name in _partially_trained(model, new_ids, whole):
         if getattr(model.get_submodule(name), "bias", None) is not None:
             raise RecipeError(
                 f"load.new_tokens: {name} has a bias, which peft leaves out where it trains single rows. Put {name} "
@@ -42,18 +42,18 @@ def check(model: nn.Module, new_ids: tuple[int, ...], whole: list[str], adapted:
             )
 
 
-def options(model: nn.Module, new_ids: tuple[int, ...], whole: list[str]) -> dict[str, Any]:
+def lora_config_options(model: nn.Module, new_ids: tuple[int, ...], whole: list[str]) -> dict[str, Any]:
     """Return what a `LoraConfig` is told of these."""
     resolved = _resolve(model, whole)
-    alone = _of_new_rows(model, new_ids, whole)
+    alone = _partially_trained(model, new_ids, whole)
     return {
-        "modules_to_save": _as_peft_matches(model, resolved) or None,
-        "ensure_weight_tying": bool(tied_among(model, resolved)),
-        "trainable_token_indices": {name: list(new_ids) for name in _as_peft_matches(model, alone)} or None,
+        "modules_to_save": _shorten_for_peft(model, resolved) or None,
+        "ensure_weight_tying": bool(first_tied(model, resolved)),
+        "trainable_token_indices": {name: list(new_ids) for name in _shorten_for_peft(model, alone)} or None,
     }
 
 
-def tied_among(model: nn.Module, names: Iterable[str] | str | None) -> str:
+def first_tied(model: nn.Module, names: Iterable[str] | str | None) -> str:
     """Return the first name that is embedding or head of a model that has one matrix for both, or an empty string.
 
     Args:
@@ -66,7 +66,7 @@ def tied_among(model: nn.Module, names: Iterable[str] | str | None) -> str:
     return next((name for name in names or () if any(full == name or full.endswith(f".{name}") for full in tied)), "")
 
 
-def check_known(model: nn.Module, folder: Path, indices: dict[str, list[int]] | list[int] | None) -> None:
+def check_token_ids(model: nn.Module, folder: Path, indices: dict[str, list[int]] | list[int] | None) -> None:
     """Refuse an adapter that trained rows of tokens which the vocabulary does not have.
 
     Args:
@@ -87,13 +87,13 @@ def check_known(model: nn.Module, folder: Path, indices: dict[str, list[int]] | 
         )
 
 
-def trained_whole(model: nn.Module, names: list[str]) -> set[str]:
+def fully_trained_modules(model: nn.Module, names: list[str]) -> set[str]:
     """Return the full names of what is trained whole; a matrix of two names under both."""
     resolved = set(_resolve(model, names))
-    return resolved | set(_embeddings(model)) if tied_among(model, resolved) else resolved
+    return resolved | set(_embeddings(model)) if first_tied(model, resolved) else resolved
 
 
-def untrained(model: nn.Module, trained: list[str]) -> list[str]:
+def untrained_embeddings(model: nn.Module, trained: list[str]) -> list[str]:
     """Return embedding and head, as far as they are not among the modules that are trained."""
     left = [name for name in _embeddings(model) if name not in trained]
     return [] if is_tied(model) and len(left) < 2 else left
@@ -105,7 +105,7 @@ def is_tied(model: nn.Module) -> bool:
     return len(_embeddings(model)) == 2 and bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
-def names_of(model: nn.Module, names: Iterable[str], key: str, inside: str = "") -> list[str]:
+def match_modules(model: nn.Module, names: Iterable[str], key: str, inside: str = "") -> list[str]:
     """Return the full names of modules that the recipe names by their ends.
 
     Args:
@@ -132,13 +132,13 @@ def names_of(model: nn.Module, names: Iterable[str], key: str, inside: str = "")
 
 
 def _resolve(model: nn.Module, whole: list[str]) -> list[str]:
-    return names_of(model, whole, KEY)
+    return match_modules(model, whole, KEY)
 
 
-def _of_new_rows(model: nn.Module, new_ids: tuple[int, ...], whole: list[str]) -> list[str]:
+def _partially_trained(model: nn.Module, new_ids: tuple[int, ...], whole: list[str]) -> list[str]:
     """Return embedding and head, as far as their new rows are to be trained and they are not trained whole."""
     trained = _resolve(model, whole)
-    if not new_ids or tied_among(model, trained):
+    if not new_ids or first_tied(model, trained):
         return []
     embeddings = _embeddings(model)
     return [name for name in (embeddings[:1] if is_tied(model) else embeddings) if name not in trained]
@@ -152,7 +152,7 @@ def _embeddings(model: nn.Module) -> list[str]:
     return [found[0] for found in names if found]
 
 
-def _as_peft_matches(model: nn.Module, names: list[str]) -> list[str]:
+def _shorten_for_peft(model: nn.Module, names: list[str]) -> list[str]:
     """Return the last parts of names where peft finds nothing else by them: to it, `norm` is any name that ends so."""
     modules = [name for name, _ in model.named_modules()]
     ends = {name: name.rpartition(".")[2] for name in names}

@@ -18,7 +18,7 @@ class Vera(PeftFamily):
 
     name = "vera"
     marker = "vera_lambda_"
-    quantized = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
+    supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
         """Refuse names that this model does not have."""

@@ -15,10 +15,10 @@ from filelock import Timeout
 
 from tuneline import state
 from tuneline.config.experiments.search import Dimension, Search
-from tuneline.config.experiments.sweep import in_words
+from tuneline.config.experiments.sweep import describe_values
 from tuneline.errors import TrackingError
 from tuneline.tracking.experiments import sweep
-from tuneline.tracking.experiments.sweep import Line
+from tuneline.tracking.experiments.sweep import SettingResult
 
 RUN, REASON, PARENT = "run", "reason", "mlflow_run_id"
 
@@ -38,7 +38,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Its values in words."""
-        return in_words(self.values)
+        return describe_values(self.values)
 
 
 class Study:
@@ -130,7 +130,7 @@ def _suggest(trial: Any, dimension: Dimension) -> Any:
 
 
 @contextmanager
-def alone(search: Search) -> Iterator[Study]:
+def exclusive_study(search: Search) -> Iterator[Study]:
     """Open the study of a search; one process at a time goes on with it.
 
     Raises:
@@ -143,7 +143,7 @@ def alone(search: Search) -> Iterator[Study]:
         raise TrackingError(f"Another process runs the search {search.name}. Wait for it, or end it.") from None
 
 
-def table(trials: list[Trial], best: Trial) -> list[tuple[str, str, str, str]]:
+def trial_rows(trials: list[Trial], best: Trial) -> list[tuple[str, str, str, str]]:
     """Return the trials as number, values, score, and what is to be said of each."""
     return [
         (
@@ -156,7 +156,7 @@ def table(trials: list[Trial], best: Trial) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def verdict(search: Search, best: Line, own: Line) -> str:
+def describe_confirmation(search: Search, best: SettingResult, own: SettingResult) -> str:
     """Say what fresh seeds showed of the best of a search, against the recipe's own values.
 
     Args:
@@ -164,7 +164,7 @@ def verdict(search: Search, best: Line, own: Line) -> str:
         best: The best trial's values, run again.
         own: The recipe's own values.
     """
-    first, second = sweep.judged([best, own], search.direction)
+    first, second = sweep.rank([best, own], search.direction)
     if len(best.scores) < 2:
         return "One seed tells no noise, so whether the best is better than the recipe's own values is not known."
     if not second.differs.startswith("really"):
@@ -174,10 +174,12 @@ def verdict(search: Search, best: Line, own: Line) -> str:
     return f"The best of the search is really better than the recipe's own values, which are {second.differs}."
 
 
-def to_html(title: str, search: Search, trials: list[Trial], best: Trial, lines: list[Line]) -> str:
+def to_html(title: str, search: Search, trials: list[Trial], best: Trial, lines: list[SettingResult]) -> str:
     """Write trials and confirmation as a page that needs nothing beside it."""
     head = f"<tr><th>trial<th>values<th>{escape(search.objective)}<th></tr>"
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>" for cells in table(trials, best))
-    ranked = sweep.judged(lines, search.direction)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>" for cells in trial_rows(trials, best)
+    )
+    ranked = sweep.rank(lines, search.direction)
     page = sweep.to_html(title, f"{search.objective}, fresh seeds", ranked)
-    return page + f"<p>{escape(verdict(search, *lines))}</p><h2>Trials</h2><table>{head}{rows}</table>"
+    return page + f"<p>{escape(describe_confirmation(search, *lines))}</p><h2>Trials</h2><table>{head}{rows}</table>"

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tuneline.statistics import Interval
 
 
-class Scored(BaseModel):
+class CellScore(BaseModel):
     """A mean over held-out items, with its 95 % interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,7 +23,7 @@ class Scored(BaseModel):
         return cls(mean=interval.mean, low=interval.low, high=interval.high, num_items=interval.num_items)
 
 
-class Measured(BaseModel):
+class CellMeasurement(BaseModel):
     """A finished run, as its own artifacts tell it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class Measured(BaseModel):
     decisions: dict[str, str]
     """What the training chose by itself, with its reasons."""
 
-    scores: dict[str, dict[str, Scored]]
+    scores: dict[str, dict[str, CellScore]]
     """Metric -> `base`, `model` and their paired `gain`; `rouge_mean` is the mean of ROUGE-1, 2 and L of an item."""
 
     totals: dict[str, dict[str, float]]
@@ -73,4 +73,4 @@ class CellResult(BaseModel):
     """Why it failed."""
 
     recipe: dict[str, Any] = Field(default_factory=dict)
-    measured: Measured | None = None
+    measured: CellMeasurement | None = None

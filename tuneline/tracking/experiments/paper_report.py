@@ -12,18 +12,18 @@ from typing import Any
 import psutil
 
 from tuneline.config.experiments import paper_tables as tables
-from tuneline.config.experiments.paper_tables import Asked
+from tuneline.config.experiments.paper_tables import TableOptions
 from tuneline.tracking.experiments import paper_tables as making
 from tuneline.tracking.experiments.paper_cell import CellResult
-from tuneline.tracking.experiments.paper_tables import TITLES, Table
+from tuneline.tracking.experiments.paper_tables import TASK_TITLES, Table
 
 MARKDOWN, HTML, FIGURES = "tables.md", "tables.html", "figures.json"
 LIBRARIES = ("tuneline", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "zenml", "mlflow")
 PAPER = "LlamaFactory (Zheng et al. 2024, arXiv:2403.13372)"
-OWN = ("sources", "registry")
+RUN_SPECIFIC_SECTIONS = ("sources", "registry")
 """Parts of a recipe that are named by place and model."""
 
-HOW = {
+MEASUREMENT_NOTES = {
     "efficiency": (
         "Memory is the peak of the training loop beyond what its process held before the model was loaded: on a GPU as "
         "torch's allocator counts it, on a CPU pages of the process. Each method trained in a process of its own.",
@@ -49,7 +49,7 @@ STYLE = (
 )
 
 
-def write(folder: Path, asked: Asked, results: list[CellResult]) -> None:
+def write(folder: Path, asked: TableOptions, results: list[CellResult]) -> None:
     """Write the report of all cells as they are now."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
@@ -62,7 +62,7 @@ def write(folder: Path, asked: Asked, results: list[CellResult]) -> None:
         fresh.replace(folder / name)
 
 
-def figures(asked: Asked, results: list[CellResult]) -> dict[str, Any]:
+def figures(asked: TableOptions, results: list[CellResult]) -> dict[str, Any]:
     """Return everything that was measured, with settings, seed, versions, machine, and the paper's numbers."""
     return {
         "asked": json.loads(json.dumps(asdict(asked), default=str)),
@@ -78,13 +78,13 @@ def figures(asked: Asked, results: list[CellResult]) -> dict[str, Any]:
     }
 
 
-def to_markdown(asked: Asked, results: list[CellResult]) -> str:
+def to_markdown(asked: TableOptions, results: list[CellResult]) -> str:
     """Write the report in Markdown."""
-    parts = [f"# The tables of {PAPER}, made by Tuneline", told(asked, results)]
+    parts = [f"# The tables of {PAPER}, made by Tuneline", summary(asked, results)]
     parts += [_markdown(table) for table in making.all_tables(results)]
     for title, lines in notes(results):
         parts += [f"## {title}", "\n".join(f"- {each}" for each in lines)]
-    parts += [_markdown(table) for table in (settings(results), *making.published())]
+    parts += [_markdown(table) for table in (settings(results), *making.paper_own_tables())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,15 +94,15 @@ def _markdown(table: Table) -> str:
     return f"## {table.title}\n\n" + "\n".join(lines)
 
 
-def to_html(asked: Asked, results: list[CellResult]) -> str:
+def to_html(asked: TableOptions, results: list[CellResult]) -> str:
     """Write the report as a page that needs nothing beside it."""
     title = f"The tables of {PAPER}, made by Tuneline"
-    body = [f"<h1>{escape(title)}</h1><p>{escape(told(asked, results))}</p>"]
+    body = [f"<h1>{escape(title)}</h1><p>{escape(summary(asked, results))}</p>"]
     body += [_html(table) for table in making.all_tables(results)]
     for name, lines in notes(results):
         items = "".join(f"<li>{escape(each)}</li>" for each in lines)
         body.append(f"<h2>{escape(name)}</h2><ul>{items}</ul>")
-    body += [_html(table) for table in (settings(results), *making.published())]
+    body += [_html(table) for table in (settings(results), *making.paper_own_tables())]
     head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     return head + "".join(body)
 
@@ -118,7 +118,7 @@ def _html(table: Table) -> str:
     return f'<h2>{escape(table.title)}</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
-def told(asked: Asked, results: list[CellResult]) -> str:
+def summary(asked: TableOptions, results: list[CellResult]) -> str:
     """Say in a paragraph what was run, and how much of it there is."""
     count = {status: sum(each.status == status for each in results) for status in ("done", "failed", "waiting")}
     state = ", ".join(f"{number} {status}" for status, number in count.items() if number)
@@ -129,14 +129,16 @@ def told(asked: Asked, results: list[CellResult]) -> str:
 
 def notes(results: list[CellResult]) -> Iterator[tuple[str, list[str]]]:
     """Yield what stands below the tables, by title."""
-    if failed := [making.line(each) for each in results if each.status == "failed"]:
+    if failed := [making.summary_line(each) for each in results if each.status == "failed"]:
         yield "Failed cells", failed
-    if waiting := [f"{TITLES[each.task]}, {each.method}" for each in results if each.status == "waiting"]:
+    if waiting := [f"{TASK_TITLES[each.task]}, {each.method}" for each in results if each.status == "waiting"]:
         yield "Not run yet", [", ".join(waiting)]
     yield "What differs from the paper", [*differences(results)]
     kinds = dict.fromkeys(each.table for each in results)
-    yield "How it is measured", [text for kind in kinds for text in HOW[kind]]
-    if runs := [f"{TITLES[each.task]}, {each.method}: {each.measured.run_name}" for each in results if each.measured]:
+    yield "How it is measured", [text for kind in kinds for text in MEASUREMENT_NOTES[kind]]
+    if runs := [
+        f"{TASK_TITLES[each.task]}, {each.method}: {each.measured.run_name}" for each in results if each.measured
+    ]:
         yield "Pipeline runs (tuneline compare RUN RUN)", runs
 
 
@@ -144,18 +146,18 @@ def differences(results: list[CellResult]) -> Iterator[str]:
     """Say what differs between these runs and the paper's beside their settings: model, rows, machine, software."""
     for kind in dict.fromkeys(each.table for each in results):
         theirs = tables.runs()["tables"][kind]["model"]["repo_id"]
-        model = making.model_of(results, kind)
+        model = making.base_model_name(results, kind)
         yield f"Model of {kind}: {model}." if model == theirs else f"Model of {kind}: {model}, and not {theirs}."
     rows = {each.task: each.measured.rows for each in results if each.measured}
     for task, count in rows.items():
-        yield f"Rows of {TITLES[task]}: {count['train']} for training, {count['validation']} held out."
+        yield f"Rows of {TASK_TITLES[task]}: {count['train']} for training, {count['validation']} held out."
     for task, held in {each.task: each.measured.contaminated for each in results if each.measured}.items():
         if held:
-            yield f"{TITLES[task]}: held-out rows that stand in the training rows, too: {held}."
+            yield f"{TASK_TITLES[task]}: held-out rows that stand in the training rows, too: {held}."
     for each in results:
         if each.measured and "resume" in each.measured.decisions:
             yield (
-                f"{TITLES[each.task]}, {each.method}: the training {each.measured.decisions['resume']}, and its memory "
+                f"{TASK_TITLES[each.task]}, {each.method}: the training {each.measured.decisions['resume']}, and its memory "
                 "and speed are those from there on."
             )
     machines = dict.fromkeys(_machine(each.measured.environment) for each in results if each.measured)
@@ -170,13 +172,13 @@ def settings(results: list[CellResult]) -> Table:
     for each in results:
         for key, (ours, theirs) in _changed(each).items():
             found.setdefault((each.table, key, ours, theirs), []).append(each.method)
-    whole = {kind: {each.method for each in results if each.table == kind} for kind in making.ORDER}
+    whole = {kind: {each.method for each in results if each.table == kind} for kind in making.METHOD_ORDER}
     rows = [
         [key, kind, "all" if set(methods) == whole[kind] else ", ".join(dict.fromkeys(methods)), ours, theirs]
         for (kind, key, ours, theirs), methods in found.items()
     ]
     head = ["setting", "table", "methods", "here", "in the recipes of the paper's size"]
-    return Table("Settings that differ from the paper's", head, rows or [["none", *[making.NONE] * 4]])
+    return Table("Settings that differ from the paper's", head, rows or [["none", *[making.EMPTY_CELL] * 4]])
 
 
 def _machine(environment: Mapping[str, str]) -> str:
@@ -186,10 +188,10 @@ def _machine(environment: Mapping[str, str]) -> str:
 
 def _changed(result: CellResult) -> dict[str, tuple[str, str]]:
     """Return the settings that differ from the paper's recipe of the same cell: ours, and the paper's."""
-    content = tables.content_of(Asked("paper"), result.table, result.task, result.method)
+    content = tables.run_content(TableOptions("paper"), result.table, result.task, result.method)
     theirs = dict(_flat(content["parameters"]["recipe"]))
     ours = dict(_flat(result.recipe))
-    keys = [key for key in theirs if key.partition(".")[0] not in (*OWN, "model")]
+    keys = [key for key in theirs if key.partition(".")[0] not in (*RUN_SPECIFIC_SECTIONS, "model")]
     return {key: (ours[key], theirs[key]) for key in keys if key in ours and _differs(ours[key], theirs[key])}
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config.experiments import paper_tables as tables
-from tuneline.config.experiments.paper_tables import BASE
-from tuneline.tracking.experiments.paper_cell import CellResult, Measured, Scored
+from tuneline.config.experiments.paper_tables import BASE_ROW
+from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellResult, CellScore
 
 GB = 1e9
-NONE = "-"
-TITLES = {"cnn_dm": "CNN/DM", "xsum": "XSum", "adgen": "AdGen", "pubmed": "PubMed"}
-BESIDE = {"efficiency": "Gemma-2B", "downstream": "Llama2-7B"}
+EMPTY_CELL = "-"
+TASK_TITLES = {"cnn_dm": "CNN/DM", "xsum": "XSum", "adgen": "AdGen", "pubmed": "PubMed"}
+REFERENCE_MODELS = {"efficiency": "Gemma-2B", "downstream": "Llama2-7B"}
 """Whose numbers stand beside ours where ours is none of the paper's models."""
 
-ORDER = {"efficiency": ("full", "freeze", "galore", "lora", "qlora"), "downstream": ("full", "galore", "lora", "qlora")}
+METHOD_ORDER = {
+    "efficiency": ("full", "freeze", "galore", "lora", "qlora"),
+    "downstream": ("full", "galore", "lora", "qlora"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Table:
     rows: list[list[str]]
 
 
-def line(result: CellResult) -> str:
+def summary_line(result: CellResult) -> str:
     """Say in a line what a cell came to."""
-    name = f"{TITLES[result.task]}, {result.method}"
+    name = f"{TASK_TITLES[result.task]}, {result.method}"
     if result.measured is None:
         return f"{name}: {result.status}{': ' if result.reason else ''}{result.reason}"
     cached = "from the cache" if result.measured.steps.get("train") == "cached" else "trained"
@@ -45,11 +48,11 @@ def line(result: CellResult) -> str:
     )
 
 
-def compared_with(results: Iterable[CellResult], table: str) -> str:
+def reference_model(results: Iterable[CellResult], table: str) -> str:
     """Return the paper's model whose numbers stand beside: the same one where there is one."""
     repo = next((each.recipe["model"].get("repo_id") for each in results if each.table == table), None)
     named = tables.numbers()["repositories"].get(repo)
-    return named if named in tables.numbers()[table] else BESIDE[table]
+    return named if named in tables.numbers()[table] else REFERENCE_MODELS[table]
 
 
 def all_tables(results: list[CellResult]) -> list[Table]:
@@ -69,7 +72,7 @@ def _of(results: Iterable[CellResult], **wanted: str) -> list[CellResult]:
 
 
 def _efficiency(results: list[CellResult]) -> Table:
-    name = compared_with(results, "efficiency")
+    name = reference_model(results, "efficiency")
     paper = tables.numbers()["efficiency"][name]
     cells = {each.method: each for each in _of(results, table="efficiency")}
     measured = [each.measured for each in cells.values() if each.measured]
@@ -78,15 +81,15 @@ def _efficiency(results: list[CellResult]) -> Table:
     head += ["tokens/CPU-s", "perplexity", *(f"{name}: {what}" for what in ("memory", "of full", "bytes a parameter"))]
     head += [f"{name}: {what}" for what in ("tokens/s", "of full", "perplexity")]
     before = measured[0].totals["base"].get("perplexity") if measured else None
-    rows = [["base (untrained)", *[NONE] * 7, _number(before), *_published(paper, BASE)]]
-    for method in ORDER["efficiency"]:
+    rows = [["base (untrained)", *[EMPTY_CELL] * 7, _number(before), *_published(paper, BASE_ROW)]]
+    for method in METHOD_ORDER["efficiency"]:
         if method in cells:
             own = _spent(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
             rows.append([method, *own, *_published(paper, method)])
-    return Table(f"Training efficiency: {model_of(results, 'efficiency')} beside the paper's {name}", head, rows)
+    return Table(f"Training efficiency: {base_model_name(results, 'efficiency')} beside the paper's {name}", head, rows)
 
 
-def _spent(cell: Measured | None, full: Measured | None) -> list[str]:
+def _spent(cell: CellMeasurement | None, full: CellMeasurement | None) -> list[str]:
     assert cell
     spent, whole = cell.training, full.training if full else {}
     memory, speed = spent["train_memory_bytes"], spent["tokens_per_second"]
@@ -111,7 +114,7 @@ def _published(paper: Mapping[str, Any], method: str) -> list[str]:
     each = memory / paper["parameters"] if memory else None
     shares = _share(memory, whole_memory), _share(speed, whole_speed)
     return [
-        f"{memory:.2f} GB" if memory else NONE,
+        f"{memory:.2f} GB" if memory else EMPTY_CELL,
         shares[0],
         _number(each, 1),
         _number(speed, 0),
@@ -121,48 +124,48 @@ def _published(paper: Mapping[str, Any], method: str) -> list[str]:
 
 
 def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
-    name = compared_with(results, "downstream")
+    name = reference_model(results, "downstream")
     paper = tables.numbers()["downstream"][name]
     cells = {(each.task, each.method): each for each in _of(results, table="downstream")}
     tasks = list(dict.fromkeys(task for task, _ in cells))
-    head = ["method", *(text for task in tasks for text in (TITLES[task], f"{name}: {TITLES[task]}"))]
+    head = ["method", *(text for task in tasks for text in (TASK_TITLES[task], f"{name}: {TASK_TITLES[task]}"))]
     rows = []
-    for place, method in enumerate((BASE, *ORDER["downstream"])):
-        if method != BASE and not any((task, method) in cells for task in tasks):
+    for place, method in enumerate((BASE_ROW, *METHOD_ORDER["downstream"])):
+        if method != BASE_ROW and not any((task, method) in cells for task in tasks):
             continue
-        row = ["base (untrained)" if method == BASE else method]
+        row = ["base (untrained)" if method == BASE_ROW else method]
         for task in tasks:
             published = paper[task]
             gain = f" ({published[place] - published[0]:+.2f})" if place and published[place] else ""
             row += [_score(cells, task, method, metric), f"{_number(published[place])}{gain}"]
         rows.append(row)
-    return Table(f"{title}: {model_of(results, 'downstream')} beside the paper's {name}", head, rows)
+    return Table(f"{title}: {base_model_name(results, 'downstream')} beside the paper's {name}", head, rows)
 
 
 def _score(cells: Mapping[tuple[str, str], CellResult], task: str, method: str, metric: str) -> str:
-    if method == BASE:
+    if method == BASE_ROW:
         found = [each.measured.scores[metric] for (one, _), each in cells.items() if one == task and each.measured]
-        return _interval(found[0]["base"]) if found else NONE
+        return _interval(found[0]["base"]) if found else EMPTY_CELL
     cell = cells.get((task, method))
     if cell is None:
-        return NONE
+        return EMPTY_CELL
     return _points(cell.measured.scores[metric]) if cell.measured else cell.status
 
 
-def _points(parts: Mapping[str, Scored]) -> str:
+def _points(parts: Mapping[str, CellScore]) -> str:
     return f"{_interval(parts['model'])} ({100 * parts['gain'].mean:+.2f})"
 
 
-def _interval(scored: Scored) -> str:
+def _interval(scored: CellScore) -> str:
     return f"{100 * scored.mean:.2f} [{100 * scored.low:.1f}, {100 * scored.high:.1f}]"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}"
+    return EMPTY_CELL if value is None else f"{value:,.{digits}f}"
 
 
 def _share(value: float | None, whole: float | None) -> str:
-    return f"{value / whole:.2f}" if value and whole else NONE
+    return f"{value / whole:.2f}" if value and whole else EMPTY_CELL
 
 
 def _count(value: float) -> str:
@@ -172,26 +175,26 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def model_of(results: Iterable[CellResult], table: str) -> str:
+def base_model_name(results: Iterable[CellResult], table: str) -> str:
     """Return the name of the base model of a table."""
     model = next(each.recipe["model"] for each in results if each.table == table)
     return str(model.get("repo_id") or model.get("name") or Path(model.get("path", "a model")).name)
 
 
-def published() -> list[Table]:
+def paper_own_tables() -> list[Table]:
     """Return the paper's own two tables, whole."""
     numbers = tables.numbers()
     rows = [
         [name, method, *(_number(value) for value in paper[method])]
         for name, paper in numbers["efficiency"].items()
-        for method in (BASE, *ORDER["efficiency"])
+        for method in (BASE_ROW, *METHOD_ORDER["efficiency"])
     ]
     head = ["model", "method", "trained parameters (B)", "memory (GB)", "tokens/s", "perplexity"]
     made = [Table("Table 4 of the paper", head, rows)]
-    methods = (BASE, *ORDER["downstream"])
+    methods = (BASE_ROW, *METHOD_ORDER["downstream"])
     rows = [
         [name, *(_number(value) for task in paper for value in paper[task])]
         for name, paper in numbers["downstream"].items()
     ]
-    head = ["model", *(f"{TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
+    head = ["model", *(f"{TASK_TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
     return [*made, Table("Table 5 of the paper", head, rows)]

@@ -16,14 +16,14 @@ import mlflow
 from mlflow import MlflowClient
 
 from tuneline import owner
-from tuneline.statistics import holm
-from tuneline.tracking.runs import MLFLOW_RUNS, noted
+from tuneline.statistics import holm_levels
+from tuneline.tracking.runs import MLFLOW_RUNS, owner_note
 
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Line:
+class SettingResult:
     """One setting."""
 
     name: str
@@ -51,19 +51,19 @@ class Line:
         return float(t.ppf(0.975, len(self.scores) - 1)) * stdev(self.scores) / sqrt(len(self.scores))
 
 
-def judged(lines: list[Line], direction: str = "maximize") -> list[Line]:
+def rank(lines: list[SettingResult], direction: str = "maximize") -> list[SettingResult]:
     """Return the settings from the best to the worst, and say of each whether it is really worse than the best."""
     ranked = sorted(lines, key=lambda line: line.mean, reverse=direction == "maximize")
     best, others = ranked[0], ranked[1:]
     if any(len(line.scores) < 2 for line in ranked):
         said = ["best" if line is best else "unknown: one seed tells no noise" for line in ranked]
-        return [Line(line.name, line.runs, line.scores, text) for line, text in zip(ranked, said, strict=True)]
+        return [SettingResult(line.name, line.runs, line.scores, text) for line, text in zip(ranked, said, strict=True)]
     chances = [_chance(best.scores, line.scores) for line in others]
     fallen = _fallen(chances)
-    made = [Line(best.name, best.runs, best.scores, "best")]
+    made = [SettingResult(best.name, best.runs, best.scores, "best")]
     for i, (line, chance) in enumerate(zip(others, chances, strict=True)):
         text = f"{'really worse' if i in fallen else 'within the noise of the seeds'} (p {chance:.2g})"
-        made.append(Line(line.name, line.runs, line.scores, text))
+        made.append(SettingResult(line.name, line.runs, line.scores, text))
     return made
 
 
@@ -78,15 +78,15 @@ def _chance(one: list[float], other: list[float]) -> float:
 
 def _fallen(chances: list[float]) -> set[int]:
     """Return the hypotheses that fall, at a level that holds for all of them together."""
-    confidences = holm(chances, 1 - LEVEL)
+    confidences = holm_levels(chances, 1 - LEVEL)
     order = sorted(range(len(chances)), key=chances.__getitem__)
     return set(takewhile(lambda i: chances[i] <= 1 - confidences[i], order))
 
 
-def to_html(title: str, metric: str, lines: list[Line]) -> str:
+def to_html(title: str, metric: str, lines: list[SettingResult]) -> str:
     """Write the table as a page that needs nothing beside it."""
     rows = "".join(
-        f"<tr><td>{escape(line.name)}<td>{line.mean:.4f}<td>{shown_band(line)}<td>{len(line.scores)}"
+        f"<tr><td>{escape(line.name)}<td>{line.mean:.4f}<td>{format_band(line)}<td>{len(line.scores)}"
         f"<td>{escape(line.differs)}</tr>"
         for line in lines
     )
@@ -98,22 +98,22 @@ def to_html(title: str, metric: str, lines: list[Line]) -> str:
     )
 
 
-def shown_band(line: Line) -> str:
+def format_band(line: SettingResult) -> str:
     """Return the noise band in words."""
     return "-" if isnan(line.band) else f"±{line.band:.4f}"
 
 
-class Parent:
+class ParentRun:
     """The MLflow run above all runs of a sweep or a search."""
 
     def __init__(self, run_id: str, kind: str) -> None:
         self.run_id, self.kind = run_id, kind
 
-    def adopt(self, run_id: str) -> None:
+    def add_child(self, run_id: str) -> None:
         """Make a pipeline's run a child."""
         MlflowClient().set_tag(run_id, "mlflow.parentRunId", self.run_id)
 
-    def close(self, title: str, metric: str, lines: list[Line]) -> None:
+    def close(self, title: str, metric: str, lines: list[SettingResult]) -> None:
         """Log the table, and each setting's score."""
         client = MlflowClient()
         client.log_text(self.run_id, to_html(title, metric, lines), "sweep.html")
@@ -123,7 +123,9 @@ class Parent:
 
 
 @contextmanager
-def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | None = None) -> Iterator[Parent]:
+def open_parent_run(
+    title: str, experiment: str, *, kind: str = "sweep", run_id: str | None = None
+) -> Iterator[ParentRun]:
     """Open a run for a sweep, or go on with one; it fails where the block does."""
     client = MlflowClient()
     experiment_id = mlflow.set_experiment(experiment).experiment_id  # of two first sweeps one makes it
@@ -132,8 +134,8 @@ def parent(title: str, experiment: str, *, kind: str = "sweep", run_id: str | No
     else:
         client.update_run(run_id, status="RUNNING")
     try:
-        with owner.own().holding(MLFLOW_RUNS, noted(run_id)):
-            yield Parent(run_id, kind)
+        with owner.current_owner().registered(MLFLOW_RUNS, owner_note(run_id)):
+            yield ParentRun(run_id, kind)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise

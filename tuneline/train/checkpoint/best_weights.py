@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.identity import sha256_of
 from tuneline.storage_errors import is_full
-from tuneline.train.checkpoint.training_state import to_disk
+from tuneline.train.checkpoint.training_state import fsync_path
 from tuneline.train.write_errors import WRITE_ERRORS
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Standing:
+class BestEvaluation:
     """The best evaluation so far."""
 
     loss: float = float("inf")
@@ -33,7 +33,7 @@ class Standing:
     """Of the file that holds its weights; empty where they are not kept."""
 
 
-class Best:
+class BestWeights:
     """The weights of the best evaluation, in a file named by its step, and where that evaluation stands.
 
     Each checkpoint takes a link to the file along, so that its hashes cover the file, and a training that goes on from
@@ -42,7 +42,7 @@ class Best:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.standing = Standing()
+        self.standing = BestEvaluation()
         self._warned = False
 
     @property
@@ -61,14 +61,14 @@ class Best:
 
     def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Go on from where a checkpoint stood, with the weights that it holds."""
-        self.standing = Standing(**state)
+        self.standing = BestEvaluation(**state)
         _drop(self._folder.glob("best*"))
         if self.standing.sha256:
             _link(checkpoint / self.file.name, self.file)
 
     def record(self, loss: float, step: int) -> None:
         """Note an evaluation that is better than those before; its weights are not kept yet."""
-        self.standing = Standing(loss, step)
+        self.standing = BestEvaluation(loss, step)
 
     def keep(self, trained: dict[str, torch.Tensor]) -> None:
         """Write the weights, whole or not at all; a full disk is reported once, and training goes on without them."""
@@ -76,9 +76,9 @@ class Best:
         fresh = self.file.with_suffix(".new")
         try:
             save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
-            to_disk(fresh)
+            fsync_path(fresh)
             fresh.replace(self.file)
-            to_disk(self._folder)
+            fsync_path(self._folder)
             self.standing.sha256 = sha256_of(self.file)
         except WRITE_ERRORS as error:
             if not is_full(error, self._folder):
@@ -87,14 +87,14 @@ class Best:
         kept = [self.file] if self.standing.sha256 else []
         _drop(path for path in self._folder.glob("best*") if path not in kept)
 
-    def put_back(self, trained: dict[str, torch.Tensor]) -> None:
+    def restore_weights(self, trained: dict[str, torch.Tensor]) -> None:
         """Give the trained parameters their best values.
 
         Raises:
             ProofError: The file was changed since it was written.
         """
         if not self.file.is_file() or sha256_of(self.file) != self.standing.sha256:
-            raise ProofError(
+            raise VerificationError(
                 f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing "
                 "or not as it was written. Give the command again: the training goes on from a whole checkpoint."
             )

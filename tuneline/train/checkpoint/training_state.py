@@ -24,12 +24,12 @@ from tuneline.identity import digest, sha256_of
 
 logger = logging.getLogger(__name__)
 
-ABOUT, SEAL, ASIDE = "training.json", "sha256.json", "unfinished"
-PREFIX, FINISHED = "checkpoint-", "finished"
+STATE_FILE, HASHES_FILE, UNFINISHED_FOLDER = "training.json", "sha256.json", "unfinished"
+CHECKPOINT_PREFIX, FINISHED_NOTE = "checkpoint-", "finished"
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """The folder of one training; two trainings of the same rows, model and recipe share it."""
 
     identity: dict[str, Any]
@@ -41,9 +41,9 @@ class State:
         return state.root() / "training" / digest(self.identity)[:32]
 
     @property
-    def aside(self) -> Path:
+    def unfinished_folder(self) -> Path:
         """Where a checkpoint is written before it is whole."""
-        return self.folder / ASIDE
+        return self.folder / UNFINISHED_FOLDER
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint."""
@@ -80,23 +80,23 @@ class State:
         """
         if wanted is None:
             return
-        known = sorted(path.parent for path in self.folder.parent.glob(f"*/{ABOUT}"))
+        known = sorted(path.parent for path in self.folder.parent.glob(f"*/{STATE_FILE}"))
         found = [path for path in known if path.name.startswith(wanted)]
-        if len(found) != 1 or not any(found[0].glob(f"{PREFIX}*")):
-            names = ", ".join(path.name for path in known if any(path.glob(f"{PREFIX}*"))) or "none"
+        if len(found) != 1 or not any(found[0].glob(f"{CHECKPOINT_PREFIX}*")):
+            names = ", ".join(path.name for path in known if any(path.glob(f"{CHECKPOINT_PREFIX}*"))) or "none"
             raise RecipeError(
                 f"train.resume_from: there is no unfinished training {wanted!r} (there are: {names}). Correct the "
                 "name, or leave it out: a training of this recipe is found by itself."
             )
         if found[0] != self.folder:
-            theirs = _read(found[0] / ABOUT).get("identity", {})
+            theirs = _read(found[0] / STATE_FILE).get("identity", {})
             raise RecipeError(
                 f"train.resume_from: {wanted} was begun with another recipe: "
-                f"{'; '.join(differences(theirs, self.identity))}. Make the recipe equal, or leave resume_from out to "
+                f"{'; '.join(describe_differences(theirs, self.identity))}. Make the recipe equal, or leave resume_from out to "
                 "begin anew."
             )
 
-    def discard_broken(self) -> None:
+    def discard_damaged(self) -> None:
         """Drop checkpoints that fail their hashes, and say so: they must not count among those that are kept."""
         for path in self._checkpoints():
             if wrong := _broken(path):
@@ -105,69 +105,69 @@ class State:
                 )
                 shutil.rmtree(path)
 
-    def seal(self, written: Path, keep: int) -> Path:
+    def finalize(self, written: Path, keep: int) -> Path:
         """Make a checkpoint whole: hash it, give it its name, and only then drop those beyond `keep`."""
         hashes = {
             str(path.relative_to(written)): sha256_of(path) for path in sorted(written.rglob("*")) if path.is_file()
         }
-        (written / SEAL).write_text(json.dumps(hashes))
+        (written / HASHES_FILE).write_text(json.dumps(hashes))
         for path in written.rglob("*"):
-            to_disk(path)
+            fsync_path(path)
         target = self.folder / written.name
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
-        to_disk(self.folder)
+        fsync_path(self.folder)
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
         return target
 
     def discard_unfinished(self) -> None:
         """Drop what was being written when a process died, or the disk was full."""
-        shutil.rmtree(self.aside, ignore_errors=True)
+        shutil.rmtree(self.unfinished_folder, ignore_errors=True)
 
     def told(self, name: str) -> str | None:
         """Return what was remembered under a name."""
-        path = self.folder / ABOUT
+        path = self.folder / STATE_FILE
         found = _read(path).get("notes", {}).get(name) if path.exists() else None
         return None if found is None else str(found)
 
-    def remember(self, name: str, value: str) -> None:
+    def set_note(self, name: str, value: str) -> None:
         """Keep a short text beside the checkpoints, like the id of the run that shows the curves."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ABOUT
+        path = self.folder / STATE_FILE
         notes = _read(path).get("notes", {}) if path.exists() else {}
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
-        to_disk(fresh)
+        fsync_path(fresh)
         fresh.replace(path)
 
     def others(self) -> list[str]:
         """Name unfinished trainings of the same rows and base model by what differs in their recipe."""
         found = []
-        for path in sorted(self.folder.parent.glob(f"*/{ABOUT}")):
+        for path in sorted(self.folder.parent.glob(f"*/{STATE_FILE}")):
             theirs = _read(path).get("identity", {})
             same = all(theirs.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
-            finished = FINISHED in _read(path).get("notes", {})
-            if same and not finished and path.parent != self.folder and any(path.parent.glob(f"{PREFIX}*")):
-                found.append(f"{path.parent.name} ({'; '.join(differences(theirs, self.identity))})")
+            finished = FINISHED_NOTE in _read(path).get("notes", {})
+            if same and not finished and path.parent != self.folder and any(path.parent.glob(f"{CHECKPOINT_PREFIX}*")):
+                found.append(f"{path.parent.name} ({'; '.join(describe_differences(theirs, self.identity))})")
         return found
 
     def finish(self) -> None:
         """Keep the newest checkpoint until what was trained is stored elsewhere, and no longer count as unfinished."""
         for old in self._checkpoints()[1:]:
             shutil.rmtree(old)
-        self.remember(FINISHED, "yes")
+        self.set_note(FINISHED_NOTE, "yes")
 
     def remove(self) -> None:
         """Forget the training."""
-        forget(self.folder.name)
+        delete_state(self.folder.name)
 
     def _checkpoints(self) -> list[Path]:
         """Return checkpoints, newest first."""
-        return sorted(self.folder.glob(f"{PREFIX}*"), key=step_of, reverse=True)
+        return sorted(self.folder.glob(f"{CHECKPOINT_PREFIX}*"), key=checkpoint_step, reverse=True)
 
 
-def forget(name: str) -> None:
+def delete_state(name: str) -> None:
     """Drop a training's state, once what came of it is stored.
 
     Args:
@@ -176,18 +176,18 @@ def forget(name: str) -> None:
     shutil.rmtree(state.root() / "training" / Path(name).name, ignore_errors=True)
 
 
-def step_of(path: Path) -> int:
+def checkpoint_step(path: Path) -> int:
     """Return the optimizer step after which a checkpoint was written."""
-    return int(path.name.removeprefix(PREFIX))
+    return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
     """Say in words which keys of two identities differ."""
     found = []
     for name in sorted({*theirs, *ours}):
         one, other = theirs.get(name), ours.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{prefix}{name}.")
+            found += describe_differences(one, other, f"{prefix}{name}.")
         elif one != other:
             found.append(f"{prefix}{name}: {one!r} there, {other!r} here")
     return found
@@ -195,11 +195,11 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") 
 
 def _broken(path: Path) -> str | None:
     """Return the file that is missing or has other bytes than were written, or None."""
-    if not (path / SEAL).exists():
-        return SEAL
-    hashes = _read(path / SEAL)
+    if not (path / HASHES_FILE).exists():
+        return HASHES_FILE
+    hashes = _read(path / HASHES_FILE)
     if not hashes:
-        return SEAL
+        return HASHES_FILE
     return next(
         (name for name, wanted in hashes.items() if not (path / name).exists() or sha256_of(path / name) != wanted),
         None,
@@ -215,7 +215,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have the system write a file or a folder to its disk, so that a power cut finds it."""
     handle = os.open(path, os.O_RDONLY)
     try:

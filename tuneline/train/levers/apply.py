@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tuneline.config.training.base import LeversConfig
-from tuneline.model.methods.base import Family
+from tuneline.model.methods.base import MethodFamily
 from tuneline.train import token_losses
 from tuneline.train.levers import attention, fused, head, memory, pointwise
 
@@ -17,16 +17,16 @@ Inputs = dict[str, Any]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest relative difference of loss and gradients that is rounding; `ROUNDED` in 16 bits."""
 
-ROUNDED = 0.2
-SCALE = 0.01
-SEED = 0
+HALF_PRECISION_TOLERANCE = 0.2
+PROBE_SCALE = 0.01
+PROBE_SEED = 0
 
 
 @dataclass
 class Levers:
     """What is on."""
 
-    family: Family
+    family: MethodFamily
     model: Any
     decisions: dict[str, str] = field(default_factory=dict)
     """Lever -> on, or why not."""
@@ -51,7 +51,7 @@ class Levers:
     def switch_layers(self, *, on: bool) -> None:
         """Fuse LoRA's layers, or leave them to peft."""
         fused.disable(self.fused_layers)
-        self.fused_layers = fused.layers(self.model) if on else []
+        self.fused_layers = fused.find_layers(self.model) if on else []
         fused.enable(self.fused_layers, self.model)
 
     def switch(self, name: str, enable: Callable[[], Callable[[], None]], *, on: bool) -> None:
@@ -77,8 +77,8 @@ class Levers:
             self.keeps_memory = False
 
 
-def apply(
-    family: Family,
+def apply_levers(
+    family: MethodFamily,
     model: Any,
     config: LeversConfig,
     inputs: Inputs,
@@ -113,21 +113,25 @@ def _ways(
 ) -> list[tuple[str, str, Callable[..., None] | None]]:
     """Return each lever, what keeps it from working here, and what switches it."""
     model = levers.model
-    norms, gates, rotation = pointwise.norms(model), pointwise.gates(model), pointwise.rotation(model)
+    norms, gates, rotation = pointwise.find_norms(model), pointwise.find_gates(model), pointwise.find_rotation(model)
 
     def fuses(name: str, fuse: Callable[[Any], Callable[[], None]], found: Any) -> Callable[..., None]:
         return partial(levers.switch, name, partial(fuse, found))
 
-    why_not_blocks = attention.why_not(model, computed, recomputes_parts=recomputes_parts)
+    why_not_blocks = attention.unsupported_reason(model, computed, recomputes_parts=recomputes_parts)
     blocks = partial(levers.switch, "blocked_attention", partial(attention.enable, model))
     return [
-        ("head_loss", head.why_not(levers.family, model), levers.switch_head),
-        ("fused_lora", fused.why_not(model, recomputes_parts=recomputes_parts), levers.switch_layers),
+        ("head_loss", head.unsupported_reason(levers.family, model), levers.switch_head),
+        ("fused_lora", fused.unsupported_reason(model, recomputes_parts=recomputes_parts), levers.switch_layers),
         ("blocked_attention", why_not_blocks, blocks),
-        ("fused_norms", pointwise.why_not(norms), fuses("fused_norms", pointwise.fuse_norms, norms)),
-        ("fused_rotation", pointwise.why_not(rotation), fuses("fused_rotation", pointwise.fuse_rotation, rotation)),
-        ("fused_gates", pointwise.why_not(gates), fuses("fused_gates", pointwise.fuse_gates, gates)),
-        ("keep_memory", memory.why_not(), None),
+        ("fused_norms", pointwise.unsupported_reason(norms), fuses("fused_norms", pointwise.fuse_norms, norms)),
+        (
+            "fused_rotation",
+            pointwise.unsupported_reason(rotation),
+            fuses("fused_rotation", pointwise.fuse_rotation, rotation),
+        ),
+        ("fused_gates", pointwise.unsupported_reason(gates), fuses("fused_gates", pointwise.fuse_gates, gates)),
+        ("keep_memory", memory.unsupported_reason(), None),
     ]
 
 
@@ -145,7 +149,7 @@ class _Probe:
                 self._plain = self._measure()
             switch(on=True)
             difference = self._difference()
-        if difference <= TOLERANCE.get(self.computed, ROUNDED):
+        if difference <= TOLERANCE.get(self.computed, HALF_PRECISION_TOLERANCE):
             return f"on, relative difference {difference:.1e} from the plain model"
         switch(on=False)
         return f"switched off: loss or gradients differ from the plain model's by {difference:.1e}, relatively"
@@ -163,7 +167,7 @@ class _Probe:
         return max(abs(after - before) / max(abs(before), 1e-9), apart**0.5 / max(norm, 1e-30))
 
     def _measure(self) -> tuple[float, list[torch.Tensor]]:
-        torch.manual_seed(SEED)
+        torch.manual_seed(PROBE_SEED)
         trained = [part for part in self._levers.model.parameters() if part.requires_grad]
         kind = self._inputs["input_ids"].device.type
         with torch.autocast(kind, self._autocast, enabled=self._autocast is not None):
@@ -178,9 +182,9 @@ class _Probe:
 def _nowhere_zero(model: Any) -> Iterator[None]:
     """Let adapters that begin at zero hold small numbers meanwhile, so that the gradients of their other half show."""
     zero = [part for part in model.parameters() if part.requires_grad and not part.detach().any()]
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(PROBE_SEED)
     for part in zero:
-        part.data.copy_(torch.randn(part.shape, generator=generator) * SCALE)
+        part.data.copy_(torch.randn(part.shape, generator=generator) * PROBE_SCALE)
     try:
         yield
     finally:

@@ -22,11 +22,11 @@ from tuneline.train.levers import pointwise
 # H heads, K key heads, G heads that share a key, T tokens of a row, D head size
 # of a block: N queries, E keys that it sees
 
-NAME, PLAIN = "blocked", "segment"
-BLOCK = 96
+BLOCKED_ATTENTION, SEGMENT_ATTENTION = "blocked", "segment"
+BLOCK_SIZE = 96
 """Queries of a block: fewer cost calls, more are computed only to be masked (docs/log.md)."""
 
-KEPT = 512
+MAX_STORED_LENGTH = 512
 """Longest example whose probabilities are kept: it saves up to a third of the backward pass (docs/log.md), and memory
 grows with the square."""
 
@@ -36,7 +36,7 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q_1HTD: torch.Tensor, k_1KTD: torch.Tensor, v_1KTD: torch.Tensor, ends: list[int], scale: float
     ) -> torch.Tensor:
-        (num_heads, num_tokens, size), whole = q_1HTD.shape[1:], pointwise.whole(q_1HTD)
+        (num_heads, num_tokens, size), whole = q_1HTD.shape[1:], pointwise.accumulation_dtype(q_1HTD)
         num_keys = k_1KTD.shape[1]
         q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         out_1THD = q_1HTD.new_empty(1, num_tokens, num_heads, size)
@@ -48,7 +48,7 @@ class _BlockedAttention(torch.autograd.Function):
                 queries = _rows(q_KGTD, a + start, a + end, whole)
                 seen = _probabilities(queries, keys[:, :end], end - start).to(values.dtype)
                 out_KGTD[:, :, a + start : a + end] = torch.bmm(seen, values[:, :end]).unflatten(1, (-1, end - start))
-                kept.append(seen if b - a <= KEPT else None)
+                kept.append(seen if b - a <= MAX_STORED_LENGTH else None)
         ctx.save_for_backward(q_1HTD, k_1KTD, v_1KTD, out_1THD)
         ctx.kept, ctx.ends, ctx.scale = kept, ends, scale
         return out_1THD
@@ -56,7 +56,7 @@ class _BlockedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_1THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_1HTD, k_1KTD, v_1KTD, out_1THD = ctx.saved_tensors
-        num_keys, kind, whole = k_1KTD.shape[1], q_1HTD.dtype, pointwise.whole(q_1HTD)
+        num_keys, kind, whole = k_1KTD.shape[1], q_1HTD.dtype, pointwise.accumulation_dtype(q_1HTD)
         q_KGTD = q_1HTD[0].unflatten(0, (num_keys, -1))
         given_KGTD = _by_key(gradient_1THD.contiguous(), num_keys)
         mean_KGT1 = _by_key((gradient_1THD.to(whole) * out_1THD).sum(-1, keepdim=True), num_keys)
@@ -98,19 +98,19 @@ def blocked_attention(
     dropped = dropout if module.training else 0.0
     told = cu_seq_lens_q is not None and not bounds.is_square(attention_mask)
     plain = told and not dropped and len(query) == 1
-    asks_more = any(other.get(name) is not None for name in segment.BEYOND)
-    causal = segment.is_causal_at(module, is_causal) and query.shape[2] == key.shape[2]
+    asks_more = any(other.get(name) is not None for name in segment.UNSUPPORTED_ARGUMENTS)
+    causal = segment.is_causal_layer(module, is_causal) and query.shape[2] == key.shape[2]
     alike = query.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype != torch.float16
     if not (plain and causal and alike) or asks_more:
         return segment.segment_attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, cu_seq_lens_q, **other
         )
-    ((_, ends),) = bounds.rows_of(attention_mask, cu_seq_lens_q, query.shape[2])
+    ((_, ends),) = bounds.bounds_per_row(attention_mask, cu_seq_lens_q, query.shape[2])
     with torch.autocast(query.device.type, enabled=False):
         return _BlockedAttention.apply(query, key, value, ends, scaling or query.shape[-1] ** -0.5), None
 
 
-def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False) -> str:
+def unsupported_reason(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False) -> str:
     """Return what keeps attention from being computed in blocks, or an empty text.
 
     Args:
@@ -126,7 +126,7 @@ def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False
         return "attention is computed in float16, which holds no sums of many terms"
     if recomputes_parts:
         return "load.gradient_checkpointing: selective keeps the results of torch's own attention"
-    if kind != PLAIN or not base._can_set_attn_implementation():
+    if kind != SEGMENT_ATTENTION or not base._can_set_attn_implementation():
         return f"the attention is {kind}"
     dropout = getattr(base.config.get_text_config(), "attention_dropout", 0.0)
     return f"attention drops out ({dropout})" if dropout else ""
@@ -135,8 +135,8 @@ def why_not(model: Any, computed: torch.dtype, *, recomputes_parts: bool = False
 def enable(model: Any) -> Callable[[], None]:
     """Let a model attend in blocks; returns what undoes it."""
     base = _base(model)
-    base.set_attn_implementation(NAME)
-    return lambda: base.set_attn_implementation(PLAIN)
+    base.set_attn_implementation(BLOCKED_ATTENTION)
+    return lambda: base.set_attn_implementation(SEGMENT_ATTENTION)
 
 
 def _base(model: Any) -> Any:
@@ -144,7 +144,7 @@ def _base(model: Any) -> Any:
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+    return [(start, min(start + BLOCK_SIZE, length)) for start in range(0, length, BLOCK_SIZE)]
 
 
 def _by_key(x_1THD: torch.Tensor, num_keys: int) -> torch.Tensor:
@@ -174,5 +174,5 @@ def _later(num_queries: int) -> torch.Tensor:
     return torch.full((num_queries, num_queries), float("-inf")).triu(1)
 
 
-AttentionInterface.register(NAME, blocked_attention)
-AttentionMaskInterface.register(NAME, bounds.bounds_mask)
+AttentionInterface.register(BLOCKED_ATTENTION, blocked_attention)
+AttentionMaskInterface.register(BLOCKED_ATTENTION, bounds.bounds_mask)

@@ -17,8 +17,8 @@ from torch import nn
 
 # T tokens, I inputs, O outputs of a layer, R rank of a layer, S ranks of all layers
 
-NAME = "default"
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+ADAPTER_NAME = "default"
+SHARED_INPUT_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names, in one module, of layers that are given the same input; whether they are is seen at each call."""
 
 
@@ -90,7 +90,7 @@ class _Together:
         if not same or id(layer) not in self._waiting:
             self._apart |= bool(self._waiting)  # somebody was not asked: this architecture gives another input
             members = [layer] if self._apart else self._members
-            found = _FusedLora.apply(x, tuple(one.scaling[NAME] for one in members), *_tensors(members))
+            found = _FusedLora.apply(x, tuple(one.scaling[ADAPTER_NAME] for one in members), *_tensors(members))
             self._given = x, with_gradient
             self._waiting = {id(one): y for one, y in zip(members, found, strict=True)}
         y = self._waiting.pop(id(layer))
@@ -103,16 +103,16 @@ def _tensors(members: list[lora.Linear]) -> list[torch.Tensor | None]:
     found: list[torch.Tensor | None] = []
     for layer in members:
         base = layer.get_base_layer()
-        found += [base.weight, base.bias, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
+        found += [base.weight, base.bias, layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight]
     return found
 
 
-def layers(model: nn.Module) -> list[lora.Linear]:
+def find_layers(model: nn.Module) -> list[lora.Linear]:
     """Return the adapted layers that can be fused: plain LoRA on a plain, frozen matrix, without dropout."""
     return [module for module in model.modules() if isinstance(module, lora.Linear) and _is_plain(module)]
 
 
-def why_not(model: nn.Module, *, recomputes_parts: bool = False) -> str:
+def unsupported_reason(model: nn.Module, *, recomputes_parts: bool = False) -> str:
     """Return what keeps every layer from being fused, or an empty text.
 
     Args:
@@ -121,7 +121,7 @@ def why_not(model: nn.Module, *, recomputes_parts: bool = False) -> str:
     """
     if recomputes_parts:
         return "load.gradient_checkpointing: selective keeps the products that it would add into"
-    return "" if layers(model) else "no layer has a plain LoRA without dropout on a plain matrix"
+    return "" if find_layers(model) else "no layer has a plain LoRA without dropout on a plain matrix"
 
 
 def enable(found: list[lora.Linear], model: nn.Module) -> None:
@@ -131,7 +131,7 @@ def enable(found: list[lora.Linear], model: nn.Module) -> None:
         _let_answer(layer, _Together([layer]))
     for parent in model.modules():
         children = dict(parent.named_children())
-        for names in TOGETHER:
+        for names in SHARED_INPUT_LAYERS:
             members: list[Any] = [children[name] for name in names if id(children.get(name)) in fused]
             if len(members) > 1 and len({_input_of(member) for member in members}) == 1:
                 together = _Together(members)
@@ -147,7 +147,7 @@ def disable(found: list[lora.Linear]) -> None:
 
 def _let_answer(layer: lora.Linear, together: _Together) -> None:
     def forward(layer: lora.Linear, x: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
-        if layer.disable_adapters or layer.merged or args or named or layer.active_adapters != [NAME]:
+        if layer.disable_adapters or layer.merged or args or named or layer.active_adapters != [ADAPTER_NAME]:
             return lora.Linear.forward(layer, x, *args, **named)
         return together.answer(layer, x)
 
@@ -165,9 +165,9 @@ def _is_plain(layer: lora.Linear) -> bool:
         type(layer) is lora.Linear
         and type(base) is nn.Linear
         and not base.weight.requires_grad
-        and NAME in layer.lora_A
+        and ADAPTER_NAME in layer.lora_A
         and not layer.lora_variant  # DoRA and its like
-        and isinstance(layer.lora_dropout[NAME], nn.Identity)
-        and layer.lora_B[NAME].bias is None
+        and isinstance(layer.lora_dropout[ADAPTER_NAME], nn.Identity)
+        and layer.lora_B[ADAPTER_NAME].bias is None
         and not layer.fan_in_fan_out
     )

@@ -10,18 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuneline.model.methods.base import Family
-from tuneline.model.positions import predicted_at
+from tuneline.model.methods.base import MethodFamily
+from tuneline.model.positions import prediction_positions
 
 # N trained positions, D width, V vocabulary
 
-CHUNK = 384
+CHUNK_SIZE = 384
 """Positions whose logits live at a time; wide enough for a matrix product at full speed (docs/log.md)."""
 
-IN_CACHE = 8
+CACHE_CHUNK_SIZE = 8
 """Positions whose logits are turned into their gradient at a time: few enough to stay in a CPU's cache."""
 
-SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logit_soft_cap")
+LOGIT_SCALING_KEYS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logit_soft_cap",
+)
 """What a config may do to logits behind the head."""
 
 
@@ -33,17 +39,17 @@ class _HeadLoss(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         losses_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
-        for start in range(0, len(labels_N), CHUNK):
-            part, labels = hidden_ND[start : start + CHUNK], labels_N[start : start + CHUNK, None]
+        for start in range(0, len(labels_N), CHUNK_SIZE):
+            part, labels = hidden_ND[start : start + CHUNK_SIZE], labels_N[start : start + CHUNK_SIZE, None]
             logits = part.to(weight_VD.dtype) @ weight_VD.T
-            for row in range(0, len(labels), IN_CACHE):
-                end = min(row + IN_CACHE, len(labels))
+            for row in range(0, len(labels), CACHE_CHUNK_SIZE):
+                end = min(row + CACHE_CHUNK_SIZE, len(labels))
                 whole = logits[row:end].float()
                 losses_N[start + row : start + end] = _into_gradient(whole, labels[row:end])
                 if whole.dtype != logits.dtype:
                     logits[row:end] = whole
             if gradient_ND is not None:
-                gradient_ND[start : start + CHUNK] = logits @ weight_VD
+                gradient_ND[start : start + CHUNK_SIZE] = logits @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return losses_N
 
@@ -62,13 +68,13 @@ def _into_gradient(logits_NV: torch.Tensor, labels_N1: torch.Tensor) -> torch.Te
     return (highest + weight.log() - told)[:, 0]
 
 
-def why_not(family: Family, model: Any) -> str:
+def unsupported_reason(family: MethodFamily, model: Any) -> str:
     """Return what keeps this model's loss from being computed here, or an empty text."""
     base = _base(model)
     head = base.get_output_embeddings()
     config = base.config.get_text_config()
-    scaled = [name for name in SCALED if getattr(config, name, None) not in (None, 1, 1.0)]
-    if type(family).logits is not Family.logits:
+    scaled = [name for name in LOGIT_SCALING_KEYS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if type(family).logits is not MethodFamily.logits:
         return f"method {family.name} makes its logits itself"
     if type(head) is not nn.Linear or head.bias is not None:
         return "the head is no plain matrix"
@@ -88,7 +94,7 @@ def token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torc
     """
     base = _base(model)
     labels = inputs["labels"][0]
-    keep = predicted_at(inputs)
+    keep = prediction_positions(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     hidden_ND = base.base_model(**rest).last_hidden_state[0, keep]
     return _HeadLoss.apply(hidden_ND, base.get_output_embeddings().weight, labels[keep + 1].long()), keep

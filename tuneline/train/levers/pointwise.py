@@ -18,7 +18,7 @@ from torch import nn
 # T tokens, D width, I width of the feed-forward layer
 
 Undo = Callable[[], None]
-ROTATE = "apply_rotary_pos_emb"
+ROTARY_FUNCTION = "apply_rotary_pos_emb"
 
 
 class _Norm(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=whole(x))
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulation_dtype(x))
         inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_D, inverse)
         return (x * inverse).mul_(weight_D).to(x.dtype)
@@ -34,7 +34,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
-        kind, x = gradient.dtype, x.to(whole(x))
+        kind, x = gradient.dtype, x.to(accumulation_dtype(x))
         of_x = gradient.to(x.dtype) * weight_D
         along = torch.linalg.vecdot(of_x, x).unsqueeze(-1)
         of_x.mul_(inverse)
@@ -78,12 +78,12 @@ class _Gate(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient_TI * up_TI, gate_TI), of_up
 
 
-def whole(x: torch.Tensor) -> torch.dtype:
+def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
     """Return the type in which sums over a tensor are held: float32 for 16 bits, else its own."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
+def find_norms(model: nn.Module) -> list[nn.Module]:
     """Return the norms that are RMSNorm with a frozen weight."""
     return [
         module
@@ -96,7 +96,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def gates(model: nn.Module) -> list[nn.Module]:
+def find_gates(model: nn.Module) -> list[nn.Module]:
     """Return the feed-forward layers that are SwiGLU."""
     parts = ("gate_proj", "up_proj", "down_proj")
     return [
@@ -108,17 +108,17 @@ def gates(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def rotation(model: Any) -> Any:
+def find_rotation(model: Any) -> Any:
     """Return the module whose layers call its function for rotations, or None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     code = sys.modules[type(base).__module__]
-    function = getattr(code, ROTATE, None)
+    function = getattr(code, ROTARY_FUNCTION, None)
     if function is None or list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
         return None
     return code
 
 
-def why_not(found: Any) -> str:
+def unsupported_reason(found: Any) -> str:
     """Return what keeps an operation from being fused, or an empty text.
 
     Args:
@@ -139,7 +139,7 @@ def fuse_gates(found: list[nn.Module]) -> Undo:
 
 def fuse_rotation(code: Any) -> Undo:
     """Rotate queries and keys in one operation each; returns what undoes it."""
-    plain = getattr(code, ROTATE)
+    plain = getattr(code, ROTARY_FUNCTION)
 
     def rotate(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
@@ -150,8 +150,8 @@ def fuse_rotation(code: Any) -> Undo:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
 
-    setattr(code, ROTATE, rotate)
-    return lambda: setattr(code, ROTATE, plain)
+    setattr(code, ROTARY_FUNCTION, rotate)
+    return lambda: setattr(code, ROTARY_FUNCTION, plain)
 
 
 def _replace(found: list[nn.Module], forward: Callable[..., torch.Tensor]) -> Undo:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuneline.config.training.base import Optimisation
-from tuneline.train.checkpoint.best_weights import Best, Standing
-from tuneline.train.monitoring.sample_generations import Sampler
+from tuneline.config.training.base import TrainingConfig
+from tuneline.train.checkpoint.best_weights import BestEvaluation, BestWeights
+from tuneline.train.monitoring.sample_generations import SampleGenerator
 from tuneline.train.optim import optimizer_factory
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class EvaluatedTrainer(Protocol):
     model: Any
     optimizer: Any
     state: Any
-    best: Best
+    best: BestWeights
     samples: list[dict[str, Any]]
 
     def validate(self) -> dict[str, float]: ...
@@ -37,10 +37,10 @@ class EvaluatedTrainer(Protocol):
     def autocast(self) -> AbstractContextManager[None]: ...
 
 
-class Watch(TrainerCallback):
+class EvaluationCallback(TrainerCallback):
     """Evaluate every so many steps."""
 
-    def __init__(self, config: Optimisation, loop: EvaluatedTrainer, sampler: Sampler | None = None) -> None:
+    def __init__(self, config: TrainingConfig, loop: EvaluatedTrainer, sampler: SampleGenerator | None = None) -> None:
         self._config, self._loop, self._sampler = config, loop, sampler
         self.stopped = False
 
@@ -48,7 +48,7 @@ class Watch(TrainerCallback):
         """Evaluate where it is time, and stop where nothing has got better for long enough."""
         if not self._config.eval_steps or state.global_step % self._config.eval_steps:
             return
-        with optimizer_factory.settled(self._loop.optimizer, self._loop.trained()):
+        with optimizer_factory.evaluation_weights(self._loop.optimizer, self._loop.trained()):
             self._evaluate(state.global_step, control)
 
     def _evaluate(self, step: int, control: TrainerControl) -> None:
@@ -78,10 +78,10 @@ class Watch(TrainerCallback):
             said["best"] = self._best(standing, step)
         return said
 
-    def _best(self, standing: Standing, step: int) -> str:
+    def _best(self, standing: BestEvaluation, step: int) -> str:
         if not standing.sha256:
             why = f"weights of step {step}, the last: those of step {standing.step}, the best, could not be kept"
             logger.warning("train.load_best_model_at_end: %s.", why)
             return why
-        self._loop.best.put_back(self._loop.trained())
+        self._loop.best.restore_weights(self._loop.trained())
         return f"weights of step {standing.step}, whose validation loss {standing.loss:.4f} is the lowest"

@@ -9,13 +9,13 @@ import torch
 
 from tuneline.model import device
 
-CPU_EDGE, ACCELERATOR_EDGE = 1024, 8192
+CPU_MATRIX_SIZE, ACCELERATOR_MATRIX_SIZE = 1024, 8192
 """Edge of the square matrices whose product is timed."""
 
-ROUNDS = 3
+NUM_TIMINGS = 3
 
 
-class Phases:
+class PhaseTimer:
     """Seconds by phase."""
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ def flops_per_token(model: Any) -> float:
     return float(4 * sum(part.numel() for part in parts) + 2 * trained)
 
 
-def best_rate(dtype: torch.dtype, kind: str) -> float:
+def measure_peak_flops(dtype: torch.dtype, kind: str) -> float:
     """Measure the operations a second of a large matrix product, best of three: what the machine can do at most."""
-    edge = CPU_EDGE if kind == "cpu" else ACCELERATOR_EDGE
+    edge = CPU_MATRIX_SIZE if kind == "cpu" else ACCELERATOR_MATRIX_SIZE
     one, other = (torch.randn(edge, edge, device=kind).to(dtype) for _ in range(2))
-    return max(_rate(one, other) for _ in range(ROUNDS))
+    return max(_rate(one, other) for _ in range(NUM_TIMINGS))
 
 
 def _rate(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -61,7 +61,7 @@ def _rate(one: torch.Tensor, other: torch.Tensor) -> float:
     return 2.0 * len(one) ** 3 / (time.perf_counter() - start)
 
 
-def figures(
+def throughput_metrics(
     model: Any, tokens: float, seconds: float, dtype: torch.dtype, kind: str, *, before: float = 0
 ) -> dict[str, float]:
     """Return what was computed, and how fast.
@@ -82,6 +82,6 @@ def figures(
     return {
         "flops": (before + tokens) * a_token,
         "flops_per_second": rate,
-        "mfu": rate / best_rate(dtype, kind),
+        "mfu": rate / measure_peak_flops(dtype, kind),
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }

@@ -7,23 +7,23 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tuneline.errors import ProofError
+from tuneline.errors import VerificationError
 from tuneline.model import device
 from tuneline.progress import Advance
 
-Listener = Callable[[dict[str, float], int], None]
+StepListener = Callable[[dict[str, float], int], None]
 """Gets the figures of an optimizer step, and its number."""
 
-KEPT = ("loss", "learning_rate", "grad_norm")
+TRAINER_METRICS = ("loss", "learning_rate", "grad_norm")
 
 
-class Recorder(TrainerCallback):
+class MetricsRecorder(TrainerCallback):
     """Keep the figures of each step, and pass them on."""
 
     def __init__(
         self,
         advance: Advance,
-        listeners: tuple[Listener, ...],
+        listeners: tuple[StepListener, ...],
         tokens_seen: Callable[[], int],
         history: list[dict[str, float]],
         more: Callable[[], dict[str, float]] = dict,
@@ -54,9 +54,9 @@ class Recorder(TrainerCallback):
         now, tokens = time.monotonic(), self._tokens_seen()
         speed = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_time, self._last_tokens = now, tokens
-        memory = memory_bytes()
+        memory = peak_memory()
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
-        figures = {name: float(logs[name]) for name in KEPT if name in logs}
+        figures = {name: float(logs[name]) for name in TRAINER_METRICS if name in logs}
         figures |= {"tokens_per_second": speed, "memory_bytes": float(memory), **self._more()}
         self.history.append({"step": float(state.global_step), **figures})
         for listener in self._listeners:
@@ -91,12 +91,12 @@ def _refuse_no_number(logs: dict[str, Any], step: int, *, scaled: bool) -> None:
         wrong = "norm of the gradients"
     if wrong:
         value = "NaN" if isnan(logs["loss"]) or wrong != "loss" else "infinite"
-        raise ProofError(
+        raise VerificationError(
             f"The {wrong} became {value} in step {step}, so the weights are worthless from there on. Lower "
             "train.learning_rate, or look for the rows of that step."
         )
 
 
-def memory_bytes() -> int:
+def peak_memory() -> int:
     """Return the memory in use: of the accelerator at its peak, else of this process."""
     return device.peak_memory_bytes()

@@ -15,16 +15,16 @@ import torch
 
 from tuneline.model import device
 
-FORGET = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
-SECONDS_BETWEEN_LOOKS = 0.05
+CLEAR_REFS_FILE = Path("/proc/self/clear_refs")
+STATUS_FILE = Path("/proc/self/status")
+POLL_SECONDS = 0.05
 
 
-class Footprint:
+class ResourceUsage:
     """Made before the model is loaded; used around the loop."""
 
     def __init__(self) -> None:
-        self.before_bytes = in_use()
+        self.before_bytes = memory_in_use()
         self.peak_bytes = 0
         self.cpu_seconds = 0.0
 
@@ -51,7 +51,7 @@ class Footprint:
         }
 
 
-def in_use() -> int:
+def memory_in_use() -> int:
     """Return the bytes in use now: of the accelerator, else of this process."""
     return device.memory_bytes()
 
@@ -59,20 +59,20 @@ def in_use() -> int:
 @contextmanager
 def _watched() -> Iterator[Callable[[], int]]:
     """Yield what returns the most bytes held since the block began."""
-    if device.counts_peak():
+    if device.tracks_peak_memory():
         torch.accelerator.reset_peak_memory_stats()
         yield device.peak_memory_bytes
-    elif device.kind() == "cpu" and _forgotten():
+    elif device.device_type() == "cpu" and _reset_high_water_mark():
         yield _high_water
     else:
         with _looked_at() as peak:
             yield peak
 
 
-def _forgotten() -> bool:
+def _reset_high_water_mark() -> bool:
     """Make the kernel forget the high-water mark of this process; tell whether it did."""
     try:
-        FORGET.write_text("5")
+        CLEAR_REFS_FILE.write_text("5")
         _high_water()
     except (OSError, LookupError):
         return False
@@ -80,22 +80,22 @@ def _forgotten() -> bool:
 
 
 def _high_water() -> int:
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in STATUS_FILE.read_text().splitlines() if ":" in line)
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
 @contextmanager
 def _looked_at() -> Iterator[Callable[[], int]]:
-    most, done = [in_use()], threading.Event()
+    most, done = [memory_in_use()], threading.Event()
 
     def look() -> None:
-        while not done.wait(SECONDS_BETWEEN_LOOKS):
-            most[0] = max(most[0], in_use())
+        while not done.wait(POLL_SECONDS):
+            most[0] = max(most[0], memory_in_use())
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield lambda: max(most[0], in_use())
+        yield lambda: max(most[0], memory_in_use())
     finally:
         done.set()
         thread.join()

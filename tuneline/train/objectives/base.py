@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 
-from tuneline.config.training.base import Optimisation
+from tuneline.config.training.base import TrainingConfig
 from tuneline.data.schema import IGNORE_INDEX
 from tuneline.data.tokenization import preference_rows
 from tuneline.registry import Registry
@@ -16,13 +16,13 @@ from tuneline.train.collate import collate
 # N trained positions
 
 Inputs = dict[str, Any]
-Rows = dict[str, Dataset]
-TokenLosses = Callable[[Inputs], tuple[torch.Tensor, torch.Tensor]]
+DatasetSplits = dict[str, Dataset]
+TokenLossFunction = Callable[[Inputs], tuple[torch.Tensor, torch.Tensor]]
 """Computes cross entropies (nats) [N] of a row's trained tokens, and the positions [N] that they are predicted at."""
 
 
 @dataclass
-class Measured:
+class LossOutput:
     """What one pass came to."""
 
     total: torch.Tensor
@@ -58,11 +58,13 @@ class Objective:
         """Go on from where a checkpoint stood."""
 
     @property
-    def prepares(self) -> bool:
+    def needs_reference_columns(self) -> bool:
         """Something is computed before the first step."""
         return False
 
-    def prepare(self, rows: Rows, token_losses: TokenLosses, device: torch.device) -> dict[str, dict[str, list[Any]]]:
+    def prepare(
+        self, rows: DatasetSplits, token_losses: TokenLossFunction, device: torch.device
+    ) -> dict[str, dict[str, list[Any]]]:
         """Compute what the model as it starts says of the rows: split -> column -> a value a row.
 
         Args:
@@ -74,13 +76,13 @@ class Objective:
 
     def collate(self, rows: list[dict[str, Any]]) -> Inputs:
         """Join rows of a batch into the inputs of one pass, without padding."""
-        return collate([preference_rows.laid_out(row) for row in rows])
+        return collate([preference_rows.flatten_row(row) for row in rows])
 
     def num_items(self, inputs: Inputs) -> int:
         """Count what the loss of a pass is averaged over."""
         raise NotImplementedError
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
         """Compute the loss of one pass.
 
         Args:
@@ -94,22 +96,22 @@ class Objective:
 objectives: Registry[type[Objective]] = Registry("objective")
 
 
-def objective_of(config: Optimisation) -> Objective:
+def build_objective(config: TrainingConfig) -> Objective:
     """Return the objective that a recipe's `train` asks for."""
     return objectives[config.objective](config)
 
 
-def num_trained(inputs: Inputs) -> int:
+def count_trained_tokens(inputs: Inputs) -> int:
     """Count the trained tokens of a pass."""
     return int((inputs["labels"][0, 1:] != IGNORE_INDEX).sum())
 
 
-def num_segments(inputs: Inputs) -> int:
+def count_segments(inputs: Inputs) -> int:
     """Count the segments of a pass."""
     return len(inputs["cu_seq_lens_q"]) - 1
 
 
-def by_segment(inputs: Inputs, losses_N: torch.Tensor, keep_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def logps_by_segment(inputs: Inputs, losses_N: torch.Tensor, keep_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities (nats) of the answers, summed, and their numbers of tokens, both [segments]."""
     bounds = inputs["cu_seq_lens_q"].to(losses_N.device)
     owner_N = torch.bucketize(keep_N, bounds, right=True) - 1

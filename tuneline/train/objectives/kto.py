@@ -11,19 +11,19 @@ import torch
 from datasets import Dataset
 
 from tuneline.data.tokenization import preference_rows
-from tuneline.train.collate import collate, moved
+from tuneline.train.collate import collate, move_to_device
 from tuneline.train.objectives.base import (
+    DatasetSplits,
     Inputs,
-    Measured,
+    LossOutput,
     Objective,
-    Rows,
-    TokenLosses,
-    by_segment,
-    num_segments,
+    TokenLossFunction,
+    count_segments,
+    logps_by_segment,
     objectives,
 )
 
-OWN, OTHER, STRANGER = "ref_completion", "ref_mismatched", "mismatched_ids"
+REFERENCE_LOGP, MISMATCHED_REFERENCE_LOGP, MISMATCHED_IDS = "ref_completion", "ref_mismatched", "mismatched_ids"
 
 
 @objectives.register("kto")
@@ -33,29 +33,33 @@ class KTO(Objective):
     name = "kto"
 
     @property
-    def compares(self) -> bool:
+    def uses_kl(self) -> bool:
         """The loss knows how far the policy has moved."""
         return bool(self.config.loss_type == "kto")
 
     @property
-    def prepares(self) -> bool:
+    def needs_reference_columns(self) -> bool:
         """The reference's scores."""
         return True
 
-    def prepare(self, rows: Rows, token_losses: TokenLosses, device: torch.device) -> dict[str, dict[str, list[Any]]]:
+    def prepare(
+        self, rows: DatasetSplits, token_losses: TokenLossFunction, device: torch.device
+    ) -> dict[str, dict[str, list[Any]]]:
         """Score all answers by the model as it starts, and give each prompt the answer of the row before it."""
         return {split: self._prepared(members, token_losses, device) for split, members in rows.items()}
 
-    def _prepared(self, rows: Dataset, token_losses: TokenLosses, device: torch.device) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {OWN: [], OTHER: [], STRANGER: []}
+    def _prepared(self, rows: Dataset, token_losses: TokenLossFunction, device: torch.device) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {REFERENCE_LOGP: [], MISMATCHED_REFERENCE_LOGP: [], MISMATCHED_IDS: []}
         before = rows[len(rows) - 1]["completion_ids"] if len(rows) else []
         for row in rows:
             spans = [(row["prompt_ids"], row["completion_ids"]), (row["prompt_ids"], before)]
-            inputs = moved(collate([preference_rows.answered(spans[: 2 if self.compares else 1])]), device)
-            scores = by_segment(inputs, *token_losses(inputs))[0].tolist()
-            made[OWN].append(scores[0])
-            made[OTHER].append(scores[-1])
-            made[STRANGER].append(before if self.compares else [])
+            inputs = move_to_device(
+                collate([preference_rows.concatenate_segments(spans[: 2 if self.uses_kl else 1])]), device
+            )
+            scores = logps_by_segment(inputs, *token_losses(inputs))[0].tolist()
+            made[REFERENCE_LOGP].append(scores[0])
+            made[MISMATCHED_REFERENCE_LOGP].append(scores[-1])
+            made[MISMATCHED_IDS].append(before if self.uses_kl else [])
             before = row["completion_ids"]
         return made
 
@@ -63,43 +67,49 @@ class KTO(Objective):
         """Lay answers end to end, and beside them the prompts with others' answers."""
         inputs = super().collate(rows)
         inputs["label"] = torch.tensor([row["label"] for row in rows])
-        inputs |= {name: torch.tensor([row[name] for row in rows]) for name in (OWN, OTHER)}
-        if self.compares:
+        inputs |= {
+            name: torch.tensor([row[name] for row in rows]) for name in (REFERENCE_LOGP, MISMATCHED_REFERENCE_LOGP)
+        }
+        if self.uses_kl:
             inputs["mismatched"] = collate(
-                [preference_rows.answered([(row["prompt_ids"], row[STRANGER]) for row in rows])]
+                [preference_rows.concatenate_segments([(row["prompt_ids"], row[MISMATCHED_IDS]) for row in rows])]
             )
         return inputs
 
     def num_items(self, inputs: Inputs) -> int:
         """Count answers."""
-        return num_segments(inputs)
+        return count_segments(inputs)
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
         """Sum the loss over answers."""
         config, label = self.config, inputs["label"]
         moved = self._moved(inputs, token_losses)
-        inner = {name: value for name, value in inputs.items() if name not in ("label", OWN, OTHER, "mismatched")}
-        logps, _ = by_segment(inner, *token_losses(inner))
-        ratio = logps - inputs[OWN].to(logps)
+        inner = {
+            name: value
+            for name, value in inputs.items()
+            if name not in ("label", REFERENCE_LOGP, MISMATCHED_REFERENCE_LOGP, "mismatched")
+        }
+        logps, _ = logps_by_segment(inner, *token_losses(inner))
+        ratio = logps - inputs[REFERENCE_LOGP].to(logps)
         signed = torch.where(label, ratio - moved, moved - ratio)
         weight = torch.where(label, config.desirable_weight, config.undesirable_weight)
         losses = weight * torch.sigmoid(-config.beta * signed)
-        return Measured(losses.sum(), len(label), self._figures(ratio.detach(), label, moved))
+        return LossOutput(losses.sum(), len(label), self._figures(ratio.detach(), label, moved))
 
     @torch.no_grad()
-    def _moved(self, inputs: Inputs, token_losses: TokenLosses) -> torch.Tensor:
+    def _moved(self, inputs: Inputs, token_losses: TokenLossFunction) -> torch.Tensor:
         """Estimate the KL divergence of policy and reference (nats an answer); never below zero."""
-        if not self.compares:
+        if not self.uses_kl:
             return torch.zeros((), device=inputs["label"].device)
         strange = inputs["mismatched"]
-        logps, _ = by_segment(strange, *token_losses(strange))
-        return (logps - inputs[OTHER].to(logps)).mean().clamp(min=0)
+        logps, _ = logps_by_segment(strange, *token_losses(strange))
+        return (logps - inputs[MISMATCHED_REFERENCE_LOGP].to(logps)).mean().clamp(min=0)
 
     def _figures(self, ratio: torch.Tensor, label: torch.Tensor, moved: torch.Tensor) -> dict[str, tuple[float, float]]:
         reward = self.config.beta * ratio
         right = torch.where(label, ratio > moved, ratio < moved)
         found: dict[str, tuple[float, float]] = {}
-        if self.compares:
+        if self.uses_kl:
             found["kl"] = (float(moved) * len(label), len(label))
         found["rewards/accuracies"] = (float(right.sum()), len(label))
         for name, members in (("chosen", label), ("rejected", ~label)):

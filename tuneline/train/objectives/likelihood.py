@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, num_trained, objectives
+from tuneline.train.objectives.base import (
+    Inputs,
+    LossOutput,
+    Objective,
+    TokenLossFunction,
+    count_trained_tokens,
+    objectives,
+)
 
 
 @objectives.register("likelihood")
@@ -13,9 +20,9 @@ class Likelihood(Objective):
 
     def num_items(self, inputs: Inputs) -> int:
         """Count trained tokens."""
-        return num_trained(inputs)
+        return count_trained_tokens(inputs)
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
         """Sum the cross entropy (nats)."""
         losses, _ = token_losses(inputs)
-        return Measured(losses.sum(), len(losses))
+        return LossOutput(losses.sum(), len(losses))

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairLogps:
     """Log-probabilities (nats) of the answers of pairs, each [P]."""
 
     chosen: torch.Tensor
@@ -42,98 +42,98 @@ class Pairs:
         return self.chosen_ratio - self.rejected_ratio
 
     @property
-    def margin_a_token(self) -> torch.Tensor:
+    def margin_per_token(self) -> torch.Tensor:
         """The same, each answer by its length."""
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
 
-Loss = Callable[[Pairs, float, float], torch.Tensor]
+PairLoss = Callable[[PairLogps, float, float], torch.Tensor]
 """(pairs, beta, label_smoothing) -> [P]."""
 
 
-def smoothed(logits: torch.Tensor, smoothing: float) -> torch.Tensor:
+def label_smoothed_loss(logits: torch.Tensor, smoothing: float) -> torch.Tensor:
     """Return the logistic loss where a share of the labels is taken for wrong."""
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
-def sigmoid(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def sigmoid(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290), conservative with smoothing (Mitchell 2023)."""
-    return smoothed(beta * p.margin, smoothing)
+    return label_smoothed_loss(beta * p.margin, smoothing)
 
 
-def sigmoid_norm(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def sigmoid_norm(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """DPO by answers' lengths (Lambert et al. 2024, arXiv:2411.15124)."""
-    return smoothed(beta * p.margin_a_token, smoothing)
+    return label_smoothed_loss(beta * p.margin_per_token, smoothing)
 
 
-def hinge(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def hinge(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """SLiC's hinge (Zhao et al. 2023, arXiv:2305.10425)."""
     return torch.relu(1 - beta * p.margin)
 
 
-def ipo(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def ipo(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """IPO (Azar et al. 2023, arXiv:2310.12036), by answers' lengths."""
-    return (p.margin_a_token - 1 / (2 * beta)) ** 2
+    return (p.margin_per_token - 1 / (2 * beta)) ** 2
 
 
-def exo_pair(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def exo_pair(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """EXO (Ji et al. 2024, arXiv:2402.00856), equation 16; needs smoothing above 0."""
     wins, losses = logsigmoid(beta * p.margin), logsigmoid(-beta * p.margin)
     epsilon = torch.tensor(smoothing, dtype=wins.dtype, device=wins.device)
     return wins.exp() * (wins - torch.log1p(-epsilon)) + losses.exp() * (losses - epsilon.log())
 
 
-def nca_pair(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def nca_pair(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """NCA (Chen et al. 2024, arXiv:2402.05369)."""
     chosen, rejected = beta * p.chosen_ratio, beta * p.rejected_ratio
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
-def robust(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def robust(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """Robust DPO for labels of which a share is wrong (Chowdhury et al. 2024, arXiv:2403.00409)."""
     logits = beta * p.margin
     return (-(1 - smoothing) * logsigmoid(logits) + smoothing * logsigmoid(-logits)) / (1 - 2 * smoothing)
 
 
-def bco_pair(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def bco_pair(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """BCO's pairs without its running mean, as trl computes it (Jung et al. 2024, arXiv:2404.04656)."""
     return -logsigmoid(beta * p.chosen_ratio) - logsigmoid(-beta * p.rejected_ratio)
 
 
-def sppo_hard(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def sppo_hard(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """SPPO with hard labels (Wu et al. 2024, arXiv:2405.00675)."""
     return (p.chosen_ratio - 0.5 / beta) ** 2 + (p.rejected_ratio + 0.5 / beta) ** 2
 
 
-def aot(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def aot(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """AOT (Melnyk et al. 2024, arXiv:2406.05882): ranks of margins within a batch are compared."""
     own, reference = p.chosen - p.rejected, p.ref_chosen - p.ref_rejected
-    return smoothed(beta * (own.sort()[0] - reference.sort()[0]), smoothing)
+    return label_smoothed_loss(beta * (own.sort()[0] - reference.sort()[0]), smoothing)
 
 
-def aot_unpaired(p: Pairs, beta: float, smoothing: float) -> torch.Tensor:
+def aot_unpaired(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
     """AOT where chosen and rejected answers are ranked apart."""
-    return smoothed(beta * (p.chosen_ratio.sort()[0] - p.rejected_ratio.sort()[0]), smoothing)
+    return label_smoothed_loss(beta * (p.chosen_ratio.sort()[0] - p.rejected_ratio.sort()[0]), smoothing)
 
 
-def apo_zero(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def apo_zero(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """APO for chosen answers better than the model's own (D'Oosterlinck et al. 2024, arXiv:2408.06266)."""
     return torch.sigmoid(-beta * p.chosen_ratio) + torch.sigmoid(beta * p.rejected_ratio)
 
 
-def apo_down(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def apo_down(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """APO for chosen answers worse than the model's own."""
     return torch.sigmoid(beta * p.chosen_ratio) + torch.sigmoid(-beta * p.margin)
 
 
-def discopop(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def discopop(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """DiscoPOP (Lu et al. 2024, arXiv:2406.08414), equation 5, with its temperature of 0.05."""
     logits = beta * p.margin
     share = torch.sigmoid(logits / 0.05)
     return -logsigmoid(logits) * (1 - share) + torch.exp(-logits) * share
 
 
-def odds_ratio(p: Pairs, beta: float, _: float) -> torch.Tensor:
+def odds_ratio(p: PairLogps, beta: float, _: float) -> torch.Tensor:
     """ORPO's odds ratio (Hong et al. 2024, arXiv:2403.07691), by answers' lengths."""
     chosen, rejected = p.chosen / p.chosen_tokens, p.rejected / p.rejected_tokens
     return -beta * logsigmoid((chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected)))
@@ -145,7 +145,7 @@ def _log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-LOSSES: dict[str, Loss] = {
+DPO_LOSSES: dict[str, PairLoss] = {
     "sigmoid": sigmoid,
     "sigmoid_norm": sigmoid_norm,
     "hinge": hinge,

@@ -10,31 +10,31 @@ from typing import Any, ClassVar
 import torch
 
 from tuneline.data.tokenization import preference_rows
-from tuneline.train.collate import collate, moved
+from tuneline.train.collate import collate, move_to_device
 from tuneline.train.objectives import losses
 from tuneline.train.objectives.base import (
+    DatasetSplits,
     Inputs,
-    Measured,
+    LossOutput,
     Objective,
-    Rows,
-    TokenLosses,
-    by_segment,
-    num_segments,
+    TokenLossFunction,
+    count_segments,
+    logps_by_segment,
     objectives,
 )
-from tuneline.train.objectives.losses import Pairs
+from tuneline.train.objectives.losses import PairLogps
 
-REFERENCE = ("ref_chosen", "ref_rejected")
+REFERENCE_COLUMNS = ("ref_chosen", "ref_rejected")
 
 
-class Preference(Objective):
+class PreferenceObjective(Objective):
     """What stages of pairs share: the pass, the rewards, the figures."""
 
     needs_reference: ClassVar[bool] = False
-    by_length: ClassVar[bool] = False
+    length_normalized: ClassVar[bool] = False
     """Rewards are taken a token."""
 
-    def loss(self, found: Pairs) -> torch.Tensor:
+    def loss(self, found: PairLogps) -> torch.Tensor:
         """Return a loss a pair [P]."""
         raise NotImplementedError
 
@@ -44,28 +44,30 @@ class Preference(Objective):
         return 0.0
 
     @property
-    def prepares(self) -> bool:
+    def needs_reference_columns(self) -> bool:
         """The reference's scores."""
         return self.needs_reference
 
-    def prepare(self, rows: Rows, token_losses: TokenLosses, device: torch.device) -> dict[str, dict[str, list[Any]]]:
+    def prepare(
+        self, rows: DatasetSplits, token_losses: TokenLossFunction, device: torch.device
+    ) -> dict[str, dict[str, list[Any]]]:
         """Score all pairs by the model as it starts."""
         made = dict[str, dict[str, list[Any]]]()
         for split, members in rows.items():
-            scores = [_scores(preference_rows.laid_out(row), token_losses, device) for row in members]
-            made[split] = {name: [score[i] for score in scores] for i, name in enumerate(REFERENCE)}
+            scores = [_scores(preference_rows.flatten_row(row), token_losses, device) for row in members]
+            made[split] = {name: [score[i] for score in scores] for i, name in enumerate(REFERENCE_COLUMNS)}
         return made
 
     def collate(self, rows: list[dict[str, Any]]) -> Inputs:
         """Lay pairs end to end: chosen, rejected, chosen, ..., with the reference's scores [P]."""
-        scores = {name: torch.tensor([row.get(name, 0.0) for row in rows]) for name in REFERENCE}
+        scores = {name: torch.tensor([row.get(name, 0.0) for row in rows]) for name in REFERENCE_COLUMNS}
         return super().collate(rows) | scores
 
     def num_items(self, inputs: Inputs) -> int:
         """Count pairs."""
-        return num_segments(inputs) // 2
+        return count_segments(inputs) // 2
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
         """Sum the loss over pairs."""
         found = _pairs(inputs, token_losses)
         total = self.loss(found).sum()
@@ -75,11 +77,11 @@ class Preference(Objective):
             nll = -found.chosen.sum() / found.chosen_tokens.sum()
             total = total + self.nll_weight * nll * count
             figures["nll_loss"] = float(nll.detach()) * count
-        return Measured(total, count, {name: (value, count) for name, value in figures.items()})
+        return LossOutput(total, count, {name: (value, count) for name, value in figures.items()})
 
     @torch.no_grad()
-    def _figures(self, found: Pairs) -> dict[str, float]:
-        lengths = (found.chosen_tokens, found.rejected_tokens) if self.by_length else (1, 1)
+    def _figures(self, found: PairLogps) -> dict[str, float]:
+        lengths = (found.chosen_tokens, found.rejected_tokens) if self.length_normalized else (1, 1)
         ratios = (found.chosen_ratio / lengths[0], found.rejected_ratio / lengths[1])
         chosen, rejected = (self.config.beta * ratio for ratio in ratios)
         return {
@@ -93,17 +95,17 @@ class Preference(Objective):
 
 
 @objectives.register("dpo")
-class DPO(Preference):
+class DPO(PreferenceObjective):
     """Direct preference optimisation, by one loss or a weighted sum of several."""
 
     name = "dpo"
     needs_reference = True
 
-    def loss(self, found: Pairs) -> torch.Tensor:
+    def loss(self, found: PairLogps) -> torch.Tensor:
         """Add up the losses that the recipe names."""
         config = self.config
         parts = [
-            weight * losses.LOSSES[kind](found, config.beta, config.label_smoothing)
+            weight * losses.DPO_LOSSES[kind](found, config.beta, config.label_smoothing)
             for kind, weight in config.weighted_losses()
             if kind != "sft"
         ]
@@ -116,20 +118,20 @@ class DPO(Preference):
 
 
 @objectives.register("orpo")
-class ORPO(Preference):
+class ORPO(PreferenceObjective):
     """The chosen answer's likelihood, and the odds ratio of both answers (Hong et al. 2024, arXiv:2403.07691)."""
 
     name = "orpo"
-    by_length = True
+    length_normalized = True
     nll_weight = 1.0
 
-    def loss(self, found: Pairs) -> torch.Tensor:
+    def loss(self, found: PairLogps) -> torch.Tensor:
         """Return the odds ratio's part."""
         return losses.odds_ratio(found, self.config.beta, 0.0)
 
 
 @objectives.register("cpo")
-class CPO(Preference):
+class CPO(PreferenceObjective):
     """DPO with a uniform reference, and the chosen answer's likelihood (Xu et al. 2024, arXiv:2401.08417)."""
 
     name = "cpo"
@@ -139,42 +141,42 @@ class CPO(Preference):
         """Weight of the chosen answers' likelihood."""
         return float(self.config.cpo_alpha)
 
-    def loss(self, found: Pairs) -> torch.Tensor:
+    def loss(self, found: PairLogps) -> torch.Tensor:
         """Return the contrastive part."""
         config, margin = self.config, found.chosen - found.rejected
         if config.loss_type == "hinge":
             return torch.relu(1 - config.beta * margin)
-        return losses.smoothed(config.beta * margin, config.label_smoothing)
+        return losses.label_smoothed_loss(config.beta * margin, config.label_smoothing)
 
 
 @objectives.register("simpo")
-class SimPO(Preference):
+class SimPO(PreferenceObjective):
     """Log-likelihoods a token, apart by a margin (Meng et al. 2024, arXiv:2405.14734)."""
 
     name = "simpo"
-    by_length = True
+    length_normalized = True
 
     @property
     def nll_weight(self) -> float:
         """Weight of the chosen answers' likelihood; none in the paper."""
         return float(self.config.cpo_alpha)
 
-    def loss(self, found: Pairs) -> torch.Tensor:
+    def loss(self, found: PairLogps) -> torch.Tensor:
         """Return the loss of the margin; `simpo_gamma` is the target margin of rewards, as in the paper."""
         config = self.config
-        logits = config.beta * found.margin_a_token - config.simpo_gamma
-        return losses.smoothed(logits, config.label_smoothing)
+        logits = config.beta * found.margin_per_token - config.simpo_gamma
+        return losses.label_smoothed_loss(logits, config.label_smoothing)
 
 
-def _pairs(inputs: Inputs, token_losses: TokenLosses) -> Pairs:
-    logps, counts = by_segment(inputs, *token_losses(inputs))
-    return Pairs(
+def _pairs(inputs: Inputs, token_losses: TokenLossFunction) -> PairLogps:
+    logps, counts = logps_by_segment(inputs, *token_losses(inputs))
+    return PairLogps(
         *(logps[start::2] for start in (0, 1)),
         *(counts[start::2] for start in (0, 1)),
-        *(inputs[name].to(logps) for name in REFERENCE),
+        *(inputs[name].to(logps) for name in REFERENCE_COLUMNS),
     )
 
 
-def _scores(row: dict[str, Any], token_losses: TokenLosses, device: torch.device) -> list[float]:
-    inputs = moved(collate([row]), device)
-    return [float(value) for value in by_segment(inputs, *token_losses(inputs))[0]]
+def _scores(row: dict[str, Any], token_losses: TokenLossFunction, device: torch.device) -> list[float]:
+    inputs = move_to_device(collate([row]), device)
+    return [float(value) for value in logps_by_segment(inputs, *token_losses(inputs))[0]]

@@ -10,9 +10,9 @@ from torch.nn.functional import logsigmoid
 
 from tuneline.model import value_head
 from tuneline.model.value_head import ValueHead
-from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, num_segments, objectives
+from tuneline.train.objectives.base import Inputs, LossOutput, Objective, TokenLossFunction, count_segments, objectives
 
-HEAD = "reward_head"
+REWARD_HEAD = "reward_head"
 INITIAL_STD = 0.01
 
 
@@ -26,21 +26,21 @@ class Reward(Objective):
         """Put a head beside the model, so that the optimizer and the checkpoints see it."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model.add_module(HEAD, value_head.attach(model, std=INITIAL_STD))
+            model.add_module(REWARD_HEAD, value_head.build_value_head(model, std=INITIAL_STD))
 
     def detach(self, model: Any) -> dict[str, torch.Tensor]:
         """Take the head away."""
-        head: ValueHead = getattr(model, HEAD)
-        delattr(model, HEAD)
+        head: ValueHead = getattr(model, REWARD_HEAD)
+        delattr(model, REWARD_HEAD)
         return head.state_dict()
 
     def num_items(self, inputs: Inputs) -> int:
         """Count pairs."""
-        return num_segments(inputs) // 2
+        return count_segments(inputs) // 2
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLosses) -> Measured:
+    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
         """Sum the loss over pairs."""
-        values = value_head.at_ends(model, getattr(model, HEAD), inputs)
+        values = value_head.segment_end_values(model, getattr(model, REWARD_HEAD), inputs)
         chosen, rejected = values[0::2], values[1::2]
         losses = -logsigmoid(chosen - rejected)
         if self.config.center_rewards_coefficient:
@@ -52,4 +52,4 @@ class Reward(Objective):
             "rewards/margins": chosen - rejected,
         }
         figures = {name: (float(value.detach().sum()), len(chosen)) for name, value in found.items()}
-        return Measured(losses.sum(), len(chosen), figures)
+        return LossOutput(losses.sum(), len(chosen), figures)

@@ -15,7 +15,7 @@ from badam import BlockOptimizer  # type: ignore[import-untyped]
 from torch.optim import AdamW
 
 
-class Blocks(BlockOptimizer):
+class ResumableBAdam(BlockOptimizer):
     """One block at a time."""
 
     def __init__(

@@ -19,15 +19,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from tuneline.config.training import optimizers
-from tuneline.config.training.base import Optimisation
-from tuneline.config.training.optimizers import TRAITS, Value
+from tuneline.config.training.base import TrainingConfig
+from tuneline.config.training.optimizers import OPTIMIZER_SPECS, ArgumentValue
 from tuneline.errors import RecipeError
 from tuneline.model.targets import decoder_layers
 from tuneline.train.optim.muon import MuonWithAdamW
 
-Groups = list[dict[str, Any]]
+ParameterGroups = list[dict[str, Any]]
 
-NEED_CUDA = ("galore_adamw_8bit", "galore_adamw_8bit_layerwise", "adalomo")
+CUDA_OPTIMIZERS = ("galore_adamw_8bit", "galore_adamw_8bit_layerwise", "adalomo")
 """Optimizers whose libraries keep their state on a GPU whatever the model lies on."""
 
 PROJECTORS = {
@@ -38,34 +38,34 @@ PROJECTORS = {
 
 
 @dataclass
-class Arguments(TrainingArguments):
+class StageTrainingArguments(TrainingArguments):
     """Arguments of transformers, and the name of an optimizer that it does not know."""
 
-    own_optim: str = ""
+    custom_optim: str = ""
 
     @property
     def optimizer_name(self) -> str:
         """The recipe's `train.optim`."""
-        return self.own_optim or str(self.optim.value if hasattr(self.optim, "value") else self.optim)
+        return self.custom_optim or str(self.optim.value if hasattr(self.optim, "value") else self.optim)
 
 
-def arguments(config: Optimisation) -> dict[str, Any]:
+def optimizer_arguments(config: TrainingConfig) -> dict[str, Any]:
     """Return what `Arguments` is told of the optimizer.
 
     Raises:
         RecipeError: The optimizer needs a GPU, and there is none.
     """
     name = config.optim
-    if name in NEED_CUDA and not torch.cuda.is_available():
+    if name in CUDA_OPTIMIZERS and not torch.cuda.is_available():
         raise RecipeError(
             f"train.optim: {name} keeps its state on a CUDA GPU, and there is none. Set train.optim: "
             f"{'adafactor' if name == 'adalomo' else 'galore_adamw'}."
         )
-    own = {"optim": "adamw_torch", "own_optim": name} if name in OWN else {"optim": name}
+    own = {"optim": "adamw_torch", "own_optim": name} if name in CUSTOM_OPTIMIZERS else {"optim": name}
     return {**own, "optim_args": config.optim_args, "max_grad_norm": config.max_grad_norm or 0.0}
 
 
-def make(loop: Trainer, groups: Groups | None) -> Any:
+def build_optimizer(loop: Trainer, groups: ParameterGroups | None) -> Any:
     """Make the optimizer, or tell the loop of what class transformers makes it.
 
     Args:
@@ -76,13 +76,15 @@ def make(loop: Trainer, groups: Groups | None) -> Any:
         The optimizer, or None where transformers goes on.
     """
     model, args = loop.model, copy.copy(loop.args)
-    given = optimizers.parsed(args.optimizer_name, args.optim_args)
+    given = optimizers.parse_optim_args(args.optimizer_name, args.optim_args)
     for ours, theirs in (("beta1", "adam_beta1"), ("beta2", "adam_beta2"), ("eps", "adam_epsilon")):
         setattr(args, theirs, given.get(ours, getattr(args, theirs)))
     decayed = set(loop.get_decay_parameter_names(model))
-    loop.add_callback(Settle())
-    if args.own_optim:
-        return OWN[args.own_optim](model, groups or _groups(model, decayed, args.weight_decay), args, given)
+    loop.add_callback(EvalModeCallback())
+    if args.custom_optim:
+        return CUSTOM_OPTIMIZERS[args.custom_optim](
+            model, groups or _groups(model, decayed, args.weight_decay), args, given
+        )
     kind, options = _theirs(args, model, given, decayed)
     if groups is not None:
         return kind(groups, **options)
@@ -90,7 +92,7 @@ def make(loop: Trainer, groups: Groups | None) -> Any:
     return None
 
 
-class Settle(TrainerCallback):
+class EvalModeCallback(TrainerCallback):
     """Leave the weights of an optimizer that trains on others than it ends with: averages, or all blocks at once."""
 
     def on_train_end(
@@ -101,7 +103,7 @@ class Settle(TrainerCallback):
 
 
 @contextmanager
-def settled(optimizer: Any, parts: dict[str, torch.Tensor]) -> Iterator[None]:
+def evaluation_weights(optimizer: Any, parts: dict[str, torch.Tensor]) -> Iterator[None]:
     """Hold for a while the weights that would be saved now, then give back those that are trained on, bit by bit.
 
     Args:
@@ -123,7 +125,7 @@ def settled(optimizer: Any, parts: dict[str, torch.Tensor]) -> Iterator[None]:
 
 
 def _theirs(
-    args: Arguments, model: nn.Module, given: dict[str, Value], decayed: Collection[str]
+    args: StageTrainingArguments, model: nn.Module, given: dict[str, ArgumentValue], decayed: Collection[str]
 ) -> tuple[Any, dict[str, Any]]:
     """Ask transformers for the class and its options, and complete them."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -137,12 +139,14 @@ def _theirs(
     if "params" in options and "optimizer_dict" not in options:
         names = {id(part): name for name, part in model.named_parameters()}
         options["params"] = list(_split(options["params"], names, decayed, args.weight_decay))
-    module = TRAITS[args.optimizer_name].module
+    module = OPTIMIZER_SPECS[args.optimizer_name].module
     torch.serialization.add_safe_globals([_load(path) for path in PROJECTORS.get(module, ())])
     return kind, options
 
 
-def _split(groups: Groups, names: dict[int, str], decayed: Collection[str], weight_decay: float) -> Iterable[dict]:
+def _split(
+    groups: ParameterGroups, names: dict[int, str], decayed: Collection[str], weight_decay: float
+) -> Iterable[dict]:
     """Part each group into weights that decay and those that do not; what is not trained is left out."""
     for group in groups:
         trained = [part for part in group["params"] if part.requires_grad]
@@ -152,7 +156,7 @@ def _split(groups: Groups, names: dict[int, str], decayed: Collection[str], weig
                 yield {**group, "params": parts, "weight_decay": weight_decay if decays else 0.0}
 
 
-def _groups(model: nn.Module, decayed: Collection[str], weight_decay: float) -> Groups:
+def _groups(model: nn.Module, decayed: Collection[str], weight_decay: float) -> ParameterGroups:
     names = {id(part): name for name, part in model.named_parameters()}
     return list(_split([{"params": list(model.parameters())}], names, decayed, weight_decay))
 
@@ -162,18 +166,20 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _adam(args: Arguments) -> dict[str, Any]:
+def _adam(args: StageTrainingArguments) -> dict[str, Any]:
     return {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
 
 
-def _muon(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) -> Any:
+def _muon(model: Any, groups: ParameterGroups, args: StageTrainingArguments, given: dict[str, ArgumentValue]) -> Any:
     of_adam = {"adamw_learning_rate", *optimizers.ADAM}
     options = {"adjust_lr_fn": "match_rms_adamw"} | {k: v for k, v in given.items() if k not in of_adam}
     rest = _adam(args) | {"lr": given.get("adamw_learning_rate", args.learning_rate)}
     return MuonWithAdamW(model, groups, {"lr": args.learning_rate, **options}, rest)
 
 
-def _adam_mini(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) -> Any:
+def _adam_mini(
+    model: Any, groups: ParameterGroups, args: StageTrainingArguments, given: dict[str, ArgumentValue]
+) -> Any:
     """Adam-mini keeps one second moment a head of queries and keys, a row of other matrices, or a vector."""
     from adam_mini import Adam_mini  # type: ignore[import-untyped]
 
@@ -214,11 +220,11 @@ def _fits_adam_mini(optimizer: Any, group: dict[str, Any]) -> None:
         )
 
 
-def _badam(model: Any, groups: Groups, args: Arguments, given: dict[str, Value]) -> Any:
-    from tuneline.train.objectives.reward import HEAD
-    from tuneline.train.optim.badam import Blocks
+def _badam(model: Any, groups: ParameterGroups, args: StageTrainingArguments, given: dict[str, ArgumentValue]) -> Any:
+    from tuneline.train.objectives.reward import REWARD_HEAD
+    from tuneline.train.optim.badam import ResumableBAdam
 
-    if hasattr(model, HEAD):
+    if hasattr(model, REWARD_HEAD):
         raise RecipeError(
             "train.optim: badam trains layers in turn, and the new head that answers with a number belongs to none. "
             "Set train.optim: adamw_bnb_8bit."
@@ -230,10 +236,10 @@ def _badam(model: Any, groups: Groups, args: Arguments, given: dict[str, Value])
     start = options.get("start_block")
     if start is not None and not 0 <= int(start) < len(blocks):
         raise RecipeError(f"train.optim_args: start_block {start}: this model has {len(blocks)} blocks, from 0 on.")
-    return Blocks(model, groups, blocks, _adam(args), options)
+    return ResumableBAdam(model, groups, blocks, _adam(args), options)
 
 
-def _extend(blocks: list[list[str]], model: Any, prefix: str, options: dict[str, Value]) -> None:
+def _extend(blocks: list[list[str]], model: Any, prefix: str, options: dict[str, ArgumentValue]) -> None:
     """Make the embeddings a block before the layers, and head and last norm one after them, where asked for."""
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.")]
     inputs = {id(part) for part in model.get_input_embeddings().parameters()}
@@ -244,7 +250,9 @@ def _extend(blocks: list[list[str]], model: Any, prefix: str, options: dict[str,
         blocks.append([name for name in outside if name not in first])
 
 
-OWN: dict[str, Callable[[Any, Groups, Arguments, dict[str, Value]], Any]] = {
+CUSTOM_OPTIMIZERS: dict[
+    str, Callable[[Any, ParameterGroups, StageTrainingArguments, dict[str, ArgumentValue]], Any]
+] = {
     "muon": _muon,
     "adam_mini": _adam_mini,
     "badam": _badam,

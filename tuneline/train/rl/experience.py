@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tuneline.train.rl.roles import Span
+from tuneline.train.rl.roles import PromptCompletion
 
 # N tokens of all answers, end to end
 
@@ -13,14 +13,14 @@ from tuneline.train.rl.roles import Span
 class Experience:
     """Answers in order; values a token are laid end to end."""
 
-    spans: list[Span]
+    spans: list[PromptCompletion]
     rewards: torch.Tensor
     """One an answer."""
 
-    old_N: torch.Tensor
+    old_logps_N: torch.Tensor
     """Log-probabilities under the policy that answered."""
 
-    ref_N: torch.Tensor | None = None
+    ref_logps_N: torch.Tensor | None = None
     """The same under the reference."""
 
     advantages_N: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -38,7 +38,7 @@ class Experience:
     def part(self, members: list[int]) -> "Experience":
         """Return some answers, in the order given."""
         ends = torch.tensor([0, *self.lengths]).cumsum(0).tolist()
-        pick = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in members]).to(self.old_N.device)
+        pick = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in members]).to(self.old_logps_N.device)
 
         def of(values: torch.Tensor | None) -> torch.Tensor | None:
             return None if values is None else values[pick]
@@ -46,15 +46,15 @@ class Experience:
         return Experience(
             [self.spans[i] for i in members],
             self.rewards[torch.tensor(members)],
-            self.old_N[pick],
-            of(self.ref_N),
+            self.old_logps_N[pick],
+            of(self.ref_logps_N),
             self.advantages_N[pick],
             of(self.values_N),
             of(self.returns_N),
         )
 
 
-def advantages(
+def compute_gae(
     rewards_N: torch.Tensor, values_N: torch.Tensor, lengths: list[int], gamma: float, lam: float
 ) -> torch.Tensor:
     """Return generalised advantage estimates (Schulman et al. 2015, arXiv:1506.02438), answer by answer [N].
@@ -77,6 +77,6 @@ def advantages(
     return torch.cat(found)
 
 
-def whitened(values: torch.Tensor) -> torch.Tensor:
+def whiten(values: torch.Tensor) -> torch.Tensor:
     """Return values with mean 0 and spread 1."""
     return (values - values.mean()) * torch.rsqrt(values.var(unbiased=False) + 1e-8)

@@ -6,15 +6,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tuneline.model import value_head
-from tuneline.model.positions import predicted_at
-from tuneline.train.objectives.base import Inputs, Measured, Objective, TokenLosses, objectives
-from tuneline.train.rl.experience import Experience, advantages, whitened
+from tuneline.model.positions import prediction_positions
+from tuneline.train.objectives.base import Inputs, LossOutput, Objective, TokenLossFunction, objectives
+from tuneline.train.rl.experience import Experience, compute_gae, whiten
 from tuneline.train.rl.roles import detach_reward_model
 
-HEAD = "value_head"
+VALUE_HEAD = "value_head"
 
 
-class RL(Objective):
+class RLObjective(Objective):
     """What both have in common: rows are prompts, and a step knows how to cut its answers into updates."""
 
     @property
@@ -44,14 +44,14 @@ class RL(Objective):
         """Return prompts, each as often as it is answered, with reference answers."""
         return [(list(prompt), list(reference)) for prompt, reference in inputs["asked"]]
 
-    def updates(self, count: int) -> list[list[int]]:
+    def minibatches(self, count: int) -> list[list[int]]:
         """Return the answers of each update, in an order drawn anew for each pass."""
         size = self.config.mini_batch_size or count
         order = [torch.randperm(count).tolist() for _ in range(self.num_passes)]
         return [sorted(each[i : i + size]) for each in order for i in range(0, count, size)]
 
     def said(
-        self, model: Any, inputs: Inputs, token_losses: TokenLosses, *, values: bool = True
+        self, model: Any, inputs: Inputs, token_losses: TokenLossFunction, *, values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return log-probabilities [N] of the answers' tokens, and the critic's values before them, if there is one."""
         if self.config.temperature == 1:
@@ -60,13 +60,13 @@ class RL(Objective):
 
     def _logps(self, model: Any, inputs: Inputs, head: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         labels = inputs["labels"][0]
-        keep = predicted_at(inputs)
+        keep = prediction_positions(inputs)
         rest = {name: value for name, value in inputs.items() if name != "labels"} | {"logits_to_keep": keep}
         values = None
         if head is None:
             logits = model(**rest).logits[0]
         else:
-            everywhere, found = value_head.values_and_logits(model, head, **rest)
+            everywhere, found = value_head.compute_values_and_logits(model, head, **rest)
             logits, values = found[0], everywhere[0, keep]
         logits = logits if len(logits) == len(keep) else logits[keep]
         scaled = logits.float() / self.config.temperature
@@ -77,14 +77,14 @@ class RL(Objective):
         raise NotImplementedError
 
     def update(
-        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLosses
-    ) -> Measured:
+        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
+    ) -> LossOutput:
         """Return the loss of an update on some of a step's answers."""
         raise NotImplementedError
 
 
 @objectives.register("ppo")
-class PPO(RL):
+class PPO(RLObjective):
     """Clipped policy and value losses, with the reference's distance in the reward (arXiv:1707.06347, 2203.02155)."""
 
     name = "ppo"
@@ -102,11 +102,11 @@ class PPO(RL):
 
     def attach(self, model: Any, seed: int) -> None:
         """Put the critic's head on the policy; it starts at zero, so that at first it expects nothing."""
-        model.add_module(HEAD, value_head.attach(model))
+        model.add_module(VALUE_HEAD, value_head.build_value_head(model))
 
     def detach(self, model: Any) -> dict[str, torch.Tensor]:
         """Take the head away; an answering model needs no critic."""
-        delattr(model, HEAD)
+        delattr(model, VALUE_HEAD)
         return super().detach(model)
 
     def state(self) -> dict[str, float]:
@@ -118,38 +118,38 @@ class PPO(RL):
         self.kl_coef = state["kl_coef"]
 
     def said(
-        self, model: Any, inputs: Inputs, token_losses: TokenLosses, *, values: bool = True
+        self, model: Any, inputs: Inputs, token_losses: TokenLossFunction, *, values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities and values of one pass."""
-        return self._logps(model, inputs, getattr(model, HEAD) if values else None)
+        return self._logps(model, inputs, getattr(model, VALUE_HEAD) if values else None)
 
     def judge(self, made: Experience) -> None:
         """Spread rewards over tokens, less the price of distance, and compare with what the critic expected."""
-        assert made.ref_N is not None, "computed with the answers"
+        assert made.ref_logps_N is not None, "computed with the answers"
         assert made.values_N is not None, "computed with the answers"
         config, lengths = self.config, made.lengths
-        score = whitened(made.rewards) if config.whiten_rewards else made.rewards
-        distance_N = made.old_N - made.ref_N
+        score = whiten(made.rewards) if config.whiten_rewards else made.rewards
+        distance_N = made.old_logps_N - made.ref_logps_N
         earned_N = -self.kl_coef * distance_N
         last = torch.tensor(lengths).cumsum(0) - 1
         earned_N[last.to(earned_N.device)] += score.to(earned_N)
-        estimates_N = advantages(earned_N, made.values_N, lengths, config.gamma, config.lam)
+        estimates_N = compute_gae(earned_N, made.values_N, lengths, config.gamma, config.lam)
         made.returns_N = estimates_N + made.values_N
-        made.advantages_N = whitened(estimates_N)
+        made.advantages_N = whiten(estimates_N)
         if config.target_kl:
             error = float(distance_N.sum()) / len(lengths) / config.target_kl - 1
             self.kl_coef *= 1 + 0.1 * max(-0.2, min(0.2, error))
 
     def update(
-        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLosses
-    ) -> Measured:
+        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
+    ) -> LossOutput:
         """Return the clipped losses of policy and critic, each a mean over tokens."""
         assert part.values_N is not None, "computed with the answers"
         assert part.returns_N is not None, "judged before"
         config = self.config
-        logps_N, values_N = self._logps(model, inputs, getattr(model, HEAD))
+        logps_N, values_N = self._logps(model, inputs, getattr(model, VALUE_HEAD))
         assert values_N is not None, "the head was given"
-        ratio_N = (logps_N - part.old_N).exp()
+        ratio_N = (logps_N - part.old_logps_N).exp()
         clipped_N = ratio_N.clamp(1 - config.cliprange, 1 + config.cliprange)
         policy = torch.max(-part.advantages_N * ratio_N, -part.advantages_N * clipped_N).mean()
         near_N = part.values_N + (values_N - part.values_N).clamp(-config.cliprange_value, config.cliprange_value)
@@ -160,11 +160,11 @@ class PPO(RL):
             "clip_ratio": (float(((ratio_N - 1).abs() > config.cliprange).float().mean()), 1.0),
             "kl_coef": (self.kl_coef, 1.0),
         }
-        return Measured(policy + config.vf_coef * value, len(part.spans), figures)
+        return LossOutput(policy + config.vf_coef * value, len(part.spans), figures)
 
 
 @objectives.register("grpo")
-class GRPO(RL):
+class GRPO(RLObjective):
     """Answers to one prompt are judged against each other (Shao et al. 2024, arXiv:2402.03300)."""
 
     name = "grpo"
@@ -192,23 +192,23 @@ class GRPO(RL):
         elif self.config.scale_rewards == "batch":
             above = above / (made.rewards.std() + 1e-4)
         lengths = torch.tensor(made.lengths)
-        made.advantages_N = above.flatten().repeat_interleave(lengths).to(made.old_N)
+        made.advantages_N = above.flatten().repeat_interleave(lengths).to(made.old_logps_N)
 
     def update(
-        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLosses
-    ) -> Measured:
+        self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
+    ) -> LossOutput:
         """Return the clipped loss, averaged over tokens as `loss_type` says."""
         config = self.config
         logps_N, _ = self.said(model, inputs, token_losses)
-        ratio_N = (logps_N - part.old_N).exp()
+        ratio_N = (logps_N - part.old_logps_N).exp()
         high = config.epsilon_high or config.epsilon
         clipped_N = ratio_N.clamp(1 - config.epsilon, 1 + high)
         losses_N = -torch.min(part.advantages_N * ratio_N, part.advantages_N * clipped_N)
-        if part.ref_N is not None:
-            apart_N = part.ref_N - logps_N
+        if part.ref_logps_N is not None:
+            apart_N = part.ref_logps_N - logps_N
             losses_N = losses_N + config.beta * (apart_N.exp() - apart_N - 1)
         figures = {"clip_ratio": (float((ratio_N != clipped_N).float().mean()), 1.0)}
-        return Measured(self._averaged(losses_N, part, whole), len(part.spans), figures)
+        return LossOutput(self._averaged(losses_N, part, whole), len(part.spans), figures)
 
     def _averaged(self, losses_N: torch.Tensor, part: Experience, whole: Experience) -> torch.Tensor:
         if self.config.loss_type == "grpo":

@@ -15,17 +15,17 @@ import torch
 
 from tuneline.data.tokenization import preference_rows
 from tuneline.model import value_head
-from tuneline.model.methods.base import Family
-from tuneline.model.methods.peft_family import NAME
+from tuneline.model.methods.base import MethodFamily
+from tuneline.model.methods.peft_family import ADAPTER_NAME
 from tuneline.model.value_head import ValueHead
-from tuneline.train.collate import collate, moved
+from tuneline.train.collate import collate, move_to_device
 
-REWARD = "reward"
+REWARD_ADAPTER = "reward"
 
-Span = tuple[list[int], list[int]]
+PromptCompletion = tuple[list[int], list[int]]
 """Token ids of a prompt, and of an answer to it."""
 
-Rewards = Callable[[list[Span], list[list[int]]], list[float]]
+RewardFunction = Callable[[list[PromptCompletion], list[list[int]]], list[float]]
 """Judges spans; the second argument are the reference answers."""
 
 
@@ -37,42 +37,42 @@ class RewardModel:
     head: ValueHead
 
     @torch.no_grad()
-    def __call__(self, spans: list[Span], references: list[list[int]]) -> list[float]:
+    def __call__(self, spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:
         """Return the value at the last token of each answer."""
-        inputs = moved(collate([preference_rows.answered(spans)]), self.model.device)
+        inputs = move_to_device(collate([preference_rows.concatenate_segments(spans)]), self.model.device)
         with _as_reward_model(self.model):
-            return [float(value) for value in value_head.at_ends(self.model, self.head, inputs)]
+            return [float(value) for value in value_head.segment_end_values(self.model, self.head, inputs)]
 
 
 def attach_reward_model(model: Any, folder: Path) -> RewardModel:
     """Load the adapter that a reward training made beside the policy's, and its head."""
-    model.load_adapter(str(folder), REWARD, is_trainable=False)
-    model.set_adapter(NAME)
-    return RewardModel(model, value_head.load(folder).to(model.device).eval())
+    model.load_adapter(str(folder), REWARD_ADAPTER, is_trainable=False)
+    model.set_adapter(ADAPTER_NAME)
+    return RewardModel(model, value_head.load_value_head(folder).to(model.device).eval())
 
 
 def detach_reward_model(model: Any) -> None:
     """Leave the policy's adapter alone on the base."""
-    if REWARD in getattr(model, "peft_config", {}):
-        model.delete_adapter(REWARD)
-        model.set_adapter(NAME)
+    if REWARD_ADAPTER in getattr(model, "peft_config", {}):
+        model.delete_adapter(REWARD_ADAPTER)
+        model.set_adapter(ADAPTER_NAME)
 
 
 @contextmanager
 def _as_reward_model(model: Any) -> Iterator[None]:
     """Let the reward adapter take part, and no other; which parameters are trained stays as it was."""
     trained = [part for part in model.parameters() if part.requires_grad]
-    model.set_adapter(REWARD, inference_mode=True)
+    model.set_adapter(REWARD_ADAPTER, inference_mode=True)
     try:
         yield
     finally:
-        model.set_adapter(NAME)
+        model.set_adapter(ADAPTER_NAME)
         for part in trained:
             part.requires_grad_(True)
 
 
 @contextmanager
-def as_reference(family: Family, model: Any) -> Iterator[None]:
+def as_reference(family: MethodFamily, model: Any) -> Iterator[None]:
     """Let no adapter take part: the base model to the bit."""
-    with family.switched_off(model), torch.no_grad():
+    with family.disable_adapter(model), torch.no_grad():
         yield

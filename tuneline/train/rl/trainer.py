@@ -11,30 +11,30 @@ import torch
 from tuneline.data.tokenization import preference_rows
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.train import rollout
-from tuneline.train.collate import collate, moved
-from tuneline.train.job import Job
+from tuneline.train.collate import collate, move_to_device
+from tuneline.train.job import TrainingJob
 from tuneline.train.rl.experience import Experience
-from tuneline.train.rl.objectives import RL
-from tuneline.train.rl.reward_functions import judge_of
-from tuneline.train.rl.roles import Rewards, Span, as_reference
-from tuneline.train.rollout import Drawing, drawing_for
+from tuneline.train.rl.objectives import RLObjective
+from tuneline.train.rl.reward_functions import build_reward_function
+from tuneline.train.rl.roles import PromptCompletion, RewardFunction, as_reference
+from tuneline.train.rollout import GenerationOptions, generation_options
 from tuneline.train.trainer import StageTrainer
 
 
-def equip(loop: "RLTrainer", job: Job) -> None:
+def configure_rollouts(loop: "RLTrainer", job: TrainingJob) -> None:
     """Give a loop what it draws answers with, and who judges them."""
     tokenizer = load_tokenizer(job.tokenizer)
     config = loop.objective.config
-    loop.drawing = drawing_for(tokenizer, config.max_completion_length, config.temperature)
-    loop.judge = judge_of(job, loop.model, tokenizer)
+    loop.drawing = generation_options(tokenizer, config.max_completion_length, config.temperature)
+    loop.judge = build_reward_function(job, loop.model, tokenizer)
 
 
 class RLTrainer(StageTrainer):
     """Learns from rewards on its own answers."""
 
-    objective: RL
-    drawing: Drawing
-    judge: Rewards
+    objective: RLObjective
+    drawing: GenerationOptions
+    judge: RewardFunction
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -42,7 +42,7 @@ class RLTrainer(StageTrainer):
         """Draw, judge, and make all updates but the last, which is left to the Trainer."""
         experience = self._experience(self.objective.asked(inputs))
         model.train()
-        batches = self.objective.updates(len(experience.spans))
+        batches = self.objective.minibatches(len(experience.spans))
         losses = []
         for number, members in enumerate(batches):
             with self.compute_loss_context_manager():
@@ -61,11 +61,11 @@ class RLTrainer(StageTrainer):
         self.tokens_seen += inputs["input_ids"].numel()
         self.tokens_trained += sum(part.lengths)
         found = self.objective.update(model, inputs, part, whole, self.token_losses)
-        self.add_figures(found.figures)
+        self.accumulate_metrics(found.figures)
         return found.total
 
-    def _inputs(self, spans: list[Span]) -> dict[str, Any]:
-        return moved(collate([preference_rows.answered(spans)]), self.model.device)
+    def _inputs(self, spans: list[PromptCompletion]) -> dict[str, Any]:
+        return move_to_device(collate([preference_rows.concatenate_segments(spans)]), self.model.device)
 
     @torch.no_grad()
     def _experience(self, asked: list[tuple[list[int], list[int]]]) -> Experience:
@@ -73,7 +73,7 @@ class RLTrainer(StageTrainer):
         self.model.eval()
         with self.autocast():
             prompts = [prompt for prompt, _ in asked]
-            drawn = rollout.answers(self.model, prompts, self.drawing)
+            drawn = rollout.generate_completions(self.model, prompts, self.drawing)
             spans = list(zip(prompts, drawn, strict=True))
             rewards = torch.tensor(self.judge(spans, [reference for _, reference in asked]))
             inputs = self._inputs(spans)
@@ -83,11 +83,11 @@ class RLTrainer(StageTrainer):
                 with as_reference(self.family, self.model):
                     ref_N = self.objective.said(self.model, inputs, self.token_losses, values=False)[0]
         made = Experience(spans, self._penalised(spans, rewards), old_N, ref_N, values_N=values_N)
-        self.add_figures(self._figures(made, rewards))
+        self.accumulate_metrics(self._figures(made, rewards))
         self.objective.judge(made)
         return made
 
-    def _penalised(self, spans: list[Span], rewards: torch.Tensor) -> torch.Tensor:
+    def _penalised(self, spans: list[PromptCompletion], rewards: torch.Tensor) -> torch.Tensor:
         penalty = self.objective.config.missing_eos_penalty
         unfinished = torch.tensor([answer[-1] != self.drawing.stop_id for _, answer in spans])
         return rewards if penalty is None else rewards - penalty * unfinished
@@ -101,8 +101,8 @@ class RLTrainer(StageTrainer):
             "completions/mean_length": (float(sum(made.lengths)), count),
             "completions/clipped_ratio": (float(cut), count),
         }
-        if made.ref_N is not None:
-            found["kl"] = (float((made.old_N - made.ref_N).sum()), count)
+        if made.ref_logps_N is not None:
+            found["kl"] = (float((made.old_logps_N - made.ref_logps_N).sum()), count)
         return found
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class RLTrainer(StageTrainer):
             members = [rows[i] for i in range(start, min(start + size, len(rows)))]
             prompts = [row["prompt_ids"] for row in members]
             with self.autocast():
-                drawn = rollout.answers(self.model, prompts, self.drawing, greedy=True)
+                drawn = rollout.generate_completions(self.model, prompts, self.drawing, greedy=True)
                 spans = list(zip(prompts, drawn, strict=True))
                 total += sum(self.judge(spans, [row["completion_ids"] for row in members]))
         self.model.train(training)

@@ -40,7 +40,7 @@ def names(path):
     ],
 )
 def test_a_name_tells_the_kind(tmp_path, name, kind):
-    assert data_files.kind(tmp_path / name) == kind
+    assert data_files.file_kind(tmp_path / name) == kind
 
 
 def test_a_folder_means_all_data_below_it_in_order(lay):

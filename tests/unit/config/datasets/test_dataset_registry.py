@@ -215,6 +215,6 @@ places = st.one_of(
 def test_written_descriptions_read_back_the_same_in_their_order(entries, tmp_path_factory):
     path = tmp_path_factory.mktemp("descriptions") / "datasets.yaml"
 
-    dataset_registry.write(dataset_registry.Descriptions(Path("dataset_info.json"), entries), path)
+    dataset_registry.write(dataset_registry.DatasetRegistry(Path("dataset_info.json"), entries), path)
 
     assert list(dataset_registry.read(path).entries.items()) == list(entries.items())

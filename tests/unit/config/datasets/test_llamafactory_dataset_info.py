@@ -167,7 +167,7 @@ def test_every_column_and_tag_has_a_name_of_our_own(tmp_path):
 def test_every_known_column_and_tag_is_translated_or_is_media():
     assert set(llamafactory_dataset_info.EntryColumns.model_fields) == {
         *llamafactory_dataset_info.COLUMNS,
-        *llamafactory_dataset_info.MEDIA,
+        *llamafactory_dataset_info.MEDIA_COLUMNS,
     }
     assert set(llamafactory_dataset_info.EntryTags.model_fields) == set(llamafactory_dataset_info.TAGS)
 

@@ -17,36 +17,36 @@ CELLS = 17
 
 
 def cell(asked, task, method):
-    return next(each for each in tables.cells(asked) if (each.task, each.method) == (task, method))
+    return next(each for each in tables.build_cells(asked) if (each.task, each.method) == (task, method))
 
 
 def test_every_cell_of_the_paper_stands_in_configs(home):
     assert len(WRITTEN) == CELLS
-    assert len(tables.cells(tables.Asked("paper"))) == CELLS
+    assert len(tables.build_cells(tables.TableOptions("paper"))) == CELLS
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
 def test_a_recipe_in_configs_is_the_cell_of_the_papers_size(path, home):
     method, task = re.match(r"[a-z]+_([a-z]+)_(?:(cnn_dm|xsum|adgen)_)?", path.stem).groups()
 
-    assert load.load(path).recipe == cell(tables.Asked("paper"), task or "pubmed", method).config.recipe
+    assert load.load(path).recipe == cell(tables.TableOptions("paper"), task or "pubmed", method).config.recipe
 
 
 def test_the_papers_hyperparameters_are_kept():
-    asked = tables.Asked("paper")
-    told = tables.content_of(asked, "downstream", "xsum", "qlora")["parameters"]["recipe"]
+    asked = tables.TableOptions("paper")
+    told = tables.run_content(asked, "downstream", "xsum", "qlora")["parameters"]["recipe"]
 
     assert (told["method"]["r"], told["method"]["lora_alpha"], told["method"]["target_modules"]) == (128, 256, "all")
     assert told["train"]["learning_rate"] == 1e-5
     assert told["tokenize"]["max_length"] == 2048
     assert told["load"]["quantization"]["type"] == "bnb_4bit"
-    galore = tables.content_of(asked, "efficiency", "pubmed", "galore")["parameters"]["recipe"]["train"]
+    galore = tables.run_content(asked, "efficiency", "pubmed", "galore")["parameters"]["recipe"]["train"]
     assert (galore["optim"], galore["optim_args"]) == ("galore_adamw", "rank=128,update_proj_gap=200,scale=2.0")
 
 
 @pytest.mark.parametrize("budget", tables.BUDGETS)
 def test_every_budget_is_made_of_valid_recipes_with_names_of_their_own(budget, home):
-    cells = tables.cells(tables.Asked(budget))
+    cells = tables.build_cells(tables.TableOptions(budget))
 
     assert len({each.config.recipe.registry.model_name for each in cells}) == len(cells) == CELLS
 
@@ -54,9 +54,9 @@ def test_every_budget_is_made_of_valid_recipes_with_names_of_their_own(budget, h
 def test_rows_model_and_seed_are_the_users(home, tmp_path):
     rows = tiny.write_texts(tmp_path / "pubmed.jsonl")
     model = tiny.build_model(tmp_path / "Tiny Model.v1")
-    asked = tables.Asked("tiny", str(model), {"pubmed": rows}, tasks=("pubmed",), methods=("lora",), seed=3)
+    asked = tables.TableOptions("tiny", str(model), {"pubmed": rows}, tasks=("pubmed",), methods=("lora",), seed=3)
 
-    (only,) = tables.cells(asked)
+    (only,) = tables.build_cells(asked)
 
     recipe = only.config.recipe
     assert (recipe.model.path, recipe.sources[0].path, recipe.sources[0].hub) == (model, rows, None)
@@ -65,7 +65,9 @@ def test_rows_model_and_seed_are_the_users(home, tmp_path):
 
 
 def test_a_few_rows_of_the_hub_are_streamed_and_many_are_drawn(home):
-    few, many = (cell(tables.Asked(budget), "xsum", "lora").config.recipe.sources[0] for budget in ("small", "paper"))
+    few, many = (
+        cell(tables.TableOptions(budget), "xsum", "lora").config.recipe.sources[0] for budget in ("small", "paper")
+    )
 
     assert (few.streaming, few.max_rows, few.sample) == (True, 75, "first")
     assert (many.streaming, many.max_rows, many.sample) == (False, 3000, "random")
@@ -84,7 +86,7 @@ def test_a_few_rows_of_the_hub_are_streamed_and_many_are_drawn(home):
 )
 def test_what_cannot_be_run_is_refused_before_anything_starts(home, changes, kind, told):
     with pytest.raises(kind) as caught:
-        tables.cells(tables.Asked(**{"budget": "tiny", **changes}))
+        tables.build_cells(tables.TableOptions(**{"budget": "tiny", **changes}))
 
     assert told in str(caught.value)
 
@@ -110,10 +112,10 @@ def test_a_folder_without_rows_and_a_wrong_source_are_told(tmp_path):
     with pytest.raises(SourceError, match="there is no such folder"):
         tables.find_sources(tmp_path / "nowhere")
     with pytest.raises(RecipeError, match="write TASK=FILE"):
-        tables.read_source("xsum")
+        tables.parse_source("xsum")
     with pytest.raises(NotFoundError, match="Did you mean 'xsum'"):
-        tables.read_source("xsun=rows.jsonl")
-    assert tables.read_source("xsum=a=b.jsonl") == ("xsum", Path("a=b.jsonl"))
+        tables.parse_source("xsun=rows.jsonl")
+    assert tables.parse_source("xsum=a=b.jsonl") == ("xsum", Path("a=b.jsonl"))
 
 
 def test_the_papers_numbers_are_whole():

@@ -15,7 +15,7 @@ def recipe(tmp_path, home):
 
 
 def read(recipe, *written, **told):
-    return search.search(recipe, list(written), **{"trials": 4, **told})
+    return search.parse_search(recipe, list(written), **{"trials": 4, **told})
 
 
 def test_ranges_and_choices_are_read_in_their_types(recipe):
@@ -81,8 +81,8 @@ def test_a_gate_that_asks_for_the_objective_is_cautioned_against(tmp_path, home)
     judged = {"model_name": "tiny", "gate": {"metric": "exam_accuracy"}}
     other = tiny.write_config(folder / "other.yaml", tiny.recipe(registry=judged))
 
-    assert "the best is partly the luckiest" in search.caution(read(folder / "run.yaml", "method.r={2,4}"))
-    assert search.caution(read(other, "method.r={2,4}")) == ""
+    assert "the best is partly the luckiest" in search.selection_warning(read(folder / "run.yaml", "method.r={2,4}"))
+    assert search.selection_warning(read(other, "method.r={2,4}")) == ""
     assert read(other, "method.r={2,4}").objective == "rouge1"
 
 

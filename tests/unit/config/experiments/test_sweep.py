@@ -13,7 +13,7 @@ def recipe(tmp_path, home):
 
 
 def test_every_combination_has_a_run_for_each_seed(recipe):
-    found = sweep.settings(recipe, ["train.learning_rate=1e-4,3e-4", "method.r=2,4"], 3)
+    found = sweep.build_settings(recipe, ["train.learning_rate=1e-4,3e-4", "method.r=2,4"], 3)
 
     assert [setting.name for setting in found] == [
         "learning_rate 1e-4, r 2",
@@ -28,7 +28,7 @@ def test_every_combination_has_a_run_for_each_seed(recipe):
 
 
 def test_without_values_the_recipe_is_run_with_its_seeds(recipe):
-    (setting,) = sweep.settings(recipe, [], 2)
+    (setting,) = sweep.build_settings(recipe, [], 2)
 
     assert setting.name == "as it is"
     assert len(setting.runs) == 2
@@ -47,7 +47,7 @@ def test_without_values_the_recipe_is_run_with_its_seeds(recipe):
 )
 def test_a_wrong_sweep_is_refused_before_anything_runs(recipe, sets, told):
     with pytest.raises(RecipeError) as caught:
-        sweep.settings(recipe, sets, 1)
+        sweep.build_settings(recipe, sets, 1)
 
     assert str(caught.value).startswith("--set ")
     assert told in str(caught.value)

@@ -43,7 +43,7 @@ def write_gate(folder, written):
 def test_a_gate_of_one_metric_is_one_target(tmp_path):
     config = read(tmp_path, {"metric": "rouge1", "min_gain": 0.02}).recipe.registry.gate
 
-    assert [(target.metric, target.min_effect) for target in config.wanted()] == [("rouge1", 0.02)]
+    assert [(target.metric, target.min_effect) for target in config.all_targets()] == [("rouge1", 0.02)]
     assert config.asked() == [("metric", "rouge1")]
 
 
@@ -136,7 +136,7 @@ def test_a_gate_without_a_metric_asks_for_what_the_stage_is_judged_by(path):
     recipe = type(shipped).model_validate(shipped.model_dump() | {"registry": gate_without})
 
     wanted = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
-    (target,) = recipe.gate().wanted()
+    (target,) = recipe.gate().all_targets()
     assert (target.metric, target.min_effect) == (wanted.get(recipe.stage, "preference_accuracy"), 0.01)
 
 
@@ -150,11 +150,11 @@ def test_a_gate_without_a_metric_asks_for_what_the_stage_is_judged_by(path):
     ],
 )
 def test_what_is_measured_decides_what_a_gate_without_a_metric_asks_for(measured, metric):
-    assert GateConfig().with_metric(measured).metric == metric
-    assert GateConfig(metric="chrf").with_metric(measured).metric == "chrf"
+    assert GateConfig().with_default_metric(measured).metric == metric
+    assert GateConfig(metric="chrf").with_default_metric(measured).metric == "chrf"
 
 
 def test_a_gate_with_targets_that_an_earlier_release_kept_is_read():
     kept = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
 
-    assert GateConfig.model_validate(kept).wanted()[1].metric == "exam_accuracy"
+    assert GateConfig.model_validate(kept).all_targets()[1].metric == "exam_accuracy"

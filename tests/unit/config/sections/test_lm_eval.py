@@ -18,7 +18,7 @@ def check(tmp_path):
 
     def checked(task, *metrics, **told):
         path = str(tmp_path / "tasks" / task) if task.endswith(".yaml") else task
-        lm_eval.check(lm_eval.HarnessConfig(engine="lm_eval", name="h", task=path, metrics=metrics or ["acc"], **told))
+        lm_eval.check(lm_eval.LmEvalConfig(engine="lm_eval", name="h", task=path, metrics=metrics or ["acc"], **told))
 
     return checked
 
@@ -97,7 +97,7 @@ def test_a_missing_harness_says_what_to_install(check, monkeypatch):
 def test_a_missing_task_is_told_when_a_recipe_is_planned(tmp_path):
     config = read(tmp_path, {"engine": "lm_eval", "name": "h", "task": "helaswag", "metrics": ["acc"]})
 
-    assert any("Did you mean 'hellaswag'" in line for line in existence.missing(config.recipe))
+    assert any("Did you mean 'hellaswag'" in line for line in existence.find_missing(config.recipe))
 
 
 def test_paths_are_relative_to_the_recipe_and_names_are_not_paths(tmp_path):

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from tuneline.config.training.base import NEEDS_ONE_OF, TAKES, Schedule, TrainConfig
+from tuneline.config.training.base import REQUIRED_SCHEDULER_KWARGS, SCHEDULER_KWARGS, LRSchedulerType, SFTConfig
 
 OF_EVERY_SCHEDULE = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 KWARGS = {
@@ -21,24 +21,24 @@ FOLLOW_A_SCORE = {"reduce_lr_on_plateau", "greedy"}
 def test_every_schedule_of_transformers_is_known_or_needs_an_evaluation():
     from transformers import SchedulerType
 
-    assert {kind.value for kind in SchedulerType} == set(get_args(Schedule)) | FOLLOW_A_SCORE
+    assert {kind.value for kind in SchedulerType} == set(get_args(LRSchedulerType)) | FOLLOW_A_SCORE
 
 
-@pytest.mark.parametrize("name", get_args(Schedule))
+@pytest.mark.parametrize("name", get_args(LRSchedulerType))
 def test_a_schedule_takes_what_transformers_takes(name):
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
     taken = set(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters) - OF_EVERY_SCHEDULE
 
-    assert taken == set(TAKES.get(name, ()))
+    assert taken == set(SCHEDULER_KWARGS.get(name, ()))
 
 
-@pytest.mark.parametrize("name", get_args(Schedule))
+@pytest.mark.parametrize("name", get_args(LRSchedulerType))
 def test_every_schedule_makes_a_learning_rate(name):
     import torch
     from transformers import get_scheduler
 
-    config = TrainConfig(lr_scheduler_type=name, lr_scheduler_kwargs=KWARGS.get(name, {}), warmup_steps=2)
+    config = SFTConfig(lr_scheduler_type=name, lr_scheduler_kwargs=KWARGS.get(name, {}), warmup_steps=2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     schedule = get_scheduler(name, optimizer, 2, 8, dict(config.lr_scheduler_kwargs))
     rates = []
@@ -55,10 +55,10 @@ def test_a_kwarg_of_another_schedule_is_refused_with_the_nearest():
     with pytest.raises(
         ValidationError, match=r"cosine_with_min_lr takes no 'min_lr_ratio'. Did you mean 'min_lr_rate'"
     ):
-        TrainConfig(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_ratio": 0.1})
+        SFTConfig(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_ratio": 0.1})
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_ONE_OF))
+@pytest.mark.parametrize("name", sorted(REQUIRED_SCHEDULER_KWARGS))
 def test_a_schedule_that_needs_a_value_says_which(name):
     with pytest.raises(ValidationError, match=f"{name} needs"):
-        TrainConfig(lr_scheduler_type=name)
+        SFTConfig(lr_scheduler_type=name)

@@ -8,29 +8,29 @@ from pydantic import ValidationError
 from tests import tiny
 from tuneline.config import load as loading
 from tuneline.config.training import optimizers
-from tuneline.config.training.base import TrainConfig
-from tuneline.config.training.optimizers import TRAITS
+from tuneline.config.training.base import SFTConfig
+from tuneline.config.training.optimizers import OPTIMIZER_SPECS
 from tuneline.config.validation import compatibility
 from tuneline.errors import RecipeError
 
 NAMED = {"optim_target_modules": ["mlp"]}
 FREE = {"lr_scheduler_type": "constant"}
-IN_BACKWARD = sorted(name for name, traits in TRAITS.items() if traits.in_backward)
+IN_BACKWARD = sorted(name for name, traits in OPTIMIZER_SPECS.items() if traits.steps_in_backward)
 
 
 def config(name, **changes):
-    traits = TRAITS[name]
+    traits = OPTIMIZER_SPECS[name]
     needed = {**(NAMED if traits.low_rank else {}), **(FREE if traits.schedule_free else {})}
-    needed |= {"max_grad_norm": None} if traits.in_backward else {}
-    return TrainConfig(**{"optim": name, **needed, **changes})
+    needed |= {"max_grad_norm": None} if traits.steps_in_backward else {}
+    return SFTConfig(**{"optim": name, **needed, **changes})
 
 
 def test_every_optimizer_of_transformers_is_taken_or_left_out_for_a_reason():
     from transformers.training_args import OptimizerNames
 
     ours = {"muon", "adam_mini", "badam"}
-    assert set(get_args(optimizers.Optimizer)) == set(TRAITS)
-    assert {kind.value for kind in OptimizerNames} == (set(TRAITS) - ours) | set(
+    assert set(get_args(optimizers.Optimizer)) == set(OPTIMIZER_SPECS)
+    assert {kind.value for kind in OptimizerNames} == (set(OPTIMIZER_SPECS) - ours) | set(
         compatibility.table().left_out["optimizer"]
     )
 
@@ -38,15 +38,15 @@ def test_every_optimizer_of_transformers_is_taken_or_left_out_for_a_reason():
 @pytest.mark.parametrize("name", sorted(compatibility.table().left_out["optimizer"]))
 def test_one_that_is_left_out_says_why_and_what_to_set(name):
     with pytest.raises(ValidationError, match=rf"{name} is left out: .*; set \w+"):
-        TrainConfig(optim=name)
+        SFTConfig(optim=name)
 
 
-@pytest.mark.parametrize("name", sorted(TRAITS))
+@pytest.mark.parametrize("name", sorted(OPTIMIZER_SPECS))
 def test_a_recipe_with_what_it_needs_is_read_twice(name):
     """Steps get their config as JSON, in which every key is written."""
     made = config(name)
 
-    assert TrainConfig.model_validate_json(made.model_dump_json()) == made
+    assert SFTConfig.model_validate_json(made.model_dump_json()) == made
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_arguments_are_read_by_the_optimizer_that_is_named(name, args, said):
 def test_arguments_have_types():
     text = "rank=1, scale=128, scale_type=tensor,update_proj_gap=200"
 
-    assert optimizers.parsed("apollo_adamw", text) == {
+    assert optimizers.parse_optim_args("apollo_adamw", text) == {
         "rank": 1,
         "scale": 128.0,
         "scale_type": "tensor",
         "update_proj_gap": 200,
     }
-    assert optimizers.parsed("badam", "include_embedding=True,switch_mode=fixed") == {
+    assert optimizers.parse_optim_args("badam", "include_embedding=True,switch_mode=fixed") == {
         "include_embedding": True,
         "switch_mode": "fixed",
     }

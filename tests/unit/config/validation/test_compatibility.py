@@ -57,7 +57,7 @@ def test_ranks_of_adalora_fall(tmp_path):
 
 
 def test_every_axis_names_its_key():
-    assert set(compatibility.KEYS) == set(compatibility.table().axes)
+    assert set(compatibility.RECIPE_KEYS) == set(compatibility.table().axes)
 
 
 def test_every_rule_speaks_of_axes_and_values_that_exist():
@@ -74,15 +74,15 @@ def test_the_values_of_the_matrix_are_those_of_the_recipe():
     """A choice that a recipe can make has a column."""
     from typing import get_args
 
-    from tuneline.config.sections.load import Holding
-    from tuneline.config.training.base import TrainConfig
+    from tuneline.config.sections.load import ModelLoadOptions
+    from tuneline.config.training.base import SFTConfig
 
     for axis, model, field in (
-        ("dtype", Holding, "dtype"),
-        ("attention", Holding, "attention"),
-        ("gradient_checkpointing", Holding, "gradient_checkpointing"),
-        ("kernels", Holding, "kernels"),
-        ("optimizer", TrainConfig, "optim"),
+        ("dtype", ModelLoadOptions, "dtype"),
+        ("attention", ModelLoadOptions, "attention"),
+        ("gradient_checkpointing", ModelLoadOptions, "gradient_checkpointing"),
+        ("kernels", ModelLoadOptions, "kernels"),
+        ("optimizer", SFTConfig, "optim"),
     ):
         known = set(compatibility.table().axes[axis]) | ({"auto"} if axis == "dtype" else set())
         assert set(get_args(model.model_fields[field].annotation)) == known, axis

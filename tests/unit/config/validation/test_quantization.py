@@ -83,52 +83,52 @@ def test_the_table_is_read_without_torch():
     ],
 )
 def test_a_config_tells_how_its_model_comes(config, kind):
-    assert quantization.kind_of(config) == kind
+    assert quantization.quantization_kind(config) == kind
 
 
 def test_a_plain_model_is_not_refused():
-    quantization.check_trains(None, trains_all=True, device="cpu")
-    quantization.check_merges(None)
-    quantization.check_once(None, "bnb_4bit")
-    quantization.check_once("gptq", None)
+    quantization.check_trainable(None, trains_all=True, device="cpu")
+    quantization.check_mergeable(None)
+    quantization.check_not_quantized(None, "bnb_4bit")
+    quantization.check_not_quantized("gptq", None)
 
 
 @pytest.mark.parametrize("name", ["bnb_4bit", "bnb_8bit"])
 def test_what_is_made_on_the_fly_trains_adapters_on_a_cpu(name):
-    quantization.check_trains(name, trains_all=False, device="cpu", key="load.quantization")
-    quantization.check_merges(name)
+    quantization.check_trainable(name, trains_all=False, device="cpu", key="load.quantization")
+    quantization.check_mergeable(name)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if entry.loads == "quantized"])
 @pytest.mark.parametrize("key", ["model", "load.quantization"])
 def test_weights_of_few_bits_are_never_trained_themselves(name, key):
     with pytest.raises(RecipeError, match=rf"^{key}: "):
-        quantization.check_trains(name, trains_all=True, key=key)
+        quantization.check_trainable(name, trains_all=True, key=key)
 
 
 def test_full_tuning_is_refused_with_the_way_out():
     with pytest.raises(RecipeError, match=r"in 4 bits, which take no gradients.*Set method.type: lora"):
-        quantization.check_trains("bnb_4bit", trains_all=True, key="load.quantization")
+        quantization.check_trainable("bnb_4bit", trains_all=True, key="load.quantization")
 
 
 @pytest.mark.parametrize("name", ["fp8", "mxfp4"])
 def test_what_is_loaded_dequantized_is_trained_like_any_other(name):
-    quantization.check_trains(name, trains_all=True, device="cpu")
-    quantization.check_merges(name)
+    quantization.check_trainable(name, trains_all=True, device="cpu")
+    quantization.check_mergeable(name)
 
 
 def test_what_must_be_installed_is_said(installed):
     installed("optimum")
 
     with pytest.raises(RecipeError, match=r"model: gptq needs gptqmodel>=7. Install: pip install 'gptqmodel>=7'\."):
-        quantization.check_trains("gptq", trains_all=False, device="cpu")
+        quantization.check_trainable("gptq", trains_all=False, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "aqlm"])
 def test_what_comes_quantized_is_trained_where_its_library_is(installed, name):
     installed(*TABLE[name].needs)
 
-    quantization.check_trains(name, trains_all=False, device="cpu")
+    quantization.check_trainable(name, trains_all=False, device="cpu")
 
 
 def test_a_module_of_a_package_that_is_missing_is_missing():
@@ -139,29 +139,29 @@ def test_a_device_that_cannot_is_refused(installed):
     installed(*TABLE["eetq"].needs)
 
     with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, and the device is cpu\."):
-        quantization.check_trains("eetq", trains_all=False, device="cpu")
-    quantization.check_trains("eetq", trains_all=False, device="cuda")
+        quantization.check_trainable("eetq", trains_all=False, device="cpu")
+    quantization.check_trainable("eetq", trains_all=False, device="cuda")
 
 
 def test_what_the_library_cannot_load_is_refused_with_its_reason():
     with pytest.raises(RecipeError, match=r"hqq cannot be trained: transformers 5 raises NotImplementedError"):
-        quantization.check_trains("hqq", trains_all=False, device="cuda")
+        quantization.check_trainable("hqq", trains_all=False, device="cuda")
 
 
 @pytest.mark.parametrize("name", ["quanto", "gptq", "awq", "aqlm", "eetq", "hqq", "torchao"])
 def test_no_merge_is_tried_that_would_lose_the_adapter(name):
     with pytest.raises(RecipeError, match=rf"an adapter on {name} cannot be merged: .* Keep the adapter beside"):
-        quantization.check_merges(name)
+        quantization.check_mergeable(name)
 
 
 def test_an_unknown_quantization_is_refused_with_those_known():
     with pytest.raises(RecipeError, match=r"model: the quantization 'gptk' is unknown. Did you mean 'gptq'\? Known: "):
-        quantization.check_trains("gptk", trains_all=False)
+        quantization.check_trainable("gptk", trains_all=False)
 
 
 def test_a_model_is_not_quantized_twice():
     with pytest.raises(RecipeError, match=r"load.quantization: bnb_4bit, and the model comes quantized as gptq\."):
-        quantization.check_once("gptq", "bnb_4bit")
+        quantization.check_not_quantized("gptq", "bnb_4bit")
 
 
 def test_readers_see_every_kind_with_its_reason():

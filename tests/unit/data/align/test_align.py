@@ -20,7 +20,7 @@ DROP = {"bad_rows": "drop", "max_bad_fraction": 1.0}
 def records(rows):
     """Make a corpus of records as a reader would, one a line of rows.jsonl; text rows are taken as they are."""
     texts = [row if isinstance(row, str) else orjson.dumps(row).decode() for row in rows]
-    with corpus.Writer(schema.RECORD) as writer:
+    with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": ["rows.jsonl"] * len(rows), "line": range(1, len(rows) + 1), "record": texts})
     return corpus.Corpus({"records": writer.rows()}, {"source": "rows"}, {"rows": len(rows)})
 
@@ -50,7 +50,7 @@ def test_examples_keep_the_order_and_carry_the_name_of_their_data_set():
 
     found = align.align(records(rows), AlignConfig())
 
-    examples = [example for batch in corpus.batches(found.only()) for example in schema.from_batch(batch)]
+    examples = [example for batch in corpus.iter_batches(found.only()) for example in schema.from_arrow_batch(batch)]
     assert [example["messages"][0]["content"] for example in examples] == [row["instruction"] for row in rows]
     assert {example["source"] for example in examples} == {"rows"}
     assert examples[7]["id"] == schema.content_id(align.align_record(rows[7], "alpaca"))
@@ -156,7 +156,7 @@ def test_reasons_hold_no_values_of_rows_and_the_first_places_do():
     counts = align.align(records(rows), AlignConfig(**DROP)).counts
 
     assert counts["dropped"] == {"unknown role": 7}
-    assert len(counts["dropped_first"]) == align.SHOWN
+    assert len(counts["dropped_first"]) == align.MAX_DROPPED_SHOWN
     assert counts["dropped_first"][0].startswith("rows.jsonl:2: unknown role 'robot0'.")
 
 
@@ -166,7 +166,7 @@ def test_a_bad_row_is_refused_with_its_place_and_the_way_out():
 
 
 def test_a_row_that_its_reader_could_not_read_is_a_bad_row():
-    rows = [GOOD, {schema.BAD_ROW: "a torn record"}]
+    rows = [GOOD, {schema.BAD_ROW_KEY: "a torn record"}]
 
     assert align.align(records(rows), AlignConfig(bad_rows="drop")).counts["dropped"] == {"a torn record": 1}
     with pytest.raises(DataError, match="rows.jsonl:2: a torn record"):
@@ -214,11 +214,11 @@ def test_a_data_set_with_no_good_row_is_an_error_whatever_the_recipe_allows():
     ],
 )
 def test_the_most_specific_format_is_found(row, format):
-    assert align.detect([row]) == format
+    assert align.detect_format([row]) == format
 
 
 def test_rows_that_look_like_nothing_are_passed_over_when_looking():
-    assert align.detect([{"instruction": "a"}, {}, {"instruction": "a", "output": "b"}]) == "alpaca"
+    assert align.detect_format([{"instruction": "a"}, {}, {"instruction": "a", "output": "b"}]) == "alpaca"
 
 
 def test_rows_of_two_formats_are_not_read_as_one():
@@ -266,7 +266,7 @@ def test_rows_are_tried_before_a_run():
 
 def aligned(path, columns=None, **policy):
     source = SourceConfig(name="real", path=path)
-    found = ingest.ingest(ingest.locate([source]), IngestConfig(name="real"))
+    found = ingest.ingest(ingest.locate_sources([source]), IngestConfig(name="real"))
     return align.align(found, AlignConfig(columns=Columns(**columns or {}), **{"bad_rows": "drop", **policy}))
 
 

@@ -10,15 +10,15 @@ from tuneline.config.sections.sources import AlignConfig
 from tuneline.config.stages import RECIPES
 from tuneline.data import schema
 from tuneline.data.align import align, unknown_keys
-from tuneline.data.corpus import Corpus, Writer
-from tuneline.data.tokenization.loss_mask import Answer, trained_spans
+from tuneline.data.corpus import Corpus, RowWriter
+from tuneline.data.tokenization.loss_mask import AnswerSpan, find_loss_spans
 from tuneline.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("home")
 
 
 def aligned(*rows, **config):
-    with Writer(schema.RECORD) as writer:
+    with RowWriter(schema.RECORD) as writer:
         texts = [json.dumps(row) for row in rows]
         writer.write({"file": ["d.jsonl"] * len(rows), "line": list(range(1, len(rows) + 1)), "record": texts})
     return align.align(Corpus({"records": writer.rows()}, {"source": "d"}), AlignConfig(**config))
@@ -37,7 +37,7 @@ def test_keys_that_nothing_reads_are_told_once_with_their_number_and_first_place
 
     examples = aligned(*rows)
     assert warned(caplog) == []
-    align.warn_of_unread_keys(examples)
+    align.warn_about_unknown_keys(examples)
 
     assert examples.counts["unread_keys"] == {
         "id": {"count": 300, "first": "d.jsonl:2"},
@@ -108,12 +108,12 @@ def test_an_example_of_our_own_has_no_unread_keys():
 
 def test_many_different_keys_take_no_more_room_than_some(caplog):
     examples = aligned(*({**chat(), f"key{i}": 1} for i in range(500)))
-    align.warn_of_unread_keys(examples)
+    align.warn_about_unknown_keys(examples)
 
     found = examples.counts["unread_keys"]
-    assert len(found) == unknown_keys.MOST + 1
+    assert len(found) == unknown_keys.MAX_KEYS + 1
     assert sum(each["count"] for each in found.values()) == 500
-    assert found[unknown_keys.REST] == {"count": 450, "first": "d.jsonl:51"}
+    assert found[unknown_keys.OTHER_KEYS] == {"count": 450, "first": "d.jsonl:51"}
     assert warned(caplog)[0].endswith("and 43 more.")
 
 
@@ -200,6 +200,6 @@ def test_the_recipe_says_whose_loss_a_switch_can_change(stage, train_on, loss_on
 def test_where_everything_is_trained_an_answer_can_still_be_left_out():
     messages = [schema.message(role, "x", train=train) for role, train in (("user", None), ("assistant", False)) * 1]
     messages += [schema.message("user", "x"), schema.message("assistant", "x")]
-    answers = [Answer(1, 3, 6), Answer(3, 8, 10)]
+    answers = [AnswerSpan(1, 3, 6), AnswerSpan(3, 8, 10)]
 
-    assert trained_spans(answers, messages, 12, "all", thinking=True) == [(0, 3), (6, 12)]
+    assert find_loss_spans(answers, messages, 12, "all", thinking=True) == [(0, 3), (6, 12)]

@@ -54,7 +54,7 @@ def test_real_zip_files_are_read_whole(test_data, benchmark, count, shots, subje
     assert sum(map(len, exam.shots.values())) == shots
     assert len(exam.test) == subjects
     assert exam.test.keys() == exam.shots.keys()
-    assert all(places.category(benchmark, subject) for subject in exam.test)
+    assert all(places.subject_category(benchmark, subject) for subject in exam.test)
     assert Counter(map(type, exam.test)) == {str: subjects}
 
 

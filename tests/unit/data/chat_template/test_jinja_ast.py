@@ -19,7 +19,7 @@ from tuneline.errors import DataError
     ],
 )
 def test_a_word_that_a_template_looks_for_is_known(template, found, passed):
-    looks = jinja_ast.looked_for(template)
+    looks = jinja_ast.keyword_matcher(template)
 
     assert looks(found)
     assert not looks(passed)
@@ -30,16 +30,16 @@ def test_a_word_that_a_template_looks_for_is_known(template, found, passed):
     ["{{ m.role + '\n' + m.content }}", "{{ tools | tojson(indent=4) }}", "{{ ['a', 'b'] | join('word') }}"],
 )
 def test_what_a_template_only_writes_is_not_looked_for(template):
-    looks = jinja_ast.looked_for(template)
+    looks = jinja_ast.keyword_matcher(template)
 
     assert not looks("a word, indent=4\n")
 
 
 def test_a_template_that_does_not_parse_is_told_with_its_line():
     with pytest.raises(DataError, match=r"no valid Jinja: .* \(its line 2\). Correct it there."):
-        jinja_ast.looked_for("a\n{% if %}")
+        jinja_ast.keyword_matcher("a\n{% if %}")
 
 
 def test_brackets_without_end_are_refused():
     with pytest.raises(DataError, match="nested too deep"):
-        jinja_ast.words("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+        jinja_ast.find_keywords("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")

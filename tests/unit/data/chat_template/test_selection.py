@@ -19,20 +19,20 @@ def bare(tiny_model, tmp_path) -> Manifest:
     tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template, tokenizer.eos_token = None, "<|endoftext|>"
     tokenizer.save_pretrained(tmp_path / "bare")
-    return source.tokenizer_of(tmp_path / "bare")
+    return source.tokenizer_manifest(tmp_path / "bare")
 
 
 def test_the_models_own_template_stays_as_it_is(tiny_model):
-    manifest = source.tokenizer_of(tiny_model)
+    manifest = source.tokenizer_manifest(tiny_model)
 
-    chosen, said = selection.with_template(manifest, "auto", "llama")
+    chosen, said = selection.select_template(manifest, "auto", "llama")
 
     assert chosen == manifest
     assert said == "chat template: the model's own"
 
 
 def test_a_base_model_gets_a_template_that_its_vocabulary_can_write(bare):
-    chosen, said = selection.with_template(bare, "auto", "qwen2")
+    chosen, said = selection.select_template(bare, "auto", "qwen2")
     tokenizer = load_tokenizer(chosen)
 
     assert said.startswith("chat template: qwen, as the tokenizer has none and the model is qwen2; answers end with")
@@ -42,23 +42,23 @@ def test_a_base_model_gets_a_template_that_its_vocabulary_can_write(bare):
 
 
 def test_a_family_whose_tags_are_no_tokens_is_passed_over(bare):
-    assert "chatml, as the tokenizer has none" in selection.with_template(bare, "auto", "gemma2")[1]
+    assert "chatml, as the tokenizer has none" in selection.select_template(bare, "auto", "gemma2")[1]
 
 
 def test_a_named_template_is_part_of_the_tokenizers_identity(tiny_model):
-    manifest = source.tokenizer_of(tiny_model)
-    alpaca, zephyr = (selection.with_template(manifest, name)[0] for name in ("alpaca", "zephyr"))
+    manifest = source.tokenizer_manifest(tiny_model)
+    alpaca, zephyr = (selection.select_template(manifest, name)[0] for name in ("alpaca", "zephyr"))
 
     assert len({manifest.content_hash(), alpaca.content_hash(), zephyr.content_hash()}) == 3
-    assert selection.with_template(manifest, "alpaca")[0].content_hash() == alpaca.content_hash()
+    assert selection.select_template(manifest, "alpaca")[0].content_hash() == alpaca.content_hash()
     assert "### Instruction:\nQ" in load_tokenizer(alpaca).apply_chat_template(CHAT, tokenize=False)
 
 
 def test_variables_of_the_template_are_baked_in(tiny_model):
-    manifest = source.tokenizer_of(tiny_model)
+    manifest = source.tokenizer_manifest(tiny_model)
     own = load_tokenizer(manifest).chat_template
 
-    chosen, _ = selection.with_template(manifest, "auto", arguments={"enable_thinking": False, "name": "x"})
+    chosen, _ = selection.select_template(manifest, "auto", arguments={"enable_thinking": False, "name": "x"})
 
     text = load_tokenizer(chosen).chat_template
     assert text == '{%- set enable_thinking = false -%}\n{%- set name = "x" -%}\n' + own
@@ -66,21 +66,21 @@ def test_variables_of_the_template_are_baked_in(tiny_model):
 
 def test_a_template_whose_turns_do_not_end_with_a_token_is_refused(tiny_model):
     with pytest.raises(SourceError, match="template: gemma ends its turns with text that is no token.*alpaca, chatml"):
-        selection.with_template(source.tokenizer_of(tiny_model), "gemma")
+        selection.select_template(source.tokenizer_manifest(tiny_model), "gemma")
 
 
 def test_an_unknown_template_suggests_the_nearest(tiny_model):
     with pytest.raises(NotFoundError, match="Did you mean 'llama3'"):
-        selection.with_template(source.tokenizer_of(tiny_model), "lama3")
+        selection.select_template(source.tokenizer_manifest(tiny_model), "lama3")
 
 
 def test_a_file_of_ones_own_is_taken(tiny_model, tmp_path):
     path = tmp_path / "own.jinja"
-    path.write_text(selection.read("zephyr"))
+    path.write_text(selection.read_template("zephyr"))
 
-    assert selection.with_template(source.tokenizer_of(tiny_model), str(path))[1].startswith("chat template: ")
+    assert selection.select_template(source.tokenizer_manifest(tiny_model), str(path))[1].startswith("chat template: ")
     with pytest.raises(SourceError, match=r"there is no file .*absent.jinja"):
-        selection.with_template(source.tokenizer_of(tiny_model), str(tmp_path / "absent.jinja"))
+        selection.select_template(source.tokenizer_manifest(tiny_model), str(tmp_path / "absent.jinja"))
 
 
 def test_a_template_for_images_is_refused(tiny_model, tmp_path):
@@ -88,10 +88,10 @@ def test_a_template_for_images_is_refused(tiny_model, tmp_path):
     path.write_text("{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}")
 
     with pytest.raises((SourceError, DataError), match="images|refuses"):
-        selection.with_template(source.tokenizer_of(tiny_model), str(path))
+        selection.select_template(source.tokenizer_manifest(tiny_model), str(path))
 
 
 def test_every_template_of_the_catalogue_is_one_of_the_recipes():
     assert SFTRecipe.model_fields["template"].default == "auto"
     names = "alpaca chatml deepseek default empty gemma llama2 llama3 mistral phi qwen vicuna zephyr"
-    assert " ".join(selection.names()) == names
+    assert " ".join(selection.template_names()) == names

@@ -9,7 +9,7 @@ from tuneline.config.sections.data import TokenizeConfig
 from tuneline.data import schema
 from tuneline.data.chat_template import render, selection, thinking, unsupported_content
 from tuneline.data.tokenization import loss_mask, preference_rows, truncation
-from tuneline.data.tokenization.sequencer import CompiledDiffersError, Sequencer
+from tuneline.data.tokenization.sequencer import CompiledTemplateMismatchError, Sequencer
 from tuneline.data.tokenizer import fast_encoder
 from tuneline.errors import DataError, TunelineError
 
@@ -80,7 +80,7 @@ def test_calls_behind_an_empty_block_are_trained(tokenizer):
 def test_both_ways_of_rendering_train_the_same_tokens(qwen3, said):
     example = chat(*said)
     plain = Sequencer(qwen3, TokenizeConfig())
-    plain.distrust()
+    plain.disable_compiled_template()
     ((_, rendered),) = plain.sequences([example])
 
     (sequence,), _ = made(example, qwen3)
@@ -99,9 +99,9 @@ def test_a_compiled_template_writes_the_block_as_fast_as_others(qwen3):
 
 
 def test_a_block_that_the_compiled_template_misses_is_noticed(qwen3, monkeypatch):
-    monkeypatch.setattr(thinking, "behind_margin", lambda ids, start, margin, width: start)
+    monkeypatch.setattr(thinking, "skip_white_space", lambda ids, start, margin, width: start)
 
-    with pytest.raises(CompiledDiffersError):
+    with pytest.raises(CompiledTemplateMismatchError):
         made(chat("What?", "It is 4."), qwen3)
 
 
@@ -144,19 +144,19 @@ def test_where_everything_is_trained_empty_blocks_are_not(qwen3, thinking):
 
 @pytest.mark.parametrize("policy", ["right", "left", "proportional", "split"])
 def test_a_cut_keeps_the_block_whole_and_out_of_the_loss(qwen3, policy):
-    reader = loss_mask.Reader(
-        qwen3, fast_encoder.encoder(qwen3), loss_mask.stop_ids_of(qwen3), thinking.empty_block(qwen3)
+    reader = loss_mask.ConversationEncoder(
+        qwen3, fast_encoder.build_encoder(qwen3), loss_mask.stop_token_ids(qwen3), thinking.find_empty_block(qwen3)
     )
     messages = chat("What is it? " * 9, "It is one and two. " * 9)["messages"]
     ids, (answer,) = reader.read(messages, "", "all")
     block = ids[answer.start : answer.said]
 
     for length in range(answer.said - 60, len(ids), 7):
-        for _, cut, answers in truncation.cut(messages, lambda said: reader.read(said, "", "all"), policy, length):
+        for _, cut, answers in truncation.truncate(messages, lambda said: reader.read(said, "", "all"), policy, length):
             last = answers[-1]
             assert cut[last.start : last.said] == block
             assert len(cut) <= length
-            assert last.end - last.said >= truncation.SHORTEST_ANSWER
+            assert last.end - last.said >= truncation.MIN_ANSWER_TOKENS
             assert cut[last.end - 1] in reader.stop_ids
 
 
@@ -169,7 +169,7 @@ def test_a_block_of_both_answers_of_a_pair_belongs_to_the_prompt(qwen3, chosen, 
     example = schema.example("s", schema.content([schema.message("user", "What?")], **answers))
     sequencer = Sequencer(qwen3, TokenizeConfig())
 
-    row = preference_rows.of_example(example, sequencer, TokenizeConfig(), "preference")
+    row = preference_rows.build_row(example, sequencer, TokenizeConfig(), "preference")
 
     assert qwen3.decode(row["prompt_ids"]).endswith("</think>\n\n") is in_prompt
     assert qwen3.decode(row["rejected_ids"]).endswith(f"No.{qwen3.eos_token}")
@@ -179,7 +179,7 @@ def test_a_block_of_both_answers_of_a_pair_belongs_to_the_prompt(qwen3, chosen, 
 
 def test_a_prompt_to_be_answered_ends_where_a_servers_does(qwen3):
     example = chat("What?", "It is 4.")
-    row = preference_rows.of_example(example, Sequencer(qwen3, TokenizeConfig()), TokenizeConfig(), "prompt")
+    row = preference_rows.build_row(example, Sequencer(qwen3, TokenizeConfig()), TokenizeConfig(), "prompt")
 
     assert qwen3.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n")
     assert qwen3.decode(row["completion_ids"]) == f"It is 4.{qwen3.eos_token}"
@@ -194,9 +194,9 @@ def test_no_template_writes_other_text_into_an_answer(templates, tiny_model):
             rendered = render.render(said, "", tokenizer)
         except TunelineError:
             continue
-        block, (turn,) = thinking.empty_block(tokenizer), rendered.turns
+        block, (turn,) = thinking.find_empty_block(tokenizer), rendered.turns
         answer = rendered.text[turn.start : turn.end]
-        before = answer[block.length_with_margin(answer, "It is 4.") if block else 0 :].partition("It is 4.")[0]
+        before = answer[block.length_with_white_space(answer, "It is 4.") if block else 0 :].partition("It is 4.")[0]
         assert before.strip() in {"", *HEADERS}, name
         assert (block is not None) is (name.removeprefix("trl: ").removesuffix("_training") in FAMILIES), name
         looked_at += 1
@@ -207,7 +207,7 @@ def test_no_template_writes_other_text_into_an_answer(templates, tiny_model):
 def test_what_stands_behind_the_stop_token_is_no_answer(templates, tiny_model, name):
     tokenizer = chat_templates.tokenizer_for(templates[f"trl: {name}"], tiny_model)
     plain = Sequencer(tokenizer, TokenizeConfig())
-    plain.distrust()
+    plain.disable_compiled_template()
 
     (sequence,), _ = made(chat("What?", "end"), tokenizer)
     ((_, rendered),) = plain.sequences([chat("What?", "end")])
@@ -237,7 +237,7 @@ def test_a_template_that_leaves_thoughts_out_says_so(tiny_model):
 
 @pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}])
 def test_thoughts_behind_an_empty_block_are_refused(templates, tiny_model, arguments):
-    text = selection.with_arguments(templates["trl: qwen3_8"], arguments)
+    text = selection.prepend_arguments(templates["trl: qwen3_8"], arguments)
     tokenizer = chat_templates.tokenizer_for(text, tiny_model)
 
     with pytest.raises(DataError, match="writes an empty thinking block in front of them.*trained with template: "):
@@ -256,7 +256,7 @@ def test_a_template_that_leaves_out_texts_beside_calls_says_so(templates, tiny_m
     turns = CALLING["messages"]
     beside = [turns[0], {**turns[1], "content": "Let me add."}, *turns[2:]]
 
-    assert unsupported_content.left_out(tokenizer) == [unsupported_content.TEXTS]
+    assert unsupported_content.find_unsupported(tokenizer) == [unsupported_content.TEXT_WITH_TOOL_CALLS]
     made(schema.example("s", CALLING), tokenizer)
     with pytest.raises(DataError, match="texts beside calls of functions, and the chat template leaves them out"):
         made(schema.example("s", {**CALLING, "messages": beside}), tokenizer)

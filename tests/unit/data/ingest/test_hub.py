@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from tests import data_hub, tiny
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.config.sections.sources import IngestConfig, SourceConfig
 from tuneline.data.benchmarks import exam_files, lm_eval
 from tuneline.data.ingest import hub
@@ -25,7 +25,7 @@ def source(**more):
 
 
 def ingest(**more):
-    return ingest_module.ingest(ingest_module.locate([source(**more)]), IngestConfig(name="rows"))
+    return ingest_module.ingest(ingest_module.locate_sources([source(**more)]), IngestConfig(name="rows"))
 
 
 def lines(*rows):
@@ -48,7 +48,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_a_split_is_copied_at_its_commit(repository):
-    found = ingest_module.locate([source(revision="main")]).only()
+    found = ingest_module.locate_sources([source(revision="main")]).only()
 
     assert found.source == f"hub team/rows@{COMMIT} split train"
     assert found.licence == "mit"
@@ -75,11 +75,11 @@ def test_a_cached_copy_of_another_commit_is_not_this_commits_rows(repository):
 
 
 def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
-    first = ingest_module.locate([source()])
+    first = ingest_module.locate_sources([source()])
     repository.requests.clear()
 
-    again = ingest_module.locate([source()])
-    by_commit = ingest_module.locate([source(revision=COMMIT)])
+    again = ingest_module.locate_sources([source()])
+    by_commit = ingest_module.locate_sources([source(revision=COMMIT)])
 
     assert repository.requests == ["GET /api/datasets/team/rows"], "only the branch had to be looked up"
     assert first.content_hash() == again.content_hash() == by_commit.content_hash()
@@ -104,14 +104,14 @@ def test_a_download_that_breaks_leaves_nothing(repository, home, streaming):
     repository.repositories["team/rows"]["train.jsonl"] = b'{"a": 1}\nbroken\n'
 
     with pytest.raises(SourceError, match=r"sources.rows.hub: the hub does not give team/rows, split train.*JSON"):
-        ingest_module.locate([source(**streaming)])
+        ingest_module.locate_sources([source(**streaming)])
 
     assert list((home / "hub").iterdir()) == []
 
 
 def test_an_unknown_split_is_told_with_those_there_are(repository):
     with pytest.raises(SourceError, match=r"split validation, revision main: .*\btrain\b.*test"):
-        ingest_module.locate([source(split="validation")])
+        ingest_module.locate_sources([source(split="validation")])
 
 
 def test_images_are_refused(repository, tmp_path):
@@ -122,7 +122,7 @@ def test_images_are_refused(repository, tmp_path):
     repository.repositories["team/rows"] = {"train.parquet": path.read_bytes()}
 
     with pytest.raises(DataError, match=r"team/rows: the column 'picture' holds bytes"):
-        ingest_module.locate([source()])
+        ingest_module.locate_sources([source()])
 
 
 def test_images_are_refused_before_they_are_loaded(repository, monkeypatch):
@@ -134,7 +134,7 @@ def test_images_are_refused_before_they_are_loaded(repository, monkeypatch):
     )
 
     with pytest.raises(DataError, match="the column 'picture' holds bytes"):
-        ingest_module.locate([source()])
+        ingest_module.locate_sources([source()])
 
     assert repository.requests == ["GET /api/datasets/team/rows"]
 
@@ -145,19 +145,19 @@ def test_a_hub_out_of_reach_is_told_at_once():
     with pytest.raises(
         SourceError, match=r"sources.rows.hub: the hub does not give team/rows \(easy\), split train.*`path`"
     ):
-        ingest_module.locate([source(subset="easy")])
+        ingest_module.locate_sources([source(subset="easy")])
 
     assert time.monotonic() - start < 5
 
 
 def test_copies_at_hand_are_named_when_the_hub_is_out_of_reach(repository, monkeypatch):
-    ingest_module.locate([source()])
+    ingest_module.locate_sources([source()])
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: 1 / 0)
 
     with pytest.raises(SourceError, match=f"Copied before, and read without the hub as `revision`: {COMMIT}."):
-        ingest_module.locate([source()])
+        ingest_module.locate_sources([source()])
     with pytest.raises(SourceError, match=r"set HF_TOKEN.$"):
-        ingest_module.locate([source(split="test")])
+        ingest_module.locate_sources([source(split="test")])
 
 
 TASK = """
@@ -176,13 +176,13 @@ metadata: {version: 1.0}
 def test_a_harness_task_reads_the_hubs_data_set_beside_a_local_folder_of_its_name(repository, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     (tmp_path / "names.yaml").write_text(TASK)
-    config = HarnessConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])
+    config = LmEvalConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])
     plain = exam_files.locate_exams([config])
     tiny.write_jsonl(tmp_path / "team" / "rows" / "test.jsonl", tiny.alpaca_rows(1, start=9))
 
     shadowed = exam_files.locate_exams([config])
 
-    assert len(lm_eval.texts(shadowed.items[0])) == 2
+    assert len(lm_eval.read_document_texts(shadowed.items[0])) == 2
     assert shadowed.content_hash() == plain.content_hash(), "one identity"
     assert shadowed.items[0].source == plain.items[0].source
     assert shadowed.items[0].source.endswith(": names from team/rows")

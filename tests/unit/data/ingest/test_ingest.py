@@ -22,7 +22,7 @@ def source(path, **more):
 
 
 def ingest(path, **more):
-    return ingest_module.ingest(ingest_module.locate([source(path)]), IngestConfig(name="rows", **more))
+    return ingest_module.ingest(ingest_module.locate_sources([source(path)]), IngestConfig(name="rows", **more))
 
 
 def places(corpus):
@@ -130,21 +130,21 @@ def test_a_bad_file_is_told_with_its_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         ingest(path)
     with pytest.raises(DataError, match=message):
-        ingest_module.first_rows(ingest_module.locate([source(path)]).only(), 10)
+        ingest_module.read_first_rows(ingest_module.locate_sources([source(path)]).only(), 10)
 
 
 def test_the_first_rows_need_not_read_the_rest(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": 2}])
     path.write_text(path.read_text() + "broken\n")
 
-    rows = ingest_module.first_rows(ingest_module.locate([source(path)]).only(), 2)
+    rows = ingest_module.read_first_rows(ingest_module.locate_sources([source(path)]).only(), 2)
 
     assert rows == [("rows.jsonl", 1, {"a": 1}), ("rows.jsonl", 2, {"a": 2})]
 
 
 def test_a_file_that_changed_since_it_was_resolved_is_refused(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(2))
-    manifest = ingest_module.locate([source(path)])
+    manifest = ingest_module.locate_sources([source(path)])
     tiny.write_jsonl(path, tiny.alpaca_rows(3))
 
     with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
@@ -154,7 +154,7 @@ def test_a_file_that_changed_since_it_was_resolved_is_refused(tmp_path):
 @pytest.mark.parametrize("added", ['{"a": 1}\n', "broken\n"])
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, added):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(600))
-    plain = readers.chunks
+    plain = readers.read_chunks
 
     def growing(path):
         for number, chunk in enumerate(plain(path)):
@@ -163,7 +163,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ad
                     file.write(added)
             yield chunk
 
-    monkeypatch.setattr(readers, "chunks", growing)
+    monkeypatch.setattr(readers, "read_chunks", growing)
 
     with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
         ingest(path)
@@ -171,7 +171,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ad
 
 def test_a_file_that_goes_away_is_refused(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(2))
-    manifest = ingest_module.locate([source(path)])
+    manifest = ingest_module.locate_sources([source(path)])
     path.unlink()
 
     with pytest.raises(SourceError, match="rows.jsonl is gone since it was resolved"):
@@ -183,7 +183,7 @@ def test_identity_follows_bytes_not_places(tmp_path):
     there = tiny.write_jsonl(tmp_path / "b" / "rows.jsonl", tiny.alpaca_rows(2))
     other = tiny.write_jsonl(tmp_path / "c" / "rows.jsonl", tiny.alpaca_rows(3))
 
-    hashes = [ingest_module.locate([source(path)]).content_hash() for path in (here, there, other)]
+    hashes = [ingest_module.locate_sources([source(path)]).content_hash() for path in (here, there, other)]
 
     assert hashes[0] == hashes[1] != hashes[2]
 

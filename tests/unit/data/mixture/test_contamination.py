@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tests import harness_tasks
 from tuneline.config.sections.exams import ExamConfig
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data import ngrams, schema
 from tuneline.data.benchmarks import exam_files, multiple_choice
-from tuneline.data.corpus import Writer
+from tuneline.data.corpus import RowWriter
 from tuneline.data.mixture import contamination, ngram_index
 from tuneline.identity import Manifest
 
@@ -47,8 +47,8 @@ def chat(*said, **more):
 
 def mixed(contents, copies=None):
     examples = [schema.example("a", content) for content in contents]
-    with Writer(schema.MIXED) as writer:
-        writer.write(schema.to_columns(examples) | {"copy": copies or [0] * len(examples)})
+    with RowWriter(schema.MIXED) as writer:
+        writer.write(schema.to_arrow_columns(examples) | {"copy": copies or [0] * len(examples)})
     return writer.rows()
 
 
@@ -61,12 +61,12 @@ def exam(folder, questions):
 
 
 def asked(tmp_path, question, *examples):
-    found = contamination.find(mixed(examples), mixed([]), exam(tmp_path / "exam", [question]))
+    found = contamination.find_contamination(mixed(examples), mixed([]), exam(tmp_path / "exam", [question]))
     return found.rows["kind"][:]
 
 
 def held(training, held_out):
-    return contamination.find(mixed(training), mixed(held_out), NO_EXAMS).rows["kind"][:]
+    return contamination.find_contamination(mixed(training), mixed(held_out), NO_EXAMS).rows["kind"][:]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_an_item_is_told_once_with_the_first_example_that_holds_it(tmp_path):
     almost, first, second = chat(LONG[:-6], "yes"), chat(LONG, "yes"), chat(LONG, "no")
     questions = exam(tmp_path, [LONG, "Who?", LONG + " And why?"])
 
-    found = contamination.find(mixed([almost, first, second, first], copies=[0, 0, 0, 1]), mixed([]), questions)
+    found = contamination.find_contamination(
+        mixed([almost, first, second, first], copies=[0, 0, 0, 1]), mixed([]), questions
+    )
 
     rows = found.rows.to_list()
     assert [(row["benchmark"], row["kind"]) for row in rows] == [("exam", "exact"), ("exam", "ngram")]
@@ -160,7 +162,7 @@ SHARED = (
 
 
 def kinds(training, held_out, **limit):
-    found = contamination.find(mixed(training), mixed(held_out), NO_EXAMS, **limit)
+    found = contamination.find_contamination(mixed(training), mixed(held_out), NO_EXAMS, **limit)
     return found.rows["kind"][:], found.counts["held_out"]["boilerplate"], found.boilerplate
 
 
@@ -200,11 +202,13 @@ def test_a_copy_is_found_however_many_rows_hold_its_words(tmp_path):
     copies = [chat(f"{i}.", f"Asked: {LONG} Ever {i}") for i in range(30)]
 
     assert kinds(leaked, [chat("when", SHARED)])[0] == ["exact"]
-    assert contamination.find(mixed(copies), mixed([]), exam(tmp_path, [LONG])).rows["kind"][:] == ["exact"]
+    assert contamination.find_contamination(mixed(copies), mixed([]), exam(tmp_path, [LONG])).rows["kind"][:] == [
+        "exact"
+    ]
 
 
 def test_rows_are_counted_once_however_often_they_hold_a_run(monkeypatch):
-    monkeypatch.setattr(ngrams, "WORDS_AT_ONCE", 30)
+    monkeypatch.setattr(ngrams, "WORDS_PER_BATCH", 30)
     often = [chat(f"{SHARED} and {SHARED}", f"{SHARED} {i}") for i in range(10)]
 
     assert kinds(often, [chat("x", SHARED)])[0] == ["ngram"], "10 rows are not more than 10"
@@ -249,11 +253,11 @@ def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngram_index, "NGRAM_WORDS", 3)
-        patch.setattr(ngrams, "WORDS_AT_ONCE", at_once)
-        patch.setattr(contamination, "WORDS_A_PORTION", portion)
+        patch.setattr(ngrams, "WORDS_PER_BATCH", at_once)
+        patch.setattr(contamination, "MAX_INDEX_WORDS", portion)
         located = exam(tmp_path_factory.mktemp("exam"), questions)
         rows, items = mixed([chat(*said) for said in train]), mixed([chat(*said) for said in held_out])
-        found = contamination.find(rows, items, located, limit)
+        found = contamination.find_contamination(rows, items, located, limit)
 
     assert found.rows["kind"][:] == naive(train, held_out, questions, limit)
     assert found.counts["held_out"]["items"] == len(held_out)
@@ -271,15 +275,15 @@ def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
     ],
 )
 def test_words_are_runs_of_letters_and_digits_or_single_characters_where_none_are_spaced(text, words):
-    assert ngrams.words(text) == words
+    assert ngrams.split_words(text) == words
 
 
 def test_runs_of_words_hash_alike_wherever_they_stand():
-    (texts,) = ngrams.lay_out([(4, "x y", "a b c"), (9, "", "b c"), (11, "", ""), (12, "c", "a")])
+    (texts,) = ngrams.hash_texts([(4, "x y", "a b c"), (9, "", "b c"), (11, "", ""), (12, "c", "a")])
 
     assert texts.runs(np.array([3]), 2) == texts.runs(np.array([5]), 2)
     assert texts.runs(np.array([3]), 2) != texts.runs(np.array([7]), 2)
-    assert texts.room().tolist() == [5, 4, 3, 2, 1, 2, 1, 2, 1]
+    assert texts.words_remaining().tolist() == [5, 4, 3, 2, 1, 2, 1, 2, 1]
     assert (texts.starts.tolist(), texts.tails.tolist(), texts.ends.tolist()) == (
         [0, 5, 7, 7],
         [2, 5, 7, 8],
@@ -294,13 +298,13 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
     located = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
     by_subject = multiple_choice.read_exam(located.items[0]).test
     questions = [question for subject in by_subject.values() for question in subject]
-    long = [question for question in questions if len(ngrams.words(question.text)) >= 20]
+    long = [question for question in questions if len(ngrams.split_words(question.text)) >= 20]
     planted = [chat(f"Exam: {question.text}", question.answer) for question in long[::50]]
 
-    found = contamination.find(mixed(planted), mixed([]), located)
+    found = contamination.find_contamination(mixed(planted), mixed([]), located)
 
-    texts = {question.id(): " ".join(ngrams.words(question.text)) for question in questions}
-    everything = " ".join(" ".join(ngrams.words(content["messages"][0]["content"])) for content in planted)
+    texts = {question.id(): " ".join(ngrams.split_words(question.text)) for question in questions}
+    everything = " ".join(" ".join(ngrams.split_words(content["messages"][0]["content"])) for content in planted)
     exact = {row["item"] for row in found.rows if row["kind"] == "exact"}
     assert exact >= {question.id() for question in long[::50]}
     assert all(texts[item] in everything for item in exact)
@@ -310,10 +314,10 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
 def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(home, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     folder = harness_tasks.write(tmp_path / "tasks")
-    config = HarnessConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])
+    config = LmEvalConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])
     training = chat("I was asked: what colour is the quick answer 1? It is quick or brown.", "Yes.")
 
-    found = contamination.find(mixed([training]), mixed([]), exam_files.locate_exams([config]))
+    found = contamination.find_contamination(mixed([training]), mixed([]), exam_files.locate_exams([config]))
 
     assert found.rows["kind"][:] == ["exact"]
     assert found.counts["h"] == {"exact": 1, "ngram": 0, "boilerplate": 0, "items": 6}

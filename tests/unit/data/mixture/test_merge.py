@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from tuneline.config.sections.data import MergeConfig, MergeStepConfig, Share
+from tuneline.config.sections.data import MergeConfig, MergeStepConfig, SourceShare
 from tuneline.config.stages import SFTRecipe
 from tuneline.data import schema
-from tuneline.data.corpus import Corpus, Writer
+from tuneline.data.corpus import Corpus, RowWriter
 from tuneline.data.mixture import interleave, merge
 from tuneline.errors import DataError
 from tuneline.identity import Manifest
@@ -35,8 +35,8 @@ def corpus(name, answers, **said):
 
 
 def of(name, contents):
-    with Writer(schema.EXAMPLE) as writer:
-        writer.write(schema.to_columns([schema.example(name, content) for content in contents]))
+    with RowWriter(schema.EXAMPLE) as writer:
+        writer.write(schema.to_arrow_columns([schema.example(name, content) for content in contents]))
     return Corpus({"examples": writer.rows()}, {"source": name}, {"dropped": {}})
 
 
@@ -54,14 +54,14 @@ def ids(rows, copy=None):
 
 @given(ids=st.lists(st.text(min_size=1), min_size=1), fraction=st.floats(0, 0.99), seed=st.integers(0, 9))
 def test_a_side_follows_from_id_fraction_and_seed_alone(ids, fraction, seed):
-    sides = merge.are_held_out(ids, fraction, seed)
+    sides = merge.held_out_mask(ids, fraction, seed)
 
     points = [int(hashlib.sha256(f"{seed}:{id_}".encode()).hexdigest()[:16], 16) / 2**64 for id_ in ids]
     assert sides.tolist() == [point < fraction for point in points]
 
 
 def test_about_the_asked_share_is_held_out():
-    held = merge.are_held_out([str(i) for i in range(10_000)], 0.3).sum()
+    held = merge.held_out_mask([str(i) for i in range(10_000)], 0.3).sum()
 
     assert 2_800 < held < 3_200
 
@@ -82,7 +82,7 @@ def test_rows_keep_their_side_when_other_data_sets_come_or_go(few, more, many):
 @given(few=answers, more=answers, repeats=st.integers(1, 3))
 def test_every_distinct_example_stands_once_on_one_side_and_as_often_as_asked_in_training(few, more, repeats):
     corpora = [corpus("a", few), corpus("b", [*more, *map(str, range(100, 130))])]
-    mixture = mixed(corpora, hold_out=0.5, shares=[Share(name="b", repeats=repeats)])
+    mixture = mixed(corpora, hold_out=0.5, shares=[SourceShare(name="b", repeats=repeats)])
     train, validation = mixture.splits["train"], mixture.splits["validation"]
 
     distinct = {row["id"] for part in corpora for row in part.only()}
@@ -159,7 +159,9 @@ def test_an_entry_written_twice_counts_twice_in_training_and_once_held_out():
 
 
 def test_repeats_are_whole_passes_one_after_the_other():
-    mixture = mixed([corpus("a", "xy"), corpus("b", "z")], shares=[Share(name="a", repeats=2), Share(name="b")])
+    mixture = mixed(
+        [corpus("a", "xy"), corpus("b", "z")], shares=[SourceShare(name="a", repeats=2), SourceShare(name="b")]
+    )
 
     assert said(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "x", 1), ("a", "y", 1), ("b", "z", 0)]
 
@@ -182,9 +184,9 @@ def test_examples_come_through_unchanged_whatever_they_hold():
 )
 def test_the_drawn_order_is_that_of_the_datasets_library(sets, strategy, seed):
     lengths, weights = zip(*sets, strict=True)
-    shares = [Share(name=str(i), weight=weight) for i, weight in enumerate(weights)]
+    shares = [SourceShare(name=str(i), weight=weight) for i, weight in enumerate(weights)]
 
-    order = interleave.order(list(lengths), shares, MergeConfig(strategy=strategy, mix_seed=seed))
+    order = interleave.draw_order(list(lengths), shares, MergeConfig(strategy=strategy, mix_seed=seed))
 
     theirs = datasets.interleave_datasets(
         [Dataset.from_dict({"at": [i] * length}) for i, length in enumerate(lengths)],
@@ -196,9 +198,9 @@ def test_the_drawn_order_is_that_of_the_datasets_library(sets, strategy, seed):
 
 
 def test_rows_are_drawn_about_as_often_as_weights_say_and_one_left_out_is_one():
-    shares = [Share(name="a", weight=3), Share(name="b")]
+    shares = [SourceShare(name="a", weight=3), SourceShare(name="b")]
 
-    order = interleave.order([50_000, 50_000], shares, MergeConfig(strategy="interleave_under"))
+    order = interleave.draw_order([50_000, 50_000], shares, MergeConfig(strategy="interleave_under"))
 
     assert 0.74 < np.mean(order == 0) < 0.76
 
@@ -227,7 +229,7 @@ def test_over_goes_on_until_all_are_used_up_and_counts_the_copies():
 def test_repeats_lengthen_a_data_set_that_is_drawn_from():
     corpora = [corpus("a", "xy"), corpus("b", map(str, range(1000)))]
 
-    mixture = mixed(corpora, strategy="interleave_under", shares=[Share(name="a", repeats=3)])
+    mixture = mixed(corpora, strategy="interleave_under", shares=[SourceShare(name="a", repeats=3)])
 
     assert [row for row in said(mixture.splits["train"]) if row[0] == "a"] == [
         ("a", answer, copy) for copy in range(3) for answer in "xy"
@@ -267,14 +269,14 @@ contents = st.builds(
 
 @given(contents=st.lists(contents, min_size=1))
 def test_kinds_of_many_examples_are_those_of_each(contents):
-    batch = pa.RecordBatch.from_pydict(schema.to_columns([schema.example("a", content) for content in contents]))
+    batch = pa.RecordBatch.from_pydict(schema.to_arrow_columns([schema.example("a", content) for content in contents]))
 
-    assert [merge.KINDS[i] for i in merge.kinds(batch)] == [schema.kind(content) for content in contents]
+    assert [merge.KINDS[i] for i in merge.example_kinds(batch)] == [schema.kind(content) for content in contents]
 
 
 @given(ids=st.lists(st.binary(min_size=2, max_size=2).map(lambda end: bytes(7) + end + bytes(7)), min_size=1))
 def test_the_first_of_equal_ids_stays_even_if_they_hold_zeros(ids):
-    assert merge.first_copies(np.array(ids, "S16")).tolist() == [id_ not in ids[:i] for i, id_ in enumerate(ids)]
+    assert merge.first_occurrences(np.array(ids, "S16")).tolist() == [id_ not in ids[:i] for i, id_ in enumerate(ids)]
 
 
 def shared_wording(

@@ -18,9 +18,9 @@ from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.preview import sample_rows
-from tuneline.data.preview.dry_run import Trial
+from tuneline.data.preview.dry_run import DryRun
 from tuneline.data.tokenization import html_preview, items, preference_rows, tokenize
-from tuneline.data.tokenization.template_compiler import CompiledTemplate, Pattern
+from tuneline.data.tokenization.template_compiler import CompiledTemplate, RolePattern
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError, RecipeError, TunelineError
 from tuneline.model import resolve, source
@@ -37,7 +37,7 @@ def segments(rows):
     """Count the examples of training rows: ids and labels."""
     found = Counter()
     for row in rows:
-        laid = preference_rows.laid_out(row)
+        laid = preference_rows.flatten_row(row)
         for a, b in pairwise([0, *accumulate(laid["lengths"])]):
             found[tuple(laid["input_ids"][a:b]), tuple(laid["labels"][a:b])] += 1
     return found
@@ -74,14 +74,14 @@ def rows_of_a_run(examples, manifest, config):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_preview_of_each_shipped_recipe_shows_what_a_run_makes(path, tmp_path, home, tiny_model, monkeypatch):
-    monkeypatch.setattr(sample_rows, "FIRST_ROWS", FEW)
+    monkeypatch.setattr(sample_rows, "NUM_SAMPLE_ROWS", FEW)
     recipe = recipe_over(path, tmp_path, tiny_model)
     manifest, _ = resolve.locate_tokenizer(recipe.for_resolve())
 
-    seen = sample_rows.look(recipe, load_tokenizer(manifest), num_shown=FEW)
+    seen = sample_rows.preview_sources(recipe, load_tokenizer(manifest), num_shown=FEW)
 
     shown, made = [each for section in seen.sections for each in section.shown], Counter()
-    for entry in recipe.sources_once():
+    for entry in recipe.unique_sources():
         records, _ = sample_rows._first_records(sample_rows._located(entry), entry)
         made += rows_of_a_run(align.align(records, recipe.for_align(entry)).only(), manifest, recipe.for_tokenize())
     assert seen.problem is None
@@ -106,10 +106,10 @@ def examples_of(stage, said):
 @pytest.fixture(scope="module", params=["plain", "writes empty thoughts"])
 def manifest(request, tiny_model, tmp_path_factory):
     if request.param == "plain":
-        return source.tokenizer_of(tiny_model)
+        return source.tokenizer_manifest(tiny_model)
     folder = tmp_path_factory.mktemp("qwen3")
     chat_templates.tokenizer_for(chat_templates.templates()["trl: qwen3"], tiny_model).save_pretrained(folder)
-    return source.tokenizer_of(folder)
+    return source.tokenizer_manifest(folder)
 
 
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,13 +119,13 @@ def manifest(request, tiny_model, tmp_path_factory):
     max_length=st.integers(24, 64),
     packing=st.booleans(),
 )
-@pytest.mark.parametrize("stage", items.KINDS)
+@pytest.mark.parametrize("stage", items.KINDS_BY_STAGE)
 def test_at_every_stage_the_preview_shows_what_a_run_makes(manifest, home, stage, said, overlong, max_length, packing):
     examples = examples_of(stage, said)
     config = TokenizeStepConfig(
         stage=stage, max_length=max_length, overlong=overlong, packing=packing, max_cut_fraction=1.0
     )
-    trial = Trial(load_tokenizer(manifest), config, 10**6)
+    trial = DryRun(load_tokenizer(manifest), config, 10**6)
     kind = "prompt" if stage == "prompt" else schema.kind(examples[0])
 
     shown = trial.make(examples, kind).shown
@@ -154,9 +154,9 @@ def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, t
         evaluate={},
     )
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
-    tokenizer = load_tokenizer(source.tokenizer_of(tiny_model))
+    tokenizer = load_tokenizer(source.tokenizer_manifest(tiny_model))
 
-    (section,) = sample_rows.look(checked, tokenizer, num_shown=2).sections
+    (section,) = sample_rows.preview_sources(checked, tokenizer, num_shown=2).sections
 
     assert [each.name for each in section.shown] == [
         f"pairs.jsonl:{line}, {which}" for line in (1, 2) for which in ("chosen", "rejected")
@@ -181,18 +181,18 @@ def test_empty_thoughts_of_the_template_are_shown(tmp_path, home, tiny_model):
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
     manifest, _ = resolve.locate_tokenizer(checked.for_resolve())
 
-    (section,) = sample_rows.look(checked, load_tokenizer(manifest)).sections
+    (section,) = sample_rows.preview_sources(checked, load_tokenizer(manifest)).sections
 
     assert section.counts["empty_thoughts"] == 3
     assert "an empty thinking block into 3 answers" in dict(section.facts)["empty thoughts"]
-    text = html_preview.document("", [], [section], load_tokenizer(manifest))
+    text = html_preview.render_page("", [], [section], load_tokenizer(manifest))
     assert "&lt;/think&gt;<i></i>\n<i></i>\n</pre><mark>" not in text
     assert "&lt;/think&gt;<i></i>\n<i></i>\n<mark>It is 0.</mark>" in text
 
 
 def refused(recipe, tiny_model):
     """Look at a recipe's rows, and raise what a run would."""
-    seen = sample_rows.look(recipe, load_tokenizer(source.tokenizer_of(tiny_model)))
+    seen = sample_rows.preview_sources(recipe, load_tokenizer(source.tokenizer_manifest(tiny_model)))
     raise seen.problem or AssertionError("nothing was refused")
 
 
@@ -235,16 +235,16 @@ def test_chats_that_a_run_would_not_wrap_are_refused_by_the_preview_too(tmp_path
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
     with pytest.raises(RecipeError, match="sources.mine holds examples of kind chat, whose answers it would tear"):
-        sample_rows.look(checked, load_tokenizer(source.tokenizer_of(tiny_model)))
+        sample_rows.preview_sources(checked, load_tokenizer(source.tokenizer_manifest(tiny_model)))
 
 
 def test_pairs_fall_back_to_the_template_and_keep_to_their_budget(tiny_model, home, monkeypatch):
     examples = examples_of("preference", [(f"What is {i}?", f"It is {i}.") for i in range(20)])
-    manifest, config = source.tokenizer_of(tiny_model), TokenizeStepConfig(stage="preference", max_length=64)
+    manifest, config = source.tokenizer_manifest(tiny_model), TokenizeStepConfig(stage="preference", max_length=64)
     splits = {"train": examples, "validation": examples.select([])}
     exact = tokenize.tokenize_pack(Corpus(splits), manifest, config).splits["train"]
     pattern = CompiledTemplate.pattern
-    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: Pattern([[7], *pattern(*chat).pieces]))
+    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: RolePattern([[7], *pattern(*chat).pieces]))
 
     made = tokenize.tokenize_pack(Corpus(splits), manifest, config)
     few = tokenize.tokenize_pack(Corpus(splits), manifest, config.model_copy(update={"max_tokens": {"s": 200}}))

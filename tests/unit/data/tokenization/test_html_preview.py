@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tuneline.data.tokenization import html_preview
-from tuneline.data.tokenization.html_preview import Shown
-from tuneline.data.tokenization.loss_mask import Tokens
+from tuneline.data.tokenization.html_preview import PreviewSequence
+from tuneline.data.tokenization.loss_mask import TokenizedSequence
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 
 
@@ -33,7 +33,7 @@ def test_the_parts_of_a_sequence_are_its_whole_text(tokenizer, words, data):
     ids = [*tokenizer(" ".join(words), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     bounds = data.draw(st.tuples(st.integers(0, len(ids)), st.integers(0, len(ids))).map(sorted))
 
-    parts = html_preview.parts(Tokens("00", ids, [], [tuple(bounds)]), tokenizer)
+    parts = html_preview.text_spans(TokenizedSequence("00", ids, [], [tuple(bounds)]), tokenizer)
 
     assert "".join(part.text for part in parts) == tokenizer.decode(ids)
     assert [part.text for part in parts if part.special] == [tokenizer.eos_token]
@@ -41,23 +41,25 @@ def test_the_parts_of_a_sequence_are_its_whole_text(tokenizer, words, data):
 
 def test_the_first_token_carries_no_loss(tokenizer):
     ids = tokenizer("the quick fox", add_special_tokens=False)["input_ids"]
-    tokens = Tokens("00", ids, [], [(0, len(ids))])
+    tokens = TokenizedSequence("00", ids, [], [(0, len(ids))])
 
-    assert [part.trained for part in html_preview.parts(tokens, tokenizer)] == [False, True]
-    assert html_preview.num_trained(tokens) == len(ids) - 1
+    assert [part.trained for part in html_preview.text_spans(tokens, tokenizer)] == [False, True]
+    assert html_preview.count_trained_tokens(tokens) == len(ids) - 1
 
 
 def test_the_histogram_has_no_empty_ends():
     counts = {"lengths": {"edges": [0, 10, 20, 30, 40], "counts": [0, 3, 0, 0]}}
 
-    assert html_preview.bars(counts) == [(10, 20, 3)]
+    assert html_preview.histogram_bars(counts) == [(10, 20, 3)]
 
 
 def test_a_page_of_one_split_tells_its_counts(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     counts = {"coverage": 0.4321, "tokens": 12345, "dropped": {"empty": 2}, "lengths": {"edges": [0, 9], "counts": [1]}}
 
-    page = html_preview.page([Shown(Tokens("00", tokenizer("a b")["input_ids"], [], []))], tokenizer, counts)
+    page = html_preview.render_split(
+        [PreviewSequence(TokenizedSequence("00", tokenizer("a b")["input_ids"], [], []))], tokenizer, counts
+    )
 
     for said in ("43.2%", "12,345", "empty 2", "0 to 9"):
         assert f"<td>{said}</td>" in page

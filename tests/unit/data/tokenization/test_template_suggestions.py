@@ -84,15 +84,15 @@ def test_each_way_out_that_is_named_works(templates, tiny_model, name, history, 
     for way in ways:
         if way.startswith("template: "):
             for catalogued in way.removeprefix("template: ").split(" or "):
-                assert rows(selection.read(catalogued), tiny_model, history, said)
+                assert rows(selection.read_template(catalogued), tiny_model, history, said)
         else:
             arguments, other, changed = follow(said, way)
-            text = selection.with_arguments(templates[name], arguments)
+            text = selection.prepend_arguments(templates[name], arguments)
             assert rows(text, tiny_model, other or history, changed)
 
 
 def test_an_argument_that_is_set_already_is_tried_the_other_way(templates, tiny_model):
-    text = selection.with_arguments(templates["trl: nemotron_3_nano"], {"enable_thinking": True})
+    text = selection.prepend_arguments(templates["trl: nemotron_3_nano"], {"enable_thinking": True})
 
     message = refusal(text, tiny_model, "refuse", ROWS["one"])
 
@@ -100,7 +100,7 @@ def test_an_argument_that_is_set_already_is_tried_the_other_way(templates, tiny_
 
 
 def test_where_nothing_helps_the_refusal_says_so(templates, tiny_model, monkeypatch):
-    monkeypatch.setattr(selection, "names", lambda: [])
+    monkeypatch.setattr(selection, "template_names", lambda: [])
     text = "{{ raise_exception('Ask in verse.') if messages[1:] else '' }}{{ messages[0].content }}"
     tokenizer = chat_templates.load_tokenizer_from(tiny_model)
     tokenizer.chat_template = text
@@ -121,4 +121,4 @@ def test_a_template_that_cannot_be_used_names_those_that_can(tiny_model, tmp_pat
     with pytest.raises(
         SourceError, match=r"vision.jinja cannot be used: .* Take one of those that fit: alpaca, chatml"
     ):
-        selection.with_template(source.tokenizer_of(tiny_model), str(path))
+        selection.select_template(source.tokenizer_manifest(tiny_model), str(path))

@@ -10,9 +10,9 @@ from tuneline.data import schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
 from tuneline.data.tokenization.sequencer import Sequencer
-from tuneline.data.tokenization.template_compiler import CompiledTemplate, Pattern
+from tuneline.data.tokenization.template_compiler import CompiledTemplate, RolePattern
 from tuneline.data.tokenizer.loader import load_tokenizer_from
-from tuneline.errors import DataError, ProofError, SourceError
+from tuneline.errors import DataError, SourceError, VerificationError
 from tuneline.model import source
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip)
@@ -81,7 +81,7 @@ def test_every_prompt_has_the_ids_that_a_server_would_see(tokenizer, contents):
 def test_compiled_and_rendered_conversations_have_the_same_ids(tokenizer, contents):
     example = chat(*contents)
     plain = Sequencer(tokenizer, TokenizeConfig())
-    plain.distrust()
+    plain.disable_compiled_template()
 
     ((_, rendered),) = plain.sequences([example])
 
@@ -109,7 +109,7 @@ def test_a_turn_that_says_train_false_is_left_out(tokenizer):
 
 
 def test_an_example_without_loss_is_refused(tokenizer):
-    with pytest.raises(ProofError, match="carries no loss"):
+    with pytest.raises(VerificationError, match="carries no loss"):
         only(chat("a", "one", trains=[None, False]), tokenizer)
 
 
@@ -123,8 +123,8 @@ def test_thoughts_can_be_left_out_of_the_loss(tokenizer):
 @pytest.mark.parametrize(
     ("template", "error", "message"),
     [
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", ProofError, "would not learn to stop"),
-        (REWRITES, ProofError, "rewrites earlier turns.* tokenize.rewritten_history: each_turn"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", VerificationError, "would not learn to stop"),
+        (REWRITES, VerificationError, "rewrites earlier turns.* tokenize.rewritten_history: each_turn"),
         (None, SourceError, "has no chat template"),
     ],
 )
@@ -151,7 +151,9 @@ def test_an_answer_with_thoughts_follows_a_header_that_opens_them(tiny_model):
 
     assert tokenizer.decode(tokens.input_ids).endswith("assistant\n<think>\nhm\n</think>\n\nYes.<|im_end|>\n")
     assert trained_text(tokens, tokenizer) == "hm\n</think>\n\nYes.<|im_end|>"
-    with pytest.raises(ProofError, match="opens a thinking block in front of answer 2, and that answer has none"):
+    with pytest.raises(
+        VerificationError, match="opens a thinking block in front of answer 2, and that answer has none"
+    ):
         tokenize.tokenize(chat("a", "Yes."), tokenizer, config)
 
 
@@ -190,7 +192,7 @@ def tokenizer_template(tiny_model):
 
 def test_where_the_compiled_template_differs_all_is_rendered_by_the_template(manifest, monkeypatch, caplog):
     pattern = CompiledTemplate.pattern
-    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: Pattern([[7], *pattern(*chat).pieces]))
+    monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: RolePattern([[7], *pattern(*chat).pieces]))
 
     rows = tokenize.tokenize_pack(corpus("one"), manifest, config())
 
@@ -216,7 +218,7 @@ def config(**more):
 
 @pytest.fixture
 def manifest(tiny_model, home):
-    return source.tokenizer_of(tiny_model)
+    return source.tokenizer_manifest(tiny_model)
 
 
 def test_packed_rows_restart_their_positions(manifest):
@@ -393,6 +395,6 @@ def test_a_stage_refuses_examples_of_another_kind(manifest):
 
 
 def test_the_page_marks_what_is_trained(manifest):
-    page = tokenize.tokenize_pack(corpus("one <b>"), manifest, config()).page
+    page = tokenize.tokenize_pack(corpus("one <b>"), manifest, config()).preview_html
 
     assert "<mark>one &lt;b&gt;</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tuneline.data import schema
 from tuneline.data.tokenization import truncation
-from tuneline.data.tokenization.loss_mask import Reader, stop_ids_of
+from tuneline.data.tokenization.loss_mask import ConversationEncoder, stop_token_ids
 from tuneline.data.tokenizer import fast_encoder
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 
@@ -16,7 +16,7 @@ lengths = st.integers(1, 40)
 @pytest.fixture(scope="session")
 def reader(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
-    return Reader(tokenizer, fast_encoder.encoder(tokenizer), stop_ids_of(tokenizer))
+    return ConversationEncoder(tokenizer, fast_encoder.build_encoder(tokenizer), stop_token_ids(tokenizer))
 
 
 def conversation(*pairs, system=""):
@@ -26,14 +26,14 @@ def conversation(*pairs, system=""):
 
 
 def run(reader, messages, policy, max_length):
-    return truncation.cut(messages, lambda said: reader.read(said, "", "all"), policy, max_length)
+    return truncation.truncate(messages, lambda said: reader.read(said, "", "all"), policy, max_length)
 
 
 def test_the_proportional_rule_is_llamafactorys():
-    assert truncation.lengths_of(100, 10, 50) == (40, 10)  # a short answer stays whole
-    assert truncation.lengths_of(10, 100, 50) == (10, 40)  # as does a short question
-    assert truncation.lengths_of(100, 100, 50) == (25, 25)
-    assert truncation.lengths_of(300, 100, 50) == (38, 12)
+    assert truncation.split_budget(100, 10, 50) == (40, 10)  # a short answer stays whole
+    assert truncation.split_budget(10, 100, 50) == (10, 40)  # as does a short question
+    assert truncation.split_budget(100, 100, 50) == (25, 25)
+    assert truncation.split_budget(300, 100, 50) == (38, 12)
 
 
 def test_right_keeps_the_first_rounds_and_the_beginning_of_the_last_answer(reader):
@@ -100,4 +100,4 @@ def test_whatever_is_cut_fits_and_ends_with_a_stop_token_behind_its_header(reade
         for answer in answers:
             assert ids[answer.end - 1] in reader.stop_ids
             assert ids[answer.start - len(header) : answer.start] == header
-            assert answer.end - answer.start >= truncation.SHORTEST_ANSWER
+            assert answer.end - answer.start >= truncation.MIN_ANSWER_TOKENS

@@ -41,7 +41,7 @@ def build(way):
 
 @pytest.fixture(scope="module", params=sorted(WAYS))
 def encoder(request):
-    return fast_encoder.encoder(build(request.param))
+    return fast_encoder.build_encoder(build(request.param))
 
 
 @settings(deadline=None, max_examples=300)
@@ -71,14 +71,14 @@ def test_a_vocabulary_with_a_token_that_its_merges_do_not_reach_keeps_its_own_en
     about["model"]["merges"] = about["model"]["merges"][:-1]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(about))
 
-    assert fast_encoder.encoder(tokenizer).engine == "tokenizers"
+    assert fast_encoder.build_encoder(tokenizer).engine == "tokenizers"
 
 
 def test_another_kind_of_tokenizer_keeps_its_own_engine():
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
 
-    assert fast_encoder.encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).engine == "tokenizers"
+    assert fast_encoder.build_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).engine == "tokenizers"
 
 
 def test_a_tokenizer_that_puts_a_space_before_each_piece_is_not_cut():
@@ -86,7 +86,7 @@ def test_a_tokenizer_that_puts_a_space_before_each_piece_is_not_cut():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator([tiny.TEXT], trainers.BpeTrainer(vocab_size=200))
 
-    assert not fast_encoder.encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).joins
+    assert not fast_encoder.build_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).joins
 
 
 def test_characters_without_bytes_in_the_vocabulary_are_left_to_the_tokenizer():

@@ -17,17 +17,17 @@ WORDS, MARKS = ["<tool>", "two words"], ["<think>", "</think>"]
 
 @pytest.fixture
 def own(tiny_model, home):
-    return source.tokenizer_of(tiny_model)
+    return source.tokenizer_manifest(tiny_model)
 
 
 @pytest.fixture
 def grown(own):
-    return new_tokens.with_tokens(own, WORDS, MARKS)
+    return new_tokens.add_new_tokens(own, WORDS, MARKS)
 
 
 def keep_record(folder, copy):
     """Lay the record of a tokenizer into its copy."""
-    for name, text in new_tokens.record(folder).items():
+    for name, text in new_tokens.record_files(folder).items():
         (copy / name).write_text(text)
 
 
@@ -36,8 +36,8 @@ def folder_of(manifest):
 
 
 def test_nothing_new_leaves_the_tokenizer_as_it_is(own):
-    assert new_tokens.with_tokens(own, [], []) is own
-    assert new_tokens.new_ids(folder_of(own)) == ()
+    assert new_tokens.add_new_tokens(own, [], []) is own
+    assert new_tokens.new_token_ids(folder_of(own)) == ()
 
 
 def test_new_tokens_are_never_split(grown):
@@ -63,7 +63,7 @@ def test_what_was_special_before_still_is(own, grown):
 def test_the_record_names_the_new_ids(own, grown):
     before, after = load_tokenizer(own), load_tokenizer(grown)
 
-    ids = new_tokens.new_ids(folder_of(grown))
+    ids = new_tokens.new_token_ids(folder_of(grown))
 
     assert ids == tuple(range(len(before), len(after)))
     assert after.convert_ids_to_tokens(ids) == WORDS + MARKS
@@ -72,18 +72,18 @@ def test_the_record_names_the_new_ids(own, grown):
 def test_the_same_tokens_make_the_same_bytes(own, grown, monkeypatch, tmp_path):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "elsewhere"))
 
-    again = new_tokens.with_tokens(own, WORDS, MARKS)
+    again = new_tokens.add_new_tokens(own, WORDS, MARKS)
 
     assert again.content_hash() == grown.content_hash() != own.content_hash()
     assert folder_of(again) != folder_of(grown)
 
 
 def test_other_tokens_make_another_tokenizer(own, grown):
-    assert new_tokens.with_tokens(own, MARKS, WORDS).content_hash() != grown.content_hash()
+    assert new_tokens.add_new_tokens(own, MARKS, WORDS).content_hash() != grown.content_hash()
 
 
 def test_a_second_call_finds_the_copy(own, grown):
-    assert new_tokens.with_tokens(own, WORDS, MARKS) == grown
+    assert new_tokens.add_new_tokens(own, WORDS, MARKS) == grown
 
 
 @pytest.mark.parametrize(
@@ -91,56 +91,56 @@ def test_a_second_call_finds_the_copy(own, grown):
 )
 def test_a_token_that_exists_is_refused_by_name(own, words, marks, key):
     with pytest.raises(RecipeError, match=rf"load.{key}: '.+' is in the vocabulary already, with id \d+\."):
-        new_tokens.with_tokens(own, words, marks)
+        new_tokens.add_new_tokens(own, words, marks)
 
 
 def test_a_copy_of_the_tokenizer_keeps_the_record(own, grown, tmp_path):
     load_tokenizer(grown).save_pretrained(tmp_path)
-    assert new_tokens.new_ids(tmp_path) == ()
+    assert new_tokens.new_token_ids(tmp_path) == ()
 
     keep_record(folder_of(grown), tmp_path)
 
-    assert new_tokens.new_ids(tmp_path) == new_tokens.new_ids(folder_of(grown))
+    assert new_tokens.new_token_ids(tmp_path) == new_tokens.new_token_ids(folder_of(grown))
 
 
 def test_a_tokenizer_without_a_record_has_none_to_keep(own, tmp_path):
     keep_record(folder_of(own), tmp_path)
 
-    assert new_tokens.new_ids(tmp_path) == ()
-    assert not (tmp_path / new_tokens.RECORD).exists()
+    assert new_tokens.new_token_ids(tmp_path) == ()
+    assert not (tmp_path / new_tokens.RECORD_FILE).exists()
 
 
 def test_beside_a_whole_model_nothing_is_new(tiny_model, grown, tmp_path):
     merged = shutil.copytree(tiny_model, tmp_path / "merged")
     shutil.copytree(folder_of(grown), merged, dirs_exist_ok=True)
 
-    assert new_tokens.new_ids(merged) == ()
+    assert new_tokens.new_token_ids(merged) == ()
     keep_record(merged, tmp_path)
-    assert not (tmp_path / new_tokens.RECORD).exists()
+    assert not (tmp_path / new_tokens.RECORD_FILE).exists()
 
 
 def test_a_grown_tokenizer_can_grow_again(grown):
-    again = new_tokens.with_tokens(grown, ["<more>"], [])
+    again = new_tokens.add_new_tokens(grown, ["<more>"], [])
 
-    assert new_tokens.new_ids(folder_of(again)) == (len(load_tokenizer(grown)),)
+    assert new_tokens.new_token_ids(folder_of(again)) == (len(load_tokenizer(grown)),)
 
 
 def test_the_copy_names_no_place_on_this_machine(grown, tiny_model):
     text = "".join(path.read_text() for path in folder_of(grown).iterdir())
 
     assert str(tiny_model) not in text
-    assert json.loads((folder_of(grown) / new_tokens.RECORD).read_text())["tokens"] == WORDS + MARKS
+    assert json.loads((folder_of(grown) / new_tokens.RECORD_FILE).read_text())["tokens"] == WORDS + MARKS
     assert len(load_tokenizer_from(folder_of(grown))) > 0
 
 
 @pytest.mark.parametrize("words", [[], ["<tool>"]], ids=["a template", "a template and tokens"])
 def test_beside_the_weights_a_tokenizer_has_the_hash_of_the_rows(own, words, tmp_path):
-    wanted, _ = selection.with_template(new_tokens.with_tokens(own, words, MARKS), "zephyr")
+    wanted, _ = selection.select_template(new_tokens.add_new_tokens(own, words, MARKS), "zephyr")
     for path in wanted.only().paths():
         shutil.copy2(path, tmp_path / path.name)
     (tmp_path / "config.json").write_text("{}")
 
-    beside_the_weights = source.tokenizer_of(tmp_path)
+    beside_the_weights = source.tokenizer_manifest(tmp_path)
 
     assert beside_the_weights.content_hash() == wanted.content_hash()
-    assert selection.with_template(beside_the_weights, "auto")[0] == beside_the_weights
+    assert selection.select_template(beside_the_weights, "auto")[0] == beside_the_weights

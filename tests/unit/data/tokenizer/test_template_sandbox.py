@@ -112,7 +112,7 @@ def small_limits(monkeypatch):
 
 
 def shown(text: str) -> str:
-    return template_sandbox.compiled(text).render(**KNOWN)
+    return template_sandbox.compile_template(text).render(**KNOWN)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -133,7 +133,7 @@ def test_what_jinja_refuses_is_told_as_the_templates_fault(tiny_model, name):
     tokenizer.chat_template = OTHERS[name]
 
     with pytest.raises(DataError, match="he chat template refuses a conversation of user"):
-        render.apply([message("user", "Q")], "", tokenizer)
+        render.apply_chat_template([message("user", "Q")], "", tokenizer)
 
 
 def test_a_template_is_stopped_by_the_clock_where_each_step_takes_long(monkeypatch):
@@ -194,7 +194,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("text", [*SAME, *map(selection.read, selection.names())])
+@pytest.mark.parametrize("text", [*SAME, *map(selection.read_template, selection.template_names())])
 def test_a_template_renders_as_with_transformers_alone(text):
     def made(compile_template):
         try:
@@ -202,7 +202,7 @@ def test_a_template_renders_as_with_transformers_alone(text):
         except jinja2.TemplateError as error:
             return repr(error)
 
-    assert made(template_sandbox.compiled) == made(template_sandbox._theirs)
+    assert made(template_sandbox.compile_template) == made(template_sandbox._theirs)
 
 
 def test_what_a_template_raises_is_told_as_before(tiny_model):
@@ -210,7 +210,7 @@ def test_what_a_template_raises_is_told_as_before(tiny_model):
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
 
     with pytest.raises(DataError, match="no system, please"):
-        render.apply([message("user", "Q")], "", tokenizer)
+        render.apply_chat_template([message("user", "Q")], "", tokenizer)
 
 
 def test_transformers_renders_without_limits():

@@ -30,7 +30,7 @@ FEW = {
 
 
 def answered(model, rows, past=None):
-    ids, mask = padding.on_the_left(rows, PAD, model.device)
+    ids, mask = padding.pad_left(rows, PAD, model.device)
     told = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": PAD}
     with torch.inference_mode():
         made = model.generate(input_ids=ids, attention_mask=mask, past_key_values=past, **told)
@@ -41,7 +41,7 @@ def answered_together(model, rows, way):
     if way == "alone":
         return [answered(model, [row])[0] for row in rows]
     with torch.inference_mode():
-        cache = prefill.cache_of(model, rows, STEPS, PAD)
+        cache = prefill.build_cache(model, rows, STEPS, PAD)
     return answered(model, rows, cache if way == "unpadded" else None)
 
 
@@ -49,7 +49,7 @@ def check(name, expected=None):
     model = architectures.build(name).eval()
     alone = [answered(model, [row])[0] for row in ROWS]
 
-    way = batching.way(model, ROWS, PAD)
+    way = batching.choose_batching(model, ROWS, PAD)
 
     assert answered_together(model, ROWS, way) == alone
     assert expected is None or way == expected
@@ -61,13 +61,13 @@ def test_no_architecture_answers_otherwise_beside_others(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(architectures.ANSWERING) - set(FEW)))
+@pytest.mark.parametrize("name", sorted(set(architectures.GENERATING) - set(FEW)))
 def test_none_of_all_architectures_answers_otherwise_beside_others(name):
     check(name)
 
 
 def test_a_cache_holds_what_each_prompt_alone_leaves_at_the_right_end(tiny_llama):
-    cache = prefill.cache_of(tiny_llama, ROWS, STEPS, PAD)
+    cache = prefill.build_cache(tiny_llama, ROWS, STEPS, PAD)
     layer = cache.layers[0]
 
     for place, row in enumerate(ROWS):
@@ -78,7 +78,7 @@ def test_a_cache_holds_what_each_prompt_alone_leaves_at_the_right_end(tiny_llama
 
 
 def test_a_layer_with_room_grows_as_the_librarys_does_and_copies_nothing(tiny_llama):
-    cache = prefill.cache_of(tiny_llama, ROWS, STEPS, PAD)
+    cache = prefill.build_cache(tiny_llama, ROWS, STEPS, PAD)
     before = [(layer.keys.clone(), layer.keys.data_ptr()) for layer in cache.layers]
     grown = DynamicCache()
     for index, layer in enumerate(cache.layers):
@@ -92,23 +92,23 @@ def test_a_layer_with_room_grows_as_the_librarys_does_and_copies_nothing(tiny_ll
 
 
 def test_groups_are_neighbours_that_need_little_padding():
-    groups = list(prefill._alike(ROWS))
+    groups = list(prefill._group_by_length(ROWS))
 
     assert [row for group in groups for row in group] == ROWS
     assert [len(group) for group in groups] == [2, 1, 1]
-    assert all(len(group[-1]) >= prefill.LEAST_FILLED * len(group[0]) for group in groups)
-    assert all(len(low[0]) < prefill.LEAST_FILLED * len(high[0]) for high, low in pairwise(groups))
+    assert all(len(group[-1]) >= prefill.MIN_LENGTH_RATIO * len(group[0]) for group in groups)
+    assert all(len(low[0]) < prefill.MIN_LENGTH_RATIO * len(high[0]) for high, low in pairwise(groups))
 
 
 def test_a_prompt_of_one_token_has_nothing_to_be_read_before(tiny_llama):
-    assert prefill.cache_of(tiny_llama, [ROWS[0], [5]], STEPS, PAD) is None
+    assert prefill.build_cache(tiny_llama, [ROWS[0], [5]], STEPS, PAD) is None
 
 
 def test_a_model_is_tried_once(tiny_llama, monkeypatch):
-    batching.way(tiny_llama, ROWS, PAD)
-    monkeypatch.setattr(batching, "_tried", lambda *_: pytest.fail("tried again"))
+    batching.choose_batching(tiny_llama, ROWS, PAD)
+    monkeypatch.setattr(batching, "_probe", lambda *_: pytest.fail("tried again"))
 
-    assert batching.way(tiny_llama, ROWS[::-1], PAD) == "unpadded"
+    assert batching.choose_batching(tiny_llama, ROWS[::-1], PAD) == "unpadded"
 
 
 @pytest.fixture

@@ -51,14 +51,14 @@ def text(tokenizer, ids):
 def test_an_answer_does_not_depend_on_its_neighbours(model, tokenizer, batch_size):
     expected = [text(tokenizer, alone(model, tokenizer, prompt)) for prompt in PROMPTS]
 
-    answers = generate.answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=batch_size)
+    answers = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=batch_size)
 
     assert answers == expected
 
 
 def test_answers_come_in_the_order_of_the_prompts(model, tokenizer):
-    there = generate.answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=3)
-    back = generate.answers(model, tokenizer, PROMPTS[::-1], max_new_tokens=LENGTH, batch_size=3)
+    there = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=3)
+    back = generate.generate_answers(model, tokenizer, PROMPTS[::-1], max_new_tokens=LENGTH, batch_size=3)
 
     assert back == there[::-1]
     assert len(set(there)) == len(set(PROMPTS)), "equal answers would hide a wrong order"
@@ -68,7 +68,7 @@ def test_answers_come_in_the_order_of_the_prompts(model, tokenizer):
 def test_an_answer_is_cut_at_the_given_length(model, tokenizer, length):
     expected = [text(tokenizer, alone(model, tokenizer, prompt)[:length]) for prompt in PROMPTS]
 
-    assert generate.answers(model, tokenizer, PROMPTS, max_new_tokens=length, batch_size=4) == expected
+    assert generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=length, batch_size=4) == expected
 
 
 def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(model, tokenizer):
@@ -76,21 +76,21 @@ def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(model, tokenizer)
     tokenizer.eos_token_id = whole[0][4]
     expected = [alone(model, tokenizer, prompt) for prompt in PROMPTS]
 
-    answers = generate.answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=8)
+    answers = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=8)
 
     assert answers == [text(tokenizer, ids) for ids in expected]
     assert len(expected[0]) <= 5 < max(map(len, expected))
 
 
 def test_no_prompts_have_no_answers(model, tokenizer):
-    assert generate.answers(model, tokenizer, [], max_new_tokens=4, batch_size=8) == []
+    assert generate.generate_answers(model, tokenizer, [], max_new_tokens=4, batch_size=8) == []
 
 
 def drawn(model, tokenizer, seed, batch_size):
-    draw = generate.Draw(temperature=1.0, seed=seed)
+    draw = generate.SamplingConfig(temperature=1.0, seed=seed)
     return {
         answer.index: answer.text
-        for answer in generate.stream(model, tokenizer, PROMPTS, LENGTH, batch_size, draw=draw)
+        for answer in generate.stream_answers(model, tokenizer, PROMPTS, LENGTH, batch_size, draw=draw)
     }
 
 
@@ -105,4 +105,4 @@ def test_the_stop_tokens_of_the_generation_config_count_too(model, tokenizer, mo
     monkeypatch.setattr(model.generation_config, "eos_token_id", [7, 2])
     tokenizer.eos_token_id = 5
 
-    assert generate.stop_tokens(model, tokenizer) == [2, 5, 7]
+    assert generate.stop_token_ids(model, tokenizer) == [2, 5, 7]

@@ -19,7 +19,7 @@ def scores(*outputs):
 def test_empty_generations_are_counted(outputs, count):
     config = EvaluateStepConfig(metrics=["rougeL"])
 
-    assert corpus_level.of(scores(*outputs), config)["empty_answers"] == count
+    assert corpus_level.corpus_scores(scores(*outputs), config)["empty_answers"] == count
 
 
 def test_a_corpus_of_empty_generations_scores_nothing_and_is_reported():
@@ -29,7 +29,7 @@ def test_a_corpus_of_empty_generations_scores_nothing_and_is_reported():
         for i in range(3)
     ]
 
-    figures = corpus_level.of(found, config)
+    figures = corpus_level.corpus_scores(found, config)
     report = Report(found, found, "a", "b", totals={"base": figures, "model": figures})
 
     assert figures == {"corpus_bleu": 0.0, "corpus_chrf": 0.0, "empty_answers": 3.0}

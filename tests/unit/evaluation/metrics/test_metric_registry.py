@@ -16,7 +16,7 @@ from sacrebleu.metrics.chrf import CHRF
 from tests import tiny
 from tuneline.config import existence
 from tuneline.config import load as loading
-from tuneline.config.sections.evaluate import GENERATED, EvaluateConfig, EvaluateStepConfig
+from tuneline.config.sections.evaluate import GENERATION_METRICS, EvaluateConfig, EvaluateStepConfig
 from tuneline.errors import RecipeError, SourceError
 from tuneline.evaluation.metrics import llamafactory, metric_registry, overlap, text_tokenizer
 from tuneline.evaluation.metrics.rouge import SUMMARY, Rouge
@@ -72,7 +72,7 @@ def test_chinese_is_compared_by_characters():
     )
 
     assert found["rouge1"] == pytest.approx(5 / 6)
-    assert text_tokenizer.Characters().tokenize("今天 GPT-4 はい한 foo_bar") == [
+    assert text_tokenizer.CharacterTokenizer().tokenize("今天 GPT-4 はい한 foo_bar") == [
         *"今天",
         "gpt",
         "4",
@@ -94,7 +94,7 @@ def test_chinese_is_compared_by_characters():
     ],
 )
 def test_the_cut_follows_the_references_or_the_recipe(chosen, references, cut, tokenizer):
-    assert text_tokenizer.cut_for(chosen, references) == cut
+    assert text_tokenizer.resolve_cut(chosen, references) == cut
     assert text_tokenizer.bleu_tokenizer(cut, references) == tokenizer
 
 
@@ -109,7 +109,7 @@ def test_bleu_and_chrf_are_sacrebleus(tokenize, pair):
     theirs = BLEU(tokenize=tokenize, effective_order=True).sentence_score(said, [wanted]).score
     assert 0 < bleu == pytest.approx(theirs / 100)
     assert 0 < chrf == pytest.approx(CHRF().sentence_score(said, [wanted]).score / 100)
-    assert f"tok:{tokenize}" in overlap.corpus("bleu", [said], [wanted], tokenize)[1]
+    assert f"tok:{tokenize}" in overlap.corpus_score("bleu", [said], [wanted], tokenize)[1]
 
 
 def test_exact_match_is_strict_and_token_f1_is_not():
@@ -130,9 +130,9 @@ def columns(config, outputs, wanted):
 def test_an_empty_answer_scores_nothing_by_every_metric(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("opened a socket"))
 
-    found = columns(make_config(metrics=list(GENERATED)), ["", "right"], ["wanted", "right"])
+    found = columns(make_config(metrics=list(GENERATION_METRICS)), ["", "right"], ["wanted", "right"])
 
-    assert found.keys() == {name for names in GENERATED.values() for name in names}
+    assert found.keys() == {name for names in GENERATION_METRICS.values() for name in names}
     assert {name: column[0] for name, column in found.items()} == dict.fromkeys(found, 0.0)
     assert all(column[1] > 0.4 for name, column in found.items() if name not in ("rouge2", "llamafactory_rouge2"))
 
@@ -209,7 +209,7 @@ def test_a_module_that_is_missing_is_told_when_the_recipe_is_planned(tmp_path):
     recipe = load(tmp_path, metrics=["rougeL", "nowhere:f"])
 
     assert any(
-        "evaluate.metrics 'nowhere:f': there is no module 'nowhere'" in each for each in existence.missing(recipe)
+        "evaluate.metrics 'nowhere:f': there is no module 'nowhere'" in each for each in existence.find_missing(recipe)
     )
 
 

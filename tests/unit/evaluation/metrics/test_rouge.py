@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from tuneline.evaluation.metrics.rouge import KINDS, Rouge, common_subsequence, rouge
+from tuneline.evaluation.metrics.rouge import KINDS, Rouge, longest_common_subsequence, rouge
 
 ORACLE = RougeScorer(list(KINDS), use_stemmer=False)
 WORDS = st.lists(st.sampled_from(["a", "b", "The", "the", "it's", "U.S.", "9", "--", "é", "\n"]), max_size=12)
@@ -65,7 +65,7 @@ def test_the_bits_find_the_subsequence_that_the_table_finds(a, b):
         for j, other in enumerate(b):
             table.append(above[j] + 1 if token == other else max(above[j + 1], table[j]))
 
-    assert common_subsequence(a, b) == table[-1]
+    assert longest_common_subsequence(a, b) == table[-1]
 
 
 def test_the_aggregate_is_the_mean_of_the_items():

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
 from tests import harness_tasks
-from tuneline.config.sections.lm_eval import HarnessConfig
+from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data.benchmarks import exam_files
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import SourceError
@@ -32,7 +32,7 @@ def tokenizer(tiny_model):
 
 
 def make(path, **told):
-    return HarnessConfig(**{"engine": "lm_eval", "name": "h", "task": str(path), "batch_size": 2, **told})
+    return LmEvalConfig(**{"engine": "lm_eval", "name": "h", "task": str(path), "batch_size": 2, **told})
 
 
 class Asked:
@@ -40,7 +40,7 @@ class Asked:
 
     def __init__(self, folder):
         self.loads = 0
-        self.candidate = model_under_test.Candidate("model", folder, "a" * 64, self._load)
+        self.candidate = model_under_test.EvaluatedModel("model", folder, "a" * 64, self._load)
         self._folder = folder
 
     def _load(self):
@@ -51,7 +51,7 @@ class Asked:
 def sit(tiny_model, tokenizer, config, found=None):
     asked = Asked(tiny_model)
     found = found or exam_files.locate_exams([config])
-    return asked, lm_eval.sit(asked.candidate, tokenizer, load_tokenizer(tokenizer), found, config)
+    return asked, lm_eval.run_task(asked.candidate, tokenizer, load_tokenizer(tokenizer), found, config)
 
 
 def by_the_harness(tiny_model, tokenizer, path, metric, **told):
@@ -108,7 +108,7 @@ def test_answers_are_kept_and_only_new_items_are_asked_with_the_same_shots(tiny_
     more, after = sit(tiny_model, tokenizer, all_of_them)
     none, other_metric = sit(tiny_model, tokenizer, make(tasks / "colours.yaml", metrics=["acc"]))
 
-    monkeypatch.setattr(setting, "of", lambda dtype: {"dtype": dtype, "torch": "another"})
+    monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype, "torch": "another"})
     anew, _ = sit(tiny_model, tokenizer, few)
 
     assert [first.loads, again.loads, more.loads, none.loads, anew.loads] == [1, 0, 1, 0, 1]

@@ -43,7 +43,7 @@ def labelled(answer, label):
 
 def scored(model, tokenizer, rows, window=512, head=None):
     items = log_likelihood.items(rows, None)
-    answer = log_likelihood.Judge(lambda: model, lambda: head, tokenizer, window).scorer(rows, title="test")
+    answer = log_likelihood.LikelihoodScorer(lambda: model, lambda: head, tokenizer, window).scorer(rows, title="test")
     return {score.item: score for score in answer(items)}
 
 
@@ -110,14 +110,14 @@ def test_a_labelled_answer_counts_with_the_sign_of_its_label(model, tokenizer):
 def test_chats_are_asked_and_not_scored_by_likelihood():
     chat = schema.content([schema.message("user", "Say 1"), schema.message("assistant", "1")])
 
-    assert not log_likelihood.is_by_likelihood(held_out(chat))
-    assert log_likelihood.is_by_likelihood(held_out(text("So.")))
+    assert not log_likelihood.uses_log_likelihood(held_out(chat))
+    assert log_likelihood.uses_log_likelihood(held_out(text("So.")))
 
 
 def test_a_reward_model_judges_pairs_by_its_rewards(model, tokenizer):
     """A head that looks for the last token's embedding gives one of two answers more, whatever is likelier."""
     rows = held_out(pair("It is three.", "A B C D"), pair("A B C D", "It is three."))
-    head = value_head.attach(model, std=1.0)
+    head = value_head.build_value_head(model, std=1.0)
 
     found = scored(model, tokenizer, rows, head=head)
 
@@ -139,4 +139,4 @@ def test_virtual_tokens_in_front_of_a_text_are_not_scored(tiny_model, tokenizer)
         rows = prompted(input_ids=torch.tensor([ids])).logits[0, 3:-1].log_softmax(-1)
     expected = rows.gather(1, torch.tensor(ids[1:])[:, None]).mean()
 
-    assert log_likelihood.mean(prompted, [(ids, 1)]) == pytest.approx(float(expected), abs=1e-5)
+    assert log_likelihood.mean_log_likelihood(prompted, [(ids, 1)]) == pytest.approx(float(expected), abs=1e-5)

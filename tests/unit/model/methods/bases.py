@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tuneline.model.methods import families
 
 IDS = torch.tensor([[5, 9, 30, 44, 45, 7, 8, 12, 46, 47, 3, 2]])
-NEW = (44, 45, 46, 47)
+NEW_IDS = (44, 45, 46, 47)
 SIZES = {
     "vocab_size": 48,
     "hidden_size": 32,
@@ -75,25 +75,25 @@ def train(model, name, steps=3, lr=1e-2):
     return losses
 
 
-def gap(a, b):
+def max_difference(a, b):
     """Largest difference."""
     assert a.shape == b.shape
     return float((a - b).abs().max())
 
 
-def weights(model):
+def copy_weights(model):
     """A copy of a model's weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def attached(name, config, build=llama, **options):
+def attach(name, config, build=llama, **options):
     """A base model with a method attached."""
     torch.manual_seed(1)
     return families[name].attach(build(), config, total_steps=6, **options)
 
 
-def trained(name, config, build=llama, **options):
+def attach_and_train(name, config, build=llama, **options):
     """The same after a few steps, in no mode of training."""
-    model = attached(name, config, build, **options)
+    model = attach(name, config, build, **options)
     train(model, name)
     return model.eval()

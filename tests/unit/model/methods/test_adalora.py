@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import gap, llama, logits
+from tests.unit.model.methods.bases import llama, logits, max_difference
 from tuneline.config.sections.method import AdaloraMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import families
@@ -46,7 +46,7 @@ def test_what_is_saved_between_two_allocations_is_exact(steps, tmp_path):
 
     ADALORA.save(model, tmp_path)
 
-    assert gap(logits(ADALORA.attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
+    assert max_difference(logits(ADALORA.attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
 
 
 def test_saving_leaves_the_plan_as_it_was(tmp_path):
@@ -116,11 +116,11 @@ def test_a_layer_that_saw_no_token_does_not_stop_the_plan():
 
 
 def test_rows_of_new_tokens_are_trained(tmp_path):
-    model = bases.trained("adalora", method(), new_ids=bases.NEW)
+    model = bases.attach_and_train("adalora", method(), new_ids=bases.NEW_IDS)
     ADALORA.save(model, tmp_path)
 
     merged = ADALORA.merge(ADALORA.attach_saved(llama(), tmp_path))
 
     changed = (merged.lm_head.weight != llama().lm_head.weight).any(dim=1).nonzero()[:, 0]
-    assert tuple(changed.tolist()) == bases.NEW
-    assert gap(logits(merged), logits(model)) <= 1e-5
+    assert tuple(changed.tolist()) == bases.NEW_IDS
+    assert max_difference(logits(merged), logits(model)) <= 1e-5

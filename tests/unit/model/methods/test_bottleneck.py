@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from transformers import MambaConfig, MambaForCausalLM
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import gap, gpt2, llama, logits, mixtral
+from tests.unit.model.methods.bases import gpt2, llama, logits, max_difference, mixtral
 from tuneline.config.sections.method import BottleneckMethod
 from tuneline.errors import RecipeError
-from tuneline.model.methods import check_fits, families, family_of
+from tuneline.model.methods import adapter_method, check_fits, families
 from tuneline.model.methods.bottleneck import Bottleneck
 
 FAMILY = families["bottleneck"]
@@ -27,20 +27,20 @@ def places(model):
 
 @pytest.mark.parametrize("build", [llama, gpt2, mixtral])
 def test_the_start_is_exactly_the_base(build):
-    assert gap(logits(bases.attached("bottleneck", method(), build)), logits(build())) == 0
+    assert max_difference(logits(bases.attach("bottleneck", method(), build)), logits(build())) == 0
 
 
 @pytest.mark.parametrize("build", [gpt2, mixtral])
 def test_other_architectures_are_saved_and_read(build, tmp_path):
-    model = bases.trained("bottleneck", method(), build)
+    model = bases.attach_and_train("bottleneck", method(), build)
     FAMILY.save(model, tmp_path)
 
-    assert gap(logits(FAMILY.attach_saved(build(), tmp_path)), logits(model)) == 0
+    assert max_difference(logits(FAMILY.attach_saved(build(), tmp_path)), logits(model)) == 0
 
 
 @pytest.mark.parametrize("after", [["attention"], ["mlp"], ["mlp", "attention"]])
 def test_networks_stand_where_they_are_asked_for(after, tmp_path):
-    model = bases.attached("bottleneck", method(after=after))
+    model = bases.attach("bottleneck", method(after=after))
     names = {"attention": "self_attn", "mlp": "mlp"}
 
     FAMILY.save(model, tmp_path)
@@ -49,7 +49,7 @@ def test_networks_stand_where_they_are_asked_for(after, tmp_path):
         f"model.layers.{i}.{names[part]}.bottleneck" for i in (0, 1) for part in after
     )
     assert json.loads((tmp_path / "bottleneck_config.json").read_text())["after"] == sorted(after)
-    FAMILY.check_continues(tmp_path, method(after=after))
+    FAMILY.check_continuation(tmp_path, method(after=after))
 
 
 def test_a_network_adds_to_what_its_part_returns():
@@ -64,12 +64,12 @@ def test_a_network_adds_to_what_its_part_returns():
 
 
 def test_files_hold_the_networks_alone(tmp_path):
-    FAMILY.save(bases.attached("bottleneck", method()), tmp_path, base_name="tiny")
+    FAMILY.save(bases.attach("bottleneck", method()), tmp_path, base_name="tiny")
 
     tensors = load_file(tmp_path / "bottleneck.safetensors")
     assert len(tensors) == 4 * 4
     assert {t.dtype for t in tensors.values()} == {torch.float32}
-    assert family_of(tmp_path) == "bottleneck"
+    assert adapter_method(tmp_path) == "bottleneck"
 
 
 def test_a_layer_without_the_part_is_refused():
@@ -84,19 +84,19 @@ def test_a_layer_without_the_part_is_refused():
 
 
 def test_what_goes_on_is_what_the_recipe_describes(tmp_path):
-    FAMILY.save(bases.attached("bottleneck", method()), tmp_path)
+    FAMILY.save(bases.attach("bottleneck", method()), tmp_path)
 
     with pytest.raises(RecipeError, match="method.bottleneck_size: the recipe says 4, .* made with 8"):
-        FAMILY.check_continues(tmp_path, method(bottleneck_size=4))
+        FAMILY.check_continuation(tmp_path, method(bottleneck_size=4))
     with pytest.raises(RecipeError, match=r"method.after: the recipe says \['mlp'\]"):
-        FAMILY.check_continues(tmp_path, method(after=["mlp"]))
+        FAMILY.check_continuation(tmp_path, method(after=["mlp"]))
     with pytest.raises(RecipeError, match="load.adapters: .*made for another base model"):
         check_fits(bases.on_meta(num_hidden_layers=3), tmp_path)
 
 
 def test_switching_off_ends_with_the_block_even_where_it_fails():
-    model = bases.trained("bottleneck", method())
+    model = bases.attach_and_train("bottleneck", method())
 
-    with pytest.raises(ZeroDivisionError), FAMILY.switched_off(model):
+    with pytest.raises(ZeroDivisionError), FAMILY.disable_adapter(model):
         raise ZeroDivisionError
-    assert gap(logits(model), logits(llama())) > 0.05
+    assert max_difference(logits(model), logits(llama())) > 0.05

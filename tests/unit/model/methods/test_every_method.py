@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import gap, llama, logits
+from tests.unit.model.methods.bases import llama, logits, max_difference
 from tuneline.config.sections import method as config
 from tuneline.errors import RecipeError
-from tuneline.model.methods import check_fits, families, family_of
-from tuneline.model.methods.base import Family
+from tuneline.model.methods import adapter_method, check_fits, families
+from tuneline.model.methods.base import MethodFamily
 
 LAYERS = ["q_proj", "v_proj", "down_proj"]
 LORA = {"type": "lora", "r": 4, "lora_alpha": 8}
@@ -65,20 +65,20 @@ def test_the_registry_holds_what_a_recipe_can_name():
 
 @every(ONE_OF_EACH | WHOLE)
 def test_training_lowers_the_loss(method):
-    losses = bases.train(bases.attached(method.type, method), method.type, steps=8)
+    losses = bases.train(bases.attach(method.type, method), method.type, steps=8)
 
     assert losses[-1] < losses[0]
 
 
 @every(SAVED)
 def test_what_is_attached_again_computes_what_was_trained(method, tmp_path):
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     families[method.type].save(model, tmp_path)
 
     again = families[method.type].attach_saved(llama(), tmp_path)
 
-    assert gap(logits(again, method.type), logits(llama())) > 0.05
-    assert gap(logits(again, method.type), logits(model, method.type)) <= 1e-5
+    assert max_difference(logits(again, method.type), logits(llama())) > 0.05
+    assert max_difference(logits(again, method.type), logits(model, method.type)) <= 1e-5
     assert not any(p.requires_grad for p in again.parameters())
     assert not again.training
 
@@ -86,7 +86,7 @@ def test_what_is_attached_again_computes_what_was_trained(method, tmp_path):
 @every(ADAPTERS | FROM_BASE)
 def test_what_is_merged_computes_what_was_saved(method, tmp_path):
     family = families[method.type]
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     family.save(model, tmp_path / "adapter")
 
     merged = family.merge(family.attach_saved(llama(), tmp_path / "adapter"))
@@ -94,18 +94,18 @@ def test_what_is_merged_computes_what_was_saved(method, tmp_path):
     read = type(merged).from_pretrained(tmp_path / "merged")
 
     assert type(merged) is type(llama())
-    assert gap(logits(merged), logits(model, method.type)) <= 1e-5
-    assert gap(logits(read), logits(model, method.type)) <= 1e-5
+    assert max_difference(logits(merged), logits(model, method.type)) <= 1e-5
+    assert max_difference(logits(read), logits(model, method.type)) <= 1e-5
     assert read.lm_head.weight is read.model.embed_tokens.weight
     assert merged.state_dict().keys() == llama().state_dict().keys()
 
 
 @every(ADAPTERS | FROM_BASE)
 def test_a_live_adapter_merges_without_being_saved(method):
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     before = logits(model, method.type)
 
-    assert gap(logits(families[method.type].merge(model)), before) <= 1e-5
+    assert max_difference(logits(families[method.type].merge(model)), before) <= 1e-5
 
 
 @every(BESIDE)
@@ -114,13 +114,13 @@ def test_what_cannot_be_merged_says_so(method):
 
     assert not family.mergeable
     with pytest.raises(RecipeError, match=f"method {method.type} cannot be folded into the base"):
-        family.merge(bases.attached(method.type, method))
+        family.merge(bases.attach(method.type, method))
 
 
 @every(ADAPTERS | BESIDE)
 def test_the_base_is_untouched_by_training_and_saving(method, tmp_path):
     model = llama()
-    before = bases.weights(model)
+    before = bases.copy_weights(model)
     kept = dict(model.state_dict(keep_vars=True))
 
     adapted = families[method.type].attach(model, method, total_steps=2)
@@ -133,23 +133,23 @@ def test_the_base_is_untouched_by_training_and_saving(method, tmp_path):
 @every(ADAPTERS | BESIDE)
 def test_switched_off_it_is_the_base(method):
     family = families[method.type]
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
 
-    assert family.off_is_base(method)
-    with family.switched_off(model):
+    assert family.disabling_restores_base(method)
+    with family.disable_adapter(model):
         off = logits(model, method.type)
-    assert gap(off, logits(llama())) <= 1e-6
-    assert gap(logits(model, method.type), off) > 0.05
+    assert max_difference(off, logits(llama())) <= 1e-6
+    assert max_difference(logits(model, method.type), off) > 0.05
 
 
 @every(FROM_BASE)
 def test_switched_off_it_is_not_the_base_and_says_so(method):
     family = families[method.type]
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
 
-    with family.switched_off(model):
-        assert gap(logits(model, method.type), logits(llama())) > 0.05
-    assert not family.off_is_base(method)
+    with family.disable_adapter(model):
+        assert max_difference(logits(model, method.type), logits(llama())) > 0.05
+    assert not family.disabling_restores_base(method)
 
 
 @every(ONE_OF_EACH | {name: WHOLE[name] for name in ("freeze", "head")})
@@ -157,7 +157,7 @@ def test_what_is_trained_beside_16_bits_is_held_in_float32(method):
     def half():
         return llama(dtype=torch.bfloat16)
 
-    model = bases.attached(method.type, method, half)
+    model = bases.attach(method.type, method, half)
     losses = bases.train(model, method.type, steps=3)
 
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -172,20 +172,20 @@ def test_beside_16_bits_what_is_attached_again_computes_what_was_trained(method,
     def half():
         return llama(dtype=torch.bfloat16)
 
-    model = bases.trained(method.type, method, half)
+    model = bases.attach_and_train(method.type, method, half)
     families[method.type].save(model, tmp_path)
 
     again = families[method.type].attach_saved(half(), tmp_path)
 
     rounding = 0.1 if method.type == "adalora" else 0.0  # ranks that were given up are gone, and sums differ in order
-    assert gap(logits(again, method.type), logits(model, method.type)) <= rounding
+    assert max_difference(logits(again, method.type), logits(model, method.type)) <= rounding
     held = {name: p.dtype for name, p in model.named_parameters()}
     assert all(held[name] == p.dtype for name, p in again.named_parameters())
 
 
 @every(ONE_OF_EACH)
 def test_saved_files_name_no_machine_and_are_the_same_each_time(method, tmp_path):
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     model_of = getattr(model, "get_base_model", lambda: model)()
     model_of.name_or_path = "/home/someone/models/tiny"
 
@@ -202,14 +202,14 @@ def test_saved_files_name_no_machine_and_are_the_same_each_time(method, tmp_path
 
 @every(ONE_OF_EACH)
 def test_an_adapter_tells_what_made_it(method, tmp_path):
-    families[method.type].save(bases.attached(method.type, method), tmp_path)
+    families[method.type].save(bases.attach(method.type, method), tmp_path)
 
-    assert family_of(tmp_path) == method.type
+    assert adapter_method(tmp_path) == method.type
 
 
 @every(ONE_OF_EACH)
 def test_an_adapter_for_another_base_is_refused_by_its_shapes(method, tmp_path):
-    families[method.type].save(bases.trained(method.type, method), tmp_path)
+    families[method.type].save(bases.attach_and_train(method.type, method), tmp_path)
     other = bases.on_meta(hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_key_value_heads=1)
 
     check_fits(bases.on_meta(), tmp_path)
@@ -229,28 +229,31 @@ CONTINUED = {name: ADAPTERS[name] for name in ("lora", "dora", "whole-head", "ad
 @every(CONTINUED)
 def test_training_goes_on_where_an_adapter_stopped(method, tmp_path):
     family = families[method.type]
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     family.save(model, tmp_path / "a")
 
-    family.check_continues(tmp_path / "a", method, bases.on_meta())
+    family.check_continuation(tmp_path / "a", method, bases.on_meta())
     again = family.attach_saved(llama(), tmp_path / "a", trainable=True)
-    assert gap(logits(again, method.type), logits(model, method.type)) <= 1e-5
+    assert max_difference(logits(again, method.type), logits(model, method.type)) <= 1e-5
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in again.named_parameters() if p.requires_grad} == names
     losses = bases.train(again, method.type, steps=8)
     family.save(again, tmp_path / "b")
 
     assert losses[-1] < losses[0]
-    assert gap(logits(family.attach_saved(llama(), tmp_path / "b"), method.type), logits(again, method.type)) <= 1e-5
+    assert (
+        max_difference(logits(family.attach_saved(llama(), tmp_path / "b"), method.type), logits(again, method.type))
+        <= 1e-5
+    )
 
 
 @every(ONE_OF_EACH)
 def test_another_method_cannot_go_on_with_an_adapter(method, tmp_path):
-    families[method.type].save(bases.attached(method.type, method), tmp_path)
+    families[method.type].save(bases.attach(method.type, method), tmp_path)
     other = EVERY["ia3" if method.type != "ia3" else "lora"]
 
     with pytest.raises(RecipeError, match=f"says '{other.type}', and the adapter .* was made by '{method.type}'"):
-        families[other.type].check_continues(tmp_path, other)
+        families[other.type].check_continuation(tmp_path, other)
 
 
 TRAINED = {
@@ -271,7 +274,7 @@ TRAINED = {
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_only_the_adapter_is_trained(name):
-    model = bases.attached(SAVED[name].type, SAVED[name])
+    model = bases.attach(SAVED[name].type, SAVED[name])
     trained = [parameter for parameter, p in model.named_parameters() if p.requires_grad]
 
     kinds = {kind for kind in TRAINED[name] for parameter in trained if kind in parameter.split(".")}
@@ -281,7 +284,7 @@ def test_only_the_adapter_is_trained(name):
 
 @every(ONE_OF_EACH | WHOLE)
 def test_every_trained_parameter_gets_a_gradient(method):
-    model = bases.attached(method.type, method)
+    model = bases.attach(method.type, method)
     model.train()
 
     rows = families[method.type].logits(model, {"input_ids": bases.IDS}, torch.arange(11))
@@ -290,7 +293,9 @@ def test_every_trained_parameter_gets_a_gradient(method):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-RECOMPUTED = {name: method for name, method in ONE_OF_EACH.items() if families[method.type].checkpoints}
+RECOMPUTED = {
+    name: method for name, method in ONE_OF_EACH.items() if families[method.type].supports_gradient_checkpointing
+}
 
 
 @pytest.mark.parametrize(
@@ -313,12 +318,12 @@ def test_gradients_are_the_same_under_checkpointing(method, reentrant):
     plain, recomputed = gradients(False), gradients(True)
 
     assert plain.keys() == recomputed.keys()
-    assert all(gap(plain[name], recomputed[name]) <= 1e-5 for name in plain)
+    assert all(max_difference(plain[name], recomputed[name]) <= 1e-5 for name in plain)
 
 
 @every(ONE_OF_EACH)
 def test_generation_takes_the_most_likely_token_each_time(method):
-    model = bases.trained(method.type, method)
+    model = bases.attach_and_train(method.type, method)
     ids = bases.IDS
     for _ in range(4):
         ids = torch.cat([ids, logits(model, method.type, ids)[-1:].argmax(-1)[None]], dim=1)
@@ -338,7 +343,7 @@ def test_generation_takes_the_most_likely_token_each_time(method):
 @every({name: EVERY[name] for name in ("ia3", "vera", "oft", "prompt", "prefix", "p_tuning", "bottleneck", "freeze")})
 def test_a_method_that_leaves_new_rows_as_they_are_refuses_them(method):
     with pytest.raises(RecipeError, match=r"^load.new_tokens: "):
-        families[method.type].check(bases.on_meta(), method, new_ids=bases.NEW)
+        families[method.type].check(bases.on_meta(), method, new_ids=bases.NEW_IDS)
 
 
 @every(ONE_OF_EACH | WHOLE)
@@ -347,8 +352,8 @@ def test_checking_needs_no_weights(method):
 
 
 def test_a_family_by_itself_promises_nothing():
-    family = Family()
+    family = MethodFamily()
 
-    for call in (family.attach, family.save, family.check_fits, family.check_continues, family.attach_saved):
+    for call in (family.attach, family.save, family.check_fits, family.check_continuation, family.attach_saved):
         with pytest.raises(NotImplementedError):
             call(None, None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import NEW, gap, gpt2, llama, logits, mixtral
+from tests.unit.model.methods.bases import NEW_IDS, gpt2, llama, logits, max_difference, mixtral
 from tuneline.config.sections.method import FreezeMethod, FullMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import families
@@ -68,7 +68,7 @@ def test_what_the_model_does_not_have_is_refused(changes, message):
 
 def test_frozen_weights_stay_as_they_were():
     model = llama()
-    before = bases.weights(model)
+    before = bases.copy_weights(model)
     names = trained(freeze(layers=1), lambda: model)
 
     bases.train(model, "freeze")
@@ -78,11 +78,11 @@ def test_frozen_weights_stay_as_they_were():
 
 
 def test_new_rows_need_embedding_and_head_among_the_trained():
-    FREEZE.check(bases.on_meta(), freeze(extra_modules=["lm_head"]), new_ids=NEW)
+    FREEZE.check(bases.on_meta(), freeze(extra_modules=["lm_head"]), new_ids=NEW_IDS)
     with pytest.raises(RecipeError, match="load.new_tokens: .* Add embed_tokens to method.extra_modules"):
-        FREEZE.check(bases.on_meta(), freeze(), new_ids=NEW)
+        FREEZE.check(bases.on_meta(), freeze(), new_ids=NEW_IDS)
     with pytest.raises(RecipeError, match="load.new_tokens: .* Add embed_tokens to method.extra_modules"):
-        FREEZE.check(bases.on_meta(tied=False), freeze(extra_modules=["lm_head"]), new_ids=NEW)
+        FREEZE.check(bases.on_meta(tied=False), freeze(extra_modules=["lm_head"]), new_ids=NEW_IDS)
 
 
 @pytest.mark.parametrize("build", [llama, mixtral])
@@ -93,7 +93,7 @@ def test_beside_16_bits_the_answers_before_training_are_those_of_the_base(build)
     model = FREEZE.attach(half(), freeze(layers=1, extra_modules=["norm"]))
 
     spread = logits(half()).std()
-    assert gap(logits(model), logits(half())) < 0.1 * spread
+    assert max_difference(logits(model), logits(half())) < 0.1 * spread
 
 
 def test_beside_16_bits_a_tied_head_is_trained_in_float32_under_both_names():
@@ -113,24 +113,24 @@ def test_a_finished_model_is_of_one_precision_and_plain():
 
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in merged.modules())
-    assert gap(logits(merged), before) < 0.1 * before.std()
+    assert max_difference(logits(merged), before) < 0.1 * before.std()
 
 
 @pytest.mark.parametrize("config", [FullMethod(type="full"), freeze()])
 def test_a_whole_model_is_no_adapter(config, tmp_path):
     family = families[config.type]
-    model = bases.trained(config.type, config)
+    model = bases.attach_and_train(config.type, config)
     family.save(model, tmp_path)
 
     assert family.kind == "full"
-    assert gap(logits(type(model).from_pretrained(tmp_path)), logits(model)) == 0
+    assert max_difference(logits(type(model).from_pretrained(tmp_path)), logits(model)) == 0
     for refused in (
         lambda: family.attach_saved(llama(), tmp_path),
         lambda: family.check_fits(llama(), tmp_path),
-        lambda: family.check_continues(tmp_path, config),
+        lambda: family.check_continuation(tmp_path, config),
     ):
         with pytest.raises(RecipeError, match=f"load.adapters: method {config.type} trains the model itself"):
             refused()
-    with pytest.raises(RecipeError, match="has no base to compare with"), family.switched_off(model):
+    with pytest.raises(RecipeError, match="has no base to compare with"), family.disable_adapter(model):
         pass
-    assert not family.off_is_base(config)
+    assert not family.disabling_restores_base(config)

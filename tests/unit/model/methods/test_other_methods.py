@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import gap, gpt2, llama, logits
+from tests.unit.model.methods.bases import gpt2, llama, logits, max_difference
 from tuneline.config.sections.method import AdaloraMethod, Ia3Method, OftMethod, VeraMethod
 from tuneline.errors import RecipeError
 from tuneline.model.methods import families
@@ -28,17 +28,17 @@ def test_oft_turns_no_conv1d():
 
 
 def test_oft_keeps_the_lengths_of_the_rows_it_turns():
-    model = bases.attached("oft", oft())
+    model = bases.attach("oft", oft())
     bases.train(model, "oft", steps=8, lr=1e-2)
     before, after = llama().state_dict(), families["oft"].merge(model).state_dict()
 
     name = "model.layers.0.mlp.up_proj.weight"
-    assert gap(after[name], before[name]) > 0.01
+    assert max_difference(after[name], before[name]) > 0.01
     assert torch.allclose(after[name].norm(dim=1), before[name].norm(dim=1), rtol=1e-2)
 
 
 def test_vera_shares_projections_and_saves_them(tmp_path):
-    model = bases.trained("vera", VeraMethod(type="vera", r=8))
+    model = bases.attach_and_train("vera", VeraMethod(type="vera", r=8))
     families["vera"].save(model, tmp_path)
 
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -48,17 +48,17 @@ def test_vera_shares_projections_and_saves_them(tmp_path):
 
 
 def test_vera_reads_its_projections_from_the_file_and_not_from_the_seed(tmp_path):
-    model = bases.trained("vera", VeraMethod(type="vera", r=8))
+    model = bases.attach_and_train("vera", VeraMethod(type="vera", r=8))
     families["vera"].save(model, tmp_path)
     about = tmp_path / "adapter_config.json"
     about.write_text(about.read_text().replace('"projection_prng_key": 0', '"projection_prng_key": 1'))
 
-    assert gap(logits(families["vera"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
+    assert max_difference(logits(families["vera"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
 
 
 def test_vera_is_reproducible_by_its_key():
     one, same, other = (
-        bases.attached("vera", VeraMethod(type="vera", r=8, projection_prng_key=key)) for key in (1, 1, 2)
+        bases.attach("vera", VeraMethod(type="vera", r=8, projection_prng_key=key)) for key in (1, 1, 2)
     )
 
     assert torch.equal(one.base_model.vera_A["default"], same.base_model.vera_A["default"])
@@ -71,20 +71,20 @@ def ia3(**changes):
 
 def test_ia3_rescales_inputs_of_feed_forward_layers_and_outputs_of_the_others():
     config = ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    model = bases.attached("ia3", config)
+    model = bases.attach("ia3", config)
 
     shapes = {name.split(".")[-3]: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert shapes == {"k_proj": (16, 1), "down_proj": (1, 64)}
 
 
 def test_ia3_takes_all_layers_where_none_are_named(tmp_path):
-    model = bases.trained("ia3", ia3(feedforward_modules=["down_proj"]))
+    model = bases.attach_and_train("ia3", ia3(feedforward_modules=["down_proj"]))
     families["ia3"].save(model, tmp_path)
 
-    assert gap(logits(families["ia3"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
-    families["ia3"].check_continues(tmp_path, ia3(feedforward_modules=["down_proj"]), bases.on_meta())
+    assert max_difference(logits(families["ia3"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
+    families["ia3"].check_continuation(tmp_path, ia3(feedforward_modules=["down_proj"]), bases.on_meta())
     with pytest.raises(RecipeError, match="method.feedforward_modules: the recipe says .* was made with"):
-        families["ia3"].check_continues(tmp_path, ia3(feedforward_modules=["up_proj"]), bases.on_meta())
+        families["ia3"].check_continuation(tmp_path, ia3(feedforward_modules=["up_proj"]), bases.on_meta())
 
 
 def test_feed_forward_layers_of_ia3_are_among_its_targets():

@@ -5,7 +5,7 @@ import torch
 from transformers import DeepseekV3Config, MambaConfig, MambaForCausalLM
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import IDS, gap, llama, logits
+from tests.unit.model.methods.bases import IDS, llama, logits, max_difference
 from tuneline.config.sections.method import PrefixMethod, PromptMethod, PTuningMethod
 from tuneline.errors import RecipeError
 from tuneline.model.attention import packed_inputs
@@ -20,7 +20,7 @@ each = pytest.mark.parametrize("name", METHODS)
 
 
 def trained(name, build=llama):
-    return bases.trained(name, METHODS[name], build)
+    return bases.attach_and_train(name, METHODS[name], build)
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def test_logits_are_those_of_the_text_behind_the_virtual_tokens(name, attention)
 
     model = trained(name, build)
 
-    assert gap(logits(model, name), by_hand(name, model)) <= 1e-5
+    assert max_difference(logits(model, name), by_hand(name, model)) <= 1e-5
 
 
 @each
@@ -55,7 +55,7 @@ def test_logits_at_some_positions_are_picked_behind_the_virtual_tokens(name):
     with torch.no_grad():
         some = families[name].logits(model, {"input_ids": IDS, **packed_inputs([12])}, keep)
 
-    assert gap(some, logits(model, name)[keep]) <= 1e-5
+    assert max_difference(some, logits(model, name)[keep]) <= 1e-5
 
 
 @each
@@ -64,12 +64,12 @@ def test_a_token_does_not_change_the_logits_before_it(name):
     other = IDS.clone()
     other[0, 8:] = 1
 
-    assert gap(logits(model, name, other)[:8], logits(model, name)[:8]) <= 1e-5
+    assert max_difference(logits(model, name, other)[:8], logits(model, name)[:8]) <= 1e-5
 
 
 @each
 def test_rows_cannot_be_packed_and_the_family_says_so(name):
-    assert not families[name].packs
+    assert not families[name].supports_packing
 
 
 def test_only_prompts_stand_in_the_logits():
@@ -81,13 +81,13 @@ def test_only_prompts_stand_in_the_logits():
 def test_switched_off_nothing_stands_in_front():
     model = trained("prompt")
 
-    with families["prompt"].switched_off(model):
+    with families["prompt"].disable_adapter(model):
         assert families["prompt"].num_prefix_logits(model) == 0
     assert families["prompt"].num_prefix_logits(model) == 5
 
 
 def test_a_prompt_starts_from_words_of_the_vocabulary():
-    model = bases.attached("prompt", METHODS["prompt"])
+    model = bases.attach("prompt", METHODS["prompt"])
     words = model.get_input_embeddings().weight
 
     starts = model.prompt_encoder["default"].embedding.weight
@@ -100,19 +100,19 @@ def test_a_prompt_starts_from_words_of_the_vocabulary():
 )
 def test_what_a_network_made_cannot_be_trained_further(method, tmp_path):
     family = families[method.type]
-    family.save(bases.attached(method.type, method), tmp_path)
+    family.save(bases.attach(method.type, method), tmp_path)
 
     with pytest.raises(RecipeError, match="a small network made while training"):
-        family.check_continues(tmp_path, method)
+        family.check_continuation(tmp_path, method)
     with pytest.raises(RecipeError, match="a small network made while training"):
         family.attach_saved(llama(), tmp_path, trainable=True)
 
 
 def test_another_length_cannot_go_on(tmp_path):
-    families["prompt"].save(bases.attached("prompt", METHODS["prompt"]), tmp_path)
+    families["prompt"].save(bases.attach("prompt", METHODS["prompt"]), tmp_path)
 
     with pytest.raises(RecipeError, match="method.num_virtual_tokens: the recipe says 6, .* made with 5"):
-        families["prompt"].check_continues(tmp_path, PromptMethod(type="prompt", num_virtual_tokens=6))
+        families["prompt"].check_continuation(tmp_path, PromptMethod(type="prompt", num_virtual_tokens=6))
 
 
 @each
@@ -138,7 +138,7 @@ def test_a_prefix_under_checkpointing_is_refused():
     model = llama()
     model.gradient_checkpointing_enable()
 
-    assert not families["prefix"].checkpoints
+    assert not families["prefix"].supports_gradient_checkpointing
     with pytest.raises(RecipeError, match="load.gradient_checkpointing: prefix"):
         families["prefix"].attach(model, METHODS["prefix"])
 

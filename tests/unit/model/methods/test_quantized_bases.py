@@ -5,13 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.unit.model.methods import bases
-from tests.unit.model.methods.bases import gap, logits
+from tests.unit.model.methods.bases import logits, max_difference
 from tests.unit.model.methods.test_every_method import ADAPTERS, BESIDE, FROM_BASE, WHOLE, every
 from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import RecipeError
 from tuneline.model import quantize
 from tuneline.model.methods import families
-from tuneline.model.methods.base import quantization_of
+from tuneline.model.methods.base import model_quantization
 
 CONFIGS = {
     "bnb_4bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
@@ -39,7 +39,7 @@ def load(folder, kind):
     def read():
         config = CONFIGS[kind]()
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
-        return quantize.guard(model).eval()
+        return quantize.apply_workarounds(model).eval()
 
     return read
 
@@ -56,7 +56,9 @@ def test_adapters_train_on_few_bits_and_are_read_again(method, load, kind, tmp_p
 
     assert losses[-1] < losses[0]
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    assert gap(logits(family.attach_saved(load(), tmp_path), method.type), logits(model, method.type)) <= 1e-5
+    assert (
+        max_difference(logits(family.attach_saved(load(), tmp_path), method.type), logits(model, method.type)) <= 1e-5
+    )
 
 
 @every(ADAPTERS)
@@ -70,21 +72,21 @@ def test_adapters_are_folded_into_the_dequantized_weights_only(method, load, kin
 
     with pytest.raises(RecipeError, match=f"merge_adapter: folded into {kind} weights"):
         family.merge(model)
-    merged = family.merge(family.attach_saved(quantize.dequantized(load()), tmp_path))
-    assert gap(logits(merged), logits(model, method.type)) <= ROUNDING[kind]
+    merged = family.merge(family.attach_saved(quantize.dequantize(load()), tmp_path))
+    assert max_difference(logits(merged), logits(model, method.type)) <= ROUNDING[kind]
 
 
 def test_a_dequantized_model_is_not_taken_for_a_quantized_one(load, kind):
-    assert quantization_of(load()) == kind
-    assert quantization_of(quantize.dequantized(load())) == ""
-    assert quantization_of(bases.llama()) == ""
+    assert model_quantization(load()) == kind
+    assert model_quantization(quantize.dequantize(load())) == ""
+    assert model_quantization(bases.llama()) == ""
 
 
 def test_the_shape_of_a_model_that_comes_quantized_says_so(kind):
     shape = bases.on_meta()
     shape.config.quantization_config = CONFIGS[kind]().to_dict()
 
-    assert quantization_of(shape) == kind
+    assert model_quantization(shape) == kind
     with pytest.raises(RecipeError, match=f"method full does not train on {kind} weights"):
         families["full"].check(shape, WHOLE["full"])
 
@@ -128,24 +130,24 @@ def test_a_quantized_module_cannot_be_trained_whole(load, kind):
 
 
 def test_rows_of_new_tokens_train_beside_few_bits(load, kind, tmp_path):
-    model = families["lora"].attach(load(), ADAPTERS["lora"], new_ids=bases.NEW)
+    model = families["lora"].attach(load(), ADAPTERS["lora"], new_ids=bases.NEW_IDS)
     bases.train(model, "lora")
     families["lora"].save(model, tmp_path)
 
-    assert gap(logits(families["lora"].attach_saved(load(), tmp_path)), logits(model)) <= 1e-5
+    assert max_difference(logits(families["lora"].attach_saved(load(), tmp_path)), logits(model)) <= 1e-5
 
 
 def test_gradients_on_four_bits_are_those_of_the_dequantized_weights(folder):
     def gradients(model):
-        adapted = bases.attached("lora", ADAPTERS["gaussian"], lambda: model).train()
+        adapted = bases.attach("lora", ADAPTERS["gaussian"], lambda: model).train()
         families["lora"].logits(adapted, {"input_ids": bases.IDS}, torch.arange(11)).square().mean().backward()
         return {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
 
     def read():
         config = CONFIGS["bnb_4bit"]()
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
-        return quantize.guard(model)
+        return quantize.apply_workarounds(model)
 
-    few, full = gradients(read()), gradients(quantize.dequantized(read()))
+    few, full = gradients(read()), gradients(quantize.dequantize(read()))
 
-    assert all(gap(few[name], full[name]) <= 1e-6 for name in full)
+    assert all(max_difference(few[name], full[name]) <= 1e-6 for name in full)

@@ -10,7 +10,7 @@ from tests import tiny
 from tuneline.config.experiments import search as asking
 from tuneline.errors import TrackingError
 from tuneline.tracking.experiments import optuna_study
-from tuneline.tracking.experiments.sweep import Line
+from tuneline.tracking.experiments.sweep import SettingResult
 
 
 @pytest.fixture
@@ -18,7 +18,9 @@ def make(tmp_path, home):
     recipe = tiny.build_project(tmp_path / "project") / "run.yaml"
 
     def made(*written, **told):
-        return asking.search(recipe, list(written or ["train.learning_rate=log(1e-5,1e-1)"]), **{"trials": 6, **told})
+        return asking.parse_search(
+            recipe, list(written or ["train.learning_rate=log(1e-5,1e-1)"]), **{"trials": 6, **told}
+        )
 
     return made
 
@@ -65,9 +67,9 @@ def test_a_search_whose_trials_all_failed_tells_why(make):
 
 
 def test_two_processes_do_not_run_one_search(make):
-    second = optuna_study.alone(make())
+    second = optuna_study.exclusive_study(make())
 
-    with optuna_study.alone(make()), pytest.raises(TrackingError, match="Another process runs the search"):
+    with optuna_study.exclusive_study(make()), pytest.raises(TrackingError, match="Another process runs the search"):
         second.__enter__()
 
 
@@ -98,14 +100,18 @@ def test_guided_draws_come_nearer_to_the_best_than_random_ones(make):
     ],
 )
 def test_the_verdict_holds_the_best_against_fresh_seeds(make, best, own, told):
-    found = optuna_study.verdict(make(), Line("best", [], best), Line("as it is", [], own))
+    found = optuna_study.describe_confirmation(
+        make(), SettingResult("best", [], best), SettingResult("as it is", [], own)
+    )
 
     assert told in found
 
 
 def test_where_less_is_better_the_verdict_turns(make):
-    told = optuna_study.verdict(
-        make(direction="minimize"), Line("best", [], [0.10, 0.11, 0.12]), Line("as it is", [], [0.30, 0.31, 0.32])
+    told = optuna_study.describe_confirmation(
+        make(direction="minimize"),
+        SettingResult("best", [], [0.10, 0.11, 0.12]),
+        SettingResult("as it is", [], [0.30, 0.31, 0.32]),
     )
 
     assert "is really better" in told

@@ -5,17 +5,17 @@ import re
 
 import pytest
 
-from tuneline.config.experiments.paper_tables import Asked, content_of
+from tuneline.config.experiments.paper_tables import TableOptions, run_content
 from tuneline.statistics import Interval
 from tuneline.tracking.experiments import paper_report as pages
 from tuneline.tracking.experiments import paper_tables as tables
-from tuneline.tracking.experiments.paper_cell import CellResult, Measured, Scored
+from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellResult, CellScore
 
-ASKED = Asked("small")
+ASKED = TableOptions("small")
 
 
 def scored(mean):
-    return Scored.of(Interval(mean, mean - 0.01, mean + 0.01, 25))
+    return CellScore.of(Interval(mean, mean - 0.01, mean + 0.01, 25))
 
 
 def measured(memory=1e9, speed=100.0, perplexity=20.0, rouge=0.2, **changes):
@@ -38,12 +38,12 @@ def measured(memory=1e9, speed=100.0, perplexity=20.0, rouge=0.2, **changes):
         "rows": {"train": 50, "validation": 25},
         "contaminated": 0,
     }
-    return Measured.model_validate(told | changes)
+    return CellMeasurement.model_validate(told | changes)
 
 
 def cell(task, method, found=None, asked=ASKED, **changes):
     table = "efficiency" if task == "pubmed" else "downstream"
-    recipe = content_of(asked, table, task, method)["parameters"]["recipe"]
+    recipe = run_content(asked, table, task, method)["parameters"]["recipe"]
     status = "done" if found else "waiting"
     told = {"table": table, "task": task, "method": method, "status": status, "recipe": recipe, "measured": found}
     return CellResult.model_validate(told | changes)
@@ -104,18 +104,18 @@ def test_settings_that_differ_from_the_papers_are_told_with_their_methods(result
     rows = {(each[0], each[1]): each for each in pages.settings(results).rows}
 
     assert rows["train.learning_rate", "efficiency"][2:] == ["all", "0.0001", "1e-05"]
-    tiny = [cell("pubmed", "full", asked=Asked("tiny")), cell("pubmed", "lora", asked=Asked("tiny"))]
+    tiny = [cell("pubmed", "full", asked=TableOptions("tiny")), cell("pubmed", "lora", asked=TableOptions("tiny"))]
     assert {tuple(each) for each in pages.settings(tiny).rows} >= {("method.r", "efficiency", "lora", "8", "128")}
-    paper = [cell("pubmed", "full", asked=Asked("paper"))]
+    paper = [cell("pubmed", "full", asked=TableOptions("paper"))]
     assert pages.settings(paper).rows[0][0] == "none"
 
 
 def test_a_model_of_the_paper_is_compared_with_itself():
-    asked = Asked("paper", model="Qwen/Qwen2-7B")
+    asked = TableOptions("paper", model="Qwen/Qwen2-7B")
     found = [cell("xsum", "full", measured(), asked), cell("pubmed", "full", measured(), asked)]
 
-    assert tables.compared_with(found, "downstream") == "Qwen2-7B"
-    assert tables.compared_with(found, "efficiency") == "Gemma-2B", "the paper has no Qwen2-7B there"
+    assert tables.reference_model(found, "downstream") == "Qwen2-7B"
+    assert tables.reference_model(found, "efficiency") == "Gemma-2B", "the paper has no Qwen2-7B there"
 
 
 def test_a_training_that_went_on_and_known_items_are_told():
@@ -141,6 +141,6 @@ def test_the_figures_hold_everything(results, tmp_path):
 
 
 def test_a_line_says_what_a_cell_came_to(results):
-    assert tables.line(results[1]) == "PubMed, lora: trained; 0.80 GB, 60.0 tokens/s, perplexity 19.50"
-    assert tables.line(results[3]) == "PubMed, freeze: waiting"
-    assert tables.line(results[4]).endswith("ROUGE 23.50 [22.5, 24.5] (+13.50)")
+    assert tables.summary_line(results[1]) == "PubMed, lora: trained; 0.80 GB, 60.0 tokens/s, perplexity 19.50"
+    assert tables.summary_line(results[3]) == "PubMed, freeze: waiting"
+    assert tables.summary_line(results[4]).endswith("ROUGE 23.50 [22.5, 24.5] (+13.50)")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from tuneline.tracking.experiments import sweep
-from tuneline.tracking.experiments.sweep import Line
+from tuneline.tracking.experiments.sweep import SettingResult
 
 
 def line(name, *scores):
-    return Line(name, [f"{name}-{i}" for i in range(len(scores))], list(scores))
+    return SettingResult(name, [f"{name}-{i}" for i in range(len(scores))], list(scores))
 
 
 def test_settings_are_ranked_and_told_apart_from_noise():
-    found = sweep.judged([line("a", 0.10, 0.11, 0.12), line("b", 0.30, 0.31, 0.32), line("c", 0.29, 0.32, 0.30)])
+    found = sweep.rank([line("a", 0.10, 0.11, 0.12), line("b", 0.30, 0.31, 0.32), line("c", 0.29, 0.32, 0.30)])
 
     assert [each.name for each in found] == ["b", "c", "a"]
     assert found[0].differs == "best"
@@ -23,7 +23,7 @@ def test_settings_are_ranked_and_told_apart_from_noise():
 
 
 def test_one_seed_tells_no_noise():
-    found = sweep.judged([line("a", 0.1), line("b", 0.3)])
+    found = sweep.rank([line("a", 0.1), line("b", 0.3)])
 
     assert [each.differs for each in found] == ["best", "unknown: one seed tells no noise"]
     assert math.isnan(found[0].band)
@@ -39,12 +39,12 @@ def test_equal_settings_seldom_seem_to_differ():
     trials, wrong = 1000, 0
     for _ in range(trials):
         lines = [line(str(i), *generator.normal(size=4)) for i in range(2)]
-        wrong += any(each.differs.startswith("really") for each in sweep.judged(lines))
+        wrong += any(each.differs.startswith("really") for each in sweep.rank(lines))
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_the_page_names_what_is_swept():
-    page = sweep.to_html("sweep of demo", "rougeL", sweep.judged([line("<r> 2", 0.1, 0.2), line("r 4", 0.3, 0.2)]))
+    page = sweep.to_html("sweep of demo", "rougeL", sweep.rank([line("<r> 2", 0.1, 0.2), line("r 4", 0.3, 0.2)]))
 
     assert "&lt;r&gt; 2" in page
     assert "rougeL" in page

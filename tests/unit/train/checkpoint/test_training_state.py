@@ -17,12 +17,12 @@ from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.config.sections.method import AdaloraMethod, FullMethod, LoraMethod
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import LeversConfig, TrainConfig
+from tuneline.config.training.base import LeversConfig, SFTConfig
 from tuneline.data import schema
 from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
-from tuneline.errors import ProofError, RecipeError, StoppedError
+from tuneline.errors import RecipeError, StoppedError, VerificationError
 from tuneline.model import source
 from tuneline.train import training_run
 from tuneline.train.checkpoint import best_weights, resumable_trainer, training_state
@@ -57,7 +57,7 @@ here.trained(here.parts_of(Path(sys.argv[1])), listeners=(die,))
 
 def parts_of(model: Path):
     """Packed rows, and the manifests they go with."""
-    tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=model))
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=model))
     rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(16)]
     split = {
         "train": Dataset.from_list(rows[:12], features=schema.EXAMPLE),
@@ -68,7 +68,7 @@ def parts_of(model: Path):
 
 
 def config(**changes):
-    return TrainConfig(**{"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": EVERY, **changes})
+    return SFTConfig(**{"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": EVERY, **changes})
 
 
 def trained(parts, method=LORA, listeners=(), *, keeps_state=False, **changes):
@@ -219,7 +219,7 @@ def test_a_finished_training_stays_until_its_result_is_stored(parts, home, whole
     trained(parts, learning_rate=2e-2)
     assert "unfinished" not in caplog.text
 
-    training_state.forget(report.state)
+    training_state.delete_state(report.state)
     assert not list(home.glob("training/*"))
 
 
@@ -241,7 +241,7 @@ def test_where_it_is_saved_does_not_change_what_is_trained(parts, whole):
     checkpoint, _ = trained(parts, save_steps=0)
 
     assert weights(checkpoint) == whole[0]
-    assert checkpoint.identity["train"] == config().shaping()
+    assert checkpoint.identity["train"] == config().weight_affecting_fields()
 
 
 def test_time_alone_saves_too(parts, home):
@@ -262,11 +262,11 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_model, home, whole):
 
 
 def test_handlers_are_as_before_after_a_training(parts):
-    before = [signal.getsignal(number) for number in resumable_trainer.STOPPED_BY]
+    before = [signal.getsignal(number) for number in resumable_trainer.STOP_SIGNALS]
 
     trained(parts)
 
-    assert [signal.getsignal(number) for number in resumable_trainer.STOPPED_BY] == before
+    assert [signal.getsignal(number) for number in resumable_trainer.STOP_SIGNALS] == before
 
 
 def test_another_recipe_is_a_new_run_and_the_unfinished_one_is_named(parts, caplog):
@@ -319,7 +319,7 @@ def test_gradients_that_are_no_number_stop_before_a_checkpoint_keeps_them(parts,
 
     monkeypatch.setattr(Levers, "token_losses", steep_at_sixth)
 
-    with pytest.raises(ProofError, match="The norm of the gradients became NaN in step 6"):
+    with pytest.raises(VerificationError, match="The norm of the gradients became NaN in step 6"):
         trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-3"]
 
@@ -334,7 +334,7 @@ def test_a_loss_that_is_no_number_stops_at_once_and_says_the_step(parts, monkeyp
 
     monkeypatch.setattr(Levers, "token_losses", nan_at_fourth)
 
-    with pytest.raises(ProofError, match="The loss became NaN in step 4"):
+    with pytest.raises(VerificationError, match="The loss became NaN in step 4"):
         trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert len(calls) == 4
 
@@ -461,7 +461,9 @@ def test_best_weights_that_were_changed_are_not_put_back(parts, home, monkeypatc
 
     judged(monkeypatch, {2: 1.0})
 
-    with pytest.raises(ProofError, match=r"best-2.safetensors with the weights of step 2 is missing or not as it was"):
+    with pytest.raises(
+        VerificationError, match=r"best-2.safetensors with the weights of step 2 is missing or not as it was"
+    ):
         trained(parts, LORA, (damage,), **BEST)
 
 

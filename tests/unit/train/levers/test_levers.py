@@ -14,7 +14,7 @@ from tuneline.model.methods import families
 from tuneline.train import token_losses
 from tuneline.train.collate import collate
 from tuneline.train.levers import attention, fused, head, pointwise
-from tuneline.train.levers.apply import apply
+from tuneline.train.levers.apply import apply_levers
 
 LORA = families["lora"]
 COMPUTED = ("head_loss", "fused_lora", "blocked_attention", "fused_norms", "fused_rotation", "fused_gates")
@@ -47,13 +47,13 @@ def measured(model, loss):
 
 
 def switched_on(model, family=LORA, **config):
-    return apply(family, model, LeversConfig(keep_memory=False, **config), row(), None)
+    return apply_levers(family, model, LeversConfig(keep_memory=False, **config), row(), None)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 384])
 @pytest.mark.parametrize("names", [*((name,) for name in COMPUTED), COMPUTED], ids=str)
 def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
-    monkeypatch.setattr(head, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK_SIZE", chunk)
     model = adapted(tiny_model)
     plain, gradients = measured(model, lambda: token_losses.token_losses(LORA, model, row()))
 
@@ -140,15 +140,15 @@ def test_a_trained_head_steps_aside(tiny_model):
 
 
 def test_a_method_with_virtual_tokens_keeps_its_own_logits(tiny_model):
-    assert head.why_not(families["prompt"], adapted(tiny_model)) == "method prompt makes its logits itself"
+    assert head.unsupported_reason(families["prompt"], adapted(tiny_model)) == "method prompt makes its logits itself"
 
 
-@pytest.mark.parametrize("name", head.SCALED)
+@pytest.mark.parametrize("name", head.LOGIT_SCALING_KEYS)
 def test_a_model_that_changes_its_logits_keeps_its_own_loss(tiny_model, name):
     model = adapted(tiny_model)
     setattr(model.get_base_model().config, name, 0.5)
 
-    assert name in head.why_not(LORA, model)
+    assert name in head.unsupported_reason(LORA, model)
 
 
 def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
@@ -168,7 +168,7 @@ def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float32], ids=str)
 def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, held):
     model = adapted(tiny_model, held)
-    levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
+    levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
     assert levers.decisions["levers.fused_lora"].startswith("on, ")
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,7 +180,7 @@ def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, h
 def test_fused_layers_step_aside_where_products_are_kept(tiny_model):
     model = adapted(tiny_model)
 
-    levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), None, recomputes_parts=True)
+    levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), None, recomputes_parts=True)
 
     assert "stepped aside: load.gradient_checkpointing: selective" in levers.decisions["levers.fused_lora"]
     assert not levers.fused_layers
@@ -241,15 +241,15 @@ def test_off_means_off(tiny_model):
 @pytest.mark.parametrize("kept", [0, 256])
 @pytest.mark.parametrize("block", [3, 64])
 def test_blocks_attend_as_torch_does_within_each_example(monkeypatch, block, kept):
-    monkeypatch.setattr(attention, "BLOCK", block)
-    monkeypatch.setattr(attention, "KEPT", kept)
+    monkeypatch.setattr(attention, "BLOCK_SIZE", block)
+    monkeypatch.setattr(attention, "MAX_STORED_LENGTH", kept)
     torch.manual_seed(0)
     tokens = [torch.randn(1, 17, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2)]
     q, k, v = (x.transpose(1, 2) for x in tokens)
     ends, weight = [0, 7, 8, 17], torch.randn(1, 17, 6, 8, dtype=torch.float64)
 
     ours = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
-    theirs = bounds.attend(q, k, v, ends, scale=0.3).transpose(1, 2)
+    theirs = bounds.attend_within_bounds(q, k, v, ends, scale=0.3).transpose(1, 2)
 
     assert torch.allclose(ours, theirs, atol=1e-12)
     for one, other in zip(*(torch.autograd.grad((out * weight).sum(), tokens) for out in (ours, theirs)), strict=True):
@@ -279,7 +279,7 @@ def test_gradients_are_those_of_small_differences(operation, shapes):
 def test_in_16_bits_all_levers_are_on(tiny_model):
     model = adapted(tiny_model, torch.bfloat16)
 
-    levers = apply(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
+    levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
     assert all(levers.decisions[f"levers.{name}"].startswith("on, ") for name in COMPUTED)
     levers.remove()
@@ -297,7 +297,7 @@ def plain_rotation(x, cos, sin):
 
 def plain_attention(q, k, v):
     ends, options = [0, 37, 101], {"dropout_p": 0.0, "scale": 0.25}
-    return bounds.attend(q, k, v, ends, **options).transpose(1, 2)
+    return bounds.attend_within_bounds(q, k, v, ends, **options).transpose(1, 2)
 
 
 IN_16_BITS = {
@@ -337,10 +337,10 @@ def test_in_16_bits_an_operation_rounds_no_more_than_the_architectures_own_code(
 def test_attention_of_another_kind_or_with_dropout_stays_as_it_is(tiny_model):
     model = adapted(tiny_model)
     model.get_base_model().config.attention_dropout = 0.1
-    assert attention.why_not(model, torch.float32) == "attention drops out (0.1)"
+    assert attention.unsupported_reason(model, torch.float32) == "attention drops out (0.1)"
 
     model.get_base_model().set_attn_implementation("sdpa")
-    assert attention.why_not(model, torch.float32) == "the attention is sdpa"
+    assert attention.unsupported_reason(model, torch.float32) == "the attention is sdpa"
 
 
 def test_trained_norms_are_left_alone(tiny_model):
@@ -381,5 +381,5 @@ def test_a_norm_that_takes_more_than_its_input_is_left_alone(tiny_model):
 
     norm = GatedRMSNorm(4).requires_grad_(False)
 
-    assert pointwise.norms(norm) == []
-    assert pointwise.norms(modeling_llama.LlamaRMSNorm(4).requires_grad_(False))
+    assert pointwise.find_norms(norm) == []
+    assert pointwise.find_norms(modeling_llama.LlamaRMSNorm(4).requires_grad_(False))

@@ -39,7 +39,7 @@ def test_an_embedding_that_is_only_looked_up_costs_nothing():
 
 
 def test_phases_add_up_their_own_time():
-    phase = mfu.Phases()
+    phase = mfu.PhaseTimer()
 
     with phase("load"):
         pass
@@ -49,14 +49,14 @@ def test_phases_add_up_their_own_time():
 
 
 def test_twice_the_time_is_half_the_rate(tiny_model, monkeypatch):
-    monkeypatch.setattr(mfu, "best_rate", lambda dtype, device: 1e9)
+    monkeypatch.setattr(mfu, "measure_peak_flops", lambda dtype, device: 1e9)
     model = load_model(tiny_model)
 
-    fast, slow = (mfu.figures(model, 100, seconds, torch.float32, "cpu") for seconds in (1.0, 2.0))
+    fast, slow = (mfu.throughput_metrics(model, 100, seconds, torch.float32, "cpu") for seconds in (1.0, 2.0))
 
     assert fast["flops"] == slow["flops"] == 600 * model.num_parameters()
     assert fast["mfu"] == pytest.approx(2 * slow["mfu"])
 
 
 def test_the_machine_can_do_something():
-    assert mfu.best_rate(torch.float32, "cpu") > 1e8
+    assert mfu.measure_peak_flops(torch.float32, "cpu") > 1e8

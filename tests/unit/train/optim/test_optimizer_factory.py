@@ -11,11 +11,11 @@ from tests import architectures
 from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
 from tests.unit.train.checkpoint import test_training_state as resuming
 from tuneline.config.sections.method import FullMethod, LoraMethod
-from tuneline.config.training.optimizers import TRAITS
+from tuneline.config.training.optimizers import OPTIMIZER_SPECS
 from tuneline.errors import RecipeError
 from tuneline.model.load import load_model
 from tuneline.train import training_run
-from tuneline.train.objectives.reward import HEAD
+from tuneline.train.objectives.reward import REWARD_HEAD
 from tuneline.train.optim import optimizer_factory
 
 FULL = FullMethod(type="full")
@@ -32,9 +32,9 @@ ARGUMENTS = {
 
 def options(name):
     """A recipe's `train` for full tuning, with everything that an optimizer keeps."""
-    free = {"lr_scheduler_type": "constant"} if TRAITS[name].schedule_free else {}
+    free = {"lr_scheduler_type": "constant"} if OPTIMIZER_SPECS[name].schedule_free else {}
     args = {"optim_args": ARGUMENTS[name]} if name in ARGUMENTS else {}
-    decay = {"weight_decay": 0.1} if TRAITS[name].decays else {}
+    decay = {"weight_decay": 0.1} if OPTIMIZER_SPECS[name].supports_weight_decay else {}
     rate = 2e-3 * STEEPER.get(name, 1)
     return {"optim": name, "learning_rate": rate, **OPTIMIZERS.get(name, {}), **free, **decay, **args}
 
@@ -64,7 +64,7 @@ def parts(model, home):
     return resuming.parts_of(model)
 
 
-@pytest.mark.parametrize("name", marked(sorted(set(TRAITS) - set(optimizer_factory.NEED_CUDA))))
+@pytest.mark.parametrize("name", marked(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
 def test_every_optimizer_learns_and_goes_on_to_the_same_weights(parts, name):
     undisturbed, straight = run(parts, name)
     kept = resuming.weights(undisturbed)
@@ -73,14 +73,14 @@ def test_every_optimizer_learns_and_goes_on_to_the_same_weights(parts, name):
         run(parts, name, FULL, resuming.dying_at(8))
     resumed, report = run(parts, name)
 
-    went_on = "went on from step 6 of 11" if TRAITS[name].keeps_state else None
+    went_on = "went on from step 6 of 11" if OPTIMIZER_SPECS[name].resumable else None
     assert report.decisions.get("resume") == went_on
     assert resuming.weights(resumed) == kept
     assert straight.summary["final_loss"] < straight.summary["first_loss"]
     assert straight.summary["trainable_parameters"] == straight.summary["parameters"]
 
 
-@pytest.mark.parametrize("name", optimizer_factory.NEED_CUDA)
+@pytest.mark.parametrize("name", optimizer_factory.CUDA_OPTIMIZERS)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_what_keeps_its_state_on_a_gpu_says_so_without_one(parts, name):
     with pytest.raises(RecipeError, match="keeps its state on a CUDA GPU, and there is none. Set train.optim"):
@@ -89,7 +89,7 @@ def test_what_keeps_its_state_on_a_gpu_says_so_without_one(parts, name):
 
 def seen_at_the_end(monkeypatch):
     """Return what an optimizer is when a training ends, before it settles."""
-    seen, settle = {}, optimizer_factory.Settle.on_train_end
+    seen, settle = {}, optimizer_factory.EvalModeCallback.on_train_end
 
     def look(self, args, state, control, optimizer=None, model=None, **more):
         seen["optimizer"] = optimizer.optimizer
@@ -97,7 +97,7 @@ def seen_at_the_end(monkeypatch):
         seen["parts"] = dict(model.named_parameters())
         settle(self, args, state, control, optimizer=optimizer, model=model, **more)
 
-    monkeypatch.setattr(optimizer_factory.Settle, "on_train_end", look)
+    monkeypatch.setattr(optimizer_factory.EvalModeCallback, "on_train_end", look)
     return seen
 
 
@@ -130,11 +130,11 @@ def test_an_evaluation_sees_the_average_and_changes_nothing(parts):
 
 def test_a_head_outside_of_the_layers_is_not_left_untrained_by_badam(model, tmp_path):
     rewarding = load_model(model)
-    rewarding.add_module(HEAD, torch.nn.Linear(32, 1))
-    args = optimizer_factory.Arguments(output_dir=str(tmp_path), use_cpu=True, own_optim="badam")
+    rewarding.add_module(REWARD_HEAD, torch.nn.Linear(32, 1))
+    args = optimizer_factory.StageTrainingArguments(output_dir=str(tmp_path), use_cpu=True, custom_optim="badam")
 
     with pytest.raises(RecipeError, match="the new head that answers with a number belongs to none"):
-        optimizer_factory.OWN["badam"](rewarding, [], args, {})
+        optimizer_factory.CUSTOM_OPTIMIZERS["badam"](rewarding, [], args, {})
 
 
 def test_few_bits_are_few_bits(parts, monkeypatch):
@@ -211,8 +211,8 @@ def test_adam_mini_keeps_one_second_moment_a_head(parts, monkeypatch):
 
 
 def adam_mini(model, tmp_path):
-    args = optimizer_factory.Arguments(output_dir=str(tmp_path), use_cpu=True, own_optim="adam_mini")
-    return optimizer_factory.OWN["adam_mini"](model, [], args, {})
+    args = optimizer_factory.StageTrainingArguments(output_dir=str(tmp_path), use_cpu=True, custom_optim="adam_mini")
+    return optimizer_factory.CUSTOM_OPTIMIZERS["adam_mini"](model, [], args, {})
 
 
 def test_adam_mini_knows_heads_of_their_own_width(tmp_path):
@@ -269,4 +269,4 @@ def test_gradients_are_left_as_long_as_they_are(parts):
 
 
 def test_those_that_are_compiled_are_known():
-    assert set(COMPILED) < set(TRAITS)
+    assert set(COMPILED) < set(OPTIMIZER_SPECS)

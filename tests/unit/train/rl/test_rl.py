@@ -10,7 +10,7 @@ from tuneline.config.sections.data import TokenizeStepConfig
 from tuneline.config.sections.load import AdapterSource, LoadStepConfig
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.sections.model import DirectoryModel
-from tuneline.config.training.base import MergeAdapterConfig, TrainConfig
+from tuneline.config.training.base import MergeAdapterConfig, SFTConfig
 from tuneline.config.training.preference import RewardConfig
 from tuneline.config.training.rl import GRPOConfig, PPOConfig
 from tuneline.data import schema
@@ -19,11 +19,11 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import tokenize
 from tuneline.errors import RecipeError
 from tuneline.model import merge, source
-from tuneline.model.load import load_base, load_model
+from tuneline.model.load import load_for_training, load_model
 from tuneline.model.methods import families
 from tuneline.train import rollout, training_run
 from tuneline.train.rl import experience, roles
-from tuneline.train.rollout import Drawing
+from tuneline.train.rollout import GenerationOptions
 
 LORA = LoraMethod(type="lora", r=8, lora_alpha=16)
 LOAD = LoadStepConfig(dtype="float32", max_length=64)
@@ -35,7 +35,7 @@ def world(tiny_model, tmp_path_factory):
     """A tiny model that has learned to answer, its manifests, and rows of prompts: noise cannot earn a reward."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("state")))
-        tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=tiny_model))
+        tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
         rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(40)]
         split = {
             "train": Dataset.from_list(rows[:32], features=schema.EXAMPLE),
@@ -45,10 +45,10 @@ def world(tiny_model, tmp_path_factory):
             stage: tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64, stage=stage))
             for stage in ("sft", "prompt")
         }
-        config = TrainConfig(max_steps=40, learning_rate=5e-3)
+        config = SFTConfig(max_steps=40, learning_rate=5e-3)
         learned, _ = training_run.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
         model = merge.merge_adapter(learned, base_model, tokenizer, made["sft"], LOAD, MergeAdapterConfig())
-        tokenizer, base_model, _ = source.resolve(DirectoryModel(type="directory", path=model.path))
+        tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=model.path))
         yield tokenizer, base_model, made["prompt"]
 
 
@@ -155,7 +155,7 @@ def reward_model(world):
 
 
 def policy_on(base_model, tokenizer):
-    loaded = load_base(base_model, tokenizer, LOAD, trains_all=False, packed=True)
+    loaded = load_for_training(base_model, tokenizer, LOAD, trains_all=False, packed=True)
     model = families["lora"].attach(loaded.model, LORA)
     for name, part in model.named_parameters():
         if "lora_B" in name:
@@ -168,7 +168,7 @@ def test_the_reference_is_the_base_to_the_bit(world, reward_model):
     model = policy_on(base_model, tokenizer)
     roles.attach_reward_model(model, reward_model)
     ids = torch.randint(3, 300, (2, 20))
-    plain = load_base(base_model, tokenizer, LOAD, trains_all=False, packed=True).model.eval()
+    plain = load_for_training(base_model, tokenizer, LOAD, trains_all=False, packed=True).model.eval()
 
     with roles.as_reference(families["lora"], model):
         found = model(input_ids=ids).logits
@@ -189,9 +189,11 @@ def test_the_shared_reward_model_judges_as_the_one_that_stands_alone(world, rewa
 
     shared = judge(spans, [])
 
-    alone, head = load_model(reward_model).eval(), value_head.load(reward_model)
+    alone, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
     with torch.no_grad():
-        expected = [float(value_head.values(alone, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans]
+        expected = [
+            float(value_head.compute_values(alone, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans
+        ]
     assert shared == pytest.approx(expected, rel=1e-4)
     assert {name for name, part in model.named_parameters() if part.requires_grad} == trained_before
 
@@ -199,7 +201,7 @@ def test_the_shared_reward_model_judges_as_the_one_that_stands_alone(world, rewa
 def test_ppo_learns_what_a_reward_model_likes_and_leaves_it_as_it_was(world, reward_model):
     base_model = world[1]
     adapters = [AdapterSource(path=reward_model, use="reward")]
-    with_judge = source.with_adapters(base_model, adapters)
+    with_judge = source.add_adapters(base_model, adapters)
     source.check_same_base(with_judge, reward_model)
     config = PPO.model_copy(update={"reward_function": None, "kl_coef": 0.0, "max_steps": 25})
 
@@ -218,19 +220,19 @@ def test_ppo_learns_what_a_reward_model_likes_and_leaves_it_as_it_was(world, rew
 def test_answers_do_not_depend_on_their_neighbours_and_end_at_the_stop_token(world):
     tokenizer, base_model, rows = world
     model = policy_on(base_model, tokenizer)
-    drawing = Drawing(12, stop_id=2, pad_id=0)
+    drawing = GenerationOptions(12, stop_id=2, pad_id=0)
     prompts = [rows.splits["train"][i]["prompt_ids"] for i in range(3)] + [[5, 9]]
 
-    together = rollout.answers(model, prompts, drawing, greedy=True)
+    together = rollout.generate_completions(model, prompts, drawing, greedy=True)
 
-    assert together == [rollout.answers(model, [prompt], drawing, greedy=True)[0] for prompt in prompts]
+    assert together == [rollout.generate_completions(model, [prompt], drawing, greedy=True)[0] for prompt in prompts]
     assert all(2 not in answer[:-1] for answer in together)
 
 
 def test_advantages_are_discounted_sums_of_errors():
     rewards, values = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, 0.25, 1.0])
 
-    found = experience.advantages(rewards, values, [2, 1], gamma=0.9, lam=0.8)
+    found = experience.compute_gae(rewards, values, [2, 1], gamma=0.9, lam=0.8)
 
     last = 1.0 - 0.25
     assert found.tolist() == pytest.approx([0.9 * 0.25 - 0.5 + 0.72 * last, last, 1.0])
@@ -246,7 +248,7 @@ def test_parts_of_an_experience_keep_what_belongs_together():
 
     part = whole.part([2, 0])
 
-    assert part.old_N.tolist() == [3, 4, 5, 0, 1]
+    assert part.old_logps_N.tolist() == [3, 4, 5, 0, 1]
     assert part.advantages_N.tolist() == [30, 40, 50, 0, 10]
     assert part.rewards.tolist() == [3, 1]
     assert part.lengths == [3, 2]

@@ -13,8 +13,8 @@ def align_alpaca(record: Record, tags: Tags) -> Content:
     """
     if _is_pair(record):
         return preference.align_preference(record, tags)
-    asked = fields.question(record, "instruction", "alpaca")
-    return content([*asked, message("assistant", fields.text(record, "output", "alpaca"))])
+    asked = fields.read_question(record, "instruction", "alpaca")
+    return content([*asked, message("assistant", fields.required_text(record, "output", "alpaca"))])
 
 
 def looks_like_alpaca(record: Record) -> bool:
@@ -22,18 +22,18 @@ def looks_like_alpaca(record: Record) -> bool:
     return record.get("instruction") is not None and record.get("output") is not None
 
 
-KEYS = frozenset(("instruction", "input", "output", "system", "history"))
+COLUMNS = frozenset(("instruction", "input", "output", "system", "history"))
 
 
 def _is_pair(record: Record) -> bool:
     one_answer = isinstance(record.get("output"), str) and "chosen" not in record
-    return not one_answer and preference.is_pair(record)
+    return not one_answer and preference.looks_like_preference(record)
 
 
 def _keys(record: Record) -> frozenset[str]:
     if _is_pair(record):
-        return preference.keys(record)
-    return KEYS
+        return preference.columns_read(record)
+    return COLUMNS
 
 
 formats.register("alpaca")(Format(align_alpaca, looks_like_alpaca, _keys))

@@ -18,10 +18,10 @@ from tuneline.data.align.formats.base import Record
 from tuneline.data.schema import Message, message
 from tuneline.errors import DataError, did_you_mean
 
-CALL = "call"
+TOOL_CALL = "call"
 """What a turn is that only calls a function; it becomes an assistant's message."""
 
-OPENAI = {
+OPENAI_ROLES = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -29,30 +29,32 @@ OPENAI = {
     "tool": "tool",
     "function": "tool",
 }
-PAPER = {**OPENAI, "function": CALL, "observation": "tool"}
-COMMON = {
+PAPER_ROLES = {**OPENAI_ROLES, "function": TOOL_CALL, "observation": "tool"}
+COMMON_ROLES = {
     "system": ("system", "sys", "developer"),
     "user": ("human", "user", "usr", "prompter", "customer"),
     "assistant": ("assistant", "gpt", "gpt4", "gpt-4", "chatgpt", "bot", "chatbot", "model", "bing", "bard", "claude"),
     "tool": ("tool", "observation", "function_response", "tool_response", "tool_result", "ipython"),
-    CALL: ("function_call", "tool_call", "tool_calls"),
+    TOOL_CALL: ("function_call", "tool_call", "tool_calls"),
 }
-ROLES: dict[str, dict[str, str]] = {
-    "openai": OPENAI,
-    "paper": PAPER,
-    "common": {word: role for role, words in COMMON.items() for word in words},
+ROLE_VOCABULARIES: dict[str, dict[str, str]] = {
+    "openai": OPENAI_ROLES,
+    "paper": PAPER_ROLES,
+    "common": {word: role for role, words in COMMON_ROLES.items() for word in words},
 }
-Spelling = Literal["openai", "paper", "common"]
-SWITCHES = ("train", "training", "loss", "weight", "train_on_turn")
-PARTS = "train_detail"
+RoleVocabulary = Literal["openai", "paper", "common"]
+LOSS_SWITCHES = ("train", "training", "loss", "weight", "train_on_turn")
+PARTIAL_LOSS_SWITCH = "train_detail"
 """Axolotl's switch for parts of a turn."""
 
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-KEYS = frozenset(("tool_calls", "function_call", "tool_call_id", "name", PARTS, *SWITCHES, *THOUGHTS))
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+TURN_KEYS = frozenset(
+    ("tool_calls", "function_call", "tool_call_id", "name", PARTIAL_LOSS_SWITCH, *LOSS_SWITCHES, *THINKING_KEYS)
+)
 """What is read of a turn beside speaker and content, or passed over because it says nothing that is trained."""
 
 
-def messages(value: Any, name: str, tags: Tags, spelling: Spelling = "common") -> list[Message]:
+def read_messages(value: Any, name: str, tags: Tags, spelling: RoleVocabulary = "common") -> list[Message]:
     """Read the turns of a chat; a call that follows its speaker's text directly joins it in one message.
 
     Args:
@@ -64,13 +66,13 @@ def messages(value: Any, name: str, tags: Tags, spelling: Spelling = "common") -
     Raises:
         DataError: They are no turns, a role is unknown, or a text or call is none.
     """
-    if not fields.is_list(value):
+    if not fields.is_list_of_objects(value):
         raise DataError(f"{name!r} must be a list of messages, got {value!r:.60}.", f"{name!r} is no list of messages")
     words = _words(spelling, tags)
     said: list[Message] = []
     for turn in value:
         role, one = _message(turn, words, tags)
-        if role == CALL and said and _can_join(said[-1], one):
+        if role == TOOL_CALL and said and _can_join(said[-1], one):
             said[-1] = {**said[-1], "tool_calls": one["tool_calls"]}
         else:
             said.append(one)
@@ -78,36 +80,36 @@ def messages(value: Any, name: str, tags: Tags, spelling: Spelling = "common") -
 
 
 @lru_cache(maxsize=64)
-def _words(spelling: Spelling, tags: Tags) -> dict[str, str]:
+def _words(spelling: RoleVocabulary, tags: Tags) -> dict[str, str]:
     own = {
         tags.system: "system",
         tags.user: "user",
         tags.assistant: "assistant",
         tags.tool: "tool",
-        tags.function: CALL,
+        tags.function: TOOL_CALL,
     }
-    return ROLES[spelling] | {word: role for word, role in own.items() if word is not None}
+    return ROLE_VOCABULARIES[spelling] | {word: role for word, role in own.items() if word is not None}
 
 
-def names_in(turn: Record, tags: Tags) -> tuple[str, str]:
+def speaker_and_content_keys(turn: Record, tags: Tags) -> tuple[str, str]:
     """Return under which keys a turn has its speaker and its content."""
     role = tags.role or ("from" if "from" in turn else "role")
     return role, tags.content or ("value" if "value" in turn else "content")
 
 
 def _message(turn: Record, words: dict[str, str], tags: Tags) -> tuple[str, Message]:
-    speaker, name = names_in(turn, tags)
+    speaker, name = speaker_and_content_keys(turn, tags)
     role = _role(turn, speaker, words)
-    if role == CALL:
+    if role == TOOL_CALL:
         if turn.get(name) is None:
             raise _lacks(turn, name, "content")
-        return role, message("assistant", "", tool_calls.tool_calls(turn[name]), _train(turn))
+        return role, message("assistant", "", tool_calls.normalize_tool_calls(turn[name]), _train(turn))
     if len(turn) == 2 and name in turn:
         return role, message(role, _content(turn, name))
     _keeps_thoughts(turn)
     called = turn.get("tool_calls") or turn.get("function_call")
     content = "" if called and turn.get(name) is None else _content(turn, name)
-    return role, message(role, content, tool_calls.tool_calls(called) if called else None, _train(turn))
+    return role, message(role, content, tool_calls.normalize_tool_calls(called) if called else None, _train(turn))
 
 
 def _role(turn: Record, name: str, words: dict[str, str]) -> str:
@@ -129,7 +131,7 @@ def _content(turn: Record, name: str) -> str:
     if value is None:
         raise _lacks(turn, name, "content")
     if not isinstance(value, list):
-        raise fields.not_text(name, value)
+        raise fields.not_text_error(name, value)
     return "".join(_part(part) for part in value)
 
 
@@ -151,13 +153,13 @@ def _part(part: Any) -> str:
 
 
 def _train(turn: Record) -> bool | None:
-    if turn.get(PARTS):
+    if turn.get(PARTIAL_LOSS_SWITCH):
         raise DataError(
-            f"a turn has {PARTS!r}, which trains parts of it, and a turn is trained as a whole or not at all. Leave it "
+            f"a turn has {PARTIAL_LOSS_SWITCH!r}, which trains parts of it, and a turn is trained as a whole or not at all. Leave it "
             "out, or make turns of the parts.",
-            f"{PARTS!r} in a turn",
+            f"{PARTIAL_LOSS_SWITCH!r} in a turn",
         )
-    said = {name: _switch(name, turn[name]) for name in SWITCHES if turn.get(name) is not None}
+    said = {name: _switch(name, turn[name]) for name in LOSS_SWITCHES if turn.get(name) is not None}
     if len(set(said.values())) > 1:
         one, other = (next(name for name in said if said[name] is value) for value in (True, False))
         raise DataError(
@@ -177,7 +179,7 @@ def _switch(name: str, value: Any) -> bool:
 
 
 def _keeps_thoughts(turn: Record) -> None:
-    name = fields.first_of(turn, THOUGHTS)
+    name = fields.first_present(turn, THINKING_KEYS)
     if name and turn[name]:
         raise DataError(
             f"a turn has thoughts in {name!r}, which would be lost. Write them into its content.",

@@ -7,14 +7,14 @@ from tuneline.data.align.formats.base import Record
 from tuneline.data.schema import Message, message
 from tuneline.errors import DataError
 
-ASKS = ("instruction", "prompt")
+QUESTION_COLUMNS = ("instruction", "prompt")
 """Columns that may hold a question as text."""
 
-TURNS = ("conversations", "messages", "conversation")
+TURN_COLUMNS = ("conversations", "messages", "conversation")
 """Columns that may hold the turns of a chat."""
 
 
-def text(record: Record, name: str, format: str) -> str:
+def required_text(record: Record, name: str, format: str) -> str:
     """Return a field that must be text.
 
     Raises:
@@ -24,11 +24,11 @@ def text(record: Record, name: str, format: str) -> str:
     if isinstance(value, str):
         return value
     if value is None:
-        raise missing(record, name, format)
-    raise not_text(name, value)
+        raise missing_field_error(record, name, format)
+    raise not_text_error(name, value)
 
 
-def optional(record: Record, name: str) -> str:
+def optional_text(record: Record, name: str) -> str:
     """Return a field that is text where it is there, else an empty string.
 
     Raises:
@@ -39,10 +39,10 @@ def optional(record: Record, name: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    raise not_text(name, value)
+    raise not_text_error(name, value)
 
 
-def first_of(record: Record, names: Iterable[str]) -> str | None:
+def first_present(record: Record, names: Iterable[str]) -> str | None:
     """Return the first of some fields that is there."""
     for name in names:
         if record.get(name) is not None:
@@ -50,24 +50,24 @@ def first_of(record: Record, names: Iterable[str]) -> str | None:
     return None
 
 
-def is_list(value: Any) -> TypeGuard[list[Record]]:
+def is_list_of_objects(value: Any) -> TypeGuard[list[Record]]:
     """Tell whether a value is a list of objects, as the turns of a chat are."""
     return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
-def system(record: Record) -> list[Message]:
+def read_system(record: Record) -> list[Message]:
     """Return the system message that stands beside a conversation; an empty one is none."""
-    said = optional(record, "system")
+    said = optional_text(record, "system")
     return [message("system", said)] if said else []
 
 
-def question(record: Record, name: str, format: str) -> list[Message]:
+def read_question(record: Record, name: str, format: str) -> list[Message]:
     """Return system message, earlier rounds and question; an `input` follows the instruction on a line of its own.
 
     Raises:
         DataError: A field is missing or is no text, an input has no instruction, or `history` is no list of pairs.
     """
-    asked, about = text(record, name, format), optional(record, "input")
+    asked, about = required_text(record, name, format), optional_text(record, "input")
     if about:
         if not asked or asked.isspace():
             raise DataError(
@@ -76,7 +76,7 @@ def question(record: Record, name: str, format: str) -> list[Message]:
                 f"empty {name!r} with an 'input'",
             )
         asked = f"{asked}\n{about}"
-    before = [*system(record), *_history(record)] if "system" in record or "history" in record else []
+    before = [*read_system(record), *_history(record)] if "system" in record or "history" in record else []
     return [*before, message("user", asked)]
 
 
@@ -95,7 +95,7 @@ def _is_round(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
-def missing(record: Record, name: str, format: str, others: Iterable[str] = ()) -> DataError:
+def missing_field_error(record: Record, name: str, format: str, others: Iterable[str] = ()) -> DataError:
     """Build the error of a row that lacks a field, under its name or under others that it may have."""
     null = next((each for each in (name, *others) if each in record), None)
     if null is not None:
@@ -103,6 +103,6 @@ def missing(record: Record, name: str, format: str, others: Iterable[str] = ()) 
     return DataError(f"a row in {format} format needs {name!r}; it has {sorted(record)}.", f"no {name!r}")
 
 
-def not_text(name: str, value: Any) -> DataError:
+def not_text_error(name: str, value: Any) -> DataError:
     """Build the error of a field that must be text."""
     return DataError(f"{name!r} must be text, got {type(value).__name__} {value!r:.60}.", f"{name!r} is no text")

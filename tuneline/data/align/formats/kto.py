@@ -8,56 +8,56 @@ from tuneline.data.align.formats.base import Format, Record, formats
 from tuneline.data.schema import Content, Message, content, message
 from tuneline.errors import DataError
 
-LABELS = ("label", "kto_tag")
-ANSWERS = ("completion", "output")
+LABEL_COLUMNS = ("label", "kto_tag")
+ANSWER_COLUMNS = ("completion", "output")
 
 
 def align_kto(record: Record, tags: Tags) -> Content:
     """Read `messages`, or `prompt` and `completion`, or `instruction` and `output`; and `label` beside them."""
-    name = fields.first_of(record, LABELS)
+    name = fields.first_present(record, LABEL_COLUMNS)
     if name is None:
-        raise fields.missing(record, "label", "kto", LABELS)
+        raise fields.missing_field_error(record, "label", "kto", LABEL_COLUMNS)
     if not isinstance(record[name], bool):
         got = f"{type(record[name]).__name__} {record[name]!r:.60}"
         raise DataError(f"{name!r} must be true or false, got {got}.", "label is neither true nor false")
-    return content(_said(record, tags), tools=tool_calls.tools(record.get("tools")), label=record[name])
+    return content(_said(record, tags), tools=tool_calls.normalize_tools(record.get("tools")), label=record[name])
 
 
 def _said(record: Record, tags: Tags) -> list[Message]:
-    turns = fields.first_of(record, fields.TURNS)
+    turns = fields.first_present(record, fields.TURN_COLUMNS)
     if turns:
-        return [*fields.system(record), *chat.messages(record[turns], turns, tags)]
-    asks = fields.first_of(record, fields.ASKS)
+        return [*fields.read_system(record), *chat.read_messages(record[turns], turns, tags)]
+    asks = fields.first_present(record, fields.QUESTION_COLUMNS)
     if asks is None:
-        raise fields.missing(record, "messages", "kto", (*fields.TURNS, *fields.ASKS))
-    answers = fields.first_of(record, ANSWERS)
+        raise fields.missing_field_error(record, "messages", "kto", (*fields.TURN_COLUMNS, *fields.QUESTION_COLUMNS))
+    answers = fields.first_present(record, ANSWER_COLUMNS)
     if answers is None:
-        raise fields.missing(record, "completion", "kto", ANSWERS)
+        raise fields.missing_field_error(record, "completion", "kto", ANSWER_COLUMNS)
     if transcript.is_transcript(record[asks]):
-        said = fields.text(record, answers, "kto").strip()
-        return [*fields.system(record), *transcript.prompt(record[asks]), message("assistant", said)]
+        said = fields.required_text(record, answers, "kto").strip()
+        return [*fields.read_system(record), *transcript.parse_prompt(record[asks]), message("assistant", said)]
     return [*_asked(record, asks, tags), *_answered(record, answers, tags)]
 
 
 def _asked(record: Record, name: str, tags: Tags) -> list[Message]:
     if isinstance(record[name], list):
-        return [*fields.system(record), *chat.messages(record[name], name, tags)]
-    return fields.question(record, name, "kto")
+        return [*fields.read_system(record), *chat.read_messages(record[name], name, tags)]
+    return fields.read_question(record, name, "kto")
 
 
 def _answered(record: Record, name: str, tags: Tags) -> list[Message]:
     if isinstance(record[name], list):
-        return chat.messages(record[name], name, tags)
-    return [message("assistant", fields.text(record, name, "kto"))]
+        return chat.read_messages(record[name], name, tags)
+    return [message("assistant", fields.required_text(record, name, "kto"))]
 
 
 def looks_like_kto(record: Record) -> bool:
     """Tell whether a record has a label that may mean yes or no, and something said."""
-    name = fields.first_of(record, LABELS)
+    name = fields.first_present(record, LABEL_COLUMNS)
     return (
         name is not None
         and _is_yes_or_no(record[name])
-        and bool(fields.first_of(record, (*fields.TURNS, *fields.ASKS)))
+        and bool(fields.first_present(record, (*fields.TURN_COLUMNS, *fields.QUESTION_COLUMNS)))
     )
 
 
@@ -67,10 +67,13 @@ def _is_yes_or_no(value: Any) -> bool:
 
 
 def _keys(record: Record) -> frozenset[str]:
-    label, turns = fields.first_of(record, LABELS) or "label", fields.first_of(record, fields.TURNS)
+    label, turns = (
+        fields.first_present(record, LABEL_COLUMNS) or "label",
+        fields.first_present(record, fields.TURN_COLUMNS),
+    )
     if turns:
         return frozenset((label, turns, "system", "tools"))
-    own = fields.first_of(record, fields.ASKS), fields.first_of(record, ANSWERS)
+    own = fields.first_present(record, fields.QUESTION_COLUMNS), fields.first_present(record, ANSWER_COLUMNS)
     return frozenset((label, *filter(None, own), "input", "system", "history", "tools"))
 
 

@@ -13,8 +13,8 @@ from tuneline.data.align.formats.base import Format, Record, formats
 from tuneline.data.schema import Content, Message, content, message
 from tuneline.errors import DataError
 
-RANKED = ("responses", "output")
-PROMPTS = (*fields.TURNS, *fields.ASKS)
+RANKED_COLUMNS = ("responses", "output")
+PROMPT_COLUMNS = (*fields.TURN_COLUMNS, *fields.QUESTION_COLUMNS)
 
 
 def align_preference(record: Record, tags: Tags) -> Content:
@@ -24,27 +24,31 @@ def align_preference(record: Record, tags: Tags) -> Content:
         DataError: There is no prompt, or no pair.
     """
     better, worse = _pair(record)
-    if transcript.is_transcript(record.get(fields.first_of(record, PROMPTS) or "")):
+    if transcript.is_transcript(record.get(fields.first_present(record, PROMPT_COLUMNS) or "")):
         better, worse = (each.strip() if isinstance(each, str) else each for each in (better, worse))
     chosen, rejected = _answer(better, "chosen", tags), _answer(worse, "rejected", tags)
     prompt = _prompt(record, tags)
     if chosen[0]["role"] != "assistant":
         common = _common(chosen, rejected)
         _fits(prompt, common)
-        prompt, chosen, rejected = [*fields.system(record), *common], chosen[len(common) :], rejected[len(common) :]
+        prompt, chosen, rejected = (
+            [*fields.read_system(record), *common],
+            chosen[len(common) :],
+            rejected[len(common) :],
+        )
     elif not prompt:
-        raise fields.missing(record, "prompt", "preference", PROMPTS)
-    return content(prompt, tools=tool_calls.tools(record.get("tools")), chosen=chosen, rejected=rejected)
+        raise fields.missing_field_error(record, "prompt", "preference", PROMPT_COLUMNS)
+    return content(prompt, tools=tool_calls.normalize_tools(record.get("tools")), chosen=chosen, rejected=rejected)
 
 
-def keys(record: Record) -> frozenset[str]:
+def columns_read(record: Record) -> frozenset[str]:
     """Return the columns that are read of a record."""
-    answers = ("chosen", "rejected") if _named(record) else tuple(name for name in RANKED if name in record)[:1]
-    prompt = fields.first_of(record, PROMPTS)
+    answers = ("chosen", "rejected") if _named(record) else tuple(name for name in RANKED_COLUMNS if name in record)[:1]
+    prompt = fields.first_present(record, PROMPT_COLUMNS)
     return frozenset((*answers, *filter(None, [prompt]), "input", "system", "history", "tools"))
 
 
-def is_pair(record: Record) -> bool:
+def looks_like_preference(record: Record) -> bool:
     """Tell whether a record has two answers, in whatever form."""
     if record.get("chosen") is not None and record.get("rejected") is not None:
         return True
@@ -56,7 +60,7 @@ def _named(record: Record) -> bool:
 
 
 def _ranked(record: Record) -> list[Any] | None:
-    for name in RANKED:
+    for name in RANKED_COLUMNS:
         value = record.get(name)
         if isinstance(value, list) and len(value) > 1:
             return value
@@ -69,33 +73,33 @@ def _pair(record: Record) -> tuple[Any, Any]:
         return ranked[0], ranked[-1]
     for name in ("chosen", "rejected"):
         if record.get(name) is None:
-            raise fields.missing(record, name, "preference")
+            raise fields.missing_field_error(record, name, "preference")
     return record["chosen"], record["rejected"]
 
 
 def _answer(value: Any, name: str, tags: Tags) -> list[Message]:
     """Read an answer: text, one turn, or turns."""
     if transcript.is_transcript(value):
-        return transcript.turns(value)
+        return transcript.parse_transcript(value)
     if isinstance(value, str):
         return [message("assistant", value)]
     if isinstance(value, dict):
-        return chat.messages([value], name, tags)
+        return chat.read_messages([value], name, tags)
     if not isinstance(value, list):
-        raise fields.not_text(name, value)
-    return chat.messages(value, name, tags)
+        raise fields.not_text_error(name, value)
+    return chat.read_messages(value, name, tags)
 
 
 def _prompt(record: Record, tags: Tags) -> list[Message]:
     """Read the prompt, if one is given by itself."""
-    name = fields.first_of(record, PROMPTS)
+    name = fields.first_present(record, PROMPT_COLUMNS)
     if name is None:
         return []
     if transcript.is_transcript(record[name]):
-        return [*fields.system(record), *transcript.prompt(record[name])]
+        return [*fields.read_system(record), *transcript.parse_prompt(record[name])]
     if isinstance(record[name], str):
-        return fields.question(record, name, "preference")
-    return [*fields.system(record), *chat.messages(record[name], name, tags)]
+        return fields.read_question(record, name, "preference")
+    return [*fields.read_system(record), *chat.read_messages(record[name], name, tags)]
 
 
 def _common(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -120,4 +124,4 @@ def _fits(prompt: list[Message], common: list[Message]) -> None:
         )
 
 
-formats.register("preference")(Format(align_preference, is_pair, keys))
+formats.register("preference")(Format(align_preference, looks_like_preference, columns_read))

@@ -11,23 +11,23 @@ from tuneline.data.schema import Content, content
 
 def align_sharegpt(record: Record, tags: Tags) -> Content:
     """Translate the roles; `system` beside the conversation comes first."""
-    name = fields.first_of(record, fields.TURNS)
+    name = fields.first_present(record, fields.TURN_COLUMNS)
     if name is None:
-        raise fields.missing(record, "conversations", "sharegpt", fields.TURNS)
-    said = chat.messages(record[name], name, tags)
-    return content([*fields.system(record), *said], tools=tool_calls.tools(record.get("tools")))
+        raise fields.missing_field_error(record, "conversations", "sharegpt", fields.TURN_COLUMNS)
+    said = chat.read_messages(record[name], name, tags)
+    return content([*fields.read_system(record), *said], tools=tool_calls.normalize_tools(record.get("tools")))
 
 
 def looks_like_sharegpt(record: Record) -> bool:
     """Tell whether a record has turns, and is not in OpenAI's words."""
-    name = fields.first_of(record, fields.TURNS)
-    if name is None or not fields.is_list(record[name]):
+    name = fields.first_present(record, fields.TURN_COLUMNS)
+    if name is None or not fields.is_list_of_objects(record[name]):
         return False
     return name != "messages" or "role" not in record[name][0]
 
 
 def _keys(record: Record) -> frozenset[str]:
-    return frozenset((fields.first_of(record, fields.TURNS) or "conversations", "system", "tools"))
+    return frozenset((fields.first_present(record, fields.TURN_COLUMNS) or "conversations", "system", "tools"))
 
 
 formats.register("sharegpt")(Format(align_sharegpt, looks_like_sharegpt, _keys))

@@ -12,21 +12,21 @@ from tuneline.data.align.formats.base import Format, Record, formats
 from tuneline.data.schema import Content, Message, content
 from tuneline.errors import DataError
 
-OWN = frozenset(("messages", "tools", "chosen", "rejected", "label", "text"))
-PAPER = frozenset(f"{mark}{name}" for mark in ("", "_") for name in ("prompt", "response", "system", "tools"))
+EXAMPLE_COLUMNS = frozenset(("messages", "tools", "chosen", "rejected", "label", "text"))
+PAPER_COLUMNS = frozenset(f"{mark}{name}" for mark in ("", "_") for name in ("prompt", "response", "system", "tools"))
 
 
 def align_standard(record: Record, tags: Tags) -> Content:
     """Read prompt and response; two responses are the better and the worse one."""
-    if record.keys() >= OWN:
-        return read_own(record, tags)
+    if record.keys() >= EXAMPLE_COLUMNS:
+        return read_example(record, tags)
     plain = {name.removeprefix("_"): value for name, value in record.items()}
     for name in ("prompt", "response"):
         if plain.get(name) is None:
-            raise fields.missing(record, name, "standard", [f"_{name}"])
-    prompt = [*fields.system(plain), *chat.messages(plain["prompt"], "prompt", tags, "paper")]
-    answers = chat.messages(plain["response"], "response", tags, "paper")
-    tools = tool_calls.tools(plain.get("tools"))
+            raise fields.missing_field_error(record, name, "standard", [f"_{name}"])
+    prompt = [*fields.read_system(plain), *chat.read_messages(plain["prompt"], "prompt", tags, "paper")]
+    answers = chat.read_messages(plain["response"], "response", tags, "paper")
+    tools = tool_calls.normalize_tools(plain.get("tools"))
     if len(answers) == 1:
         return content([*prompt, *answers], tools=tools)
     if len(answers) > 2:
@@ -34,39 +34,39 @@ def align_standard(record: Record, tags: Tags) -> Content:
     return content(prompt, tools=tools, chosen=answers[:1], rejected=answers[1:])
 
 
-def read_own(record: Record, tags: Tags) -> Content:
+def read_example(record: Record, tags: Tags) -> Content:
     """Read an example in Tuneline's own form; what is absent is empty."""
     label = record.get("label")
     if label is not None and not isinstance(label, bool):
         raise DataError(f"'label' must be true or false, got {label!r:.60}.", "label is neither true nor false")
     return content(
         _turns(record, "messages", tags),
-        tools=tool_calls.tools(record.get("tools")),
+        tools=tool_calls.normalize_tools(record.get("tools")),
         chosen=_turns(record, "chosen", tags),
         rejected=_turns(record, "rejected", tags),
         label=label,
-        text=fields.optional(record, "text"),
+        text=fields.optional_text(record, "text"),
     )
 
 
 def _turns(record: Record, name: str, tags: Tags) -> list[Message]:
     value = record.get(name)
-    return chat.messages(value, name, tags, "openai") if value else []
+    return chat.read_messages(value, name, tags, "openai") if value else []
 
 
-def looks_standard(record: Record) -> bool:
+def looks_like_standard(record: Record) -> bool:
     """Tell whether a record has prompt and response as turns, or all columns of an example."""
-    return record.keys() >= OWN or any(
+    return record.keys() >= EXAMPLE_COLUMNS or any(
         _are_turns(record.get(f"{mark}prompt")) and _are_turns(record.get(f"{mark}response")) for mark in ("", "_")
     )
 
 
 def _are_turns(value: Any) -> bool:
-    return fields.is_list(value)
+    return fields.is_list_of_objects(value)
 
 
 def _keys(record: Record) -> frozenset[str]:
-    return OWN | {"id", "source", "copy"} if record.keys() >= OWN else PAPER
+    return EXAMPLE_COLUMNS | {"id", "source", "copy"} if record.keys() >= EXAMPLE_COLUMNS else PAPER_COLUMNS
 
 
-formats.register("standard")(Format(align_standard, looks_standard, _keys))
+formats.register("standard")(Format(align_standard, looks_like_standard, _keys))

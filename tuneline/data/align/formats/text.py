@@ -9,7 +9,7 @@ from tuneline.errors import DataError
 
 def align_text(record: Record, tags: Tags) -> Content:
     """Take the text as it is."""
-    said = fields.text(record, "text", "text")
+    said = fields.required_text(record, "text", "text")
     if not said or said.isspace():
         raise DataError("the text is empty.", "empty text")
     return content(text=said)
@@ -20,7 +20,7 @@ def looks_like_text(record: Record) -> bool:
     return record.get("text") is not None
 
 
-KEYS = frozenset(("text",))
+COLUMNS = frozenset(("text",))
 
 
-formats.register("text")(Format(align_text, looks_like_text, lambda record: KEYS))
+formats.register("text")(Format(align_text, looks_like_text, lambda record: COLUMNS))

@@ -11,7 +11,7 @@ from typing import Any
 from tuneline.errors import DataError
 
 
-def tool_calls(value: Any) -> str:
+def normalize_tool_calls(value: Any) -> str:
     """Return calls as JSON of `[{"type": "function", "function": {"name", "arguments"}}]`.
 
     Args:
@@ -23,7 +23,7 @@ def tool_calls(value: Any) -> str:
     return _compact([_call(call) for call in _as_list(_parsed(value, "tool call"), "tool call")], "tool call")
 
 
-def tools(value: Any) -> str:
+def normalize_tools(value: Any) -> str:
     """Return functions' schemas as JSON of `[{"type": "function", "function": {...}}]`; of none, "".
 
     Raises:

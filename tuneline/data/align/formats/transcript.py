@@ -20,13 +20,13 @@ def is_transcript(value: Any) -> TypeGuard[str]:
     return begins or value.startswith(("\n\nHuman:", "\n\nAssistant:"))
 
 
-def turns(text: str) -> list[Message]:
+def parse_transcript(text: str) -> list[Message]:
     """Read the turns of a transcript; the space around each belongs to the notation."""
     parts = _TURN.split(text)[1:]
     return [message(ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def prompt(text: str) -> list[Message]:
+def parse_prompt(text: str) -> list[Message]:
     """Read a transcript that is to be answered: an empty `Assistant:` at its end is where the answer goes."""
-    said = turns(text)
+    said = parse_transcript(text)
     return said[:-1] if said[-1]["role"] == "assistant" and not said[-1]["content"] else said

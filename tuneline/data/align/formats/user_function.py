@@ -7,15 +7,15 @@ checked like any row.
 from typing import Any
 
 from tuneline.config.sections.sources import Tags
-from tuneline.config.validation.user_code import FORMAT, source_file
+from tuneline.config.validation.user_code import FORMAT_KEY, source_file
 from tuneline.data import user_code
 from tuneline.data.align.formats.base import Format, Record
-from tuneline.data.align.formats.standard import OWN, read_own
+from tuneline.data.align.formats.standard import EXAMPLE_COLUMNS, read_example
 from tuneline.data.schema import Content
 from tuneline.errors import DataError, RecipeError, TunelineError
 
 
-def load(name: str, sha256: str = "") -> Format:
+def load_format(name: str, sha256: str = "") -> Format:
     """Import the function behind `module:function` and make a format of it.
 
     Args:
@@ -25,7 +25,7 @@ def load(name: str, sha256: str = "") -> Format:
     Raises:
         RecipeError: The module is missing or fails, or has no such function.
     """
-    function, path = user_code.function(name, FORMAT, sha256), source_file(name)
+    function, path = user_code.load_function(name, FORMAT_KEY, sha256), source_file(name)
 
     def align_own(record: Record, tags: Tags) -> Content:
         try:
@@ -34,11 +34,13 @@ def load(name: str, sha256: str = "") -> Format:
             raise
         except SystemExit as error:
             raise RecipeError(
-                f"{FORMAT} {name!r}: {user_code.failure(error, path)}. Return a row, or raise."
+                f"{FORMAT_KEY} {name!r}: {user_code.describe_failure(error, path)}. Return a row, or raise."
             ) from error
         except BaseException as error:
             kind = type(error).__name__
-            raise DataError(f"{name} failed: {user_code.failure(error, path)}.", f"{name} raised {kind}") from error
+            raise DataError(
+                f"{name} failed: {user_code.describe_failure(error, path)}.", f"{name} raised {kind}"
+            ) from error
         return _content(name, said, tags)
 
     return Format(align_own, lambda record: False)
@@ -46,10 +48,10 @@ def load(name: str, sha256: str = "") -> Format:
 
 def _content(name: str, said: Any, tags: Tags) -> Content:
     record = {"messages": said} if isinstance(said, list) else said
-    if not isinstance(record, dict) or not record.keys() <= OWN:
+    if not isinstance(record, dict) or not record.keys() <= EXAMPLE_COLUMNS:
         got = sorted(map(str, record)) if isinstance(record, dict) else f"{type(said).__name__} {said!r:.60}"
         raise DataError(
-            f"{name} must return a list of messages, or a dict with keys among {sorted(OWN)}, got {got}.",
+            f"{name} must return a list of messages, or a dict with keys among {sorted(EXAMPLE_COLUMNS)}, got {got}.",
             f"{name} returned something else",
         )
-    return read_own(record, tags)
+    return read_example(record, tags)

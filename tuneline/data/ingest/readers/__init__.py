@@ -5,6 +5,6 @@ on as a row that says what is wrong with it (`schema.BAD_ROW`), so that `align` 
 """
 
 from tuneline.data.ingest.readers.base import Chunk
-from tuneline.data.ingest.readers.reader_registry import chunks
+from tuneline.data.ingest.readers.reader_registry import read_chunks
 
 __all__ = ["Chunk", "chunks"]

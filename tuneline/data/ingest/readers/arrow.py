@@ -21,33 +21,33 @@ from pyarrow import parquet
 
 from tuneline import limits
 from tuneline.data.ingest.readers.base import Chunk
-from tuneline.data.ingest.readers.compression import check_unpacked_size
-from tuneline.data.ingest.readers.text_stream import check_beginning, too_long
+from tuneline.data.ingest.readers.compression import check_decompressed_size
+from tuneline.data.ingest.readers.text_stream import check_first_bytes, row_too_long_error
 from tuneline.errors import DataError, SourceError, TunelineError
 
-BATCH = 1024
-FILE_BEGINS = b"ARROW1"
-STREAM_ENDS = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+BATCH_ROWS = 1024
+FILE_MAGIC = b"ARROW1"
+STREAM_END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def parquet_chunks(path: Path) -> Iterator[Chunk]:
+def read_parquet(path: Path) -> Iterator[Chunk]:
     """Read a Parquet file; in one thread and through a small buffer, or a large row group comes into memory whole."""
     with _whole(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
         about = file.metadata
-        check_unpacked_size(path, sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
-        yield from _chunks(str(path), file.schema_arrow, file.iter_batches(BATCH, use_threads=False))
+        check_decompressed_size(path, sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
+        yield from _chunks(str(path), file.schema_arrow, file.iter_batches(BATCH_ROWS, use_threads=False))
 
 
-def arrow_chunks(path: Path) -> Iterator[Chunk]:
+def read_arrow(path: Path) -> Iterator[Chunk]:
     """Read an Arrow file or stream."""
     with _whole(path), pa.OSFile(str(path)) as file:
-        if file.read(len(FILE_BEGINS)) == FILE_BEGINS:
+        if file.read(len(FILE_MAGIC)) == FILE_MAGIC:
             reader = pa.ipc.open_file(file)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             yield from _chunks(str(path), reader.schema, batches)
             return
-        file.seek(file.size() - len(STREAM_ENDS))
-        if file.read() != STREAM_ENDS:  # a stream that is cut between two batches reads like one that ends there
+        file.seek(file.size() - len(STREAM_END_MARK))
+        if file.read() != STREAM_END_MARK:  # a stream that is cut between two batches reads like one that ends there
             raise pa.ArrowInvalid("the end mark is missing")
         file.seek(0)
         with pa.ipc.open_stream(file) as stream:
@@ -56,7 +56,7 @@ def arrow_chunks(path: Path) -> Iterator[Chunk]:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    check_beginning(path)
+    check_first_bytes(path)
     try:
         yield
     except TunelineError:
@@ -73,8 +73,8 @@ def _chunks(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
     check_columns(schema, name)
     start = 1
     for whole in batches:
-        for offset in range(0, whole.num_rows, BATCH):
-            batch = whole.slice(offset, BATCH)
+        for offset in range(0, whole.num_rows, BATCH_ROWS):
+            batch = whole.slice(offset, BATCH_ROWS)
             lines = range(start, start + batch.num_rows)
             yield Chunk(lines, partial(_read, name, batch, lines))
             start += batch.num_rows
@@ -82,10 +82,10 @@ def _chunks(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
 
 def _read(name: str, batch: pa.RecordBatch, lines: range, positions: Sequence[int]) -> list[bytes]:
     part = batch if len(positions) == batch.num_rows else batch.take(pa.array(positions, pa.int64()))
-    return texts(part, [f"{name}:{lines[i]}" for i in positions])
+    return to_json_rows(part, [f"{name}:{lines[i]}" for i in positions])
 
 
-def texts(batch: pa.RecordBatch, places: Sequence[str]) -> list[bytes]:
+def to_json_rows(batch: pa.RecordBatch, places: Sequence[str]) -> list[bytes]:
     """Return the rows of a batch as JSON texts.
 
     Args:
@@ -108,7 +108,7 @@ def texts(batch: pa.RecordBatch, places: Sequence[str]) -> list[bytes]:
         except (ValueError, TypeError) as error:
             raise DataError(f"{place}: a value cannot be written as JSON ({error}). Mend or drop its column.") from None
         if len(found[-1]) > longest:
-            raise too_long(place)
+            raise row_too_long_error(place)
     return found
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from tuneline.data import schema
 
-ROWS = 256
+ROWS_PER_CHUNK = 256
 """Rows of a text file that are in memory at once: some may be megabytes long."""
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Chunk:
     """Blank lines between them."""
 
 
-def grouped(rows: Iterable[tuple[int, T | None]], read: Callable[[int, T], bytes]) -> Iterator[Chunk]:
+def group_into_chunks(rows: Iterable[tuple[int, T | None]], read: Callable[[int, T], bytes]) -> Iterator[Chunk]:
     """Make chunks of rows that are found one after the other.
 
     Args:
@@ -37,7 +37,7 @@ def grouped(rows: Iterable[tuple[int, T | None]], read: Callable[[int, T], bytes
         read: Makes a JSON text of a line and what lies there.
     """
     waiting = iter(rows)
-    while part := list(islice(waiting, ROWS)):
+    while part := list(islice(waiting, ROWS_PER_CHUNK)):
         yield _chunk([(line, item) for line, item in part if item is not None], read, len(part))
 
 
@@ -49,6 +49,6 @@ def _chunk(rows: list[tuple[int, T]], read: Callable[[int, T], bytes], num_lines
     )
 
 
-def bad_row(reason: str) -> bytes:
+def make_bad_row(reason: str) -> bytes:
     """Return the text of a row that cannot be used."""
-    return orjson.dumps({schema.BAD_ROW: reason})
+    return orjson.dumps({schema.BAD_ROW_KEY: reason})

@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tuneline.data.ingest.readers.base import Chunk, bad_row, grouped
-from tuneline.data.ingest.readers.compression import RowTooLongError, end_row
-from tuneline.data.ingest.readers.text_stream import opened, too_long
+from tuneline.data.ingest.readers.base import Chunk, group_into_chunks, make_bad_row
+from tuneline.data.ingest.readers.compression import RowTooLongError, row_end_callback
+from tuneline.data.ingest.readers.text_stream import open_text, row_too_long_error
 from tuneline.errors import DataError
 
 if TYPE_CHECKING:
     import _csv
 
-LONGEST_FIELD = 1 << 24
+MAX_FIELD_CHARS = 1 << 24
 """Characters of a field; a longer one has lost its closing quote."""
 
 DELIMITERS = ",;\t|"
 
 
-def chunks(path: Path, delimiter: str) -> Iterator[Chunk]:
+def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
     """Read the records of a CSV file."""
-    csv.field_size_limit(LONGEST_FIELD)
-    with opened(path, by_line=False) as file:
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    with open_text(path, by_line=False) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-        found = _found(path, csv.reader(text, delimiter=delimiter, strict=True), end_row(file))
+        found = _found(path, csv.reader(text, delimiter=delimiter, strict=True), row_end_callback(file))
         header = _header(path, found, delimiter)
         empty = True
-        for chunk in grouped(found, lambda _, fields: _text(header, fields)):
+        for chunk in group_into_chunks(found, lambda _, fields: _text(header, fields)):
             empty = empty and not chunk.lines
             yield chunk
         if empty:
@@ -54,7 +54,7 @@ def _found(path: Path, reader: "_csv.Reader", end: Callable[[], None]) -> Iterat
             yield line, f"a CSV record that does not parse ({error})"
             continue
         except RowTooLongError:
-            raise too_long(f"{path}:{line}") from None
+            raise row_too_long_error(f"{path}:{line}") from None
         if fields is None:
             return
         yield line, fields or None
@@ -78,9 +78,9 @@ def _header(path: Path, found: Iterator[tuple[int, list[str] | str | None]], del
 
 def _text(header: list[str], fields: list[str] | str) -> bytes:
     if isinstance(fields, str):
-        return bad_row(fields)
+        return make_bad_row(fields)
     if not any(field.strip() for field in fields):
-        return bad_row("a CSV record whose fields are all blank")
+        return make_bad_row("a CSV record whose fields are all blank")
     if len(fields) != len(header):
-        return bad_row(f"a CSV record with {len(fields)} fields where the header has {len(header)}")
+        return make_bad_row(f"a CSV record with {len(fields)} fields where the header has {len(header)}")
     return orjson.dumps(dict(zip(header, fields, strict=True)))

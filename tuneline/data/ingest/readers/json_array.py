@@ -13,26 +13,26 @@ from typing import TextIO
 import orjson
 
 from tuneline import limits
-from tuneline.data.ingest.readers.base import Chunk, grouped
-from tuneline.data.ingest.readers.compression import end_row
-from tuneline.data.ingest.readers.jsonl import SPACE, invalid, proven, unusable
-from tuneline.data.ingest.readers.text_stream import opened, too_long
+from tuneline.data.ingest.readers.base import Chunk, group_into_chunks
+from tuneline.data.ingest.readers.compression import row_end_callback
+from tuneline.data.ingest.readers.jsonl import WHITESPACE, check_row, invalid_json_error, unreadable_row_error
+from tuneline.data.ingest.readers.text_stream import open_text, row_too_long_error
 from tuneline.errors import DataError
 
-WINDOW = 1 << 18
+WINDOW_CHARS = 1 << 18
 """Characters that are read at once; a longer row makes the window longer."""
 
-LONGEST_WORD = len("-Infinity")
-_spaces = re.compile(f"[{SPACE}]*")
+MAX_LITERAL_CHARS = len("-Infinity")
+_spaces = re.compile(f"[{WHITESPACE}]*")
 _first_key = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(.)', re.DOTALL)
 _decoder = json.JSONDecoder()
 
 
-def chunks(path: Path) -> Iterator[Chunk]:
+def read_json_array(path: Path) -> Iterator[Chunk]:
     """Read one JSON list of objects; `line` is where a row begins in the file."""
-    with opened(path, by_line=False) as file:
-        window = _Window(path, io.TextIOWrapper(file, encoding="utf-8", newline="\n"), end_row(file))
-        yield from grouped(_rows(window), lambda line, text: proven(path, line, text))
+    with open_text(path, by_line=False) as file:
+        window = _Window(path, io.TextIOWrapper(file, encoding="utf-8", newline="\n"), row_end_callback(file))
+        yield from group_into_chunks(_rows(window), lambda line, text: check_row(path, line, text))
 
 
 def _rows(window: "_Window") -> Iterator[tuple[int, bytes]]:
@@ -87,14 +87,14 @@ class _Window:
                 if not (self._may_be_cut(error) and self._read_on()):
                     raise self.error(error.msg, ahead) from None
             except (ValueError, RecursionError) as error:
-                raise unusable(self.path, self.line, error) from None
+                raise unreadable_row_error(self.path, self.line, error) from None
             else:
                 text = self.text[self.at : end]
                 self.step(end - self.at)
                 return text.encode()
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_WORD
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - MAX_LITERAL_CHARS
 
     def _read_on(self) -> bool:
         """Read at least as much as is still to come, so that a long row is not begun too often."""
@@ -102,9 +102,9 @@ class _Window:
         self.num_gone = self.at - begin + (self.num_gone if begin == 0 else 0)
         rest = self.text[self.at :]
         if len(rest) > self.longest:
-            raise too_long(f"{self.path}:{self.line}")
+            raise row_too_long_error(f"{self.path}:{self.line}")
         self.end_row()  # the row is measured here, as a window holds many
-        more = self.file.read(max(WINDOW, len(rest)))
+        more = self.file.read(max(WINDOW_CHARS, len(rest)))
         self.text, self.at = rest + more, 0
         return bool(more)
 
@@ -116,7 +116,7 @@ class _Window:
         begin = self._line_begin()
         error = json.JSONDecodeError(what, self.text[begin:], self.at - begin + ahead)
         error.colno += self.num_gone if begin == 0 and error.lineno == 1 else 0
-        return invalid(self.path, self.line, error)
+        return invalid_json_error(self.path, self.line, error)
 
 
 def _no_list(window: _Window) -> DataError:

@@ -13,25 +13,25 @@ from typing import Any
 
 import orjson
 
-from tuneline.data.ingest.readers.base import Chunk, bad_row, grouped
-from tuneline.data.ingest.readers.text_stream import not_utf8, opened
+from tuneline.data.ingest.readers.base import Chunk, group_into_chunks, make_bad_row
+from tuneline.data.ingest.readers.text_stream import not_utf8_error, open_text
 from tuneline.errors import DataError
 
-SPACE = " \t\r\n"
-MANY_KEYS = 64
+WHITESPACE = " \t\r\n"
+MAX_KEYS_BY_SEARCH = 64
 """Of a row with more, its text would be searched too often."""
 
-HALF = "a text holds half of a surrogate pair, so it is no Unicode text"
+LONE_SURROGATE = "a text holds half of a surrogate pair, so it is no Unicode text"
 
 
-def chunks(path: Path) -> Iterator[Chunk]:
+def read_jsonl(path: Path) -> Iterator[Chunk]:
     """Read JSON Lines; only a line feed ends a line, not what else Unicode has (U+2029)."""
-    with opened(path) as file:
-        lines = ((number, line.strip(SPACE.encode()) or None) for number, line in enumerate(file, start=1))
-        yield from grouped(lines, lambda line, text: proven(path, line, text))
+    with open_text(path) as file:
+        lines = ((number, line.strip(WHITESPACE.encode()) or None) for number, line in enumerate(file, start=1))
+        yield from group_into_chunks(lines, lambda line, text: check_row(path, line, text))
 
 
-def proven(path: Path, line: int, text: bytes) -> bytes:
+def check_row(path: Path, line: int, text: bytes) -> bytes:
     """Return the text of a row once it is known to be a JSON object.
 
     Raises:
@@ -41,10 +41,10 @@ def proven(path: Path, line: int, text: bytes) -> bytes:
         row = orjson.loads(text)
     except orjson.JSONDecodeError:
         _parsed(path, line, text)
-        return bad_row(HALF)  # nothing else is refused by orjson and not by `_parsed`
+        return make_bad_row(LONE_SURROGATE)  # nothing else is refused by orjson and not by `_parsed`
     if not isinstance(row, dict):
         raise _no_object(path, line, row)
-    if len(row) > MANY_KEYS or any(text.count(_quoted(key)) > 1 for key in row):
+    if len(row) > MAX_KEYS_BY_SEARCH or any(text.count(_quoted(key)) > 1 for key in row):
         _parsed(path, line, text)
     return text
 
@@ -59,11 +59,11 @@ def _parsed(path: Path, line: int, text: bytes) -> None:
     try:
         row = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
+        raise not_utf8_error(path, error) from None
     except json.JSONDecodeError as error:
-        raise _over_lines(path, line, text) if text in (b"[", b"{") else invalid(path, line, error) from None
+        raise _over_lines(path, line, text) if text in (b"[", b"{") else invalid_json_error(path, line, error) from None
     except (ValueError, RecursionError) as error:
-        raise unusable(path, line, error) from None
+        raise unreadable_row_error(path, line, error) from None
     if not isinstance(row, dict):
         raise _no_object(path, line, row)
 
@@ -98,13 +98,13 @@ def _over_lines(path: Path, line: int, text: bytes) -> DataError:
     )
 
 
-def unusable(path: Path, line: int, error: ValueError | RecursionError) -> DataError:
+def unreadable_row_error(path: Path, line: int, error: ValueError | RecursionError) -> DataError:
     """Return the error for a row that is JSON and still cannot be read."""
     why = "its values are nested too deeply" if isinstance(error, RecursionError) else str(error)
     return DataError(f"{path}:{line}: {why}. Mend the row.")
 
 
-def invalid(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
+def invalid_json_error(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
     """Return the error of a text that begins at a line and is no JSON."""
     near = error.doc[max(0, error.pos - 20) : error.pos + 20].strip()
     place = f"{path}:{line + error.lineno - 1}"

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import orjson
 
-from tuneline.data.ingest.readers.base import Chunk, grouped
-from tuneline.data.ingest.readers.text_stream import opened
+from tuneline.data.ingest.readers.base import Chunk, group_into_chunks
+from tuneline.data.ingest.readers.text_stream import open_text
 from tuneline.errors import DataError
 
-LOOKED_AT = 100
+NUM_SNIFFED_LINES = 100
 """Lines at the beginning of a file that are looked at for JSON."""
 
 
-def chunks(path: Path) -> Iterator[Chunk]:
+def read_text(path: Path) -> Iterator[Chunk]:
     """Read lines; only a line feed ends one. Those without a visible sign are blank."""
-    with opened(path) as file:
+    with open_text(path) as file:
         _refuse_json(path, file.peek())
         lines = ((number, line.decode().rstrip("\r\n")) for number, line in enumerate(file, start=1))
         rows = ((number, None if not text.strip() else text) for number, text in lines)
-        yield from grouped(rows, lambda _, text: orjson.dumps({"text": text}))
+        yield from group_into_chunks(rows, lambda _, text: orjson.dumps({"text": text}))
 
 
 def _refuse_json(path: Path, head: bytes) -> None:
@@ -29,7 +29,7 @@ def _refuse_json(path: Path, head: bytes) -> None:
     Raises:
         DataError: All lines there are JSON objects, or a JSON list or object begins there.
     """
-    lines = [line.strip() for line in head.split(b"\n")[:LOOKED_AT]]
+    lines = [line.strip() for line in head.split(b"\n")[:NUM_SNIFFED_LINES]]
     lines = [line for line in lines[:-1] or lines if line]
     if lines and all(_is_object(line) for line in lines):
         raise _is_json(path, "its lines are JSON objects", ".jsonl")

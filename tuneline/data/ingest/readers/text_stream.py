@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuneline import limits
-from tuneline.config.datasets.data_files import packing
-from tuneline.data.ingest.readers.compression import RowTooLongError, Unpacked, line_at
+from tuneline.config.datasets.data_files import compression
+from tuneline.data.ingest.readers.compression import DecompressedFile, RowTooLongError, line_number_at
 from tuneline.errors import DataError, SourceError, TunelineError
 
-BUFFER = 1 << 20
+BUFFER_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-FIRST = 64
+SNIFF_BYTES = 64
 """Bytes by which a file is known for what it is."""
 
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+COMPRESSION_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 """How packed files begin."""
 
-STAND_INS = {
+PLACEHOLDERS = {
     b"version https://git-lfs": "a git-LFS pointer, not the data. Fetch the data with `git lfs pull`.",
     b"<!doctype html": "a web page, not data: most likely an error page. Download the file again.",
     b"<html": "a web page, not data: most likely an error page. Download the file again.",
 }
 """What lies where data should, by how it begins."""
 
-OTHERS = {
+OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16, not UTF-8. Save it as UTF-8 (`iconv -f utf-16 -t utf-8`).",
     b"\xfe\xff": "UTF-16, not UTF-8. Save it as UTF-8 (`iconv -f utf-16 -t utf-8`).",
     b"\x1f\x8b": "packed with gzip, and its name does not say so. Add .gz to the name.",
@@ -42,7 +42,7 @@ OTHERS = {
 
 
 @contextmanager
-def opened(path: Path, *, by_line: bool = True) -> Iterator[io.BufferedReader]:
+def open_text(path: Path, *, by_line: bool = True) -> Iterator[io.BufferedReader]:
     """Open a file of text for reading bytes, unpacked, behind a byte order mark.
 
     Args:
@@ -53,33 +53,33 @@ def opened(path: Path, *, by_line: bool = True) -> Iterator[io.BufferedReader]:
         DataError: It is empty, or no UTF-8 (where whoever reads it decodes it as such), or a row is too long.
         SourceError: Something else lies in its place, or it was cut.
     """
-    check_beginning(path)
+    check_first_bytes(path)
     try:
-        with unpacked(path, by_line=by_line) as file:
+        with open_decompressed(path, by_line=by_line) as file:
             head = file.peek(len(BOM))
-            _check(path, head, OTHERS)
-            if b"\0" in head[:FIRST]:
+            _check(path, head, OTHER_FORMATS)
+            if b"\0" in head[:SNIFF_BYTES]:
                 raise SourceError(f"{path}:1: this is no text in UTF-8: it holds zero bytes. Save it as UTF-8.")
             file.read(len(BOM) if head.startswith(BOM) else 0)
             yield file
     except TunelineError:
         raise
     except RowTooLongError as error:
-        raise too_long(f"{path}:{line_at(path, error.offset)}") from None
+        raise row_too_long_error(f"{path}:{line_number_at(path, error.offset)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _trouble(path, error) from None
 
 
-def too_long(place: str) -> DataError:
+def row_too_long_error(place: str) -> DataError:
     """Return the error of a row that is longer than the limit."""
     limit = limits.ROW_BYTES
     return DataError(
         f"{place}: the row is longer than {limit.shown()}. If line feeds are missing, write them; else divide the row, "
-        f"or leave it out. {limit.raise_it()}"
+        f"or leave it out. {limit.advice()}"
     )
 
 
-def check_beginning(path: Path) -> None:
+def check_first_bytes(path: Path) -> None:
     """Look whether data lies in a file at all, as far as its first bytes tell.
 
     Raises:
@@ -88,10 +88,10 @@ def check_beginning(path: Path) -> None:
     """
     limits.check_file(path)
     with path.open("rb") as file:
-        head = file.read(FIRST)
+        head = file.read(SNIFF_BYTES)
     if not head:
         raise DataError(f"{path}:1: the file is empty. Give one with at least one row.")
-    _check(path, head.lstrip().lower(), STAND_INS)
+    _check(path, head.lstrip().lower(), PLACEHOLDERS)
 
 
 def _check(path: Path, head: bytes, others: dict[bytes, str]) -> None:
@@ -100,16 +100,16 @@ def _check(path: Path, head: bytes, others: dict[bytes, str]) -> None:
             raise SourceError(f"{path}:1: this is {what}")
 
 
-def unpacked(path: Path, *, by_line: bool = True) -> io.BufferedReader:
+def open_decompressed(path: Path, *, by_line: bool = True) -> io.BufferedReader:
     """Open a file for reading its bytes, unpacked where its name says that it is packed."""
-    return io.BufferedReader(Unpacked(path, by_line=by_line), BUFFER)
+    return io.BufferedReader(DecompressedFile(path, by_line=by_line), BUFFER_BYTES)
 
 
 def _trouble(path: Path, error: Exception) -> TunelineError:
     """Read a file once more, up to the line at which it cannot be read."""
     num_read = offset = 0
     try:
-        with unpacked(path) as file:
+        with open_decompressed(path) as file:
             for line in file:
                 line.decode()
                 num_read, offset = num_read + 1, offset + len(line)
@@ -123,7 +123,7 @@ def _trouble(path: Path, error: Exception) -> TunelineError:
     except OSError as cut:
         if num_read == 0 and not _begins_packed(path):
             return SourceError(
-                f"{path}:1: this is not packed with {packing(path)}, though its name says so. Take {path.suffix} off "
+                f"{path}:1: this is not packed with {compression(path)}, though its name says so. Take {path.suffix} off "
                 "the name."
             )
         return SourceError(
@@ -135,9 +135,9 @@ def _trouble(path: Path, error: Exception) -> TunelineError:
 
 def _begins_packed(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(FIRST).startswith(MAGIC.get(packing(path) or "", b""))
+        return file.read(SNIFF_BYTES).startswith(COMPRESSION_MAGIC.get(compression(path) or "", b""))
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> TunelineError:
+def not_utf8_error(path: Path, error: UnicodeDecodeError) -> TunelineError:
     """Return the error of a file that holds bytes that are no UTF-8, with the first one's place."""
     return _trouble(path, error)
