@@ -215,8 +215,8 @@ def test_a_run_is_exported_by_its_name(trained, export):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"adapters": ["x"]}, "adapters: a registered model has its own adapter folded in"),
-        ({"template": "chatml"}, "template: a registered model has the chat template"),
+        ({"adapters": ["x"]}, "adapters: not supported for model.type registered"),
+        ({"template": "chatml"}, "template: not supported for model.type registered, which keeps the chat template"),
         ({"parameters": {"temprature": 1}}, "Did you mean 'temperature'"),
         ({"push": {"repo_id": "nobody"}}, "push.repo_id"),
         ({"max_shard_size": "5 gigs"}, "max_shard_size"),

@@ -126,7 +126,7 @@ def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--budget", "tiny", "--model", "modle"], "--model modle: there is no such folder"),
+        (["--budget", "tiny", "--model", "modle"], "--model modle: expected a folder"),
         ([*TINY, "--task", "xsum", "--source", "xsum=nowhere.jsonl"], "xsum, full: sources.xsum.path"),
         ([*TINY, "--task", "pubmet"], "Unknown task 'pubmet'. Did you mean 'pubmed'?"),
         ([*TINY, "--task", "pubmed", "--method", "lora", "--output", "run.yaml"], "--output run.yaml: is a file"),

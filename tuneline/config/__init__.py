@@ -1,1 +1,1 @@
-"""Typed recipes: what a run needs, checked before anything is computed. Knows neither torch nor ZenML."""
+"""Typed recipes, validated before anything is computed. Imports neither torch nor ZenML."""

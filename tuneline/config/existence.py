@@ -1,4 +1,4 @@
-"""Are the files that a recipe names there? Reads nothing, imports nothing heavy: `tuneline plan` asks first."""
+"""Check that files, models and packages named in a recipe exist, without reading files or importing heavy libraries."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,23 +21,23 @@ from tuneline.config.validation import user_code
 from tuneline.errors import NotFoundError, SourceError, TunelineError
 
 ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
-"""What says how an adapter is built: one of peft, or one of our bottleneck adapters."""
+"""Config files that identify an adapter folder: those of peft and of Tuneline's bottleneck adapters."""
 
 TEMPLATES_FOLDER = Path(__file__).parents[1] / "data" / "chat_template" / "templates"
 
 
 def check(recipe: RunRecipe) -> None:
-    """Look whether everything that a recipe names is there.
+    """Check that everything the recipe names exists.
 
     Raises:
-        SourceError: One line for each thing that is missing.
+        SourceError: Something is missing. One line per missing item.
     """
     if problems := find_missing(recipe):
         raise SourceError("\n".join(problems))
 
 
 def find_missing(recipe: RunRecipe) -> list[str]:
-    """Return one line for each thing that a recipe names and that is not there."""
+    """Return one error message per missing file, model, template or package."""
     problems = []
     for check in _of_export(recipe) if isinstance(recipe, ExportRecipe) else _of_training(recipe):
         try:
@@ -48,9 +48,9 @@ def find_missing(recipe: RunRecipe) -> list[str]:
 
 
 def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
-    holding = ModelLoadOptions(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
+    options = ModelLoadOptions(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
     return [
-        lambda: check_model(recipe.model, holding),
+        lambda: check_model(recipe.model, options),
         *(lambda path=path: check_adapter(path, "adapters") for path in recipe.adapters),  # type: ignore[misc]
         lambda: check_template(recipe.template),
     ]
@@ -69,20 +69,20 @@ def _of_training(recipe: Recipe) -> list[Callable[[], None]]:
 
 
 def check_source(source: SourceConfig) -> None:
-    """Check that a data set's files are there; those of the hub are looked for when they are fetched.
+    """Check that a dataset's local files exist. Hub datasets are checked when they are downloaded.
 
     Raises:
-        SourceError: They are missing, or of kinds that are not read together.
+        SourceError: They do not exist, or have different or unsupported kinds.
     """
     if source.path is not None:
         find_source_files(source.name, source.path)
 
 
 def find_source_files(name: str, path: Path) -> DataFiles:
-    """Find the files that the path of a data set means.
+    """Find the files that a dataset's path matches.
 
     Raises:
-        SourceError: They are missing, or of kinds that are not read together.
+        SourceError: They do not exist, or have different or unsupported kinds.
     """
     try:
         return data_files.find(path)
@@ -91,12 +91,12 @@ def find_source_files(name: str, path: Path) -> DataFiles:
 
 
 def check_exam(exam: ExamConfig | LmEvalConfig) -> None:
-    """Check that an exam's files are there, or that the harness has the task; what the hub has is looked for later.
+    """Check that an exam's files exist, or that lm-evaluation-harness knows the task. Hub exams are checked later.
 
     Raises:
-        SourceError: The place is missing, is no exam, or lacks a subject; the harness is not installed.
-        NotFoundError: The harness has no such task.
-        RecipeError: The task lacks a metric.
+        SourceError: The path does not exist, is not an exam or lacks a subject, or the harness is not installed.
+        NotFoundError: The harness does not have the task.
+        RecipeError: The task does not have a metric.
     """
     if isinstance(exam, LmEvalConfig):
         lm_eval.check(exam)
@@ -105,28 +105,28 @@ def check_exam(exam: ExamConfig | LmEvalConfig) -> None:
 
 
 def check_metric(name: str) -> None:
-    """Check that a metric's packages are installed, or that there is a module behind one of the user's own.
+    """Check that a metric's packages are installed, or that a custom metric's module exists.
 
     Raises:
         SourceError: A package is missing.
-        RecipeError: There is no such module.
+        RecipeError: The module of a custom metric does not exist.
     """
     if ":" in name:
         user_code.source_file(name, METRICS_KEY)
-    absent = [package for package in REQUIRED_PACKAGES.get(name, ()) if find_spec(package) is None]
-    if absent:
+    packages = [package for package in REQUIRED_PACKAGES.get(name, ()) if find_spec(package) is None]
+    if packages:
         raise SourceError(
-            f"{METRICS_KEY}: {name} needs {' and '.join(absent)}, which is not installed. Install tuneline[compat], or "
-            "leave it out."
+            f"{METRICS_KEY}: {name} requires {' and '.join(packages)}, which is not installed. Install "
+            "tuneline[compat], or remove the metric."
         )
 
 
 def check_template(template: str) -> None:
-    """Check that a chat template is one of the catalogue, or a file that is there.
+    """Check that a chat template is built in, or that its file exists.
 
     Raises:
-        NotFoundError: The catalogue lacks the name.
-        SourceError: There is no such file.
+        NotFoundError: The name is not a built-in template.
+        SourceError: The file does not exist.
     """
     if template.endswith(".jinja"):
         if not Path(template).is_file():
@@ -137,18 +137,18 @@ def check_template(template: str) -> None:
         raise NotFoundError.among("template", template, known)
 
 
-def check_model(model: ModelSource | ExportSource, holding: ModelLoadOptions | None = None) -> None:
-    """Check that a model's name is known, or its files are there.
+def check_model(model: ModelSource | ExportSource, options: ModelLoadOptions | None = None) -> None:
+    """Check that a model's catalogue name is known, or that its files exist.
 
     Raises:
-        NotFoundError: The catalogue lacks the name.
+        NotFoundError: The name is not in the catalogue.
         SourceError: Folder, config, weights or tokenizer are missing.
     """
     match model:
         case CatalogueModel():
             catalogue_entry(model.name)
         case DirectoryModel():
-            check_directory(model.path, holding)
+            check_directory(model.path, options)
         case GgufModel():
             _check_gguf(model)
 
@@ -157,31 +157,31 @@ def _check_gguf(model: GgufModel) -> None:
     files = model.files()
     missing = [file for file in files if not file.is_file()]
     if missing and len(files) == 1:
-        raise SourceError(f"model.path: {limits.why_not_a_file(model.path)}. Give a GGUF file.")
+        raise SourceError(f"model.path: {limits.why_not_a_file(model.path)}. Set the path of a GGUF file.")
     if missing:
         names = ", ".join(file.name for file in missing)
         raise SourceError(
-            f"model.path: {model.path.name} is split into {len(files)} parts, and {model.path.parent} lacks {names}. "
-            "Put all parts into one folder."
+            f"model.path: {model.path.name} is split into {len(files)} parts, but {model.path.parent} does not contain "
+            f"{names}. Put all parts into one folder."
         )
 
 
 def check_reward_function(recipe: Recipe) -> None:
-    """Find the file of a reward function, if the recipe names one; it is imported when the run starts.
+    """Check that the module of the reward function exists. It is imported when the run starts.
 
     Raises:
-        RecipeError: There is no such module.
+        RecipeError: The module does not exist.
     """
     if name := getattr(recipe.train, "reward_function", None):
         user_code.source_file(name, "train.reward_function")
 
 
 def check_adapter(path: Path, key: str = "load.adapters") -> None:
-    """Check that a folder looks like an adapter.
+    """Check that a folder contains an adapter.
 
     Args:
-        path: The folder.
-        key: What it is called in the recipe.
+        path: Adapter folder.
+        key: Key in the recipe, for error messages.
 
     Raises:
         SourceError: Folder, config or weights are missing.
@@ -190,39 +190,40 @@ def check_adapter(path: Path, key: str = "load.adapters") -> None:
     for names in (ADAPTER_CONFIGS, ("*.safetensors",)):
         if not any(True for name in names for _ in path.glob(name)):
             raise SourceError(
-                f"{key}: {path} has no {' or '.join(names)}. Give a folder that a training or peft wrote."
+                f"{key}: {path} does not contain {' or '.join(names)}. Set an adapter folder written by a training or "
+                "by peft."
             )
 
 
-def check_directory(path: Path, holding: ModelLoadOptions | None = None) -> None:
-    """Check that a folder looks like a model.
+def check_directory(path: Path, options: ModelLoadOptions | None = None) -> None:
+    """Check that a folder contains a model.
 
     Raises:
         SourceError: Folder, config, weights or tokenizer are missing.
     """
     if not path.is_dir():
-        raise SourceError(f"model.path: there is no folder {path}. Give one that save_pretrained wrote.")
+        raise SourceError(f"model.path: folder {path} does not exist. Set a folder written by save_pretrained.")
     _check_plain_files(path, "model.path")
-    holding = holding or ModelLoadOptions()
+    options = options or ModelLoadOptions()
     pickled = any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors"))
-    if pickled and not (holding.allow_pickle or holding.train_from_scratch):
+    if pickled and not (options.allow_pickle or options.train_from_scratch):
         raise SourceError(
-            f"model.path: {path} has its weights in pickle files only, which can run code when read. Convert them to "
-            "safetensors, or set load.allow_pickle: true if you trust them."
+            f"model.path: {path} only contains weights in pickle files, which can execute code when loaded. Convert "
+            "them to safetensors, or set load.allow_pickle: true if you trust them."
         )
     weights = "pytorch_model*.bin" if pickled else "*.safetensors"
-    wanted = {"config.json": "config.json", weights: "weights", "tokenizer*": "tokenizer"}
-    if holding.train_from_scratch:
-        del wanted[weights]
-    for pattern, what in wanted.items():
+    required = {"config.json": "config.json", weights: "weights", "tokenizer*": "tokenizer"}
+    if options.train_from_scratch:
+        del required[weights]
+    for pattern, what in required.items():
         if not any(path.glob(pattern)):
             raise SourceError(
-                f"model.path: {path} has no {what} ({pattern}). Give a folder that save_pretrained wrote."
+                f"model.path: {path} does not contain {what} ({pattern}). Set a folder written by save_pretrained."
             )
 
 
 def _check_plain_files(folder: Path, key: str) -> None:
-    """Check that no file of a folder would block whoever opens it."""
+    """Reject folders with special files, such as pipes, which would block on open."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.exists() and (odd := limits.special_file_kind(path)):
-            raise SourceError(f"{key}: {path} is {odd}. Remove it from the folder.")
+        if path.exists() and (kind := limits.special_file_kind(path)):
+            raise SourceError(f"{key}: expected plain files, but {path} is {kind}. Remove it from the folder.")

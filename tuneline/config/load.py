@@ -1,7 +1,7 @@
-"""Read a run configuration strictly: one YAML file, checked as a whole, one line a mistake.
+"""Read a run configuration file: validate the whole file and report one error per line.
 
-ZenML ignores keys that it does not know; here each is an error that names the line and the nearest known key. The
-lists of ZenML's keys are written down so that nothing heavy is imported; a test compares them with ZenML's models.
+ZenML ignores unknown keys; here each one is an error with its line and the closest known key. ZenML's keys are listed
+in `parsing/zenml_keys.py` so that ZenML is not imported; a test compares the lists with ZenML's models.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,64 +25,63 @@ RECIPE_KEY: Key = ("parameters", "recipe")
 
 
 def load(path: Path) -> RunConfig:
-    """Read and check a run configuration; sources that name a description become complete.
+    """Read and validate a run configuration. Sources that name a dataset registry entry are expanded.
 
     Raises:
-        RecipeError: One line for each mistake: `file:line: key: what is wrong, what to do`.
+        RecipeError: The file is invalid. One line per error: `file:line: key: message`.
     """
-    document = located_yaml.read(path, what="a run configuration, like configs/demo.yaml", inside=RECIPE_KEY)
+    document = located_yaml.read(path, description="a run configuration, like configs/demo.yaml", root=RECIPE_KEY)
     content = document.content
     if "parameters" not in content:
         _refuse_llamafactory(path)
-    told = document.tell([*_unknown_keys(content), *_unusable_names(content)])
+    errors = document.format_errors([*_unknown_keys(content), *_invalid_names(content)])
     recipe, raw = None, value_at(content, RECIPE_KEY)
     if isinstance(raw, dict):
         _make_paths_absolute(raw, path.resolve().parent)
-        unresolved = dataset_registry.expand(document, raw)
-        wrong_gate = gate_file.expand(document, raw)
+        source_errors = dataset_registry.expand(document, raw)
+        gate_errors = gate_file.expand(document, raw)
         recipe, problems = _recipe(raw)
-        told += [*unresolved, *wrong_gate]
-        told += document.tell(
-            each
-            for each in problems
-            if not (unresolved and _is_of_sources(each)) and not (wrong_gate and _is_of_gate(each))
+        errors += [*source_errors, *gate_errors]
+        errors += document.format_errors(
+            problem
+            for problem in problems
+            if not (source_errors and _is_of_sources(problem)) and not (gate_errors and _is_of_gate(problem))
         )
     else:
-        told += document.tell(
-            [(RECIPE_KEY, "is required: it holds the recipe. See configs/demo.yaml for a complete one.")]
-        )
+        missing = (RECIPE_KEY, "is required. Add the recipe; configs/demo.yaml is a complete example.")
+        errors += document.format_errors([missing])
     if recipe:
-        told += document.tell([*_unknown_steps(content, recipe), *_other_pipeline(content, recipe)])
-    if told or recipe is None:
-        raise RecipeError("\n".join(told))
+        errors += document.format_errors([*_unknown_steps(content, recipe), *_other_pipeline(content, recipe)])
+    if errors or recipe is None:
+        raise RecipeError("\n".join(errors))
     pipeline = value_at(content, ("extra", "pipeline")) or PIPELINES_BY_STAGE[recipe.stage][0]
     return RunConfig(path, pipeline, recipe, content)
 
 
 def check_local_schedule(checked: RunConfig) -> None:
-    """Refuse a schedule that `tuneline scheduler` does not implement as a whole.
+    """Reject schedule keys that `tuneline scheduler` does not support.
 
     Raises:
-        RecipeError: One line for each key.
+        RecipeError: The schedule has unsupported keys. One line per key.
     """
-    document = located_yaml.read(checked.path, what="a run configuration")
-    if told := document.tell(find_unsupported_keys(document.content.get("schedule") or {})):
-        raise RecipeError("\n".join(told))
+    document = located_yaml.read(checked.path, description="a run configuration")
+    if errors := document.format_errors(find_unsupported_keys(document.content.get("schedule") or {})):
+        raise RecipeError("\n".join(errors))
 
 
 def _refuse_llamafactory(path: Path) -> None:
-    """Say what to do with a configuration of LlamaFactory, where only one of ours will do."""
+    """Reject a LlamaFactory configuration file and print the command that translates it."""
     from tuneline.config import llamafactory
 
     if llamafactory.is_llamafactory_config(path):
         raise RecipeError(
-            f"{path}: is a configuration of LlamaFactory, and a run configuration of ours is wanted here. Translate "
-            f"it: tuneline import {path} -o FILE."
+            f"{path}: expected a run configuration of Tuneline, got a LlamaFactory configuration. Translate it with: "
+            f"tuneline import {path} -o FILE."
         )
 
 
 def _recipe(raw: dict[str, Any]) -> tuple[RunRecipe | None, list[Problem]]:
-    """Check a recipe by the model of its stage."""
+    """Validate a recipe with the model of its stage."""
     stage = raw.get("stage")
     if isinstance(stage, str) and stage not in ALL_RECIPES:
         return None, [((*RECIPE_KEY, "stage"), f"unknown stage {stage!r}.{suggest(stage, ALL_RECIPES)}")]
@@ -91,13 +90,13 @@ def _recipe(raw: dict[str, Any]) -> tuple[RunRecipe | None, list[Problem]]:
 
 
 def _other_pipeline(content: dict[str, Any], recipe: RunRecipe) -> Iterator[Problem]:
-    asked, able = value_at(content, ("extra", "pipeline")), PIPELINES_BY_STAGE[recipe.stage]
-    if asked in PIPELINES and asked not in able:
-        yield ("extra", "pipeline"), f"{asked} does not run stage {recipe.stage}. Set {' or '.join(able)}."
+    pipeline, supported = value_at(content, ("extra", "pipeline")), PIPELINES_BY_STAGE[recipe.stage]
+    if pipeline in PIPELINES and pipeline not in supported:
+        yield ("extra", "pipeline"), f"{pipeline} does not run stage {recipe.stage}. Set {' or '.join(supported)}."
 
 
 def _known_keys(model: type[RunRecipe], loc: Key, parent: Any) -> list[str]:
-    """Return what may stand at a place of a recipe: the model's fields, and the keys that are resolved before it."""
+    """Return the allowed keys at a location: the model's fields, and keys that are expanded before validation."""
     known = located_yaml.sibling_fields(model, loc, parent)
     if len(loc) == 1 and issubclass(model, Recipe):
         return [*known, "datasets"]
@@ -105,12 +104,12 @@ def _known_keys(model: type[RunRecipe], loc: Key, parent: Any) -> list[str]:
 
 
 def _is_of_sources(problem: Problem) -> bool:
-    """Tell whether a problem may only follow from a description that was not found."""
+    """Return whether a problem may be a consequence of an unresolved dataset entry."""
     return problem[0][len(RECIPE_KEY) :][:1] in (("sources",), ("datasets",))
 
 
 def _is_of_gate(problem: Problem) -> bool:
-    """Tell whether a problem may only follow from a gate that is wrong, which was told already."""
+    """Return whether a problem may be a consequence of an invalid gate, which is already reported."""
     return problem[0][len(RECIPE_KEY) :][:2] == ("registry", "gate") or problem[1].startswith("registry.gate.")
 
 
@@ -134,31 +133,33 @@ def _unknown_keys(content: dict[str, Any]) -> Iterator[Problem]:
         yield from located_yaml.validate(ScheduleConfig, section, ("schedule",))[1]
 
 
-def _unusable_names(content: dict[str, Any]) -> Iterator[Problem]:
-    """Find names that ZenML or MLflow would refuse once the run is under way."""
+def _invalid_names(content: dict[str, Any]) -> Iterator[Problem]:
+    """Yield names that ZenML or MLflow would reject after the run has started."""
     names: list[tuple[Key, Any]] = []
     if (run_name := content.get("run_name")) is not None:
         names.append((("run_name",), run_name))
-        yield from _unknown_fields(str(run_name), ["date", "time", *(value_at(content, ("substitutions",)) or ())])
+        yield from _unknown_placeholders(
+            str(run_name), ["date", "time", *(value_at(content, ("substitutions",)) or ())]
+        )
     if isinstance(tags := content.get("tags"), list):
         names += [(("tags", i), tag) for i, tag in enumerate(tags) if isinstance(tag, str)]
     for key, name in names:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            yield key, f"expected a name of printable characters, got {name!r:.80}."
+            yield key, f"expected a name of printable characters, got {name!r:.80}. Correct it."
         elif len(name) > MAX_MODEL_NAME:
-            yield key, f"has {len(name)} characters, and at most {MAX_MODEL_NAME} are allowed. Shorten it."
+            yield key, f"has {len(name)} characters; the maximum is {MAX_MODEL_NAME}. Shorten it."
 
 
-def _unknown_fields(run_name: str, known: list[str]) -> Iterator[Problem]:
-    """Find fields in braces that ZenML has nothing to put in place of."""
+def _unknown_placeholders(run_name: str, known: list[str]) -> Iterator[Problem]:
+    """Yield placeholders in the run name that ZenML cannot substitute."""
     try:
         fields = [field for _, field, _, _ in Formatter().parse(run_name) if field is not None]
     except ValueError as error:
-        yield ("run_name",), f"{error}. Write {{date}} and {{time}} for the time of the run."
+        yield ("run_name",), f"{error}. Use {{date}} and {{time}} for the start time of the run."
         return
     for field in fields:
         if field not in known:
-            yield ("run_name",), f"there is nothing to put in place of {{{field}}}.{suggest(field, known)}"
+            yield ("run_name",), f"unknown placeholder {{{field}}}.{suggest(field, known)}"
 
 
 def _unknown_steps(content: dict[str, Any], recipe: RunRecipe) -> Iterator[Problem]:
@@ -169,18 +170,18 @@ def _unknown_steps(content: dict[str, Any], recipe: RunRecipe) -> Iterator[Probl
 
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
-    """Paths in a recipe are relative to the recipe's file."""
+    """Resolve the recipe's paths relative to the recipe file."""
     lists = [raw.get(key) for key in ("sources", "exams")] + [value_at(raw, ("load", "adapters"))]
     sections = [raw.get("model"), *(entry for entries in lists if isinstance(entries, list) for entry in entries)]
     for section in sections:
         for key in ("path", "include_path", "task") if isinstance(section, dict) else ():
-            if isinstance(written := section.get(key), str) and (key != "task" or written.endswith((".yaml", ".yml"))):
-                section[key] = located_yaml.absolute_path(written, base)
+            if isinstance(path := section.get(key), str) and (key != "task" or path.endswith((".yaml", ".yml"))):
+                section[key] = located_yaml.absolute_path(path, base)
     if isinstance(raw.get("to"), str):
         raw["to"] = located_yaml.absolute_path(raw["to"], base)
     if raw.get("stage") == "export" and isinstance(adapters := raw.get("adapters"), list):
         raw["adapters"] = [
-            located_yaml.absolute_path(each, base) if isinstance(each, str) else each for each in adapters
+            located_yaml.absolute_path(path, base) if isinstance(path, str) else path for path in adapters
         ]
     if isinstance(template := raw.get("template"), str) and template.endswith(".jinja"):
         raw["template"] = located_yaml.absolute_path(template, base)

@@ -1,4 +1,4 @@
-"""A recipe: everything that one run needs, in one model per stage; each step gets its own slice."""
+"""The recipe of a training run: one config model per stage, from which each step receives its own slice."""
 
 from typing import ClassVar, Literal
 
@@ -31,87 +31,91 @@ STEPS = ("merge", "tokenize_pack", "train", "merge_adapter", "evaluate", "regist
 
 
 class Recipe(DataSection):
-    """What the recipes of all stages have in common."""
+    """Fields and rules shared by the recipes of all training stages."""
 
     rows: ClassVar[Literal["pretrain", "sft", "preference", "kto", "prompt"]]
-    """What the training rows are made for."""
+    """Kind of training rows the stage consumes."""
 
     metrics: ClassVar[tuple[str, ...]]
-    """What held-out rows can be judged by; the first is what a gate asks for by itself."""
+    """Metrics available on held-out rows. The first one is the gate's default target."""
 
     stage: str
-    """What is trained."""
+    """Training stage, like `sft` or `dpo`."""
 
     model: ModelSource
-    """The base model."""
+    """Base model."""
 
     template: TemplateName = "auto"
-    """Chat template: `auto` takes the model's own, or, where it has none, the one of its family; or a name of the
-    catalogue, or the path of a Jinja file."""
+    """Chat template. `auto` uses the model's own template or, if it has none, the template of its model family.
+    Otherwise the name of a built-in template or the path of a Jinja file."""
 
     template_arguments: TemplateArguments = Field(default_factory=dict)
-    """Variables that the template sees in training, evaluation and serving alike, like `enable_thinking: false`."""
+    """Variables passed to the chat template in training, evaluation and serving, like `enable_thinking: false`."""
 
     align: AlignPolicy = AlignPolicy()
     merge: MergeConfig = MergeConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
     load: LoadConfig = LoadConfig()
     method: Method
-    """How the base model is adapted."""
+    """How the base model is fine-tuned: full weights, frozen layers or an adapter."""
 
     train: TrainingConfig
-    """The optimisation; each stage has its own."""
+    """Training arguments; each stage has its own model."""
 
     merge_adapter: MergeAdapterConfig = MergeAdapterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     registry: RegisterConfig
-    """Registry and gate."""
+    """Model registry name and promotion gate."""
 
     @model_validator(mode="after")
-    def _the_gate_needs_held_out_rows(self) -> "Recipe":
+    def _gate_needs_held_out_rows(self) -> "Recipe":
         if self.merge.validation_fraction == 0:
             raise ValueError(
-                "merge.validation_fraction is 0, so nothing would be held out, and no model could be judged. "
-                "Hold out a share, like 0.1."
+                "merge.validation_fraction is 0, so no rows would be held out and no model could be evaluated. "
+                "Set a fraction, like 0.1."
             )
         return self
 
     @model_validator(mode="after")
-    def _the_gate_asks_for_what_is_measured(self) -> "Recipe":
-        measured = self.measured()
-        for key, metric in self.registry.gate.asked():
-            if metric not in measured:
+    def _gate_metrics_are_measured(self) -> "Recipe":
+        metrics = self.metric_names()
+        for key, metric in self.registry.gate.named_metrics():
+            if metric not in metrics:
                 raise ValueError(
                     f"registry.gate.{key}: this recipe does not measure {metric} (stage {self.stage}, "
-                    f"evaluate.metrics).{did_you_mean(metric, measured)} Set {' or '.join(measured)}."
+                    f"evaluate.metrics).{did_you_mean(metric, metrics)} Set {' or '.join(metrics)}."
                 )
-        if told := self.gate().repeated():
-            raise ValueError(f"registry.gate: {told}")
+        if duplicate := self.gate().find_duplicate():
+            raise ValueError(f"registry.gate: {duplicate}")
         return self
 
     def gate(self) -> GateConfig:
-        """Return the gate; where it names no metric, it asks for what the stage is judged by."""
-        measured = self.measured()
-        return self.registry.gate.with_default_metric(self.metrics[:1] if self.metrics[0] in measured else measured)
+        """Return the gate config. If it names no metric, the stage's default metric is the target."""
+        metrics = self.metric_names()
+        return self.registry.gate.with_default_metric(self.metrics[:1] if self.metrics[0] in metrics else metrics)
 
-    def measured(self) -> list[str]:
-        """Return the names of all metrics that a gate can ask for: of held-out rows, and of exams."""
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics that a gate can use, on held-out rows and on exams."""
         generated = {column for columns in GENERATION_METRICS.values() for column in columns}
-        plain = [name for name in self.metrics if name not in generated]
-        answers = self.evaluate.columns() if len(plain) < len(self.metrics) else []
-        return [*answers, *plain, *(f"{exam.name}_{column}" for exam in self.exams for column in exam.columns())]
+        without_generation = [name for name in self.metrics if name not in generated]
+        generation = self.evaluate.columns() if len(without_generation) < len(self.metrics) else []
+        return [
+            *generation,
+            *without_generation,
+            *(f"{exam.name}_{column}" for exam in self.exams for column in exam.columns()),
+        ]
 
     @model_validator(mode="after")
-    def _choices_go_together(self) -> "Recipe":
+    def _options_are_compatible(self) -> "Recipe":
         check_compatibility(self)
         return self
 
     @model_validator(mode="after")
-    def _answers_of_pairs_are_trained_whole(self) -> "Recipe":
+    def _thinking_mask_needs_sft_rows(self) -> "Recipe":
         if self.rows in ("preference", "kto", "prompt") and self.tokenize.thinking == "mask":
             raise ValueError(
-                f"tokenize.thinking is 'mask', and stage {self.stage} judges answers as a whole, with their thoughts. "
-                "Leave it out."
+                f"tokenize.thinking is 'mask', but stage {self.stage} trains on entire responses, including <think> "
+                "blocks. Remove tokenize.thinking."
             )
         return self
 
@@ -120,22 +124,22 @@ class Recipe(DataSection):
         weighted = [source.name for source in self.sources if source.weight is not None]
         if weighted and self.merge.strategy == "concatenate":
             raise ValueError(
-                f"sources: {weighted[0]} has a weight, and merge.strategy is 'concatenate', which draws nothing by "
-                "weight. Set merge.strategy to interleave_under or interleave_over, or leave weight out."
+                f"sources: {weighted[0]} has a weight, but merge.strategy is 'concatenate', which does not sample by "
+                "weight. Set merge.strategy to interleave_under or interleave_over, or remove weight."
             )
         return self
 
     @model_validator(mode="after")
-    def _no_exam_is_called_held_out(self) -> "Recipe":
+    def _held_out_is_reserved(self) -> "Recipe":
         if any(exam.name == "held_out" for exam in self.exams):
             raise ValueError(
-                "exams: 'held_out' is the name of the held-out rows where contamination is counted. "
-                "Give the exam another name."
+                "exams: the name 'held_out' is reserved for the held-out rows in the contamination report. "
+                "Rename the exam."
             )
         return self
 
     def for_resolve(self) -> ResolveConfig:
-        """Return what `resolve` sees."""
+        """Return the config of step `resolve`."""
         return ResolveConfig(
             model=self.model,
             sources=self.unique_sources(),
@@ -151,11 +155,11 @@ class Recipe(DataSection):
         )
 
     def for_ingest(self, source: SourceConfig) -> IngestConfig:
-        """Return what `ingest` sees of one data set."""
+        """Return the config of step `ingest` for one dataset."""
         return IngestConfig(name=source.name, max_rows=source.max_rows, sample=source.sample)
 
     def for_align(self, source: SourceConfig) -> AlignConfig:
-        """Return what `align` sees of one data set."""
+        """Return the config of step `align` for one dataset."""
         return AlignConfig(
             format=source.format,
             columns=source.columns,
@@ -166,22 +170,22 @@ class Recipe(DataSection):
         )
 
     def for_merge(self) -> MergeStepConfig:
-        """Return what `merge` sees."""
+        """Return the config of step `merge`."""
         gate = self.gate()
         return MergeStepConfig(
             **self.merge.model_dump(),
             shares=self.shares(),
-            judged=self.evaluation_sets(gate.asked()) if gate.exclude_contaminated else [],
+            judged=self.evaluation_sets(gate.named_metrics()) if gate.exclude_contaminated else [],
             max_items=self.evaluate.max_items,
         )
 
     def for_tokenize(self) -> TokenizeStepConfig:
-        """Return what `tokenize_pack` sees."""
+        """Return the config of step `tokenize_pack`."""
         budgets = {source.name: source.max_tokens for source in self.sources if source.max_tokens}
         return TokenizeStepConfig(**self.tokenize.model_dump(), max_tokens=budgets, stage=self.rows)
 
     def for_load(self) -> LoadStepConfig:
-        """Return how a step loads the base model."""
+        """Return the options with which a step loads the base model."""
         return LoadStepConfig(
             **self.load.model_dump(exclude={"adapters"}),
             max_length=self.tokenize.max_length,
@@ -189,32 +193,35 @@ class Recipe(DataSection):
         )
 
     def for_train(self) -> TrainingConfig:
-        """Return what `train` sees; what is minimised is written out, as a step's parameters keep set fields only."""
+        """Return the config of step `train`.
+
+        `objective` is set explicitly because step parameters only include fields that are set.
+        """
         return self.train.model_copy(update={"objective": self.train.objective})
 
     def for_evaluate(self) -> EvaluateStepConfig:
-        """Return what `evaluate` sees."""
-        kept = set(ExamProtocol.model_fields)
-        exams = [ExamProtocol(**exam.model_dump(include=kept)) for exam in self.exams if isinstance(exam, ExamConfig)]
+        """Return the config of step `evaluate`."""
+        fields = set(ExamProtocol.model_fields)
+        exams = [ExamProtocol(**exam.model_dump(include=fields)) for exam in self.exams if isinstance(exam, ExamConfig)]
         window = self.tokenize.max_length
-        own = [name for name in self.evaluate.metrics if ":" in name]
+        custom_metrics = [name for name in self.evaluate.metrics if ":" in name]
         return EvaluateStepConfig(
             **self.evaluate.model_dump(),
             exams=exams,
             harness=[exam for exam in self.exams if isinstance(exam, LmEvalConfig)],
             window=window,
             load=self.load.plain(),
-            metric_hashes={name: source_hash(name, METRICS_KEY) for name in own},
+            metric_hashes={name: source_hash(name, METRICS_KEY) for name in custom_metrics},
         )
 
     def step_names(self) -> list[str]:
-        """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""
+        """Return the names of the pipeline's steps, as used under `steps:` in a run configuration."""
         per_source = [f"{step}_{source.name}" for source in self.unique_sources() for step in ("ingest", "align")]
         return ["resolve", *per_source, *STEPS]
 
 
 def compatibility_choice(recipe: Recipe) -> dict[str, str]:
-    """Return the value that a recipe takes on each axis."""
+    """Return the recipe's value on each axis of the compatibility table."""
     load, train = recipe.load, recipe.train
     batched = train.per_device_train_batch_size > 1
     return {
@@ -235,17 +242,18 @@ def compatibility_choice(recipe: Recipe) -> dict[str, str]:
 
 
 def check_compatibility(recipe: Recipe) -> None:
-    """Refuse a recipe whose choices do not go together.
+    """Reject a recipe that combines incompatible options.
 
     Raises:
-        ValueError: Every combination that cannot work, and what to set instead; a library of the optimizer is missing.
+        ValueError: Options are incompatible, or the optimizer's package is not installed. The message lists every
+            incompatible combination and its alternative.
     """
     choice = compatibility_choice(recipe)
-    if found := compatibility.table().incompatibilities(choice):
-        raise ValueError(" ".join(_sentence(each, choice) for each in found))
+    if incompatibilities := compatibility.table().incompatibilities(choice):
+        raise ValueError(" ".join(_message(rule, choice) for rule in incompatibilities))
     optimizers.check_installed(recipe.train.optim)
 
 
-def _sentence(refusal: compatibility.Incompatibility, choice: compatibility.Choice) -> str:
-    asked = " with ".join(f"{compatibility.RECIPE_KEYS[axis]} ({choice[axis]})" for axis in refusal.when)
-    return f"{asked} cannot work: {refusal.because}. {refusal.instead}"
+def _message(rule: compatibility.Incompatibility, choice: compatibility.Choice) -> str:
+    combination = " with ".join(f"{compatibility.RECIPE_KEYS[axis]} ({choice[axis]})" for axis in rule.when)
+    return f"{combination} is not supported: {rule.reason}. {rule.fix}"

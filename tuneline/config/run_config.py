@@ -1,4 +1,4 @@
-"""A run configuration: the recipe, the keys of ZenML beside it, and where both were read."""
+"""A validated run configuration: the recipe, the pipeline, and the file's content."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from tuneline.errors import RecipeError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A checked file: what it trains, by which pipeline, and its content, complete and with absolute paths."""
+    """A validated run configuration file, with complete content and absolute paths."""
 
     path: Path
     pipeline: str
@@ -20,11 +20,11 @@ class RunConfig:
 
     @property
     def training(self) -> Recipe:
-        """The recipe of a training.
+        """Recipe of a training stage.
 
         Raises:
-            RecipeError: The file trains nothing.
+            RecipeError: The recipe exports a model.
         """
         if isinstance(self.recipe, Recipe):
             return self.recipe
-        raise RecipeError(f"{self.path}: stage: {self.recipe.stage} trains nothing. Give the recipe of a training.")
+        raise RecipeError(f"{self.path}: stage: {self.recipe.stage} does not train a model. Pass a training recipe.")

@@ -1,4 +1,4 @@
-"""Every stage that a run configuration can name: those that train, and the export of what was trained."""
+"""The recipe model of each stage: all training stages, and the export of a trained model."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from tuneline.config.validation.user_code import source_hash
 
 
 class SFTRecipe(Recipe):
-    """Supervised fine-tuning of one base model, on chats or on texts."""
+    """Supervised fine-tuning of a base model on conversations or text."""
 
     rows = "sft"
     metrics = ("rougeL", "rouge1", "rouge2", "log_likelihood")
@@ -25,7 +25,7 @@ class SFTRecipe(Recipe):
 
 
 class PretrainRecipe(Recipe):
-    """Continued pre-training of one base model on texts."""
+    """Continued pretraining of a base model on text."""
 
     rows = "pretrain"
     metrics = ("log_likelihood",)
@@ -34,42 +34,42 @@ class PretrainRecipe(Recipe):
 
 
 class PreferenceRecipe(Recipe):
-    """What the stages that learn from pairs have in common."""
+    """Base of the stages that train on preference pairs."""
 
     rows = "preference"
     metrics = ("preference_accuracy", "log_likelihood")
 
 
 class DPORecipe(PreferenceRecipe):
-    """Direct preference optimisation on pairs, against the model as it starts."""
+    """Direct preference optimization on pairs. The reference is the model before training."""
 
     stage: Literal["dpo"]
     train: DPOConfig = DPOConfig()
 
 
 class ORPORecipe(PreferenceRecipe):
-    """Odds-ratio preference optimisation on pairs."""
+    """Odds ratio preference optimization on pairs."""
 
     stage: Literal["orpo"]
     train: ORPOConfig = ORPOConfig()
 
 
 class CPORecipe(PreferenceRecipe):
-    """Contrastive preference optimisation on pairs."""
+    """Contrastive preference optimization on pairs."""
 
     stage: Literal["cpo"]
     train: CPOConfig = CPOConfig()
 
 
 class SimPORecipe(PreferenceRecipe):
-    """Simple preference optimisation on pairs."""
+    """Simple preference optimization on pairs."""
 
     stage: Literal["simpo"]
     train: SimPOConfig = SimPOConfig()
 
 
 class KTORecipe(Recipe):
-    """Kahneman-Tversky optimisation on single answers with a label."""
+    """Kahneman-Tversky optimization on single completions with a binary label."""
 
     rows = "kto"
     metrics = ("signed_log_likelihood",)
@@ -78,7 +78,7 @@ class KTORecipe(Recipe):
 
 
 class RewardRecipe(Recipe):
-    """A reward model from pairs: an adapter, and a head beside it."""
+    """Reward model trained on preference pairs: an adapter and a scalar value head."""
 
     rows = "preference"
     metrics = ("preference_accuracy",)
@@ -87,25 +87,25 @@ class RewardRecipe(Recipe):
 
 
 class RLRecipe(Recipe):
-    """What the stages that learn from rewards have in common: prompts, and something that judges answers."""
+    """Base of the reinforcement learning stages: prompts, and a reward model or reward function."""
 
     rows = "prompt"
     metrics = ("reward", "rougeL", "rouge1", "rouge2")
     train: PPOConfig | GRPOConfig
 
     def for_train(self) -> TrainingConfig:
-        """Return what `train` sees, with the hash of the reward function."""
+        """Return the config of step `train`, with the hash of the reward function's source."""
         return super().for_train().model_copy(update={"reward_function_hash": self._hash()})
 
     def for_evaluate(self) -> EvaluateStepConfig:
-        """Return what `evaluate` sees: the same judge."""
-        models = [adapter.path for adapter in self.load.adapters if adapter.use == "reward"]
+        """Return the config of step `evaluate`, which uses the same reward."""
+        paths = [adapter.path for adapter in self.load.adapters if adapter.use == "reward"]
         return (
             super()
             .for_evaluate()
             .model_copy(
                 update={
-                    "reward_model": models[0] if models else None,
+                    "reward_model": paths[0] if paths else None,
                     "reward_function": self.train.reward_function,
                     "reward_function_hash": self._hash(),
                 }
@@ -113,7 +113,7 @@ class RLRecipe(Recipe):
         )
 
     def for_resolve(self) -> ResolveConfig:
-        """Return what `resolve` sees: it looks at the reward function too."""
+        """Return the config of step `resolve`, which also checks the reward function."""
         return super().for_resolve().model_copy(update={"reward_function": self.train.reward_function})
 
     def _hash(self) -> str:
@@ -121,43 +121,43 @@ class RLRecipe(Recipe):
         return source_hash(name, "train.reward_function") if name else ""
 
     @model_validator(mode="after")
-    def _one_judge(self) -> "RLRecipe":
+    def _has_one_reward_source(self) -> "RLRecipe":
         models = [adapter for adapter in self.load.adapters if adapter.use == "reward"]
         if bool(models) == bool(self.train.reward_function):
-            both = "both judge" if models else "neither is given"
+            count = "both are" if models else "neither is"
             raise ValueError(
-                f"train.reward_function and load.adapters (use: reward): {both}. Set reward_function to "
-                "module:function, or name the folder of a model that `stage: rm` trained with use: reward."
+                f"train.reward_function and load.adapters (use: reward): {count} set, expected exactly one. Set "
+                "reward_function to module:function, or add the folder of a reward model (stage: rm) with use: reward."
             )
         return self
 
 
 class PPORecipe(RLRecipe):
-    """Proximal policy optimisation on prompts; one base model plays all roles."""
+    """Proximal policy optimization on prompts. One base model serves as policy, reference, reward model and critic."""
 
     stage: Literal["ppo"]
     train: PPOConfig = PPOConfig()
 
 
 class GRPORecipe(RLRecipe):
-    """Group-relative policy optimisation on prompts."""
+    """Group relative policy optimization on prompts."""
 
     stage: Literal["grpo"]
     train: GRPOConfig = GRPOConfig()
 
     @model_validator(mode="after")
-    def _a_reference_is_the_base(self) -> "GRPORecipe":
+    def _adapter_can_be_disabled_for_reference(self) -> "GRPORecipe":
         method = compatibility.method_variant(self.method)
         if self.train.beta > 0 and method in METHODS_WITHOUT_REFERENCE:
             raise ValueError(
-                f"train.beta: the reference is the base with the adapter switched off, and method {method} changes the "
-                "base. Set method.type: lora, or train.beta: 0."
+                f"train.beta: the reference is the base model with the adapter disabled, but method {method} modifies "
+                "the base weights. Set method.type: lora, or train.beta: 0."
             )
         return self
 
 
 METHODS_WITHOUT_REFERENCE = ("full", "freeze", "pissa", "olora")
-"""Methods that leave no base model to compare with when they are switched off."""
+"""Methods that modify the base weights, so disabling the adapter does not restore a reference model."""
 
 
 AnyRecipe = Annotated[
@@ -173,7 +173,7 @@ AnyRecipe = Annotated[
     | GRPORecipe,
     Field(discriminator="stage"),
 ]
-"""The recipe of some stage, told apart by it."""
+"""Recipe of any training stage, discriminated by `stage`."""
 
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -188,15 +188,15 @@ RECIPES: dict[str, type[Recipe]] = {
     "ppo": PPORecipe,
     "grpo": GRPORecipe,
 }
-"""Stage -> its recipe."""
+"""Training stage -> its recipe model."""
 
 RunRecipe = Recipe | ExportRecipe
 
 ALL_RECIPES: dict[str, type[Recipe] | type[ExportRecipe]] = {**RECIPES, "export": ExportRecipe}
-"""Stage -> its recipe."""
+"""Stage -> its recipe model, including `export`."""
 
 PIPELINES_BY_STAGE = {
     "sft": ("sft_pipeline", "retrain_pipeline"),
     **{stage: (f"{stage}_pipeline",) for stage in ALL_RECIPES if stage != "sft"},
 }
-"""Stage -> the pipelines that run it; the first by itself."""
+"""Stage -> pipelines that can run it; the first one is the default."""

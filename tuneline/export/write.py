@@ -129,8 +129,8 @@ def _rewrite(target: Path, base_model: Manifest, tokenizer: Manifest, config: Ex
     about = read_config(folder, holding)
     if quantize.quantization_kind(about.to_dict()) and config.dtype != "keep":
         raise RecipeError(
-            f"dtype: {config.dtype}: the model comes in {quantize.quantization_kind(about.to_dict())}, which has no such form. "
-            "Set dtype: keep."
+            f"dtype: {config.dtype}: the model comes in {quantize.quantization_kind(about.to_dict())}, which has no "
+            "such form. Set dtype: keep."
         )
     size = config.max_shard_size or MAX_SHARD_SIZE
     if config.dtype == "keep":

@@ -22,7 +22,16 @@ from tuneline.config.validation.quantization import quantization_config, quantiz
 from tuneline.errors import RecipeError
 from tuneline.model.targets import bypassed_layers
 
-__all__ = ["config_for", "dequantized", "guard", "is_quantized", "kind_of", "prepare", "reading", "rounds_inputs"]
+__all__ = [
+    "config_for",
+    "dequantized",
+    "guard",
+    "is_quantized",
+    "prepare",
+    "quantization_kind",
+    "reading",
+    "rounds_inputs",
+]
 
 
 def build_quantization_config(

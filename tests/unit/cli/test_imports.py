@@ -63,7 +63,7 @@ def test_plan_shows_the_recipe_and_tells_the_report_apart(theirs):
 
     assert json.loads(result.stdout)["registry"]["model_name"] == "it"
     assert "theirs.yaml is a configuration of LlamaFactory." in result.stderr
-    assert "Left out in the file" in result.stderr
+    assert "Not set in the file" in result.stderr
 
 
 def test_preview_reads_it_too(theirs):

@@ -95,5 +95,5 @@ def test_the_command_itself_prints_one_line_and_ends_with_code_2(tmp_path, proje
 def test_a_folder_is_named_as_one(command, tmp_path):
     assert (
         refused(*command, tmp_path)
-        == f"{tmp_path}: is a folder. Give the path of a run configuration, like configs/demo.yaml."
+        == f"{tmp_path}: is a folder, not a file. Pass the path of a run configuration, like configs/demo.yaml."
     )

@@ -1,4 +1,4 @@
-"""Every number and every name of a recipe has bounds, so that a slip is refused before anything runs."""
+"""All numbers and names of a recipe have bounds, so that invalid values are refused before a run."""
 
 import importlib
 import math
@@ -14,27 +14,27 @@ from tuneline.config import base, load
 from tuneline.config.base import Config
 from tuneline.errors import RecipeError
 
-TRANSLATED = "translated into a recipe of ours, which is then checked with its own bounds"
-COPIED = "a step's slice, filled in from a recipe that was checked"
-SHIPPED = "a table that comes with the package"
+TRANSLATED = "translated into a recipe, whose model has bounds"
+COPIED = "copied from a validated recipe"
+SHIPPED = "a table that is part of the package"
 
 UNBOUNDED = {
     "sections.data.MergeStepConfig": COPIED,
-    "sections.data.Share": COPIED,
+    "sections.data.SourceShare": COPIED,
     "sections.data.TokenizeStepConfig": COPIED,
     "sections.evaluate.ExamProtocol": COPIED,
     "sections.load.LoadStepConfig": COPIED,
     "sections.resolve.ResolveConfig": COPIED,
     "sections.sources.IngestConfig": COPIED,
-    "validation.quantization.Entry": SHIPPED,
+    "validation.quantization.QuantizationEntry": SHIPPED,
     "llamafactory.schema.Data": TRANSLATED,
     "llamafactory.schema.Method": TRANSLATED,
     "llamafactory.schema.Model": TRANSLATED,
     "llamafactory.schema.Optimizer": TRANSLATED,
     "llamafactory.schema.Training": TRANSLATED,
-    "llamafactory.schema.Written": TRANSLATED,
+    "llamafactory.schema.LlamaFactoryConfig": TRANSLATED,
 }
-"""Models with whole numbers that have no bounds, and why."""
+"""Models with integers without bounds, and the reason."""
 
 LONG = "n" * 300
 
@@ -42,11 +42,11 @@ LONG = "n" * 300
 def models() -> list[type[Config]]:
     for module in pkgutil.walk_packages(tuneline.config.__path__, "tuneline.config."):
         importlib.import_module(module.name)
-    found, waiting = [], [Config]
+    result, waiting = [], [Config]
     while waiting:
         waiting += (here := waiting.pop()).__subclasses__()
-        found.append(here)
-    return [model for model in found if model is not Config and model.__module__.startswith("tuneline.config.")]
+        result.append(here)
+    return [model for model in result if model is not Config and model.__module__.startswith("tuneline.config.")]
 
 
 def name(model: type[Config]) -> str:
@@ -54,7 +54,7 @@ def name(model: type[Config]) -> str:
 
 
 def numbers(model: type[Config]) -> list[dict[str, Any]]:
-    """Return the schemas of all numbers that a model takes, but for those of models inside it."""
+    """Return the schemas of all numbers of a model, except those of nested models."""
     return list(_numbers(model, model.__pydantic_core_schema__))
 
 
@@ -80,14 +80,14 @@ def test_every_number_of_a_config_has_bounds():
 
 
 def _check(model: type[Config]) -> None:
-    found = numbers(model)
+    result = numbers(model)
     assert model.model_config["allow_inf_nan"] is False
-    assert not [each for each in found if each["type"] == "float" and each.get("allow_inf_nan")]
-    unbounded = [each for each in found if each["type"] == "int" and not has_bounds(each)]
+    assert not [each for each in result if each["type"] == "float" and each.get("allow_inf_nan")]
+    unbounded = [each for each in result if each["type"] == "int" and not has_bounds(each)]
     assert not unbounded or name(model) in UNBOUNDED, name(model)
 
 
-def test_the_list_of_the_unbounded_holds_no_other_models():
+def test_only_models_without_bounds_are_exempt():
     unbounded = {
         name(model)
         for model in models()
@@ -140,14 +140,14 @@ def test_a_value_out_of_bounds_is_refused_with_its_line(tmp_path, section, key, 
 
 
 @pytest.mark.parametrize("value", ["..", ".", ".hidden", "a/b", "a\\b", "a\0b", "a\nb", "", LONG], ids=repr)
-def test_a_source_cannot_have_a_name_that_no_path_can_hold(tmp_path, value):
+def test_a_source_cannot_have_a_name_that_is_not_a_valid_path(tmp_path, value):
     sources = [{"name": value, "path": "x.jsonl", "format": "alpaca"}]
 
     assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.name: ")
 
 
 @pytest.mark.parametrize("hub", ["../..", "a/..", "./a", "a/b/c", LONG])
-def test_a_repository_is_no_path(tmp_path, hub):
+def test_a_repository_id_is_not_a_path(tmp_path, hub):
     sources = [{"name": "first", "hub": hub}]
 
     assert problem(tmp_path, tiny.recipe(sources=sources)).startswith("sources.0.hub: ")
@@ -157,11 +157,11 @@ def test_a_repository_is_no_path(tmp_path, hub):
 def test_a_folder_of_a_repository_stays_inside_it(tmp_path, folder):
     sources = [{"name": "first", "hub": "a/b", "folder": folder}]
 
-    assert "leads out of the repository" in problem(tmp_path, tiny.recipe(sources=sources))
+    assert "is outside the repository" in problem(tmp_path, tiny.recipe(sources=sources))
 
 
 @pytest.mark.parametrize("value", [LONG, "a.b", "..", ""])
-def test_an_exam_has_a_name_that_a_metric_can_hold(tmp_path, value):
+def test_an_exam_has_a_name_that_is_a_valid_metric_name(tmp_path, value):
     exams = [{"name": value, "path": "exam"}]
 
     assert problem(tmp_path, tiny.recipe(exams=exams)).startswith("exams.0.name: ")
@@ -197,11 +197,11 @@ def test_arguments_of_a_schedule_are_bounded(tmp_path, value):
 
 
 @pytest.mark.parametrize("run_name", [LONG, "a\x07b", " ", 7, "{nothing}", "{date"])
-def test_a_run_has_a_name_that_the_stores_take(tmp_path, run_name):
+def test_a_run_has_a_name_that_zenml_and_mlflow_accept(tmp_path, run_name):
     assert problem(tmp_path, tiny.recipe(), run_name=run_name).startswith("run_name: ")
 
 
-def test_a_run_name_may_hold_what_is_substituted(tmp_path):
+def test_a_run_name_may_contain_placeholders(tmp_path):
     top = {"run_name": "a-{mine}-{date}-{time}", "substitutions": {"mine": "x"}}
 
     load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), **top))

@@ -1,4 +1,4 @@
-"""docs/loading.md speaks of the keys that there are."""
+"""docs/loading.md lists existing keys."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_the_snippet_is_a_load_section_with_every_key():
     assert set(snippet) == set(LoadConfig.model_fields)
 
 
-def test_every_method_has_its_line_and_its_keys_exist():
+def test_every_method_is_documented_with_existing_keys():
     configs = {get_args(kind.model_fields["type"].annotation)[0]: kind for kind in get_args(get_args(Method)[0])}
     lines = {}
     for line in PAGE.splitlines():

@@ -1,4 +1,4 @@
-"""A run configuration is checked as a whole: one line a mistake, with the key as it was written."""
+"""Run configurations are validated as a whole: one error per line, with the key as in the file."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
     (line,) = problems(tmp_path, changed("train", learing_rate=1e-4))
 
     assert line.endswith("train.learing_rate: unknown key. Did you mean 'learning_rate'?")
-    written = (tmp_path / "run.yaml").read_text().splitlines()
-    assert "learing_rate" in written[int(line.split(":")[0]) - 1]
+    content = (tmp_path / "run.yaml").read_text().splitlines()
+    assert "learing_rate" in content[int(line.split(":")[0]) - 1]
 
 
 def test_an_unknown_key_of_a_method_is_compared_with_that_methods_keys(tmp_path):
@@ -45,14 +45,14 @@ def test_an_unknown_key_of_a_method_is_compared_with_that_methods_keys(tmp_path)
     assert line.endswith("method.lora_alfa: unknown key. Did you mean 'lora_alpha'?")
 
 
-def test_a_wrong_type_says_what_was_given(tmp_path):
+def test_a_wrong_type_shows_the_value(tmp_path):
     (line,) = problems(tmp_path, changed("train", learning_rate="fast"))
 
     assert "train.learning_rate: Input should be a valid number" in line
     assert line.endswith("got 'fast'.")
 
 
-def test_an_unknown_method_and_format_are_told_with_what_is_known(tmp_path):
+def test_an_unknown_method_and_format_are_reported_with_known_values(tmp_path):
     sources = [{"name": "first", "path": "x.jsonl", "format": "alpacca"}]
     lines = problems(tmp_path, tiny.recipe(method={"type": "lorra"}, sources=sources))
 
@@ -60,7 +60,7 @@ def test_an_unknown_method_and_format_are_told_with_what_is_known(tmp_path):
     assert any("sources.0.format: unknown format 'alpacca'. Did you mean 'alpaca'?" in line for line in lines)
 
 
-def test_every_mistake_has_its_own_line(tmp_path):
+def test_every_error_has_its_own_line(tmp_path):
     recipe = changed("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
     lines = problems(tmp_path, recipe, paramters=1, steps={"trian": {}, "train": {"enable_cahce": True}})
 
@@ -75,24 +75,24 @@ def test_an_unknown_step_is_named(tmp_path):
     assert line.endswith("steps.ingest_frist: unknown step. Did you mean 'ingest_first'?")
 
 
-def test_a_key_written_twice_is_refused(tmp_path):
+def test_a_duplicate_key_is_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("parameters: {}\nrun_name: a\nrun_name: b\n")
 
-    with pytest.raises(RecipeError, match=r"run.yaml:3: run_name: is written twice \(first in line 2\)"):
+    with pytest.raises(RecipeError, match=r"run.yaml:3: run_name: is a duplicate key \(first in line 2\)"):
         load.load(path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "run.yaml:1: expected a mapping, got NoneType. Give a run configuration"),
+        ("", "run.yaml:1: expected a mapping, got NoneType. Pass a run configuration"),
         ("a: [1", "run.yaml:1: not valid YAML"),
         ("run_name: x\n", "run.yaml:1: parameters.recipe: is required"),
         ("parameters: {recipe: {}}\n", "run.yaml:1: stage: is required"),
     ],
 )
-def test_a_file_that_is_no_run_configuration_is_told(tmp_path, text, message):
+def test_an_invalid_run_configuration_is_reported(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
 
@@ -100,15 +100,15 @@ def test_a_file_that_is_no_run_configuration_is_told(tmp_path, text, message):
         load.load(path)
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path):
+def test_a_file_that_is_not_utf_8_is_reported(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes("run_name: caf\xe9\n".encode("latin-1"))
 
-    with pytest.raises(RecipeError, match="is not UTF-8 text: byte 13 cannot be read. Save it as UTF-8."):
+    with pytest.raises(RecipeError, match="is not UTF-8 text: byte 13 is invalid. Save it as UTF-8."):
         load.load(path)
 
 
-def test_a_value_that_yaml_cannot_read_is_told(tmp_path):
+def test_a_value_that_yaml_cannot_read_is_reported(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("run_name: 2024-13-45\n")
 
@@ -119,18 +119,18 @@ def test_a_value_that_yaml_cannot_read_is_told(tmp_path):
 def test_a_cron_expression_is_checked(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": "every day"})
 
-    assert line.endswith("'every day' is no cron expression. Write five fields, like '0 3 * * *'.")
+    assert line.endswith("'every day' is not a valid cron expression. Write five fields, like '0 3 * * *'.")
 
 
 @pytest.mark.parametrize("cron", ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *"])
 def test_a_cron_expression_that_never_fires_is_refused(tmp_path, cron):
     (line,) = problems(tmp_path, tiny.recipe(), schedule={"cron_expression": cron})
 
-    assert f"schedule.cron_expression: {cron!r} never fires: there is no such day" in line
+    assert f"schedule.cron_expression: {cron!r} never matches a date" in line
 
 
 @pytest.mark.parametrize("cron", ["0 0 29 2 *", "@daily", "0 3 * * MON-THU", "0 0 L mar *", "*/5 * * * *"])
-def test_a_cron_expression_that_fires_is_taken(tmp_path, cron):
+def test_a_cron_expression_that_fires_is_accepted(tmp_path, cron):
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={"cron_expression": cron})
 
     assert load.load(path).content["schedule"] == {"cron_expression": cron}
@@ -144,20 +144,20 @@ def test_seconds_years_and_random_times_are_refused(tmp_path, cron):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
+    ("schedule", "message"),
     [
-        ({"name": "nightly"}, "schedule: says no time. Add a cron_expression"),
-        ({}, "schedule: says no time"),
+        ({"name": "nightly"}, "schedule: has no time. Set cron_expression"),
+        ({}, "schedule: has no time"),
         (["0 3 * * *"], "schedule: expected a mapping"),
         ({"cron_expresion": "0 3 * * *"}, "schedule.cron_expresion: unknown key. Did you mean 'cron_expression'?"),
         ({"interval_second": "often", "start_time": "2026-01-01"}, "schedule.interval_second: "),
-        ({"interval_second": 60}, "schedule: says no time"),
+        ({"interval_second": 60}, "schedule: has no time"),
     ],
 )
-def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, said):
+def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, message):
     (line,) = problems(tmp_path, tiny.recipe(), schedule=schedule)
 
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
@@ -170,24 +170,24 @@ def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, said):
         ("catchup", True),
     ],
 )
-def test_what_the_scheduler_of_this_machine_does_not_implement_is_refused_with_its_line(tmp_path, key, value):
+def test_keys_that_the_local_scheduler_does_not_support_is_refused_with_its_line(tmp_path, key, value):
     schedule = {"name": "nightly", "cron_expression": "0 3 * * *"}
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, key: value})
     checked = load.load(path)
 
-    with pytest.raises(RecipeError, match=rf"run\.yaml:\d+: schedule\.{key}: the scheduler of this machine knows"):
+    with pytest.raises(RecipeError, match=rf"run\.yaml:\d+: schedule\.{key}: tuneline scheduler only supports"):
         load.check_local_schedule(checked)
 
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, "catchup": False})
     load.check_local_schedule(load.load(path))
 
 
-def test_two_data_sets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
+def test_two_datasets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
     source = tiny.recipe()["sources"][0]
     (line,) = problems(tmp_path, tiny.recipe(sources=[source, {**source, "max_rows": 3}]))
     twice = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=[source, source])))
 
-    assert "sources holds the name 'first' twice" in line
+    assert "sources: the name 'first' is used by several entries" in line
     assert [share.repeats for share in twice.recipe.shares()] == [2]
 
 
@@ -207,30 +207,30 @@ def test_a_pattern_and_a_template_file_are_relative_to_the_recipe(tmp_path):
     assert loaded("chatml").recipe.template == "chatml"
 
 
-def test_a_recipe_that_holds_nothing_out_is_refused(tmp_path):
+def test_a_recipe_without_held_out_rows_is_refused(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(merge={"validation_fraction": 0}))
 
-    assert "merge.validation_fraction is 0, so nothing would be held out" in line
+    assert "merge.validation_fraction is 0, so no rows would be held out" in line
 
 
-def test_thoughts_are_not_masked_where_answers_are_judged_whole(tmp_path):
+def test_thinking_cannot_be_masked_in_preference_stages(tmp_path):
     registry = {"model_name": "tiny", "gate": {"metric": "preference_accuracy"}}
     path = tiny.write_config(
         tmp_path / "run.yaml", tiny.recipe(stage="dpo", registry=registry, exams=[], tokenize={"thinking": "mask"})
     )
 
-    with pytest.raises(RecipeError, match="tokenize.thinking is 'mask', and stage dpo judges answers as a whole"):
+    with pytest.raises(RecipeError, match="tokenize.thinking is 'mask', but stage dpo trains on entire responses"):
         load.load(path)
 
 
-def test_a_weight_needs_a_strategy_that_draws(tmp_path):
+def test_a_weight_needs_an_interleaving_strategy(tmp_path):
     first, second = tiny.recipe()["sources"]
     weighted = [first, second | {"weight": 2}]
 
     (line,) = problems(tmp_path, tiny.recipe(sources=weighted))
 
-    assert "second has a weight, and merge.strategy is 'concatenate'" in line
-    assert line.endswith("Set merge.strategy to interleave_under or interleave_over, or leave weight out.")
+    assert "second has a weight, but merge.strategy is 'concatenate'" in line
+    assert line.endswith("Set merge.strategy to interleave_under or interleave_over, or remove weight.")
     merge = {"validation_fraction": 0.3, "strategy": "interleave_over"}
     drawn = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
     assert [share.weight for share in drawn.recipe.for_merge().shares] == [None, 2]
@@ -239,7 +239,7 @@ def test_a_weight_needs_a_strategy_that_draws(tmp_path):
 def test_an_exam_may_not_take_the_name_of_the_held_out_rows(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(exams=[{"name": "held_out", "path": "exam"}]))
 
-    assert "'held_out' is the name of the held-out rows" in line
+    assert "the name 'held_out' is reserved" in line
 
 
 def test_an_unknown_pipeline_is_named(tmp_path):
@@ -248,7 +248,7 @@ def test_an_unknown_pipeline_is_named(tmp_path):
     assert line.endswith("unknown pipeline 'stf_pipeline'. Did you mean 'sft_pipeline'?")
 
 
-def test_the_written_down_keys_are_those_of_zenml():
+def test_the_listed_keys_are_those_of_zenml():
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
     from zenml.config.schedule import Schedule
     from zenml.config.step_configurations import StepConfigurationUpdate
@@ -262,7 +262,7 @@ RECIPES = [path for path in sorted(Path("configs").rglob("*.yaml")) if "recipe:"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
-def test_every_shipped_recipe_loads_finds_its_files_and_says_how_to_run_it(path):
+def test_every_shipped_recipe_loads_finds_its_files_and_documents_its_command(path):
     from tuneline.config import existence
 
     checked = load.load(path)

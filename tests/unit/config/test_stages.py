@@ -1,4 +1,4 @@
-"""Each stage has its recipe, its pipelines, and what its gate may ask for."""
+"""Each stage has a recipe, pipelines and metrics for its gate."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_stage_is_run_by_its_own_pipeline(tmp_path):
     assert checked.recipe.for_tokenize().stage == "pretrain"
 
 
-def test_an_unknown_stage_is_named_with_the_nearest(tmp_path):
+def test_an_unknown_stage_is_named_with_the_closest_match(tmp_path):
     with pytest.raises(RecipeError, match=r"run.yaml:3: stage: unknown stage 'pretrian'. Did you mean 'pretrain'"):
         load(written(tmp_path, stage="pretrian"))
 
@@ -35,7 +35,7 @@ def test_a_pipeline_of_another_stage_is_refused(tmp_path):
         load(path)
 
 
-def test_a_gate_cannot_ask_for_what_a_stage_does_not_measure(tmp_path):
+def test_a_gate_cannot_use_a_metric_that_the_stage_does_not_measure(tmp_path):
     with pytest.raises(RecipeError, match="does not measure rougeL .stage pretrain"):
         load(written(tmp_path, stage="pretrain", **TEXTS, registry={"model_name": "m", "gate": {"metric": "rougeL"}}))
 

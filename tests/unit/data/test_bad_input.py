@@ -114,7 +114,7 @@ RECIPES = {
         {"format": "sharegtp"},
         {},
         "sources.0.format: unknown format 'sharegtp'. Did you mean 'sharegpt'? Known: auto, alpaca, kto, openai, "
-        f"preference, sharegpt, standard, text, {OWN_FORMAT}",
+        "preference, sharegpt, standard, text, or module:function for a custom format.",
     ),
     "fewer than no rows": (
         {"max_rows": -5},
@@ -140,18 +140,18 @@ RECIPES = {
     "weight that nothing draws by": (
         {"weight": 2.0},
         {},
-        "parameters.recipe: sources: d has a weight, and merge.strategy is 'concatenate', which draws nothing by "
-        "weight. Set merge.strategy to interleave_under or interleave_over, or leave weight out.",
+        "parameters.recipe: sources: d has a weight, but merge.strategy is 'concatenate', which does not "
+        "sample by weight. Set merge.strategy to interleave_under or interleave_over, or remove weight.",
     ),
     "two places": (
         {"hub": "someone/something"},
         {},
-        "sources.0: give either path (local files) or hub (a repository), and not both.",
+        "sources.0: expected exactly one of path (local files) and hub (a repository). Set one of them.",
     ),
     "one name for two data sets": (
         {},
         {"sources": [{"name": "d", "path": "data/d.jsonl"}, {"name": "d", "path": "data/d.jsonl", "max_rows": 3}]},
-        "parameters.recipe: sources holds the name 'd' twice. Give each entry a name of its own.",
+        "parameters.recipe: sources: the name 'd' is used by several entries. Rename all but one.",
     ),
     "no room": (
         {},
@@ -192,8 +192,8 @@ RECIPES = {
     "none held out": (
         {},
         {"merge": {"validation_fraction": 0}},
-        "parameters.recipe: merge.validation_fraction is 0, so nothing would be held out, and no model could be "
-        "judged. Hold out a share, like 0.1.",
+        "parameters.recipe: merge.validation_fraction is 0, so no rows would be held out and no model could be "
+        "evaluated. Set a fraction, like 0.1.",
     ),
     "misspelt strategy": (
         {},
@@ -256,8 +256,7 @@ DESCRIPTIONS = {
         "dataset_info.json",
         '{"good": {"formatting": "alpaca"}}',
         "good",
-        "HERE/dataset_info.json:1: good: says nowhere where the data set is. Add file_name (a file beside this one) or "
-        "hf_hub_url.",
+        "HERE/dataset_info.json:1: good: has no location. Add file_name (a file in this folder) or hf_hub_url.",
     ),
     "unknown key of LlamaFactory's": (
         "dataset_info.json",
@@ -296,38 +295,38 @@ PLACES = {
     "misspelt file": (
         {"good.jsonl": GOOD},
         "data/godo.jsonl",
-        "there is no file HERE/data/godo.jsonl. Did you mean 'good.jsonl'? Correct the path.",
+        "file HERE/data/godo.jsonl does not exist. Did you mean 'good.jsonl'? Correct the path.",
     ),
     "misspelt folder": (
         {"good.jsonl": GOOD},
         "dta/good.jsonl",
-        "there is no folder HERE/dta. Did you mean 'data'? Correct the path.",
+        "folder HERE/dta does not exist. Did you mean 'data'? Correct the path.",
     ),
     "pattern of nothing": (
         {"good.jsonl": GOOD},
         "data/*.json",
-        "no file matches HERE/data/*.json. Correct the pattern (`**` stands for folders of any depth).",
+        "no file matches HERE/data/*.json. Correct the pattern (`**` matches folders at any depth).",
     ),
     "several kinds beside a README": (
         {"README.md": "# Data", "a.jsonl": GOOD, "b.csv": "instruction,output\na,b\n"},
         "data",
-        "HERE/data holds files of several kinds (jsonl: a.jsonl; csv: b.csv). Give a pattern that matches one kind, "
+        "HERE/data contains files of several kinds (jsonl: a.jsonl; csv: b.csv). Set a pattern that matches one kind, "
         "like HERE/data/*.jsonl.",
     ),
     "a README alone": (
         {"README.md": "# Data"},
         "data",
-        f"the folder HERE/data holds no data. Give one with files of these kinds: {READ}.",
+        f"folder HERE/data contains no data files. Set a folder with files of these kinds: {READ}.",
     ),
     "a kind that is not read": (
         {"d.pdf": "%PDF"},
         "data/d.pdf",
-        f"d.pdf is of a kind that is not read. Give one of these: {READ}.",
+        f"d.pdf is of an unsupported kind. Set a file of another kind: {READ}.",
     ),
     "packed and unpacked": (
         {"d.jsonl": GOOD, "d.jsonl.gz": gzip.compress(GOOD.encode())},
         "data",
-        "HERE/data/d.jsonl is there both packed and unpacked. Keep one, or give a pattern for one.",
+        "HERE/data/d.jsonl exists both compressed and uncompressed. Remove one, or set a pattern for one.",
     ),
 }
 

@@ -36,7 +36,7 @@ def test_a_recipe_names_them_like_functions_of_its_own():
     ("name", "told"),
     [
         ("tuneline.data.rewards:overlop", "has no function 'overlop'. Did you mean 'overlap'?"),
-        ("no_such_module:overlap", "there is no module 'no_such_module'"),
+        ("no_such_module:overlap", "module 'no_such_module' not found"),
     ],
 )
 def test_what_is_not_there_is_refused_by_the_recipes_key(name, told):

@@ -132,7 +132,7 @@ def test_a_missing_part_is_refused_by_name_before_anything_is_read(files, tmp_pa
     for part in parts(files)[::2]:
         shutil.copy2(part, tmp_path)
 
-    with pytest.raises(SourceError, match=r"is split into 3 parts, and .* lacks m-00002-of-00003.gguf"):
+    with pytest.raises(SourceError, match=r"is split into 3 parts, but .* does not contain m-00002-of-00003.gguf"):
         existence.check_model(asked(tmp_path / "m-00001-of-00003.gguf"))
 
 

@@ -143,7 +143,7 @@ def test_a_quantized_model_tuned_as_a_whole(project, monkeypatch):
 
     said = refusal(project, monkeypatch, method={"type": "full"})
     assert "bnb_4bit" in said
-    assert "take no gradients" in said
+    assert "without gradients" in said
 
 
 def test_rows_longer_than_the_models_positions(project, monkeypatch):

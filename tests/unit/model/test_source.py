@@ -189,9 +189,7 @@ def test_the_catalogue_takes_the_first_place_within_reach_and_says_so(monkeypatc
 
 
 def test_a_name_that_no_place_can_give_tells_every_reason(monkeypatch, tmp_path):
-    with pytest.raises(
-        SourceError, match=r"could not be had from any place.*directory: model.path: there is no folder"
-    ):
+    with pytest.raises(SourceError, match=r"could not be had from any place.*directory: model.path: folder"):
         catalogue(monkeypatch, directory(tmp_path / "gone"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.config.test_llamafactory import EXPECTED
+from tests.llamafactory_files import EXPECTED
 from tuneline.config import llamafactory
 from tuneline.data import prepare
 from tuneline.model import resolve

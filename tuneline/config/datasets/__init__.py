@@ -1,1 +1,1 @@
-"""Dataset entries: where each dataset is and how its records look, including LlamaFactory's `dataset_info.json`."""
+"""Dataset registries: location and row format of named datasets, including LlamaFactory's `dataset_info.json`."""

@@ -1,7 +1,7 @@
-"""Descriptions of data sets: where each is and what shape it has, under a name that recipes use.
+"""Dataset registry: a YAML file that maps names to dataset locations and formats.
 
-A file of them, `datasets.yaml` by custom, maps names to descriptions; a description has the keys of a source but
-`name`. A source with `dataset: NAME` takes the description's values and overrides them by its own.
+An entry has the keys of a source except `name`. A source with `dataset: NAME` takes the entry's values and overrides
+them with its own keys. The default file is `datasets.yaml` next to the recipe.
 """
 
 import copy
@@ -20,20 +20,20 @@ from tuneline.config.sections.sources import SourceConfig
 from tuneline.errors import RecipeError, did_you_mean
 
 DEFAULT_FILE = "datasets.yaml"
-"""File that a source's `dataset` is looked up in where the recipe names no other."""
+"""Registry file used if the recipe does not set `datasets`."""
 
 MAX_NAMES_LISTED = 12
-"""So many names fit into one line of a message; of more only the nearest is told."""
+"""Number of known names that a message lists. Larger registries only show the closest name."""
 
 LOCATION_KEYS = ("path", "hub", "subset", "split", "revision", "folder", "streaming")
-"""What says where a data set is: a source that gives a place of its own takes only the shape from a description."""
+"""Keys of a dataset's location. A source with its own location only takes the format from the entry."""
 
 DatasetEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class DatasetRegistry:
-    """A file of descriptions, with absolute paths; `left_out` says why an entry of another format cannot be used."""
+    """Entries of a registry file, with absolute paths; `left_out` maps unusable entries to the reason."""
 
     path: Path
     entries: dict[str, DatasetEntry]
@@ -41,85 +41,91 @@ class DatasetRegistry:
 
 
 def read(path: Path) -> DatasetRegistry:
-    """Read and check descriptions of our own (YAML), or LlamaFactory's `dataset_info.json` (by the ending `.json`).
+    """Read and validate a dataset registry: Tuneline's YAML, or LlamaFactory's `dataset_info.json` (by its suffix).
 
     Raises:
-        RecipeError: One line for each mistake: `file:line: entry.key: what is wrong, what to do`.
+        RecipeError: The file is invalid. One line per error: `file:line: entry.key: message`.
     """
     if path.suffix == ".json":
         return from_dataset_info(path)
-    document = located_yaml.read(path, what="descriptions of data sets, like configs/datasets.yaml")
-    if problems := [each for name, written in document.content.items() for each in _check(name, written)]:
-        raise RecipeError("\n".join(document.tell(problems)))
+    document = located_yaml.read(path, description="a dataset registry, like configs/datasets.yaml")
+    if problems := [problem for name, entry in document.content.items() for problem in _validate(name, entry)]:
+        raise RecipeError("\n".join(document.format_errors(problems)))
     base = path.resolve().parent
-    return DatasetRegistry(path, {name: _with_place(entry, base) for name, entry in document.content.items()})
+    return DatasetRegistry(path, {name: _absolute(entry, base) for name, entry in document.content.items()})
 
 
 def from_dataset_info(path: Path) -> DatasetRegistry:
     """Translate LlamaFactory's `dataset_info.json`.
 
     Raises:
-        RecipeError: One line for each mistake.
+        RecipeError: The file is invalid. One line per error.
     """
-    found = llamafactory_dataset_info.read(path)
-    return DatasetRegistry(path, found.entries, found.left_out)
+    imported = llamafactory_dataset_info.read(path)
+    return DatasetRegistry(path, imported.entries, imported.left_out)
 
 
-def write(found: DatasetRegistry, path: Path) -> None:
-    """Write descriptions as a YAML file, in their order, with paths relative to the file."""
-    entries = {name: _relative(entry, path.resolve().parent) for name, entry in found.entries.items()}
+def write(registry: DatasetRegistry, path: Path) -> None:
+    """Write a registry as YAML, in order, with paths relative to the file."""
+    entries = {name: _relative(entry, path.resolve().parent) for name, entry in registry.entries.items()}
     parts = [yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True) for name, entry in entries.items()]
-    head = (
-        f"# Descriptions of data sets, imported from {found.path.name} by `tuneline data import`.\n"
-        f"# A recipe beside this file uses one by its name: `sources: [{{dataset: {next(iter(entries), 'NAME')}}}]`.\n"
+    example = next(iter(entries), "NAME")
+    header = (
+        f"# Dataset registry, imported from {registry.path.name} by `tuneline data import`.\n"
+        f"# A recipe next to this file uses an entry by name: `sources: [{{dataset: {example}}}]`.\n"
     )
-    left_out = "".join(f"#   {name}: {reason}.\n" for name, reason in found.left_out.items())
-    text = "\n".join([head, *parts, f"# Left out:\n{left_out}"] if left_out else [head, *parts])
+    skipped = "".join(f"#   {name}: {reason}.\n" for name, reason in registry.left_out.items())
+    text = "\n".join([header, *parts, f"# Skipped:\n{skipped}"] if skipped else [header, *parts])
     path.write_text(text, encoding="utf-8")
 
 
 def expand(document: Document, raw: dict[str, Any]) -> list[str]:
-    """Make the sources of a recipe complete that name a description, in place; `datasets` has then done its work.
+    """Replace `dataset: NAME` in a recipe's sources by the entry's values, in place, and remove the key `datasets`.
 
     Args:
         document: The recipe's file.
         raw: The recipe in it, with absolute paths.
 
     Returns:
-        What is wrong, one line a mistake; the recipe is then left as it was.
+        Errors, one line each. If there are any, the recipe is not changed.
     """
-    written = raw.get("sources")
-    sources: list[Any] = written if isinstance(written, list) else []
-    named = [i for i, source in enumerate(sources) if isinstance(source, dict) and "dataset" in source]
-    if not named and "datasets" not in raw:
+    value = raw.get("sources")
+    sources: list[Any] = value if isinstance(value, list) else []
+    references = [i for i, source in enumerate(sources) if isinstance(source, dict) and "dataset" in source]
+    if not references and "datasets" not in raw:
         return []
     try:
-        found = _described(document, raw, named)
+        registry = _read_registry(document, raw, references)
     except RecipeError as error:
         return str(error).splitlines()
-    if problems := [each for i in named for each in _lookup(found, sources[i]["dataset"], _key(document, i))]:
-        return document.tell(problems)
-    for i in named:
-        sources[i] = _complete(sources[i], found.entries[sources[i]["dataset"]])
+    problems = [
+        problem
+        for i in references
+        for problem in _look_up(registry, sources[i]["dataset"], _reference_key(document, i))
+    ]
+    if problems:
+        return document.format_errors(problems)
+    for i in references:
+        sources[i] = _merge(sources[i], registry.entries[sources[i]["dataset"]])
     raw.pop("datasets", None)
     return []
 
 
-def _check(name: Any, written: Any) -> list[Problem]:
+def _validate(name: Any, entry: Any) -> list[Problem]:
     if not isinstance(name, str):
-        return [((str(name),), f"a name must be text, and YAML reads this one as {name!r}. Put it in quotes.")]
-    if not isinstance(written, dict):
-        return [((name,), f"expected a mapping with path or hub, and format, got {written!r}.")]
-    if "name" in written:
-        return [((name, "name"), f"unknown key. The description's name is {name!r}, the key above it.")]
-    return located_yaml.validate(SourceConfig, {**written, "name": "any"}, (name,), _known)[1]
+        return [((str(name),), f"expected a string as name, but YAML reads it as {name!r}. Put it in quotes.")]
+    if not isinstance(entry, dict):
+        return [((name,), f"expected a mapping with path or hub, and format, got {entry!r}. Correct it.")]
+    if "name" in entry:
+        return [((name, "name"), f"unknown key. The entry's name is its key, {name!r}. Remove name.")]
+    return located_yaml.validate(SourceConfig, {**entry, "name": "any"}, (name,), _known)[1]
 
 
 def _known(loc: Key, parent: Any) -> list[str]:
     return [key for key in located_yaml.sibling_fields(SourceConfig, loc, parent) if key != "name"]
 
 
-def _with_place(entry: DatasetEntry, base: Path) -> DatasetEntry:
+def _absolute(entry: DatasetEntry, base: Path) -> DatasetEntry:
     return {**entry, "path": located_yaml.absolute_path(entry["path"], base)} if entry.get("path") else entry
 
 
@@ -127,49 +133,53 @@ def _relative(entry: DatasetEntry, base: Path) -> DatasetEntry:
     return {**entry, "path": os.path.relpath(entry["path"], base)} if "path" in entry else entry
 
 
-def _described(document: Document, raw: dict[str, Any], named: list[int]) -> DatasetRegistry:
-    """Read the file of descriptions that a recipe names, or the one beside it."""
-    written = raw.get("datasets", DEFAULT_FILE)
-    key = (*document.inside, "datasets") if "datasets" in raw else _key(document, named[0])
-    if not isinstance(written, str):
-        raise _wrong(document, key, f"expected the path of a file like configs/datasets.yaml, got {written!r}.")
+def _read_registry(document: Document, raw: dict[str, Any], references: list[int]) -> DatasetRegistry:
+    """Read the registry that a recipe names, or the default file next to it."""
+    value = raw.get("datasets", DEFAULT_FILE)
+    key = (*document.root, "datasets") if "datasets" in raw else _reference_key(document, references[0])
+    if not isinstance(value, str):
+        raise _error(
+            document, key, f"expected the path of a file like configs/datasets.yaml, got {value!r}. Correct it."
+        )
     folder = document.path.resolve().parent if document.path.is_symlink() else document.path.parent
-    path = folder / written
+    path = folder / value
     if limits.is_file(path):
         return read(path)
     if "datasets" in raw:
-        raise _wrong(document, key, f"{limits.why_not_a_file(path)}. Correct the path; it is relative to this file.")
-    if odd := limits.special_file_kind(path):
-        raise _wrong(document, key, f"{path} is {odd}, not a file. Write the descriptions into a file.")
-    text = f"there is no {DEFAULT_FILE} beside this file to look it up in. Name a file of descriptions by the key `datasets`."
-    raise _wrong(document, key, text)
+        raise _error(document, key, f"{limits.why_not_a_file(path)}. Correct the path; it is relative to this file.")
+    if kind := limits.special_file_kind(path):
+        raise _error(document, key, f"expected a file, but {path} is {kind}. Replace it by a file.")
+    text = (
+        f"there is no {DEFAULT_FILE} next to this file to look it up in. Set the key `datasets` to the path of a "
+        "dataset registry."
+    )
+    raise _error(document, key, text)
 
 
-def _wrong(document: Document, key: Key, text: str) -> RecipeError:
-    return RecipeError("\n".join(document.tell([(key, text)])))
+def _error(document: Document, key: Key, text: str) -> RecipeError:
+    return RecipeError("\n".join(document.format_errors([(key, text)])))
 
 
-def _key(document: Document, i: int) -> Key:
-    return (*document.inside, "sources", i, "dataset")
+def _reference_key(document: Document, i: int) -> Key:
+    return (*document.root, "sources", i, "dataset")
 
 
-def _lookup(found: DatasetRegistry, name: Any, key: Key) -> list[Problem]:
+def _look_up(registry: DatasetRegistry, name: Any, key: Key) -> list[Problem]:
     if not isinstance(name, str):
-        return [(key, f"expected the name of a description in {found.path}, got {name!r}.")]
-    if name in found.entries:
+        return [(key, f"expected the name of an entry in {registry.path}, got {name!r}. Correct it.")]
+    if name in registry.entries:
         return []
-    if name in found.left_out:
-        return [(key, f"{name!r} of {found.path} cannot be used: it {found.left_out[name]}.")]
-    known = sorted(found.entries)
-    few = f" Known: {', '.join(known) or 'none'}."
-    many = f" {found.path} describes {len(known)}; `tuneline data list {found.path}` shows them."
-    return [
-        (key, f"unknown dataset {name!r}.{did_you_mean(name, known)}{few if len(known) <= MAX_NAMES_LISTED else many}")
-    ]
+    if name in registry.left_out:
+        return [(key, f"{name!r} of {registry.path} cannot be used: it {registry.left_out[name]}.")]
+    known = sorted(registry.entries)
+    names = f"Known: {', '.join(known) or 'none'}."
+    command = f"{registry.path} has {len(known)} entries; `tuneline data list {registry.path}` lists them."
+    options = names if len(known) <= MAX_NAMES_LISTED else command
+    return [(key, f"unknown dataset {name!r}.{did_you_mean(name, known)} {options}")]
 
 
-def _complete(source: dict[str, Any], description: DatasetEntry) -> dict[str, Any]:
-    own = {key: value for key, value in source.items() if key != "dataset"}
-    has_place = "path" in own or "hub" in own
-    taken = {key: value for key, value in description.items() if not (has_place and key in LOCATION_KEYS)}
-    return {"name": source["dataset"], **copy.deepcopy(taken), **own}
+def _merge(source: dict[str, Any], entry: DatasetEntry) -> dict[str, Any]:
+    overrides = {key: value for key, value in source.items() if key != "dataset"}
+    has_location = "path" in overrides or "hub" in overrides
+    defaults = {key: value for key, value in entry.items() if not (has_location and key in LOCATION_KEYS)}
+    return {"name": source["dataset"], **copy.deepcopy(defaults), **overrides}

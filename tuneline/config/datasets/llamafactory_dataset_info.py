@@ -1,7 +1,7 @@
-"""LlamaFactory's `dataset_info.json`, translated into descriptions of our own.
+"""Translate LlamaFactory's `dataset_info.json` into dataset registry entries.
 
-What its parser passes over in silence is told here: unknown keys, columns and tags that its converter never reads, and
-entries that cannot be trained on as text. Its own names are kept in this module alone.
+Reports what LlamaFactory's parser silently ignores: unknown keys, columns and tags that its converter never reads, and
+entries without text to train on.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ LLAMAFACTORY_KEYS = {"hub": "hf_hub_url", "path": "file_name", "max_rows": "num_
 
 
 class EntryColumns(Config):
-    """`columns` of an entry."""
+    """`columns` of a `dataset_info.json` entry."""
 
     prompt: str | None = None
     query: str | None = None
@@ -64,7 +64,7 @@ class EntryColumns(Config):
 
 
 class EntryTags(Config):
-    """`tags` of an entry; the values are the ones it has where none is written."""
+    """`tags` of a `dataset_info.json` entry, with LlamaFactory's defaults."""
 
     role_tag: str | None = "from"
     content_tag: str | None = "value"
@@ -76,7 +76,7 @@ class EntryTags(Config):
 
 
 class Entry(Config):
-    """One data set of the file, as LlamaFactory's parser reads it."""
+    """One dataset of `dataset_info.json`, as LlamaFactory's parser reads it."""
 
     hf_hub_url: str | None = None
     ms_hub_url: str | None = None
@@ -97,7 +97,7 @@ class Entry(Config):
 
 @dataclass(frozen=True)
 class ImportedDatasets:
-    """What a file gave: descriptions by name, why others were left out, and what to know about those taken."""
+    """Translated entries by name, reasons for skipped entries, and notes about translated ones."""
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -105,60 +105,60 @@ class ImportedDatasets:
 
 
 def read(path: Path) -> ImportedDatasets:
-    """Read a `dataset_info.json`; its files are relative to its folder.
+    """Read a `dataset_info.json`. Its paths are relative to its folder.
 
     Raises:
-        RecipeError: One line for each mistake: `file:line: entry.key: what is wrong, what to do`.
+        RecipeError: The file is invalid. One line per error: `file:line: entry.key: message`.
     """
-    document = located_yaml.read(path, what="LlamaFactory's dataset_info.json")
-    found = ImportedDatasets()
+    document = located_yaml.read(path, description="LlamaFactory's dataset_info.json")
+    imported = ImportedDatasets()
     problems: list[Problem] = []
     for name, raw in document.content.items():
-        entry, wrong = located_yaml.validate(Entry, raw, (name,))
-        problems += wrong
+        entry, entry_problems = located_yaml.validate(Entry, raw, (name,))
+        problems += entry_problems
         if entry and (reason := _unusable(entry)):
-            found.left_out[name] = reason
+            imported.left_out[name] = reason
         elif entry:
-            found.entries[name] = _describe(entry, path.resolve().parent)
-            found.notes[name] = list(_notes(entry, found.entries[name]))
-            problems += _check(name, entry, found.entries[name])
+            imported.entries[name] = _translate(entry, path.resolve().parent)
+            imported.notes[name] = list(_notes(entry, imported.entries[name]))
+            problems += _validate(name, entry, imported.entries[name])
     if problems:
-        raise RecipeError("\n".join(document.tell(problems)))
-    return found
+        raise RecipeError("\n".join(document.format_errors(problems)))
+    return imported
 
 
-def _check(name: str, entry: Entry, description: dict[str, Any]) -> list[Problem]:
+def _validate(name: str, entry: Entry, translated: dict[str, Any]) -> list[Problem]:
     if not (entry.hf_hub_url or entry.file_name):
-        return [((name,), "says nowhere where the data set is. Add file_name (a file beside this one) or hf_hub_url.")]
-    _, wrong = located_yaml.validate(SourceConfig, {**description, "name": "any"}, (name,))
-    return [((name, *(LLAMAFACTORY_KEYS.get(str(part), part) for part in key[1:])), text) for key, text in wrong]
+        return [((name,), "has no location. Add file_name (a file in this folder) or hf_hub_url.")]
+    _, problems = located_yaml.validate(SourceConfig, {**translated, "name": "any"}, (name,))
+    return [((name, *(LLAMAFACTORY_KEYS.get(str(part), part) for part in key[1:])), text) for key, text in problems]
 
 
 def _unusable(entry: Entry) -> str:
-    """Say why an entry cannot be used, or return an empty string."""
+    """Return why an entry cannot be used, or an empty string."""
     if media := [name for name in MEDIA_COLUMNS if getattr(entry.columns, name)]:
-        return f"has {' and '.join(media)}; only text is trained here"
+        return f"has {' and '.join(media)}; only text is supported"
     if entry.hf_hub_url or entry.file_name:
         return ""
-    other_places = {
+    other_locations = {
         "ms_hub_url": "is on ModelScope only",
         "om_hub_url": "is on Modelers only",
         "script_url": "is a loading script, which `datasets` no longer runs",
         "cloud_file_name": "is in a cloud bucket",
     }
-    reason = next((text for key, text in other_places.items() if getattr(entry, key)), "")
-    return f"{reason}; fetch it and give its file_name" if reason else ""
+    reason = next((text for key, text in other_locations.items() if getattr(entry, key)), "")
+    return f"{reason}; download it and set file_name" if reason else ""
 
 
-def _describe(entry: Entry, folder: Path) -> dict[str, Any]:
-    place = {"hub": entry.hf_hub_url, "subset": entry.subset, "folder": entry.folder}
+def _translate(entry: Entry, folder: Path) -> dict[str, Any]:
+    location = {"hub": entry.hf_hub_url, "subset": entry.subset, "folder": entry.folder}
     if entry.hf_hub_url and entry.split != "train":
-        place["split"] = entry.split
+        location["split"] = entry.split
     if not entry.hf_hub_url and entry.file_name:
-        place = {"path": str((folder / entry.file_name).resolve())}
+        location = {"path": str((folder / entry.file_name).resolve())}
     rows = {"max_rows": entry.num_samples, "sample": "random"} if entry.num_samples else {}
-    shape = {"format": _format(entry), "columns": _columns(entry), "tags": _tags(entry)}
-    return {key: value for key, value in (place | shape | rows).items() if value}
+    format_keys = {"format": _format(entry), "columns": _columns(entry), "tags": _tags(entry)}
+    return {key: value for key, value in (location | format_keys | rows).items() if value}
 
 
 def _format(entry: Entry) -> str:
@@ -174,10 +174,10 @@ def _format(entry: Entry) -> str:
 
 
 def _columns(entry: Entry) -> dict[str, str]:
-    """Translate the columns that are read and are not called what the format calls them."""
-    written = entry.columns.model_dump(include=set(COLUMNS) - set(_unread(entry)), exclude_none=True)
+    """Translate the columns that LlamaFactory reads and whose names differ from the format's."""
+    used = entry.columns.model_dump(include=set(COLUMNS) - set(_unread(entry)), exclude_none=True)
     names = COLUMNS | {"prompt": "text"} if _format(entry) == "text" else COLUMNS
-    columns = {names[key]: column for key, column in written.items() if column and column != names[key]}
+    columns = {names[key]: column for key, column in used.items() if column and column != names[key]}
     if _format(entry) == "sharegpt" and columns.get("messages") == "conversations":
         del columns["messages"]
     return columns
@@ -186,35 +186,35 @@ def _columns(entry: Entry) -> dict[str, str]:
 def _tags(entry: Entry) -> dict[str, str]:
     if entry.formatting == "alpaca":
         return {}
-    written, own = entry.tags.model_dump(), EntryTags().model_dump()
-    return {TAGS[key]: word for key, word in written.items() if word and word != own[key]}
+    tags, defaults = entry.tags.model_dump(), EntryTags().model_dump()
+    return {TAGS[key]: tag for key, tag in tags.items() if tag and tag != defaults[key]}
 
 
 def _unread(entry: Entry) -> list[str]:
-    """Return the columns that are written and that LlamaFactory never reads."""
+    """Return the columns that are set but never read by LlamaFactory."""
     unread = ["messages"] if entry.formatting == "alpaca" else list(ALPACA_COLUMNS)
     unread += [] if entry.ranking else list(PAIR_COLUMNS)
     return [name for name in unread if getattr(entry.columns, name)]
 
 
-def _notes(entry: Entry, description: dict[str, Any]) -> Iterator[str]:
-    """Say what was understood, and what was not kept."""
-    is_file = "path" in description
-    if description["format"] == "text":
-        yield "read as text: it names only a prompt"
+def _notes(entry: Entry, translated: dict[str, Any]) -> Iterator[str]:
+    """Yield notes about how an entry was interpreted, and which keys were dropped."""
+    is_file = "path" in translated
+    if translated["format"] == "text":
+        yield "read as text: it only has the column prompt"
     if entry.ranking and not (entry.columns.chosen and entry.columns.rejected):
-        yield "names no chosen and rejected: its rows must call them so"
-    place = Path(description["path"]) if is_file else None
-    if place is not None and not (limits.is_file(place) or limits.is_folder(place)):
-        yield f"{entry.file_name} is not there"
+        yield "does not set chosen and rejected: its rows must have columns of these names"
+    path = Path(translated["path"]) if is_file else None
+    if path is not None and not (limits.is_file(path) or limits.is_folder(path)):
+        yield f"{entry.file_name} does not exist"
     if unread := _unread(entry):
-        yield f"columns {', '.join(unread)}: not read where formatting is {entry.formatting}, ranking {entry.ranking}"
+        yield f"columns {', '.join(unread)}: not used for formatting {entry.formatting}, ranking {entry.ranking}"
     if entry.formatting == "alpaca" and entry.tags != EntryTags():
-        yield "tags: alpaca rows have no roles"
-    if unkept := [key for key in _unkept(is_file) if key in entry.model_fields_set and getattr(entry, key)]:
-        yield f"not kept: {', '.join(unkept)}"
+        yield "tags: not used for formatting alpaca"
+    if dropped := [key for key in _dropped_keys(is_file) if key in entry.model_fields_set and getattr(entry, key)]:
+        yield f"dropped: {', '.join(dropped)}"
 
 
-def _unkept(is_file: bool) -> tuple[str, ...]:
-    elsewhere = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_sha1")
-    return (*elsewhere, "subset", "split", "folder") if is_file else (*elsewhere, "file_name")
+def _dropped_keys(is_file: bool) -> tuple[str, ...]:
+    always = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_sha1")
+    return (*always, "subset", "split", "folder") if is_file else (*always, "file_name")

@@ -1,1 +1,1 @@
-"""Many runs from one file: sweeps, hyperparameter searches and the tables of the LlamaFactory paper."""
+"""Experiments with many runs: sweeps, hyperparameter searches and the tables of the LlamaFactory paper."""

@@ -1,7 +1,7 @@
-"""The tables of LlamaFactory's paper as recipes: one run a cell, checked before any of them starts.
+"""The tables of the LlamaFactory paper as recipes: one run per cell, all validated before the first one starts.
 
-Zheng et al. 2024, arXiv:2403.13372: table 4 (training efficiency on PubMed's abstracts) and table 5 (ROUGE on CNN/DM,
-XSum and AdGen). The runs are data in `paper_tables.yaml`, the paper's own numbers in `paper_numbers.yaml`.
+Zheng et al. 2024, arXiv:2403.13372: table 4 (training efficiency on PubMed abstracts) and table 5 (ROUGE on CNN/DM,
+XSum and AdGen). `paper_tables.yaml` defines the runs, `paper_numbers.yaml` holds the published results.
 """
 
 import copy
@@ -25,7 +25,7 @@ BUDGETS = get_args(Budget)
 RUNS_FILE = Path(__file__).parent / "paper_tables.yaml"
 NUMBERS_FILE = Path(__file__).parent / "paper_numbers.yaml"
 BASE_ROW = "base"
-"""The row of the untrained model: each run scores it beside its own."""
+"""Row of the base model, which every run scores along with its own model."""
 
 COMPAT_METRIC = "llamafactory_compat"
 
@@ -41,80 +41,80 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """In words, and as a file's name."""
+        """Name of the cell, also used in file names."""
         return f"{self.task}-{self.method}"
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What a user asks for."""
+    """Options of `tuneline paper-tables`."""
 
     budget: Budget = "paper"
     model: str | None = None
-    """Name of the catalogue, folder, or `owner/name` on the hub; None takes the budget's own."""
+    """Catalogue name, folder, or `owner/name` on the Hub. None uses the budget's model."""
 
     sources: Mapping[str, Path] = field(default_factory=dict)
-    """Task -> file of its rows; those of other tasks come from the hub."""
+    """Task -> file with its rows. Other tasks are downloaded from the Hub."""
 
     tasks: tuple[str, ...] = ()
-    """None of them means all."""
+    """Tasks to run; empty runs all."""
 
     methods: tuple[str, ...] = ()
     seed: int = 0
     compat: bool = False
-    """Score answers as LlamaFactory does, too."""
+    """Additionally score responses with LlamaFactory's metrics."""
 
 
 @cache
 def runs() -> dict[str, Any]:
-    """Read what the runs are made of."""
+    """Return the definitions of the runs."""
     return dict(yaml.safe_load(RUNS_FILE.read_text(encoding="utf-8")))
 
 
 @cache
 def numbers() -> dict[str, Any]:
-    """Read what the paper reports."""
+    """Return the paper's published results."""
     return dict(yaml.safe_load(NUMBERS_FILE.read_text(encoding="utf-8")))
 
 
-def build_cells(asked: TableOptions) -> list[Cell]:
-    """Return the runs that fill the tables, in their order, each written under the state root and checked.
+def build_cells(options: TableOptions) -> list[Cell]:
+    """Return the selected runs in order. Their files are written under the state root and validated.
 
     Raises:
-        TunelineError: A name is unknown, a file is missing, or a run would be refused.
+        TunelineError: A name is unknown, a file is missing, or a run is invalid.
     """
-    for kind, given, known in (
-        ("budget", [asked.budget], BUDGETS),
-        ("task", [*asked.tasks, *asked.sources], runs()["tasks"]),
-        ("method", asked.methods, runs()["methods"]),
+    for kind, names, known in (
+        ("budget", [options.budget], BUDGETS),
+        ("task", [*options.tasks, *options.sources], runs()["tasks"]),
+        ("method", options.methods, runs()["methods"]),
     ):
-        if unknown := [name for name in given if name not in known]:
+        if unknown := [name for name in names if name not in known]:
             raise NotFoundError.among(kind, unknown[0], known)
-    found = [
-        Cell(table, task, method, _checked(asked, table, task, method))
-        for table, told in runs()["tables"].items()
-        for task in _chosen(told["tasks"], asked.tasks)
-        for method in _chosen(told["methods"], asked.methods)
+    cells = [
+        Cell(table, task, method, _validated(options, table, task, method))
+        for table, definition in runs()["tables"].items()
+        for task in _select(definition["tasks"], options.tasks)
+        for method in _select(definition["methods"], options.methods)
     ]
-    if not found:
+    if not cells:
         raise RecipeError(
-            f"--task {' '.join(asked.tasks)} --method {' '.join(asked.methods)}: the paper has no such cell. It has "
-            f"{'; '.join(_shown(told) for told in runs()['tables'].values())}."
+            f"--task {' '.join(options.tasks)} --method {' '.join(options.methods)}: the paper has no such cell. "
+            f"Select {'; '.join(_describe(definition) for definition in runs()['tables'].values())}."
         )
-    return found
+    return cells
 
 
-def _shown(told: Mapping[str, Any]) -> str:
-    return f"{', '.join(told['methods'])} on {', '.join(told['tasks'])}"
+def _describe(definition: Mapping[str, Any]) -> str:
+    return f"{', '.join(definition['methods'])} on {', '.join(definition['tasks'])}"
 
 
-def _chosen(names: Iterable[str], asked: tuple[str, ...]) -> list[str]:
-    return [name for name in names if not asked or name in asked]
+def _select(names: Iterable[str], selection: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not selection or name in selection]
 
 
-def _checked(asked: TableOptions, table: str, task: str, method: str) -> RunConfig:
-    """Write a cell's run configuration and check it as if a person had written it."""
-    content = run_content(asked, table, task, method)
+def _validated(options: TableOptions, table: str, task: str, method: str) -> RunConfig:
+    """Write a cell's run configuration and validate it like a user's file."""
+    content = run_content(options, table, task, method)
     path = state.folder("paper-tables") / f"{task}-{method}-{identity.digest(content)[:12]}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     try:
@@ -125,48 +125,53 @@ def _checked(asked: TableOptions, table: str, task: str, method: str) -> RunConf
     return checked
 
 
-def run_content(asked: TableOptions, table: str, task: str, method: str) -> dict[str, Any]:
+def run_content(options: TableOptions, table: str, task: str, method: str) -> dict[str, Any]:
     """Return a cell's run configuration."""
-    told, added = runs()["tables"][table], runs()["methods"][method]
-    smaller = runs()["budgets"][asked.budget]
-    fewer = smaller.get(table, {})
-    recipe = _over(told["recipe"], fewer.get("recipe", {}), added, smaller.get("methods", {}).get(method, {}))
-    model = parse_model(asked.model) if asked.model else fewer.get("model", told["model"])
-    recipe["train"]["seed"] = asked.seed
-    if asked.compat and table == "downstream":
+    definition, method_changes = runs()["tables"][table], runs()["methods"][method]
+    budget = runs()["budgets"][options.budget]
+    budget_changes = budget.get(table, {})
+    recipe = _merge(
+        definition["recipe"],
+        budget_changes.get("recipe", {}),
+        method_changes,
+        budget.get("methods", {}).get(method, {}),
+    )
+    model = parse_model(options.model) if options.model else budget_changes.get("model", definition["model"])
+    recipe["train"]["seed"] = options.seed
+    if options.compat and table == "downstream":
         recipe["evaluate"]["metrics"] = ["rouge1", "rouge2", "rougeL", COMPAT_METRIC]
-    size = "" if asked.budget == "paper" else f"-{asked.budget}"
-    name = f"{task.replace('_', '-')}-{model_slug(model)}-{method}{size}"
+    suffix = "" if options.budget == "paper" else f"-{options.budget}"
+    name = f"{task.replace('_', '-')}-{model_slug(model)}-{method}{suffix}"
     recipe["registry"]["model_name"] = name
-    sources = [_source(asked, task, fewer)]
-    whole = {"stage": told["stage"], "model": model, "sources": sources, **recipe}
-    return {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": whole}}
+    sources = [_source(options, task, budget_changes)]
+    complete = {"stage": definition["stage"], "model": model, "sources": sources, **recipe}
+    return {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": complete}}
 
 
-def _source(asked: TableOptions, task: str, fewer: Mapping[str, Any]) -> dict[str, Any]:
-    told = runs()["tasks"][task]
-    rows = _over(told["rows"], fewer.get("rows", {}))
-    if path := asked.sources.get(task):
+def _source(options: TableOptions, task: str, budget_changes: Mapping[str, Any]) -> dict[str, Any]:
+    definition = runs()["tasks"][task]
+    rows = _merge(definition["rows"], budget_changes.get("rows", {}))
+    if path := options.sources.get(task):
         return {"name": task, "path": str(Path(path).expanduser().resolve()), **rows}
-    source = _over({"name": task}, told["hub"], rows)
-    if fewer:  # a few rows are no reason to fetch all
+    source = _merge({"name": task}, definition["hub"], rows)
+    if budget_changes:  # avoids downloading the entire dataset for a few rows
         source["streaming"] = True
         source.pop("sample", None)
     return source
 
 
-def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay sections over each other: keys of the later ones win, inside sections too."""
-    made: dict[str, Any] = {}
+def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings recursively; later ones take precedence."""
+    merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in copy.deepcopy(dict(layer)).items():
-            under = made.get(key)
-            made[key] = _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
-    return made
+            previous = merged.get(key)
+            merged[key] = _merge(previous, value) if isinstance(value, dict) and isinstance(previous, dict) else value
+    return merged
 
 
 def parse_model(text: str) -> dict[str, Any]:
-    """Read what names a model: a folder, a name of the catalogue, or `owner/name` on the hub.
+    """Parse the name of a model: a folder, a catalogue name, or `owner/name` on the Hub.
 
     Raises:
         SourceError: It is none of them.
@@ -180,57 +185,56 @@ def parse_model(text: str) -> dict[str, Any]:
         return {"type": "hub", "repo_id": text, "revision": "main"}
     known = ", ".join(sorted(catalogue()))
     raise SourceError(
-        f"--model {text}: there is no such folder, no such name in the catalogue ({known}), and it is no owner/name of "
-        "the hub. Correct it."
+        f"--model {text}: expected a folder, a catalogue name ({known}) or owner/name on the Hub. Correct it."
     )
 
 
 def model_slug(model: Mapping[str, Any]) -> str:
-    """Name a model in a file's name."""
-    named = model.get("repo_id") or model.get("name") or model["path"]
-    return re.sub(r"[^a-z0-9]+", "-", Path(str(named)).name.lower()).strip("-") or "model"
+    """Return a model's name for use in file names."""
+    name = model.get("repo_id") or model.get("name") or model["path"]
+    return re.sub(r"[^a-z0-9]+", "-", Path(str(name)).name.lower()).strip("-") or "model"
 
 
 def find_sources(folder: Path) -> dict[str, Path]:
-    """Find the tasks' rows in a folder: a file or a folder called like the task, like `xsum.jsonl` or `xsum/`.
+    """Find the tasks' rows in a folder: a file or subfolder named like the task, like `xsum.jsonl` or `xsum/`.
 
     Raises:
-        SourceError: There is no folder, it holds none of them, or two of one.
+        SourceError: The folder does not exist, contains no task, or contains a task twice.
     """
     if not folder.is_dir():
-        raise SourceError(f"--data {folder}: there is no such folder. Give one that holds {_names()}.")
-    found: dict[str, Path] = {}
+        raise SourceError(f"--data {folder}: folder not found. Set a folder that contains {_file_names()}.")
+    sources: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         task = path.name.partition(".")[0]
         if task not in runs()["tasks"]:
             continue
-        if task in found:
+        if task in sources:
             raise SourceError(
-                f"--data {folder}: both {found[task].name} and {path.name} are called {task}. Name the one that you "
-                f"mean: --source {task}={path}."
+                f"--data {folder}: both {sources[task].name} and {path.name} match task {task}. Select one: "
+                f"--source {task}={path}."
             )
-        found[task] = path
-    if not found:
+        sources[task] = path
+    if not sources:
         raise SourceError(
-            f"--data {folder}: holds none of {_names()}. Name files so, or give each: --source xsum=FILE."
+            f"--data {folder}: contains none of {_file_names()}. Rename the files, or set each: --source xsum=FILE."
         )
-    return found
+    return sources
 
 
 def parse_source(text: str) -> tuple[str, Path]:
-    """Read `task=file`.
+    """Parse `task=file`.
 
     Raises:
-        RecipeError: It is written otherwise.
-        NotFoundError: There is no such task.
+        RecipeError: It has another form.
+        NotFoundError: The task does not exist.
     """
     task, equals, path = text.partition("=")
     if not (task and equals and path):
-        raise RecipeError(f"--source {text}: write TASK=FILE, like xsum=rows.jsonl.")
+        raise RecipeError(f"--source {text}: expected TASK=FILE. Write xsum=rows.jsonl, for example.")
     if task not in runs()["tasks"]:
         raise NotFoundError.among("task", task, runs()["tasks"])
     return task, Path(path)
 
 
-def _names() -> str:
+def _file_names() -> str:
     return ", ".join(f"{task}.jsonl" for task in runs()["tasks"])

@@ -1,4 +1,4 @@
-"""A search: keys of a recipe with ranges to draw from, in place of the lists of a sweep; checked before anything runs.
+"""Hyperparameter search: recipe keys with ranges to sample from, validated before the first trial.
 
 `train.learning_rate=log(1e-5,1e-3)`, `method.lora_dropout=uniform(0,0.1)`, `method.r=int(4,64)`, `method.r={8,16,32}`.
 """
@@ -26,12 +26,12 @@ MIN_TRIALS = 2
 
 _RANGE = re.compile(r"(log|uniform|int)\(([^,()]+),([^,()]+)\)")
 _CHOICE = re.compile(r"\{([^{}]+)\}")
-_HOW = "Write key=log(1e-5,1e-3), key=uniform(0,0.1), key=int(4,64) or key={8,16,32}."
+_SYNTAX = "Write key=log(1e-5,1e-3), key=uniform(0,0.1), key=int(4,64) or key={8,16,32}."
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key and what its value is drawn from."""
+    """A key and the distribution of its value."""
 
     key: str
     kind: DimensionKind
@@ -39,17 +39,17 @@ class Dimension:
     high: float = 0
     choices: tuple[Any, ...] = ()
 
-    def ends(self) -> tuple[Any, ...]:
-        """Return the values that must be right for the whole to be: both ends, or all choices."""
+    def boundary_values(self) -> tuple[Any, ...]:
+        """Return the values to validate: both bounds, or all choices."""
         if self.kind == "choice":
             return self.choices
-        cast: Callable[[float], float] = int if self.kind == "int" else float
-        return (cast(self.low), cast(self.high))
+        convert: Callable[[float], float] = int if self.kind == "int" else float
+        return (convert(self.low), convert(self.high))
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, checked."""
+    """A validated search."""
 
     base: RunConfig
     dimensions: tuple[Dimension, ...]
@@ -61,16 +61,16 @@ class Search:
 
     @property
     def name(self) -> str:
-        """What makes it the same search, so that it goes on: all but how many trials are wanted."""
-        asked = [repr(each) for each in self.dimensions]
-        content = [self.base.content, asked, self.sampler, self.seed, self.objective, self.direction]
+        """Identity of the search, by which it is resumed. The number of trials is not part of it."""
+        dimensions = [repr(dimension) for dimension in self.dimensions]
+        content = [self.base.content, dimensions, self.sampler, self.seed, self.objective, self.direction]
         return f"{self.base.path.stem}-{digest(content)[:12]}"
 
     def run(self, values: dict[str, Any], seed: int | None = None) -> RunConfig:
-        """Write the run of some values, checked.
+        """Write and validate the run configuration of a trial.
 
         Raises:
-            RecipeError: They are no valid recipe together.
+            RecipeError: The values are not a valid recipe.
         """
         changes = values if seed is None else {**values, sweep.SEED_KEY: seed}
         return sweep.build_run(self.base, changes, flag="--search")
@@ -78,7 +78,7 @@ class Search:
 
 def parse_search(
     recipe: Path,
-    written: list[str],
+    ranges: list[str],
     *,
     trials: int,
     sampler: str = "tpe",
@@ -86,87 +86,91 @@ def parse_search(
     objective: str | None = None,
     direction: str = "maximize",
 ) -> Search:
-    """Read what is to be searched, and check it at every end and choice.
+    """Parse a search and validate it at every bound and choice.
 
     Args:
         recipe: Run configuration.
-        written: `key=range`, one a key.
-        trials: How many draws, at least 2.
+        ranges: `key=range`, one per key.
+        trials: Number of trials, at least 2.
         sampler: `tpe` (Bergstra et al. 2011) or `random`.
-        seed: Of the sampler.
-        objective: Metric of the held-out rows; left out, the gate's own target where it is one, or the first of them.
+        seed: Seed of the sampler.
+        objective: Metric of held-out rows. If omitted, the gate's target if it is one, or the first metric.
         direction: `maximize` or `minimize`.
 
     Raises:
-        RecipeError: Something of this is wrong, or a value is no valid recipe.
+        RecipeError: An argument is invalid, or a value is not a valid recipe.
         SourceError: Optuna is not installed.
     """
     if find_spec("optuna") is None:
-        raise SourceError("--search needs optuna, which is not installed. Install tuneline[search], or use --set.")
+        raise SourceError("--search requires optuna, which is not installed. Install tuneline[search], or use --set.")
     for flag, value, known in (("--sampler", sampler, SAMPLERS), ("--direction", direction, DIRECTIONS)):
         if value not in known:
-            raise RecipeError(f"{flag} {value}:{did_you_mean(value, known)} Write {' or '.join(known)}.")
+            raise RecipeError(f"{flag} {value}: unknown value.{did_you_mean(value, known)} Set {' or '.join(known)}.")
     if trials < MIN_TRIALS:
-        raise RecipeError(f"--trials {trials}: a search draws at least {MIN_TRIALS}. Ask for more, or use --set.")
+        raise RecipeError(f"--trials {trials}: expected at least {MIN_TRIALS}. Increase it, or use --set.")
     base = load.load(recipe)
-    dimensions = tuple(map(_dimension, written))
-    keys = [each.key for each in dimensions]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise RecipeError(f"--search {twice[0]} is given twice. Keep one.")
-    found = Search(base, dimensions, trials, sampler, seed, _objective(base.training, objective), direction)
+    dimensions = tuple(map(_parse_dimension, ranges))
+    keys = [dimension.key for dimension in dimensions]
+    if duplicates := [key for key in keys if keys.count(key) > 1]:
+        raise RecipeError(f"--search {duplicates[0]} is given twice. Remove one.")
+    search = Search(base, dimensions, trials, sampler, seed, _objective(base.training, objective), direction)
     for dimension in dimensions:
-        for value in dimension.ends():
-            found.run({dimension.key: value})
-    return found
+        for value in dimension.boundary_values():
+            search.run({dimension.key: value})
+    return search
 
 
-def _dimension(text: str) -> Dimension:
-    key, _, drawn = (part.strip() for part in text.partition("="))
+def _parse_dimension(text: str) -> Dimension:
+    key, _, distribution = (part.strip() for part in text.partition("="))
     if key == sweep.SEED_KEY:
-        raise RecipeError(f"--search {text}: a seed is no setting to choose. Set --seeds to how many confirm the best.")
-    if key and (match := _RANGE.fullmatch(drawn)):
-        kind, *ends = match.groups()
+        raise RecipeError(
+            f"--search {text}: the seed cannot be searched. Set --seeds to the number of confirmation runs."
+        )
+    if key and (match := _RANGE.fullmatch(distribution)):
+        kind, *bounds = match.groups()
         try:
-            low, high = map(float, ends)
+            low, high = map(float, bounds)
         except ValueError:
-            raise RecipeError(f"--search {text}: {' and '.join(ends)} must be two numbers. {_HOW}") from None
-        whole = low.is_integer() and high.is_integer()
-        if not low < high or (kind == "log" and low <= 0) or (kind == "int" and not whole):
-            wanted = {"log": "0 < low < high", "int": "whole numbers with low < high"}.get(kind, "low < high")
-            raise RecipeError(f"--search {text}: {kind} needs {wanted}. {_HOW}")
+            raise RecipeError(f"--search {text}: {' and '.join(bounds)} must be two numbers. {_SYNTAX}") from None
+        are_integers = low.is_integer() and high.is_integer()
+        if not low < high or (kind == "log" and low <= 0) or (kind == "int" and not are_integers):
+            expected = {"log": "0 < low < high", "int": "whole numbers with low < high"}.get(kind, "low < high")
+            raise RecipeError(f"--search {text}: {kind} requires {expected}. {_SYNTAX}")
         return Dimension(key, kind, low, high)  # type: ignore[arg-type]
-    if key and (match := _CHOICE.fullmatch(drawn)):
-        choices = tuple(yaml.safe_load(each) for each in match[1].split(","))
+    if key and (match := _CHOICE.fullmatch(distribution)):
+        choices = tuple(yaml.safe_load(choice) for choice in match[1].split(","))
         if len(choices) < 2 or len(set(map(repr, choices))) < len(choices) or any(isinstance(c, dict) for c in choices):
-            raise RecipeError(f"--search {text}: choices must be two at least, and differ. {_HOW}")
+            raise RecipeError(f"--search {text}: expected at least two different choices. {_SYNTAX}")
         return Dimension(key, "choice", choices=choices)
-    raise RecipeError(f"--search {text}: says no range. {_HOW}")
+    raise RecipeError(f"--search {text}: expected a range. {_SYNTAX}")
 
 
-def _objective(recipe: Recipe, asked: str | None) -> str:
-    """Return what is searched for: a metric of the held-out rows, as exams are there to judge what was found."""
-    of_exams = {f"{exam.name}_{column}" for exam in recipe.exams for column in exam.columns()}
-    known = [metric for metric in recipe.measured() if metric not in of_exams]
-    if asked is None:
+def _objective(recipe: Recipe, metric: str | None) -> str:
+    """Return the metric to optimize. Only metrics of held-out rows are allowed, so that exams remain independent."""
+    exam_metrics = {f"{exam.name}_{column}" for exam in recipe.exams for column in exam.columns()}
+    known = [name for name in recipe.metric_names() if name not in exam_metrics]
+    if metric is None:
         targets = [target.metric for target in recipe.gate().all_targets() if target.metric in known]
         return (targets or known)[0]
-    if asked in of_exams:
+    if metric in exam_metrics:
         raise RecipeError(
-            f"--objective {asked}: is an exam's, and a model that was chosen by an exam is no longer judged by it. "
-            f"Take one of the held-out rows: {', '.join(known)}."
+            f"--objective {metric}: is a metric of an exam, which would no longer be independent of the choice of the "
+            f"model. Set a metric of held-out rows: {', '.join(known)}."
         )
-    if asked not in known:
-        near = did_you_mean(asked, known)
-        raise RecipeError(f"--objective {asked}: this recipe does not measure it.{near} Take {' or '.join(known)}.")
-    return asked
+    if metric not in known:
+        suggestion = did_you_mean(metric, known)
+        raise RecipeError(
+            f"--objective {metric}: this recipe does not measure it.{suggestion} Set {' or '.join(known)}."
+        )
+    return metric
 
 
-def selection_warning(found: Search) -> str:
-    """Say what the gate's word is worth after this search; empty where it judges by something else."""
-    asked = [target.metric for target in found.base.training.gate().all_targets()]
-    if found.objective not in asked:
+def selection_warning(search: Search) -> str:
+    """Return a warning if the gate uses the metric that the search optimizes; empty otherwise."""
+    targets = [target.metric for target in search.base.training.gate().all_targets()]
+    if search.objective not in targets:
         return ""
     return (
-        f"The gate asks for {found.objective} on the same held-out rows by which this search chooses, so of its trials "
-        "the best is partly the luckiest, and the gate will be too kind. Let registry.gate ask for an exam's metric."
+        f"The gate uses {search.objective} on the same held-out rows as this search, so the score of the best trial is "
+        "biased upwards (selection bias) and the gate is too lenient. Set a metric of an exam in registry.gate."
     )

@@ -1,4 +1,4 @@
-"""A sweep: one recipe, some of its keys at several values, each with several seeds; every run is checked first."""
+"""Sweep: a recipe with several values per key and several seeds. Every run is validated before the first one starts."""
 
 import copy
 from dataclasses import dataclass
@@ -20,44 +20,44 @@ SEED_KEY = "train.seed"
 
 @dataclass(frozen=True)
 class Setting:
-    """Values of the keys that are swept, and a run for each seed."""
+    """One combination of swept values, with one run per seed."""
 
     values: dict[str, Any]
     runs: list[RunConfig]
 
     @property
     def name(self) -> str:
-        """The values in words."""
+        """The values as text."""
         return describe_values(self.values)
 
 
 def describe_values(values: dict[str, Any]) -> str:
-    """Name values by the last parts of their keys: `learning_rate 0.0003, r 8`."""
-    shown = ((key.rpartition(".")[2], value) for key, value in values.items())
-    told = (f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)
-    return ", ".join(told) or "as it is"
+    """Describe values by the last parts of their keys: `learning_rate 0.0003, r 8`."""
+    names = ((key.rpartition(".")[2], value) for key, value in values.items())
+    parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in names)
+    return ", ".join(parts) or "unchanged"
 
 
 def build_settings(recipe: Path, sets: list[str], num_seeds: int) -> list[Setting]:
-    """Return every combination of values, each with its runs, written under the state root.
+    """Return every combination of values with its runs, which are written under the state root.
 
     Args:
         recipe: Run configuration.
-        sets: `key=value,value`, with the dots of the recipe, like `train.learning_rate=1e-4,3e-4`.
-        num_seeds: Runs of each combination, with seeds from the recipe's on.
+        sets: `key=value,value` with dotted recipe keys, like `train.learning_rate=1e-4,3e-4`.
+        num_seeds: Number of runs per combination, with consecutive seeds starting at the recipe's.
 
     Raises:
-        RecipeError: A key is written wrongly or twice, or a combination is no valid recipe.
+        RecipeError: A key is invalid or duplicate, or a combination is not a valid recipe.
     """
     base = load.load(recipe)
     grid = _grid(sets)
-    first = base.training.train.seed
-    found = []
-    for values in product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        seeds = range(first, first + num_seeds)
-        found.append(Setting(chosen, [build_run(base, {**chosen, SEED_KEY: seed}) for seed in seeds]))
-    return found
+    first_seed = base.training.train.seed
+    settings = []
+    for combination in product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        seeds = range(first_seed, first_seed + num_seeds)
+        settings.append(Setting(values, [build_run(base, {**values, SEED_KEY: seed}) for seed in seeds]))
+    return settings
 
 
 def _grid(sets: list[str]) -> dict[str, list[Any]]:
@@ -65,26 +65,28 @@ def _grid(sets: list[str]) -> dict[str, list[Any]]:
     for text in sets:
         key, equals, values = text.partition("=")
         if not (key and equals and values):
-            raise RecipeError(f"--set {text}: write key=value,value, like train.learning_rate=1e-4,3e-4.")
+            raise RecipeError(
+                f"--set {text}: expected key=value,value. Write train.learning_rate=1e-4,3e-4, for example."
+            )
         if key == SEED_KEY:
-            raise RecipeError(f"--set {text}: seeds are counted from the recipe's on. Set --seeds to how many.")
+            raise RecipeError(f"--set {text}: the seed cannot be swept. Set --seeds to the number of seeds.")
         if key in grid:
-            raise RecipeError(f"--set {text}: {key} is set twice. List all of its values in one.")
+            raise RecipeError(f"--set {text}: {key} is set twice. List all values in one --set.")
         grid[key] = [yaml.safe_load(value) for value in values.split(",")]
     return grid
 
 
 def build_run(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> RunConfig:
-    """Write one run's file and check it as if a person had written it.
+    """Write a run configuration with changed values and validate it like a user's file.
 
     Args:
         base: The recipe.
-        changes: Values by key, with the dots of the recipe.
-        flag: What asked for them, to be named where they are wrong.
+        changes: Values by dotted recipe key.
+        flag: Command line option for error messages.
 
     Raises:
-        RecipeError: A key leads nowhere, or the values are no valid recipe.
-        SourceError: Something that the recipe names is missing.
+        RecipeError: A key does not exist, or the values are not a valid recipe.
+        SourceError: A file, model or package that the recipe names is missing.
     """
     content = copy.deepcopy(base.content)
     for key, value in changes.items():
@@ -101,8 +103,8 @@ def build_run(base: RunConfig, changes: dict[str, Any], flag: str = "--set") -> 
     try:
         checked = load.load(path)
     except RecipeError as error:
-        told = str(error).replace(str(path), str(base.path))
-        asked = ", ".join(f"{k}={v}" for k, v in changes.items() if k != SEED_KEY)
-        raise RecipeError(f"{flag} {asked}: {told}") from error
+        message = str(error).replace(str(path), str(base.path))
+        settings = ", ".join(f"{key}={value}" for key, value in changes.items() if key != SEED_KEY)
+        raise RecipeError(f"{flag} {settings}: {message}") from error
     existence.check(checked.recipe)
     return checked

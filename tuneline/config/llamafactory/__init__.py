@@ -1,9 +1,10 @@
-"""LlamaFactory's configuration files, read as they are: each key is taken, told as different, ignored or refused.
+"""Import LlamaFactory configuration files: each key is mapped, reported as different, ignored or rejected.
 
-Keys are those of LlamaFactory 0.9.5 and of the training arguments of transformers. Its names stay in this room.
+Keys are those of LlamaFactory 0.9.5 and of the training arguments of transformers. LlamaFactory's names are only used
+in this package.
 """
 
 from tuneline.config.llamafactory.translate import ImportedConfig, translate
 from tuneline.config.parsing.foreign_config import is_llamafactory_config
 
-__all__ = ["Imported", "is_theirs", "translate"]
+__all__ = ["ImportedConfig", "is_llamafactory_config", "translate"]

@@ -1,4 +1,4 @@
-"""LlamaFactory's keys of the data -> `sources`, `merge`, `align`, `tokenize` and `template` of a recipe."""
+"""Translate LlamaFactory's data keys to the sections `sources`, `merge`, `align`, `tokenize` and `template`."""
 
 import re
 from pathlib import Path
@@ -14,214 +14,231 @@ from tuneline.errors import RecipeError, did_you_mean
 DATASET_INFO = "dataset_info.json"
 DEFAULT_VALIDATION_FRACTION = 0.1
 MAX_NAMES_LISTED = 12
-"""So many names fit into one line of a message."""
+"""Number of known names that a message lists."""
 
 FORMATS_BY_ROWS: dict[str, tuple[str, ...]] = {"pretrain": ("text",), "preference": ("preference",), "kto": ("kto",)}
-"""What rows are for -> formats that they can be made of; where it is not here, all but pairs and labels."""
+"""Kind of rows -> formats they can be built from. Other kinds accept all formats except pairs and labels."""
 
 
-def translate_data(notes: Translation, stage: str) -> None:
-    """Translate the data sets and what is made of them."""
-    _sources(notes, stage)
-    _mixture(notes)
-    _held_out(notes)
-    _rows(notes, stage)
-    _template(notes, stage)
-    notes.add(
+def translate_data(translation: Translation, stage: str) -> None:
+    """Translate the datasets and the data options."""
+    _sources(translation, stage)
+    _mixture(translation)
+    _held_out(translation)
+    _rows(translation, stage)
+    _template(translation, stage)
+    translation.add(
         "align.bad_rows",
         "drop",
-        "rows that cannot be read are left out, as LlamaFactory does, and counted; more than half of them is an error",
+        "invalid rows are skipped, as in LlamaFactory, and counted; more than half of all rows is an error",
     )
 
 
-def _sources(notes: Translation, stage: str) -> None:
-    names = list(dict.fromkeys(notes.written.dataset or []))
+def _sources(translation: Translation, stage: str) -> None:
+    names = list(dict.fromkeys(translation.config.dataset or []))
     if not names:
-        notes.refuse("dataset", "is required: name data sets of dataset_info.json, separated by commas.")
+        translation.refuse("dataset", "is required. Set names of datasets in dataset_info.json, separated by commas.")
         return
-    if len(names) < len(notes.written.dataset or []):
-        notes.tell("dataset", "each data set counts once, as in LlamaFactory; sources.repeats makes it count more")
-    entries = _entries(notes, names)
+    if len(names) < len(translation.config.dataset or []):
+        translation.note("dataset", "each dataset is used once, as in LlamaFactory; set sources.repeats to repeat it")
+    entries = _entries(translation, names)
     rows = RECIPES[stage].rows if stage in RECIPES else None
     for name, entry in entries.items():
-        form = entry.get("format", "auto")
-        fits = form in FORMATS_BY_ROWS[rows] if rows in FORMATS_BY_ROWS else form not in ("preference", "kto")
-        if rows and not fits:
-            notes.refuse(
+        row_format = entry.get("format", "auto")
+        allowed = FORMATS_BY_ROWS.get(rows or "")
+        is_allowed = row_format in allowed if allowed else row_format not in ("preference", "kto")
+        if rows and not is_allowed:
+            translation.refuse(
                 "dataset",
-                f"{name!r} holds rows of format {form}, and stage {stage} does not train on such. "
-                "Name another data set, or another stage.",
+                f"{name!r} has rows of format {row_format}, which stage {stage} does not support. Set another dataset "
+                "or another stage.",
             )
-    sources = [_source(notes, name, entry) for name, entry in entries.items()]
-    notes.put("sources", sources, "dataset", "dataset_dir", "max_samples")
+    sources = [_source(translation, name, entry) for name, entry in entries.items()]
+    translation.set_value("sources", sources, "dataset", "dataset_dir", "max_samples")
 
 
-def _entries(notes: Translation, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Look data sets up, by name; what is not found is refused."""
-    if notes.written.dataset_dir == "ONLINE":
+def _entries(translation: Translation, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Look up datasets by name. Unknown names are rejected."""
+    if translation.config.dataset_dir == "ONLINE":
         return {name: {"hub": name, "format": "alpaca"} for name in names}
-    path = _registry(notes)
+    path = _dataset_info(translation)
     try:
-        found = llamafactory_dataset_info.read(path) if path else llamafactory_dataset_info.ImportedDatasets()
+        datasets = llamafactory_dataset_info.read(path) if path else llamafactory_dataset_info.ImportedDatasets()
     except RecipeError as error:
-        notes.others += str(error).splitlines()
+        translation.other_errors += str(error).splitlines()
         return {}
     for name in names if path else ():
-        if name in found.left_out:
-            notes.refuse("dataset", f"{name!r} of {path} cannot be used: it {found.left_out[name]}.")
-        elif name not in found.entries:
-            notes.refuse("dataset", f"{path} has no {name!r}.{_near(name, list(found.entries))} Correct the name.")
-        for text in found.notes.get(name, []):
-            notes.tell("dataset", f"{name} {text}")
-    return {name: found.entries[name] for name in names if name in found.entries}
+        if name in datasets.left_out:
+            translation.refuse("dataset", f"{name!r} of {path} cannot be used: it {datasets.left_out[name]}.")
+        elif name not in datasets.entries:
+            translation.refuse(
+                "dataset", f"{path} has no {name!r}.{_suggest(name, list(datasets.entries))} Correct the name."
+            )
+        for text in datasets.notes.get(name, []):
+            translation.note("dataset", f"{name} {text}")
+    return {name: datasets.entries[name] for name in names if name in datasets.entries}
 
 
-def _registry(notes: Translation) -> Path | None:
-    """Return the file that describes the data sets; refuse one that is not there."""
-    folder = notes.written.dataset_dir
+def _dataset_info(translation: Translation) -> Path | None:
+    """Return the path of dataset_info.json. Reject a missing file."""
+    folder = translation.config.dataset_dir
     path = Path(folder) / DATASET_INFO
     if folder.startswith("REMOTE:"):
-        notes.refuse(
+        translation.refuse(
             "dataset_dir",
-            f"{folder!r} has no counterpart: {DATASET_INFO} is read from a folder. Fetch the repository, and write its "
-            "folder.",
+            f"{folder!r} is not supported: {DATASET_INFO} must be in a local folder. Download the repository, and set "
+            "its folder.",
         )
         return None
     if not path.is_file():
-        notes.refuse(
+        translation.refuse(
             "dataset_dir",
-            f"there is no file {path} in {Path.cwd()}. Start the command where you start llamafactory-cli, or write "
-            "the whole path of the folder into dataset_dir.",
+            f"{path} does not exist in {Path.cwd()}. Run the command in the directory where you run llamafactory-cli, "
+            "or set dataset_dir to the full path of the folder.",
         )
         return None
     return path
 
 
-def _near(name: str, known: list[str]) -> str:
-    """Name the nearest; of few all."""
+def _suggest(name: str, known: list[str]) -> str:
+    """Return the closest name, or all names if there are few."""
     return suggest(name, known) if len(known) <= MAX_NAMES_LISTED else did_you_mean(name, known)
 
 
-def _source(notes: Translation, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _source(translation: Translation, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     source = {"name": re.sub(r"[^A-Za-z0-9_.-]+", "-", name), **entry}
     if entry.get("format") == "openai":
-        notes.tell(
+        translation.note(
             "dataset",
-            f"{name}: LlamaFactory puts the system message 'detailed thinking off' into every row of "
-            "formatting openai; it is left out here",
+            f"{name}: LlamaFactory adds the system message 'detailed thinking off' to every row with formatting "
+            "openai; Tuneline does not",
         )
     if entry.get("sample") == "random":
-        notes.tell("dataset", f"{name}: no row is drawn twice, though num_samples may ask for more than there are")
-    most = notes.written.max_samples
-    if most is None:
+        translation.note(
+            "dataset", f"{name}: rows are sampled without replacement, even if num_samples exceeds their number"
+        )
+    max_samples = translation.config.max_samples
+    if max_samples is None:
         return source
-    return source | {"max_rows": min(most, entry.get("max_rows", most)), "sample": entry.get("sample", "first")}
+    max_rows = min(max_samples, entry.get("max_rows", max_samples))
+    return source | {"max_rows": max_rows, "sample": entry.get("sample", "first")}
 
 
-def _mixture(notes: Translation) -> None:
-    written = notes.written
-    sources, odds = notes.recipe.get("sources", []), written.interleave_probs
-    if written.mix_strategy == "interleave_once":
-        notes.refuse("mix_strategy", "'interleave_once' has no counterpart. Take interleave_over, or concat.")
+def _mixture(translation: Translation) -> None:
+    config = translation.config
+    sources, weights = translation.recipe.get("sources", []), config.interleave_probs
+    if config.mix_strategy == "interleave_once":
+        translation.refuse("mix_strategy", "'interleave_once' is not supported. Set interleave_over or concat.")
         return
-    if written.mix_strategy == "concat" or len(sources) == 1:
-        notes.put("merge.strategy", "concatenate", "mix_strategy")
+    if config.mix_strategy == "concat" or len(sources) == 1:
+        translation.set_value("merge.strategy", "concatenate", "mix_strategy")
         return
-    notes.put("merge.strategy", written.mix_strategy, "mix_strategy")
-    if odds is None:
-        notes.tell("mix_strategy", "data sets are drawn at random with equal weights; LlamaFactory takes them in turn")
-        odds = [1.0] * len(sources)
-    if len(odds) != len(sources) and sources:
-        notes.refuse("interleave_probs", f"holds {len(odds)} numbers for {len(sources)} data sets. Give one for each.")
-    for source, share in zip(sources, odds, strict=False):
-        source["weight"] = share
-    if written.interleave_probs:
-        notes.put("sources", sources, "interleave_probs")
+    translation.set_value("merge.strategy", config.mix_strategy, "mix_strategy")
+    if weights is None:
+        translation.note(
+            "mix_strategy", "datasets are sampled at random with equal weights; LlamaFactory alternates between them"
+        )
+        weights = [1.0] * len(sources)
+    if len(weights) != len(sources) and sources:
+        translation.refuse(
+            "interleave_probs", f"expected {len(sources)} values, one per dataset, got {len(weights)}. Set one each."
+        )
+    for source, weight in zip(sources, weights, strict=False):
+        source["weight"] = weight
+    if config.interleave_probs:
+        translation.set_value("sources", sources, "interleave_probs")
 
 
-def _held_out(notes: Translation) -> None:
-    size = notes.written.val_size
+def _held_out(translation: Translation) -> None:
+    size = translation.config.val_size
     if size >= 1:
-        notes.refuse(
+        translation.refuse(
             "val_size",
-            f"{size:g} is a number of rows, and a share is held out here. Give one below 1, like {DEFAULT_VALIDATION_FRACTION}.",
+            f"expected a fraction below 1, got {size:g}, which LlamaFactory reads as a number of rows. Set a fraction, "
+            f"like {DEFAULT_VALIDATION_FRACTION}.",
         )
     elif size > 0:
-        notes.put("merge.validation_fraction", size, "val_size")
+        translation.set_value("merge.validation_fraction", size, "val_size")
     else:
-        notes.add(
+        translation.add(
             "merge.validation_fraction",
             DEFAULT_VALIDATION_FRACTION,
-            "val_size is not set, and LlamaFactory then measures nothing; "
-            "here a new model is judged on held-out rows, so that many are not trained on",
+            "val_size is not set, for which LlamaFactory does not evaluate; Tuneline holds out this fraction to "
+            "evaluate the new model",
         )
-    notes.tell("dataset", "exact copies of a row count once, and none of a held-out row is trained on")
+    translation.note(
+        "dataset", "exact duplicates of a row are removed, and copies of held-out rows are not used for training"
+    )
 
 
-def _rows(notes: Translation, stage: str) -> None:
-    written = notes.written
-    notes.put("tokenize.max_length", written.cutoff_len, "cutoff_len")
-    packed = written.packing if written.packing is not None else stage == "pretrain"
+def _rows(translation: Translation, stage: str) -> None:
+    config = translation.config
+    translation.set_value("tokenize.max_length", config.cutoff_len, "cutoff_len")
+    packed = config.packing if config.packing is not None else stage == "pretrain"
     if stage == "pretrain":
-        notes.put("tokenize.packing", "wrapped" if packed else False, "packing")
-        notes.put("tokenize.overlong", "right", "cutoff_len")
+        translation.set_value("tokenize.packing", "wrapped" if packed else False, "packing")
+        translation.set_value("tokenize.overlong", "right", "cutoff_len")
         if packed:
-            notes.tell(
-                "packing", "texts are one stream that is cut into rows; those in one row see each other, as there"
+            translation.note(
+                "packing",
+                "texts are concatenated and cut into rows; texts in one row attend to each other, as in LlamaFactory",
             )
     else:
-        notes.put("tokenize.packing", bool(packed or written.neat_packing), "packing", "neat_packing")
-        notes.put("tokenize.overlong", "proportional", "cutoff_len")
-        notes.tell("cutoff_len", "cuts leave an answer its header and its stop token; LlamaFactory cuts those off")
-        if packed and not written.neat_packing:
-            notes.tell(
-                "packing", "examples in one row do not see each other; in LlamaFactory, without neat_packing, they do"
+        translation.set_value("tokenize.packing", bool(packed or config.neat_packing), "packing", "neat_packing")
+        translation.set_value("tokenize.overlong", "proportional", "cutoff_len")
+        translation.note("cutoff_len", "truncation keeps a response's header and end token; LlamaFactory removes them")
+        if packed and not config.neat_packing:
+            translation.note(
+                "packing",
+                "examples in one row do not attend to each other; in LlamaFactory, without neat_packing, they do",
             )
-    notes.put("tokenize.max_cut_fraction", 1.0, "cutoff_len")
-    if written.train_on_prompt and written.mask_history:
-        notes.refuse("mask_history", "train_on_prompt is set as well, and LlamaFactory refuses both. Keep one.")
-    trained = "all" if written.train_on_prompt else "last_assistant" if written.mask_history else "assistant"
-    notes.put("tokenize.train_on", trained, "train_on_prompt", "mask_history")
+    translation.set_value("tokenize.max_cut_fraction", 1.0, "cutoff_len")
+    if config.train_on_prompt and config.mask_history:
+        translation.refuse(
+            "mask_history", "cannot be combined with train_on_prompt, in LlamaFactory either. Remove one of the two."
+        )
+    train_on = "all" if config.train_on_prompt else "last_assistant" if config.mask_history else "assistant"
+    translation.set_value("tokenize.train_on", train_on, "train_on_prompt", "mask_history")
 
 
-def _template(notes: Translation, stage: str) -> None:
-    if stage == "pretrain" or notes.written.template is None:
-        notes.add("template", "auto", "the model's own, or that of its family")
+def _template(translation: Translation, stage: str) -> None:
+    if stage == "pretrain" or translation.config.template is None:
+        translation.add("template", "auto", "the model's own template, or that of its model family")
         return
-    system = translate_template(notes)
-    if notes.written.template in keys.templates().thinking:
-        _thinking(notes)
-    notes.put_if("align.system", system or None, "default_system", "template")
+    system = translate_template(translation)
+    if translation.config.template in keys.templates().thinking:
+        _thinking(translation)
+    translation.set_if_enabled("align.system", system or None, "default_system", "template")
 
 
-def translate_template(notes: Translation) -> str | None:
-    """Translate the chat template; returns the default system message, if there is one."""
-    written, known = notes.written, keys.templates()
-    name = written.template
+def translate_template(translation: Translation) -> str | None:
+    """Translate the chat template and return the default system message, if any."""
+    config, templates = translation.config, keys.templates()
+    name = config.template
     if name is None:
-        notes.add("template", "auto", "the model's own, or that of its family")
-        return written.default_system
-    if name not in known.known():
-        notes.refuse("template", f"unknown template {name!r}.{suggest(name, known.known())}")
+        translation.add("template", "auto", "the model's own template, or that of its model family")
+        return config.default_system
+    if name not in templates.all_names():
+        translation.refuse("template", f"unknown template {name!r}.{suggest(name, templates.all_names())}")
         return None
-    if same := known.same.get(name):
-        notes.put("template", same.ours, "template")
+    if same := templates.same.get(name):
+        translation.set_value("template", same.builtin, "template")
         if same.differs:
-            notes.tell("template", f"{same.ours} is not the same, character by character: {same.differs}")
+            translation.note("template", f"the built-in template {same.builtin} differs: {same.differs}")
     else:
-        notes.put("template", "auto", "template")
-        notes.tell("template", f"the model's own template is taken, which {name} imitates")
-    return written.default_system if written.default_system is not None else same.system if same else None
+        translation.set_value("template", "auto", "template")
+        translation.note("template", f"the model's own template is used, which {name} reproduces")
+    return config.default_system if config.default_system is not None else same.system if same else None
 
 
-def _thinking(notes: Translation) -> None:
-    written = notes.written
-    if not written.enable_thinking:
-        notes.put("template_arguments.enable_thinking", False, "enable_thinking")
-    how = "last_turn" if written.mask_history else "each_turn"
-    notes.add(
+def _thinking(translation: Translation) -> None:
+    config = translation.config
+    if not config.enable_thinking:
+        translation.set_value("template_arguments.enable_thinking", False, "enable_thinking")
+    rewritten_history = "last_turn" if config.mask_history else "each_turn"
+    translation.add(
         "tokenize.rewritten_history",
-        how,
-        "templates of thinking models rewrite earlier turns; each answer is "
-        "trained behind the history that the model will see",
+        rewritten_history,
+        "templates of reasoning models rewrite earlier turns; each response is trained with the history that the model "
+        "sees at inference",
     )

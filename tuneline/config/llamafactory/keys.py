@@ -1,4 +1,4 @@
-"""The tables of LlamaFactory's keys (`keys.yaml`) and chat templates (`templates.yaml`), as data."""
+"""Tables of LlamaFactory's keys (`keys.yaml`) and chat templates (`templates.yaml`)."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -14,51 +14,53 @@ KEYS = Path(__file__).with_name("keys.yaml")
 TEMPLATES = Path(__file__).with_name("templates.yaml")
 
 UNSET = (None, "", False, "no", "none")
-"""Ways to write that a key is not used."""
+"""Values that disable a key."""
 
 
 class ChangedKeys(Config):
-    """Keys that mean something else here."""
+    """Keys with a different meaning in Tuneline."""
 
-    because: str
+    reason: str
     keys: dict[str, Any]
-    """Key -> its neutral value, which means nothing."""
+    """Key -> its neutral value, which has no effect."""
 
 
 class IgnoredKeys(Config):
-    """Keys that change no weight and no score."""
+    """Keys that affect neither weights nor scores."""
 
-    because: str
+    reason: str
     keys: list[str]
 
 
 class UnsupportedKeys(ChangedKeys):
-    """Keys that nothing here answers to."""
+    """Keys without a counterpart."""
 
-    instead: str
+    fix: str
 
 
 class KeyTable(Config):
-    """All keys, by what becomes of them."""
+    """All keys, by how they are handled."""
 
-    taken: dict[str, str]
-    """Key -> where its value goes in a recipe."""
+    mapped: dict[str, str]
+    """Key -> key of the recipe."""
 
     differs: list[ChangedKeys]
     ignored: list[IgnoredKeys]
-    no_counterpart: list[UnsupportedKeys]
+    unsupported: list[UnsupportedKeys]
 
-    def known(self) -> list[str]:
-        """Return every key."""
-        judged: list[Iterable[str]] = [group.keys for group in (*self.differs, *self.no_counterpart)]
-        judged += [group.keys for group in self.ignored]
-        return [*self.taken, *(key for group in judged for key in group)]
+    def all_keys(self) -> list[str]:
+        """Return all keys."""
+        groups: list[Iterable[str]] = [group.keys for group in (*self.differs, *self.unsupported)]
+        groups += [group.keys for group in self.ignored]
+        return [*self.mapped, *(key for group in groups for key in group)]
 
 
 class KnownTemplate(Config):
-    """A template that our catalogue has, too."""
+    """A LlamaFactory template that is also built into Tuneline."""
 
-    ours: str
+    builtin: str
+    """Name of the built-in template."""
+
     system: str | None = None
     differs: str | None = None
 
@@ -68,37 +70,37 @@ class TemplateTable(Config):
 
     same: dict[str, KnownTemplate]
     thinking: list[str] = Field(default_factory=list)
-    """Of models that think, and whose template rewrites earlier turns."""
+    """Templates of reasoning models, which rewrite earlier messages."""
 
     others: list[str] = Field(default_factory=list)
 
-    def known(self) -> list[str]:
-        """Return every name."""
+    def all_names(self) -> list[str]:
+        """Return all template names."""
         return [*self.same, *self.thinking, *self.others]
 
 
 @cache
 def table() -> KeyTable:
-    """Read the table of keys."""
+    """Return the table of keys."""
     return KeyTable.model_validate(yaml.safe_load(KEYS.read_text(encoding="utf-8")))
 
 
 @cache
 def templates() -> TemplateTable:
-    """Read the table of templates."""
+    """Return the table of templates."""
     return TemplateTable.model_validate(yaml.safe_load(TEMPLATES.read_text(encoding="utf-8")))
 
 
 def is_neutral(value: Any, neutral: Any) -> bool:
-    """Tell whether a key is written and means nothing."""
+    """Return whether a key's value has no effect."""
     if value in UNSET and neutral in UNSET:
         return True
-    said = _spoken(value) if isinstance(value, str) and isinstance(neutral, bool | int | float) else value
-    return bool(said == neutral)
+    parsed = _parse(value) if isinstance(value, str) and isinstance(neutral, bool | int | float) else value
+    return bool(parsed == neutral)
 
 
-def _spoken(value: str) -> Any:
-    """Read a number that YAML took for text, like `1e-6`."""
+def _parse(value: str) -> Any:
+    """Parse a number that YAML reads as a string, like `1e-6`."""
     try:
         return float(value)
     except ValueError:
@@ -106,23 +108,23 @@ def _spoken(value: str) -> Any:
 
 
 def to_markdown() -> str:
-    """Render the table for readers."""
-    found = table()
-    taken = [f"| `{theirs}` | `{ours}` |" for theirs, ours in found.taken.items()]
-    lines = ["| LlamaFactory key | recipe key |", "|---|---|", *taken, "", "## Keys with different behavior", ""]
-    lines += ["| key | behavior |", "|---|---|", *(_row(each.keys, each.because) for each in found.differs), ""]
+    """Return the table as Markdown."""
+    keys = table()
+    mapped = [f"| `{key}` | `{recipe_key}` |" for key, recipe_key in keys.mapped.items()]
+    lines = ["| LlamaFactory key | recipe key |", "|---|---|", *mapped, "", "## Keys with different behavior", ""]
+    lines += ["| key | behavior |", "|---|---|", *(_row(group.keys, group.reason) for group in keys.differs), ""]
     lines += ["## Unsupported keys", "", "| key and its neutral value | reason | what to do |", "|---|---|---|"]
     lines += [
-        f"{_row([f'{key}: {_shown(value)}' for key, value in each.keys.items()], each.because)} {each.instead} |"
-        for each in found.no_counterpart
+        f"{_row([f'{key}: {_format(value)}' for key, value in group.keys.items()], group.reason)} {group.fix} |"
+        for group in keys.unsupported
     ]
     lines += ["", "## Ignored keys", "", "| key | reason |", "|---|---|"]
-    return "\n".join([*lines, *(_row(each.keys, each.because) for each in found.ignored)]) + "\n"
+    return "\n".join([*lines, *(_row(group.keys, group.reason) for group in keys.ignored)]) + "\n"
 
 
-def _row(keys: Iterable[str], because: str) -> str:
-    return f"| {', '.join(f'`{key}`' for key in keys)} | {because} |"
+def _row(keys: Iterable[str], reason: str) -> str:
+    return f"| {', '.join(f'`{key}`' for key in keys)} | {reason} |"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("\n").removesuffix("\n...")

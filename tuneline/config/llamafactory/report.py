@@ -1,4 +1,4 @@
-"""What became of each key of an imported file, for readers."""
+"""Report of an import: what happened to each key of the file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,62 +7,63 @@ from typing import Any
 import yaml
 
 MAX_VALUE_LENGTH = 100
-"""Characters of a value that are shown."""
+"""Maximum number of characters shown of a value."""
 
 
 @dataclass(frozen=True)
 class MappedValue:
-    """A value of the recipe, and the keys that it comes from."""
+    """A value of the recipe, and the LlamaFactory keys it comes from."""
 
-    ours: str
+    recipe_key: str
     value: Any
     keys: tuple[str, ...]
-    written: bool
-    """False where the file leaves the keys out: the value is LlamaFactory's default."""
+    is_set: bool
+    """False if the file omits the keys and the value is LlamaFactory's default."""
 
 
 @dataclass
 class ImportReport:
-    """Each key of a file, by what became of it."""
+    """What happened to each key of a file."""
 
-    taken: list[MappedValue] = field(default_factory=list)
+    mapped: list[MappedValue] = field(default_factory=list)
     differs: list[tuple[str, str]] = field(default_factory=list)
-    """Key, and what it means here."""
+    """Key, and its meaning in Tuneline."""
 
     added: list[tuple[str, Any, str]] = field(default_factory=list)
-    """Key of the recipe, its value, and why it is there."""
+    """Key of the recipe, its value, and the reason for it."""
 
     ignored: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> keys."""
 
     def lines(self) -> list[str]:
-        """Write the report down."""
-        written = [f"{', '.join(each.keys)} -> {_pair(each)}" for each in self.taken if each.written]
-        left_out = [f"{_pair(each)} ({', '.join(each.keys)})" for each in self.taken if not each.written]
+        """Return the report as lines of text."""
+        explicit = [f"{', '.join(value.keys)} -> {_pair(value)}" for value in self.mapped if value.is_set]
+        defaults = [f"{_pair(value)} ({', '.join(value.keys)})" for value in self.mapped if not value.is_set]
         return [
-            *_part("Taken", written),
-            *_part("Left out in the file, so written out as LlamaFactory has it", left_out),
-            *_part("Added", (f"{ours}: {_shown(value)}: {why}" for ours, value, why in self.added)),
-            *_part("Different here", (f"{key}: {text}" for key, text in self.differs)),
-            *_part("Ignored", (f"{', '.join(keys)}: {why}" for why, keys in self.ignored.items())),
+            *_section("Mapped", explicit),
+            *_section("Not set in the file, LlamaFactory's default used", defaults),
+            *_section("Added", (f"{key}: {_format(value)}: {reason}" for key, value, reason in self.added)),
+            *_section("Different in Tuneline", (f"{key}: {text}" for key, text in self.differs)),
+            *_section("Ignored", (f"{', '.join(keys)}: {reason}" for reason, keys in self.ignored.items())),
         ]
 
     def comments(self) -> str:
-        """Write down as comments of a YAML file what a reader of the recipe must know."""
-        told = [f"{ours}: {why}" for ours, _, why in self.added] + [f"{key}: {text}" for key, text in self.differs]
-        return "".join(f"#   {line}\n" for line in told)
+        """Return the differences as YAML comments."""
+        lines = [f"{key}: {reason}" for key, _, reason in self.added]
+        lines += [f"{key}: {text}" for key, text in self.differs]
+        return "".join(f"#   {line}\n" for line in lines)
 
 
-def _part(title: str, lines: Iterable[str]) -> list[str]:
+def _section(title: str, lines: Iterable[str]) -> list[str]:
     lines = list(lines)
     return [f"{title} ({len(lines)})", *(f"  {line}" for line in lines)] if lines else []
 
 
-def _pair(each: MappedValue) -> str:
-    return f"{each.ours}: {_shown(each.value)}"
+def _pair(mapped: MappedValue) -> str:
+    return f"{mapped.recipe_key}: {_format(mapped.value)}"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
     text = str(text).removesuffix("\n").removesuffix("\n...")
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]} ..."

@@ -1,4 +1,4 @@
-"""The keys that are taken, as LlamaFactory reads them: types, choices and default values."""
+"""Types, choices and defaults of the supported LlamaFactory keys."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -9,12 +9,12 @@ from tuneline.config.base import Config
 
 
 def _split(value: Any) -> Any:
-    """Read a list in LlamaFactory's way: words separated by commas."""
+    """Parse a comma-separated list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _mapping(value: Any) -> Any:
-    """Read a mapping that is written as JSON in a text, as transformers does."""
+    """Parse a mapping given as a JSON string, like transformers does."""
     try:
         return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
     except json.JSONDecodeError:
@@ -27,7 +27,7 @@ NumberList = Annotated[list[float], BeforeValidator(_split)]
 
 
 class Model(Config):
-    """The base model, and how it is held."""
+    """Base model and how it is loaded."""
 
     model_name_or_path: str | None = None
     model_revision: str = "main"
@@ -54,7 +54,7 @@ class Model(Config):
 
 
 class Method(Config):
-    """What is trained."""
+    """Fine-tuning stage and method."""
 
     stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = "sft"
     finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
@@ -84,7 +84,7 @@ class Method(Config):
 
 
 class Data(Config):
-    """The data sets, and how rows are made of them."""
+    """Datasets and training rows."""
 
     template: str | None = None
     default_system: str | None = None
@@ -107,7 +107,7 @@ class Data(Config):
 
 
 class Optimizer(Config):
-    """The optimizers that LlamaFactory has keys of its own for."""
+    """Optimizers with their own LlamaFactory keys."""
 
     optim: str = "adamw_torch"
     use_galore: bool = False
@@ -139,7 +139,7 @@ class Optimizer(Config):
 
 
 class Training(Config):
-    """The training arguments of transformers that are taken."""
+    """Supported training arguments of transformers."""
 
     learning_rate: float = 5e-5
     num_train_epochs: float = 3.0
@@ -166,8 +166,8 @@ class Training(Config):
 
 
 class LlamaFactoryConfig(Model, Method, Data, Optimizer, Training):
-    """All of them; a key that is left out, or null, has the value that LlamaFactory gives it."""
+    """All supported keys. A key that is omitted or null has LlamaFactory's default."""
 
-    def is_written(self, key: str) -> bool:
-        """Tell whether the file has the key."""
+    def is_set(self, key: str) -> bool:
+        """Return whether the file sets the key."""
         return key in self.model_fields_set

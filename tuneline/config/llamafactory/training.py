@@ -1,4 +1,4 @@
-"""LlamaFactory's keys of the training -> `train`, `evaluate` and the stage's own values of a recipe."""
+"""Translate LlamaFactory's training keys to the sections `train` and `evaluate`."""
 
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ SAME_NAME = (
 ALIASES = {"adamw_8bit": "adamw_bnb_8bit"}
 STAGES = {"pt": "pretrain"}
 LOSS_STAGES = ("orpo", "simpo")
-"""Losses that LlamaFactory has under `stage: dpo`, and that are stages here."""
+"""Losses of LlamaFactory's `stage: dpo` that are separate stages in Tuneline."""
 
 STAGE_KEYS: dict[str, dict[str, str]] = {
     "dpo": {
@@ -31,7 +31,7 @@ STAGE_KEYS: dict[str, dict[str, str]] = {
     "orpo": {"pref_beta": "beta"},
     "simpo": {"pref_beta": "beta", "simpo_gamma": "simpo_gamma"},
 }
-"""Stage -> key -> field of its `train` section; trl's names."""
+"""Stage -> LlamaFactory key -> field of the `train` section (trl's name)."""
 
 GALORE_VARIANTS = {
     "adamw_torch": "adamw",
@@ -39,146 +39,154 @@ GALORE_VARIANTS = {
     "adamw_bnb_8bit": "adamw_8bit",
     "adafactor": "adafactor",
 }
-"""Optimizer -> the one of transformers that projects its gradients."""
+"""Optimizer -> suffix of its GaLore variant in transformers."""
 
 IN_LAYERS = r".*\.\d+\..*"
-"""Matches what stands in a numbered layer: every linear module but the head, whatever the architecture calls them."""
+"""Matches modules in a numbered layer: every linear module except the head, for any architecture."""
 
 
-def translate_stage(notes: Translation) -> str:
-    """Return the stage of a recipe; one that is not here is refused."""
-    theirs, loss = notes.written.stage, notes.written.pref_loss
-    ours = loss if theirs == "dpo" and loss in LOSS_STAGES else STAGES.get(theirs, theirs)
-    if ours not in RECIPES:
-        notes.refuse(
-            "stage",
-            f"{theirs!r} has no counterpart yet: recipes have the stages "
-            f"{', '.join(sorted(RECIPES))}. Take one of them.",
-        )
+def translate_stage(translation: Translation) -> str:
+    """Return the stage of the recipe. Stages without a counterpart are rejected."""
+    source_stage, loss = translation.config.stage, translation.config.pref_loss
+    is_loss_stage = source_stage == "dpo" and loss in LOSS_STAGES
+    stage = loss if is_loss_stage else STAGES.get(source_stage, source_stage)
+    if stage not in RECIPES:
+        translation.refuse("stage", f"{source_stage!r} is not supported. Set one of {', '.join(sorted(RECIPES))}.")
     else:
-        notes.put("stage", ours, *(("stage", "pref_loss") if ours in LOSS_STAGES else ("stage",)))
-    return ours
+        translation.set_value("stage", stage, *(("stage", "pref_loss") if stage in LOSS_STAGES else ("stage",)))
+    return stage
 
 
-def translate_training(notes: Translation, stage: str) -> None:
-    """Translate the optimisation."""
-    written = notes.written
+def translate_training(translation: Translation, stage: str) -> None:
+    """Translate the training arguments."""
+    config = translation.config
     for key in SAME_NAME:
-        notes.put(f"train.{key}", getattr(written, key), key)
-    notes.put("train.max_steps", written.max_steps if written.max_steps > 0 else -1, "max_steps")
-    notes.put_if("train.neftune_noise_alpha", written.neftune_noise_alpha or None, "neftune_noise_alpha")
-    if stage == "kto" and written.per_device_train_batch_size == 1:
-        _answers_in_a_pass(notes)
-    _schedule(notes)
-    _optimizer(notes)
-    _limit(notes)
-    _saving(notes)
-    _watching(notes)
-    notes.put_if("evaluate.max_new_tokens", written.max_new_tokens, "max_new_tokens")
-    notes.put_if("evaluate.batch_size", written.per_device_eval_batch_size, "per_device_eval_batch_size")
+        translation.set_value(f"train.{key}", getattr(config, key), key)
+    translation.set_value("train.max_steps", config.max_steps if config.max_steps > 0 else -1, "max_steps")
+    translation.set_if_enabled("train.neftune_noise_alpha", config.neftune_noise_alpha or None, "neftune_noise_alpha")
+    if stage == "kto" and config.per_device_train_batch_size == 1:
+        _kto_batch_size(translation)
+    _schedule(translation)
+    _optimizer(translation)
+    _gradient_clipping(translation)
+    _saving(translation)
+    _evaluation(translation)
+    translation.set_if_enabled("evaluate.max_new_tokens", config.max_new_tokens, "max_new_tokens")
+    translation.set_if_enabled("evaluate.batch_size", config.per_device_eval_batch_size, "per_device_eval_batch_size")
     if stage in RECIPES and stage not in ("sft", "pretrain"):
-        _of_stage(notes, stage)
+        _stage_options(translation, stage)
 
 
-def _answers_in_a_pass(notes: Translation) -> None:
-    """KTO estimates on the answers of a pass how far the policy has moved, and one is too few."""
-    steps = notes.written.gradient_accumulation_steps
+def _kto_batch_size(translation: Translation) -> None:
+    """Raise the batch size to at least 2: KTO estimates the KL divergence on the completions of a batch."""
+    steps = translation.config.gradient_accumulation_steps
     size = 2 if steps % 2 == 0 else steps
-    notes.put("train.per_device_train_batch_size", size, "per_device_train_batch_size")
-    notes.put("train.gradient_accumulation_steps", steps // size, "gradient_accumulation_steps")
-    notes.tell(
+    translation.set_value("train.per_device_train_batch_size", size, "per_device_train_batch_size")
+    translation.set_value("train.gradient_accumulation_steps", steps // size, "gradient_accumulation_steps")
+    translation.note(
         "per_device_train_batch_size",
-        f"1 becomes {size}, with as many answers a step: on one answer, how far the policy has moved is noise",
+        f"1 becomes {size}, with the same effective batch size: the KL estimate requires more than one completion",
     )
 
 
-def _schedule(notes: Translation) -> None:
-    written = notes.written
+def _schedule(translation: Translation) -> None:
+    config = translation.config
     known = get_args(SFTConfig.model_fields["lr_scheduler_type"].annotation)
-    if written.lr_scheduler_type not in known:
-        notes.refuse(
+    if config.lr_scheduler_type not in known:
+        translation.refuse(
             "lr_scheduler_type",
-            f"{written.lr_scheduler_type!r} has no counterpart.{suggest(written.lr_scheduler_type, known)}",
+            f"{config.lr_scheduler_type!r} is not supported.{suggest(config.lr_scheduler_type, known)}",
         )
-    notes.put("train.lr_scheduler_type", written.lr_scheduler_type, "lr_scheduler_type")
-    notes.put_if("train.lr_scheduler_kwargs", written.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
-    if written.warmup_steps:
-        notes.put("train.warmup_steps", written.warmup_steps, "warmup_steps")
-        if written.warmup_ratio:
-            notes.tell("warmup_ratio", "is not read: warmup_steps is set, and comes first, as in transformers")
+    translation.set_value("train.lr_scheduler_type", config.lr_scheduler_type, "lr_scheduler_type")
+    translation.set_if_enabled("train.lr_scheduler_kwargs", config.lr_scheduler_kwargs or None, "lr_scheduler_kwargs")
+    if config.warmup_steps:
+        translation.set_value("train.warmup_steps", config.warmup_steps, "warmup_steps")
+        if config.warmup_ratio:
+            translation.note(
+                "warmup_ratio", "not used, because warmup_steps is set and takes precedence, as in transformers"
+            )
     else:
-        notes.put("train.warmup_steps", written.warmup_ratio, "warmup_ratio", "warmup_steps")
+        translation.set_value("train.warmup_steps", config.warmup_ratio, "warmup_ratio", "warmup_steps")
 
 
-def _limit(notes: Translation) -> None:
-    """Translate the limit of the gradients; layer by layer there is none, which LlamaFactory does not say."""
-    written = notes.written
-    if str(notes.recipe.get("train", {}).get("optim", "")).endswith("_layerwise"):
-        notes.put("train.max_grad_norm", None, "max_grad_norm")
-        if written.is_written("max_grad_norm"):
-            notes.tell("max_grad_norm", "nothing limits gradients that are used layer by layer, there or here")
+def _gradient_clipping(translation: Translation) -> None:
+    """Translate gradient clipping. Layerwise optimizers do not clip, which LlamaFactory does not report."""
+    config = translation.config
+    if str(translation.recipe.get("train", {}).get("optim", "")).endswith("_layerwise"):
+        translation.set_value("train.max_grad_norm", None, "max_grad_norm")
+        if config.is_set("max_grad_norm"):
+            translation.note(
+                "max_grad_norm", "layerwise optimizers do not clip gradients, neither in LlamaFactory nor in Tuneline"
+            )
         return
-    notes.put("train.max_grad_norm", written.max_grad_norm or None, "max_grad_norm")
+    translation.set_value("train.max_grad_norm", config.max_grad_norm or None, "max_grad_norm")
 
 
-def _saving(notes: Translation) -> None:
-    written = notes.written
-    if written.save_steps >= 1:
-        notes.put("train.save_steps", int(written.save_steps), "save_steps")
+def _saving(translation: Translation) -> None:
+    config = translation.config
+    if config.save_steps >= 1:
+        translation.set_value("train.save_steps", int(config.save_steps), "save_steps")
     else:
-        notes.tell("save_steps", "training state is saved by numbers of steps and by time, not by a share of all steps")
-    if written.save_total_limit:
-        notes.put("train.save_total_limit", written.save_total_limit, "save_total_limit")
+        translation.note(
+            "save_steps",
+            "checkpoints are saved by number of steps and by time; a fraction of all steps is not supported",
+        )
+    if config.save_total_limit:
+        translation.set_value("train.save_total_limit", config.save_total_limit, "save_total_limit")
 
 
-def _watching(notes: Translation) -> None:
-    """Translate evaluations while training; transformers evaluates at each log step where no number is given."""
-    written = notes.written
-    if written.eval_steps is not None and written.eval_steps < 1:
-        notes.refuse("eval_steps", f"{written.eval_steps} is a share of all steps. Write a number of steps.")
+def _evaluation(translation: Translation) -> None:
+    """Translate evaluation during training. Without `eval_steps`, transformers evaluates at each log step."""
+    config = translation.config
+    if config.eval_steps is not None and config.eval_steps < 1:
+        translation.refuse("eval_steps", f"{config.eval_steps} is a fraction of all steps. Set a number of steps.")
         return
-    notes.put_if("train.eval_steps", int(written.eval_steps or 0), "eval_steps")
-    if written.load_best_model_at_end or written.early_stopping_steps:
-        key = "load_best_model_at_end" if written.load_best_model_at_end else "early_stopping_steps"
-        if not written.eval_steps:
-            notes.refuse(key, "needs eval_steps, the steps between two evaluations. Write how many.")
+    translation.set_if_enabled("train.eval_steps", int(config.eval_steps or 0), "eval_steps")
+    if config.load_best_model_at_end or config.early_stopping_steps:
+        key = "load_best_model_at_end" if config.load_best_model_at_end else "early_stopping_steps"
+        if not config.eval_steps:
+            translation.refuse(key, "requires eval_steps. Set the number of steps between two evaluations.")
             return
-    notes.put_if("train.load_best_model_at_end", written.load_best_model_at_end, "load_best_model_at_end")
-    notes.put_if("train.early_stopping_patience", written.early_stopping_steps, "early_stopping_steps")
+    translation.set_if_enabled("train.load_best_model_at_end", config.load_best_model_at_end, "load_best_model_at_end")
+    translation.set_if_enabled("train.early_stopping_patience", config.early_stopping_steps, "early_stopping_steps")
 
 
-def _optimizer(notes: Translation) -> None:
-    written = notes.written
-    asked = [key for key in OPTIMIZER_SWITCHES if getattr(written, key)]
-    if len(asked) > 1:
-        notes.refuse(asked[1], f"{asked[0]} is set as well, and a training has one optimizer. Keep one of the two.")
-    if asked:
-        OPTIMIZER_SWITCHES[asked[0]](notes)
+def _optimizer(translation: Translation) -> None:
+    config = translation.config
+    switches = [key for key in OPTIMIZER_SWITCHES if getattr(config, key)]
+    if len(switches) > 1:
+        translation.refuse(switches[1], f"cannot be combined with {switches[0]}. Remove one of the two.")
+    if switches:
+        OPTIMIZER_SWITCHES[switches[0]](translation)
         return
-    name = ALIASES.get(written.optim, written.optim)
+    name = ALIASES.get(config.optim, config.optim)
     if name not in optimizer_names():
-        notes.refuse("optim", f"{written.optim!r} has no counterpart.{suggest(name, optimizer_names())}")
-    notes.put("train.optim", name, "optim")
+        translation.refuse("optim", f"{config.optim!r} is not supported.{suggest(name, optimizer_names())}")
+    translation.set_value("train.optim", name, "optim")
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """Return the optimizers that a recipe may name."""
+    """Return the names of the supported optimizers."""
     return get_args(SFTConfig.model_fields["optim"].annotation)
 
 
-def _take(notes: Translation, key: str, name: str, arguments: dict[str, Any], theirs: tuple[str, ...]) -> bool:
-    """Write an optimizer and its arguments; refuse one that is not here."""
+def _set_optimizer(
+    translation: Translation, switch: str, name: str, arguments: dict[str, Any], keys: tuple[str, ...]
+) -> bool:
+    """Set an optimizer and its arguments. Reject an optimizer without a counterpart."""
     if name not in optimizer_names():
-        notes.refuse(
-            key,
-            f"has no counterpart yet: train.optim has no {name!r}.{suggest(name, optimizer_names())} Remove it "
-            "to train with AdamW.",
+        translation.refuse(
+            switch,
+            f"not supported: train.optim does not have {name!r}.{suggest(name, optimizer_names())} Remove it to train "
+            "with AdamW.",
         )
         return False
-    notes.put("train.optim", name, key, *(each for each in theirs if each.endswith("_layerwise")), "optim")
-    given = [f"{argument}={_as_text(value)}" for argument, value in arguments.items() if value is not None]
-    if given:
-        notes.put("train.optim_args", ",".join(given), *(each for each in theirs if not each.endswith("_layerwise")))
+    layerwise = [key for key in keys if key.endswith("_layerwise")]
+    translation.set_value("train.optim", name, switch, *layerwise, "optim")
+    optim_args = [f"{argument}={_as_text(value)}" for argument, value in arguments.items() if value is not None]
+    if optim_args:
+        argument_keys = [key for key in keys if key not in layerwise]
+        translation.set_value("train.optim_args", ",".join(optim_args), *argument_keys)
     return True
 
 
@@ -186,65 +194,65 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _targets(notes: Translation, key: str) -> None:
-    words = getattr(notes.written, key)
-    notes.put("train.optim_target_modules", [IN_LAYERS] if words == ["all"] else words, key)
+def _targets(translation: Translation, key: str) -> None:
+    modules = getattr(translation.config, key)
+    translation.set_value("train.optim_target_modules", [IN_LAYERS] if modules == ["all"] else modules, key)
 
 
-def _galore(notes: Translation) -> None:
-    written = notes.written
-    base = ALIASES.get(written.optim, written.optim)
-    name = f"galore_{GALORE_VARIANTS.get(base, base)}{'_layerwise' if written.galore_layerwise else ''}"
+def _galore(translation: Translation) -> None:
+    config = translation.config
+    base = ALIASES.get(config.optim, config.optim)
+    name = f"galore_{GALORE_VARIANTS.get(base, base)}{'_layerwise' if config.galore_layerwise else ''}"
     arguments = {
-        "rank": written.galore_rank,
-        "update_proj_gap": written.galore_update_interval,
-        "scale": written.galore_scale,
-        "proj_type": written.galore_proj_type,
+        "rank": config.galore_rank,
+        "update_proj_gap": config.galore_update_interval,
+        "scale": config.galore_scale,
+        "proj_type": config.galore_proj_type,
     }
-    theirs = ("galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type", "galore_layerwise")
-    if _take(notes, "use_galore", name, arguments, theirs):
-        _targets(notes, "galore_target")
+    keys = ("galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type", "galore_layerwise")
+    if _set_optimizer(translation, "use_galore", name, arguments, keys):
+        _targets(translation, "galore_target")
 
 
-def _apollo(notes: Translation) -> None:
-    written = notes.written
+def _apollo(translation: Translation) -> None:
+    config = translation.config
     arguments = {
-        "rank": written.apollo_rank,
-        "proj": written.apollo_proj,
-        "proj_type": written.apollo_proj_type,
-        "update_proj_gap": written.apollo_update_interval,
-        "scale": written.apollo_scale,
-        "scale_type": written.apollo_scale_type,
-        "scale_front": written.apollo_scale_front or None,
+        "rank": config.apollo_rank,
+        "proj": config.apollo_proj,
+        "proj_type": config.apollo_proj_type,
+        "update_proj_gap": config.apollo_update_interval,
+        "scale": config.apollo_scale,
+        "scale_type": config.apollo_scale_type,
+        "scale_front": config.apollo_scale_front or None,
     }
-    theirs = ("rank", "proj", "proj_type", "update_interval", "scale", "scale_type", "scale_front", "layerwise")
-    name = f"apollo_adamw{'_layerwise' if written.apollo_layerwise else ''}"
-    if _take(notes, "use_apollo", name, arguments, tuple(f"apollo_{each}" for each in theirs)):
-        _targets(notes, "apollo_target")
+    suffixes = ("rank", "proj", "proj_type", "update_interval", "scale", "scale_type", "scale_front", "layerwise")
+    name = f"apollo_adamw{'_layerwise' if config.apollo_layerwise else ''}"
+    if _set_optimizer(translation, "use_apollo", name, arguments, tuple(f"apollo_{suffix}" for suffix in suffixes)):
+        _targets(translation, "apollo_target")
 
 
-def _badam(notes: Translation) -> None:
-    written = notes.written
-    if written.badam_mode != "layer":
-        notes.refuse(
-            "badam_mode", f"{written.badam_mode!r} has no counterpart. Set layer, which trains block by block."
+def _badam(translation: Translation) -> None:
+    config = translation.config
+    if config.badam_mode != "layer":
+        translation.refuse(
+            "badam_mode", f"{config.badam_mode!r} is not supported. Set layer, which trains one block at a time."
         )
         return
     arguments = {
-        "start_block": written.badam_start_block,
-        "switch_mode": written.badam_switch_mode,
-        "switch_block_every": written.badam_switch_interval,
+        "start_block": config.badam_start_block,
+        "switch_mode": config.badam_switch_mode,
+        "switch_block_every": config.badam_switch_interval,
     }
-    theirs = ("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval")
-    _take(notes, "use_badam", "badam", arguments, theirs)
+    keys = ("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval")
+    _set_optimizer(translation, "use_badam", "badam", arguments, keys)
 
 
-def _adam_mini(notes: Translation) -> None:
-    _take(notes, "use_adam_mini", "adam_mini", {}, ())
+def _adam_mini(translation: Translation) -> None:
+    _set_optimizer(translation, "use_adam_mini", "adam_mini", {}, ())
 
 
-def _muon(notes: Translation) -> None:
-    _take(notes, "use_muon", "muon", {}, ())
+def _muon(translation: Translation) -> None:
+    _set_optimizer(translation, "use_muon", "muon", {}, ())
 
 
 OPTIMIZER_SWITCHES = {
@@ -254,31 +262,35 @@ OPTIMIZER_SWITCHES = {
     "use_adam_mini": _adam_mini,
     "use_muon": _muon,
 }
-"""Switch -> what it asks for."""
+"""Switch -> function that translates its optimizer."""
 
 
-def _of_stage(notes: Translation, stage: str) -> None:
-    """Translate the values of a loss over pairs or labels, as far as the stage's recipe has a field for them."""
-    written, recipe = notes.written, RECIPES[stage]
+def _stage_options(translation: Translation, stage: str) -> None:
+    """Translate the options of a preference loss for which the stage's recipe has a field."""
+    config, recipe = translation.config, RECIPES[stage]
     fields = getattr(recipe.model_fields["train"].annotation, "model_fields", {})
     for key, field in STAGE_KEYS.get(stage, {}).items():
-        value = getattr(written, key)
+        value = getattr(config, key)
         if value is None:
             continue
         if field not in fields:
-            if written.is_written(key) and value != type(written).model_fields[key].default:
-                notes.refuse(key, f"{value!r} has no counterpart: stage {stage} has no train.{field}. Remove it.")
+            if config.is_set(key) and value != type(config).model_fields[key].default:
+                translation.refuse(key, f"{value!r} is not supported: stage {stage} has no train.{field}. Remove it.")
             continue
         known = literal_choices(fields[field].annotation)
         if known and isinstance(value, str) and value not in known:
-            notes.refuse(key, f"{value!r} has no counterpart.{suggest(value, known)}")
-        notes.put(f"train.{field}", value, key)
-    if stage == "dpo" and written.pref_ftx:
-        notes.put("train.loss_type", [written.pref_loss, "sft"], "pref_loss", "pref_ftx")
-        notes.put("train.loss_weights", [1.0, written.pref_ftx], "pref_ftx")
+            translation.refuse(key, f"{value!r} is not supported.{suggest(value, known)}")
+        translation.set_value(f"train.{field}", value, key)
+    if stage == "dpo" and config.pref_ftx:
+        translation.set_value("train.loss_type", [config.pref_loss, "sft"], "pref_loss", "pref_ftx")
+        translation.set_value("train.loss_weights", [1.0, config.pref_ftx], "pref_ftx")
 
 
 def literal_choices(annotation: Any) -> list[str]:
-    """Return the words that a field may hold, however deep they stand in its type; none where any is allowed."""
-    found = get_args(annotation)
-    return [word for each in found for word in ([each] if isinstance(each, str) else literal_choices(each))]
+    """Return the strings that a type allows, including nested types; empty if any string is allowed."""
+    arguments = get_args(annotation)
+    return [
+        choice
+        for argument in arguments
+        for choice in ([argument] if isinstance(argument, str) else literal_choices(argument))
+    ]

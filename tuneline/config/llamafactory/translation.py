@@ -1,4 +1,4 @@
-"""What a translation writes down on its way: values of the recipe, where they come from, and what is to be told."""
+"""State of a translation: the recipe, the origin of its values, differences and errors."""
 
 from typing import Any
 
@@ -9,124 +9,125 @@ from tuneline.config.parsing import located_yaml
 from tuneline.config.parsing.located_yaml import Key, Problem
 from tuneline.errors import RecipeError
 
-NEUTRAL_REASON = "it has its neutral value"
-UNREAD_REASON = "nothing reads it with these settings, nor does LlamaFactory"
+NEUTRAL_REASON = "has its neutral value"
+UNREAD_REASON = "not used with these settings, neither by LlamaFactory nor by Tuneline"
 
 
 class Translation:
-    """The recipe that comes into being, and the report of it."""
+    """The translated recipe and its report."""
 
-    def __init__(self, theirs: LlamaFactoryFile) -> None:
-        self.theirs = theirs
-        self.written = theirs.written
+    def __init__(self, source: LlamaFactoryFile) -> None:
+        self.source = source
+        self.config = source.config
         self.recipe: dict[str, Any] = {}
         self.report = ImportReport()
         self.problems: list[Problem] = []
-        self.others: list[str] = []
-        """Mistakes in other files, with their places."""
-        self._origin: dict[Key, str] = {}
-        self._read: set[str] = {"do_train"}
+        self.other_errors: list[str] = []
+        """Errors in other files, with their location."""
 
-    def put(self, ours: str, value: Any, *theirs: str) -> None:
-        """Write a value into the recipe.
+        self._origins: dict[Key, str] = {}
+        self._used: set[str] = {"do_train"}
+
+    def set_value(self, recipe_key: str, value: Any, *keys: str) -> None:
+        """Set a value of the recipe.
 
         Args:
-            ours: Its key, with dots.
-            value: What it is.
-            theirs: The keys that it comes from, the most important first.
+            recipe_key: Its key, with dots.
+            value: Its value.
+            keys: The LlamaFactory keys it comes from, the most important first.
         """
-        self._write(ours, value, theirs)
-        asked = [key for key in theirs if self.written.is_written(key)]
-        self.report.taken.append(MappedValue(ours, value, tuple(asked or theirs), written=bool(asked)))
+        self._write(recipe_key, value, keys)
+        set_keys = [key for key in keys if self.config.is_set(key)]
+        self.report.mapped.append(MappedValue(recipe_key, value, tuple(set_keys or keys), is_set=bool(set_keys)))
 
-    def put_if(self, ours: str, value: Any, *theirs: str) -> None:
-        """Write a value that says something: not one that is off."""
+    def set_if_enabled(self, recipe_key: str, value: Any, *keys: str) -> None:
+        """Set a value of the recipe unless it is None, False or an empty list."""
         if value not in (None, False, []):
-            self.put(ours, value, *theirs)
+            self.set_value(recipe_key, value, *keys)
 
-    def add(self, ours: str, value: Any, why: str) -> None:
-        """Write a value that LlamaFactory has no key for."""
-        self._write(ours, value, ())
-        self.report.added.append((ours, value, why))
+    def add(self, recipe_key: str, value: Any, reason: str) -> None:
+        """Set a value of the recipe that has no LlamaFactory key."""
+        self._write(recipe_key, value, ())
+        self.report.added.append((recipe_key, value, reason))
 
-    def tell(self, key: str, text: str) -> None:
-        """Report that a key means something else here."""
-        self._read.add(key)
+    def note(self, key: str, text: str) -> None:
+        """Report that a key has a different meaning in Tuneline."""
+        self._used.add(key)
         self.report.differs.append((key, text))
 
     def refuse(self, key: str, text: str) -> None:
         """Report a key that cannot be imported."""
-        self._read.add(key)
+        self._used.add(key)
         self.problems.append(((key,), text))
 
-    def look_up(self) -> None:
-        """Judge every key that nothing is made of, by the table."""
-        table, content = keys.table(), self.theirs.content
-        for missing in table.no_counterpart:
-            for key in self._said(missing.keys):
-                self.refuse(key, f"{content[key]!r} has no counterpart: {missing.because}. {missing.instead}.")
+    def classify_keys(self) -> None:
+        """Classify all keys that are not mapped, according to the table."""
+        table, content = keys.table(), self.source.content
+        for unsupported in table.unsupported:
+            for key in self._non_neutral(unsupported.keys):
+                self.refuse(key, f"{content[key]!r} has no counterpart: {unsupported.reason}. {unsupported.fix}.")
         for group in table.differs:
-            for key in self._said(group.keys):
-                self.tell(key, group.because)
-        for harmless in table.ignored:
-            if found := [key for key in content if key in harmless.keys]:
-                self.report.ignored[harmless.because] = found
+            for key in self._non_neutral(group.keys):
+                self.note(key, group.reason)
+        for ignored in table.ignored:
+            if ignored_keys := [key for key in content if key in ignored.keys]:
+                self.report.ignored[ignored.reason] = ignored_keys
 
-    def _said(self, neutral: dict[str, Any]) -> list[str]:
-        """Return the keys that are written with other than their neutral value."""
-        content = self.theirs.content
+    def _non_neutral(self, neutral: dict[str, Any]) -> list[str]:
+        """Return the keys that are set to a value other than their neutral value."""
+        content = self.source.content
         return [key for key, value in neutral.items() if key in content and not keys.is_neutral(content[key], value)]
 
-    def settle(self) -> None:
-        """Refuse the file if anything was wrong, or tell of keys that say nothing with these settings.
+    def finish(self) -> None:
+        """Raise the collected errors, or report the keys without effect.
 
         Raises:
-            RecipeError: One line for each key that cannot be imported, in the order of the file.
+            RecipeError: Keys cannot be imported. One line per key, in file order.
         """
-        if self.problems or self.others:
-            told = [str(self.theirs.refuse(self.problems))] if self.problems else []
-            raise RecipeError("\n".join([*told, *self.others]))
-        self._tell_the_rest()
+        if self.problems or self.other_errors:
+            errors = [str(self.source.refuse(self.problems))] if self.problems else []
+            raise RecipeError("\n".join([*errors, *self.other_errors]))
+        self._report_unused()
 
-    def _tell_the_rest(self) -> None:
-        """Tell of keys that say nothing."""
-        content, table = self.theirs.content, keys.table()
-        judged = [group.keys for group in (*table.no_counterpart, *table.differs)]
-        neutral = [key for group in judged for key in group if key in content and key not in self._said(group)]
+    def _report_unused(self) -> None:
+        """Report keys without effect."""
+        content, table = self.source.content, keys.table()
+        groups = [group.keys for group in (*table.unsupported, *table.differs)]
+        neutral = [key for group in groups for key in group if key in content and key not in self._non_neutral(group)]
         unread: list[str] = []
         for key in content:
-            if key in table.taken and key not in self._read:
-                is_default = getattr(self.written, key) == type(self.written).model_fields[key].default
+            if key in table.mapped and key not in self._used:
+                is_default = getattr(self.config, key) == type(self.config).model_fields[key].default
                 (neutral if is_default else unread).append(key)
-        for why, found in ((NEUTRAL_REASON, neutral), (UNREAD_REASON, unread)):
-            if found:
-                self.report.ignored[why] = found
+        for reason, unused in ((NEUTRAL_REASON, neutral), (UNREAD_REASON, unread)):
+            if unused:
+                self.report.ignored[reason] = unused
 
     def origin_of(self, key: Key, text: str) -> str | None:
-        """Return the key of theirs that a mistake in the recipe comes from.
+        """Return the LlamaFactory key that caused an error in the recipe.
 
         Args:
-            key: Where it is in the recipe: a value, a section, or nothing for the whole.
-            text: What is wrong, which names values of a section, or keys of the recipe.
+            key: Location of the error in the recipe: a value, a section, or empty for the entire recipe.
+            text: Error message, which contains values of a section or keys of the recipe.
         """
         for end in range(len(key), 0, -1):
-            if key[:end] in self._origin:
-                return self._origin[key[:end]]
-        inside = {path: theirs for path, theirs in self._origin.items() if path[: len(key)] == key}
-        named = [theirs for path, theirs in inside.items() if ".".join(map(str, path[len(key) :])) in text]
+            if key[:end] in self._origins:
+                return self._origins[key[:end]]
+        inside = {path: origin for path, origin in self._origins.items() if path[: len(key)] == key}
+        by_key = [origin for path, origin in inside.items() if ".".join(map(str, path[len(key) :])) in text]
         by_value = [
-            theirs for path, theirs in inside.items() if str(located_yaml.value_at(self.recipe, path)) in text.split()
+            origin for path, origin in inside.items() if str(located_yaml.value_at(self.recipe, path)) in text.split()
         ]
-        found = [*named, *by_value]
-        return next((each for each in found if self.written.is_written(each)), next(iter(found), None))
+        matches = [*by_key, *by_value]
+        return next((match for match in matches if self.config.is_set(match)), next(iter(matches), None))
 
-    def _write(self, ours: str, value: Any, theirs: tuple[str, ...]) -> None:
-        path = tuple(ours.split("."))
-        here = self.recipe
+    def _write(self, recipe_key: str, value: Any, keys: tuple[str, ...]) -> None:
+        path = tuple(recipe_key.split("."))
+        section = self.recipe
         for part in path[:-1]:
-            here = here.setdefault(part, {})
-        here[path[-1]] = value
-        self._read.update(theirs)
-        asked = [key for key in theirs if self.written.is_written(key)]
-        if theirs:
-            self._origin.setdefault(path, (asked or list(theirs))[0])
+            section = section.setdefault(part, {})
+        section[path[-1]] = value
+        self._used.update(keys)
+        set_keys = [key for key in keys if self.config.is_set(key)]
+        if keys:
+            self._origins.setdefault(path, (set_keys or list(keys))[0])

@@ -1,1 +1,1 @@
-"""Reading YAML and JSON strictly: limits on size and nesting, and line numbers for error messages."""
+"""Strict YAML and JSON parsing: size and nesting limits, and line numbers in error messages."""

@@ -1,4 +1,4 @@
-"""Recognize configuration files of LlamaFactory by their keys."""
+"""Recognize LlamaFactory configuration files by their keys."""
 
 from pathlib import Path
 
@@ -14,16 +14,17 @@ MARKER_KEYS = (
     "dataset_dir",
     "infer_backend",
 )
-"""Keys that tell a file of LlamaFactory: one of the first two, or two of all."""
+"""Keys that identify a LlamaFactory file: one of the first two, or any two."""
 
-DESCRIPTION = "a configuration file of LlamaFactory"
+
+DESCRIPTION = "a LlamaFactory configuration file"
 
 
 def is_llamafactory_config(path: Path) -> bool:
-    """Tell whether a file is one of LlamaFactory's; one that cannot be read is not."""
+    """Return whether a file is a LlamaFactory configuration; unreadable files are not."""
     try:
-        content = located_yaml.read(path, what=DESCRIPTION).content
+        content = located_yaml.read(path, description=DESCRIPTION).content
     except TunelineError:
         return False
-    marks = [mark for mark in MARKER_KEYS if mark in content]
-    return "parameters" not in content and (any(mark in content for mark in MARKER_KEYS[:2]) or len(marks) > 1)
+    markers = [key for key in MARKER_KEYS if key in content]
+    return "parameters" not in content and (any(key in content for key in MARKER_KEYS[:2]) or len(markers) > 1)

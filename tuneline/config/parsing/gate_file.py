@@ -1,4 +1,4 @@
-"""Gates in files: `registry.gate: gates/strict.yaml`, relative to the recipe, with the same keys as in a recipe."""
+"""Gates in separate files: `registry.gate: gates/strict.yaml`, with the same keys as in a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,69 +10,67 @@ from tuneline.config.parsing.located_yaml import Document, Key, Problem
 from tuneline.errors import RecipeError
 
 SINGLE_TARGET_KEYS = ("metric", "min_gain")
-"""Keys of a gate with one target; they say the same as one entry of `targets`."""
+"""Keys of a gate with a single target, equivalent to one entry of `targets`."""
 
 
 def expand(document: Document, raw: dict[str, Any]) -> list[str]:
-    """Put a gate that stands in a file of its own into the recipe, and look at what only the written keys can tell.
+    """Replace a gate's file name in a recipe by the file's content, and report keys that conflict.
 
     Args:
         document: The recipe's file.
-        raw: The recipe in it; changed in place. A wrong gate is taken out, so that it is told once.
+        raw: The recipe in it; changed in place. An invalid gate is removed, so that it is reported once.
 
     Returns:
-        What is wrong, one line a mistake.
+        Errors, one line each.
     """
     registry = raw.get("registry")
     gate = registry.get("gate") if isinstance(registry, dict) else None
-    here: Key = (*document.inside, "registry", "gate")
+    gate_key: Key = (*document.root, "registry", "gate")
     if isinstance(gate, dict):
-        return document.tell(((*here, *key), text) for key, text in find_conflicts(gate))
+        return document.format_errors(((*gate_key, *key), text) for key, text in find_conflicts(gate))
     if not isinstance(registry, dict) or not isinstance(gate, str):
         return []
     path = Path(located_yaml.absolute_path(gate, document.path.resolve().parent))
     if not limits.is_file(path):
         del registry["gate"]
-        text = (
-            f"{limits.why_not_a_file(path)}. Give the path of a gate, relative to the recipe, or write the gate here."
-        )
-        return document.tell([(here, text)])
-    registry["gate"], told = _checked(path)
-    return told
+        text = f"{limits.why_not_a_file(path)}. Set the path of a gate file, relative to the recipe, or the keys of a gate."
+        return document.format_errors([(gate_key, text)])
+    registry["gate"], errors = _validated(path)
+    return errors
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the file of a gate, checked.
+    """Read and validate a gate file.
 
     Raises:
-        RecipeError: One line for each mistake.
+        RecipeError: The file is invalid. One line per error.
     """
-    content, told = _checked(path)
-    if told:
-        raise RecipeError("\n".join(told))
+    content, errors = _validated(path)
+    if errors:
+        raise RecipeError("\n".join(errors))
     return content
 
 
-def _checked(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a gate's keys, none where they are wrong, and its mistakes with their lines."""
+def _validated(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a gate's keys, or an empty dict if they are invalid, and its errors with line numbers."""
     from tuneline.config.sections.gate import GateConfig
 
     try:
-        document = located_yaml.read(path, what="a gate, like configs/gates/strict.yaml")
+        document = located_yaml.read(path, description="a gate, like configs/gates/strict.yaml")
     except RecipeError as error:
         return {}, str(error).splitlines()
     problems = find_conflicts(document.content)
     if not problems:
         _, problems = located_yaml.validate(GateConfig, document.content, ())
-    return ({} if problems else document.content), document.tell(problems)
+    return ({} if problems else document.content), document.format_errors(problems)
 
 
 def find_conflicts(gate: Mapping[str, Any]) -> list[Problem]:
-    """Find targets that are written both ways."""
+    """Return errors for `metric` or `min_gain` next to `targets`."""
     if not gate.get("targets"):
         return []
     return [
-        ((key,), f"stands beside targets, which say the same. Write it as an entry of targets, or leave {key} out.")
+        ((key,), f"cannot be combined with targets. Add it as an entry of targets, or remove {key}.")
         for key in SINGLE_TARGET_KEYS
         if key in gate
     ]

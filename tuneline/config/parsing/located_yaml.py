@@ -1,6 +1,6 @@
-"""Read a YAML or JSON file strictly: every key keeps its line, so that a mistake is told where it was written.
+"""Read YAML and JSON files strictly, with the line number of every key for error messages.
 
-Knows nothing of recipes: `load` reads run configurations with it, `descriptions` the descriptions of data sets.
+Independent of recipes: `load` reads run configurations with it, `dataset_registry` reads dataset registries.
 """
 
 import glob
@@ -24,61 +24,61 @@ Problem = tuple[Key, str]
 
 @dataclass(frozen=True)
 class Document:
-    """A file's content, and the line of every key."""
+    """A file's content, with the line number of every key."""
 
     path: Path
     content: dict[str, Any]
     lines: dict[Key, int]
-    inside: Key = ()
-    """Way to the part that the file is about; messages leave it out of keys."""
+    root: Key = ()
+    """Key prefix of the relevant part of the file; messages omit it."""
 
-    def tell(self, problems: Iterable[Problem]) -> list[str]:
-        """Write problems down, each as `file:line: key: what is wrong`."""
-        return [f"{self.path}:{self._line(key)}: {_name(key, self.inside)}: {text}" for key, text in problems]
+    def format_errors(self, problems: Iterable[Problem]) -> list[str]:
+        """Format problems as `file:line: key: message`."""
+        return [f"{self.path}:{self._line(key)}: {_format_key(key, self.root)}: {text}" for key, text in problems]
 
     def _line(self, key: Key) -> int:
-        """Return the line of a key, or of the nearest one around it that is written."""
+        """Return the line of a key, or of its closest parent that is in the file."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)
 
 
-def read(path: Path, *, what: str, inside: Key = ()) -> Document:
-    """Read a mapping.
+def read(path: Path, *, description: str, root: Key = ()) -> Document:
+    """Read a mapping from a YAML or JSON file.
 
     Args:
-        path: A YAML file, or a JSON file by its ending `.json`.
-        what: What the file should be, for messages: `a run configuration, like configs/demo.yaml`.
-        inside: Way to the part that the file is about.
+        path: A YAML file, or a JSON file with suffix `.json`.
+        description: Expected kind of file, for messages: `a run configuration, like configs/demo.yaml`.
+        root: Key prefix of the relevant part of the file; messages omit it.
 
     Raises:
-        RecipeError: There is no such file, its syntax is wrong, it is no mapping, or a key is written twice.
+        RecipeError: The file does not exist, is not valid, does not contain a mapping, or has a duplicate key.
     """
-    text = safe_yaml.read_text(path, what)
+    text = safe_yaml.read_text(path, description)
     content, node = (safe_yaml.parse_json if path.suffix == ".json" else safe_yaml.parse_yaml)(path, text)
     if node is None or not isinstance(content, dict):
-        raise RecipeError(f"{path}:1: expected a mapping, got {type(content).__name__}. Give {what}.")
+        raise RecipeError(f"{path}:1: expected a mapping, got {type(content).__name__}. Pass {description}.")
     lines: dict[Key, int] = {}
-    for key, line in _marks(node, ()):
+    for key, line in _key_lines(node, ()):
         if key in lines:
             first = lines[key]
             raise RecipeError(
-                f"{path}:{line}: {_name(key, inside)}: is written twice (first in line {first}). Keep one."
+                f"{path}:{line}: {_format_key(key, root)}: is a duplicate key (first in line {first}). Remove one."
             )
         lines[key] = line
-    return Document(path, content, lines, inside)
+    return Document(path, content, lines, root)
 
 
-def _marks(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
-    """Yield every key with the line that it stands in."""
+def _key_lines(node: yaml.Node, prefix: Key) -> Iterator[tuple[Key, int]]:
+    """Yield every key with its line number."""
     children: Iterable[tuple[Any, yaml.Node, yaml.Node]] = ()
     if isinstance(node, yaml.MappingNode):
         children = [(name.value, name, value) for name, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         children = [(i, value, value) for i, value in enumerate(node.value)]
-    for name, place, value in children:
-        yield (*prefix, name), place.start_mark.line + 1
-        yield from _marks(value, (*prefix, name))
+    for name, marked, value in children:
+        yield (*prefix, name), marked.start_mark.line + 1
+        yield from _key_lines(value, (*prefix, name))
 
 
 def validate(
@@ -87,36 +87,38 @@ def validate(
     """Validate a part of a document.
 
     Args:
-        model: What it should be.
-        raw: The part, as it was written.
-        prefix: Where it stands in the document.
-        known: Which keys are known at a location of pydantic's, given the mapping there; default: the model's fields.
+        model: Expected config model.
+        raw: The part, as read from the file.
+        prefix: Its key in the document.
+        known: Returns the allowed keys at a pydantic location, given the mapping there; default: the model's fields.
 
     Returns:
-        The valid model, or None; and what is wrong.
+        The valid model, or None; and the problems.
     """
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
-        ask = known or (lambda loc, parent: sibling_fields(model, loc, parent))
-        found: dict[Key, list[ErrorDetails]] = {}
+        lookup = known or (lambda loc, parent: sibling_fields(model, loc, parent))
+        by_key: dict[Key, list[ErrorDetails]] = {}
         for problem in error.errors():
-            found.setdefault(_written_key(problem["loc"], raw)[0], []).append(problem)
+            by_key.setdefault(_file_key(problem["loc"], raw)[0], []).append(problem)
         return None, [
-            _explain(told[0], raw, prefix, ask) if len(told) == 1 else ((*prefix, *key), _none_of(told))
-            for key, told in found.items()
+            _explain(problems[0], raw, prefix, lookup)
+            if len(problems) == 1
+            else ((*prefix, *key), _union_message(problems))
+            for key, problems in by_key.items()
         ]
 
 
 def sibling_fields(model: type[BaseModel], loc: Key, parent: Any) -> list[str]:
-    """Return the known keys where an unknown one stands: found by asking the model's own schema."""
+    """Return the keys that are allowed next to an unknown key, according to the model's schema."""
     from tuneline.config.parsing.field_lookup import fields_at
 
     return fields_at(model, loc[:-1], parent)
 
 
 def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key, Any], list[str]]) -> Problem:
-    key, parent = _written_key(problem["loc"], raw)
+    key, parent = _file_key(problem["loc"], raw)
     match problem["type"]:
         case "extra_forbidden":
             return (*prefix, *key), f"unknown key.{suggest(str(key[-1]), known(problem['loc'], parent))}"
@@ -127,7 +129,7 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
         case "value_error":
             return (*prefix, *key), str(problem["ctx"]["error"])
         case "union_tag_not_found":
-            return (*prefix, *key, "type"), "is required; it says which kind this is."
+            return (*prefix, *key, "type"), "is required. Set the kind of this section."
         case "union_tag_invalid":
             tag, tags = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
             field = problem["ctx"]["discriminator"].strip("'").removesuffix("()")
@@ -140,8 +142,8 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
             return (*prefix, *key), f"{problem['msg']}, got {_shown(problem['input'])}."
 
 
-def _none_of(problems: list[ErrorDetails]) -> str:
-    """Say what a value should have been that fits none of the kinds it may have."""
+def _union_message(problems: list[ErrorDetails]) -> str:
+    """Return the error message for a value that matches no member of a union."""
     kinds = [re.sub(r"^Input should be |, unable to .*$", "", problem["msg"]) for problem in problems]
     return f"expected {' or '.join(kinds)}, got {_shown(problems[0]['input'])}."
 
@@ -150,13 +152,13 @@ def _shown(value: Any) -> str:
     return f"{value!r:.200}"
 
 
-def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
-    """Drop from pydantic's location the tags of unions, which nobody wrote; also return the mapping around it."""
+def _file_key(loc: Key, raw: Any) -> tuple[Key, Any]:
+    """Convert a pydantic error location to a key in the file, without union tags; also return the parent mapping."""
     key: list[str | int] = []
     here = parent = raw
     for i, part in enumerate(loc):
-        inside = (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
-        if inside:
+        exists = (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
+        if exists:
             key.append(part)
             parent, here = here, here[part]  # type: ignore[index]
         elif i == len(loc) - 1 and isinstance(here, dict):
@@ -166,36 +168,36 @@ def _written_key(loc: Key, raw: Any) -> tuple[Key, Any]:
 
 
 def value_at(content: Any, key: Key) -> Any:
-    """Return what stands at a key of nested mappings, or None."""
+    """Return the value at a key of nested mappings, or None."""
     for part in key:
         content = content.get(part) if isinstance(content, dict) else None
     return content
 
 
-def absolute_path(written: str, base: Path) -> str:
-    """Make a path, or a pattern like `data/*.jsonl`, that is relative to a file's folder absolute."""
-    if "\0" in written:
-        return written  # which no path holds: its model refuses it
-    if glob.has_magic(written) and not (base / written).exists():
-        return os.path.normpath(Path(glob.escape(str(base)), written))
-    found = Path(os.path.realpath(base / written))  # `resolve` fails on a link that leads to itself
-    if found.suffix != Path(written).suffix:  # by which the kind of a file is known
-        return os.path.normpath(base / written)
-    return str(found)
+def absolute_path(path: str, base: Path) -> str:
+    """Make a path, or a glob pattern like `data/*.jsonl`, absolute. Relative paths start at `base`."""
+    if "\0" in path:
+        return path  # not a valid path: the config model rejects it
+    if glob.has_magic(path) and not (base / path).exists():
+        return os.path.normpath(Path(glob.escape(str(base)), path))
+    resolved = Path(os.path.realpath(base / path))  # `resolve` fails on a link to itself
+    if resolved.suffix != Path(path).suffix:  # the suffix determines the kind of file
+        return os.path.normpath(base / path)
+    return str(resolved)
 
 
 def suggest(name: Any, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?`, or what is known."""
+    """Return ` Did you mean 'x'?`, or the list of known names."""
     known = list(known)
     return did_you_mean(str(name), known) or f" Known: {', '.join(sorted(known))}."
 
 
-def _name(key: Key, inside: Key) -> str:
-    """Write a key as the user thinks of it."""
-    shown = key[len(inside) :] if key[: len(inside)] == inside and len(key) > len(inside) else key
+def _format_key(key: Key, root: Key) -> str:
+    """Format a key with dots, without the prefix `root`."""
+    shown = key[len(root) :] if key[: len(root)] == root and len(key) > len(root) else key
     return ".".join(map(str, shown))
 
 
 def _quoted(expected: str) -> list[str]:
-    """Read the names in pydantic's `'a', 'b' or 'c'`."""
+    """Extract the names from pydantic's `'a', 'b' or 'c'`."""
     return expected.split("'")[1::2]

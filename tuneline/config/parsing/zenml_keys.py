@@ -1,4 +1,4 @@
-"""The keys of ZenML 0.98 run configurations; a test holds them against ZenML's own models."""
+"""Keys of ZenML 0.98 run configurations. A test compares them with ZenML's models."""
 
 RUN_KEYS = (
     "build",

@@ -1,1 +1,1 @@
-"""Sections of a recipe, one config model per pipeline step."""
+"""Sections of a recipe, one module per section."""

@@ -1,4 +1,4 @@
-"""Configs of evaluation."""
+"""Config of step `evaluate`: metrics, generation and exams."""
 
 import re
 from collections import Counter
@@ -21,72 +21,74 @@ GENERATION_METRICS: dict[str, tuple[str, ...]] = {
     },
     "llamafactory_compat": tuple(f"llamafactory_{kind}" for kind in ("rouge1", "rouge2", "rougeL", "bleu4")),
 }
-"""Metric of generated answers -> the columns that it makes."""
+"""Metric of generated responses -> its columns in the report."""
 
 
 UNIT_INTERVAL_METRICS = frozenset(
     ["preference_accuracy", *(column for columns in GENERATION_METRICS.values() for column in columns)]
 )
-"""Metrics of held-out rows whose scores lie between 0 and 1."""
+"""Metrics of held-out rows with scores between 0 and 1."""
 
 REQUIRED_PACKAGES = {"llamafactory_compat": ("jieba", "rouge_chinese", "nltk")}
-"""Metric -> packages that it needs beyond ours."""
+"""Metric -> optional packages that it requires."""
 
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def column_name(name: str) -> str:
-    """Return the name under which `module:function` stands in tables: the function's."""
+    """Return the report's name of a custom metric `module:function`: the function's name."""
     return name.partition(":")[2]
 
 
 EXAM_PROTOCOL_VERSION = 2
-"""Of the prompts and of the scoring of exams; a change of either is another protocol."""
+"""Version of the exam prompts and scoring. Increase it with every change, so that scores are not compared across
+versions."""
 
 
 class NoiseConfig(Config):
-    """How often answers are drawn for the noise band, and how."""
+    """Sampling of responses for the noise band."""
 
     num_seeds: int = Field(3, ge=2, le=1000)
-    """Draws of each answer, with the seeds 0, 1, ..."""
+    """Number of samples per response, with seeds 0, 1, ..."""
 
     temperature: float = Field(1.0, gt=0, le=100)
-    """Of the draws."""
+    """Sampling temperature."""
 
 
 class EvaluateConfig(Config):
-    """How the base model and the new one are scored."""
+    """How the base model and the new model are evaluated."""
 
     max_new_tokens: int = Field(64, ge=1, le=MAX_TOKENS)
-    """Longest answer that is generated; references are never cut."""
+    """Maximum number of generated tokens per response. References are never truncated."""
 
     batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
-    """Prompts generated side by side. It changes the speed, not the answers."""
+    """Prompts per generation batch. Affects speed, not responses."""
 
     max_items: int | None = Field(None, ge=5, le=MAX_ROWS)
-    """Score this many held-out examples, the first by id; the rest are counted. Null scores all."""
+    """Maximum number of held-out examples to score, the first ones by id. The remaining ones are counted. Null scores
+    all."""
 
     dtype: AnswersDtype = "auto"
-    """How all models that are compared are held while they answer. `auto` takes bfloat16 on a GPU that has it and
-    float32 elsewhere. It is part of each score's protocol."""
+    """Data type of all compared models during generation. `auto` uses bfloat16 on GPUs that support it and float32
+    otherwise. Part of each score's protocol."""
 
     metrics: list[str] = Field(["rouge1", "rouge2", "rougeL"], min_length=1)
-    """What generated answers are scored by: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,
-    `token_f1`, `llamafactory_compat` (LlamaFactory's own four, for comparison), or `module:function` of your own, which
-    takes `prompts`, `completions` and `references` (lists of texts) and returns a number each."""
+    """Metrics of generated responses: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,
+    `token_f1`, `llamafactory_compat` (LlamaFactory's ROUGE and BLEU-4, for comparison), or a custom `module:function`
+    that takes `prompts`, `completions` and `references` (lists of strings) and returns one number per completion."""
 
     cut: Literal["auto", "words", "characters"] = "auto"
-    """How texts are cut into tokens for ROUGE, BLEU and token F1: by words, or by characters, for Chinese, Japanese and
-    Korean; `auto` looks at the references. The report names it beside the score."""
+    """Tokenization for ROUGE, BLEU and token F1: `words`, or `characters` for Chinese, Japanese and Korean. `auto`
+    decides by the references. The report shows the choice next to the score."""
 
     use_stemmer: bool = False
-    """Compare English words by their stems in ROUGE, as ROUGE-1.5.5 does with `-m`."""
+    """Apply Porter stemming to English words in ROUGE, as ROUGE-1.5.5 does with `-m`."""
 
     noise: NoiseConfig | None = None
-    """Draw answers with several seeds, too, and report how far the means lie apart: the noise band."""
+    """Additionally sample responses with several seeds and report the spread of the mean scores as a noise band."""
 
     def columns(self) -> list[str]:
-        """Return the names of the scores that generated answers get."""
+        """Return the score columns of generated responses."""
         return [column for name in self.metrics for column in GENERATION_METRICS.get(name, (column_name(name),))]
 
     @model_validator(mode="after")
@@ -94,17 +96,19 @@ class EvaluateConfig(Config):
         for name in self.metrics:
             if name not in GENERATION_METRICS and not _FUNCTION.fullmatch(name):
                 raise ValueError(
-                    f"metrics: there is no metric {name!r}.{did_you_mean(name, GENERATION_METRICS)} Known: "
-                    f"{', '.join(GENERATION_METRICS)}; or write module:function for one of your own."
+                    f"metrics: unknown metric {name!r}.{did_you_mean(name, GENERATION_METRICS)} Known: "
+                    f"{', '.join(GENERATION_METRICS)}; or module:function for a custom metric."
                 )
-        twice = [name for name, count in Counter(self.columns()).items() if count > 1]
-        if twice:
-            raise ValueError(f"metrics: two of them are called {twice[0]!r}. Leave one out, or rename your function.")
+        duplicates = [name for name, count in Counter(self.columns()).items() if count > 1]
+        if duplicates:
+            raise ValueError(
+                f"metrics: two metrics have the name {duplicates[0]!r}. Remove one, or rename your function."
+            )
         return self
 
 
 class ExamProtocol(Config):
-    """How one exam is taken."""
+    """Protocol of one exam."""
 
     name: str
     num_shots: int
@@ -113,32 +117,32 @@ class ExamProtocol(Config):
 
     @property
     def protocol(self) -> str:
-        """The pinned name of the way in which questions are put and scored, like `mmlu, 5 shots, letters, 2`."""
+        """Name of the prompt format and scoring, like `mmlu, 5 shots, letters, 2`."""
         return f"{self.benchmark}, {self.num_shots} shots, letters, {EXAM_PROTOCOL_VERSION}"
 
 
 class EvaluateStepConfig(EvaluateConfig):
-    """The slice of the recipe that `evaluate` sees."""
+    """Config of step `evaluate`."""
 
     exams: list[ExamProtocol] = Field(default_factory=list)
     harness: list[LmEvalConfig] = Field(default_factory=list)
-    """Tasks of lm-evaluation-harness."""
+    """lm-evaluation-harness tasks."""
 
     window: int = Field(2048, ge=2, le=MAX_TOKENS)
-    """Tokens of one forward pass where held-out texts are scored: those of a training row."""
+    """Tokens per forward pass when held-out texts are scored: the training `max_length`."""
 
     load: ModelLoadOptions = ModelLoadOptions()
-    """How the models are held that answer."""
+    """How the evaluated models are loaded."""
 
     reward_model: LocalPath | None = None
-    """Folder of the reward model that judges answers."""
+    """Folder of the reward model that scores completions."""
 
     reward_function: str | None = None
     reward_function_hash: str = ""
     metric_hashes: dict[str, str] = Field(default_factory=dict)
-    """`module:function` -> hash of its source, so that a changed metric scores again."""
+    """`module:function` -> hash of its source, so that a modified metric is computed again."""
 
     @property
     def judged(self) -> bool:
-        """Something gives answers a reward."""
+        """Whether a reward model or reward function scores completions."""
         return self.reward_model is not None or self.reward_function is not None

@@ -1,4 +1,4 @@
-"""Configs of an export: which model, in which form, where it goes; names as in `transformers` and `huggingface_hub`."""
+"""Export configs: source model, format and destination. Field names follow `transformers` and `huggingface_hub`."""
 
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ MODELFILE_PARAMETERS = (
     "num_predict",
     "seed",
 )
-"""What a Modelfile sets as `PARAMETER`, beside `stop`, which follows from the model."""
+"""Values of `PARAMETER` in an Ollama Modelfile, in addition to `stop`, which is derived from the model."""
 
 
 class RegisteredModel(Config):
@@ -29,14 +29,14 @@ class RegisteredModel(Config):
 
     type: Literal["registered"]
     name: str = Field(max_length=256)
-    """Registered model."""
+    """Name of the registered model."""
 
     version: str = Field("champion", max_length=255)
-    """Number or alias."""
+    """Version number or alias."""
 
 
 class RunModel(Config):
-    """What a run made, registered or not."""
+    """The model that a pipeline run trained, registered or not."""
 
     type: Literal["run"]
     name: str = Field(max_length=255)
@@ -50,70 +50,71 @@ ExportSource = Annotated[
 
 
 class PushConfig(Config):
-    """A repository of a hub; who pushes is known by `HF_TOKEN` or `hf auth login`, and never written down."""
+    """Repository on a model hub. Credentials come from `HF_TOKEN` or `hf auth login` and are never stored."""
 
     repo_id: OwnedRepoId
     """`owner/name`."""
 
     private: bool = True
-    """Only members see a repository that is made; one that is there must be so already."""
+    """Create the repository as private. An existing repository must already be private."""
 
     exist_ok: bool = True
-    """Add a commit to a repository that is there; false refuses it."""
+    """Allow pushing to an existing repository. If false, an existing repository is an error."""
 
     revision: str = "main"
-    """Branch; made where it is missing."""
+    """Branch to push to. Created if it does not exist."""
 
     commit_message: str | None = None
-    """Left out, it names the model and its content hash."""
+    """Commit message. If omitted, it contains the model's name and content hash."""
 
 
 class ExportOptions(Config):
-    """The form of the exported model; what the cached step sees."""
+    """Format of the exported model."""
 
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Precision of the weights; `keep` leaves them as they are."""
+    """Data type of the weights. `keep` does not convert them."""
 
     max_shard_size: str | None = Field(None, pattern=r"^\d{1,9}(\.\d{1,9})?(KB|MB|GB)$")
-    """Largest file of weights, like 5GB; left out, files stay as they are."""
+    """Maximum size of a weight file, like 5GB. If omitted, files are not resharded."""
 
     max_kl: float = Field(1e-2, gt=0, le=100)
-    """Largest mean KL divergence (nats a token) between the model as it was and as it is exported, where its weights
-    are merged or rounded; more is refused."""
+    """Maximum mean KL divergence between the model before and after the export, in nats per token, if weights are
+    merged or rounded. The export fails if it is exceeded."""
 
     modelfile: Literal["exact", "limited", "none"] = "exact"
-    """Ollama's Modelfile: `exact` refuses a chat template that has no equal there; `limited` accepts one that has, but
-    for texts with words which it treats in a way of its own, like thoughts in earlier answers; `none` writes none."""
+    """Ollama Modelfile. `exact` requires a chat template with an equivalent Ollama template; `limited` also accepts one
+    that differs for texts with certain words, such as reasoning in earlier responses; `none` writes no Modelfile."""
 
     system: str | None = None
-    """Default system message of the Modelfile; left out, that of the training data (`align.system`), if it is known."""
+    """Default system message of the Modelfile. If omitted, that of the training data (`align.system`), if known."""
 
     parameters: dict[str, ParameterValue] = Field(default_factory=dict)
-    """More for the Modelfile, like `num_ctx: 8192`; over what the generation config says."""
+    """Additional Modelfile parameters, like `num_ctx: 8192`. They override the generation config."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Read it first."""
+    """Execute Python code from the model's repository. Review it first."""
 
     allow_pickle: bool = False
-    """Read weights in pickle files; they are written as safetensors, whatever they were."""
+    """Allow weights in pickle files as input. The export always writes safetensors."""
 
     @field_validator("parameters")
     @classmethod
-    def _ollama_knows_the_parameters(cls, given: dict[str, int | float]) -> dict[str, int | float]:
-        for name in given:
+    def _parameters_are_supported(cls, parameters: dict[str, int | float]) -> dict[str, int | float]:
+        for name in parameters:
             if name not in MODELFILE_PARAMETERS:
                 raise ValueError(
-                    f"{name!r} is none that is set here.{did_you_mean(name, MODELFILE_PARAMETERS)} Set {', '.join(MODELFILE_PARAMETERS)}."
+                    f"{name!r} is not a supported parameter.{did_you_mean(name, MODELFILE_PARAMETERS)} Supported: "
+                    f"{', '.join(MODELFILE_PARAMETERS)}."
                 )
-        return given
+        return parameters
 
 
 class ExportStepConfig(ExportOptions):
-    """What the step `export` sees."""
+    """Config of step `export`."""
 
 
 class LocateConfig(Config):
-    """What the step `locate` sees: which model, with which chat template, and who must let it in."""
+    """Config of step `locate`: source model, chat template, and destinations to check."""
 
     model: ExportSource
     adapters: list[LocalPath] = Field(default_factory=list)
@@ -126,65 +127,66 @@ class LocateConfig(Config):
 
 
 class PublishConfig(Config):
-    """What the step `publish` sees: where the export goes."""
+    """Config of step `publish`: the destination."""
 
     to: LocalPath | None = None
     push: PushConfig | None = None
 
 
 class ExportRecipe(ExportOptions):
-    """A model in the form that others take, in a folder and, if asked for, in a repository of a hub."""
+    """Export a model to a folder and optionally to a repository on a model hub."""
 
     stage: Literal["export"]
     model: ExportSource
-    """What is exported: a registered version, a run's model, or a model of any other source."""
+    """Model to export: a registered version, a run's model, or a model from any other source."""
 
     adapters: list[LocalPath] = Field(default_factory=list)
-    """Adapters to fold in first, in order; relative to the recipe's file. LlamaFactory calls this
+    """Adapters to merge first, in order. Paths are relative to the recipe file. LlamaFactory:
     `adapter_name_or_path`."""
 
     template: TemplateName = "auto"
-    """Chat template: `auto` keeps the model's own; or a name of the catalogue, or the path of a Jinja file."""
+    """Chat template. `auto` keeps the model's own template. Otherwise the name of a built-in template or the path of a
+    Jinja file."""
 
     template_arguments: TemplateArguments = Field(default_factory=dict)
-    """Variables that the template is to see, like `enable_thinking: false`; they become part of it."""
+    """Variables to set in the exported chat template, like `enable_thinking: false`."""
 
     to: LocalPath | None = None
-    """Folder to lay the export into, beside the artifact; it must be empty, or an earlier export."""
+    """Folder to write the export to, in addition to the artifact. Must be empty or contain an earlier export."""
 
     push: PushConfig | None = None
-    """Repository of a hub to push to."""
+    """Repository on a model hub to push to."""
 
     @model_validator(mode="after")
-    def _adapters_belong_to_base_models(self) -> "ExportRecipe":
+    def _trained_model_has_no_adapters(self) -> "ExportRecipe":
         if self.adapters and self.model.type in ("registered", "run"):
             raise ValueError(
-                f"adapters: a {self.model.type} model has its own adapter folded in. Leave adapters out, or name the "
-                "base model as model."
+                f"adapters: not supported for model.type {self.model.type}, whose adapter is already merged. Remove "
+                "adapters, or set model to the base model."
             )
         return self
 
     @model_validator(mode="after")
-    def _a_trained_model_keeps_its_template(self) -> "ExportRecipe":
+    def _trained_model_keeps_its_template(self) -> "ExportRecipe":
         if self.model.type in ("registered", "run") and (self.template != "auto" or self.template_arguments):
             raise ValueError(
-                f"template: a {self.model.type} model has the chat template that it was trained with. Leave template "
-                "and template_arguments out."
+                f"template: not supported for model.type {self.model.type}, which keeps the chat template of its "
+                "training. Remove template and template_arguments."
             )
         return self
 
     def for_locate(self) -> LocateConfig:
-        """Return what `locate` sees."""
+        """Return the config of step `locate`."""
         return LocateConfig(**self.model_dump(include=set(LocateConfig.model_fields)))
 
     def for_export(self) -> ExportStepConfig:
-        """Return what `export` sees."""
+        """Return the config of step `export`."""
         return ExportStepConfig(**self.model_dump(include=set(ExportOptions.model_fields)))
 
     def for_publish(self) -> PublishConfig:
-        """Return what `publish` sees."""
+        """Return the config of step `publish`."""
         return PublishConfig(to=self.to, push=self.push)
 
     def step_names(self) -> list[str]:
-        """Return the names of the pipeline's steps, as `steps:` in a run configuration uses them."""
+        """Return the names of the pipeline's steps, as used under `steps:` in a run configuration."""
         return ["locate", "export", "publish"]

@@ -1,7 +1,7 @@
-"""What a gate may ask for: metrics that must rise, metrics that must not fall, and what must hold of the model itself.
+"""Promotion gate: target metrics that must improve, guard metrics that must not get worse, and preconditions.
 
-A gate is written in a recipe (`registry.gate`), or in a file of its own that recipes name: `registry.gate:
-gates/strict.yaml`, relative to the recipe. The file holds the same keys.
+A gate is part of a recipe (`registry.gate`), or a separate file that recipes reference: `registry.gate:
+gates/strict.yaml`, relative to the recipe file. The file has the same keys.
 """
 
 from collections.abc import Sequence
@@ -12,174 +12,181 @@ from pydantic import AfterValidator, Field, model_validator
 from tuneline.config.base import Config, ModelName
 
 
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    if not ends[0] < ends[1]:
-        raise ValueError(f"{list(ends)} must be the smallest score, then the largest, like [0, 1].")
-    return ends
+def _check_ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(
+            f"expected [minimum, maximum] with minimum < maximum, got {list(bounds)}. Set [0, 1], for example."
+        )
+    return bounds
 
 
-ScoreRange = Annotated[tuple[float, float], AfterValidator(_ascending)]
+ScoreRange = Annotated[tuple[float, float], AfterValidator(_check_ascending)]
 
 
 class TargetConfig(Config):
-    """A metric that must rise."""
+    """A metric that must improve."""
 
     metric: str
-    """Name in the report: one of the held-out rows, like rougeL, or of an exam, like mmlu_accuracy."""
+    """Metric in the report: of held-out rows, like `rougeL`, or of an exam, like `mmlu_accuracy`."""
 
     min_effect: float = Field(0.0, ge=0, le=1e6)
-    """What the gain must surely exceed; 0.01 is one point of ROUGE or of right answers."""
+    """Required improvement: the confidence interval of the gain must lie above it. 0.01 is one point of ROUGE or
+    accuracy."""
 
     score_range: ScoreRange | None = None
-    """Smallest and largest possible score of an item. Null: 0 to 1 for text metrics and accuracies, and for others
-    (likelihoods, rewards, functions of your own) the smallest and largest score of either model."""
+    """Minimum and maximum possible score of an item. Null uses 0 to 1 for text metrics and accuracies, and the observed
+    range of both models for all others (likelihoods, rewards, custom metrics)."""
 
 
 class GuardConfig(Config):
-    """A metric that must not fall by a margin: the new model may be a little worse, and must surely not be more."""
+    """A metric that must not get worse by more than a margin (non-inferiority test)."""
 
     metric: str
-    """Name in the report: one of the held-out rows, like rougeL, or of an exam, like mmlu_accuracy."""
+    """Metric in the report: of held-out rows, like `rougeL`, or of an exam, like `mmlu_accuracy`."""
 
     margin: float = Field(gt=0, le=1e6)
-    """Loss that is tolerated; 0.02 is two points of ROUGE or of right answers."""
+    """Maximum tolerated loss. 0.02 is two points of ROUGE or accuracy."""
 
     score_range: ScoreRange | None = None
-    """Smallest and largest possible score of an item. Null: 0 to 1 for text metrics and accuracies, and for others
-    (likelihoods, rewards, functions of your own) the smallest and largest score of either model."""
+    """Minimum and maximum possible score of an item. Null uses 0 to 1 for text metrics and accuracies, and the observed
+    range of both models for all others (likelihoods, rewards, custom metrics)."""
 
 
 class PreconditionsConfig(Config):
-    """What must hold of a model before its scores count."""
+    """Conditions that a model must meet before its scores are compared."""
 
     template_parity: bool = True
-    """Tokenizer and chat template beside the weights are, byte by byte, those that the training rows were made with."""
+    """Require that the saved tokenizer and chat template are byte-identical to those used for the training rows."""
 
     max_kl: float | None = Field(None, gt=0, le=100)
-    """Largest mean KL divergence (nats a token) of the merged model from the adapter; null: `merge_adapter.max_kl`."""
+    """Maximum mean KL divergence between merged model and adapter, in nats per token. Null uses
+    `merge_adapter.max_kl`."""
 
     min_greedy_agreement: float = Field(0.9, ge=0, le=1)
-    """Smallest share of positions at which the merged model's likeliest token is the adapter's."""
+    """Minimum fraction of positions at which merged model and adapter predict the same most likely token."""
 
     min_coverage: float = Field(0.001, ge=0, le=1)
-    """Smallest share of training tokens that carry loss; not asked of prompts, whose answers are made in training."""
+    """Minimum fraction of training tokens with loss. Not checked for prompts, whose completions are sampled during
+    training."""
 
 
 MetricName = str
-"""Name of something that is measured; the recipe says what that is, and refuses other names."""
+"""Name of a metric. The recipe checks that it is measured."""
 
 
 DEFAULT_TARGETS = ("reward", "rougeL", "preference_accuracy", "signed_log_likelihood", "log_likelihood")
-"""What a gate asks for that names no metric: the first of these that is measured."""
+"""Default target of a gate without a metric: the first of these that is measured."""
 
 
 class GateConfig(Config):
-    """What a new model must prove before it is promoted (docs/decisions/0003 and 0014)."""
+    """Conditions for promoting a new model (docs/decisions/0003 and 0014)."""
 
     metric: MetricName | None = None
-    """Target: the mean over held-out items that must rise. Null: `rougeL` for chats, `log_likelihood` (nats per token)
-    for texts, `preference_accuracy` (the chosen answer is the likelier one) for pairs, `signed_log_likelihood` for
-    answers with labels, `reward` where something judges answers (`ppo`, `grpo`)."""
+    """Target metric, compared by its mean over held-out items. Null uses `rougeL` for conversations, `log_likelihood`
+    (nats per token) for text, `preference_accuracy` (the chosen response is more likely) for pairs,
+    `signed_log_likelihood` for labeled completions, and `reward` for `ppo` and `grpo`."""
 
     min_gain: float = Field(0.0, ge=0, le=1e6)
-    """The lower end of the gain's interval must lie above this; 0.01 is one point of ROUGE, or 0.01 nats."""
+    """Required gain: the lower bound of the gain's confidence interval must lie above it. 0.01 is one point of ROUGE,
+    or 0.01 nats."""
 
     level: float = Field(0.95, gt=0.5, lt=1)
-    """One-sided confidence of each decision."""
+    """One-sided confidence level of each decision."""
 
     num_resamples: int = Field(5000, ge=1000, le=1_000_000)
-    """Resamples of `test: bootstrap`."""
+    """Number of resamples for `test: bootstrap`."""
 
     targets: list[TargetConfig] = Field(default_factory=list)
-    """Metrics that must rise, in place of `metric` and `min_gain`."""
+    """Metrics that must improve. Replaces `metric` and `min_gain`."""
 
     targets_needed: Literal["all", "any"] = "all"
-    """Of several targets, all must rise, or one is enough."""
+    """Whether all targets or any one target must improve."""
 
     guards: list[GuardConfig] = Field(default_factory=list)
-    """Metrics that must not fall by more than a margin."""
+    """Metrics that must not get worse by more than a margin."""
 
     correction: Literal["holm", "none"] = "holm"
-    """Of several targets: `holm` holds `level` for all that is claimed together; `none` for each claim alone."""
+    """Multiple testing correction for several targets: `holm` keeps `level` for all targets together, `none` for each
+    target separately."""
 
     test: Literal["auto", "bootstrap", "mcnemar"] = "auto"
-    """`auto` takes the exact McNemar test where every answer is right or wrong and any gain will do, and the test of a
-    bounded mean elsewhere. `bootstrap` finds smaller gains of targets,
-    and lets luck pass more often than `level` says where a few items lose much; guards never take it."""
+    """Significance test. `auto` uses the exact McNemar test for binary scores if any gain suffices, and a test for the
+    mean of bounded scores otherwise. `bootstrap` detects smaller gains of targets, but promotes by chance more often
+    than `level` allows if a few items lose a lot; guards never use it."""
 
     exclude_contaminated: bool = True
-    """Leave out items that were found in the training rows; the numbers with them are shown beside."""
+    """Exclude items that also occur in the training data. The report shows the scores with and without them."""
 
     preconditions: PreconditionsConfig = PreconditionsConfig()
-    """What must hold of the model before its scores count."""
+    """Conditions that the model must meet before its scores are compared."""
 
     def with_default_metric(self, measured: Sequence[str]) -> "GateConfig":
-        """Return the gate with a target: where it names none, what the first of `JUDGED_BY` or of `measured` says."""
+        """Return the gate with a target. If it names none, the first of `DEFAULT_TARGETS` or of `measured` is used."""
         if self.targets or self.metric or not measured:
             return self
         metric = next((name for name in DEFAULT_TARGETS if name in measured), measured[0])
         return self.model_copy(update={"metric": metric})
 
     def all_targets(self) -> list[TargetConfig]:
-        """Return the targets, whichever way they were written; none before `with_metric` where none is named."""
+        """Return the targets, including one given by `metric` and `min_gain`; empty if no metric is set."""
         if self.targets or self.metric is None:
             return self.targets
         return [TargetConfig(metric=self.metric, min_effect=self.min_gain)]
 
-    def asked(self) -> list[tuple[str, str]]:
-        """Return every metric that is asked for by name, after the key that names it."""
-        named: list[tuple[str, str]] = [("metric", self.metric)] if self.metric and not self.targets else []
-        named += [(f"targets.{i}.metric", target.metric) for i, target in enumerate(self.targets)]
-        return named + [(f"guards.{i}.metric", guard.metric) for i, guard in enumerate(self.guards)]
+    def named_metrics(self) -> list[tuple[str, str]]:
+        """Return the metrics that the gate names, each with its key."""
+        metrics: list[tuple[str, str]] = [("metric", self.metric)] if self.metric and not self.targets else []
+        metrics += [(f"targets.{i}.metric", target.metric) for i, target in enumerate(self.targets)]
+        return metrics + [(f"guards.{i}.metric", guard.metric) for i, guard in enumerate(self.guards)]
 
     @model_validator(mode="after")
-    def _targets_are_written_one_way(self) -> "GateConfig":
-        # Gates that earlier releases kept beside a run have "rougeL" there, which was the default.
+    def _targets_exclude_metric(self) -> "GateConfig":
+        # Gates stored by earlier releases contain "rougeL", the former default.
         if self.targets and (self.metric not in (None, "rougeL") or self.min_gain):
-            raise ValueError("metric and min_gain stand beside targets, which say the same. Keep targets.")
+            raise ValueError("metric and min_gain cannot be combined with targets. Remove metric and min_gain.")
         return self
 
-    def repeated(self) -> str:
-        """Say which metric is asked for twice; empty where none is."""
-        targets, guards = ([each.metric for each in group] for group in (self.all_targets(), self.guards))
+    def find_duplicate(self) -> str:
+        """Return an error message if a metric is listed twice, or an empty string."""
+        targets, guards = ([entry.metric for entry in group] for group in (self.all_targets(), self.guards))
         if len(set(targets)) < len(targets) or len(set(guards)) < len(guards):
-            return "a metric stands twice among targets, or twice among guards. Keep one entry."
+            return "a metric is listed twice among targets, or twice among guards. Remove one entry."
         if self.targets_needed == "all" and (both := sorted(set(targets) & set(guards))):
-            return f"guards: {both[0]} is a target that must rise, so it need not be guarded. Leave it out."
+            return f"guards: {both[0]} is already a target that must improve. Remove the guard."
         return ""
 
     @model_validator(mode="after")
-    def _a_metric_is_asked_for_once(self) -> "GateConfig":
-        if told := self.repeated():
-            raise ValueError(told)
+    def _metrics_are_unique(self) -> "GateConfig":
+        if error := self.find_duplicate():
+            raise ValueError(error)
         return self
 
     @model_validator(mode="after")
-    def _luck_is_not_tried_often(self) -> "GateConfig":
+    def _any_target_is_corrected(self) -> "GateConfig":
         if self.targets_needed == "any" and self.correction == "none" and len(self.targets) > 1:
             raise ValueError(
-                f"correction: none with targets_needed: any gives luck {len(self.targets)} tries at level "
-                f"{self.level}. Set correction: holm."
+                f"correction: none with targets_needed: any tests {len(self.targets)} targets at level {self.level} "
+                "each, so chance promotions are more frequent. Set correction: holm."
             )
         return self
 
     @model_validator(mode="after")
-    def _mcnemar_asks_for_any_gain(self) -> "GateConfig":
+    def _mcnemar_has_no_min_effect(self) -> "GateConfig":
         single = TargetConfig(metric=self.metric or "the target", min_effect=self.min_gain)
         for target in (self.targets or [single]) if self.test == "mcnemar" else ():
             if target.min_effect:
                 raise ValueError(
-                    f"test: mcnemar asks whether there is any gain, and {target.metric} is to gain more than "
-                    f"{target.min_effect}. Set test: auto, or leave min_effect at 0."
+                    f"test: mcnemar does not support min_effect, but {target.metric} requires a gain above "
+                    f"{target.min_effect}. Set test: auto, or min_effect: 0."
                 )
         return self
 
 
 class RegisterConfig(Config):
-    """Under which name a model is registered, and which gate it meets."""
+    """Name of the registered model, and its promotion gate."""
 
     model_name: ModelName
-    """Name in the MLflow model registry."""
+    """Model name in the MLflow model registry."""
 
     gate: GateConfig = GateConfig()
-    """The gate."""
+    """Promotion gate."""

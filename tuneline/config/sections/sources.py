@@ -1,4 +1,4 @@
-"""Configs of data sets: where rows are, what shape they have, how much of them is taken."""
+"""Datasets of a recipe: location, row format and number of rows."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ def _known_format(name: str) -> str:
     if name != "auto" and name not in FORMATS and ":" not in name:
         raise ValueError(
             f"unknown format {name!r}.{did_you_mean(name, FORMATS)} Known: auto, {', '.join(FORMATS)}, or "
-            "module:function for one of your own."
+            "module:function for a custom format."
         )
     return name
 
@@ -23,133 +23,134 @@ DatasetFormat = Annotated[str, AfterValidator(_known_format)]
 
 
 class Columns(Config):
-    """Names of a data set's own columns, where they differ from those of its format (left: the format's)."""
+    """Column names of a dataset. Omitted columns have the default name of the dataset's format."""
 
     instruction: str | None = None
-    """Question (alpaca), or prompt of a pair. LlamaFactory calls this `prompt`."""
+    """Instruction (alpaca), or prompt of a preference pair. LlamaFactory: `prompt`."""
 
     input: str | None = None
-    """What the instruction is about. LlamaFactory calls this `query`."""
+    """Input of the instruction. LlamaFactory: `query`."""
 
     output: str | None = None
-    """Answer. LlamaFactory calls this `response`."""
+    """Response. LlamaFactory: `response`."""
 
     system: str | None = None
     """System message."""
 
     history: str | None = None
-    """Earlier rounds, a list of [question, answer]."""
+    """Previous turns, a list of [instruction, response]."""
 
     messages: str | None = None
-    """Turns of a chat."""
+    """Messages of a conversation."""
 
     tools: str | None = None
-    """JSON schemas of functions."""
+    """JSON schemas of the available tools."""
 
     chosen: str | None = None
-    """The preferred answer."""
+    """Preferred response of a pair."""
 
     rejected: str | None = None
-    """The other answer."""
+    """Other response of a pair."""
 
     label: str | None = None
-    """Whether an answer is desirable (KTO). LlamaFactory calls this `kto_tag`."""
+    """Whether a completion is desirable (KTO). LlamaFactory: `kto_tag`."""
 
     text: str | None = None
-    """Text to continue (pre-training)."""
+    """Text (pretraining)."""
 
 
 class Tags(Config):
-    """Words inside the turns of a chat, where they differ from every common spelling."""
+    """Keys and role names inside the messages of a conversation, if they differ from all common spellings."""
 
     role: str | None = None
-    """Key of the speaker. LlamaFactory calls this `role_tag`."""
+    """Key of the role. LlamaFactory: `role_tag`."""
 
     content: str | None = None
-    """Key of what was said."""
+    """Key of the content."""
 
     user: str | None = None
-    """What the speaker is called who asks."""
+    """Role name of the user."""
 
     assistant: str | None = None
-    """What the speaker is called who answers."""
+    """Role name of the assistant."""
 
     tool: str | None = None
-    """What a function's result is called. LlamaFactory calls this `observation_tag`."""
+    """Role name of a tool result. LlamaFactory: `observation_tag`."""
 
     function: str | None = None
-    """What a turn is called that calls a function."""
+    """Role name of a message that contains a tool call."""
 
     system: str | None = None
-    """What the system message is called."""
+    """Role name of the system message."""
 
 
 class SourceConfig(Config):
-    """One data set: local files, or a repository of the hub."""
+    """One dataset: local files, or a repository on the Hugging Face Hub."""
 
     name: Name
-    """Name that the rows carry from here on. The same entry written twice counts twice."""
+    """Name of the dataset, which its rows carry through all steps. Listing an identical entry twice doubles its
+    rows."""
 
     path: LocalPath | None = None
-    """A file, a folder or a pattern like `data/*.jsonl`, relative to the recipe's file."""
+    """File, folder or glob pattern like `data/*.jsonl`, relative to the recipe file."""
 
     hub: RepoId | None = None
-    """Repository on the hub, like `tatsu-lab/alpaca`, instead of `path`."""
+    """Dataset repository on the Hub, like `tatsu-lab/alpaca`, instead of `path`."""
 
     subset: str | None = None
-    """Configuration of the hub's data set."""
+    """Configuration name (subset) of the Hub dataset."""
 
     split: str = "train"
-    """Split of the hub's data set."""
+    """Split of the Hub dataset."""
 
     revision: str | None = None
-    """Commit, tag or branch of the hub's repository; the commit found is part of the identity."""
+    """Commit, tag or branch of the Hub repository. The resolved commit is part of the dataset's identity."""
 
     folder: RepoFolder | None = None
-    """Folder inside the hub's repository."""
+    """Folder inside the Hub repository."""
 
     streaming: bool = False
-    """Take rows from the hub one after the other up to `max_rows`, instead of all files first."""
+    """Stream rows from the Hub until `max_rows` is reached instead of downloading all files."""
 
     format: DatasetFormat = "auto"
-    """Shape of the rows; `auto` looks at the first ones and says what it took."""
+    """Row format. `auto` detects it from the first rows and logs the result."""
 
     columns: Columns = Columns()
-    """The data set's own column names."""
+    """Column names, if they differ from the format's."""
 
     tags: Tags = Tags()
-    """The data set's own words for roles."""
+    """Keys and role names of messages, if they differ from common spellings."""
 
     max_rows: int | None = Field(None, ge=1, le=MAX_ROWS)
-    """Take so many rows only; the rest are counted."""
+    """Maximum number of rows to use. The remaining rows are counted in the report."""
 
     sample: Literal["first", "random"] = "first"
-    """Which rows `max_rows` takes: the first, or a seeded draw in the file's order."""
+    """Rows that `max_rows` selects: the first ones, or a seeded random sample in file order."""
 
     max_tokens: int | None = Field(None, ge=1, le=MAX_ROWS)
-    """Take examples for training until they hold so many tokens; the rest are counted."""
+    """Maximum number of training tokens to use. The remaining examples are counted in the report."""
 
     repeats: int = Field(1, ge=1, le=10_000)
-    """How often the training sees each example."""
+    """Number of times each example appears in the training data."""
 
     weight: float | None = Field(None, gt=0, le=1e9)
-    """Share of this data set in an interleaved mixture, relative to the others' weights."""
+    """Sampling weight in an interleaved mixture, relative to the other datasets."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> "SourceConfig":
+    def _has_one_location(self) -> "SourceConfig":
         if (self.path is None) == (self.hub is None):
-            raise ValueError("give either path (local files) or hub (a repository), and not both.")
+            raise ValueError("expected exactly one of path (local files) and hub (a repository). Set one of them.")
         return self
 
     @model_validator(mode="after")
-    def _streams_end(self) -> "SourceConfig":
+    def _streaming_is_limited(self) -> "SourceConfig":
         if self.streaming and not (self.hub and self.max_rows):
-            raise ValueError("streaming is for a hub repository and needs max_rows, so that it ends.")
+            raise ValueError("streaming requires hub and max_rows. Set both, or remove streaming.")
         return self
 
 
 class IngestConfig(Config):
-    """Which data set to read, and how much of it."""
+    """Config of step `ingest`: which dataset to read, and how many rows."""
 
     name: str
     max_rows: int | None = None
@@ -157,33 +158,34 @@ class IngestConfig(Config):
 
 
 class AlignPolicy(Config):
-    """What all data sets of a recipe share in `align`."""
+    """Options of step `align` that all datasets of a recipe share."""
 
     system: str | None = None
-    """System message for examples that carry none; null leaves them as they are."""
+    """System message for examples without one. Null adds none."""
 
     bad_rows: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that its format cannot read: stop with its place, or leave it out and count it."""
+    """Handling of rows that do not match their format: `refuse` fails with the row's location, `drop` skips and counts
+    them."""
 
     max_bad_fraction: float = Field(0.5, ge=0, le=1)
-    """Where bad rows are dropped: more than this share of them is an error all the same."""
+    """Maximum fraction of dropped rows. A larger fraction is an error."""
 
 
 LossOn = Literal["assistant", "all", "none"]
 
 
 class AlignConfig(AlignPolicy):
-    """How the records of one data set become examples."""
+    """Config of step `align`: how the rows of one dataset become examples."""
 
     format: DatasetFormat = "auto"
-    """Shape of the records."""
+    """Row format."""
 
     columns: Columns = Columns()
     tags: Tags = Tags()
 
     loss_on: LossOn = "assistant"
-    """Turns whose loss a switch of their own (`train: false`) can change; a switch that changes nothing is refused.
-    `all` with `tokenize.train_on: all`; `none` where a stage learns from whole answers."""
+    """Roles whose loss the `train: false` key of a message can disable. A key without effect is an error. `all` for
+    `tokenize.train_on: all`; `none` for stages that train on entire completions."""
 
     format_hash: str = ""
-    """Hash of the source of a format of the user's own, so that a changed function is another step."""
+    """Hash of a custom format's source, so that a modified function invalidates the cache."""

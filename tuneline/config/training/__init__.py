@@ -1,1 +1,1 @@
-"""Training arguments of each stage and each optimizer."""
+"""Training arguments per stage and optimizer."""

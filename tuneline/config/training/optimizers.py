@@ -1,7 +1,7 @@
-"""What each optimizer takes and needs; a recipe is held against it when it is read.
+"""Optimizers: their arguments, requirements and installation, checked when a recipe is read.
 
-Which method each can be combined with is in `compatibility.yaml`; `tuneline.train.optim.optimizer_factory` builds
-them. Imports nothing heavy.
+`compatibility.yaml` lists which methods each optimizer supports; `tuneline.train.optim.optimizer_factory` builds them.
+Imports no heavy libraries.
 """
 
 from collections.abc import Mapping
@@ -53,41 +53,41 @@ Optimizer = Literal[
 ]
 
 ArgumentType = type | tuple[str, ...]
-"""A type of an argument, or the words that it may be."""
+"""Type of an optimizer argument, or its allowed values."""
 
 ArgumentValue = int | float | bool | str
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What a recipe must know of an optimizer."""
+    """Properties of an optimizer that matter for validation."""
 
-    takes: Mapping[str, ArgumentType] = field(default_factory=dict)
-    """Names of `optim_args`, and what they are."""
+    arguments: Mapping[str, ArgumentType] = field(default_factory=dict)
+    """Argument names of `optim_args` and their types."""
 
     module: str = ""
-    """What must be importable; nothing where torch or transformers have it."""
+    """Module that must be importable; empty if torch or transformers provide the optimizer."""
 
     package: str = ""
-    """What to install for it."""
+    """Package to install for `module`."""
 
     low_rank: bool = False
-    """It projects the gradients of the matrices of `optim_target_modules`."""
+    """Projects the gradients of the matrices in `optim_target_modules`."""
 
     steps_in_backward: bool = False
-    """It changes each weight as soon as its gradient is known, so that there is never a gradient of the whole model."""
+    """Updates each weight during the backward pass, so gradients of the whole model never exist at once."""
 
     schedule_free: bool = False
-    """It averages weights in place of a falling learning rate."""
+    """Averages weights instead of decaying the learning rate."""
 
-    warms_up: bool = False
-    """It has a warm-up of its own, in steps."""
+    has_warmup: bool = False
+    """Implements its own warmup, in steps."""
 
     supports_weight_decay: bool = True
-    """`weight_decay` reaches it."""
+    """Supports `weight_decay`."""
 
     resumable: bool = True
-    """Its state can be saved, so that a training goes on."""
+    """Its state can be saved, so that an interrupted training can resume."""
 
 
 BETAS: dict[str, ArgumentType] = {"beta1": float, "beta2": float}
@@ -124,13 +124,13 @@ BADAM: dict[str, ArgumentType] = {
 ADALOMO: dict[str, ArgumentType] = {"clip_threshold": float, "decay_rate": float, "clip_grad_value": float}
 
 
-def _galore(**more: bool) -> OptimizerSpec:
-    return OptimizerSpec(GALORE, "galore_torch", "galore-torch", low_rank=True, **more)
+def _galore(**properties: bool) -> OptimizerSpec:
+    return OptimizerSpec(GALORE, "galore_torch", "galore-torch", low_rank=True, **properties)
 
 
-def _free(takes: dict[str, ArgumentType], *, warms_up: bool) -> OptimizerSpec:
-    takes = {**takes, **SCHEDULE_FREE}
-    return OptimizerSpec(takes, "schedulefree", "schedulefree", schedule_free=True, warms_up=warms_up)
+def _schedule_free(arguments: dict[str, ArgumentType], *, has_warmup: bool) -> OptimizerSpec:
+    arguments = {**arguments, **SCHEDULE_FREE}
+    return OptimizerSpec(arguments, "schedulefree", "schedulefree", schedule_free=True, has_warmup=has_warmup)
 
 
 OPTIMIZER_SPECS: dict[str, OptimizerSpec] = {
@@ -147,80 +147,89 @@ OPTIMIZER_SPECS: dict[str, OptimizerSpec] = {
     "rmsprop": OptimizerSpec({"alpha": float, "momentum": float, "eps": float, "centered": bool}),
     **dict.fromkeys(("rmsprop_bnb_32bit", "rmsprop_bnb_8bit"), OptimizerSpec({"alpha": float, "eps": float})),
     "stable_adamw": OptimizerSpec(STABLE_ADAMW, "optimi", "torch-optimi"),
-    "schedule_free_adamw": _free(ADAM, warms_up=True),
-    "schedule_free_radam": _free({**ADAM, "silent_sgd_phase": bool}, warms_up=False),
-    "schedule_free_sgd": _free({"momentum": float}, warms_up=True),
+    "schedule_free_adamw": _schedule_free(ADAM, has_warmup=True),
+    "schedule_free_radam": _schedule_free({**ADAM, "silent_sgd_phase": bool}, has_warmup=False),
+    "schedule_free_sgd": _schedule_free({"momentum": float}, has_warmup=True),
     "muon": OptimizerSpec(MUON),
     "adam_mini": OptimizerSpec(ADAM, "adam_mini", "adam-mini"),
     "badam": OptimizerSpec(BADAM, "badam", "badam"),
     **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor"), _galore()),
     **dict.fromkeys(
         ("galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
-        _galore(in_backward=True, decays=False, keeps_state=False),
+        _galore(steps_in_backward=True, supports_weight_decay=False, resumable=False),
     ),
     "apollo_adamw": OptimizerSpec(APOLLO, "apollo_torch", "apollo-torch", low_rank=True),
     "apollo_adamw_layerwise": OptimizerSpec(
-        APOLLO, "apollo_torch", "apollo-torch", low_rank=True, in_backward=True, decays=False, keeps_state=False
+        APOLLO,
+        "apollo_torch",
+        "apollo-torch",
+        low_rank=True,
+        steps_in_backward=True,
+        supports_weight_decay=False,
+        resumable=False,
     ),
-    "lomo": OptimizerSpec({"clip_grad_value": float}, "lomo_optim", "lomo-optim", in_backward=True),
-    "adalomo": OptimizerSpec(ADALOMO, "lomo_optim", "lomo-optim", in_backward=True, keeps_state=False),
+    "lomo": OptimizerSpec({"clip_grad_value": float}, "lomo_optim", "lomo-optim", steps_in_backward=True),
+    "adalomo": OptimizerSpec(ADALOMO, "lomo_optim", "lomo-optim", steps_in_backward=True, resumable=False),
 }
-"""Optimizer -> what a recipe must know of it."""
+"""Optimizer name -> its properties."""
 
 BOOLEANS = {"true": True, "false": False}
 
 
 def parse_optim_args(name: str, text: str | None) -> dict[str, ArgumentValue]:
-    """Read `optim_args`, like `rank=128,scale=2.0`.
+    """Parse `optim_args`, like `rank=128,scale=2.0`.
 
     Raises:
-        ValueError: An argument that the optimizer does not take, or a value that is not of its type.
+        ValueError: The optimizer does not accept an argument, or a value has the wrong type.
     """
-    found: dict[str, ArgumentValue] = {}
-    takes = OPTIMIZER_SPECS[name].takes
+    values: dict[str, ArgumentValue] = {}
+    known = OPTIMIZER_SPECS[name].arguments
     for part in text.split(",") if text else ():
-        key, given, value = (piece.strip() for piece in part.partition("="))
-        if not given or not value or key in found:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value or key in values:
             raise ValueError(
-                f"optim_args: {part.strip()!r} is not one argument. Write each once, like rank=128,scale=2.0."
+                f"optim_args: expected name=value, each name once, got {part.strip()!r}. Write rank=128,scale=2.0, for "
+                "example."
             )
-        if key not in takes:
+        if key not in known:
             raise ValueError(
-                f"optim_args: {name} takes no {key!r}.{did_you_mean(key, takes)} It takes "
-                f"{', '.join(takes) or 'nothing'}."
+                f"optim_args: {name} does not accept {key!r}.{did_you_mean(key, known)} Accepted: "
+                f"{', '.join(known) or 'none'}."
             )
-        found[key] = _read(key, value, takes[key])
-    return found
+        values[key] = _parse_value(key, value, known[key])
+    return values
 
 
-def _read(key: str, text: str, kind: ArgumentType) -> ArgumentValue:
+def _parse_value(key: str, text: str, kind: ArgumentType) -> ArgumentValue:
     if isinstance(kind, tuple):
         if text not in kind:
-            raise ValueError(f"optim_args: {key} is {text!r}.{did_you_mean(text, kind)} Set one of {', '.join(kind)}.")
+            raise ValueError(
+                f"optim_args: unknown {key} {text!r}.{did_you_mean(text, kind)} Set one of {', '.join(kind)}."
+            )
         return text
     if kind is bool:
         if text.lower() not in BOOLEANS:
-            raise ValueError(f"optim_args: {key} is {text!r}. Set true or false.")
+            raise ValueError(f"optim_args: {key} must be true or false, got {text!r}. Set one of them.")
         return BOOLEANS[text.lower()]
     try:
         number = int(text) if kind is int else float(text)
     except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise ValueError(f"optim_args: {key} is {text!r}. Give {wanted}.") from None
+        expected = "a whole number" if kind is int else "a number"
+        raise ValueError(f"optim_args: {key} must be {expected}, got {text!r}. Correct the value.") from None
     if not abs(number) <= MAX_STEPS:  # NaN too
-        raise ValueError(f"optim_args: {key} is {text:.60}. Give a number up to {MAX_STEPS}.")
+        raise ValueError(f"optim_args: {key} must be a number up to {MAX_STEPS}, got {text:.60}. Correct the value.")
     return number
 
 
 def check_installed(name: str) -> None:
-    """Refuse an optimizer whose library is not there.
+    """Reject an optimizer whose package is not installed.
 
     Raises:
-        ValueError: What to install.
+        ValueError: The package is not installed. The message names it.
     """
-    traits = OPTIMIZER_SPECS[name]
-    if traits.module and find_spec(traits.module) is None:
+    spec = OPTIMIZER_SPECS[name]
+    if spec.module and find_spec(spec.module) is None:
         raise ValueError(
-            f"train.optim: {name} needs the package {traits.package}, which is not installed. Run pip install "
-            f"{traits.package}, or set train.optim: adamw_torch."
+            f"train.optim: {name} requires the package {spec.package}, which is not installed. Run pip install "
+            f"{spec.package}, or set train.optim: adamw_torch."
         )

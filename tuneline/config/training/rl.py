@@ -1,4 +1,4 @@
-"""Configs of the stages that learn from rewards on their own answers; field names are those of `trl`."""
+"""Training arguments of the reinforcement learning stages PPO and GRPO. Field names follow `trl`."""
 
 from typing import Literal
 
@@ -9,111 +9,119 @@ from tuneline.config.training.base import TrainingConfig
 
 
 class RLConfig(TrainingConfig):
-    """What PPO and GRPO have in common: answers are drawn, rewarded, and learned from in a few updates."""
+    """Arguments shared by PPO and GRPO.
+
+    Each step samples completions, scores them and updates the policy several times.
+    """
 
     learning_rate: float = Field(1e-5, gt=0, le=100)
     """Peak learning rate."""
 
     num_train_epochs: float = Field(1, gt=0, le=1e6)
-    """Passes over the prompts."""
+    """Number of epochs over the prompts."""
 
     per_device_train_batch_size: int = Field(8, ge=1, le=MAX_BATCH_SIZE)
-    """Prompts a step. A step draws answers once and makes all its updates on them."""
+    """Prompts per step. Each step samples completions once and makes all its updates on them."""
 
     mini_batch_size: int | None = Field(None, ge=1, le=MAX_BATCH_SIZE)
-    """Answers in one update; left out, all of the step's."""
+    """Completions per policy update. If omitted, all completions of the step."""
 
     reward_function: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    """`module:function`, which takes `prompts`, `completions` and `references` (lists of texts) and returns a number
-    each. Left out, the reward model of `load.adapters` judges (`use: reward`)."""
+    """`module:function` that takes `prompts`, `completions` and `references` (lists of strings) and returns one number
+    per completion. If omitted, the reward model in `load.adapters` (`use: reward`) scores completions."""
 
     reward_function_hash: str = ""
-    """Hash of the function's source, filled in by the pipeline, so that a changed function is another training."""
+    """Hash of the reward function's source. Set by the pipeline, so that a modified function invalidates the cache."""
 
     max_completion_length: int = Field(128, ge=1, le=MAX_TOKENS)
-    """Longest answer, in tokens."""
+    """Maximum number of tokens per completion."""
 
     temperature: float = Field(1.0, gt=0, le=100)
-    """Of the answers that are drawn."""
+    """Sampling temperature of the completions."""
 
     missing_eos_penalty: float | None = Field(None, gt=0, le=1e6)
-    """Taken off the reward of an answer that does not end by itself."""
+    """Penalty subtracted from the reward of a completion without an end-of-sequence token."""
 
     @model_validator(mode="after")
-    def _a_step_is_not_accumulated(self) -> "RLConfig":
+    def _gradients_are_not_accumulated(self) -> "RLConfig":
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
-                "gradient_accumulation_steps: a step makes its own updates. Leave it out, and set mini_batch_size for "
-                "the answers in one forward pass."
+                "gradient_accumulation_steps: not supported, because each step makes several updates. Remove it, and "
+                "set mini_batch_size to the number of completions per forward pass."
             )
         return self
 
 
 class PPOConfig(RLConfig):
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155).
+    """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347; Ouyang et al. 2022, arXiv:2203.02155).
 
-    One base model plays all roles: policy (its adapter), reference (no adapter), reward model (an adapter and a head),
-    critic (a head on the policy), as in LlamaFactory's model-sharing RLHF (arXiv:2403.13372, section 3.3).
+    One base model serves as policy (its adapter), reference (adapter disabled), reward model (a second adapter and a
+    head) and critic (a head on the policy), as in LlamaFactory's model-sharing RLHF (arXiv:2403.13372, section 3.3).
     """
 
     objective: Literal["ppo"] = "ppo"
-    """What is minimised; it follows from the stage."""
+    """Training objective. Determined by the stage."""
 
     num_ppo_epochs: int = Field(4, ge=1, le=10_000)
-    """Passes over a step's answers."""
+    """Number of epochs over the completions of a step."""
 
     kl_coef: float = Field(0.05, ge=0, le=1e6)
-    """Price of a nat of distance from the reference, taken off the reward token by token."""
+    """Coefficient of the KL penalty against the reference model, subtracted from the reward per token."""
 
     target_kl: float | None = Field(None, gt=0, le=1e6)
-    """Adapt `kl_coef` so that answers are so many nats from the reference on average (Ziegler et al. 2019,
-    arXiv:1909.08593). LlamaFactory calls this `ppo_target`."""
+    """Target KL divergence in nats per completion; `kl_coef` is adapted to reach it (Ziegler et al. 2019,
+    arXiv:1909.08593). LlamaFactory: `ppo_target`."""
 
     cliprange: float = Field(0.2, gt=0, le=1e6)
-    """How far the policy may move from the one that answered, as a ratio."""
+    """Clip range of the probability ratio between the updated policy and the policy that sampled."""
 
     cliprange_value: float = Field(0.2, gt=0, le=1e6)
-    """The same of the critic's values."""
+    """Clip range of the value function."""
 
     vf_coef: float = Field(0.1, ge=0, le=1e6)
-    """Weight of the critic's loss."""
+    """Weight of the value loss."""
 
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount a token."""
+    """Discount factor per token."""
 
     lam: float = Field(0.95, ge=0, le=1)
-    """Of the generalised advantage estimate (Schulman et al. 2015, arXiv:1506.02438)."""
+    """Lambda of generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438)."""
 
     whiten_rewards: bool = False
-    """Give the step's rewards mean 0 and spread 1. LlamaFactory calls this `ppo_score_norm`."""
+    """Normalize the rewards of a step to mean 0 and standard deviation 1. LlamaFactory: `ppo_score_norm`."""
 
 
 class GRPOConfig(RLConfig):
-    """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300): answers to a prompt judge each other."""
+    """Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300).
+
+    The completions of one prompt are compared with each other, so no critic is needed.
+    """
 
     objective: Literal["grpo"] = "grpo"
-    """What is minimised; it follows from the stage."""
+    """Training objective. Determined by the stage."""
 
     per_device_train_batch_size: int = Field(4, ge=1, le=MAX_BATCH_SIZE)
-    """Prompts a step; each is answered `num_generations` times."""
+    """Prompts per step. `num_generations` completions are sampled for each."""
 
     num_generations: int = Field(8, ge=2, le=10_000)
-    """Answers a prompt, which are compared with each other."""
+    """Completions per prompt, whose rewards are compared with each other."""
 
     num_iterations: int = Field(1, ge=1, le=10_000)
-    """Passes over a step's answers."""
+    """Number of epochs over the completions of a step."""
 
     beta: float = Field(0.0, ge=0, le=1e6)
-    """Price of distance from the reference; 0 needs none."""
+    """Coefficient of the KL penalty against the reference model. 0 needs no reference model."""
 
     epsilon: float = Field(0.2, gt=0, le=1e6)
-    """How far the policy may move down from the one that answered, as a ratio."""
+    """Lower clip range of the probability ratio between the updated policy and the policy that sampled."""
 
     epsilon_high: float | None = Field(None, gt=0, le=1e6)
-    """The same upwards (DAPO, Yu et al. 2025, arXiv:2503.14476); left out, `epsilon`."""
+    """Upper clip range (DAPO, Yu et al. 2025, arXiv:2503.14476). Defaults to `epsilon`."""
 
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """By whose spread advantages are divided; `none` as Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)."""
+    """Standard deviation by which advantages are divided: of the group or of the batch. `none` does not scale, as in
+    Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)."""
 
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How tokens are averaged: by answer; over an update; by the longest possible answer; over the step."""
+    """How token losses are averaged: per completion (`grpo`), over an update (`bnpo`), by the maximum completion length
+    (`dr_grpo`) or over the step (`dapo`)."""

@@ -1,4 +1,4 @@
-"""The optimisation of any stage, told apart by what it minimises."""
+"""Training arguments of any stage, discriminated by `objective`."""
 
 from typing import Annotated
 

@@ -1,1 +1,1 @@
-"""Rules across sections: which choices can be combined, and which user code is named."""
+"""Rules across sections: compatible options, and existence of user code."""

@@ -1,7 +1,8 @@
-"""The compatibility table: which choices of a recipe can be combined. `compatibility_docs` renders it.
+"""Compatibility table: which options of a recipe can be combined.
 
-The table is data (`compatibility.yaml`): axes with their values, combinations that are refused and why,
-and choices that need what a plain CPU lacks. Imports nothing heavy.
+The table is data (`compatibility.yaml`): axes with their values, incompatible combinations with reasons, and
+combinations that require more than a CPU. It is checked when a recipe is read and rendered in the documentation.
+Imports no heavy libraries.
 """
 
 from collections.abc import Mapping
@@ -31,80 +32,80 @@ RECIPE_KEYS = {
     "kernels": "load.kernels",
     "noise": "train.neftune_noise_alpha",
 }
-"""Axis -> the recipe's key."""
+"""Axis -> key in the recipe."""
 
 Choice = Mapping[str, str]
-"""A value for each axis."""
+"""Axis -> value of a recipe."""
 
 
 class Combination(Config):
     """Values of some axes that occur together."""
 
     when: dict[str, list[str]]
-    """Axis -> values; it holds where every axis has one of its values."""
+    """Axis -> values. The combination holds if every axis has one of its values."""
 
     def holds(self, choice: Choice) -> bool:
-        """Tell whether a choice is this combination."""
+        """Return whether a choice contains this combination."""
         return all(choice.get(axis) in values for axis, values in self.when.items())
 
 
 class Incompatibility(Combination):
-    """A combination that cannot work."""
+    """A combination that is not supported."""
 
-    because: str
-    instead: str
+    reason: str
+    fix: str
 
 
 class Requirement(Combination):
-    """A choice that works, but not on a plain CPU."""
+    """A combination that is supported, but requires more than a plain CPU."""
 
     needs: str
 
 
 class CompatibilityTable(Config):
-    """The whole table."""
+    """The compatibility table."""
 
     axes: dict[str, dict[str, str]]
-    """Axis -> value -> what it means."""
+    """Axis -> value -> description."""
 
     defaults: dict[str, str]
-    """What an axis is where only others are spoken of."""
+    """Axis -> default value in the rendered tables."""
 
-    refused: list[Incompatibility] = Field(default_factory=list)
-    elsewhere: list[Requirement] = Field(default_factory=list)
-    left_out: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """Axis -> value that a library knows and we do not take -> why, and what to set."""
+    incompatible: list[Incompatibility] = Field(default_factory=list)
+    requirements: list[Requirement] = Field(default_factory=list)
+    unsupported: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Axis -> value that an upstream library supports and Tuneline does not -> reason and alternative."""
 
     def incompatibilities(self, choice: Choice) -> list[Incompatibility]:
-        """Return why a choice cannot work; nothing where it can."""
-        return [each for each in self.refused if each.holds(choice)]
+        """Return the incompatible combinations in a choice; empty if it is supported."""
+        return [rule for rule in self.incompatible if rule.holds(choice)]
 
     def needs(self, choice: Choice) -> str:
-        """Return what a choice needs beyond a CPU, or an empty text."""
-        return ", ".join(each.needs for each in self.elsewhere if each.holds(choice))
+        """Return what a choice requires beyond a CPU, or an empty string."""
+        return ", ".join(rule.needs for rule in self.requirements if rule.holds(choice))
 
     def pairs(self, axis: str) -> list[dict[str, str]]:
-        """Return every method with every value of an axis, all else as by default."""
-        found = []
+        """Return every method with every value of an axis; all other axes have their default."""
+        choices = []
         for method, value in product(self.axes["method"], self.axes[axis]):
-            rows = {"rows": "alone"} if axis != "rows" and self._wants_rows_alone(method) else {}
-            found.append({**self.defaults, **rows, "method": method, axis: value})
-        return found
+            rows = {"rows": "alone"} if axis != "rows" and self._needs_single_rows(method) else {}
+            choices.append({**self.defaults, **rows, "method": method, axis: value})
+        return choices
 
-    def _wants_rows_alone(self, method: str) -> bool:
+    def _needs_single_rows(self, method: str) -> bool:
         return bool(self.incompatibilities({"method": method, "rows": self.defaults["rows"]}))
 
 
 @cache
 def table() -> CompatibilityTable:
-    """Read the table."""
+    """Return the compatibility table."""
     return CompatibilityTable.model_validate(yaml.safe_load(TABLE_FILE.read_text()))
 
 
 def method_variant(method: Any) -> str:
-    """Return a method's line in the table: its type, or which of LoRA's kin it is."""
+    """Return a method's name in the table: its type, or the LoRA variant."""
     if method.type != "lora":
         return str(method.type)
-    kin = {"rslora": method.use_rslora, "dora": method.use_dora, "lora_plus": method.loraplus_lr_ratio is not None}
-    start = method.init_lora_weights
-    return next((name for name, asked in kin.items() if asked), "lora" if start == "default" else str(start))
+    variants = {"rslora": method.use_rslora, "dora": method.use_dora, "lora_plus": method.loraplus_lr_ratio is not None}
+    init = method.init_lora_weights
+    return next((name for name, enabled in variants.items() if enabled), "lora" if init == "default" else str(init))

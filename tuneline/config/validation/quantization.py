@@ -1,6 +1,6 @@
-"""Ways to hold weights in fewer bits: which can be loaded, trained and merged, on which device, with what installed.
+"""Quantization kinds: which can be loaded, trained and merged, on which devices, with which packages.
 
-A table (`quantization.yaml`) and the questions asked of it. Nothing heavy is imported: packages are only looked up.
+The table is data (`quantization.yaml`). Imports no heavy libraries; packages are only looked up.
 """
 
 import re
@@ -22,137 +22,140 @@ Device = Literal["cpu", "cuda", "npu", "xpu", "mps"]
 
 
 class QuantizationEntry(Config):
-    """One way to hold weights in fewer bits."""
+    """One quantization kind."""
 
     about: str
     bits: list[int]
     made: list[Literal["on_the_fly", "before"]]
-    """`on_the_fly` by the recipe, while loading; or `before`, by who published the model."""
+    """`on_the_fly`: quantized while loading, as set in the recipe; `before`: quantized by the publisher of the
+    model."""
 
     loads: Literal["quantized", "dequantized"] = "quantized"
-    """`dequantized` weights are plain ones from loading on."""
+    """`dequantized` weights are plain weights after loading."""
 
     runs_on: list[Device]
     needs: dict[str, str] = Field(default_factory=dict)
-    """Module -> what to install for it."""
+    """Module -> package to install for it."""
 
     cannot: dict[Literal["load", "train", "merge"], str] = Field(default_factory=dict)
-    """What it cannot do, and why."""
+    """Unsupported operation -> reason."""
 
     @property
     def trains(self) -> bool:
-        """An adapter can be trained on it."""
+        """Whether an adapter can be trained on it."""
         return "train" not in self.cannot and "load" not in self.cannot
 
     @property
     def merges(self) -> bool:
-        """An adapter can be folded into its full weights."""
+        """Whether an adapter can be merged into its full-precision weights."""
         return self.trains and "merge" not in self.cannot
 
     def missing(self) -> list[str]:
-        """Return what must be installed."""
+        """Return the packages that are not installed."""
         return [package for module, package in self.needs.items() if not _is_installed(module)]
 
 
 @cache
 def table() -> dict[str, QuantizationEntry]:
-    """Read the table."""
+    """Return the quantization table."""
     return TypeAdapter(dict[str, QuantizationEntry]).validate_python(yaml.safe_load(TABLE_FILE.read_text()))
 
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a model's config.json says of its quantization; nothing for plain weights."""
+    """Return the `quantization_config` of a model's config.json; empty for unquantized weights."""
     inner = config.get("text_config") or {}
     return dict(config.get("quantization_config") or inner.get("quantization_config") or {})
 
 
 def quantization_kind(config: Mapping[str, Any]) -> str | None:
-    """Return how a model comes quantized, by its config.json: a name of the table where it has one; None for plain."""
-    told = quantization_config(config)
-    if not told:
+    """Return the quantization kind of a model by its config.json, or None for unquantized weights."""
+    settings = quantization_config(config)
+    if not settings:
         return None
-    method = told.get("quant_method")
-    if told.get("load_in_4bit") or told.get("load_in_8bit"):
-        return "bnb_4bit" if told.get("load_in_4bit") else "bnb_8bit"
+    method = settings.get("quant_method")
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bnb_4bit" if settings.get("load_in_4bit") else "bnb_8bit"
     if method == "torchao":
-        return "torchao_int8" if "8weight" in str(told.get("quant_type")).lower() else "torchao"
+        return "torchao_int8" if "8weight" in str(settings.get("quant_type")).lower() else "torchao"
     return str(getattr(method, "value", method))
 
 
 def check_trainable(name: str | None, *, trains_all: bool, device: Device | None = None, key: str = "model") -> None:
-    """Refuse a quantization that cannot be trained, or not here.
+    """Reject a quantization that cannot be trained, or not on this device.
 
     Args:
-        name: Of the table; None for weights that are not quantized.
-        trains_all: The base's own weights are trained, all or some: full and freeze tuning.
-        device: Kind of device to train on, where it is known.
-        key: The recipe's key to name: `model` for one that comes quantized, or `load.quantization`.
+        name: Quantization kind; None for unquantized weights.
+        trains_all: Whether base weights are trained, as in full and freeze tuning.
+        device: Type of device to train on, if known.
+        key: Recipe key for error messages: `model` for a quantized model, or `load.quantization`.
 
     Raises:
-        RecipeError: What cannot be done, why, and what to do instead.
+        RecipeError: The quantization cannot be trained. The message gives the reason and an alternative.
     """
     if name is None:
         return
     entry = _entry(name, key)
     if not entry.trains:
-        why = entry.cannot.get("load") or entry.cannot["train"]
-        raise RecipeError(f"{key}: {name} cannot be trained: {why}. {_instead(key)}")
+        reason = entry.cannot.get("load") or entry.cannot["train"]
+        raise RecipeError(f"{key}: {name} cannot be trained: {reason}. {_alternative(key)}")
     if trains_all and entry.loads == "quantized":
         raise RecipeError(
-            f"{key}: {name} holds the base's weights in {_bits(entry)} bits, which take no gradients, and the method "
-            "trains them. Set method.type: lora, or another adapter, or start from weights that are not quantized."
+            f"{key}: {name} stores the base weights in {_bits(entry)} bits without gradients, but the method trains "
+            "them. Set method.type: lora or another adapter method, or use a model that is not quantized."
         )
     if device is not None and device not in entry.runs_on:
-        places = ", ".join(entry.runs_on)
-        raise RecipeError(f"{key}: {name} runs on {places}, and the device is {device}. {_instead(key)}")
+        devices = ", ".join(entry.runs_on)
+        raise RecipeError(f"{key}: {name} runs on {devices}, but the device is {device}. {_alternative(key)}")
     if missing := entry.missing():
-        raise RecipeError(f"{key}: {name} needs {', '.join(missing)}. Install: pip install {_quoted(missing)}.")
+        raise RecipeError(f"{key}: {name} requires {', '.join(missing)}. Install with: pip install {_quoted(missing)}.")
 
 
-def check_not_quantized(name: str | None, asked: str | None) -> None:
-    """Refuse to quantize a model that comes quantized.
+def check_not_quantized(name: str | None, requested: str | None) -> None:
+    """Reject `load.quantization` for a model that is already quantized.
 
     Args:
-        name: How the model comes, if it does.
-        asked: What `load.quantization` asks for, if anything.
+        name: Quantization kind of the model, if it is quantized.
+        requested: Quantization kind set in `load.quantization`, if any.
 
     Raises:
-        RecipeError: Both.
+        RecipeError: Both are set.
     """
-    if name is not None and asked is not None:
+    if name is not None and requested is not None:
         raise RecipeError(
-            f"load.quantization: {asked}, and the model comes quantized as {name}. Leave load.quantization out, or "
-            "take the model that is not quantized."
+            f"load.quantization: {requested}, but the model is already quantized as {name}. Remove load.quantization, "
+            "or use the model that is not quantized."
         )
 
 
 def check_mergeable(name: str | None, *, key: str = "model") -> None:
-    """Refuse to fold an adapter into a base that has no way back to full weights.
+    """Reject merging an adapter into a base model that cannot be dequantized.
 
     Raises:
-        RecipeError: Why it has none.
+        RecipeError: Merging is not supported. The message gives the reason.
     """
     if name is None:
         return
     entry = _entry(name, key)
     if not entry.merges:
-        why = entry.cannot.get("merge") or entry.cannot.get("load") or entry.cannot["train"]
-        raise RecipeError(f"{key}: an adapter on {name} cannot be merged: {why}. Keep the adapter beside its base.")
+        reason = entry.cannot.get("merge") or entry.cannot.get("load") or entry.cannot["train"]
+        raise RecipeError(
+            f"{key}: an adapter on {name} cannot be merged: {reason}. Keep the adapter separate from its base model."
+        )
 
 
 def to_markdown() -> str:
-    """Render the table for readers: a line for each kind, and why what cannot be done cannot."""
+    """Return the table as Markdown: one row per kind, with reasons for unsupported operations."""
     lines = ["| kind | quantized | trains | merges | runs on | needs |", "|---|---|---|---|---|---|"]
     for name, entry in table().items():
-        made = " or ".join("on the fly" if way == "on_the_fly" else "before" for way in entry.made)
+        made = " or ".join("on the fly" if kind == "on_the_fly" else "before" for kind in entry.made)
         loads = ", dequantized on loading" if entry.loads == "dequantized" else ""
-        why = next(iter(entry.cannot.values()), "")
-        able = [
-            "yes" if entry.trains else f"no: {why}",
-            "yes" if entry.merges else f"no: {why}" if entry.trains else "no",
+        reason = next(iter(entry.cannot.values()), "")
+        supported = [
+            "yes" if entry.trains else f"no: {reason}",
+            "yes" if entry.merges else f"no: {reason}" if entry.trains else "no",
         ]
         needs = ", ".join(f"`{package}`" for package in entry.needs.values())
-        cells = [f"`{name}`: {entry.about}", made + loads, *able, ", ".join(entry.runs_on), needs]
+        cells = [f"`{name}`: {entry.about}", made + loads, *supported, ", ".join(entry.runs_on), needs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -160,17 +163,17 @@ def to_markdown() -> str:
 def _entry(name: str, key: str) -> QuantizationEntry:
     if name not in table():
         raise RecipeError(
-            f"{key}: the quantization {name!r} is unknown.{did_you_mean(name, table())} Known: "
-            f"{', '.join(sorted(table()))}. {_instead(key)}"
+            f"{key}: unknown quantization {name!r}.{did_you_mean(name, table())} Known: {', '.join(sorted(table()))}. "
+            f"{_alternative(key)}"
         )
     return table()[name]
 
 
-def _instead(key: str) -> str:
+def _alternative(key: str) -> str:
     if key == "load.quantization":
-        able = ", ".join(name for name, entry in table().items() if "on_the_fly" in entry.made)
-        return f"Take one of {able}, or leave load.quantization out."
-    return "Take the model that is not quantized."
+        names = ", ".join(name for name, entry in table().items() if "on_the_fly" in entry.made)
+        return f"Set one of {names}, or remove load.quantization."
+    return "Use the model that is not quantized."
 
 
 def _bits(entry: QuantizationEntry) -> str:
@@ -184,5 +187,5 @@ def _quoted(packages: list[str]) -> str:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the parent package is not installed
         return False

@@ -1,4 +1,4 @@
-"""Which files a path means, by their names."""
+"""Data files that a path selects."""
 
 import pytest
 
@@ -19,8 +19,8 @@ def lay(tmp_path):
 
 
 def names(path):
-    found = data_files.find(path)
-    return [each.relative_to(found.folder).as_posix() for each in found.paths]
+    result = data_files.find(path)
+    return [each.relative_to(result.folder).as_posix() for each in result.paths]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_name_tells_the_kind(tmp_path, name, kind):
     assert data_files.file_kind(tmp_path / name) == kind
 
 
-def test_a_folder_means_all_data_below_it_in_order(lay):
+def test_a_folder_selects_all_data_files_below_it_in_order(lay):
     folder = lay(
         "b.jsonl",
         "a/z.jsonl",
@@ -58,29 +58,29 @@ def test_a_folder_means_all_data_below_it_in_order(lay):
     assert names(folder) == ["a/z.jsonl", "a.jsonl.gz", "b.jsonl"]
 
 
-def test_caches_beside_a_saved_data_set_are_no_data(lay):
+def test_caches_beside_a_saved_dataset_are_no_data(lay):
     assert names(lay("data-00000-of-00001.arrow", "cache-8a7f.arrow", "state.json")) == ["data-00000-of-00001.arrow"]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "result"),
     [("*.csv", ["a.csv", "b.csv"]), ("**/*.csv", ["a.csv", "b.csv", "deep/er/c.csv"]), ("?.jsonl", ["d.jsonl"])],
 )
-def test_a_pattern_means_what_it_matches(lay, pattern, found):
+def test_a_pattern_selects_the_files_that_match(lay, pattern, result):
     folder = lay("b.csv", "a.csv", "deep/er/c.csv", "d.jsonl", "e.parquet")
 
-    assert names(folder / pattern) == found
+    assert names(folder / pattern) == result
 
 
 def test_a_pattern_may_name_folders(lay):
     assert names(lay("x1/a.csv", "x2/a.csv", "y/a.csv") / "x*" / "a.csv") == ["x1/a.csv", "x2/a.csv"]
 
 
-def test_signs_of_a_pattern_in_a_folder_that_is_there_are_its_name(lay):
+def test_wildcards_in_the_name_of_an_existing_folder_are_literal(lay):
     folder = lay("[old] rows/a.csv", "[old] rows/b.csv") / "[old] rows"
 
     assert names(folder / "*.csv") == ["a.csv", "b.csv"]
-    with pytest.raises(SourceError, match=r"there is no file .*c.csv"):
+    with pytest.raises(SourceError, match=r"file .*c.csv does not exist"):
         data_files.find(folder / "c.csv")
 
 
@@ -91,31 +91,35 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(lay):
 @pytest.mark.parametrize(
     ("laid", "path", "message"),
     [
-        (["train.jsonl"], "trian.jsonl", r"there is no file .*trian.jsonl. Did you mean 'train.jsonl'\?"),
-        (["data/train.jsonl"], "dta/train.jsonl", r"there is no folder .*dta. Did you mean 'data'\? Correct the path."),
-        (["data/train.jsonl"], "dta/*.jsonl", r"there is no folder .*dta. Did you mean 'data'\?"),
+        (["train.jsonl"], "trian.jsonl", r"file .*trian.jsonl does not exist. Did you mean 'train.jsonl'\?"),
+        (
+            ["data/train.jsonl"],
+            "dta/train.jsonl",
+            r"folder .*dta does not exist. Did you mean 'data'\? Correct the path.",
+        ),
+        (["data/train.jsonl"], "dta/*.jsonl", r"folder .*dta does not exist. Did you mean 'data'\?"),
         (["a.jsonl"], "*.csv", r"no file matches .*\*.csv. Correct the pattern"),
-        (["README.md"], ".", r"the folder .* holds no data"),
-        (["a.xlsx"], "a.xlsx", r"a.xlsx is of a kind that is not read. Give one of these: .json, "),
+        (["README.md"], ".", r"folder .* contains no data files"),
+        (["a.xlsx"], "a.xlsx", r"a.xlsx is of an unsupported kind. Set a file of another kind: .json, "),
         (
             ["a.csv", "b.jsonl", "c.py"],
             ".",
-            r"several kinds \(csv: a.csv; jsonl: b.jsonl; not read: c.py\). Give a pat",
+            r"several kinds \(csv: a.csv; jsonl: b.jsonl; not supported: c.py\). Set a pat",
         ),
-        (["a.csv", "a.csv.gz"], ".", r"a.csv is there both packed and unpacked. Keep one"),
+        (["a.csv", "a.csv.gz"], ".", r"a.csv exists both compressed and uncompressed. Remove one"),
         (
             ["dataset_dict.json", "train/data.arrow", "test/data.arrow"],
             ".",
-            r"holds the splits test, train. Give the f",
+            r"contains the splits test, train. Set the f",
         ),
     ],
 )
-def test_a_path_that_means_no_one_data_set_is_refused(lay, laid, path, message):
+def test_an_ambiguous_or_missing_path_is_refused(lay, laid, path, message):
     with pytest.raises(SourceError, match=message):
         data_files.find(lay(*laid) / path)
 
 
-def test_a_link_to_nowhere_is_refused(lay):
+def test_a_dangling_link_is_refused(lay):
     folder = lay("a.jsonl")
     (folder / "b.jsonl").symlink_to("gone")
 

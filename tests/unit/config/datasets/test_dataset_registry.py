@@ -1,4 +1,4 @@
-"""Data sets are described once, in a file of their own, and recipes use them by name."""
+"""Dataset registries: recipes refer to datasets by name."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ hub_set:
 
 @pytest.fixture
 def project(tmp_path):
-    """A recipe beside a file of descriptions."""
+    """A recipe next to a dataset registry."""
     (tmp_path / "datasets.yaml").write_text(TWO)
 
     def write(*sources, **changes):
@@ -52,19 +52,19 @@ def line_of(path, text) -> int:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_description_makes_a_source(name):
+def test_every_shipped_registry_entry_is_a_valid_source(name):
     source = SourceConfig.model_validate({"name": name, **SHIPPED[name]})
 
     assert source.hub
     assert source.format in FORMATS
 
 
-def test_the_shipped_descriptions_name_no_column_that_its_format_has_anyway():
+def test_the_shipped_registry_entries_name_no_column_that_its_format_has_anyway():
     for name, entry in SHIPPED.items():
         assert all(ours != theirs for ours, theirs in entry.get("columns", {}).items()), name
 
 
-def test_a_source_takes_the_place_and_shape_of_its_description(project, tmp_path):
+def test_a_source_takes_location_and_format_of_its_registry_entry(project, tmp_path):
     first, second = load.load(project({"dataset": "chat"}, {"dataset": "hub_set", "name": "mine"})).recipe.sources
 
     assert (first.name, first.path, first.format) == ("chat", tmp_path / "data" / "chat.jsonl", "openai")
@@ -72,15 +72,15 @@ def test_a_source_takes_the_place_and_shape_of_its_description(project, tmp_path
     assert (second.name, second.hub, second.subset) == ("mine", "owner/name", "en")
 
 
-def test_what_a_source_writes_itself_stands_above_its_description(project):
-    written = {"dataset": "hub_set", "subset": "de", "max_rows": 7, "columns": {"output": "answer"}}
-    (source,) = load.load(project(written)).recipe.sources
+def test_keys_of_a_source_override_its_registry_entry(project):
+    content = {"dataset": "hub_set", "subset": "de", "max_rows": 7, "columns": {"output": "answer"}}
+    (source,) = load.load(project(content)).recipe.sources
 
     assert (source.subset, source.max_rows, source.format) == ("de", 7, "alpaca")
     assert source.columns == Columns(output="answer"), "columns are replaced as a whole"
 
 
-def test_a_place_of_its_own_leaves_only_the_shape_to_the_description(project, tmp_path):
+def test_a_source_with_a_location_only_takes_the_format_of_the_registry_entry(project, tmp_path):
     local, moved = {"dataset": "hub_set", "path": "copy.jsonl"}, {"dataset": "chat", "hub": "owner/chat"}
     first, second = load.load(project(local, moved)).recipe.sources
 
@@ -98,7 +98,7 @@ def test_the_recipe_that_runs_is_the_complete_one(project):
     assert checked.recipe.shares()[0].repeats == 2
 
 
-def test_descriptions_may_lie_elsewhere_with_paths_relative_to_their_file(project, tmp_path):
+def test_registry_entries_may_lie_elsewhere_with_paths_relative_to_their_file(project, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "datasets.yaml").rename(tmp_path / "shared" / "ours.yaml")
     (source,) = load.load(project({"dataset": "chat"}, datasets="shared/ours.yaml")).recipe.sources
@@ -106,7 +106,7 @@ def test_descriptions_may_lie_elsewhere_with_paths_relative_to_their_file(projec
     assert source.path == tmp_path / "shared" / "data" / "chat.jsonl"
 
 
-def test_a_dataset_info_of_llamafactory_serves_as_it_is(project, tmp_path):
+def test_a_dataset_info_of_llamafactory_is_a_valid_registry(project, tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"one": {"file_name": "one.json"}, "two": {"ms_hub_url": "a/b"}}')
     (source,) = load.load(project({"dataset": "one"}, datasets="dataset_info.json")).recipe.sources
     (line,) = refused(path := project({"dataset": "two"}, datasets="dataset_info.json"))
@@ -116,7 +116,7 @@ def test_a_dataset_info_of_llamafactory_serves_as_it_is(project, tmp_path):
     assert "cannot be used: it is on ModelScope only" in line
 
 
-def test_an_unknown_dataset_is_told_at_its_line_with_the_nearest(project):
+def test_an_unknown_dataset_is_reported_at_its_line_with_the_closest_match(project):
     source = {"name": "first", "path": "x.jsonl", "format": "alpaca"}
     (line,) = refused(path := project(source, {"dataset": "hubset"}))
 
@@ -124,11 +124,11 @@ def test_an_unknown_dataset_is_told_at_its_line_with_the_nearest(project):
     assert line == f"{place}: unknown dataset 'hubset'. Did you mean 'hub_set'? Known: chat, hub_set."
 
 
-def test_of_many_known_names_only_their_number_is_told(project):
+def test_large_registries_are_not_listed(project):
     (line,) = refused(project({"dataset": "alpaca_eng"}, datasets=str(Path("configs/datasets.yaml").resolve())))
 
     assert "Did you mean 'alpaca_en'?" in line
-    assert f"describes {len(SHIPPED)}; `tuneline data list " in line
+    assert f"has {len(SHIPPED)} entries; `tuneline data list " in line
     assert "Known:" not in line
 
 
@@ -142,25 +142,29 @@ def test_of_many_known_names_only_their_number_is_told(project):
             "hub_set.columns.instrction: unknown key. Did you mean 'instruction'?",
         ),
         ("format: openai", "format: opnai", "chat.format: unknown format 'opnai'. Did you mean 'openai'?"),
-        ("format: openai", "name: chat", "chat.name: unknown key. The description's name is 'chat'"),
-        ("hub: owner/name", "revision: v1", "hub_set: give either path (local files) or hub (a repository)"),
-        ("chat:", "no:", "False: a name must be text, and YAML reads this one as False. Put it in quotes."),
+        ("format: openai", "name: chat", "chat.name: unknown key. The entry's name is its key, 'chat'"),
+        (
+            "hub: owner/name",
+            "revision: v1",
+            "hub_set: expected exactly one of path (local files) and hub (a repository)",
+        ),
+        ("chat:", "no:", "False: expected a string as name, but YAML reads it as False. Put it in quotes."),
         ("# Two data sets.", "alone: here", "alone: expected a mapping with path or hub, and format, got 'here'."),
-        ("hub_set:", "chat:", "chat: is written twice (first in line 2)"),
+        ("hub_set:", "chat:", "chat: is a duplicate key (first in line 2)"),
     ],
 )
-def test_a_mistake_in_a_description_is_told_in_its_own_file(project, tmp_path, was, now, message):
+def test_an_error_in_a_registry_entry_is_reported_in_the_registry_file(project, tmp_path, was, now, message):
     file = tmp_path / "datasets.yaml"
     file.write_text(TWO.replace(was, now))
     (line,) = refused(project({"dataset": "chat"}))
 
-    place, told = line.removeprefix(f"{file}:").split(": ", 1)
-    assert told.startswith(message)
-    if "False" not in message and "either" not in message:
-        assert now.split(":")[0] in file.read_text().splitlines()[int(place) - 1]
+    location, text = line.removeprefix(f"{file}:").split(": ", 1)
+    assert text.startswith(message)
+    if "False" not in message and "exactly one" not in message:
+        assert now.split(":")[0] in file.read_text().splitlines()[int(location) - 1]
 
 
-def test_other_mistakes_of_the_recipe_are_told_beside_an_unknown_dataset(project):
+def test_other_errors_of_the_recipe_are_reported_with_an_unknown_dataset(project):
     lines = refused(project({"dataset": "nothing"}, train={"learing_rate": 1}))
 
     assert any("sources.0.dataset: unknown dataset 'nothing'" in line for line in lines)
@@ -168,25 +172,25 @@ def test_other_mistakes_of_the_recipe_are_told_beside_an_unknown_dataset(project
     assert not any("is required" in line and "sources" in line for line in lines)
 
 
-def test_without_a_file_of_descriptions_a_dataset_is_told_where_to_name_one(project, tmp_path):
+def test_without_a_file_of_a_registry_a_dataset_names_the_key_to_set(project, tmp_path):
     (tmp_path / "datasets.yaml").unlink()
 
     (line,) = refused(project({"dataset": "chat"}))
-    assert "sources.0.dataset: there is no datasets.yaml beside this file to look it up in." in line
+    assert "sources.0.dataset: there is no datasets.yaml next to this file to look it up in." in line
     (line,) = refused(project({"dataset": "chat"}, datasets="gone.yaml"))
     assert ": datasets: there is no file " in line
     (line,) = refused(project({"dataset": "chat"}, datasets=["a"]))
     assert ": datasets: expected the path of a file like configs/datasets.yaml, got ['a']." in line
 
 
-def test_misspelt_keys_are_compared_with_the_keys_of_descriptions_too(project):
+def test_misspelt_keys_are_compared_with_the_keys_of_a_registry_too(project):
     lines = refused(project({"datset": "chat"}, datsets="datasets.yaml"))
 
     assert any("sources.0.datset: unknown key. Did you mean 'dataset'?" in line for line in lines)
     assert any("datsets: unknown key. Did you mean 'datasets'?" in line for line in lines)
 
 
-def test_a_wrong_value_at_the_source_is_told_at_the_source(project):
+def test_a_wrong_value_at_the_source_is_reported_at_the_source(project):
     (line,) = refused(path := project({"dataset": "chat", "max_rows": 0}))
 
     assert line.startswith(f"{path}:{line_of(path, 'max_rows: 0')}: sources.0.max_rows: Input should be greater")
@@ -212,7 +216,7 @@ places = st.one_of(
         names, st.tuples(places, shapes).map(lambda both: both[0] | both[1]), min_size=1, max_size=4
     )
 )
-def test_written_descriptions_read_back_the_same_in_their_order(entries, tmp_path_factory):
+def test_saved_registry_entries_read_back_the_same_in_their_order(entries, tmp_path_factory):
     path = tmp_path_factory.mktemp("descriptions") / "datasets.yaml"
 
     dataset_registry.write(dataset_registry.DatasetRegistry(Path("dataset_info.json"), entries), path)

@@ -1,4 +1,4 @@
-"""LlamaFactory's dataset_info.json becomes descriptions of our own, and what cannot is told."""
+"""LlamaFactory's dataset_info.json becomes a dataset registry; unusable entries are reported."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def registry():
 
 
 @needs_data
-def test_every_text_entry_of_the_real_registry_is_imported_and_the_rest_is_told(registry):
+def test_every_text_entry_of_the_real_registry_is_imported_and_the_rest_is_reported(registry):
     everything = json.loads(Path(DATA, "llamafactory", "dataset_info.json").read_text())
     media = {
         name for name, entry in everything.items() if {"images", "videos", "audios"} & set(entry.get("columns", {}))
@@ -54,7 +54,7 @@ def test_every_text_entry_of_the_real_registry_is_imported_and_the_rest_is_told(
 
     assert set(registry.left_out) == media | {"deepctrl"}
     assert set(registry.entries) == set(everything) - set(registry.left_out)
-    assert registry.left_out["mllm_video_audio_demo"] == "has videos and audios; only text is trained here"
+    assert registry.left_out["mllm_video_audio_demo"] == "has videos and audios; only text is supported"
     assert registry.left_out["deepctrl"].startswith("is on ModelScope only")
 
 
@@ -118,7 +118,7 @@ def test_our_own_file_agrees_with_the_real_registry(registry):
     assert {name: entry["hub"] for name, entry in ours.items()} == {name: hub[name] for name in ours}
 
 
-def test_a_number_of_samples_becomes_a_random_draw(tmp_path):
+def test_a_number_of_samples_becomes_a_random_sample(tmp_path):
     description = translated(tmp_path, num_samples=500, split="validation", subset="en")
 
     assert description == {
@@ -131,7 +131,7 @@ def test_a_number_of_samples_becomes_a_random_draw(tmp_path):
     }
 
 
-def test_every_column_and_tag_has_a_name_of_our_own(tmp_path):
+def test_every_column_and_tag_is_translated(tmp_path):
     chat = {"messages": "turns", "system": "persona", "tools": "functions", "chosen": "good", "rejected": "bad"}
     tags = {"role_tag": "who", "content_tag": "what", "user_tag": "U", "assistant_tag": "A"}
     more = {"observation_tag": "O", "function_tag": "F", "system_tag": "S"}
@@ -180,25 +180,25 @@ def test_openai_rows_keep_their_format_and_an_empty_column_counts_as_none(tmp_pa
     assert translated(tmp_path, columns={"prompt": "body", "query": ""})["format"] == "text"
 
 
-def test_what_is_not_kept_is_noted(tmp_path):
-    assert noted(tmp_path, ms_hub_url="c/d", file_name="x.json") == "not kept: ms_hub_url, file_name"
-    assert "columns chosen: not read" in noted(tmp_path, columns={"prompt": "q", "response": "a", "chosen": "c"})
-    assert "columns prompt: not read where formatting is sharegpt" in noted(
+def test_dropped_keys_are_noted(tmp_path):
+    assert noted(tmp_path, ms_hub_url="c/d", file_name="x.json") == "dropped: ms_hub_url, file_name"
+    assert "columns chosen: not used" in noted(tmp_path, columns={"prompt": "q", "response": "a", "chosen": "c"})
+    assert "columns prompt: not used for formatting sharegpt" in noted(
         tmp_path, formatting="sharegpt", columns={"prompt": "q"}
     )
-    assert "tags: alpaca rows have no roles" in noted(tmp_path, tags={"role_tag": "role"})
-    assert "names no chosen and rejected" in noted(tmp_path, ranking=True)
+    assert "tags: not used for formatting alpaca" in noted(tmp_path, tags={"role_tag": "role"})
+    assert "does not set chosen and rejected" in noted(tmp_path, ranking=True)
     assert (
-        noted(tmp_path, hf_hub_url=None, file_name="no.json", split="test") == "no.json is not there; not kept: split"
+        noted(tmp_path, hf_hub_url=None, file_name="no.json", split="test") == "no.json does not exist; dropped: split"
     )
 
 
 def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
     (tmp_path / "parts").mkdir()
-    found = llamafactory_dataset_info.read(written(tmp_path, {"one": {"file_name": "parts"}}))
+    result = llamafactory_dataset_info.read(written(tmp_path, {"one": {"file_name": "parts"}}))
 
-    assert found.entries["one"] == {"path": str(tmp_path / "parts"), "format": "alpaca"}
-    assert found.notes["one"] == []
+    assert result.entries["one"] == {"path": str(tmp_path / "parts"), "format": "alpaca"}
+    assert result.notes["one"] == []
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
         ({"cloud_file_name": "s3://a"}, "is in a cloud bucket"),
     ],
 )
-def test_a_place_that_cannot_be_reached_is_left_out_with_its_reason(tmp_path, place, reason):
-    found = llamafactory_dataset_info.read(written(tmp_path, {"one": place, "two": {"hf_hub_url": "a/b", **place}}))
+def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, place, reason):
+    result = llamafactory_dataset_info.read(written(tmp_path, {"one": place, "two": {"hf_hub_url": "a/b", **place}}))
 
-    assert found.left_out["one"].startswith(reason)
-    assert list(found.entries) == ["two"]
+    assert result.left_out["one"].startswith(reason)
+    assert list(result.entries) == ["two"]
 
 
 @pytest.mark.parametrize(
@@ -230,22 +230,22 @@ def test_a_place_that_cannot_be_reached_is_left_out_with_its_reason(tmp_path, pl
         ({"hf_hub_url": "https://huggingface.co/datasets/a/b"}, "one.hf_hub_url: String should match pattern"),
     ],
 )
-def test_a_mistake_in_an_entry_is_told_with_its_line(tmp_path, entry, message):
+def test_an_error_in_an_entry_is_reported_with_its_line(tmp_path, entry, message):
     (line,) = refused(tmp_path, {"zero": {"hf_hub_url": "a/b"}, "one": {"hf_hub_url": "a/b", **entry}})
 
-    number, _, told = line.partition(": ")
-    assert told.startswith(message)
+    number, _, message_text = line.partition(": ")
+    assert message_text.startswith(message)
     text = (tmp_path / "dataset_info.json").read_text().splitlines()
     assert f'"{message.split(":")[0].split(".")[-1]}"' in text[int(number) - 1]
 
 
-def test_an_entry_without_a_place_is_told(tmp_path):
+def test_an_entry_without_a_location_is_reported(tmp_path):
     (line,) = refused(tmp_path, {"one": {"formatting": "alpaca"}})
 
-    assert line == "2: one: says nowhere where the data set is. Add file_name (a file beside this one) or hf_hub_url."
+    assert line == "2: one: has no location. Add file_name (a file in this folder) or hf_hub_url."
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
+def test_all_errors_of_a_file_are_reported_at_once(tmp_path):
     assert len(refused(tmp_path, {"one": {"format": "x", "column": {}}, "two": {}, "three": 3})) == 4
 
 
@@ -254,14 +254,14 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
     [
         ('{\n  "one": {"file_name": "a.json"},\n}', "3: not valid JSON: "),
         ('{\n"one": {"file_name": "a.json"}\n"two": {}}', "3: not valid JSON: expecting ',' delimiter at column 1."),
-        ("[]", "1: expected a mapping, got list. Give LlamaFactory's dataset_info.json."),
+        ("[]", "1: expected a mapping, got list. Pass LlamaFactory's dataset_info.json."),
         (
             '{\n\t"one": {"file_name": "a"},\n\t"one": {"file_name": "b"}\n}',
-            "3: one: is written twice (first in line 2)",
+            "3: one: is a duplicate key (first in line 2)",
         ),
     ],
 )
-def test_a_file_that_is_no_registry_is_told_with_its_line(tmp_path, text, message):
+def test_an_invalid_registry_file_is_reported_with_its_line(tmp_path, text, message):
     (line,) = refused(tmp_path, text)
 
     assert line.startswith(message)
@@ -284,7 +284,7 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     assert "Wrote 2 descriptions" in shown.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"
-    assert target.read_text().endswith("# Left out:\n#   pic: has images; only text is trained here.\n")
+    assert target.read_text().endswith("# Skipped:\n#   pic: has images; only text is supported.\n")
 
 
 def test_import_replaces_nothing_without_force(tmp_path):
@@ -305,7 +305,7 @@ def test_import_of_nothing_writes_nothing(tmp_path):
     assert not (tmp_path / "out.yaml").exists()
 
 
-def test_a_mistake_ends_the_command_with_its_line_and_code_2(tmp_path, monkeypatch, capsys):
+def test_an_error_ends_the_command_with_its_line_and_code_2(tmp_path, monkeypatch, capsys):
     path = written(tmp_path, {"one": {"format": "alpaca"}})
     monkeypatch.setattr("sys.argv", ["tuneline", "data", "import", str(path)])
 
@@ -316,7 +316,7 @@ def test_a_mistake_ends_the_command_with_its_line_and_code_2(tmp_path, monkeypat
     assert capsys.readouterr().err.startswith(f"{path}:3: one.format: unknown key.")
 
 
-def test_list_shows_descriptions_of_either_kind_as_json(tmp_path):
+def test_list_shows_registry_entries_of_either_kind_as_json(tmp_path):
     source = written(tmp_path, {"one": {"hf_hub_url": "a/b", "subset": "en", "num_samples": 3}})
 
     (row,) = json.loads(run("list", source, "--json").stdout)

@@ -1,4 +1,4 @@
-"""The cells of the paper's tables are recipes like any other, and the paper's size is that of `configs/papers/`."""
+"""The cells of the paper's tables are recipes; budget `paper` equals the recipes in `configs/papers/`."""
 
 import re
 from pathlib import Path
@@ -16,11 +16,11 @@ CELLS = 17
 """Five methods on PubMed, four on each of three tasks."""
 
 
-def cell(asked, task, method):
-    return next(each for each in tables.build_cells(asked) if (each.task, each.method) == (task, method))
+def cell(options, task, method):
+    return next(each for each in tables.build_cells(options) if (each.task, each.method) == (task, method))
 
 
-def test_every_cell_of_the_paper_stands_in_configs(home):
+def test_every_cell_of_the_paper_is_a_recipe_in_configs(home):
     assert len(WRITTEN) == CELLS
     assert len(tables.build_cells(tables.TableOptions("paper"))) == CELLS
 
@@ -33,30 +33,34 @@ def test_a_recipe_in_configs_is_the_cell_of_the_papers_size(path, home):
 
 
 def test_the_papers_hyperparameters_are_kept():
-    asked = tables.TableOptions("paper")
-    told = tables.run_content(asked, "downstream", "xsum", "qlora")["parameters"]["recipe"]
+    options = tables.TableOptions("paper")
+    recipe = tables.run_content(options, "downstream", "xsum", "qlora")["parameters"]["recipe"]
 
-    assert (told["method"]["r"], told["method"]["lora_alpha"], told["method"]["target_modules"]) == (128, 256, "all")
-    assert told["train"]["learning_rate"] == 1e-5
-    assert told["tokenize"]["max_length"] == 2048
-    assert told["load"]["quantization"]["type"] == "bnb_4bit"
-    galore = tables.run_content(asked, "efficiency", "pubmed", "galore")["parameters"]["recipe"]["train"]
+    assert (recipe["method"]["r"], recipe["method"]["lora_alpha"], recipe["method"]["target_modules"]) == (
+        128,
+        256,
+        "all",
+    )
+    assert recipe["train"]["learning_rate"] == 1e-5
+    assert recipe["tokenize"]["max_length"] == 2048
+    assert recipe["load"]["quantization"]["type"] == "bnb_4bit"
+    galore = tables.run_content(options, "efficiency", "pubmed", "galore")["parameters"]["recipe"]["train"]
     assert (galore["optim"], galore["optim_args"]) == ("galore_adamw", "rank=128,update_proj_gap=200,scale=2.0")
 
 
 @pytest.mark.parametrize("budget", tables.BUDGETS)
-def test_every_budget_is_made_of_valid_recipes_with_names_of_their_own(budget, home):
+def test_every_budget_is_made_of_valid_recipes_with_unique_names(budget, home):
     cells = tables.build_cells(tables.TableOptions(budget))
 
     assert len({each.config.recipe.registry.model_name for each in cells}) == len(cells) == CELLS
 
 
-def test_rows_model_and_seed_are_the_users(home, tmp_path):
+def test_the_user_sets_rows_model_and_seed(home, tmp_path):
     rows = tiny.write_texts(tmp_path / "pubmed.jsonl")
     model = tiny.build_model(tmp_path / "Tiny Model.v1")
-    asked = tables.TableOptions("tiny", str(model), {"pubmed": rows}, tasks=("pubmed",), methods=("lora",), seed=3)
+    options = tables.TableOptions("tiny", str(model), {"pubmed": rows}, tasks=("pubmed",), methods=("lora",), seed=3)
 
-    (only,) = tables.build_cells(asked)
+    (only,) = tables.build_cells(options)
 
     recipe = only.config.recipe
     assert (recipe.model.path, recipe.sources[0].path, recipe.sources[0].hub) == (model, rows, None)
@@ -64,7 +68,7 @@ def test_rows_model_and_seed_are_the_users(home, tmp_path):
     assert recipe.registry.model_name == "pubmed-tiny-model-v1-lora-tiny"
 
 
-def test_a_few_rows_of_the_hub_are_streamed_and_many_are_drawn(home):
+def test_a_few_rows_of_the_hub_are_streamed_and_many_are_sampled(home):
     few, many = (
         cell(tables.TableOptions(budget), "xsum", "lora").config.recipe.sources[0] for budget in ("small", "paper")
     )
@@ -74,21 +78,21 @@ def test_a_few_rows_of_the_hub_are_streamed_and_many_are_drawn(home):
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "told"),
+    ("changes", "kind", "message"),
     [
         ({"budget": "smal"}, NotFoundError, "Unknown budget 'smal'. Did you mean 'small'?"),
         ({"tasks": ("xsumm",)}, NotFoundError, "Unknown task 'xsumm'. Did you mean 'xsum'?"),
         ({"methods": ("loar",)}, NotFoundError, "Unknown method 'loar'. Did you mean 'lora'?"),
         ({"tasks": ("xsum",), "methods": ("freeze",)}, RecipeError, "the paper has no such cell"),
-        ({"model": "smollm9"}, SourceError, "no such name in the catalogue"),
+        ({"model": "smollm9"}, SourceError, "expected a folder, a catalogue name"),
         ({"sources": {"xsum": Path("nowhere.jsonl")}}, SourceError, "xsum, full: sources.xsum.path"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_starts(home, changes, kind, told):
+def test_invalid_options_are_refused_before_the_first_run(home, changes, kind, message):
     with pytest.raises(kind) as caught:
         tables.build_cells(tables.TableOptions(**{"budget": "tiny", **changes}))
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_rows_are_found_in_a_folder_by_the_names_of_the_tasks(tmp_path):
@@ -102,29 +106,29 @@ def test_rows_are_found_in_a_folder_by_the_names_of_the_tasks(tmp_path):
         "adgen": "adgen",
     }
     (tmp_path / "xsum.json").touch()
-    with pytest.raises(SourceError, match=r"both xsum.csv and xsum.json are called xsum.*--source xsum="):
+    with pytest.raises(SourceError, match=r"both xsum.csv and xsum.json match task xsum.*--source xsum="):
         tables.find_sources(tmp_path)
 
 
-def test_a_folder_without_rows_and_a_wrong_source_are_told(tmp_path):
-    with pytest.raises(SourceError, match="holds none of pubmed.jsonl, cnn_dm.jsonl"):
+def test_a_folder_without_rows_and_a_wrong_source_are_reported(tmp_path):
+    with pytest.raises(SourceError, match="contains none of pubmed.jsonl, cnn_dm.jsonl"):
         tables.find_sources(tmp_path)
-    with pytest.raises(SourceError, match="there is no such folder"):
+    with pytest.raises(SourceError, match="folder not found"):
         tables.find_sources(tmp_path / "nowhere")
-    with pytest.raises(RecipeError, match="write TASK=FILE"):
+    with pytest.raises(RecipeError, match="expected TASK=FILE"):
         tables.parse_source("xsum")
     with pytest.raises(NotFoundError, match="Did you mean 'xsum'"):
         tables.parse_source("xsun=rows.jsonl")
     assert tables.parse_source("xsum=a=b.jsonl") == ("xsum", Path("a=b.jsonl"))
 
 
-def test_the_papers_numbers_are_whole():
+def test_the_papers_numbers_are_complete():
     numbers = tables.numbers()
     methods = {"base", *tables.runs()["tables"]["efficiency"]["methods"]}
 
-    assert all(methods | {"parameters"} == set(told) for told in numbers["efficiency"].values())
-    for told in numbers["downstream"].values():
-        assert set(told) == {"cnn_dm", "xsum", "adgen"}
-        assert all(len(row) == 5 and all(row[0] < each for each in row[1:] if each) for row in told.values())
+    assert all(methods | {"parameters"} == set(row) for row in numbers["efficiency"].values())
+    for scores in numbers["downstream"].values():
+        assert set(scores) == {"cnn_dm", "xsum", "adgen"}
+        assert all(len(row) == 5 and all(row[0] < each for each in row[1:] if each) for row in scores.values())
     known = {*numbers["efficiency"], *numbers["downstream"]}
     assert set(numbers["repositories"].values()) == known

@@ -1,4 +1,4 @@
-"""A search is checked at every end and choice of its ranges before anything runs."""
+"""Hyperparameter searches are validated at all bounds and choices before the first trial."""
 
 import pytest
 
@@ -14,74 +14,74 @@ def recipe(tmp_path, home):
     return tiny.build_project(tmp_path / "project") / "run.yaml"
 
 
-def read(recipe, *written, **told):
-    return search.parse_search(recipe, list(written), **{"trials": 4, **told})
+def read(recipe, *ranges, **options):
+    return search.parse_search(recipe, list(ranges), **{"trials": 4, **options})
 
 
 def test_ranges_and_choices_are_read_in_their_types(recipe):
-    found = read(recipe, "train.learning_rate=log(1e-5,1e-3)", "method.r={2,4}", "method.lora_alpha=int(2,8)")
+    result = read(recipe, "train.learning_rate=log(1e-5,1e-3)", "method.r={2,4}", "method.lora_alpha=int(2,8)")
 
-    assert [(each.kind, each.ends()) for each in found.dimensions] == [
+    assert [(each.kind, each.boundary_values()) for each in result.dimensions] == [
         ("log", (1e-5, 1e-3)),
         ("choice", (2, 4)),
         ("int", (2, 8)),
     ]
-    assert found.objective == "rougeL"
-    assert found.run({"method.r": 4}, seed=7).recipe.train.seed == 7
+    assert result.objective == "rougeL"
+    assert result.run({"method.r": 4}, seed=7).recipe.train.seed == 7
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("range_", "message"),
     [
-        ("train.learning_rate", "says no range. Write key=log(1e-5,1e-3)"),
-        ("train.learning_rate=log(0,1)", "log needs 0 < low < high"),
-        ("train.learning_rate=uniform(1,0)", "uniform needs low < high"),
+        ("train.learning_rate", "expected a range. Write key=log(1e-5,1e-3)"),
+        ("train.learning_rate=log(0,1)", "log requires 0 < low < high"),
+        ("train.learning_rate=uniform(1,0)", "uniform requires low < high"),
         ("train.learning_rate=log(a,b)", "a and b must be two numbers"),
-        ("method.r=int(2.5,4)", "int needs whole numbers with low < high"),
-        ("method.r={4}", "choices must be two at least, and differ"),
-        ("train.seed=int(0,9)", "Set --seeds to how many confirm the best"),
+        ("method.r=int(2.5,4)", "int requires whole numbers with low < high"),
+        ("method.r={4}", "expected at least two different choices"),
+        ("train.seed=int(0,9)", "Set --seeds to the number of confirmation runs"),
         ("train.learning_rat=log(1e-5,1e-3)", "Did you mean 'learning_rate'?"),
         ("method.r={8,many}", "--search method.r=many: "),
         ("method.r=int(0,8)", "--search method.r=0: "),
     ],
 )
-def test_a_wrong_range_is_refused_before_anything_runs(recipe, written, told):
+def test_a_wrong_range_is_refused_before_anything_runs(recipe, range_, message):
     with pytest.raises(RecipeError) as caught:
-        read(recipe, written)
+        read(recipe, range_)
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"objective": "exam_accuracy"}, "chosen by an exam is no longer judged by it. Take one of the held-out rows"),
+        ({"objective": "exam_accuracy"}, "is a metric of an exam"),
         ({"objective": "rougel"}, "does not measure it. Did you mean 'rougeL'?"),
-        ({"sampler": "tep"}, "--sampler tep: Did you mean 'tpe'? Write tpe or random."),
-        ({"direction": "up"}, "--direction up: Write maximize or minimize."),
-        ({"trials": 1}, "--trials 1: a search draws at least 2"),
+        ({"sampler": "tep"}, "--sampler tep: unknown value. Did you mean 'tpe'? Set tpe or random."),
+        ({"direction": "up"}, "--direction up: unknown value. Set maximize or minimize."),
+        ({"trials": 1}, "--trials 1: expected at least 2"),
     ],
 )
-def test_a_wrong_option_is_refused_with_what_to_do(recipe, changes, told):
+def test_a_wrong_option_is_refused_with_what_to_do(recipe, changes, message):
     with pytest.raises(RecipeError) as caught:
         read(recipe, "method.r={2,4}", **changes)
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_missing_optuna_says_what_to_install(recipe, monkeypatch):
+def test_a_missing_optuna_is_reported_with_the_package_to_install(recipe, monkeypatch):
     monkeypatch.setattr(search, "find_spec", lambda name: None)
 
     with pytest.raises(SourceError, match=r"Install tuneline\[search\], or use --set"):
         read(recipe, "method.r={2,4}")
 
 
-def test_a_gate_that_asks_for_the_objective_is_cautioned_against(tmp_path, home):
+def test_a_gate_that_asks_for_the_objective_is_reported_with_a_warning(tmp_path, home):
     folder = tiny.build_project(tmp_path / "project")
     judged = {"model_name": "tiny", "gate": {"metric": "exam_accuracy"}}
     other = tiny.write_config(folder / "other.yaml", tiny.recipe(registry=judged))
 
-    assert "the best is partly the luckiest" in search.selection_warning(read(folder / "run.yaml", "method.r={2,4}"))
+    assert "biased upwards" in search.selection_warning(read(folder / "run.yaml", "method.r={2,4}"))
     assert search.selection_warning(read(other, "method.r={2,4}")) == ""
     assert read(other, "method.r={2,4}").objective == "rouge1"
 

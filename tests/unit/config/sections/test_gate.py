@@ -1,4 +1,4 @@
-"""A gate is checked when the recipe is read, wherever it is written."""
+"""Gates are validated when the recipe is read, in the recipe and in separate files."""
 
 from pathlib import Path
 
@@ -19,24 +19,24 @@ RICH = {
 }
 
 
-def recipe_with(written):
-    return tiny.recipe(registry={"model_name": "tiny", "gate": written})
+def recipe_with(content):
+    return tiny.recipe(registry={"model_name": "tiny", "gate": content})
 
 
-def read(folder, written):
-    return load.load(tiny.write_config(folder / "run.yaml", recipe_with(written)))
+def read(folder, content):
+    return load.load(tiny.write_config(folder / "run.yaml", recipe_with(content)))
 
 
-def told(folder, written):
+def told(folder, content):
     with pytest.raises(RecipeError) as caught:
-        read(folder, written)
+        read(folder, content)
     return str(caught.value).splitlines()
 
 
-def write_gate(folder, written):
+def write_gate(folder, content):
     path = folder / "gates" / "own.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(written if isinstance(written, str) else yaml.safe_dump(written))
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     return "gates/own.yaml"
 
 
@@ -44,7 +44,7 @@ def test_a_gate_of_one_metric_is_one_target(tmp_path):
     config = read(tmp_path, {"metric": "rouge1", "min_gain": 0.02}).recipe.registry.gate
 
     assert [(target.metric, target.min_effect) for target in config.all_targets()] == [("rouge1", 0.02)]
-    assert config.asked() == [("metric", "rouge1")]
+    assert config.named_metrics() == [("metric", "rouge1")]
 
 
 def test_a_gate_in_a_file_is_the_gate_in_the_recipe(tmp_path):
@@ -54,17 +54,23 @@ def test_a_gate_in_a_file_is_the_gate_in_the_recipe(tmp_path):
     assert from_file.content["parameters"]["recipe"]["registry"]["gate"] == RICH, "the run needs no other file"
 
 
-def test_a_gate_that_went_through_a_run_is_the_same():
+def test_a_gate_survives_a_round_trip_through_json():
     config = GateConfig.model_validate(RICH)
 
     assert GateConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
+    ("content", "message"),
     [
-        ({"targets": [{"metric": "rougeL"}], "metric": "rougeL"}, "registry.gate.metric: stands beside targets, which"),
-        ({"targets": [{"metric": "rougeL"}], "min_gain": 0.1}, "registry.gate.min_gain: stands beside targets, which"),
+        (
+            {"targets": [{"metric": "rougeL"}], "metric": "rougeL"},
+            "registry.gate.metric: cannot be combined with targets",
+        ),
+        (
+            {"targets": [{"metric": "rougeL"}], "min_gain": 0.1},
+            "registry.gate.min_gain: cannot be combined with targets",
+        ),
         ({"targets": [{"metric": "rouge9"}]}, "registry.gate.targets.0.metric: this recipe does not measure rouge9"),
         ({"guards": [{"metric": "mmlu_accuracy", "margin": 0.1}]}, "Set rouge1 or rouge2 or rougeL or"),
         ({"guards": [{"metric": "rouge1"}]}, "registry.gate.guards.0.margin: is required."),
@@ -74,7 +80,7 @@ def test_a_gate_that_went_through_a_run_is_the_same():
         ),
         (
             {"guards": [{"metric": "rouge1", "margin": 0.1, "score_range": [1, 0]}]},
-            "guards.0.score_range: [1.0, 0.0] must be the smallest score, then the largest, like [0, 1].",
+            "guards.0.score_range: expected [minimum, maximum] with minimum < maximum, got [1.0, 0.0]. Set [0, 1]",
         ),
         (
             {"guards": [{"metric": "rouge1", "margin": 0.1, "margn": 1}]},
@@ -82,29 +88,29 @@ def test_a_gate_that_went_through_a_run_is_the_same():
         ),
         (
             {"guards": [{"metric": "rougeL", "margin": 0.1}]},
-            "guards: rougeL is a target that must rise, so it need not",
+            "guards: rougeL is already a target that must improve",
         ),
-        ({"targets": [{"metric": "rougeL"}] * 2}, "a metric stands twice among targets, or twice among guards."),
+        ({"targets": [{"metric": "rougeL"}] * 2}, "a metric is listed twice among targets, or twice among guards."),
         (
             {"test": "mcnemar", "min_gain": 0.1},
-            "test: mcnemar asks whether there is any gain, and the target is to gain",
+            "test: mcnemar does not support min_effect, but the target requires a gain",
         ),
-        (RICH | {"correction": "none"}, "correction: none with targets_needed: any gives luck 2 tries at level 0.95."),
+        (RICH | {"correction": "none"}, "correction: none with targets_needed: any tests 2 targets at level 0.95 each"),
         ({"preconditions": {"max_lk": 1}}, "registry.gate.preconditions.max_lk: unknown key. Did you mean 'max_kl'?"),
         (
             "gates/none.yaml",
-            "gates/none.yaml. Give the path of a gate, relative to the recipe, or write the gate here.",
+            "gates/none.yaml. Set the path of a gate file, relative to the recipe, or the keys of a gate.",
         ),
     ],
 )
-def test_a_wrong_gate_is_told_once_with_its_key(tmp_path, written, message):
-    (line,) = told(tmp_path, written)
+def test_a_wrong_gate_is_reported_once_with_its_key(tmp_path, content, message):
+    (line,) = told(tmp_path, content)
 
     assert message in line
     assert line.startswith(f"{tmp_path / 'run.yaml'}:")
 
 
-def test_a_mistake_in_a_file_is_told_with_its_line_there(tmp_path):
+def test_an_error_in_a_file_is_reported_with_its_line_there(tmp_path):
     name = write_gate(tmp_path, "targets:\n  - metric: rougeL\nguards:\n  - metric: rouge1\n    margn: 0.1\n")
 
     lines = told(tmp_path, name)
@@ -113,14 +119,14 @@ def test_a_mistake_in_a_file_is_told_with_its_line_there(tmp_path):
     assert "guards.0.margn: unknown key. Did you mean 'margin'?" in lines[1]
 
 
-def test_a_file_that_is_no_yaml_is_told(tmp_path):
+def test_an_invalid_yaml_file_is_reported(tmp_path):
     (line,) = told(tmp_path, write_gate(tmp_path, "targets: [\n"))
 
     assert "own.yaml:2: not valid YAML" in line
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/gates").glob("*.yaml")), ids=str)
-def test_the_gates_we_give_are_valid_and_say_how_to_use_them(path):
+def test_the_shipped_gates_are_valid_and_document_their_use(path):
     config = GateConfig.model_validate(gate_file.read(path))
 
     assert config.targets
@@ -129,7 +135,7 @@ def test_the_gates_we_give_are_valid_and_say_how_to_use_them(path):
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*_lora_smollm2.yaml")), ids=str)
-def test_a_gate_without_a_metric_asks_for_what_the_stage_is_judged_by(path):
+def test_a_gate_without_a_metric_uses_the_default_of_the_stage(path):
     shipped = load.load(path).recipe
     gate_without = {"model_name": "m", "gate": {"min_gain": 0.01}}
 
@@ -149,12 +155,12 @@ def test_a_gate_without_a_metric_asks_for_what_the_stage_is_judged_by(path):
         (["rougeL", "reward"], "reward"),
     ],
 )
-def test_what_is_measured_decides_what_a_gate_without_a_metric_asks_for(measured, metric):
+def test_the_default_target_depends_on_the_measured_metrics(measured, metric):
     assert GateConfig().with_default_metric(measured).metric == metric
     assert GateConfig(metric="chrf").with_default_metric(measured).metric == "chrf"
 
 
-def test_a_gate_with_targets_that_an_earlier_release_kept_is_read():
+def test_a_gate_with_targets_stored_by_an_earlier_release_is_read():
     kept = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
 
     assert GateConfig.model_validate(kept).all_targets()[1].metric == "exam_accuracy"

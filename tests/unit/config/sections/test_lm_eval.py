@@ -1,4 +1,4 @@
-"""What a recipe asks of lm-evaluation-harness is checked from the task's file, before any data are fetched."""
+"""lm-evaluation-harness tasks in a recipe are validated against the task file before any data are downloaded."""
 
 import pytest
 
@@ -16,9 +16,11 @@ pytestmark = pytest.mark.usefixtures("home")
 def check(tmp_path):
     harness_tasks.write(tmp_path / "tasks")
 
-    def checked(task, *metrics, **told):
+    def checked(task, *metrics, **options):
         path = str(tmp_path / "tasks" / task) if task.endswith(".yaml") else task
-        lm_eval.check(lm_eval.LmEvalConfig(engine="lm_eval", name="h", task=path, metrics=metrics or ["acc"], **told))
+        lm_eval.check(
+            lm_eval.LmEvalConfig(engine="lm_eval", name="h", task=path, metrics=metrics or ["acc"], **options)
+        )
 
     return checked
 
@@ -38,36 +40,36 @@ def test_tasks_groups_tags_and_files_are_known(check, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "error", "told"),
+    ("task", "metric", "error", "message"),
     [
         ("helaswag", "acc", NotFoundError, "has no task 'helaswag'. Did you mean 'hellaswag'"),
         ("hellaswag", "acc_nrom", RecipeError, "has no metric 'acc_nrom'. Did you mean 'acc_norm'?"),
-        ("gsm8k", "exact_match", RecipeError, "Write exact_match,strict-match or exact_match,flexible-extract."),
-        ("sums.yaml", "exact_match,hole", RecipeError, "has no filter 'hole'. Write exact_match,whole or"),
+        ("gsm8k", "exact_match", RecipeError, "Set exact_match,strict-match or exact_match,flexible-extract."),
+        ("sums.yaml", "exact_match,hole", RecipeError, "has no filter 'hole'. Set exact_match,whole or"),
         (
             "lambada_openai",
             "perplexity",
             RecipeError,
-            "is made of all items together, and reports hold items. Take acc.",
+            "is not supported, because it is not a mean over items. Set acc.",
         ),
         (
             "colours.yaml",
             "mcc",
             RecipeError,
-            "is made of all items together, and reports hold items. Take acc or acc_norm.",
+            "is not supported, because it is not a mean over items. Set acc or acc_norm.",
         ),
         ("none.yaml", "acc", SourceError, "exams.h.task: there is no file"),
         ("both.yaml", "acc", RecipeError, "task sums has no metric 'acc'"),
     ],
 )
-def test_what_a_task_lacks_is_told_with_the_nearest(check, task, metric, error, told):
+def test_a_missing_task_or_metric_is_reported_with_the_closest_match(check, task, metric, error, message):
     with pytest.raises(error) as caught:
         check(task, metric)
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_metric_that_falls_when_it_is_better_is_refused(check, tmp_path):
+def test_a_metric_for_which_lower_is_better_is_refused(check, tmp_path):
     path = tmp_path / "tasks" / "colours.yaml"
     path.write_text(
         path.read_text().replace(
@@ -76,25 +78,29 @@ def test_a_metric_that_falls_when_it_is_better_is_refused(check, tmp_path):
         )
     )
 
-    with pytest.raises(RecipeError, match=r"acc_norm of task colours is better when it falls.*Take acc\."):
+    with pytest.raises(
+        RecipeError, match=r"acc_norm of task colours is not supported, because lower is better.*Set acc\."
+    ):
         check("colours.yaml", "acc_norm")
 
 
-def test_a_file_that_is_no_task_is_refused_with_its_reason(check, tmp_path):
+def test_an_invalid_task_file_is_refused_with_its_reason(check, tmp_path):
     (tmp_path / "tasks" / "odd.yaml").write_text("task: [\n")
 
-    with pytest.raises(RecipeError, match=r"odd\.yaml is no task's file: .*Mend it\."):
+    with pytest.raises(RecipeError, match=r"odd\.yaml is not a valid task file: .*Correct it\."):
         check("odd.yaml")
 
 
-def test_a_missing_harness_says_what_to_install(check, monkeypatch):
+def test_a_missing_harness_is_reported_with_the_package_to_install(check, monkeypatch):
     monkeypatch.setattr(lm_eval, "find_spec", lambda name: None)
 
-    with pytest.raises(SourceError, match=r"lm_eval is not installed. Install tuneline\[lm-eval\], or leave the entry"):
+    with pytest.raises(
+        SourceError, match=r"lm_eval is not installed. Install tuneline\[lm-eval\], or remove the entry"
+    ):
         check("hellaswag")
 
 
-def test_a_missing_task_is_told_when_a_recipe_is_planned(tmp_path):
+def test_a_missing_task_is_reported_before_the_run(tmp_path):
     config = read(tmp_path, {"engine": "lm_eval", "name": "h", "task": "helaswag", "metrics": ["acc"]})
 
     assert any("Did you mean 'hellaswag'" in line for line in existence.find_missing(config.recipe))
@@ -110,16 +116,16 @@ def test_paths_are_relative_to_the_recipe_and_names_are_not_paths(tmp_path):
     assert named.task == "hellaswag"
 
 
-def test_a_gate_asks_for_a_metric_of_the_task_by_its_name_in_the_report(tmp_path):
+def test_a_gate_can_use_a_metric_of_a_task(tmp_path):
     exam = {"engine": "lm_eval", "name": "gsm", "task": "gsm8k", "metrics": ["exact_match,strict-match"]}
 
-    assert "gsm_exact_match_strict-match" in read(tmp_path, exam, "gsm_exact_match_strict-match").recipe.measured()
+    assert "gsm_exact_match_strict-match" in read(tmp_path, exam, "gsm_exact_match_strict-match").recipe.metric_names()
     with pytest.raises(RecipeError, match="does not measure gsm_acc "):
         read(tmp_path, exam, "gsm_acc")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"engine": "lm-eval"}, "exams.0.engine: unknown engine 'lm-eval'. Did you mean 'lm_eval'?"),
         (
@@ -127,11 +133,11 @@ def test_a_gate_asks_for_a_metric_of_the_task_by_its_name_in_the_report(tmp_path
             "exams.0.shots: unknown key. Known: apply_chat_template, batch_size, engine, fewshot_random_seed",
         ),
         ({"num_fewshots": 5}, "exams.0.num_fewshots: unknown key. Did you mean 'num_fewshot'?"),
-        ({"metrics": ["acc", "acc"]}, "exams.h.metrics: a metric stands twice"),
+        ({"metrics": ["acc", "acc"]}, "exams.h.metrics: a metric is listed twice"),
     ],
 )
-def test_a_wrong_entry_is_told_with_its_key(tmp_path, changes, told):
+def test_a_wrong_entry_is_reported_with_its_key(tmp_path, changes, message):
     with pytest.raises(RecipeError) as caught:
         read(tmp_path, {"engine": "lm_eval", "name": "h", "task": "hellaswag", "metrics": ["acc"], **changes})
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a recipe may say of the optimisation, held against transformers' own names."""
+"""Training arguments have the names and options of transformers."""
 
 import inspect
 from typing import get_args
@@ -15,7 +15,7 @@ KWARGS = {
     "warmup_stable_decay": {"num_decay_steps": 2},
 }
 FOLLOW_A_SCORE = {"reduce_lr_on_plateau", "greedy"}
-"""Schedules that need an evaluation while training."""
+"""Schedules that require evaluations during training."""
 
 
 def test_every_schedule_of_transformers_is_known_or_needs_an_evaluation():
@@ -51,14 +51,14 @@ def test_every_schedule_makes_a_learning_rate(name):
     assert all(rate >= 0 for rate in rates)
 
 
-def test_a_kwarg_of_another_schedule_is_refused_with_the_nearest():
+def test_a_kwarg_of_another_schedule_is_refused_with_the_closest_match():
     with pytest.raises(
-        ValidationError, match=r"cosine_with_min_lr takes no 'min_lr_ratio'. Did you mean 'min_lr_rate'"
+        ValidationError, match=r"cosine_with_min_lr does not accept 'min_lr_ratio'. Did you mean 'min_lr_rate'"
     ):
         SFTConfig(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_ratio": 0.1})
 
 
 @pytest.mark.parametrize("name", sorted(REQUIRED_SCHEDULER_KWARGS))
-def test_a_schedule_that_needs_a_value_says_which(name):
-    with pytest.raises(ValidationError, match=f"{name} needs"):
+def test_a_missing_schedule_argument_is_reported(name):
+    with pytest.raises(ValidationError, match=f"{name} requires"):
         SFTConfig(lr_scheduler_type=name)

@@ -1,4 +1,4 @@
-"""The table of quantizations, and what it refuses."""
+"""Quantization table: which kinds are refused for training and merging."""
 
 import subprocess
 import sys
@@ -28,13 +28,13 @@ def installed(monkeypatch):
     return only
 
 
-def test_the_recipe_offers_what_is_made_on_the_fly():
+def test_the_recipe_supports_every_on_the_fly_kind():
     offered = {kind.model_fields["type"].annotation.__args__[0] for kind in get_args(get_args(Quantization)[0])}
 
     assert offered == set(ON_THE_FLY)
 
 
-def test_every_quantization_of_transformers_has_a_line():
+def test_every_quantization_of_transformers_is_in_the_table():
     from transformers.utils.quantization_config import QuantizationMethod
 
     methods = {method.value for method in QuantizationMethod} - {"bitsandbytes", "gguf"}
@@ -54,7 +54,7 @@ def test_what_is_published_only_cannot_be_made_on_the_fly(name):
 
 def test_the_table_is_read_without_torch():
     code = "import sys; from tuneline.config.validation import quantization as q; "
-    code += "q.check_trains('bnb_4bit', trains_all=False); "
+    code += "q.check_trainable('bnb_4bit', trains_all=False); "
 
     done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
@@ -82,11 +82,11 @@ def test_the_table_is_read_without_torch():
         (config_with(quant_method="tomorrow"), "tomorrow"),
     ],
 )
-def test_a_config_tells_how_its_model_comes(config, kind):
+def test_the_kind_is_read_from_the_model_config(config, kind):
     assert quantization.quantization_kind(config) == kind
 
 
-def test_a_plain_model_is_not_refused():
+def test_an_unquantized_model_is_not_refused():
     quantization.check_trainable(None, trains_all=True, device="cpu")
     quantization.check_mergeable(None)
     quantization.check_not_quantized(None, "bnb_4bit")
@@ -94,38 +94,40 @@ def test_a_plain_model_is_not_refused():
 
 
 @pytest.mark.parametrize("name", ["bnb_4bit", "bnb_8bit"])
-def test_what_is_made_on_the_fly_trains_adapters_on_a_cpu(name):
+def test_on_the_fly_kinds_train_adapters_on_a_cpu(name):
     quantization.check_trainable(name, trains_all=False, device="cpu", key="load.quantization")
     quantization.check_mergeable(name)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if entry.loads == "quantized"])
 @pytest.mark.parametrize("key", ["model", "load.quantization"])
-def test_weights_of_few_bits_are_never_trained_themselves(name, key):
+def test_quantized_weights_are_never_trained(name, key):
     with pytest.raises(RecipeError, match=rf"^{key}: "):
         quantization.check_trainable(name, trains_all=True, key=key)
 
 
-def test_full_tuning_is_refused_with_the_way_out():
-    with pytest.raises(RecipeError, match=r"in 4 bits, which take no gradients.*Set method.type: lora"):
+def test_full_tuning_is_refused_with_an_alternative():
+    with pytest.raises(RecipeError, match=r"in 4 bits without gradients.*Set method.type: lora"):
         quantization.check_trainable("bnb_4bit", trains_all=True, key="load.quantization")
 
 
 @pytest.mark.parametrize("name", ["fp8", "mxfp4"])
-def test_what_is_loaded_dequantized_is_trained_like_any_other(name):
+def test_dequantized_kinds_support_full_tuning(name):
     quantization.check_trainable(name, trains_all=True, device="cpu")
     quantization.check_mergeable(name)
 
 
-def test_what_must_be_installed_is_said(installed):
+def test_missing_packages_are_reported(installed):
     installed("optimum")
 
-    with pytest.raises(RecipeError, match=r"model: gptq needs gptqmodel>=7. Install: pip install 'gptqmodel>=7'\."):
+    with pytest.raises(
+        RecipeError, match=r"model: gptq requires gptqmodel>=7. Install with: pip install 'gptqmodel>=7'\."
+    ):
         quantization.check_trainable("gptq", trains_all=False, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "aqlm"])
-def test_what_comes_quantized_is_trained_where_its_library_is(installed, name):
+def test_quantized_models_train_if_their_library_is_installed(installed, name):
     installed(*TABLE[name].needs)
 
     quantization.check_trainable(name, trains_all=False, device="cpu")
@@ -135,10 +137,10 @@ def test_a_module_of_a_package_that_is_missing_is_missing():
     assert not quantization._is_installed("no_such_package.module")
 
 
-def test_a_device_that_cannot_is_refused(installed):
+def test_an_unsupported_device_is_refused(installed):
     installed(*TABLE["eetq"].needs)
 
-    with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, and the device is cpu\."):
+    with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, but the device is cpu\."):
         quantization.check_trainable("eetq", trains_all=False, device="cpu")
     quantization.check_trainable("eetq", trains_all=False, device="cuda")
 
@@ -149,22 +151,22 @@ def test_what_the_library_cannot_load_is_refused_with_its_reason():
 
 
 @pytest.mark.parametrize("name", ["quanto", "gptq", "awq", "aqlm", "eetq", "hqq", "torchao"])
-def test_no_merge_is_tried_that_would_lose_the_adapter(name):
-    with pytest.raises(RecipeError, match=rf"an adapter on {name} cannot be merged: .* Keep the adapter beside"):
+def test_kinds_that_cannot_be_merged_are_refused(name):
+    with pytest.raises(RecipeError, match=rf"an adapter on {name} cannot be merged: .* Keep the adapter separate"):
         quantization.check_mergeable(name)
 
 
 def test_an_unknown_quantization_is_refused_with_those_known():
-    with pytest.raises(RecipeError, match=r"model: the quantization 'gptk' is unknown. Did you mean 'gptq'\? Known: "):
+    with pytest.raises(RecipeError, match=r"model: unknown quantization 'gptk'. Did you mean 'gptq'\? Known: "):
         quantization.check_trainable("gptk", trains_all=False)
 
 
 def test_a_model_is_not_quantized_twice():
-    with pytest.raises(RecipeError, match=r"load.quantization: bnb_4bit, and the model comes quantized as gptq\."):
+    with pytest.raises(RecipeError, match=r"load.quantization: bnb_4bit, but the model is already quantized as gptq\."):
         quantization.check_not_quantized("gptq", "bnb_4bit")
 
 
-def test_readers_see_every_kind_with_its_reason():
+def test_the_rendered_table_has_every_kind_with_its_reason():
     lines = quantization.to_markdown().splitlines()
 
     assert len(lines) == 2 + len(TABLE)

@@ -182,10 +182,10 @@ def test_an_exam_without_data_is_told(tmp_path):
         file.writestr("readme.txt", "nothing here")
     (tmp_path / "torn.zip").write_bytes(b"PK and no more")
 
-    assert "has no test/<subject>.csv" in refusal(path=tmp_path / "empty")
-    assert "has no test/<subject>.csv" in refusal(path=tmp_path / "empty.zip")
+    assert "does not contain test/<subject>.csv" in refusal(path=tmp_path / "empty")
+    assert "does not contain test/<subject>.csv" in refusal(path=tmp_path / "empty.zip")
     assert "exams.e.path: there is no " in refusal(path=tmp_path / "nowhere")
-    assert "is no zip file" in refusal(path=tmp_path / "torn.zip")
+    assert "is not a valid zip file" in refusal(path=tmp_path / "torn.zip")
 
 
 def test_an_unknown_subject_is_told_with_the_nearest(test_data):
@@ -196,13 +196,13 @@ def test_an_unknown_subject_is_told_with_the_nearest(test_data):
 
 @pytest.mark.parametrize("told", [{}, {"path": "a", "hub": "b/c"}], ids=["neither", "both"])
 def test_an_exam_lies_in_one_place(told):
-    with pytest.raises(ValueError, match="exams.e: give one of path"):
+    with pytest.raises(ValueError, match="exams.e: expected exactly one of path"):
         ExamConfig(name="e", **told)
 
 
 def test_every_subject_has_a_name_and_a_category():
     for benchmark, count in (("mmlu", 57), ("cmmlu", 67), ("ceval", 52)):
-        table = places._known(benchmark)
+        table = places._subjects(benchmark)
 
         assert len(table) == count
         assert {category for _, category in table.values()} == {"STEM", "Humanities", "Social Sciences", "Other"}
@@ -235,7 +235,7 @@ def test_a_zip_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tm
 
     assert archive.stat().st_size < 1 << 20
     assert "test/x.csv in" in (message := refusal(path=archive))
-    assert "has 83,886,080 bytes, and a sheet of an exam at most 64 MiB" in message
+    assert "has 83,886,080 bytes; the maximum for a question file is 64 MiB" in message
 
 
 def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
@@ -252,7 +252,7 @@ def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
 def test_two_sheets_of_one_subject_are_refused(tmp_path, second):
     archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED), (second, "r,a,b,c,d,B\n")])
 
-    assert "two sheets hold the subject 'x' of split test" in refusal(path=archive)
+    assert "two files contain the subject 'x' of split test" in refusal(path=archive)
 
 
 def test_two_files_of_one_subject_in_a_folder_are_refused(tmp_path):
@@ -260,14 +260,14 @@ def test_two_files_of_one_subject_in_a_folder_are_refused(tmp_path):
         sheet(tmp_path, "dev", SOLVED, name)
     sheet(tmp_path, "test", SOLVED, "x")
 
-    assert "two sheets hold the subject 'x' of split dev" in refusal(path=tmp_path)
+    assert "two files contain the subject 'x' of split dev" in refusal(path=tmp_path)
 
 
 def test_a_zip_file_with_very_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_MAX_EXAM_FILES", "3")
     archive = a_zip(tmp_path / "e.zip", [(f"test/x{i}.csv", SOLVED) for i in range(4)])
 
-    assert "holds 4 files, and an exam at most 3" in refusal(path=archive)
+    assert "contains 4 files; the maximum for an exam is 3" in refusal(path=archive)
 
 
 def test_a_locked_zip_file_is_refused(tmp_path):
@@ -285,14 +285,14 @@ def test_a_locked_zip_file_is_refused(tmp_path):
 def test_a_subject_has_a_name_that_a_file_can_hold(tmp_path, subject):
     archive = a_zip(tmp_path / "e.zip", [(f"{split}/{subject}.csv", SOLVED) for split in ("dev", "test")])
 
-    assert "is no name of a subject" in refusal(path=archive)
+    assert "is not a valid subject name" in refusal(path=archive)
 
 
 def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
     sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED * 1000)
     monkeypatch.setenv("TUNELINE_MAX_EXAM_BYTES", "5000")
 
-    with pytest.raises(SourceError, match="at most 5,000 bytes"):
+    with pytest.raises(SourceError, match="the maximum for a question file is 5,000 bytes"):
         read(path=tmp_path)
 
 

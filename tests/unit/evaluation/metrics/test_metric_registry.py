@@ -149,9 +149,9 @@ def test_the_columns_stand_as_the_recipe_orders_its_families():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["rogue1"], "there is no metric 'rogue1'. Did you mean 'rouge1'?"),
-        (["chrf", "chrf"], "two of them are called 'chrf'"),
-        (["a:bleu", "bleu"], "two of them are called 'bleu'"),
+        (["rogue1"], "unknown metric 'rogue1'. Did you mean 'rouge1'?"),
+        (["chrf", "chrf"], "two metrics have the name 'chrf'"),
+        (["a:bleu", "bleu"], "two metrics have the name 'bleu'"),
         ([], "at least 1 item"),
     ],
 )
@@ -167,7 +167,7 @@ def load(tmp_path, **evaluate):
 
 
 def test_a_wrong_metric_is_told_with_the_recipes_key_and_line(tmp_path):
-    with pytest.raises(RecipeError, match=r"evaluate.*there is no metric 'rougel'. Did you mean 'rougeL'"):
+    with pytest.raises(RecipeError, match=r"evaluate.*unknown metric 'rougel'. Did you mean 'rougeL'"):
         load(tmp_path, metrics=["rougel"])
 
 
@@ -209,12 +209,12 @@ def test_a_module_that_is_missing_is_told_when_the_recipe_is_planned(tmp_path):
     recipe = load(tmp_path, metrics=["rougeL", "nowhere:f"])
 
     assert any(
-        "evaluate.metrics 'nowhere:f': there is no module 'nowhere'" in each for each in existence.find_missing(recipe)
+        "evaluate.metrics 'nowhere:f': module 'nowhere' not found" in each for each in existence.find_missing(recipe)
     )
 
 
 def test_a_library_that_is_missing_is_told_when_the_recipe_is_planned(monkeypatch):
     monkeypatch.setattr(existence, "find_spec", lambda name: None)
 
-    with pytest.raises(SourceError, match="llamafactory_compat needs jieba and rouge_chinese and nltk"):
+    with pytest.raises(SourceError, match="llamafactory_compat requires jieba and rouge_chinese and nltk"):
         existence.check_metric("llamafactory_compat")

@@ -10,12 +10,12 @@ REFUSED = {
     "parts of no layer": (
         FreezeMethod,
         {"type": "freeze", "layers": 0, "trainable_modules": ["mlp"], "extra_modules": ["norm"]},
-        "no part of a layer is trained",
+        "no module of a layer is trained",
     ),
-    "no part": (FreezeMethod, {"type": "freeze", "trainable_modules": []}, "an empty list trains no part"),
+    "no part": (FreezeMethod, {"type": "freeze", "trainable_modules": []}, "an empty list trains no module"),
     "no place": (BottleneckMethod, {"type": "bottleneck", "after": []}, "at least 1 item"),
     "a place twice": (BottleneckMethod, {"type": "bottleneck", "after": ["mlp", "mlp"]}, "'mlp' is listed twice"),
-    "ranks that rise": (AdaloraMethod, {"type": "adalora", "init_r": 2, "target_r": 4}, "ranks only fall"),
+    "ranks that rise": (AdaloraMethod, {"type": "adalora", "init_r": 2, "target_r": 4}, "ranks can only decrease"),
 }
 
 

@@ -123,8 +123,8 @@ def _trouble(path: Path, error: Exception) -> TunelineError:
     except OSError as cut:
         if num_read == 0 and not _begins_packed(path):
             return SourceError(
-                f"{path}:1: this is not packed with {compression(path)}, though its name says so. Take {path.suffix} off "
-                "the name."
+                f"{path}:1: this is not packed with {compression(path)}, though its name says so. Take "
+                f"{path.suffix} off the name."
             )
         return SourceError(
             f"{path}:{num_read + 1}: the file cannot be unpacked beyond this line ({cut}). Most likely its download "
