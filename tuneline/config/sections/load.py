@@ -104,12 +104,12 @@ class ModelLoadOptions(Config):
     allow_pickle: bool = False
     """Accept weights in pickle files (`pytorch_model.bin`), read with `weights_only`."""
 
-    def plain(self) -> "Holding":
+    def plain(self) -> "ModelLoadOptions":
         """Return the same without what only a training needs: full precision, full attention, the same permissions."""
         return ModelLoadOptions(**self.model_dump(include={"train_from_scratch", "trust_remote_code", "allow_pickle"}))
 
     @model_validator(mode="after")
-    def _a_token_is_new_once(self) -> "Holding":
+    def _a_token_is_new_once(self) -> "ModelLoadOptions":
         tokens = [*self.new_tokens, *self.new_special_tokens]
         if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
             raise ValueError(f"new_tokens: {twice[0]!r} is listed twice. List it once, in one of the two lists.")
