@@ -1,8 +1,7 @@
-"""Tiny random instances of every decoder-only causal language model that `transformers` knows.
+"""Tiny random instances of every decoder-only causal language model in `transformers`.
 
-One generic configuration, of which each architecture gets the keys that its class has; a table of what else some need.
-Kinds of layers are taken from the class's own defaults, one layer of each kind and two at least, so that a hybrid has
-its attention and its other layer.
+Each architecture gets the keys of one generic config that its class has, and the extra keys in `EXTRA`. Layer types
+come from the defaults of the class: one layer of each type and at least two, so that a hybrid has all its layer types.
 """
 
 from typing import Any
@@ -171,7 +170,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What an architecture needs beside the generic keys; nested for nested configurations."""
+"""Extra config keys of architectures; nested for nested configs."""
 
 ENCODER = "an encoder"
 HALF = "the decoder half of an encoder-decoder"
@@ -214,7 +213,7 @@ EXCLUDED: dict[str, str] = {
     "xlnet": ENCODER,
     "xmod": ENCODER,
 }
-"""Entries of the mapping that are no decoder-only models of text."""
+"""Architectures of the mapping that are not decoder-only text models, with the reason."""
 
 NAMES = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in EXCLUDED]
 WITHOUT_GENERATION = {
@@ -227,49 +226,50 @@ MAX_PARAMETERS = 5_000_000
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """Build a random model of an architecture; the weights are counted before any is made."""
+    """Build a random model of an architecture, after checking its size on the meta device."""
     config = tiny_config(name)
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if count > MAX_PARAMETERS:
-        raise ValueError(f"{name} would have {count / 1e6:.0f}e6 weights; add keys to EXTRA.")
+        raise ValueError(f"{name} would have {count / 1e6:.0f}e6 parameters; add keys to EXTRA.")
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and not parameter.any():
-                parameter.normal_(std=0.1)  # what starts at zero would hide what stands behind it
+                parameter.normal_(std=0.1)  # weights of zero would hide errors in earlier layers
     return model
 
 
 def tiny_config(name: str) -> Any:
-    """Return the tiny configuration of an architecture."""
-    kind = CONFIG_MAPPING[name]
-    return kind(**_keys(kind, EXTRA.get(name, {})))
+    """Return the tiny config of an architecture."""
+    config_class = CONFIG_MAPPING[name]
+    return config_class(**_keys(config_class, EXTRA.get(name, {})))
 
 
-def _keys(kind: type, extra: dict[str, Any]) -> dict[str, Any]:
-    """Return generic keys that a class has, those of its nested configurations, and the extra ones."""
-    fields = kind.__dataclass_fields__
+def _keys(config_class: type, extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the generic keys that a class has, those of its nested configs, and the extra keys."""
+    fields = config_class.__dataclass_fields__
     keys = {key: value for key, value in GENERIC.items() if key in fields}
     if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
         keys["num_key_value_heads"] = keys["num_attention_heads"]  # latent attention has no groups
-    for key, nested in kind.sub_configs.items():
+    for key, nested in config_class.sub_configs.items():
         inner = extra.get(key, {})
         if "model_type" in inner:
             nested = CONFIG_MAPPING[inner["model_type"]]
         if nested.__name__ != "AutoConfig":
             keys[key] = _keys(nested, inner)
-    return keys | _layers(kind) | {key: value for key, value in extra.items() if key not in kind.sub_configs}
+    nested_keys = config_class.sub_configs
+    return keys | _layers(config_class) | {key: value for key, value in extra.items() if key not in nested_keys}
 
 
-def _layers(kind: type) -> dict[str, Any]:
-    """Return one layer of each kind that the defaults have, and two at least."""
-    default = kind()
-    found: dict[str, list[str]] = {}
+def _layers(config_class: type) -> dict[str, Any]:
+    """Return one layer of each type in the defaults, and at least two layers."""
+    default = config_class()
+    layer_types: dict[str, list[str]] = {}
     for key in ("layer_types", "layers_block_type", "mlp_layer_types"):
-        if key in kind.__dataclass_fields__ and getattr(default, key, None):
-            found[key] = list(dict.fromkeys(getattr(default, key)))
-    count = max([2, *map(len, found.values())])
-    layers = {key: (kinds * count)[:count] for key, kinds in found.items()}
+        if key in config_class.__dataclass_fields__ and getattr(default, key, None):
+            layer_types[key] = list(dict.fromkeys(getattr(default, key)))
+    count = max([2, *map(len, layer_types.values())])
+    layers = {key: (types * count)[:count] for key, types in layer_types.items()}
     return layers | {"num_hidden_layers": count} if layers else {}

@@ -1,4 +1,4 @@
-"""A tiny chat model with a real tokenizer, and a small project around it: everything built in code, nothing fetched."""
+"""A tiny chat model with a real tokenizer, and a small project with it. Everything is built in code, offline."""
 
 import json
 from pathlib import Path
@@ -48,51 +48,52 @@ def build_model(folder: Path, seed: int = 0) -> Path:
 
 
 def store_model(folder: Path, content: str) -> str:
-    """Lay a stored model around some text in place of weights; returns its content hash."""
+    """Write a stored model with text instead of weights; returns its content hash."""
     from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)
     (files / "model.safetensors").write_text(content)
-    made = Checkpoint(files, "full")
-    about = {"kind": made.kind, "identity": made.identity, "facts": {}, "sha256": made.content_hash()}
-    (folder / METADATA_FILE).write_text(json.dumps({**about, "files": made.files()}))
-    return made.content_hash()
+    checkpoint = Checkpoint(files, "full")
+    metadata = {"kind": checkpoint.kind, "identity": checkpoint.identity, "facts": {}}
+    metadata["sha256"] = checkpoint.content_hash()
+    (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": checkpoint.files()}))
+    return checkpoint.content_hash()
 
 
 def alpaca_rows(count: int, start: int = 0) -> list[dict[str, str]]:
-    """Make short rows that differ."""
+    """Return short distinct rows."""
     numbers = range(start, start + count)
     return [{"instruction": f"What is {i} and {i}?", "input": "", "output": f"It is {2 * i}."} for i in numbers]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows, one a line."""
+    """Write rows, one per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def write_texts(path: Path, count: int = 40) -> Path:
-    """Write short texts that differ."""
+    """Write short distinct texts."""
     return write_jsonl(
         path, [{"text": f"The brown fox answers {i}: it is {i} and {i}, or {2 * i}."} for i in range(count)]
     )
 
 
 def write_preferences(folder: Path, count: int = 30) -> None:
-    """Write pairs of answers, and single ones with a label: a random model mostly likes the wrong ones."""
+    """Write pairs of answers, and labelled single answers; a random model mostly prefers the wrong ones."""
     pairs, single = [], []
     for i in range(count):
-        good, bad, asked = f"The quick fox {i}!", f"It is {2 * i}.", f"What is {i} and {i}?"
-        pairs.append({"prompt": asked, "chosen": good, "rejected": bad})
-        single.append({"prompt": asked, "completion": good if i % 2 else bad, "label": bool(i % 2)})
+        good, bad, prompt = f"The quick fox {i}!", f"It is {2 * i}.", f"What is {i} and {i}?"
+        pairs.append({"prompt": prompt, "chosen": good, "rejected": bad})
+        single.append({"prompt": prompt, "completion": good if i % 2 else bad, "label": bool(i % 2)})
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "labelled.jsonl", single)
 
 
 def write_exam(folder: Path) -> Path:
-    """Write an exam of one subject: two shots, four questions."""
+    """Write an exam with one subject: two shots and four questions."""
     line = '"Which is number {i}?",one,two,three,four,{answer}\n'
     for split, answers in (("dev", "AB"), ("test", "ABCD")):
         path = folder / split / "numbers.csv"
@@ -102,7 +103,7 @@ def write_exam(folder: Path) -> Path:
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
-    """Return a small recipe with paths relative to the project; keyword arguments replace its parts."""
+    """Return a small recipe with paths relative to the project; keyword arguments replace its keys."""
     base: dict[str, Any] = {
         "stage": "sft",
         "model": {"type": "directory", "path": "model"},
@@ -129,7 +130,7 @@ def write_config(path: Path, recipe: dict[str, Any], **top: Any) -> Path:
 
 
 def build_project(folder: Path) -> Path:
-    """Lay out a project: model, two data sets, an exam, `run.yaml`."""
+    """Write a project: model, two datasets, an exam, and `run.yaml`."""
     build_model(folder / "model")
     write_jsonl(folder / "data" / "first.jsonl", alpaca_rows(20))
     chats = [

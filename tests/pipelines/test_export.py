@@ -71,7 +71,7 @@ def test_a_merged_version_is_taken_as_it_is_and_no_weight_is_copied(trained, fir
     ours, theirs = (place / "model.safetensors" for place in (folder, trained.model_folder))
 
     assert ours.stat().st_ino == theirs.stat().st_ino, "a hard link"
-    assert first.delivery.facts["weights"] == "as they were"
+    assert first.delivery.facts["weights"] == "unchanged"
     assert (folder / "tokenizer_config.json").stat().st_ino != (
         trained.model_folder / "tokenizer_config.json"
     ).stat().st_ino
@@ -151,7 +151,7 @@ def test_a_push_is_told_to_zenml_and_mlflow(first, export, hub):
 def test_a_hub_that_refuses_stops_the_export_before_work(export, hub):
     hub.fail["GET /api/whoami-v2"] = 401, "Invalid"
 
-    with pytest.raises(TunelineError, match="does not accept your token"):
+    with pytest.raises(TunelineError, match="rejects your token"):
         export(push={"repo_id": "tester/tiny"}, parameters={"seed": 7})
 
 
@@ -162,9 +162,9 @@ def test_a_folder_of_the_users_is_filled_once_and_never_overwritten(export, proj
     assert "num_ctx 256" in (project / "out" / "Modelfile").read_text()
 
     (project / "out" / "Modelfile").write_text("mine")
-    with pytest.raises(TunelineError, match=r"to: .*out/Modelfile was changed since it was exported"):
+    with pytest.raises(TunelineError, match=r"to: .*out/Modelfile was modified after its export"):
         export(to="out")
-    with pytest.raises(TunelineError, match=r"to: .*data holds .* and is no export"):
+    with pytest.raises(TunelineError, match=r"to: .*data contains .* and is not an export"):
         export(to="data")
 
 
@@ -208,7 +208,7 @@ def test_a_model_without_a_merged_form_is_refused(run, export):
 def test_a_run_is_exported_by_its_name(trained, export):
     made = export(model={"type": "run", "name": trained.run_name})
 
-    assert made.delivery.facts["weights"] == "as they were"
+    assert made.delivery.facts["weights"] == "unchanged"
     assert tracked(made).data.params["model.version"] == "1"
 
 

@@ -134,10 +134,12 @@ def test_what_a_run_began_with_must_still_be_there(tmp_path):
 
     flip(path)
     for check in (verification.check_manifests, verification.verify_hashes):
-        with pytest.raises(SourceError, match=r"model.safetensors has the sha256 .*, expected .* when this run began"):
+        with pytest.raises(
+            SourceError, match=r"model.safetensors has the sha256 .*, expected .* at the start of this run"
+        ):
             check(base_model)
     path.unlink()
-    with pytest.raises(SourceError, match=r"model.safetensors is missing, and this run began with it"):
+    with pytest.raises(SourceError, match=r"model.safetensors is missing; it existed at the start of this run"):
         verification.check_manifests(base_model)
 
 

@@ -1,1 +1,1 @@
-"""Models as others take them: merged folders, Ollama's Modelfile, repositories of a hub. Knows nothing of runs."""
+"""Export models: merged folders, Ollama Modelfiles, and repositories on the Hub. Independent of runs."""

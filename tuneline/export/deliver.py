@@ -1,4 +1,4 @@
-"""Bring an export where it should go."""
+"""Deliver an export to a folder and to the Hub."""
 
 from tuneline.config.sections.export import PublishConfig
 from tuneline.export import hub, place
@@ -6,16 +6,16 @@ from tuneline.export.origin import Delivery, Origin
 from tuneline.export.write import CARD_FILE
 from tuneline.model.checkpoint import Checkpoint
 
-__all__ = ["CARD", "deliver"]
+__all__ = ["CARD_FILE", "deliver"]
 
-NO_MODELFILE_NOTE = "none was asked for"
+NO_MODELFILE_NOTE = "not requested"
 
 
 def deliver(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Delivery:
-    """Lay an export into a folder and push it, as far as asked for.
+    """Copy an export to a folder and push it to the Hub, if configured.
 
     Raises:
-        DeliveryError: The folder holds something else, or the hub does not take it.
+        DeliveryError: The folder contains other files, or the Hub rejects the push.
     """
     if config.to:
         place.copy_export(exported.path, config.to)

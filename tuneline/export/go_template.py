@@ -1,8 +1,7 @@
-"""The part of Go's text/template that our Modelfiles use, evaluated as Go does: what Ollama renders, without Ollama.
+"""Interpreter of the subset of Go's text/template that our Modelfiles use, to render like Ollama without Ollama.
 
-Texts are bytes, as in Go, where `slice` and `len` count bytes. What is outside of the part (pipes, `with`, `break`,
-other functions) is refused, so that nothing is ever rendered in another way than Go would
-(https://pkg.go.dev/text/template).
+Texts are bytes, as in Go, where `slice` and `len` count bytes. Everything outside of the subset (pipes, `with`,
+`break`, other functions) is rejected, so the result never differs from Go's (https://pkg.go.dev/text/template).
 """
 
 import json
@@ -21,19 +20,19 @@ TRIMMED_CHARACTERS = " \t\r\n"
 
 
 class GoTemplateError(VerificationError):
-    """A template is outside of the part of Go's language that is evaluated here, or Go would refuse to execute it."""
+    """A template is outside of the supported subset, or Go would fail to execute it."""
 
 
 @dataclass
 class Node:
-    """A piece of a template: `text`, `print`, `if`, `range`, `template`, `declare` or `assign`."""
+    """A node of a template: `text`, `print`, `if`, `range`, `template`, `declare` or `assign`."""
 
     kind: str
     words: list[str] = field(default_factory=list)
-    """Of the action, without its keyword."""
+    """Words of the action, without its keyword."""
 
     text: bytes = b""
-    """What a `text` writes; the name of a template or of a variable."""
+    """Output of a `text` node; name of a template or variable."""
 
     body: list["Node"] = field(default_factory=list)
     else_body: list["Node"] = field(default_factory=list)
@@ -43,18 +42,18 @@ def evaluate(template: str, data: Mapping[str, Any]) -> str:
     """Execute a template.
 
     Args:
-        template: Its text.
-        data: What `.` is: texts, booleans, numbers, and lists of such mappings. What is missing is empty, as with
-            Go's option `missingkey=zero`, which Ollama sets.
+        template: Text of the template.
+        data: Value of `.`: texts, booleans, numbers, and lists of such mappings. Missing keys are empty, as with Go's
+            option `missingkey=zero`, which Ollama sets.
 
     Raises:
-        GoTemplateError: The template is wrong, or Go would refuse to execute it.
+        GoTemplateError: The template is invalid, or Go would fail to execute it.
     """
     return Template(template).execute(data)
 
 
 class Template:
-    """A parsed template, with those that it defines."""
+    """A parsed template with its nested definitions."""
 
     def __init__(self, text: str) -> None:
         self.defined: dict[bytes, list[Node]] = {}
@@ -64,13 +63,13 @@ class Template:
             raise GoTemplateError(f"unexpected {{{{ {' '.join(end)} }}}}")
 
     def execute(self, data: Mapping[str, Any]) -> str:
-        """Return what is written for `data`."""
+        """Return the output for `data`."""
         out: list[bytes] = []
         _Execution(self, out).walk(self.root, _to_go_value(data), [("$", _to_go_value(data))])
         return b"".join(out).decode()
 
-    def _list(self, parts: "_Parts") -> tuple[list[Node], list[str]]:
-        """Parse up to `end` or `else`; returns the words of that."""
+    def _list(self, parts: "_PartStream") -> tuple[list[Node], list[str]]:
+        """Parse up to `end` or `else`; returns the nodes and the words of that action."""
         nodes: list[Node] = []
         for text, words in parts:
             if words is None:
@@ -81,7 +80,7 @@ class Template:
                 self._action(words, parts, nodes)
         return nodes, []
 
-    def _action(self, words: list[str], parts: "_Parts", nodes: list[Node]) -> None:
+    def _action(self, words: list[str], parts: "_PartStream", nodes: list[Node]) -> None:
         first = words[0]
         if first == "define":
             self.defined[_unquote(words[1])], _ = self._list(parts)
@@ -94,7 +93,7 @@ class Template:
         else:
             nodes.append(Node("print", words))
 
-    def _branch(self, kind: str, words: list[str], parts: "_Parts") -> Node:
+    def _branch(self, kind: str, words: list[str], parts: "_PartStream") -> Node:
         node = Node(kind, words)
         node.body, end = self._list(parts)
         if end[:2] == ["else", "if"]:
@@ -108,7 +107,7 @@ class Template:
 
 
 class _PartStream:
-    """Texts and actions in order; iterating goes on where it stopped."""
+    """Texts and actions in order; iteration continues where it stopped."""
 
     def __init__(self, parts: Iterator[tuple[str, list[str] | None]]) -> None:
         self._parts = parts
@@ -119,12 +118,12 @@ class _PartStream:
 
 def _split(template: str) -> Iterator[tuple[str, list[str] | None]]:
     position, trim = 0, False
-    for found in ACTION_PATTERN.finditer(template):
-        text = template[position : found.start()]
+    for match in ACTION_PATTERN.finditer(template):
+        text = template[position : match.start()]
         text = text.lstrip(TRIMMED_CHARACTERS) if trim else text
-        yield (text.rstrip(TRIMMED_CHARACTERS) if found["left"] else text), None
-        position, trim = found.end(), bool(found["right"])
-        body = found["body"].strip()
+        yield (text.rstrip(TRIMMED_CHARACTERS) if match["left"] else text), None
+        position, trim = match.end(), bool(match["right"])
+        body = match["body"].strip()
         if not body.startswith("/*"):
             yield "", _words(body)
     rest = template[position:]
@@ -136,22 +135,22 @@ def _split(template: str) -> Iterator[tuple[str, list[str] | None]]:
 def _words(body: str) -> list[str]:
     words, position = [], 0
     while position < len(body.rstrip()):
-        found = WORD_PATTERN.match(body, position)
-        if not found or found.end() == position or not found[0].strip():
-            raise GoTemplateError(f"{body[position:][:40]!r} is not understood")
-        words.append(found[0].strip())
-        position = found.end()
+        match = WORD_PATTERN.match(body, position)
+        if not match or match.end() == position or not match[0].strip():
+            raise GoTemplateError(f"{body[position:][:40]!r} cannot be parsed")
+        words.append(match[0].strip())
+        position = match.end()
     return words
 
 
 def _unquote(word: str) -> bytes:
     if not word.startswith('"'):
-        raise GoTemplateError(f"{word} should be a quoted text")
+        raise GoTemplateError(f"{word} is not a quoted text")
     return str(json.loads(word)).encode()
 
 
 def _to_go_value(value: Any) -> Any:
-    """Return a value as Go holds it: texts are bytes."""
+    """Convert a value to its Go representation: texts are bytes."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, Mapping):
@@ -203,7 +202,7 @@ class _Execution:
         mark = len(variables)
         values = _Expression(node.words, dot, variables).value() or []
         if not isinstance(values, list):
-            raise GoTemplateError(f"range {' '.join(node.words)}: it is no list")
+            raise GoTemplateError(f"range {' '.join(node.words)}: the value is not a list")
         for value in values:
             self.walk(node.body, value, variables)
             del variables[mark:]
@@ -226,25 +225,25 @@ class _Expression:
         self._words, self._dot, self._variables, self._next = words, dot, variables, 0
 
     def value(self) -> Any:
-        """Return what the words come to."""
-        found = self._command()
+        """Evaluate the words."""
+        result = self._command()
         if self._next < len(self._words):
             raise GoTemplateError(f"unexpected {self._words[self._next]!r} in {' '.join(self._words)!r}")
-        return found
+        return result
 
     def _command(self) -> Any:
         word = self._words[self._next] if self._next < len(self._words) else ""
         if word in FUNCTIONS:
             self._next += 1
-            given = self._operands()
-            return FUNCTIONS[word](*(given if word in LAZY_FUNCTIONS else [each() for each in given]))
+            operands = self._operands()
+            return FUNCTIONS[word](*(operands if word in LAZY_FUNCTIONS else [operand() for operand in operands]))
         return self._operand()()
 
     def _operands(self) -> list[Callable[[], Any]]:
-        found = []
+        operands = []
         while self._next < len(self._words) and self._words[self._next] != ")":
-            found.append(self._operand())
-        return found
+            operands.append(self._operand())
+        return operands
 
     def _operand(self) -> Callable[[], Any]:
         if self._next >= len(self._words):
@@ -257,11 +256,11 @@ class _Expression:
         return lambda: value
 
     def _inner(self) -> Callable[[], Any]:
-        """Take the words in brackets; they are executed where a lazy function asks for them."""
+        """Read the words in parentheses; they are evaluated when called, for lazy functions."""
         start, depth = self._next, 1
         while depth:
             if self._next >= len(self._words):
-                raise GoTemplateError(f"{' '.join(self._words)!r}: a bracket is not closed")
+                raise GoTemplateError(f"{' '.join(self._words)!r}: a parenthesis is not closed")
             depth += {"(": 1, ")": -1}.get(self._words[self._next], 0)
             self._next += 1
         words = self._words[start : self._next - 1]
@@ -275,18 +274,18 @@ class _Expression:
         if word in ("true", "false"):
             return word == "true"
         if word[0] not in ".$":
-            raise GoTemplateError(f"function {word!r} is not known here")
+            raise GoTemplateError(f"function {word!r} is not supported")
         name, *fields = word.split(".")
         value = self._dot if word[0] == "." else self._variable(name)
-        for each in filter(None, fields):
+        for field_name in filter(None, fields):
             if not isinstance(value, Mapping):
-                raise GoTemplateError(f"can't evaluate field {each} in {word}")
-            value = value.get(each, b"")
+                raise GoTemplateError(f"can't evaluate field {field_name} in {word}")
+            value = value.get(field_name, b"")
         return value
 
     def _variable(self, name: str) -> Any:
-        for known, value in reversed(self._variables):
-            if known == name:
+        for variable, value in reversed(self._variables):
+            if variable == name:
                 return value
         raise GoTemplateError(f"undefined variable {name}")
 
@@ -304,19 +303,19 @@ def _slice(text: bytes, low: int = 0, high: int | None = None) -> bytes:
     return text[low:high]
 
 
-def _and(*given: Callable[[], Any]) -> Any:
+def _and(*operands: Callable[[], Any]) -> Any:
     value = None
-    for each in given:
-        value = each()
+    for operand in operands:
+        value = operand()
         if not value:
             return value
     return value
 
 
-def _or(*given: Callable[[], Any]) -> Any:
+def _or(*operands: Callable[[], Any]) -> Any:
     value = None
-    for each in given:
-        value = each()
+    for operand in operands:
+        value = operand()
         if value:
             return value
     return value
@@ -334,4 +333,4 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "slice": _slice,
 }
 LAZY_FUNCTIONS = ("and", "or")
-"""Functions that do not look at what follows the operand that decides."""
+"""Functions that stop evaluating at the deciding operand."""

@@ -1,7 +1,7 @@
-"""Push an export to a repository of a hub: one commit, or none; each thing that can go wrong is told as what it is.
+"""Push an export to a Hub repository in a single commit, with a specific message for each kind of failure.
 
-Who pushes is known by `HF_TOKEN` or by `hf auth login`, which `huggingface_hub` reads itself: a token is neither taken
-nor kept nor shown here. `HF_ENDPOINT` names another hub.
+The credentials are `HF_TOKEN` or `hf auth login`, which `huggingface_hub` reads itself: this module does not read,
+store or print tokens. `HF_ENDPOINT` selects another Hub.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 STALE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-"""Files of an earlier push that would be loaded in place of the new weights."""
+"""Files of an earlier push that would be loaded instead of the new weights."""
 
 
 def check_push(config: PushConfig) -> str:
-    """Look whether a push can succeed, before anything is computed for it.
+    """Check that a push can succeed, before the export is computed.
 
     Returns:
-        The user's name on the hub.
+        The user name on the Hub.
 
     Raises:
-        DeliveryError: The hub is out of reach, does not know the user, or has the repository in another form.
+        DeliveryError: The Hub is unreachable, the user is not logged in, or the repository has other settings.
     """
     api = _api()
     with _translated_errors(config):
@@ -37,18 +37,18 @@ def check_push(config: PushConfig) -> str:
 
 
 def push_folder(folder: Path, config: PushConfig, message: str) -> tuple[str, str]:
-    """Push all files of a folder as one commit, and see that they are there.
+    """Push all files of a folder as one commit and verify the result.
 
     Args:
-        folder: What `export` wrote.
-        config: Where to.
-        message: Of the commit, where the recipe gives none.
+        folder: Output of `export_model`.
+        config: Repository and options.
+        message: Commit message unless the recipe has one.
 
     Returns:
-        The commit, and its address.
+        The commit hash and its URL.
 
     Raises:
-        DeliveryError: The hub does not take it, or has other bytes afterwards.
+        DeliveryError: The Hub rejects the push, or its files differ afterwards.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -81,29 +81,29 @@ def _api() -> "HfApi":
 
 
 def _check_repository(api: "HfApi", config: PushConfig) -> None:
-    """Look at a repository that is there.
+    """Check an existing repository.
 
     Raises:
-        DeliveryError: It is not to be there, or others see more of it than the recipe says.
+        DeliveryError: The repository must not exist, or is public although the recipe says private.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with _translated_errors(config):
         try:
-            about = api.repo_info(config.repo_id)
+            info = api.repo_info(config.repo_id)
         except RepositoryNotFoundError as error:
             if error.response is not None and error.response.status_code == 401:
                 raise
             return
     if not config.exist_ok:
         raise DeliveryError(
-            f"push.repo_id: {config.repo_id} is there already, and push.exist_ok is false. Choose another name, or set "
+            f"push.repo_id: {config.repo_id} already exists, and push.exist_ok is false. Choose another name, or set "
             "exist_ok: true to add a commit to it."
         )
-    if config.private and not about.private:
+    if config.private and not info.private:
         raise DeliveryError(
-            f"push.private: {config.repo_id} is there and public, so everybody would see what is pushed. Set "
-            "push.private: false if that is meant, or make the repository private."
+            f"push.private: {config.repo_id} already exists and is public, so everybody would see the pushed files. "
+            "Set push.private: false if this is intended, or make the repository private."
         )
 
 
@@ -116,31 +116,30 @@ def _is_stale(name: str) -> bool:
 
 
 def _verify_commit(api: "HfApi", config: PushConfig, commit: str, files: list[FileEntry]) -> None:
-    """Ask the hub what it has at the commit.
+    """Compare the files of a commit with the pushed files.
 
     Raises:
-        DeliveryError: A file is missing there, or is another one.
+        DeliveryError: A file is missing or differs.
     """
-    found: dict[str, Any] = {
-        each.path: each for each in api.get_paths_info(config.repo_id, [file.name for file in files], revision=commit)
-    }
+    infos = api.get_paths_info(config.repo_id, [file.name for file in files], revision=commit)
+    infos_by_path: dict[str, Any] = {info.path: info for info in infos}
     for file in files:
-        there = found.get(file.name)
-        lfs = getattr(there, "lfs", None)
-        got = "nothing" if there is None else f"{there.size} bytes" + (f" with the hash {lfs.sha256}" if lfs else "")
-        if there is None or there.size != file.size or (lfs and lfs.sha256 != file.sha256):
+        info = infos_by_path.get(file.name)
+        lfs = getattr(info, "lfs", None)
+        actual = "nothing" if info is None else f"{info.size} bytes" + (f" with the hash {lfs.sha256}" if lfs else "")
+        if info is None or info.size != file.size or (lfs and lfs.sha256 != file.sha256):
             raise DeliveryError(
-                f"push: {config.repo_id} has {got} as {file.name} at commit {commit}, expected {file.size} bytes with "
-                f"the hash {file.sha256}. Push again."
+                f"push: {config.repo_id} has {actual} for {file.name} at commit {commit}, expected {file.size} bytes "
+                f"with the hash {file.sha256}. Push again."
             )
 
 
 @contextmanager
 def _translated_errors(config: PushConfig) -> Iterator[None]:
-    """Say in one sentence what a hub has against a push.
+    """Translate Hub errors within the context into one-sentence messages.
 
     Raises:
-        DeliveryError: It has something against it.
+        DeliveryError: A request to the Hub failed.
     """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -148,42 +147,42 @@ def _translated_errors(config: PushConfig) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise DeliveryError(f"push: the hub does not know who you are. {LOGIN_ADVICE}") from error
+        raise DeliveryError(f"push: you are not logged in to the Hub. {LOGIN_ADVICE}") from error
     except HfHubHTTPError as error:
         raise DeliveryError(_http_error_message(config, error)) from error
     except OfflineModeIsEnabled as error:
-        raise DeliveryError("push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from error
+        raise DeliveryError("push: HF_HUB_OFFLINE is set, which disables pushing. Unset it.") from error
     except ValueError as error:
         raise DeliveryError(
-            f"push: the hub does not take what is in the export: {' '.join(str(error).split())[:400]}. Nothing was "
+            f"push: the Hub rejects the contents of the export: {' '.join(str(error).split())[:400]}. Nothing was "
             "committed."
         ) from error
     except (httpx2.HTTPError, OSError, RuntimeError) as error:
         if isinstance(error, DeliveryError):
             raise
         raise DeliveryError(
-            f"push: {_endpoint()} is out of reach, or broke off: {_first_line(error)}. Nothing was committed. Try again; "
-            "the export is kept."
+            f"push: {_endpoint()} is unreachable or closed the connection: {_first_line(error)}. Nothing was "
+            "committed. Try again; the export is not deleted."
         ) from error
 
 
-LOGIN_ADVICE = "Set HF_TOKEN, or run `hf auth login`, with a token that may write."
+LOGIN_ADVICE = "Set HF_TOKEN, or run `hf auth login`, with a token that has write permission."
 
 
 def _http_error_message(config: PushConfig, error: Any) -> str:
     status = error.response.status_code if error.response is not None else 0
-    said = str(getattr(error, "server_message", None) or "").strip() or _first_line(error)
+    message = str(getattr(error, "server_message", None) or "").strip() or _first_line(error)
     reasons = {
-        401: f"push: {_endpoint()} does not accept your token (401: {said}). {LOGIN_ADVICE}",
-        403: f"push.repo_id: you may not write to {config.repo_id} (403: {said}). Take a name of your own or of an "
-        "organisation that lets you, or a token that may write.",
-        404: f"push.repo_id: {config.repo_id} or its branch {config.revision} is not there for you (404: {said}). "
-        "Correct the name, or take a token that sees it.",
-        409: f"push.repo_id: {config.repo_id} is taken, or was changed meanwhile (409: {said}). Choose another name, "
-        "or push again.",
+        401: f"push: {_endpoint()} rejects your token (401: {message}). {LOGIN_ADVICE}",
+        403: f"push.repo_id: you have no write permission for {config.repo_id} (403: {message}). Use a repository of "
+        "your account or organization, or a token with write permission.",
+        404: f"push.repo_id: {config.repo_id} or its branch {config.revision} was not found with your token (404: "
+        f"{message}). Correct the name, or use a token with access to it.",
+        409: f"push.repo_id: {config.repo_id} already exists, or was changed during the push (409: {message}). Choose "
+        "another name, or push again.",
     }
     return reasons.get(
-        status, f"push: {_endpoint()} refused with {status}: {said}. Try again later; the export is kept."
+        status, f"push: {_endpoint()} returned {status}: {message}. Try again later; the export is not deleted."
     )
 
 

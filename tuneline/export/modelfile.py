@@ -1,6 +1,6 @@
-"""Ollama's Modelfile: the chat template in Go's language, the tokens at which an answer stops, and how it is drawn.
+"""Ollama Modelfile: chat template in Go's template language, stop tokens, and sampling parameters.
 
-https://docs.ollama.com/modelfile. `FROM .` is the folder beside it: Ollama converts its safetensors itself.
+https://docs.ollama.com/modelfile. `FROM .` refers to the folder of the Modelfile: Ollama converts its safetensors.
 """
 
 import json
@@ -17,12 +17,12 @@ from tuneline.export.chat import NotExpressibleError
 FILE_NAME = "Modelfile"
 PARAMETER_NAMES = {"repetition_penalty": "repeat_penalty"}
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What of a generation config a Modelfile has a parameter for."""
+"""Keys of a generation config that a Modelfile supports."""
 
 
 @dataclass(frozen=True)
 class Modelfile:
-    """A Modelfile, and how far it is proven."""
+    """A Modelfile and the result of its verification."""
 
     text: str
     facts: dict[str, Any]
@@ -30,33 +30,34 @@ class Modelfile:
 
 
 def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> Modelfile:
-    """Write the Modelfile of a model directory.
+    """Build the Modelfile of a model directory.
 
     Args:
-        folder: Tokenizer with its chat template, generation config.
-        config: How exact it must be, and parameters.
+        folder: Folder with tokenizer, chat template and generation config.
+        config: Required exactness, and parameters.
         system: Default system message.
 
     Raises:
-        ProofError: The chat template has no equal in Go's template language, or not for all texts.
-        RecipeError: The system message cannot be written.
+        VerificationError: The chat template has no equivalent in Go's template language, or not for all texts.
+        RecipeError: The system message cannot be quoted.
     """
     tokenizer = load_tokenizer_from(folder)
     try:
-        text, found = proof.translate_template(tokenizer, bos=proof.adds_bos_token(folder))
+        text, comparison = proof.translate_template(tokenizer, bos=proof.adds_bos_token(folder))
     except NotExpressibleError as error:
         raise VerificationError(
-            f"modelfile: {config.modelfile}: {_truncate(str(error))}. Set modelfile: none to export without one."
+            f"modelfile: {config.modelfile}: {_truncate(str(error))}. Set modelfile: none to export without it."
         ) from error
-    if found.limits and config.modelfile == "exact":
+    if comparison.limits and config.modelfile == "exact":
         raise VerificationError(
-            f"modelfile: exact: the chat template treats some texts in a way that Go's template language cannot: "
-            f"{'; '.join(found.limits)}. Set modelfile: limited for a Modelfile that is exact without them, or none."
+            f"modelfile: exact: Go's template language cannot reproduce the chat template for some texts: "
+            f"{'; '.join(comparison.limits)}. Set modelfile: limited for a Modelfile that is exact for all others, or "
+            "none."
         )
-    notes = [f"Not so: {limit}." for limit in found.limits] + found.told
+    notes = [f"Differs for: {limit}." for limit in comparison.limits] + comparison.notes
     lines = [
-        "# TEMPLATE is the chat template of this folder in Ollama's language: rendered by both,",
-        f"# {found.conversations} conversations gave the same {found.tokens} tokens.",
+        "# TEMPLATE is the chat template of this folder in Ollama's template language. Both rendered",
+        f"# {comparison.conversations} conversations to the same {comparison.tokens} tokens.",
         *(f"# {' '.join(note.split())}" for note in notes),
         "FROM .",
         f"TEMPLATE {quote_block(text)}",
@@ -64,30 +65,30 @@ def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> 
         *(f"PARAMETER stop {_quote_stop_token(token)}" for token in stop_tokens(folder)),
         *(f"PARAMETER {name} {value}" for name, value in (sampling_parameters(folder) | config.parameters).items()),
     ]
-    facts: dict[str, Any] = {"modelfile.conversations": found.conversations, "modelfile.tokens": found.tokens}
-    facts |= {"modelfile.exact": found.exact, "modelfile.notes": notes}
-    return Modelfile("\n".join(lines) + "\n", facts, _sentence(found))
+    facts: dict[str, Any] = {"modelfile.conversations": comparison.conversations, "modelfile.tokens": comparison.tokens}
+    facts |= {"modelfile.exact": comparison.exact, "modelfile.notes": notes}
+    return Modelfile("\n".join(lines) + "\n", facts, _sentence(comparison))
 
 
-def _sentence(found: proof.TemplateComparison) -> str:
-    same = f"{found.conversations} conversations give the {found.tokens} tokens of the chat template"
-    return f"{same}, but not with {'; '.join(found.limits)}" if found.limits else same
+def _sentence(comparison: proof.TemplateComparison) -> str:
+    sentence = f"{comparison.conversations} conversations give the {comparison.tokens} tokens of the chat template"
+    return f"{sentence}, except with {'; '.join(comparison.limits)}" if comparison.limits else sentence
 
 
-def _truncate(text: str, longest: int = 500) -> str:
-    return text if len(text) <= longest else f"{text[:longest]} ..."
+def _truncate(text: str, max_length: int = 500) -> str:
+    return text if len(text) <= max_length else f"{text[:max_length]} ..."
 
 
 def quote_block(text: str, key: str = "template") -> str:
-    """Write a text of several lines.
+    """Quote a text of several lines.
 
     Raises:
-        RecipeError: It holds the marks that end it.
+        RecipeError: The text contains the closing quotes.
     """
     if '"""' in text or text.endswith('"'):
         raise RecipeError(
-            f'{key}: a Modelfile ends its texts with """, and this one has that inside or ends with ": {text[-40:]!r}. '
-            "Change it, or set modelfile: none."
+            f'{key}: a Modelfile delimits texts with """, and this text contains it or ends with ": {text[-40:]!r}. '
+            "Change the text, or set modelfile: none."
         )
     return f'"""{text}"""'
 
@@ -97,20 +98,20 @@ def _quote_stop_token(token: str) -> str:
 
 
 def stop_tokens(folder: Path) -> list[str]:
-    """Return the tokens at which an answer stops, as in training and evaluation: those of tokenizer and config."""
+    """Return the stop tokens, as in training and evaluation: those of the tokenizer and the generation config."""
     tokenizer = load_tokenizer_from(folder)
-    told = _read_generation_config(folder).get("eos_token_id")
-    ids = told if isinstance(told, list) else [told] if told is not None else []
+    eos = _read_generation_config(folder).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
     ids = [tokenizer.eos_token_id, *ids]
     return [str(tokenizer.convert_ids_to_tokens(i)) for i in dict.fromkeys(i for i in ids if i is not None)]
 
 
 def sampling_parameters(folder: Path) -> dict[str, Any]:
-    """Return how answers are drawn: by the generation config, which is greedy unless it says otherwise."""
-    about = _read_generation_config(folder)
-    if not about.get("do_sample"):
+    """Return the sampling parameters of the generation config; greedy unless `do_sample` is set."""
+    config = _read_generation_config(folder)
+    if not config.get("do_sample"):
         return {"temperature": 0}
-    return {PARAMETER_NAMES.get(name, name): about[name] for name in SAMPLING_KEYS if about.get(name) is not None}
+    return {PARAMETER_NAMES.get(name, name): config[name] for name in SAMPLING_KEYS if config.get(name) is not None}
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:

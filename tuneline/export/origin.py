@@ -1,51 +1,51 @@
-"""Where an exported model comes from, and what is known of it: carried beside its bytes."""
+"""Origin of an exported model and result of its delivery."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Origin(BaseModel):
-    """What the export of a model tells of it."""
+    """Origin of an exported model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """What the model is called: a registered model, a folder, a repository."""
+    """Name of the registered model, folder or repository."""
 
     version: str = ""
-    """Of a registered model: the number that an alias stood for."""
+    """Version number of a registered model; an alias is resolved."""
 
     content_hash: str = ""
-    """Of a registered or trained model, as its version says."""
+    """Content hash of a registered or trained model."""
 
     source: str
-    """Where it came from, in words."""
+    """Description of the source."""
 
     licence: str = "unknown"
     card: str = ""
-    """The model card that was written when it was registered, or nothing."""
+    """Model card from the registration, or an empty string."""
 
     system: str | None = None
-    """The default system message of its training data, if it is known."""
+    """Default system message of the training data, if known."""
 
     mlflow_run_id: str = ""
-    """The run that made it."""
+    """MLflow run that trained the model."""
 
 
 class Delivery(BaseModel):
-    """What became of an export: where it lies, and what was pushed."""
+    """Result of an export: folder and pushed commit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str
-    """Of the artifact."""
+    """Folder of the artifact."""
 
     to: str = ""
-    """Folder that it was laid into."""
+    """Folder that the export was copied to."""
 
     repo_id: str = ""
     commit: str = ""
     url: str = ""
     modelfile: str = ""
-    """In a sentence: is there one, and how far it is proven."""
+    """Whether there is a Modelfile, and the result of its verification."""
 
     facts: dict[str, str | int | float | bool | list[str]] = {}

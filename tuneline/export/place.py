@@ -1,4 +1,4 @@
-"""Lay an export into a folder of the user's: all of it or nothing, and never over something else."""
+"""Copy an export into a user's folder atomically, without overwriting other files."""
 
 import os
 import shutil
@@ -10,36 +10,38 @@ from tuneline.identity import sha256_of
 
 
 def check_folder(to: Path) -> None:
-    """Look whether an export may be laid there: a folder that is not there, is empty, or holds an earlier export.
+    """Check that an export can be copied there: the folder is missing, empty, or contains an earlier export.
 
     Raises:
-        DeliveryError: Something else is there, or the earlier export was changed.
+        DeliveryError: The folder contains other files, or the earlier export was modified.
     """
     if not to.exists():
         return
     if not to.is_dir():
-        raise DeliveryError(f"to: {to} is a file. Name a folder.")
-    there = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
-    if not there:
+        raise DeliveryError(f"to: {to} is a file. Give a folder.")
+    files = sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
+    if not files:
         return
-    if CHECKSUMS_FILE not in there:
-        raise DeliveryError(f"to: {to} holds {there[0]} and is no export. Name another folder, or empty it.")
-    known = _read_checksums(to / CHECKSUMS_FILE)
-    if others := [name for name in there if name not in known and name != CHECKSUMS_FILE]:
-        raise DeliveryError(f"to: {to} holds {others[0]}, which is no part of the export there. Move it elsewhere.")
-    for name, sha256 in known.items():
+    if CHECKSUMS_FILE not in files:
+        raise DeliveryError(f"to: {to} contains {files[0]} and is not an export. Give another folder, or empty it.")
+    checksums = _read_checksums(to / CHECKSUMS_FILE)
+    if others := [name for name in files if name not in checksums and name != CHECKSUMS_FILE]:
+        raise DeliveryError(
+            f"to: {to} contains {others[0]}, which is not part of the export there. Move it to another folder."
+        )
+    for name, sha256 in checksums.items():
         if (to / name).is_file() and sha256_of(to / name) != sha256:
             raise DeliveryError(
-                f"to: {to / name} was changed since it was exported, and would be lost. Move it elsewhere, or name "
-                "another folder."
+                f"to: {to / name} was modified after its export and would be overwritten. Move it to another folder, "
+                "or give another folder."
             )
 
 
 def copy_export(folder: Path, to: Path) -> None:
-    """Copy an export; weights are hard links where the file system has them.
+    """Copy an export; weights are hard links if the file system supports them.
 
     Raises:
-        DeliveryError: Something else is there, or the disk does not take it.
+        DeliveryError: The folder contains other files, or cannot be written.
     """
     check_folder(to)
     scratch = to.with_name(f".{to.name}.partial")
@@ -50,7 +52,7 @@ def copy_export(folder: Path, to: Path) -> None:
         scratch.rename(to)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise DeliveryError(f"to: {to} cannot be written: {error}. The export itself is kept in {folder}.") from error
+        raise DeliveryError(f"to: {to} cannot be written: {error}. The export remains in {folder}.") from error
 
 
 def _copy(source: str, target: str) -> str:
@@ -64,6 +66,6 @@ def _copy(source: str, target: str) -> str:
 
 
 def _read_checksums(path: Path) -> dict[str, str]:
-    """Read names and hashes."""
+    """Read the checksum file: name -> sha256."""
     lines = [line.partition("  ") for line in path.read_text(encoding="utf-8").splitlines()]
     return {name: sha256 for sha256, _, name in lines}

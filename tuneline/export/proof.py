@@ -1,4 +1,4 @@
-"""Proof that a Go template is a chat template: conversations of all kinds, rendered by both, compared id by id."""
+"""Verify that a Go template reproduces a chat template: render many conversations with both and compare token ids."""
 
 import itertools
 import json
@@ -26,189 +26,193 @@ CONTENTS = (
     "'''\"\"\"$last := `x`",
     "system",
 )
-"""What turns say in the proof, in turn."""
+"""Contents of the turns in the comparison, used in rotation."""
 
 ROLE_PATTERNS = ("U", "SU", "UAU", "SUAU", "UAUAU", "SUAUAUAU", "UAUAUAUAUAU")
-"""Roles of the conversations; those that the chat template refuses are refused by the Go template, too."""
+"""Roles of the conversations; the Go template must reject those that the chat template rejects."""
 
 RARE_ROLE_PATTERNS = ("AU", "AUAUAU", "SAU", "SUASU", "SUSUAU")
-"""Orders that few conversations have; where a chat template treats them in a way of its own, they are refused."""
+"""Rare role orders; if the Go template cannot reproduce them, they are rejected."""
 
 THINKING_ANSWER = "<think>\nTwo and two.\n</think>\n\nIt is 4."
 
 
 @dataclass
 class TemplateComparison:
-    """What was compared, and where the two differ."""
+    """Result of comparing a chat template with its Go template."""
 
     conversations: int = 0
     tokens: int = 0
     limits: list[str] = field(default_factory=list)
-    """Texts that the chat template treats in a way of its own, which the Go template does not."""
+    """Kinds of texts for which the Go template differs from the chat template."""
 
-    told: list[str] = field(default_factory=list)
-    """What Ollama refuses by itself, and what it is told by the Go template."""
+    notes: list[str] = field(default_factory=list)
+    """Conversations that Ollama or the Go template rejects, and other restrictions."""
 
     @property
     def exact(self) -> bool:
-        """Whether no difference was found."""
+        """Whether there is no difference."""
         return not self.limits
 
 
 def adds_bos_token(folder: Path) -> bool:
-    """Tell whether Ollama puts the first token of a text before each prompt: it reads that in this file."""
+    """Return whether Ollama prepends the BOS token to each prompt, as it reads from `tokenizer_config.json`."""
     path = folder / "tokenizer_config.json"
-    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return bool(about.get("add_bos_token")) and bool(about.get("bos_token"))
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool(config.get("add_bos_token")) and bool(config.get("bos_token"))
 
 
 def remove_bos_token(turns: TurnFormat, bos: str) -> TurnFormat:
-    """Leave the first token of a text to Ollama, which adds it.
+    """Remove the BOS token, which Ollama prepends.
 
     Raises:
-        NotExpressibleError: The chat template does not begin with it, so that a prompt would begin otherwise.
+        NotExpressibleError: The chat template does not start with the BOS token.
     """
     first = {pair: text for pair, text in turns.pieces.items() if pair[0] == START}
     if any(not text.startswith(bos) for text in first.values()):
         raise chats.NotExpressibleError(
-            f"the chat template does not begin with {bos!r}, which Ollama would put before each prompt, as "
-            "tokenizer_config.json says add_bos_token: true. Set it to false in the model's folder"
+            f"the chat template does not start with {bos!r}, which Ollama would prepend to each prompt because "
+            "tokenizer_config.json has add_bos_token: true. Set it to false in the model's folder"
         )
     pieces = turns.pieces | {pair: text.removeprefix(bos) for pair, text in first.items()}
     return replace(turns, pieces=pieces)
 
 
 def translate_template(tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> tuple[str, TemplateComparison]:
-    """Write a tokenizer's chat template in Go's language, and prove that the two are the same.
+    """Translate a tokenizer's chat template into Go's template language, and verify that both agree.
 
     Args:
-        tokenizer: Its chat template is the truth.
-        bos: Ollama puts the first token of a text before each prompt.
+        tokenizer: Tokenizer with the chat template.
+        bos: Whether Ollama prepends the BOS token to each prompt.
 
     Raises:
-        NotExpressibleError: There is no such template.
+        NotExpressibleError: The chat template has no equivalent.
         SourceError: The tokenizer has no chat template.
     """
     turns = chats.analyze_template(tokenizer)
     if bos:
         turns = remove_bos_token(turns, str(tokenizer.bos_token))
-    both = _TemplatePair(tokenizer, turns, bos=bos)
-    if any(both.difference(chat) for chat in pattern_conversations(RARE_ROLE_PATTERNS)):
-        both = _TemplatePair(tokenizer, turns.plain(), bos=bos)
+    pair = _TemplatePair(tokenizer, turns, bos=bos)
+    if any(pair.difference(chat) for chat in pattern_conversations(RARE_ROLE_PATTERNS)):
+        pair = _TemplatePair(tokenizer, turns.common_only(), bos=bos)
     for chat in [*pattern_conversations(ROLE_PATTERNS), *pattern_conversations(RARE_ROLE_PATTERNS)]:
-        if difference := both.difference(chat):
+        if difference := pair.difference(chat):
             raise chats.NotExpressibleError(
-                f"the chat template has no equal in Go's language, as is seen with {_describe_conversation(chat)}: {difference}"
+                f"the chat template has no equivalent in Go's language; example with {_describe_conversation(chat)}: "
+                f"{difference}"
             )
-    proof = both.proof
-    for what, chat in _special_conversations(tokenizer):
-        if what not in proof.limits and both.difference(chat):
-            proof.limits.append(what)
-    proof.told = _notes(tokenizer, both)
-    return both.text, proof
+    comparison = pair.comparison
+    for description, chat in _special_conversations(tokenizer):
+        if description not in comparison.limits and pair.difference(chat):
+            comparison.limits.append(description)
+    comparison.notes = _notes(tokenizer, pair)
+    return pair.text, comparison
 
 
 def _describe_conversation(chat: list[dict[str, str]]) -> str:
-    """Say what is unusual in a conversation."""
-    if any(each["role"] == "assistant" and not each["content"] for each in chat):
+    """Return what is special in a conversation."""
+    if any(message["role"] == "assistant" and not message["content"] for message in chat):
         return "an empty answer"
-    return "an empty text" if any(not each["content"].strip() for each in chat) else "plain texts"
+    return "an empty text" if any(not message["content"].strip() for message in chat) else "plain texts"
 
 
 def pattern_conversations(patterns: tuple[str, ...]) -> Iterator[list[dict[str, str]]]:
-    """Yield a conversation for each pattern of roles and each text to begin with."""
+    """Yield a conversation for each role pattern and each first content."""
     for start in range(len(CONTENTS)):
         for roles in patterns:
             chat = chats.conversation(roles, [CONTENTS[(start + i) % len(CONTENTS)] for i in range(len(roles))])
-            if not any(each["role"] == "system" and each["content"].isspace() for each in chat):
+            if not any(message["role"] == "system" and message["content"].isspace() for message in chat):
                 yield chat
 
 
 def _special_conversations(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yield conversations with the words that the chat template looks for."""
+    """Yield conversations with the words that the chat template searches for."""
     yield (
         "thoughts (<think>...</think>) in earlier answers",
         chats.conversation("UAU", ["question", THINKING_ANSWER, "more"]),
     )
     for word in jinja_ast.find_keywords(str(tokenizer.chat_template)):
         closed = f"{word}text{word.replace('<', '</', 1)}" if word.startswith("<") else word
-        for said in (word, f"before {word} after", closed):
-            yield f"{word!r} in a question", chats.conversation("UAU", [said, "answer", said])
-            yield f"{word!r} in an answer", chats.conversation("UAU", ["question", said, "more"])
+        for content in (word, f"before {word} after", closed):
+            yield f"{word!r} in a question", chats.conversation("UAU", [content, "answer", content])
+            yield f"{word!r} in an answer", chats.conversation("UAU", ["question", content, "more"])
 
 
 class _TemplatePair:
-    """A chat template and its form in Go, side by side."""
+    """A chat template and its Go template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnFormat, *, bos: bool) -> None:
-        self.turns, self.text, self.proof = turns, go_text.write_template(turns), TemplateComparison()
+        self.turns, self.text, self.comparison = turns, go_text.write_template(turns), TemplateComparison()
         self._template, self._tokenizer, self._bos = go_template.Template(self.text), tokenizer, bos
 
     def difference(self, chat: list[dict[str, str]]) -> str:
-        """Compare one conversation; returns in words what differs, or an empty text."""
+        """Compare one conversation; returns a description of the difference, or an empty string."""
         try:
-            wanted = chats.render_prompt(self._tokenizer, self._supposed(chat))
+            expected = chats.render_prompt(self._tokenizer, self._with_empty_question(chat))
         except DataError:
-            wanted = None
+            expected = None
         try:
-            made = self._template.execute(to_ollama_data(chat))
+            actual = self._template.execute(to_ollama_data(chat))
         except go_template.GoTemplateError as error:
-            if wanted is None or self._is_refused(chat):
+            if expected is None or self._is_rejected(chat):
                 return ""
-            return f"{error} where the chat template writes {wanted!r}"
-        if wanted is None:
-            return f"it refuses {chat!r}, and its Go form writes {made!r}"
-        ids = self._tokenizer(wanted, add_special_tokens=False)["input_ids"]
-        own = self._tokenizer(made, add_special_tokens=False)["input_ids"]
-        own = [self._tokenizer.bos_token_id, *own] if self._bos else own
-        if ids != own:
-            return f"{wanted!r} becomes {made!r}"
-        self.proof.conversations += 1
-        self.proof.tokens += len(ids)
+            return f"{error} where the chat template writes {expected!r}"
+        if expected is None:
+            return f"the chat template rejects {chat!r}, but the Go template writes {actual!r}"
+        expected_ids = self._tokenizer(expected, add_special_tokens=False)["input_ids"]
+        actual_ids = self._tokenizer(actual, add_special_tokens=False)["input_ids"]
+        actual_ids = [self._tokenizer.bos_token_id, *actual_ids] if self._bos else actual_ids
+        if expected_ids != actual_ids:
+            return f"{expected!r} becomes {actual!r}"
+        self.comparison.conversations += 1
+        self.comparison.tokens += len(expected_ids)
         return ""
 
-    def _supposed(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Put an empty question before an answer that has none, where that is how it is shown."""
-        num_systems = len(list(itertools.takewhile(lambda each: each["role"] == "system", chat)))
+    def _with_empty_question(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Insert an empty question before a leading answer, if the Go template renders it that way."""
+        num_systems = len(list(itertools.takewhile(lambda message: message["role"] == "system", chat)))
         if not self.turns.inserts_empty_question or chat[num_systems]["role"] != "assistant":
             return chat
         return [*chat[:num_systems], {"role": "user", "content": ""}, *chat[num_systems:]]
 
-    def _is_refused(self, chat: list[dict[str, str]]) -> bool:
-        """Tell whether a conversation is one that the Go form is meant to refuse."""
-        systems = [each["content"] for each in chat if each["role"] == "system"]
-        if "" in systems and self.turns.empty_system == "refused":
+    def _is_rejected(self, chat: list[dict[str, str]]) -> bool:
+        """Return whether the Go template is designed to reject a conversation."""
+        systems = [message["content"] for message in chat if message["role"] == "system"]
+        if "" in systems and self.turns.empty_system == "rejected":
             return True
-        roles = [START, *(each["role"] for each in chat), ANSWER]
+        roles = [START, *(message["role"] for message in chat), ANSWER]
         return any(pair not in self.turns.pieces for pair in itertools.pairwise(roles))
 
 
 def to_ollama_data(chat: list[dict[str, str]]) -> dict[str, Any]:
-    """Return what Ollama gives a template of a conversation: turns of one role are one, all system messages too."""
+    """Return the template data of a conversation in Ollama: consecutive turns of one role are joined."""
     joined: list[dict[str, str]] = []
-    for each in chat:
-        if joined and joined[-1]["Role"] == each["role"]:
-            joined[-1]["Content"] += "\n\n" + each["content"]
+    for message in chat:
+        if joined and joined[-1]["Role"] == message["role"]:
+            joined[-1]["Content"] += "\n\n" + message["content"]
         else:
-            joined.append({"Role": each["role"], "Content": each["content"]})
-    system = "\n\n".join(each["content"] for each in chat if each["role"] == "system")
+            joined.append({"Role": message["role"], "Content": message["content"]})
+    system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
     return {"System": system, "Messages": joined, "Response": ""}
 
 
-def _notes(tokenizer: PreTrainedTokenizerBase, both: _TemplatePair) -> list[str]:
-    told, turns = [], both.turns
+def _notes(tokenizer: PreTrainedTokenizerBase, pair: _TemplatePair) -> list[str]:
+    """Return the restrictions of the Go template."""
+    notes, turns = [], pair.turns
     if "tools" in str(tokenizer.chat_template):
-        told.append("Calls of functions are left out: Ollama refuses requests with tools.")
-    if turns.empty_system == "refused":
-        told.append("An empty system message is refused.")
+        notes.append("Function calls are omitted: Ollama rejects requests with tools.")
+    if turns.empty_system == "rejected":
+        notes.append("An empty system message is rejected.")
     if turns.inserts_empty_question:
-        told.append("A conversation that begins with an answer, as one cut to fit, is shown behind an empty question.")
+        notes.append(
+            "A conversation that starts with an answer, like a truncated one, is rendered after an empty question."
+        )
     if not turns.prefill:
-        told.append("A conversation that ends with an answer is refused: the chat template lets none go on.")
-    if (START, "system") in turns.pieces and both.difference(chats.conversation("SU", [" ", "question"])):
-        told.append("A system message of white space alone is written otherwise.")
-    for (last, role), why in turns.why_not.items():
+        notes.append("A conversation that ends with an answer is rejected: the chat template cannot continue it.")
+    if (START, "system") in turns.pieces and pair.difference(chats.conversation("SU", [" ", "question"])):
+        notes.append("A system message of only whitespace is rendered differently.")
+    for (last, role), reason in turns.rejection_reasons.items():
         if role != ANSWER:
-            after = f"behind {last}" if last else "at the beginning"
-            told.append(f"A turn of {role} {after} is refused: {why}.")
-    return told
+            position = f"after {last}" if last else "at the start"
+            notes.append(f"A turn of {role} {position} is rejected: {reason}.")
+    return notes

@@ -1,1 +1,1 @@
-"""Model loader: where base models come from, how they are held, adapted and merged. Knows nothing of training loops."""
+"""Models: sources, loading, quantization, fine-tuning methods and merging. Independent of the training loop."""

@@ -1,7 +1,7 @@
-"""A model in two parts: an adapter that has no merged form, with its base beside it in one folder.
+"""Adapter bundle: a folder with an adapter that cannot be merged and its base model.
 
-The folder stands alone: whoever answers with it, registers it or rolls back to it needs nothing else. The base's files
-are hard links where the file system has them, so that they take no room.
+The folder is self-contained, for inference, registration and rollback. The base's files are hard links if the file
+system supports them, so they take no space.
 """
 
 import json
@@ -19,13 +19,13 @@ LOAD_CONFIG_FILE = "adapter_base.json"
 
 
 def write_bundle(target: Path, adapter: Path, base_model: Manifest, config: LoadStepConfig) -> None:
-    """Lay an adapter and its base into an empty folder.
+    """Write an adapter and its base into an empty folder.
 
     Args:
-        target: Gets the adapter's files, the base's below `base_model/`, and how to load them.
-        adapter: What a training saved.
-        base_model: Weights, and behind them the adapters that were folded in before training.
-        config: How the base was held in training.
+        target: Folder for the adapter's files, the base's files below `base_model/`, and the load options.
+        adapter: Adapter folder of a training.
+        base_model: Weights, followed by the adapters that were merged before training.
+        config: Load options of the training.
     """
     shutil.copytree(adapter, target, dirs_exist_ok=True)
     base, adapters = base_model.items[0], source.adapter_items(base_model)
@@ -33,30 +33,30 @@ def write_bundle(target: Path, adapter: Path, base_model: Manifest, config: Load
     _link(base.paths(), Path(base.location), target / BASE_FOLDER)
     for number, item in enumerate(merged):
         _link(item.paths(), Path(item.location), target / BASE_FOLDER / f"adapter_{number}")
-    about = config.model_copy(update={"uses": ["merge" for _ in merged], "gradient_checkpointing": "none"})
-    (target / LOAD_CONFIG_FILE).write_text(about.model_dump_json(indent=1) + "\n")
+    load_config = config.model_copy(update={"uses": ["merge" for _ in merged], "gradient_checkpointing": "none"})
+    (target / LOAD_CONFIG_FILE).write_text(load_config.model_dump_json(indent=1) + "\n")
 
 
 def is_adapter_bundle(folder: Path) -> bool:
-    """Tell whether a model directory holds an adapter with its base beside it."""
+    """Return whether a model directory is an adapter bundle."""
     return (folder / LOAD_CONFIG_FILE).is_file()
 
 
 def read_load_config(folder: Path) -> LoadStepConfig:
-    """Return how the base of such a folder is to be held."""
+    """Return the load options of the base model in an adapter bundle."""
     return LoadStepConfig.model_validate(json.loads((folder / LOAD_CONFIG_FILE).read_text()))
 
 
 def adapter_folders(folder: Path) -> list[Path]:
-    """Return the adapters that are folded into the base first, in order."""
+    """Return the adapters to merge into the base model first, in order."""
     return [folder / BASE_FOLDER / f"adapter_{number}" for number in range(len(read_load_config(folder).uses))]
 
 
 def _link(paths: Iterable[Path], base: Path, target: Path) -> None:
     for path in paths:
-        place = target / path.relative_to(base)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        destination = target / path.relative_to(base)
+        destination.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path.resolve(), place)
+            os.link(path.resolve(), destination)
         except OSError:
-            shutil.copy2(path, place)
+            shutil.copy2(path, destination)

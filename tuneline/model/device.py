@@ -1,6 +1,6 @@
-"""The device of this process, decided here alone: models are loaded, trained, judged, merged and measured on it.
+"""The device of this process, used for loading, training, evaluation and merging.
 
-torch.accelerator names the one accelerator that this build of torch computes on: CUDA (ROCm too), MPS, XPU, NPU.
+`torch.accelerator` returns the accelerator of this torch build: CUDA (including ROCm), MPS, XPU or NPU.
 """
 
 import gc
@@ -10,54 +10,54 @@ import psutil
 import torch
 
 PEAK_MEMORY_DEVICES = ("cuda", "npu", "xpu")
-"""Devices whose allocator torch.accelerator asks for its peak; MPS tells what is in use, and no peak."""
+"""Devices that report their peak memory; MPS reports current memory only."""
 
 
 def device_type() -> str:
-    """Return the kind of device: cuda, npu, xpu, mps or cpu."""
+    """Return the device type: cuda, npu, xpu, mps or cpu."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator.type if accelerator else "cpu"
 
 
 def device_name() -> str:
-    """Return what the device calls itself, for reports."""
-    found = device_type()
-    if found == "mps":
+    """Return the name of the device, for reports."""
+    current = device_type()
+    if current == "mps":
         return f"mps, {platform.processor() or platform.machine()}"
-    return str(getattr(torch, found).get_device_name()) if found in PEAK_MEMORY_DEVICES else found
+    return str(getattr(torch, current).get_device_name()) if current in PEAK_MEMORY_DEVICES else current
 
 
 def synchronize() -> None:
-    """Wait until the accelerator has done all that it was told."""
+    """Wait until the accelerator has finished all queued work."""
     if device_type() != "cpu":
         torch.accelerator.synchronize()
 
 
 def memory_bytes() -> int:
-    """Return the memory in use now: of the accelerator, else of this process."""
-    found = device_type()
-    if found in PEAK_MEMORY_DEVICES:
+    """Return the current memory use of the accelerator, or of this process without one."""
+    current = device_type()
+    if current in PEAK_MEMORY_DEVICES:
         return int(torch.accelerator.memory_allocated())
-    return int(torch.mps.current_allocated_memory() if found == "mps" else psutil.Process().memory_info().rss)
+    return int(torch.mps.current_allocated_memory() if current == "mps" else psutil.Process().memory_info().rss)
 
 
 def tracks_peak_memory() -> bool:
-    """Tell whether the accelerator keeps its peak."""
+    """Return whether the accelerator reports its peak memory."""
     return device_type() in PEAK_MEMORY_DEVICES
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory that the accelerator had in use; what is in use now, where no peak is kept."""
+    """Return the peak memory of the accelerator, or the current memory if it does not report a peak."""
     return int(torch.accelerator.max_memory_allocated()) if tracks_peak_memory() else memory_bytes()
 
 
 def release_memory() -> None:
-    """Give back what no model holds any more; models hold themselves by cycles, which only a collection ends."""
+    """Release unused memory; models contain reference cycles, which only garbage collection frees."""
     gc.collect()
     if device_type() != "cpu":
         torch.accelerator.empty_cache()
 
 
 def has_memory_for(num_bytes: float) -> bool:
-    """Tell whether so much fits beside what is on the device; yes where it shares the memory of the CPU."""
+    """Return whether the device has this much free memory; True if it shares the memory of the CPU."""
     return not tracks_peak_memory() or num_bytes <= torch.accelerator.get_memory_info()[0]

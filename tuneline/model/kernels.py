@@ -1,7 +1,7 @@
-"""Fused GPU kernels of libraries that are installed beside: Liger's for the base model, Unsloth's for its adapter.
+"""Fused GPU kernels of optional libraries: Liger for the base model, Unsloth for its adapter.
 
-Both replace code of the model by their own, so the logits are held against those of before; training does not begin
-where they differ. Of Unsloth only the kernels are used: its loader brings its own attention and its own training loop.
+Both replace code of the model, so the logits are compared before and after; training does not start if they differ.
+Of Unsloth only the kernels are used, not its loader, which has its own attention and training loop.
 """
 
 from collections.abc import Callable
@@ -22,42 +22,44 @@ from tuneline.model.logit_distance import max_relative_diff
 
 MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}
-"""Largest difference of logits, relative to their spread, that is rounding; 0.5 in half precision."""
+"""Largest relative difference of logits that counts as rounding; 0.5 in half precision."""
 
 
 def apply_liger(model: PreTrainedModel) -> str:
-    """Fuse norms, positions and feed-forward networks of a base model.
+    """Fuse norms, rotary embeddings and feed-forward networks of a base model.
 
     Returns:
-        The decision in words.
+        A description of the change.
 
     Raises:
-        RecipeError: The library or a GPU is missing, or it has no kernels for this kind of model.
-        ProofError: The kernels change what the model answers.
+        RecipeError: The library or a GPU is missing, or the library has no kernels for this model type.
+        VerificationError: The kernels change the output of the model.
     """
     _check_requirements("liger", "liger_kernel", "pip install 'tuneline[liger]'")
     from liger_kernel.transformers import monkey_patch as liger  # type: ignore[import-not-found]
 
     kind = model.config.model_type
     if kind not in liger.MODEL_TYPE_TO_APPLY_LIGER_FN:
-        known = ", ".join(sorted(liger.MODEL_TYPE_TO_APPLY_LIGER_FN))
-        raise RecipeError(f"load.kernels: liger has none for {kind}. Set load.kernels: none. It has some for {known}.")
-    # The loss stays ours: it asks for logits at trained positions only.
-    ours = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    difference = _apply_verified("liger", model, partial(liger._apply_liger_kernel_to_instance, model=model, **ours))
-    return f"liger for {kind}: norms, positions and feed-forward fused, logits differ by {difference:.1e}"
+        supported = ", ".join(sorted(liger.MODEL_TYPE_TO_APPLY_LIGER_FN))
+        raise RecipeError(
+            f"load.kernels: liger does not support {kind}. Set load.kernels: none. Supported: {supported}."
+        )
+    # Keep our own loss, which computes logits at trained positions only.
+    options = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    difference = _apply_verified("liger", model, partial(liger._apply_liger_kernel_to_instance, model=model, **options))
+    return f"liger for {kind}: norms, rotary embeddings and feed-forward fused, logits differ by {difference:.1e}"
 
 
 def fuse_adapter(model: nn.Module, config: ModelLoadOptions) -> dict[str, str]:
     """Fuse adapted layers with Unsloth's kernels, after a method was attached.
 
     Args:
-        model: With its adapter.
-        config: How to hold it; nothing is done unless `kernels` is `unsloth`.
+        model: Model with its adapter.
+        config: Load options; nothing is done unless `kernels` is `unsloth`.
 
     Raises:
-        RecipeError: The library or a GPU is missing, or nothing in the model can be fused.
-        ProofError: Fused kernels change what the model answers.
+        RecipeError: The library or a GPU is missing, or no part of the model can be fused.
+        VerificationError: Fused kernels change the output of the model.
     """
     if config.kernels != "unsloth":
         return {}
@@ -65,8 +67,8 @@ def fuse_adapter(model: nn.Module, config: ModelLoadOptions) -> dict[str, str]:
     layers = [module for module in model.modules() if _is_adapted_mlp(module)]
     if not layers:
         raise RecipeError(
-            f"load.kernels: unsloth fuses LoRA on {', '.join(MLP_LAYERS)} of a SiLU network, and this model has none. "
-            "Set load.kernels: none, or method.type: lora with all of them among method.target_modules."
+            f"load.kernels: unsloth fuses LoRA on {', '.join(MLP_LAYERS)} of a SiLU network, which this model lacks. "
+            "Set load.kernels: none, or method.type: lora with all of them in method.target_modules."
         )
     from unsloth.kernels import apply_lora_mlp_swiglu  # type: ignore[import-not-found]
 
@@ -79,7 +81,7 @@ def fuse_adapter(model: nn.Module, config: ModelLoadOptions) -> dict[str, str]:
 
 
 def check_unsloth() -> None:
-    """Refuse Unsloth's kernels where they cannot run.
+    """Check that Unsloth's kernels can run here.
 
     Raises:
         RecipeError: The library or a GPU is missing.
@@ -88,7 +90,7 @@ def check_unsloth() -> None:
 
 
 def _check_requirements(key: str, package: str, install: str) -> None:
-    """Refuse kernels of a library that is not here, or has no GPU to run on."""
+    """Reject kernels whose library or GPU is missing."""
     missing = [] if torch.cuda.is_available() else ["a CUDA device"]
     if find_spec(package) is None:
         missing.append(f"the package {package} ({install})")
@@ -103,18 +105,18 @@ def _is_adapted_mlp(module: nn.Module) -> bool:
 
 
 def _apply_verified(kernels: str, model: Any, patch: Callable[[], None]) -> float:
-    """Patch, and hold the logits against those of before; returns their difference, relative to their spread.
+    """Patch a model and compare its logits before and after; returns their largest relative difference.
 
     Raises:
-        ProofError: They differ by more than rounding.
+        VerificationError: They differ by more than rounding.
     """
     before = _logits(model)
     patch()
     difference = max_relative_diff(before, _logits(model))
     if not difference <= TOLERANCE.get(model.dtype, 0.5):
         raise VerificationError(
-            f"load.kernels: {kernels} computes something else than this model: its logits differ by {difference:.1e}, "
-            "relative to their spread. Set load.kernels: none."
+            f"load.kernels: {kernels} changes the output of this model: the relative difference of its logits is "
+            f"{difference:.1e}, more than rounding. Set load.kernels: none."
         )
     return difference
 

@@ -1,7 +1,7 @@
-"""Load a base model for training, and any model for answering.
+"""Load a base model for training, or any model for inference.
 
-The way of a base model: config, positions, precision, attention, quantization, weights, vocabulary, adapters that were
-there before, patches. What was chosen by itself is told in words.
+Order: config, RoPE scaling, dtype, attention, quantization, weights, vocabulary, adapters to merge, patches. Automatic
+choices are reported in `LoadedModel.decisions`.
 """
 
 import copy
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers import logging as transformers_logging
 
 from tuneline.config.sections.load import LoadStepConfig, ModelLoadOptions
-from tuneline.data.tokenizer import new_tokens as words
+from tuneline.data.tokenizer import new_tokens
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import SourceError
 from tuneline.identity import Manifest
@@ -26,23 +26,23 @@ from tuneline.model.methods import adapter_method, families
 from tuneline.model.precision import Precision
 
 RANDOM_WEIGHTS_SEED = 0
-"""Of random weights: who trains and who compares with the start must have the same ones."""
+"""Seed of random weights: training and comparison with the base model need the same ones."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model in memory, and how it came to be so."""
+    """A base model in memory, and the choices made while loading it."""
 
     model: PreTrainedModel
     precision: Precision
     attention: str
-    """As transformers calls it."""
+    """Attention implementation, as in transformers."""
 
     new_ids: tuple[int, ...] = ()
-    """Tokens that the recipe added; their rows are noise until they are trained."""
+    """Tokens added by the recipe; their rows are random until they are trained."""
 
     decisions: dict[str, str] = field(default_factory=dict)
-    """What was chosen, and why, in words."""
+    """Choices and reasons, by subject."""
 
 
 def load_for_training(
@@ -51,25 +51,27 @@ def load_for_training(
     """Load a base model for training.
 
     Args:
-        base_model: Weights, and behind them the adapters that the recipe attaches.
-        tokenizer: Says which tokens are new.
-        config: How to hold it.
-        trains_all: Every weight is trained.
-        packed: Several examples share a row.
+        base_model: Weights, followed by the adapters of the recipe.
+        tokenizer: Tokenizer with the new tokens.
+        config: Load options.
+        trains_all: Whether every weight is trained.
+        packed: Whether several examples share a row.
 
     Raises:
-        RecipeError: This machine or this model cannot do what the recipe asks.
-        SourceError: The weights do not fit the config.
+        RecipeError: The machine or the model does not support the recipe.
+        SourceError: The weights do not match the config.
     """
     folder = source.manifest_folder(base_model)
-    about = read_config(folder, config)
-    held = precision.choose_precision(config.dtype, trains_all=trains_all, model_dtype=about.dtype)
-    shifts = config.s2_group_size_ratio is not None
-    computed = held.autocast or held.weights
-    kind, why = choose.choose_attention(config.attention, config=about, dtype=computed, packed=packed, s2=shifts)
-    decisions = {"dtype": f"{held.weights}: {held.reason}", "attention": f"{kind}: {why}"}
-    decisions |= _scale_rope(about, config)
-    model = read_weights(folder, about, config, held.weights, kind)
+    model_config = read_config(folder, config)
+    dtypes = precision.choose_precision(config.dtype, trains_all=trains_all, model_dtype=model_config.dtype)
+    compute_dtype = dtypes.autocast or dtypes.weights
+    s2 = config.s2_group_size_ratio is not None
+    kind, reason = choose.choose_attention(
+        config.attention, config=model_config, dtype=compute_dtype, packed=packed, s2=s2
+    )
+    decisions = {"dtype": f"{dtypes.weights}: {dtypes.reason}", "attention": f"{kind}: {reason}"}
+    decisions |= _scale_rope(model_config, config)
+    model = read_weights(folder, model_config, config, dtypes.weights, kind)
     if quantize.is_quantized(model):
         quantize.prepare_for_training(model)
     new_ids = add_new_tokens(model, source.manifest_folder(tokenizer))
@@ -77,20 +79,20 @@ def load_for_training(
     if config.s2_group_size_ratio is not None:
         decisions["s2"] = shifted.enable_shifted_attention(model, config.s2_group_size_ratio, config.max_length)
     decisions |= patches.apply_patches(model, config)
-    return LoadedModel(model, held, kind, new_ids, decisions)
+    return LoadedModel(model, dtypes, kind, new_ids, decisions)
 
 
 def load_for_merge(
     base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str, to: str | None = None
 ) -> PreTrainedModel:
-    """Load a base model as it was trained on, in full precision where it is not quantized.
+    """Load a base model with its training options, in float32 unless it is quantized.
 
     Args:
-        base_model: Weights, and behind them the adapters that the recipe attaches.
-        tokenizer: Says which tokens are new.
-        config: How it was held in training.
-        kind: Attention, as transformers calls it.
-        to: Device; the one that there is, where it is not given.
+        base_model: Weights, followed by the adapters of the recipe.
+        tokenizer: Tokenizer with the new tokens.
+        config: Load options of the training.
+        kind: Attention implementation, as in transformers.
+        to: Device; by default the device of this process.
     """
     return _load_assembled(
         source.manifest_folder(base_model),
@@ -105,21 +107,21 @@ def load_for_merge(
 def build_for_merge_on_meta(
     base_model: Manifest, tokenizer: Manifest, config: LoadStepConfig, kind: str
 ) -> PreTrainedModel | None:
-    """Build what `load_for_merge` loads, its parameters on the meta device and its buffers computed.
+    """Build the model of `load_for_merge` with parameters on the meta device and real buffers.
 
     Returns:
-        None where the files alone do not make the model: quantized, grown by tokens, random, with code of its own, or
-        with adapters folded in.
+        None if the weight files alone do not define the model: it is quantized, random, has custom code, new tokens or
+        adapters to merge.
     """
     folder = source.manifest_folder(base_model)
-    about = read_config(folder, config)
-    made = config.quantization or config.train_from_scratch or config.trust_remote_code
-    grown = words.new_token_ids(source.manifest_folder(tokenizer)) or _adapters_to_merge(base_model, config)
-    if made or grown or quantize.quantization_kind(about.to_dict()):
+    model_config = read_config(folder, config)
+    is_special = config.quantization or config.train_from_scratch or config.trust_remote_code
+    is_extended = new_tokens.new_token_ids(source.manifest_folder(tokenizer)) or _adapters_to_merge(base_model, config)
+    if is_special or is_extended or quantize.quantization_kind(model_config.to_dict()):
         return None
-    _scale_rope(about, config)
+    _scale_rope(model_config, config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(about, dtype=torch.float32, attn_implementation=kind)
+        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32, attn_implementation=kind)
     model.tie_weights()
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -129,9 +131,9 @@ def build_for_merge_on_meta(
 def load_for_inference(
     base_model: Manifest, tokenizer: Manifest, config: ModelLoadOptions, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Load a base model, with the adapters that it came with folded in, for the tokenizer that asks it.
+    """Load a base model with its adapters merged, for inference with this tokenizer.
 
-    With full attention and in a type of its own, whatever it is trained in: the fair opponent of what is made of it.
+    Attention is full and `dtype` is independent of training, so that base and trained model are compared fairly.
     """
     folders = source.manifest_folder(base_model), source.manifest_folder(tokenizer)
     return _load_assembled(*folders, source.adapter_folders(base_model), config.plain(), dtype=dtype)
@@ -143,13 +145,13 @@ def load_model(
     attention: str | None = None,
     allowed: ModelLoadOptions | None = None,
 ) -> PreTrainedModel:
-    """Load a model directory onto the device that there is: a whole model, or an adapter with its base beside it.
+    """Load a model directory onto the device of this process: a whole model, or an adapter bundle with its base.
 
     Args:
-        folder: As `save_pretrained` or `tuneline.model.merge` leaves it.
-        dtype: Type of the weights.
-        attention: As transformers calls it; its own choice where it is not given.
-        allowed: What the recipe allows: pickles, the model's own code. Nothing of it where it is not given.
+        folder: Output of `save_pretrained` or `tuneline.model.merge`.
+        dtype: Dtype of the weights.
+        attention: Attention implementation, as in transformers; by default transformers chooses.
+        allowed: Load options of the recipe (pickle files, custom code); by default neither is allowed.
     """
     if adapter_bundle.is_adapter_bundle(folder):
         base = _load_assembled(
@@ -174,95 +176,98 @@ def _load_assembled(
     dtype: torch.dtype = torch.float32,
     to: str | None = None,
 ) -> PreTrainedModel:
-    """Read a base model with its positions, rows for new tokens, and adapters folded in."""
-    about = read_config(folder, config)
-    _scale_rope(about, config)
-    model = read_weights(folder, about, config, dtype, attention, to)
+    """Load a base model with scaled positions, rows for new tokens, and merged adapters."""
+    model_config = read_config(folder, config)
+    _scale_rope(model_config, config)
+    model = read_weights(folder, model_config, config, dtype, attention, to)
     add_new_tokens(model, tokenizer)
     return _merge_adapters(model, adapters)
 
 
 def read_config(folder: Path, config: ModelLoadOptions) -> Any:
-    """Read a model's config; without weights."""
+    """Read a model's config."""
     return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
-def build_meta_model(about: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build a model without weights, on the meta device."""
+def build_meta_model(model_config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build a model on the meta device, without weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(about), trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), trust_remote_code=trust_remote_code)
 
 
 def read_weights(
     folder: Path,
-    about: Any,
+    model_config: Any,
     config: ModelLoadOptions,
     dtype: torch.dtype,
     attention: str | None = None,
     to: str | None = None,
 ) -> PreTrainedModel:
-    """Read the weights onto the device `to`, or the one that there is, quantized where the recipe says so.
+    """Load the weights onto the device `to`, by default the device of this process; quantize if configured.
 
     Raises:
-        SourceError: Weights are missing, or have another shape than the config says.
+        SourceError: Weights are missing or have other shapes than the config.
     """
     transformers_logging.disable_progress_bar()
-    place = to or device.device_type()
+    target = to or device.device_type()
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if config.train_from_scratch:
-        return _random_model(about, config, dtype, options).to(place)
-    options |= quantize.loading_options(about.to_dict())
+        return _random_model(model_config, config, dtype, options).to(target)
+    options |= quantize.loading_options(model_config.to_dict())
     if config.quantization:
-        shape = build_meta_model(about, trust_remote_code=config.trust_remote_code)
-        options["quantization_config"] = quantize.build_quantization_config(config.quantization, dtype, shape)
-    if place != "cpu" and (config.quantization or quantize.quantization_kind(about.to_dict())):
-        options["device_map"] = {"": f"{place}:0"}
-    model, told = AutoModelForCausalLM.from_pretrained(
+        meta_model = build_meta_model(model_config, trust_remote_code=config.trust_remote_code)
+        options["quantization_config"] = quantize.build_quantization_config(config.quantization, dtype, meta_model)
+    if target != "cpu" and (config.quantization or quantize.quantization_kind(model_config.to_dict())):
+        options["device_map"] = {"": f"{target}:0"}
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=about,
+        config=model_config,
         dtype=dtype,
         use_safetensors=None if config.allow_pickle else True,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
         **options,
     )
-    _check_loading_info(folder, told)
+    _check_loading_info(folder, loading_info)
     quantize.apply_workarounds(model)
-    return model if quantize.is_quantized(model) else model.to(place)
+    return model if quantize.is_quantized(model) else model.to(target)
 
 
-def _random_model(about: Any, config: ModelLoadOptions, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    """Make the weights that a config begins with; the same ones in each process, whatever was drawn before."""
+def _random_model(
+    model_config: Any, config: ModelLoadOptions, dtype: torch.dtype, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Build a model with initial weights; they are the same in each process and leave the global RNG unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         return AutoModelForCausalLM.from_config(
-            about, dtype=dtype, trust_remote_code=config.trust_remote_code, **options
+            model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **options
         )
 
 
-def _check_loading_info(folder: Path, told: dict[str, Any]) -> None:
-    """Transformers fills what is missing with random numbers and says so in a log only."""
-    missing, mismatched = sorted(told["missing_keys"]), sorted(str(key) for key in told["mismatched_keys"])
+def _check_loading_info(folder: Path, info: dict[str, Any]) -> None:
+    """Reject incomplete weights: transformers initializes missing tensors randomly and only logs a warning."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
     if missing or mismatched:
-        what = "lacks" if missing else "has another shape for"
+        problem = "lacks" if missing else "has another shape for"
         raise SourceError(
-            f"model: {folder} {what} {', '.join((missing or mismatched)[:3])}, which its config.json speaks of; they "
-            "would be random numbers. Fetch the model again, or correct its config.json."
+            f"model: {folder} {problem} {', '.join((missing or mismatched)[:3])}, expected by its config.json; they "
+            "would be random numbers. Download the model again, or correct its config.json."
         )
 
 
-def _scale_rope(about: Any, config: ModelLoadOptions) -> dict[str, str]:
+def _scale_rope(model_config: Any, config: ModelLoadOptions) -> dict[str, str]:
     if not isinstance(config, LoadStepConfig) or config.rope_scaling is None:
         return {}
-    return {"rope_scaling": rope.scale_rope(about, config.rope_scaling, config.max_length)}
+    return {"rope_scaling": rope.scale_rope(model_config, config.rope_scaling, config.max_length)}
 
 
 def add_new_tokens(model: PreTrainedModel, tokenizer: Path) -> tuple[int, ...]:
-    """Make room for the tokens that the recipe added; nothing happens where it added none."""
-    new = words.new_token_ids(tokenizer)
-    if new:
-        vocabulary.add_embedding_rows(model, new, num_old_tokens=len(load_tokenizer_from(tokenizer)) - len(new))
-    return tuple(new)
+    """Add embedding rows for the tokens that the recipe added, if any; return their ids."""
+    new_ids = new_tokens.new_token_ids(tokenizer)
+    if new_ids:
+        num_old_tokens = len(load_tokenizer_from(tokenizer)) - len(new_ids)
+        vocabulary.add_embedding_rows(model, new_ids, num_old_tokens=num_old_tokens)
+    return tuple(new_ids)
 
 
 def _adapters_to_merge(base_model: Manifest, config: LoadStepConfig) -> list[Path]:
@@ -271,7 +276,7 @@ def _adapters_to_merge(base_model: Manifest, config: LoadStepConfig) -> list[Pat
 
 
 def _merge_adapters(model: PreTrainedModel, adapters: Iterable[Path]) -> PreTrainedModel:
-    """Merge adapters in order; one that has no merged form, which can only be the last, stays attached."""
+    """Merge adapters in order; an unmergeable adapter, which can only be the last, stays attached."""
     for folder in adapters:
         family = families[adapter_method(folder)]
         attached = family.attach_saved(model, folder)

@@ -1,8 +1,8 @@
-"""How far two sets of logits lie apart: the measure by which proofs tell rounding from another computation."""
+"""Distance between two sets of logits, used to tell rounding from a different computation."""
 
 import torch
 
 
-def max_relative_diff(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of logits, as a share of the spread of the first; NaN where some are NaN."""
-    return float((one - other).abs().max() / one.std())
+def max_relative_diff(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    """Return the largest difference of logits divided by the standard deviation of the first; NaN if any is NaN."""
+    return float((expected - actual).abs().max() / expected.std())

@@ -1,10 +1,9 @@
-"""Merge an adapter into its base, and measure that the model stayed the same.
+"""Merge an adapter into its base model and verify that the output does not change.
 
-The model as it was trained and the merged one see the same held-out rows; KL divergence and greedy agreement are taken
-at every position that carries loss. Beyond the recipe's bound the merge is refused. An adapter on a quantized base is
-folded into the dequantized weights, which are what it was trained on; where the library rounds the inputs of products,
-too, in evaluation only, it is compared on those weights. What has no merged form goes on as an adapter, with its base
-beside it.
+The model with its adapter and the merged model process the same validation rows. KL divergence and greedy agreement are
+measured at every position with loss; above the recipe's limit the merge is rejected. An adapter on a quantized base is
+merged into the dequantized weights, which it was trained on. Where the library also rounds layer inputs in evaluation
+mode, the comparison uses the dequantized weights too. An adapter that cannot be merged is stored with its base model.
 """
 
 import json
@@ -41,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 FLOAT32_BYTES = 4
 MEMORY_FACTOR = 1.2
-"""Times the size of the weights that a merge takes: a layer and the logits of a block beside them."""
+"""Memory of a merge as a multiple of the weights: it needs room for a layer and the logits of a block."""
 
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """What a merge starts from."""
+    """Inputs of a merge."""
 
     checkpoint: Checkpoint
     base_model: Manifest
@@ -55,7 +54,7 @@ class MergeInputs:
 
     @property
     def family(self) -> MethodFamily:
-        """The method's family."""
+        """The method that trained the adapter."""
         return families[self.checkpoint.identity["method"]["type"]]
 
 
@@ -67,18 +66,18 @@ def merge_adapter(
     load: LoadStepConfig,
     config: MergeAdapterConfig,
 ) -> Checkpoint:
-    """Make a model that stands alone: weights, tokenizer, chat template and generation config.
+    """Build a self-contained model: weights, tokenizer, chat template and generation config.
 
-    A fully trained model goes on with its tokenizer added; an adapter that cannot be merged with its base beside it.
+    A fully trained model is copied and gets its tokenizer; an adapter that cannot be merged is stored with its base.
 
     Raises:
-        ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
+        VerificationError: The KL divergence between adapter and merged model exceeds `config.max_kl`.
     """
     target = owner.scratch_folder() / f"merge-{checkpoint.content_hash()[:32]}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    parts = MergeInputs(checkpoint, base_model, tokenizer, load)
-    kind, facts = _write_model(target, parts, rows, config)
+    inputs = MergeInputs(checkpoint, base_model, tokenizer, load)
+    kind, facts = _write_model(target, inputs, rows, config)
     for file in tokenizer.only().paths():
         shutil.copy2(file, target / file.name)
     add_eos_token(target)
@@ -87,97 +86,99 @@ def merge_adapter(
 
 
 def _write_model(
-    target: Path, parts: MergeInputs, rows: Corpus, config: MergeAdapterConfig
+    target: Path, inputs: MergeInputs, rows: Corpus, config: MergeAdapterConfig
 ) -> tuple[CheckpointKind, dict[str, Any]]:
-    if parts.checkpoint.kind == "full":
-        shutil.copytree(parts.checkpoint.path, target, dirs_exist_ok=True)
+    if inputs.checkpoint.kind == "full":
+        shutil.copytree(inputs.checkpoint.path, target, dirs_exist_ok=True)
         return "full", {}
-    if reason := _unmergeable_reason(parts):
-        adapter_bundle.write_bundle(target, parts.checkpoint.path, parts.base_model, parts.load)
-        logger.info("%s; the base goes on beside the adapter", reason)
+    if reason := _unmergeable_reason(inputs):
+        adapter_bundle.write_bundle(target, inputs.checkpoint.path, inputs.base_model, inputs.load)
+        logger.info("%s; the adapter is stored with its base model", reason)
         return "adapter", {"merged": False, "reason": reason}
-    held_out = rows.splits["validation"]
-    probes = [preference_rows.flatten_row(row) for row in held_out.select(range(min(config.num_rows, len(held_out))))]
-    return "merged", merge_into(target, parts, probes, config)
+    validation = rows.splits["validation"]
+    probes = [
+        preference_rows.flatten_row(row) for row in validation.select(range(min(config.num_rows, len(validation))))
+    ]
+    return "merged", merge_into(target, inputs, probes, config)
 
 
-def _unmergeable_reason(parts: MergeInputs) -> str:
-    """Say why an adapter cannot be folded in, or return an empty text."""
-    if not parts.family.mergeable:
-        return f"{parts.family.name} has no merged form"
-    if (parts.checkpoint.path / value_head.HEAD_FILE).is_file():
-        return "a reward adapter is used on the base that it shares with a policy"
-    about = read_config(manifest_folder(parts.base_model), parts.load).to_dict()
-    kind = quantize.quantization_kind(about)
+def _unmergeable_reason(inputs: MergeInputs) -> str:
+    """Return why an adapter cannot be merged, or an empty string."""
+    if not inputs.family.mergeable:
+        return f"{inputs.family.name} cannot be merged"
+    if (inputs.checkpoint.path / value_head.HEAD_FILE).is_file():
+        return "a reward adapter is used on the base model that it shares with the policy"
+    model_config = read_config(manifest_folder(inputs.base_model), inputs.load).to_dict()
+    kind = quantize.quantization_kind(model_config)
     if kind is not None and not quantization.table()[kind].merges:
-        return f"weights that come in {kind} have no full form to fold into"
+        return f"{kind} weights cannot be dequantized for a merge"
     return ""
 
 
 def add_eos_token(folder: Path) -> None:
-    """Let generation stop at the token that ends an answer in training, beside those at which the base stops."""
+    """Add the token that ends an answer in training to the `eos_token_id` of the generation config."""
     path = folder / "generation_config.json"
-    about = json.loads(path.read_text()) if path.is_file() else {}
-    known = about.get("eos_token_id")
-    ids = known if isinstance(known, list) else [known] if known is not None else []
+    generation_config = json.loads(path.read_text()) if path.is_file() else {}
+    eos = generation_config.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
     end = load_tokenizer_from(folder).eos_token_id
     if end is not None and end not in ids:
-        about["eos_token_id"] = [end, *ids] if ids else end
-        path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        generation_config["eos_token_id"] = [end, *ids] if ids else end
+        path.write_text(json.dumps(generation_config, indent=2, sort_keys=True) + "\n")
 
 
 def merge_into(
-    target: Path, parts: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig
+    target: Path, inputs: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig
 ) -> dict[str, Any]:
-    """Fold an adapter into its base and save the result, measured on rows.
+    """Merge an adapter into its base, verify the result on rows and save it.
 
     Args:
-        target: Gets config and weights.
-        parts: Adapter, base and tokenizer.
+        target: Folder for config and weights.
+        inputs: Adapter, base and tokenizer.
         probes: Rows with `input_ids`, `labels` and the `lengths` of their segments.
-        config: Bound, precision and size of the files.
+        config: KL limit, dtype and maximum file size.
 
     Returns:
-        What was measured: `kl` (nats a token), `greedy_agreement`, `positions`; nothing without rows.
+        `kl` (nats per token), `greedy_agreement` and `positions`; empty without rows.
 
     Raises:
-        ProofError: The merged model strays from the adapter's by more than `config.max_kl`.
+        VerificationError: The KL divergence between adapter and merged model exceeds `config.max_kl`.
     """
-    if shards := _prepare_shard_merge(parts, config):
-        before, after = (_distributions(parts.family, model, probes) for model in (shards.adapted, shards.merged))
+    if shards := _prepare_shard_merge(inputs, config):
+        before, after = (_distributions(inputs.family, model, probes) for model in (shards.adapted, shards.merged))
         facts = compare_distributions(before, after)
         _check_divergence(facts, config, quantized=False)
         shards.save(target, config.max_shard_size)
         return facts
     with TemporaryDirectory(dir=owner.scratch_folder()) as scratch:
-        return _merge_in_memory(target, parts, probes, config, Path(scratch))
+        return _merge_in_memory(target, inputs, probes, config, Path(scratch))
 
 
-def _prepare_shard_merge(parts: MergeInputs, config: MergeAdapterConfig) -> shard_merge.ShardMerge | None:
-    """Prepare a merge that never holds the model, where the method and the files of the base allow it."""
-    kind = parts.checkpoint.facts.get("attention", "sdpa")
-    bases = [build_for_merge_on_meta(parts.base_model, parts.tokenizer, parts.load, kind) for _ in range(2)]
+def _prepare_shard_merge(inputs: MergeInputs, config: MergeAdapterConfig) -> shard_merge.ShardMerge | None:
+    """Prepare a merge shard by shard if the method and the files of the base support it."""
+    kind = inputs.checkpoint.facts.get("attention", "sdpa")
+    bases = [build_for_merge_on_meta(inputs.base_model, inputs.tokenizer, inputs.load, kind) for _ in range(2)]
     if bases[0] is None or bases[1] is None:
         return None
-    folders = manifest_folder(parts.base_model), parts.checkpoint.path
-    return shard_merge.prepare_shard_merge((bases[0], bases[1]), *folders, parts.family, getattr(torch, config.dtype))
+    folders = manifest_folder(inputs.base_model), inputs.checkpoint.path
+    return shard_merge.prepare_shard_merge((bases[0], bases[1]), *folders, inputs.family, getattr(torch, config.dtype))
 
 
 def _merge_in_memory(
-    target: Path, parts: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig, scratch: Path
+    target: Path, inputs: MergeInputs, probes: list[dict[str, Any]], config: MergeAdapterConfig, scratch: Path
 ) -> dict[str, Any]:
-    """Hold the model in memory, one at a time; what the first one said waits in a folder."""
-    model = _load_with_adapter(parts, original=False)
+    """Load one model at a time; the distributions of the first are spooled to a folder."""
+    model = _load_with_adapter(inputs, original=False)
     quantized = quantize.is_quantized(model)
     if quantize.rounds_inputs(model):
         del model
-        model = _load_with_adapter(parts, original=False, dequantized=True)
-    before = divergence.spool_to_disk(_distributions(parts.family, model, probes), scratch)
+        model = _load_with_adapter(inputs, original=False, dequantized=True)
+    before = divergence.spool_to_disk(_distributions(inputs.family, model, probes), scratch)
     if quantized:
         del model
-        model = _load_with_adapter(parts, original=config.merge_base == "original", dequantized=True)
-    merged = parts.family.merge(model).to(getattr(torch, config.dtype))
-    facts = compare_distributions(before, _distributions(parts.family, merged, probes))
+        model = _load_with_adapter(inputs, original=config.merge_base == "original", dequantized=True)
+    merged = inputs.family.merge(model).to(getattr(torch, config.dtype))
+    facts = compare_distributions(before, _distributions(inputs.family, merged, probes))
     _check_divergence(facts, config, quantized=quantized)
     merged.save_pretrained(target, max_shard_size=config.max_shard_size)
     return facts | ({"merge_base": config.merge_base} if quantized else {})
@@ -186,52 +187,53 @@ def _merge_in_memory(
 def _check_divergence(facts: dict[str, Any], config: MergeAdapterConfig, *, quantized: bool) -> None:
     if facts and not facts["kl"] <= config.max_kl:
         raise VerificationError(
-            f"The merged model strays from the adapter's: KL {facts['kl']:.2e} nats a token, at most "
-            f"{config.max_kl:.0e} allowed. {_advice(config, quantized=quantized)}"
+            f"KL divergence between adapter and merged model: {facts['kl']:.2e} nats per token, at most "
+            f"{config.max_kl:.0e} allowed (merge_adapter.max_kl). {_advice(config, quantized=quantized)}"
         )
 
 
-def _load_with_adapter(parts: MergeInputs, *, original: bool, dequantized: bool = False) -> Any:
-    """Load the base as it was trained on, or what the adapter is folded into, with the adapter on it."""
-    kind = parts.checkpoint.facts.get("attention", "sdpa")
-    load = parts.load.model_copy(update={"quantization": None}) if original else parts.load
-    base = load_for_merge(parts.base_model, parts.tokenizer, load, kind, _choose_device(parts, load))
+def _load_with_adapter(inputs: MergeInputs, *, original: bool, dequantized: bool = False) -> Any:
+    """Load the base that the adapter was trained on, or the one it is merged into, with the adapter attached."""
+    kind = inputs.checkpoint.facts.get("attention", "sdpa")
+    load = inputs.load.model_copy(update={"quantization": None}) if original else inputs.load
+    base = load_for_merge(inputs.base_model, inputs.tokenizer, load, kind, _choose_device(inputs, load))
     if original and quantize.is_quantized(base):
         raise RecipeError(
-            "merge_adapter.merge_base: original, and this base model comes quantized, so there is no other. Set "
-            "merge_base: dequantized."
+            "merge_adapter.merge_base: original, but this base model is published in quantized form, so there is no "
+            "original. Set merge_base: dequantized."
         )
     if dequantized and not original:
         base = quantize.dequantize(base)
-    return parts.family.attach_saved(base, parts.checkpoint.path).eval()
+    return inputs.family.attach_saved(base, inputs.checkpoint.path).eval()
 
 
 def _advice(config: MergeAdapterConfig, *, quantized: bool) -> str:
     if quantized and config.merge_base == "original":
-        return "Set merge_adapter.merge_base: dequantized, which is what was trained."
+        return "Set merge_adapter.merge_base: dequantized, the weights that the adapter was trained on."
     if config.dtype != "float32":
         return (
-            f"Rounding to {config.dtype} adds to it: set merge_adapter.dtype: float32, or raise merge_adapter.max_kl."
+            f"Rounding to {config.dtype} contributes to it: set merge_adapter.dtype: float32, or raise "
+            "merge_adapter.max_kl."
         )
-    return "Raise merge_adapter.max_kl only if you know why."
+    return "Raise merge_adapter.max_kl only if you know the reason for the difference."
 
 
-def _choose_device(parts: MergeInputs, load: LoadStepConfig) -> str:
-    """Return the device that holds the model in float32: the CPU where the accelerator has no room for it."""
-    about = read_config(manifest_folder(parts.base_model), load)
-    if load.quantization or quantize.quantization_kind(about.to_dict()):
-        return device.device_type()  # few bits, and the kernels may be nowhere else
-    shape = build_meta_model(about, trust_remote_code=load.trust_remote_code)
-    num_bytes = FLOAT32_BYTES * sum(part.numel() for part in shape.parameters())
+def _choose_device(inputs: MergeInputs, load: LoadStepConfig) -> str:
+    """Return the device for the float32 model: the CPU if the accelerator has too little memory."""
+    model_config = read_config(manifest_folder(inputs.base_model), load)
+    if load.quantization or quantize.quantization_kind(model_config.to_dict()):
+        return device.device_type()  # small, and its kernels may exist on this device only
+    meta_model = build_meta_model(model_config, trust_remote_code=load.trust_remote_code)
+    num_bytes = FLOAT32_BYTES * sum(parameter.numel() for parameter in meta_model.parameters())
     return device.device_type() if device.has_memory_for(MEMORY_FACTOR * num_bytes) else "cpu"
 
 
 def _distributions(family: MethodFamily, model: Any, probes: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
-    """Yield log-probabilities at the positions that carry loss, in chunks of [positions, vocabulary]."""
-    place = model.device if model.device.type != "meta" else torch.device(device.device_type())
+    """Yield log-probabilities at the positions with loss, in chunks of [positions, vocabulary]."""
+    target_device = model.device if model.device.type != "meta" else torch.device(device.device_type())
     for row in probes:
-        keep = prediction_positions({"labels": torch.tensor([row["labels"]])}).to(place)
-        ids = torch.tensor([row["input_ids"]], device=place)
-        inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], place)}
-        logits = partial(family.logits, model, inputs)
+        keep = prediction_positions({"labels": torch.tensor([row["labels"]])}).to(target_device)
+        ids = torch.tensor([row["input_ids"]], device=target_device)
+        model_inputs = {"input_ids": ids, **attention.packed_inputs(row["lengths"], target_device)}
+        logits = partial(family.logits, model, model_inputs)
         yield from divergence.log_probabilities(logits, keep, divergence.vocabulary_size(model))

@@ -1,4 +1,4 @@
-"""Prompts of different lengths as one batch that is answered: padding stands on the left."""
+"""Left padding: batch prompts of different lengths for generation."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import torch
 
 
 def pad_left(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tokens and mask, [rows, width of the longest].
+    """Return token ids and attention mask, [rows, length of the longest].
 
     Args:
         rows: Token ids of each prompt.
-        pad: Token to fill rows with.
-        device: Where both are to lie.
+        pad: Padding token id.
+        device: Device of both tensors.
     """
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)

@@ -1,6 +1,6 @@
-"""What is done to a base model once it is in memory: recomputed activations, fused kernels, experts kept whole.
+"""Patches of a loaded base model: gradient checkpointing, fused kernels, ZeRO-3 leaf modules.
 
-Each patch changes how the model is computed and not what it computes. Fused kernels are in `kernels`.
+A patch changes how the model computes, not its output. Fused kernels are in `kernels`.
 """
 
 import re
@@ -30,42 +30,44 @@ SAVED_OPS = GROUPED_MM_OPS | {
     "flash_attn::_flash_attn_varlen_forward",
     "flex_attention",
 }
-"""Operations whose results `selective` keeps. Not `bmm`: it is attention spelled out, whose scores grow with the square
-of the row (Korthikanti et al. 2022, arXiv:2205.05198)."""
+"""Operations whose results `selective` checkpointing saves. Not `bmm`, which eager attention uses: its scores grow with
+the square of the row length (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
 CHEAP_RATIO = 1 / 8
-"""A product with fewer inputs than this share of its outputs is computed again: LoRA's second, as large as that
-of its layer. Keeping both held more than no checkpointing did (15.9 against 13.9 MB; without the second, 9.4)."""
+"""A matrix product with fewer inputs than this share of its outputs is recomputed: LoRA's second product, whose result
+is as large as that of its layer. Saving both used more memory than no checkpointing (15.9 versus 13.9 MB; without the
+second, 9.4 MB)."""
 
 fuse_adapter = kernels.fuse_adapter
-"""The one patch that comes after a method was attached."""
+"""The only patch that runs after a method was attached."""
 
 EXPERT_NAMES = re.compile(r"expert|moe", re.IGNORECASE)
 
 
 def apply_patches(model: PreTrainedModel, config: ModelLoadOptions) -> dict[str, str]:
-    """Patch a base model as the recipe says, before a method is attached.
+    """Apply the patches of the recipe to a base model, before a method is attached.
 
     Args:
-        model: Weights loaded.
-        config: How to hold it.
+        model: Base model with its weights.
+        config: Load options.
 
     Returns:
-        What was done, in words, by what it concerns.
+        Descriptions of the patches, by subject.
 
     Raises:
-        RecipeError: The model or this machine cannot be patched so.
-        ProofError: Fused kernels change what the model answers.
+        RecipeError: The model or this machine does not support a patch.
+        VerificationError: Fused kernels change the output of the model.
     """
     decisions = {}
     if config.kernels == "liger":
         decisions["kernels"] = kernels.apply_liger(model)
     elif config.kernels == "unsloth":
-        kernels.check_unsloth()  # it fuses adapters, which are not there yet
+        kernels.check_unsloth()  # it fuses adapters, which are attached later
     if config.gradient_checkpointing != "none":
         decisions["gradient_checkpointing"] = enable_gradient_checkpointing(model, config.gradient_checkpointing)
     if leaves := mark_zero3_leaf_modules(model):
-        decisions["zero3_leaf_modules"] = f"{', '.join(sorted(leaf.__name__ for leaf in leaves))} are gathered whole"
+        names = ", ".join(sorted(leaf.__name__ for leaf in leaves))
+        decisions["zero3_leaf_modules"] = f"{names} are gathered as a whole"
     return decisions
 
 
@@ -74,48 +76,48 @@ def enable_gradient_checkpointing(model: PreTrainedModel, kind: str) -> str:
 
     Args:
         model: Base model.
-        kind: `full` keeps only the inputs of layers, `selective` what `KEPT` names besides.
+        kind: `full` saves only the inputs of layers, `selective` also the results of `SAVED_OPS`.
 
     Returns:
-        The decision in words.
+        A description of the choice.
 
     Raises:
-        RecipeError: The architecture has no layers that can be recomputed.
+        RecipeError: The architecture does not support gradient checkpointing.
     """
     if not model.supports_gradient_checkpointing:
         raise RecipeError(
-            f"load.gradient_checkpointing: {kind} needs layers that can be recomputed, and {type(model).__name__} has "
-            "none that transformers knows of. Set load.gradient_checkpointing: none."
+            f"load.gradient_checkpointing: {kind} is not supported by {type(model).__name__} in transformers. Set "
+            "load.gradient_checkpointing: none."
         )
     options: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
-        # transformers adds the bias of experts in place, and torch refuses a kept result that was changed.
-        biased = any(getattr(module, "has_bias", False) for module in model.modules())
-        policy = partial(checkpoint_policy, SAVED_OPS - GROUPED_MM_OPS if biased else SAVED_OPS)
+        # transformers adds the bias of experts in place, and torch rejects a saved result that was modified.
+        has_bias = any(getattr(module, "has_bias", False) for module in model.modules())
+        policy = partial(checkpoint_policy, SAVED_OPS - GROUPED_MM_OPS if has_bias else SAVED_OPS)
         options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    # Only the reentrant kind needs inputs with gradients; they would send the backward pass through frozen layers.
+    # Only reentrant checkpointing needs inputs with gradients; they extend the backward pass to frozen layers.
     model.disable_input_require_grads()
-    told = "only inputs of layers are kept" if kind == "full" else "results of matrix products and attention are kept"
-    return f"{kind}: {told}, the rest is computed again"
+    saved = "layer inputs" if kind == "full" else "results of matrix products and attention"
+    return f"{kind}: {saved} are saved, everything else is recomputed"
 
 
-def checkpoint_policy(kept: set[str], _: Any, operation: Any, *values: Any, **named: Any) -> CheckpointPolicy:
-    """Say whether the result of an operation is kept; with `kept` given, it is a policy function of torch.
+def checkpoint_policy(saved_ops: set[str], _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Return whether the result of an operation is saved; a policy function of torch once `saved_ops` is bound.
 
-    Attention that drops within its kernel is computed again: skipping it would leave the random numbers of the layers
-    behind it where they were, and those would drop something else than in the forward pass.
+    Attention with dropout inside its kernel is recomputed: skipping it would not advance the random state, and later
+    layers would drop other values than in the forward pass.
     """
-    if operation.name() not in kept or _dropout(operation, values, named) or _is_cheap(operation, values):
+    if operation.name() not in saved_ops or _has_dropout(operation, args, kwargs) or _is_cheap(operation, args):
         return CheckpointPolicy.PREFER_RECOMPUTE
     return CheckpointPolicy.MUST_SAVE
 
 
 def mark_zero3_leaf_modules(model: nn.Module) -> set[type[nn.Module]]:
-    """Let ZeRO-3 gather mixtures of experts whole: which experts run differs between processes, which would hang.
+    """Make ZeRO-3 gather each mixture of experts as a whole: processes run different experts and would deadlock.
 
     Returns:
-        The classes that were marked; none unless DeepSpeed runs stage 3.
+        The marked classes; empty unless DeepSpeed runs stage 3.
     """
     leaves = moe_blocks(model) if is_deepspeed_zero3_enabled() else set()
     if leaves:
@@ -126,7 +128,7 @@ def mark_zero3_leaf_modules(model: nn.Module) -> set[type[nn.Module]]:
 
 
 def moe_blocks(model: nn.Module) -> set[type[nn.Module]]:
-    """Find the classes that hold a router and its experts."""
+    """Find the classes that contain a router and its experts."""
     owners = set()
     for name, module in model.named_modules():
         if _holds_experts(name, module):
@@ -136,26 +138,26 @@ def moe_blocks(model: nn.Module) -> set[type[nn.Module]]:
     return owners
 
 
-def _dropout(operation: Any, values: tuple[Any, ...], named: dict[str, Any]) -> bool:
+def _has_dropout(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     names = [argument.name for argument in getattr(getattr(operation, "_schema", None), "arguments", [])]
-    given = dict(zip(names, values, strict=False)) | named
-    return bool(given.get("dropout_p", 0.0))
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    return bool(arguments.get("dropout_p", 0.0))
 
 
-def _is_cheap(operation: Any, values: tuple[Any, ...]) -> bool:
+def _is_cheap(operation: Any, args: tuple[Any, ...]) -> bool:
     if operation.name() not in ("aten::mm", "aten::addmm"):
         return False
-    inputs, outputs = values[-1].shape
+    inputs, outputs = args[-1].shape
     return bool(inputs < CHEAP_RATIO * outputs)
 
 
 def _holds_experts(name: str, module: nn.Module) -> bool:
-    """Tell whether a module is the experts of a block by its name, or has their matrices in one parameter."""
-    own = name.rpartition(".")[2]
-    if own == "experts":
+    """Return whether a module contains the experts of a block, by its name or by a 3-D parameter."""
+    suffix = name.rpartition(".")[2]
+    if suffix == "experts":
         return True
-    fused = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-    return fused and bool(EXPERT_NAMES.search(f"{own} {type(module).__name__}"))
+    is_fused = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    return is_fused and bool(EXPERT_NAMES.search(f"{suffix} {type(module).__name__}"))
 
 
 def _has_router(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Where a row's trained tokens are predicted."""
+"""Positions at which the trained tokens of a row are predicted."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from tuneline.data.schema import IGNORE_INDEX
 
 
 def prediction_positions(inputs: dict[str, Any]) -> torch.Tensor:
-    """Return the positions [N] at which the trained tokens of a row are predicted, each one before its token.
+    """Return the positions [N] at which the trained tokens of a row are predicted: one before each token.
 
     Args:
-        inputs: Hold `labels`, [1, tokens].
+        inputs: Model inputs with `labels`, [1, tokens].
     """
     return (inputs["labels"][0, 1:] != IGNORE_INDEX).nonzero()[:, 0]

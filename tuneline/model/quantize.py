@@ -1,8 +1,8 @@
-"""Weights in fewer bits: made while loading, guarded against silent faults, and turned back into full ones.
+"""Quantized weights: quantize while loading, work around library bugs, and dequantize.
 
-QLoRA (Dettmers et al. 2023, arXiv:2305.14314) trains an adapter on 4-bit weights. The adapter then belongs to those
-weights, not to the ones that they were made from: it is merged into what they dequantize to. What can be done with
-which kind stands in `tuneline/config/validation/quantization.yaml`.
+QLoRA (Dettmers et al. 2023, arXiv:2305.14314) trains an adapter on 4-bit weights. The adapter fits the quantized
+weights, not the original ones, so it is merged into the dequantized weights. The table
+`tuneline/config/validation/quantization.yaml` lists what each kind supports.
 """
 
 import logging
@@ -23,13 +23,13 @@ from tuneline.errors import RecipeError
 from tuneline.model.targets import bypassed_layers
 
 __all__ = [
-    "config_for",
-    "dequantized",
-    "guard",
+    "apply_workarounds",
+    "build_quantization_config",
+    "dequantize",
     "is_quantized",
-    "prepare",
+    "loading_options",
+    "prepare_for_training",
     "quantization_kind",
-    "reading",
     "rounds_inputs",
 ]
 
@@ -37,43 +37,44 @@ __all__ = [
 def build_quantization_config(
     quantization: Quantization, compute_dtype: torch.dtype, model: nn.Module | None = None
 ) -> Any:
-    """Return what `from_pretrained` takes as `quantization_config`.
+    """Return the `quantization_config` for `from_pretrained`.
 
     Args:
-        quantization: The recipe's.
-        compute_dtype: Type that 4-bit weights are turned into for each product.
-        model: The base model's shape; layers whose weights are read past them, and the head, then stay as they are.
+        quantization: Quantization section of the recipe.
+        compute_dtype: Dtype to which 4-bit weights are dequantized for matrix products.
+        model: Base model on the meta device; if given, bypassed layers (see `targets.bypassed_layers`) and the head
+            are not quantized.
     """
-    kept = _unquantized_layers(model) if model is not None else None
+    skip_modules = _unquantized_layers(model) if model is not None else None
     if isinstance(quantization, Bnb4bit):
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=compute_dtype,
-            llm_int8_skip_modules=kept,
+            llm_int8_skip_modules=skip_modules,
         )
     if isinstance(quantization, Bnb8bit):
         return BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold, llm_int8_skip_modules=kept
+            load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold, llm_int8_skip_modules=skip_modules
         )
     from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-untyped]
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skip_modules)
 
 
 def _unquantized_layers(model: nn.Module) -> list[str] | None:
-    """Name the layers that cannot be quantized; None, which leaves it to transformers, where there is but the head."""
-    past = bypassed_layers(model)
-    if not past:
+    """Return the layers that must not be quantized; None if only the head, which transformers skips by default."""
+    bypassed = bypassed_layers(model)
+    if not bypassed:
         return None
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return [name for name, module in model.named_modules() if module is head] + past
+    return [name for name, module in model.named_modules() if module is head] + bypassed
 
 
 def loading_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `from_pretrained` for a model that comes quantized, by its config.json."""
+    """Return the options of `from_pretrained` for a pre-quantized model, from its config.json."""
     entry = quantization.table().get(quantization_kind(config) or "")
     if entry is None or entry.loads == "quantized":
         return {}
@@ -83,23 +84,23 @@ def loading_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_quantized(model: Any) -> bool:
-    """Tell whether some weights of a model are held in fewer bits."""
+    """Return whether a model has quantized weights."""
     return bool(getattr(model, "is_quantized", False))
 
 
 def rounds_inputs(model: Any) -> bool:
-    """Tell whether products round what comes in, which bitsandbytes' 8-bit layers do in evaluation."""
+    """Return whether layers round their inputs, as 8-bit layers of bitsandbytes do in evaluation mode."""
     return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
 def apply_workarounds(model: PreTrainedModel) -> PreTrainedModel:
-    """Keep the libraries below from silent faults; call it once a model was read, quantized or not.
+    """Work around silent library errors; call it after loading any model, quantized or not.
 
-    - bitsandbytes packs 4-bit weights anew in the first forward pass without gradients, on CPUs with avx512_bf16; what
-      passes through them afterwards has no gradient, so training stands still after an evaluation. The packing is off.
-    - bitsandbytes tells of a cast for every product with 8-bit weights. It is silenced.
-    - transformers saves a model that it dequantized while reading in few bits again, and its config does not say so:
-      what is read from there is noise. The way back is forgotten.
+    - On CPUs with avx512_bf16, bitsandbytes repacks 4-bit weights in the first forward pass without gradients. Later
+      passes have no gradient, so training stops after an evaluation. Repacking is disabled.
+    - bitsandbytes logs a cast for every product with 8-bit weights. The message is filtered.
+    - transformers quantizes a model again on saving if it was dequantized on loading, without writing so into the
+      config; loading it then gives noise. The weight conversions are dropped.
     """
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_not_cast_warning)
     for module in model.modules():
@@ -111,10 +112,10 @@ def apply_workarounds(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def prepare_for_training(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a quantized base ready for adapters: frozen, and norms in float32.
+    """Prepare a quantized base for adapters: freeze it and compute norms in float32.
 
-    Unlike peft's `prepare_model_for_kbit_training`, nothing else is cast: embedding and head would take twice the room.
-    A norm computes in float32 and gives its result in the type that it had.
+    Unlike `prepare_model_for_kbit_training` of `peft`, nothing else is cast: embedding and head would need twice the
+    memory. A norm returns its result in its original dtype.
     """
     model.requires_grad_(False)
     for module in model.modules():
@@ -124,10 +125,10 @@ def prepare_for_training(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn quantized weights into plain ones of the same values, in place; the result is saved like any other model.
+    """Convert quantized weights to plain weights of the same values, in place; the model is then saved as usual.
 
     Raises:
-        RecipeError: There is no way back from this kind.
+        RecipeError: This kind of quantization cannot be dequantized.
     """
     if not is_quantized(model):
         return model
@@ -139,7 +140,9 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     elif kind == "torchao_int8":
         _dequantize_torchao(model, dtype)
     else:
-        raise RecipeError(f"model: there is no way back from {kind} to full weights. Keep the adapter beside its base.")
+        raise RecipeError(
+            f"model: {kind} weights cannot be dequantized. Use the adapter with its base model, without merging."
+        )
     _drop_weight_conversions(model)
     return model
 
@@ -149,15 +152,17 @@ def _is_not_cast_warning(record: logging.LogRecord) -> bool:
 
 
 def _drop_weight_conversions(model: PreTrainedModel) -> None:
-    """Drop the conversions by which a quantizer read the weights; saving then takes those of the architecture."""
+    """Drop the weight conversions of a quantizer; saving then uses those of the architecture."""
     conversions = getattr(model, "_weight_conversions", None) or []
-    if any(hasattr(operation, "hf_quantizer") for each in conversions for operation in getattr(each, "operations", [])):
+    operations = (operation for conversion in conversions for operation in getattr(conversion, "operations", []))
+    if any(hasattr(operation, "hf_quantizer") for operation in operations):
         model._weight_conversions = None
 
 
 def _is_norm(module: nn.Module) -> bool:
-    own = list(module.parameters(recurse=False))
-    return "norm" in type(module).__name__.lower() and bool(own) and all(each.is_floating_point() for each in own)
+    parameters = list(module.parameters(recurse=False))
+    is_float = bool(parameters) and all(parameter.is_floating_point() for parameter in parameters)
+    return "norm" in type(module).__name__.lower() and is_float
 
 
 def _compute_in_float32(norm: nn.Module) -> None:
@@ -165,18 +170,18 @@ def _compute_in_float32(norm: nn.Module) -> None:
     if dtype == torch.float32:
         return
     norm.float()
-    norm.register_forward_pre_hook(lambda _, inputs: tuple(each.float() for each in inputs[:1]) + inputs[1:])
+    norm.register_forward_pre_hook(lambda _, inputs: tuple(value.float() for value in inputs[:1]) + inputs[1:])
     norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
 
 def _dequantize_bitsandbytes(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Call the library, then give back to GPT-2 and its kin the transposed layers that it forgets of."""
+    """Dequantize with transformers, then restore the transposed layers (Conv1D) that it loses, as in GPT-2."""
     transposed = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
     transformers_logging.get_logger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
     model = model.dequantize(dtype)
-    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # peft goes by them, and they outlive the weights
-        if hasattr(model, mark):
-            setattr(model, mark, False)
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # transformers keeps them, and peft reads them
+        if hasattr(model, flag):
+            setattr(model, flag, False)
     for name in transposed:
         linear = model.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)

@@ -1,6 +1,6 @@
-"""What a training starts from: base model, adapters, tokenizer with template and new tokens, checked to fit together.
+"""Find and check the inputs of a training: base model, adapters, and tokenizer with chat template and new tokens.
 
-Everything is checked on the shapes alone, before any weights are read.
+All checks run on the meta device, before any weights are loaded.
 """
 
 from tuneline.config.sections.evaluate import METRICS_KEY
@@ -17,90 +17,91 @@ from tuneline.model.methods import adapter_method, check_fits, families
 
 
 def resolve_inputs(config: ResolveConfig) -> tuple[Manifest, Manifest, str]:
-    """Find what a recipe starts from.
+    """Find the inputs of a recipe and check that they fit together.
 
     Returns:
-        The manifests `tokenizer` and `base_model`, and a sentence that says what was chosen.
+        The manifests `tokenizer` and `base_model`, and a description of the choices.
 
     Raises:
-        TunelineError: Something is missing, or method, model, tokenizer and adapters do not fit together.
+        TunelineError: An input is missing, or method, model, tokenizer and adapters do not fit together.
     """
-    tokenizer, base_model, said = locate_model(config)
+    tokenizer, base_model, notes = locate_model(config)
     base_model = source.add_adapters(base_model, config.load.adapters)
     check_inputs(base_model, tokenizer, config)
-    return tokenizer, base_model, "; ".join(said)
+    return tokenizer, base_model, "; ".join(notes)
 
 
 def locate_model(config: ResolveConfig) -> tuple[Manifest, Manifest, list[str]]:
-    """Find base model and tokenizer, with template and new tokens; they are not held against the recipe.
+    """Find base model and tokenizer with chat template and new tokens, without checking them against the recipe.
 
     Returns:
-        The manifests `tokenizer` and `base_model`, and what was chosen: the model's place, and the template.
+        The manifests `tokenizer` and `base_model`, and the choices: source of the model, and template.
 
     Raises:
-        TunelineError: Something is missing.
+        TunelineError: The model or a template is missing.
     """
-    own, base_model, said = source.resolve_model(config.model, config.load)
-    tokenizer, chosen = _add_tokens_and_template(own, source.model_type(base_model), config)
-    return tokenizer, base_model, [said, chosen]
+    base_tokenizer, base_model, source_note = source.resolve_model(config.model, config.load)
+    tokenizer, template_note = _add_tokens_and_template(base_tokenizer, source.model_type(base_model), config)
+    return tokenizer, base_model, [source_note, template_note]
 
 
 def locate_tokenizer(config: ResolveConfig) -> tuple[Manifest, list[str]]:
-    """Find the tokenizer that a run would use, without the weights of its base model.
+    """Find the tokenizer of a run without the weights of its base model.
 
     Returns:
-        The manifest `tokenizer`, and what was chosen: the model's place, and the template.
+        The manifest `tokenizer`, and the choices: source of the model, and template.
 
     Raises:
-        TunelineError: Something is missing.
+        TunelineError: The model or a template is missing.
     """
-    own, model_type, said = source.resolve_tokenizer(config.model, config.load)
-    tokenizer, chosen = _add_tokens_and_template(own, model_type, config)
-    return tokenizer, [said, chosen]
+    base_tokenizer, model_type, source_note = source.resolve_tokenizer(config.model, config.load)
+    tokenizer, template_note = _add_tokens_and_template(base_tokenizer, model_type, config)
+    return tokenizer, [source_note, template_note]
 
 
-def _add_tokens_and_template(own: Manifest, model_type: str, config: ResolveConfig) -> tuple[Manifest, str]:
-    """Add new tokens and the template."""
-    grown = new_tokens.add_new_tokens(own, config.load.new_tokens, config.load.new_special_tokens)
-    return selection.select_template(grown, config.template, model_type, config.template_arguments)
+def _add_tokens_and_template(tokenizer: Manifest, model_type: str, config: ResolveConfig) -> tuple[Manifest, str]:
+    """Add new tokens and the chat template to a tokenizer."""
+    extended = new_tokens.add_new_tokens(tokenizer, config.load.new_tokens, config.load.new_special_tokens)
+    return selection.select_template(extended, config.template, model_type, config.template_arguments)
 
 
 def check_inputs(base_model: Manifest, tokenizer: Manifest, config: ResolveConfig) -> None:
-    """Hold a recipe against the shapes of its base model.
+    """Check a recipe against its base model on the meta device.
 
     Raises:
-        RecipeError: A type that the device lacks, a target that does not exist, a rank above the matrix, positions
-            beyond the model's, full tuning of a quantized model, an adapter for another base.
+        RecipeError: The device lacks a dtype, a target module does not exist, a rank exceeds a matrix, rows exceed the
+            model's positions, a quantized model would be trained fully, or an adapter belongs to another base model.
     """
-    about = read_config(source.manifest_folder(base_model), config.load)
+    model_config = read_config(source.manifest_folder(base_model), config.load)
     family = families[config.method.type]
     _import_functions(config)
     precision.check_dtype(config.load.dtype)
     precision.inference_dtype(config.answers_dtype)
-    comes = quantize.quantization_kind(about.to_dict())
-    asked = config.load.quantization.type if config.load.quantization else None
-    quantization.check_not_quantized(comes, asked)
-    for kind, key in ((comes, "model"), (asked, "load.quantization")):
+    model_kind = quantize.quantization_kind(model_config.to_dict())
+    requested_kind = config.load.quantization.type if config.load.quantization else None
+    quantization.check_not_quantized(model_kind, requested_kind)
+    for kind, key in ((model_kind, "model"), (requested_kind, "load.quantization")):
         quantization.check_trainable(kind, trains_all=family.kind == "full", device=device.device_type(), key=key)
     if config.load.rope_scaling:
-        rope.scale_rope(about, config.load.rope_scaling, config.max_length)
+        rope.scale_rope(model_config, config.load.rope_scaling, config.max_length)
     else:
-        rope.check_max_length(about, config.max_length)
-    shape = build_meta_model(about, trust_remote_code=config.load.trust_remote_code)
-    new_ids = add_new_tokens(shape, source.manifest_folder(tokenizer))
+        rope.check_max_length(model_config, config.max_length)
+    meta_model = build_meta_model(model_config, trust_remote_code=config.load.trust_remote_code)
+    new_ids = add_new_tokens(meta_model, source.manifest_folder(tokenizer))
     for adapter in config.load.adapters:
-        check_fits(shape, adapter.path)
+        check_fits(meta_model, adapter.path)
         if adapter.use == "reward":
             source.check_same_base(base_model, adapter.path)
-        if adapter.use == "merge" and not families[adapter_method(adapter.path)].mergeable:
+        method = adapter_method(adapter.path)
+        if adapter.use == "merge" and not families[method].mergeable:
             raise RecipeError(
-                f"load.adapters: {adapter.path} was made by {adapter_method(adapter.path)}, which has no merged form. Set "
-                "use: continue, or leave it out."
+                f"load.adapters: {adapter.path} was trained with {method}, which cannot be merged. Set use: continue, "
+                "or remove the adapter."
             )
     if any(adapter.use == "continue" for adapter in config.load.adapters):
-        family.check_continuation(source.adapter_folders(base_model)[-1], config.method, shape)
+        family.check_continuation(source.adapter_folders(base_model)[-1], config.method, meta_model)
     else:
-        family.check(shape, config.method, new_ids=new_ids)
+        family.check(meta_model, config.method, new_ids=new_ids)
 
 
 def _import_functions(config: ResolveConfig) -> None:

@@ -1,7 +1,7 @@
-"""Positions beyond those that a model was trained on: the rotary embedding is stretched, and what is too long refused.
+"""RoPE scaling: extend the context length of a model, and reject rows that are too long.
 
-By `config.rope_parameters`, before the model is built. What is there is kept: setting `rope_scaling` instead, as was
-done with older versions, loses `rope_theta`. Windows of sliding attention see near positions only and stay as they are.
+It changes `config.rope_parameters` before the model is built and keeps the existing values: setting `rope_scaling`, as
+in older versions of transformers, loses `rope_theta`. Sliding windows attend to near positions only and are not scaled.
 """
 
 import math
@@ -12,68 +12,72 @@ from tuneline.config.sections.load import RopeScaling
 from tuneline.errors import RecipeError
 
 LLAMA3_DEFAULTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-"""Of Llama 3.1 (Grattafiori et al. 2024, arXiv:2407.21783), whose scaling this is."""
+"""Values of Llama 3.1 (Grattafiori et al. 2024, arXiv:2407.21783)."""
 
 UNSCALED = "default"
 SCALING_TYPES = ("linear", "dynamic", "yarn", "llama3")
 
 UNLIMITED_ARCHITECTURES = ("inkling_text", "inkling2_text", "jamba", "kimi_linear", "nemotron_h", "rwkv", "zamba")
-"""Architectures whose state or attention knows no positions; their `max_position_embeddings` bounds nothing."""
+"""Architectures without position information; their `max_position_embeddings` is not a limit."""
 
 
 def scale_rope(config: Any, scaling: RopeScaling, max_length: int) -> str:
-    """Stretch the positions of a model, in its config.
+    """Scale the rotary positions of a model, in its config.
 
     Args:
-        config: The model's, before it is built; it is changed, and saved with the model.
-        scaling: The recipe's.
-        max_length: Longest row, `tokenize.max_length`.
+        config: Model config before the model is built; it is modified and saved with the model.
+        scaling: `load.rope_scaling` of the recipe.
+        max_length: `tokenize.max_length`.
 
     Returns:
-        A sentence that says what was done.
+        A description of the scaling.
 
     Raises:
-        RecipeError: There is nothing to stretch, or no way to.
+        RecipeError: No scaling is needed, or it is not supported.
     """
-    text = config.get_text_config(decoder=True)
-    entries = list(_scalable_parameters(text))
+    text_config = config.get_text_config(decoder=True)
+    entries = list(_scalable_parameters(text_config))
     if not entries:
         raise RecipeError(
-            f"load.rope_scaling: {text.model_type} has no rotary positions that could be stretched. Leave rope_scaling "
-            f"out{_length_advice(text)}."
+            f"load.rope_scaling: {text_config.model_type} has no rotary positions that could be scaled. Remove "
+            f"rope_scaling{_length_advice(text_config)}."
         )
     _check_rope_type(entries, scaling.rope_type)
-    old = int(_num_positions(text) or 0)
+    old = int(_num_positions(text_config) or 0)
     factor = _factor(scaling, old, max_length)
-    original = int(text.max_position_embeddings)
+    original = int(text_config.max_position_embeddings)
     for entry in entries:
         _scale_parameters(entry, scaling.rope_type, factor, original)
-    if scaling.rope_type != "dynamic":  # which begins to stretch where these end
-        text.max_position_embeddings = int(original * factor)
-    return f"rotary positions stretched by {factor:g} ({scaling.rope_type}), from {old} to {int(old * factor)}"
+    if scaling.rope_type != "dynamic":  # dynamic scaling starts beyond these positions
+        text_config.max_position_embeddings = int(original * factor)
+    return f"rotary positions scaled by {factor:g} ({scaling.rope_type}), from {old} to {int(old * factor)}"
 
 
 def check_max_length(config: Any, max_length: int) -> None:
-    """Refuse rows that are longer than the model has positions for.
+    """Check that rows do not exceed the positions of the model.
 
     Raises:
-        RecipeError: They are.
+        RecipeError: `max_length` exceeds the positions.
     """
-    text = config.get_text_config(decoder=True)
-    limit = _num_positions(text)
+    text_config = config.get_text_config(decoder=True)
+    limit = _num_positions(text_config)
     if limit is None or max_length <= limit:
         return
-    advice = "set load.rope_scaling" if any(_scalable_parameters(text)) else f"{text.model_type} cannot be stretched"
+    advice = (
+        "set load.rope_scaling"
+        if any(_scalable_parameters(text_config))
+        else f"{text_config.model_type} cannot be scaled"
+    )
     raise RecipeError(
-        f"tokenize.max_length: {max_length}, and the model has {int(limit)} positions. Lower it to {int(limit)}, or "
+        f"tokenize.max_length: {max_length}, but the model has {int(limit)} positions. Lower it to {int(limit)}, or "
         f"{advice}."
     )
 
 
-def _scalable_parameters(text: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rotary parameters that reach over the whole row: one, or one for each type of layer that does."""
-    parameters = getattr(text, "rope_parameters", None) or {}
-    types = text.nested_rope_parameter_keys(parameters)
+def _scalable_parameters(text_config: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rotary parameters of layers with full attention: one dict, or one per layer type."""
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    types = text_config.nested_rope_parameter_keys(parameters)
     if not types and parameters:
         yield parameters
     for name in types:
@@ -81,26 +85,26 @@ def _scalable_parameters(text: Any) -> Iterator[dict[str, Any]]:
             yield parameters[name]
 
 
-def _num_positions(text: Any) -> float | None:
-    """Return how many positions a model has; None where it has no limit."""
-    told = getattr(text, "max_position_embeddings", None)
-    if not told or told < 0 or text.model_type in UNLIMITED_ARCHITECTURES:
+def _num_positions(text_config: Any) -> float | None:
+    """Return the number of positions of a model; None if it has no limit."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if not positions or positions < 0 or text_config.model_type in UNLIMITED_ARCHITECTURES:
         return None
-    dynamic = [entry["factor"] for entry in _scalable_parameters(text) if _rope_type(entry) == "dynamic"]
-    return float(told * max(dynamic, default=1.0))
+    dynamic = [entry["factor"] for entry in _scalable_parameters(text_config) if _rope_type(entry) == "dynamic"]
+    return float(positions * max(dynamic, default=1.0))
 
 
 def _rope_type(entry: dict[str, Any]) -> str:
     return str(entry.get("rope_type") or entry.get("type") or UNSCALED)
 
 
-def _check_rope_type(entries: list[dict[str, Any]], wanted: str) -> None:
-    """Refuse to take one stretching from a model that was trained with it, and to give it another."""
-    for other in sorted({_rope_type(entry) for entry in entries} - {UNSCALED, wanted}):
-        way_out = f"Set rope_type: {other}." if other in SCALING_TYPES else "Leave rope_scaling out."
+def _check_rope_type(entries: list[dict[str, Any]], requested: str) -> None:
+    """Reject replacing the scaling type that a model was trained with."""
+    for current in sorted({_rope_type(entry) for entry in entries} - {UNSCALED, requested}):
+        advice = f"Set rope_type: {current}." if current in SCALING_TYPES else "Remove rope_scaling."
         raise RecipeError(
-            f"load.rope_scaling.rope_type: {wanted}, and the model was trained with positions of the type {other!r}, "
-            f"which would be lost. {way_out}"
+            f"load.rope_scaling.rope_type: {requested}, but the model was trained with the rope_type {current!r}, "
+            f"which would be lost. {advice}"
         )
 
 
@@ -108,20 +112,20 @@ def _factor(scaling: RopeScaling, old: int, max_length: int) -> float:
     if scaling.factor is None:
         if max_length <= old:
             raise RecipeError(
-                f"load.rope_scaling: tokenize.max_length is {max_length}, and the model has {old} positions, so there "
-                "is nothing to stretch. Leave rope_scaling out, or give a factor."
+                f"load.rope_scaling: tokenize.max_length is {max_length} and the model has {old} positions, so no "
+                "scaling is needed. Remove rope_scaling, or set a factor."
             )
         return float(math.ceil(max_length / old))
     if max_length > old * scaling.factor:
         raise RecipeError(
-            f"load.rope_scaling.factor: {scaling.factor:g} makes {int(old * scaling.factor)} positions of {old}, and "
-            f"tokenize.max_length is {max_length}. Set it to {math.ceil(max_length / old)}, or leave it out."
+            f"load.rope_scaling.factor: {scaling.factor:g} extends {old} positions to {int(old * scaling.factor)}, but "
+            f"tokenize.max_length is {max_length}. Set it to {math.ceil(max_length / old)}, or remove it."
         )
     return scaling.factor
 
 
 def _scale_parameters(entry: dict[str, Any], kind: str, factor: float, positions: int) -> None:
-    """Change one set of rotary parameters; one that was stretched the same way before is stretched further."""
+    """Scale one set of rotary parameters; existing scaling of the same type is multiplied."""
     entry.pop("type", None)
     entry["factor"] = entry.get("factor", 1.0) * factor
     entry["rope_type"] = kind
@@ -131,6 +135,6 @@ def _scale_parameters(entry: dict[str, Any], kind: str, factor: float, positions
         entry.update({name: value for name, value in LLAMA3_DEFAULTS.items() if name not in entry})
 
 
-def _length_advice(text: Any) -> str:
-    limit = _num_positions(text)
+def _length_advice(text_config: Any) -> str:
+    limit = _num_positions(text_config)
     return f", and set tokenize.max_length to {int(limit)} at most" if limit else ""

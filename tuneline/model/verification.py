@@ -1,7 +1,7 @@
-"""Are the inputs of a step what they were when they were stored or resolved? Asked before they decide anything.
+"""Verify that the inputs of a step have not changed since they were stored or resolved.
 
-`check_fully` reads all bytes: before a training, a registration, a promotion, an export. `check` reads again only what
-changed by size, times or inode, and costs next to nothing.
+`verify_hashes` reads all bytes: before a training, a registration, a promotion or an export. `check_manifests` is
+cheap: it reads only files whose size, times or inode changed.
 """
 
 from pathlib import Path
@@ -14,65 +14,67 @@ from tuneline.model.checkpoint import METADATA_FILE, NON_CONTENT_FILES, Checkpoi
 
 
 def check_manifests(*manifests: Manifest) -> None:
-    """Check that files are those that `resolve` found; a training may lie in between.
+    """Check that the files of manifests have not changed since `resolve`, for example during a training.
 
     Raises:
-        SourceError: One is missing or was changed.
+        SourceError: A file is missing or changed.
     """
     for manifest in manifests:
         _check_manifest(manifest, full=False)
 
 
 def verify_hashes(*inputs: Corpus | Checkpoint | Manifest) -> None:
-    """Read all bytes of artifacts and of the files that manifests name, and compare them with their hashes.
+    """Read all bytes of artifacts and of the files of manifests, and compare them with their hashes.
 
     Raises:
         ArtifactError: A stored artifact is damaged.
-        SourceError: A model or data set is missing or was changed.
+        SourceError: A model or dataset is missing or changed.
     """
-    for each in inputs:
-        match each:
+    for item in inputs:
+        match item:
             case Manifest():
-                _check_manifest(each, full=True)
+                _check_manifest(item, full=True)
             case Corpus():
-                if each.folder:
-                    _check_stored(each, each.folder)
+                if item.folder:
+                    _check_stored(item, item.folder)
             case Checkpoint():
-                _check_stored(each, each.path.parent if (each.path.parent / METADATA_FILE).is_file() else each.path)
+                _check_stored(item, item.path.parent if (item.path.parent / METADATA_FILE).is_file() else item.path)
 
 
 def _check_stored(artifact: Corpus | Checkpoint, folder: Path) -> None:
-    """Compare files with checksums, then values or files with the content hash."""
+    """Compare files with their checksums, then the content with its hash."""
     step = ""
     try:
         sums = checksums.read(folder)
         step, expected = (sums.step, sums.content_hash) if sums else ("", "")
         checksums.check(folder, full=True)
         if isinstance(artifact, Corpus):
-            found = artifact.content_hash() if expected else ""
+            actual = artifact.content_hash() if expected else ""
         else:
             files = sums.below(artifact.path.name, NON_CONTENT_FILES) if sums else artifact.files()
-            found = compute_content_hash(artifact.kind, artifact.identity, files)
-            expected = artifact.sha256 or found
-        if found != expected:
-            raise ArtifactError(f"{folder} has the content hash {found}, expected {expected} as it was stored.")
+            actual = compute_content_hash(artifact.kind, artifact.identity, files)
+            expected = artifact.sha256 or actual
+        if actual != expected:
+            raise ArtifactError(f"{folder} has the content hash {actual}, expected {expected} as stored.")
     except ArtifactError as error:
         raise ArtifactError(f"{error} {checksums.recovery_advice(step)}") from error
 
 
 def _check_manifest(manifest: Manifest, *, full: bool) -> None:
     for item in manifest.items:
-        for file, now in zip(item.files, _current_entries(item, full=full), strict=True):
-            if now != file:
+        for file, current in zip(item.files, _current_entries(item, full=full), strict=True):
+            if current != file:
                 raise SourceError(
-                    f"{Path(item.location) / file.name} has the sha256 {now.sha256}, expected {file.sha256} as it was "
-                    "when this run began. Restore it, or run the recipe again on what is there now."
+                    f"{Path(item.location) / file.name} has the sha256 {current.sha256}, expected {file.sha256} as at "
+                    "the start of this run. Restore it, or run the recipe again with the current file."
                 )
 
 
 def _current_entries(item: Located, *, full: bool) -> list[FileEntry]:
     for path in item.paths():
         if not path.is_file():
-            raise SourceError(f"{path} is missing, and this run began with it. Restore it, or run the recipe again.")
+            raise SourceError(
+                f"{path} is missing; it existed at the start of this run. Restore it, or run the recipe again."
+            )
     entries = {entry.name: entry for entry in file_entries(Path(item.location), item.paths(), full=full)}
     return [entries[file.name] for file in item.files]

@@ -1,8 +1,8 @@
-"""Rows for new tokens: the mean of the old rows plus noise, so that they start plausible and differ from each other.
+"""Embedding rows for new tokens: the mean of the old rows plus noise, so that they are plausible and distinct.
 
-transformers draws new rows from a normal distribution with the old rows' covariance times 1e-9, so that they are equal
-to five digits, and pays for the covariance. A vocabulary may be padded: then a new token's row is there already, with
-whatever it was left with, and is made anew all the same. Noise has a standard deviation of 1 / sqrt(width).
+transformers draws new rows from a normal distribution with the covariance of the old rows times 1e-9: they agree to
+five digits, and the covariance is expensive. In a padded vocabulary, the row of a new token exists already and is
+initialized again. The noise has a standard deviation of 1 / sqrt(width).
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from tuneline.errors import RecipeError
 from tuneline.model.device import PEAK_MEMORY_DEVICES
 
 PAD_TO_MULTIPLE_OF = 64
-"""A grown vocabulary is padded to a multiple of this, which matrix products like."""
+"""An extended vocabulary is padded to a multiple of this, for efficient matrix products."""
 
 
 def add_embedding_rows(
     model: PreTrainedModel, new_ids: Sequence[int], num_old_tokens: int, seed: int = 0
 ) -> tuple[int, ...]:
-    """Give new tokens their rows in the input and output embeddings.
+    """Add the rows of new tokens to input and output embeddings.
 
-    The noise depends on `seed`, the ids and the shapes alone, so that every load of the base makes the same rows.
+    The noise depends only on `seed`, the ids and the shapes, so every load of the base gives the same rows.
 
     Args:
-        model: Base model; may be quantized, or on the meta device.
-        new_ids: Ids of the new tokens, as the tokenizer gives them.
-        num_old_tokens: Tokens that the tokenizer had before; the rows behind them are padding.
-        seed: Of the noise.
+        model: Base model; may be quantized or on the meta device.
+        new_ids: Ids of the new tokens in the tokenizer.
+        num_old_tokens: Number of tokens before; later rows are padding.
+        seed: Seed of the noise.
 
     Returns:
-        The ids, in order.
+        The ids in ascending order.
 
     Raises:
-        RecipeError: The embeddings are quantized, so they take no new rows.
+        RecipeError: The embeddings are quantized, so rows cannot be added.
     """
     ids = tuple(sorted(new_ids))
     if not ids:
@@ -60,8 +60,8 @@ def _check_not_quantized(model: PreTrainedModel) -> None:
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         if module is not None and not (isinstance(module, nn.Embedding | nn.Linear) and _is_plain(module.weight)):
             raise RecipeError(
-                f"load.new_tokens: the embeddings of this model are quantized ({type(module).__name__}), so they take "
-                "no new rows. Leave new_tokens and new_special_tokens out, or start from the full model."
+                f"load.new_tokens: the embeddings of this model are quantized ({type(module).__name__}), so rows "
+                "cannot be added. Remove new_tokens and new_special_tokens, or use the model without quantization."
             )
 
 
@@ -70,14 +70,14 @@ def _is_plain(weight: torch.Tensor) -> bool:
 
 
 def _resize(model: PreTrainedModel, num_tokens: int) -> None:
-    """Add rows; what is drawn for them is overwritten, and the global generator stays where it was."""
+    """Add rows, which are overwritten later; the global random state does not change."""
     device = model.get_input_embeddings().weight.device
     with torch.random.fork_rng(devices=[device] if device.type in PEAK_MEMORY_DEVICES else []):
         model.resize_token_embeddings(num_tokens, pad_to_multiple_of=PAD_TO_MULTIPLE_OF, mean_resizing=False)
 
 
 def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the embeddings of inputs and, where they are not tied, of outputs."""
+    """Return the input embedding and, unless tied, the output embedding."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     tied = outputs is None or outputs.weight is inputs.weight
     return [inputs.weight] if tied else [inputs.weight, outputs.weight]
@@ -87,7 +87,7 @@ def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
 def _initialize_rows(
     weight: nn.Parameter, ids: tuple[int, ...], added: range, num_old: int, generator: torch.Generator
 ) -> None:
-    """Set the rows of `ids` to mean and noise, and those of `added`, which pad, to the mean."""
+    """Set the rows of `ids` to mean plus noise, and the padding rows in `added` to the mean."""
     if weight.is_meta:
         return
     with gather_params_ctx(weight, modifier_rank=0):

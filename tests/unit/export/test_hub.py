@@ -1,4 +1,4 @@
-"""Pushing to a hub: the right files with the right bytes arrive as one commit, and what goes wrong is told as it is."""
+"""Pushing to the Hub: all files arrive in one commit, and each failure has a specific message."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ NAME = "tester/model"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub that huggingface_hub takes for its own, and somebody who may write to it."""
+    """A fake Hub configured as the endpoint of huggingface_hub, with a valid token."""
     with fake_hub.Hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -28,7 +28,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, home):
-    """An export with a small and a large file, and one in a folder."""
+    """An export with small and large files, one of them in a subfolder."""
     folder = tmp_path / "export"
     (folder / "more").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -46,14 +46,14 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(function, *arguments):
-    with pytest.raises(DeliveryError) as caught:
+def error_message(function, *arguments):
+    with pytest.raises(DeliveryError) as error:
         function(*arguments)
-    assert fake_hub.TOKEN not in str(caught.value)
-    return str(caught.value)
+    assert fake_hub.TOKEN not in str(error.value)
+    return str(error.value)
 
 
-def test_every_file_arrives_with_its_bytes_as_one_commit_of_a_private_repository(hub, folder, home):
+def test_every_file_is_pushed_in_one_commit_to_a_private_repository(hub, folder, home):
     assert pushing.check_push(config()) == "tester"
 
     commit, url = pushing.push_folder(folder, config(), "model version 1")
@@ -63,14 +63,14 @@ def test_every_file_arrives_with_its_bytes_as_one_commit_of_a_private_repository
     assert repository.private
     assert repository.commits == [(commit, "model version 1")]
     assert url == f"{hub.url}/{NAME}/commit/{commit}"
-    assert repository.by_lfs == {"model.safetensors"}, "large files go by LFS"
+    assert repository.by_lfs == {"model.safetensors"}, "large files use LFS"
     assert set(hub.uploads) == {hashlib.sha256(contents(folder)["model.safetensors"]).hexdigest()}
 
 
-def test_a_branch_is_made_and_the_recipes_message_and_visibility_are_taken(hub, folder):
-    chosen = config(revision="v2", private=False, commit_message="Second one")
+def test_branch_message_and_visibility_come_from_the_recipe(hub, folder):
+    options = config(revision="v2", private=False, commit_message="Second one")
 
-    pushing.push_folder(folder, chosen, "not this")
+    pushing.push_folder(folder, options, "not this")
 
     repository = hub.repositories[NAME]
     assert set(repository.branches["v2"]) == set(contents(folder))
@@ -79,7 +79,7 @@ def test_a_branch_is_made_and_the_recipes_message_and_visibility_are_taken(hub, 
     assert not repository.private
 
 
-def test_a_second_push_takes_away_weights_of_the_first_and_keeps_other_files(hub, folder):
+def test_a_second_push_removes_old_weights_and_keeps_other_files(hub, folder):
     hub.repositories[NAME] = fake_hub.Repository(private=True)
     hub.repositories[NAME].branches["main"] = {"model-00001-of-00002.safetensors": b"old", "LICENSE": b"theirs"}
 
@@ -88,92 +88,102 @@ def test_a_second_push_takes_away_weights_of_the_first_and_keeps_other_files(hub
     assert hub.repositories[NAME].branches["main"] == contents(folder) | {"LICENSE": b"theirs"}
 
 
-def test_a_name_that_is_taken_is_refused_where_the_recipe_says_so(hub, folder):
+def test_an_existing_repository_is_rejected_without_exist_ok(hub, folder):
     hub.repositories[NAME] = fake_hub.Repository(private=True)
 
-    told = refused(pushing.check_push, config(exist_ok=False))
+    message = error_message(pushing.check_push, config(exist_ok=False))
 
-    assert told.startswith("push.repo_id: tester/model is there already, and push.exist_ok is false.")
+    assert message.startswith("push.repo_id: tester/model already exists, and push.exist_ok is false.")
 
 
-def test_nothing_private_goes_into_a_public_repository(hub, folder):
+def test_a_private_push_to_a_public_repository_is_rejected(hub, folder):
     hub.repositories[NAME] = fake_hub.Repository(private=False)
 
-    assert "is there and public, so everybody would see" in refused(pushing.check_push, config())
-    assert "is there and public" in refused(pushing.push_folder, folder, config(), "x")
+    assert "already exists and is public, so everybody would see" in error_message(pushing.check_push, config())
+    assert "already exists and is public" in error_message(pushing.push_folder, folder, config(), "x")
     assert hub.repositories[NAME].commits == []
 
 
-def test_a_token_that_is_not_accepted_is_told_with_what_to_do(hub, monkeypatch):
+def test_an_invalid_token_is_reported_with_advice(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
 
-    told = refused(pushing.check_push, config())
+    message = error_message(pushing.check_push, config())
 
-    assert f"{hub.url} does not accept your token (401: " in told
-    assert "Set HF_TOKEN, or run `hf auth login`" in told
-    assert "hf_wrong" not in told
+    assert f"{hub.url} rejects your token (401: " in message
+    assert "Set HF_TOKEN, or run `hf auth login`" in message
+    assert "hf_wrong" not in message
 
 
-def test_no_token_is_told_before_anything_is_asked(hub, monkeypatch):
+def test_a_missing_token_is_reported_before_any_request(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
 
-    assert "push: the hub does not know who you are. Set HF_TOKEN" in refused(pushing.check_push, config())
+    assert "push: you are not logged in to the Hub. Set HF_TOKEN" in error_message(pushing.check_push, config())
     assert hub.requests == []
 
 
 @pytest.mark.parametrize(
     ("request_", "status", "expected"),
     [
-        ("POST /api/repos/create", 403, "push.repo_id: you may not write to tester/model (403: Forbidden by test)"),
-        (f"POST /api/models/{NAME}/commit", 403, "you may not write to tester/model"),
-        (f"POST /api/models/{NAME}/commit", 409, "tester/model is taken, or was changed meanwhile (409: "),
-        (f"POST /api/models/{NAME}/commit", 404, "tester/model or its branch main is not there for you (404: "),
-        (f"POST /api/models/{NAME}/commit", 500, "refused with 500: Forbidden by test"),
+        (
+            "POST /api/repos/create",
+            403,
+            "push.repo_id: you have no write permission for tester/model (403: Forbidden by test)",
+        ),
+        (f"POST /api/models/{NAME}/commit", 403, "you have no write permission for tester/model"),
+        (f"POST /api/models/{NAME}/commit", 409, "tester/model already exists, or was changed during the push (409: "),
+        (
+            f"POST /api/models/{NAME}/commit",
+            404,
+            "tester/model or its branch main was not found with your token (404: ",
+        ),
+        (f"POST /api/models/{NAME}/commit", 500, "returned 500: Forbidden by test"),
     ],
 )
-def test_each_refusal_of_the_hub_has_its_own_words(hub, folder, request_, status, expected):
+def test_each_http_error_has_a_specific_message(hub, folder, request_, status, expected):
     hub.fail[request_] = status, "Forbidden by test"
 
-    told = refused(pushing.push_folder, folder, config(), "x")
+    message = error_message(pushing.push_folder, folder, config(), "x")
 
-    assert expected in told
-    assert told.endswith(".")
+    assert expected in message
+    assert message.endswith(".")
     assert not hub.repositories.get(NAME, fake_hub.Repository(True)).commits, "nothing was committed"
 
 
-def test_a_storage_that_refuses_leaves_no_commit(hub, folder):
+def test_a_failed_upload_leaves_no_commit(hub, folder):
     hub.fail["PUT /storage/"] = 403, "Expired"
 
-    told = refused(pushing.push_folder, folder, config(), "x")
+    message = error_message(pushing.push_folder, folder, config(), "x")
 
-    assert "Nothing was committed" in told or "(403" in told
+    assert "Nothing was committed" in message or "(403" in message
     assert hub.repositories[NAME].branches["main"] == {}
 
 
-def test_a_hub_that_is_down_is_told_with_its_address(hub):
+def test_an_unreachable_hub_is_reported_with_its_url(hub):
     hub.stop()
 
-    told = refused(pushing.check_push, config())
+    message = error_message(pushing.check_push, config())
 
-    assert told.startswith(f"push: {hub.url} is out of reach, or broke off: ")
-    assert "the export is kept." in told
+    assert message.startswith(f"push: {hub.url} is unreachable or closed the connection: ")
+    assert "the export is not deleted." in message
 
 
-def test_offline_mode_is_told(hub, monkeypatch):
+def test_offline_mode_is_reported(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    assert refused(pushing.check_push, config()) == "push: HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it."
+    assert (
+        error_message(pushing.check_push, config()) == "push: HF_HUB_OFFLINE is set, which disables pushing. Unset it."
+    )
 
 
-def test_a_hub_that_lost_a_file_is_found_out(hub, folder):
+def test_a_file_missing_after_the_push_is_reported(hub, folder):
     hub.lose = "config.json"
 
-    told = refused(pushing.push_folder, folder, config(), "x")
+    message = error_message(pushing.push_folder, folder, config(), "x")
 
-    assert "has nothing as config.json at commit" in told
+    assert "has nothing for config.json at commit" in message
 
 
-def test_the_token_is_in_no_log(hub, folder, caplog):
+def test_the_token_is_never_logged(hub, folder, caplog):
     caplog.set_level(logging.DEBUG)
 
     pushing.push_folder(folder, config(), "x")
@@ -181,10 +191,10 @@ def test_the_token_is_in_no_log(hub, folder, caplog):
     assert fake_hub.TOKEN not in caplog.text
 
 
-def test_a_card_that_the_hub_does_not_read_is_told(hub, folder):
+def test_a_model_card_rejected_by_the_hub_is_reported(hub, folder):
     (folder / "README.md").write_text("---\nlicense: see its card\n---\n")
 
-    told = refused(pushing.push_folder, folder, config(), "x")
+    message = error_message(pushing.push_folder, folder, config(), "x")
 
-    assert "does not take what is in the export: " in told
+    assert "rejects the contents of the export: " in message
     assert hub.repositories[NAME].commits == []

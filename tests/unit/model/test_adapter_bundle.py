@@ -1,4 +1,4 @@
-"""A method without a merged form goes on with its base beside it, in a folder that stands alone."""
+"""Adapter bundles: adapters that cannot be merged are stored with their base model in a self-contained folder."""
 
 import shutil
 
@@ -33,8 +33,8 @@ LOAD = LoadStepConfig(dtype="float32", max_length=64)
 
 
 @pytest.fixture(params=METHODS, ids=lambda method: method.type)
-def made(request, tiny_model, tmp_path, home):
-    """A model in two parts, moved away from where it was made, its loss after training, and the rows."""
+def bundle(request, tiny_model, tmp_path, home):
+    """A bundle, the folder it was moved to, its loss after training, and the rows."""
     tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     rows = [schema.example("s", align.align_record(row, "alpaca")) for row in tiny.alpaca_rows(12)]
     split = {
@@ -50,49 +50,49 @@ def made(request, tiny_model, tmp_path, home):
     return model, moved, report.summary["validation_loss"], tokenized
 
 
-def test_it_is_an_adapter_and_says_so(made):
-    model, folder, _, _ = made
+def test_a_bundle_is_an_adapter_with_the_reason(bundle):
+    model, folder, _, _ = bundle
 
     assert model.kind == "adapter"
-    assert "no merged form" in model.facts["reason"]
+    assert "cannot be merged" in model.facts["reason"]
     assert adapter_bundle.is_adapter_bundle(folder)
     assert (folder / "base_model" / "config.json").is_file()
 
 
-def test_it_answers_as_it_was_trained(made):
-    model, folder, loss, rows = made
+def test_a_bundle_reproduces_the_loss_of_its_training(bundle):
+    model, folder, loss, rows = bundle
     method = model.identity["method"]["type"]
 
     assert training_run.mean_loss(load_model(folder), rows, "validation", method) == pytest.approx(loss, rel=1e-4)
 
 
-def test_the_base_takes_no_room_of_its_own(made, tiny_model):
-    _, folder, _, _ = made
+def test_the_base_weights_are_hard_links(bundle, tiny_model):
+    _, folder, _, _ = bundle
     weights = [folder / "base_model" / "model.safetensors", tiny_model / "model.safetensors"]
 
     if folder.stat().st_dev == tiny_model.stat().st_dev:
         assert weights[0].samefile(weights[1])
 
 
-def test_answers_and_letters_can_be_asked_of_it(made, tmp_path):
-    _, folder, _, _ = made
+def test_a_bundle_generates_answers_and_letter_probabilities(bundle, tmp_path):
+    _, folder, _, _ = bundle
     model, tokenizer = load_model(folder).eval(), load_tokenizer_from(folder)
     prompts = ["<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>user\nSay 2"]
 
-    together = generate.generate_answers(model, tokenizer, prompts, max_new_tokens=4, batch_size=2)
-    alone = [
+    batched = generate.generate_answers(model, tokenizer, prompts, max_new_tokens=4, batch_size=2)
+    separate = [
         generate.generate_answers(model, tokenizer, [prompt], max_new_tokens=4, batch_size=1)[0] for prompt in prompts
     ]
     questions = [f"{multiple_choice.LETTERS}. one and {i}\nAnswer:" for i in ("two", "three or four")]
     letters = letter_logprobs.letter_logprobs(model, tokenizer, questions)
-    each = [letter_logprobs.letter_logprobs(model, tokenizer, [question])[0] for question in questions]
+    separate_letters = [letter_logprobs.letter_logprobs(model, tokenizer, [question])[0] for question in questions]
 
-    assert together == alone
-    assert letters.tolist() == [pytest.approx(row.tolist(), abs=1e-4) for row in each]
+    assert batched == separate
+    assert letters.tolist() == [pytest.approx(row.tolist(), abs=1e-4) for row in separate_letters]
 
 
-def test_no_file_names_this_machine(made, tiny_model):
-    _, folder, _, _ = made
+def test_no_file_contains_local_paths(bundle, tiny_model):
+    _, folder, _, _ = bundle
     texts = [path.read_text() for path in folder.rglob("*.json")]
 
     assert not any(str(tiny_model) in text or str(folder.parent) in text for text in texts)

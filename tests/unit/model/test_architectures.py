@@ -1,7 +1,7 @@
-"""Every decoder-only architecture of `transformers`, tiny and random, through the whole way of an adapter.
+"""Training, saving and merging an adapter on every decoder-only architecture of `transformers`, tiny and random.
 
-Build, save, load, attach LoRA to every linear layer and expert, take two steps on packed rows, save, load, merge, save,
-load. What comes out is `docs/models.md`; TUNELINE_WRITE_DOCS=1 writes it anew.
+Build, save, load, attach LoRA to every linear layer and expert, train two steps on packed rows, save, load, merge,
+save, load. The result is `docs/models.md`; TUNELINE_WRITE_DOCS=1 writes it.
 """
 
 import os
@@ -31,27 +31,27 @@ WRITE = "TUNELINE_WRITE_DOCS"
 
 IDS = [(i * 7919 + 11) % 250 + 3 for i in range(32)]
 LENGTHS = ([12, 20], [20, 12])
-"""How the two examples share the row, in the first and in the second step."""
+"""Lengths of the two examples in a row, in the first and second step."""
 
 MERGE, RELOAD, ISOLATED, MOVED = 1e-3, 1e-4, 1e-3, 1e-2
-"""Largest differences of logits, relative to their spread; and the least one that two steps must make."""
+"""Tolerances for relative differences of logits, and the minimum difference that two steps must make."""
 
 METHOD = LoraMethod(type="lora", r=2, lora_alpha=4)
 
 NO_TEXT_MODEL = (ValueError, "Unrecognized configuration", "transformers does not load its saved text model")
 
-NOT_YET: dict[str, tuple[type[Exception], str, str]] = {
+UNSUPPORTED: dict[str, tuple[type[Exception], str, str]] = {
     "emu3": NO_TEXT_MODEL,
     "gemma3n": (ImportError, "timm", "its image tower needs the library `timm`"),
     "mllama": NO_TEXT_MODEL,
     "reformer": (RuntimeError, "does not require grad", "its layers propagate no gradients after a frozen embedding"),
 }
-"""What does not go, with the error that says so: an architecture that goes one day fails its test, and leaves this."""
+"""Unsupported architectures with their error; the test fails once one of them works, so that its entry is removed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured for one architecture, as the table shows it."""
+    """Result of one architecture: a row of the table."""
 
     lora: str = "-"
     experts: str = "-"
@@ -71,7 +71,7 @@ HEAD = """# Models
 This page lists the architectures behind `AutoModelForCausalLM` of transformers {version} and the features that work
 with each.
 
-{num_ok} of {num} architectures pass all adapter tests. {left_out} more are not decoder-only text models, and {not_yet}
+{num_ok} of {num} architectures pass all adapter tests. {excluded} more are not decoder-only text models, and {unsupported}
 do not work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates this page: it
 runs a tiny random model of each architecture on a CPU in float32, and fails if the page differs.
 
@@ -92,9 +92,9 @@ runs a tiny random model of each architecture on a CPU in float32, and fails if 
 
 
 @pytest.mark.parametrize("name", architectures.NAMES)
-def test_an_adapter_goes_its_whole_way(name, tmp_path):
-    if name in NOT_YET:
-        error, match, reason = NOT_YET[name]
+def test_an_adapter_is_trained_saved_and_merged(name, tmp_path):
+    if name in UNSUPPORTED:
+        error, match, reason = UNSUPPORTED[name]
         with pytest.raises(error, match=match):
             measure(name, tmp_path)
         MEASURED[name] = Row(status=reason)
@@ -102,7 +102,7 @@ def test_an_adapter_goes_its_whole_way(name, tmp_path):
         MEASURED[name] = measure(name, tmp_path)
 
 
-def test_the_table_in_the_docs_is_what_was_measured():
+def test_the_table_in_the_docs_is_current():
     if missing := set(architectures.NAMES) - set(MEASURED):
         pytest.skip(f"{len(missing)} architectures were not measured in this run")
     text = document()
@@ -110,7 +110,7 @@ def test_the_table_in_the_docs_is_what_was_measured():
         DOCS.write_text(text)
 
     assert set(architectures.NAMES) | set(architectures.EXCLUDED) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert DOCS.read_text() == text, f"{WRITE}=1 writes what was measured"
+    assert DOCS.read_text() == text, f"{WRITE}=1 writes the table"
 
 
 def test_more_than_a_hundred_architectures_pass():
@@ -121,17 +121,17 @@ def test_more_than_a_hundred_architectures_pass():
 
 
 def measure(name: str, folder: Path) -> Row:
-    """Send a random model the whole way; what does not hold raises."""
+    """Run a random model through all steps; raises an error if one fails."""
     base = architectures.build(name)
     base.save_pretrained(folder / "base")
     model = load_model(folder / "base")
     base.to(model.device)
     plain = logits(base)
-    same("loaded", plain, logits(model), RELOAD)
+    assert_same("loaded", plain, logits(model), RELOAD)
     packing, kind = try_packing(model)
-    same(f"{kind} and its own attention", plain, logits(model), RELOAD)
+    assert_same(f"{kind} and the default attention", plain, logits(model), RELOAD)
     s2 = try_s2(model, kind)
-    family, found = families["lora"], targets.find_targets(model, "all")
+    family, layers = families["lora"], targets.find_targets(model, "all")
     torch.manual_seed(1)
     adapted = family.attach(model, METHOD)
     train(adapted, packed=packing != "refused")
@@ -139,19 +139,19 @@ def measure(name: str, folder: Path) -> Row:
     assert max_relative_diff(plain, trained) > MOVED
     family.save(adapted, folder / "adapter")
     merged = family.merge(adapted)
-    same("merged", trained, logits(merged), MERGE)
+    assert_same("merged", trained, logits(merged), MERGE)
     merged.save_pretrained(folder / "merged")
-    same("merged and loaded", logits(merged), logits(load_model(folder / "merged", attention=kind)), RELOAD)
+    assert_same("merged and loaded", logits(merged), logits(load_model(folder / "merged", attention=kind)), RELOAD)
     fresh = load_model(folder / "base", attention=kind)
-    same("adapter loaded", trained, logits(family.attach_saved(fresh, folder / "adapter")), RELOAD)
+    assert_same("adapter loaded", trained, logits(family.attach_saved(fresh, folder / "adapter")), RELOAD)
     four_bit = try_four_bit(folder / "base")
-    experts = "yes" if found.parameters else "no" if targets.FLATTENED_EXPERTS in found.left_out.values() else "-"
+    experts = "yes" if layers.parameters else "no" if targets.FLATTENED_EXPERTS in layers.excluded.values() else "-"
     return Row("yes", experts, "yes", "yes", packing, s2, four_bit)
 
 
 def try_packing(model: PreTrainedModel) -> tuple[str, str]:
-    """Find the kind of attention that keeps packed examples apart; the model then has it."""
-    own = str(model.config._attn_implementation)
+    """Set the first attention implementation that isolates packed examples."""
+    original = str(model.config._attn_implementation)
     first, _ = choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=True)
     try:
         model.set_attn_implementation(first)
@@ -159,13 +159,13 @@ def try_packing(model: PreTrainedModel) -> tuple[str, str]:
     except VerificationError:
         with pytest.raises(VerificationError):
             attention.check_isolation(model)
-        model.set_attn_implementation(own)
-        return "refused", own
+        model.set_attn_implementation(original)
+        return "refused", original
     return f"exact ({kind})", kind
 
 
 def try_s2(model: PreTrainedModel, kind: str) -> str:
-    """Train with shifted sparse attention on a row that no window cuts: other logits, and none that see the future."""
+    """Compute shifted sparse attention on a row shorter than any window: other logits, without a leak of the future."""
     ids = IDS[:8]
     try:
         choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
@@ -178,12 +178,12 @@ def try_s2(model: PreTrainedModel, kind: str) -> str:
     finally:
         model.set_attn_implementation(kind)
     assert max_relative_diff(sparse[:-1], other_end[:-1]) < RELOAD
-    same("s2 in eval", full, logits(model, ids), RELOAD)
+    assert_same("s2 in eval", full, logits(model, ids), RELOAD)
     return "yes" if max_relative_diff(sparse, full) > RELOAD else "no effect"
 
 
 def try_four_bit(folder: Path) -> str:
-    """Take one step of LoRA on weights in four bits."""
+    """Train one step of LoRA on 4-bit weights."""
     try:
         model = load_model(folder, allowed=ModelLoadOptions(quantization=Bnb4bit(type="bnb_4bit")))
         train(families["lora"].attach(quantize.prepare_for_training(model), METHOD), packed=False, steps=1)
@@ -193,28 +193,28 @@ def try_four_bit(folder: Path) -> str:
 
 
 def train(adapted: Any, *, packed: bool, steps: int = 2) -> None:
-    """Take optimizer steps; each factor of each adapter must have moved."""
+    """Train a few steps and check that each adapter was updated."""
     trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     adapted.train()
     for lengths in LENGTHS[:steps]:
         torch.manual_seed(2)
-        shape = attention.packed_inputs(lengths, adapted.device) if packed else {"use_cache": False}
+        packing = attention.packed_inputs(lengths, adapted.device) if packed else {"use_cache": False}
         ids = torch.tensor(IDS, device=adapted.device)
-        inputs = {"input_ids": ids[None], **shape}
-        found = families["lora"].logits(adapted, inputs, torch.arange(len(ids) - 1, device=ids.device))
-        loss = cross_entropy(found.float(), ids[1:])
+        inputs = {"input_ids": ids[None], **packing}
+        row_logits = families["lora"].logits(adapted, inputs, torch.arange(len(ids) - 1, device=ids.device))
+        loss = cross_entropy(row_logits.float(), ids[1:])
         assert loss.isfinite()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     idle = [name for name, parameter in trained.items() if ".lora_B." in name and not parameter.any()]
-    assert not idle, "these never got a gradient"
+    assert not idle, "no gradient for these"
 
 
 @torch.no_grad()
 def logits(model: Any, ids: list[int] = IDS, *, training: bool = False) -> torch.Tensor:
-    """Compute the logits of one row [tokens, vocabulary]; what draws numbers draws the same ones each time."""
+    """Compute the logits of one row [tokens, vocabulary] with a fixed seed."""
     model.train(training)
     torch.manual_seed(0)
     result = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().cpu()
@@ -222,22 +222,22 @@ def logits(model: Any, ids: list[int] = IDS, *, training: bool = False) -> torch
     return result
 
 
-def same(what: str, first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
-    """Refuse logits that differ."""
-    found = max_relative_diff(first, second)
-    assert found <= tolerance, f"{what}: logits differ by {found:.1e} of their spread"
+def assert_same(name: str, first: torch.Tensor, second: torch.Tensor, tolerance: float) -> None:
+    """Check that two sets of logits agree."""
+    difference = max_relative_diff(first, second)
+    assert difference <= tolerance, f"{name}: relative difference of logits is {difference:.1e}"
 
 
 def document() -> str:
-    """Write the page."""
-    left_out = {name: Row(status=f"left out: {reason}") for name, reason in architectures.EXCLUDED.items()}
-    rows = MEASURED | left_out
+    """Return the page."""
+    excluded = {name: Row(status=f"excluded: {reason}") for name, reason in architectures.EXCLUDED.items()}
+    rows = MEASURED | excluded
     num_ok = sum(row.status == "ok" for row in rows.values())
-    about = HEAD.format(
+    head = HEAD.format(
         num_ok=num_ok,
         num=len(rows),
-        left_out=len(left_out),
-        not_yet=len(rows) - len(left_out) - num_ok,
+        excluded=len(excluded),
+        unsupported=len(rows) - len(excluded) - num_ok,
         version=".".join(transformers.__version__.split(".")[:2]),
     )
     table = [TITLES, ["---"] * len(TITLES), *([f"`{name}`", *astuple(rows[name])] for name in sorted(rows))]

@@ -1,4 +1,4 @@
-"""Packed examples are blind to each other: logits and gradients equal those of each alone."""
+"""Packed examples are isolated: logits and gradients equal those of each example alone."""
 
 import pytest
 import torch
@@ -39,16 +39,16 @@ def make_windowed(kind, window):
     return AutoModelForCausalLM.from_config(MistralConfig(**sizes, **heads), attn_implementation=kind)
 
 
-def alone(model, ids):
-    return torch.cat([model(input_ids=part[None], use_cache=False).logits[0] for part in ids.split(LENGTHS)])
+def separate_logits(model, ids):
+    return torch.cat([model(input_ids=example[None], use_cache=False).logits[0] for example in ids.split(LENGTHS)])
 
 
 @pytest.mark.parametrize("kind", ["segment", "sdpa", "eager"])
-def test_packed_logits_and_gradients_equal_those_of_each_alone(tiny_model, kind):
+def test_packed_logits_and_gradients_equal_those_of_separate_examples(tiny_model, kind):
     model = load(tiny_model, kind)
     ids = torch.randint(3, 300, (sum(LENGTHS),))
 
-    expected = alone(model, ids)
+    expected = separate_logits(model, ids)
     expected.square().sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -67,11 +67,11 @@ def test_windows_shorter_and_longer_than_the_examples_are_exact(kind, window):
 
     packed = make_windowed(kind, window)(input_ids=ids[None], **attention.packed_inputs(LENGTHS)).logits[0]
 
-    torch.testing.assert_close(packed, alone(make_windowed("eager", window), ids), **CLOSE)
+    torch.testing.assert_close(packed, separate_logits(make_windowed("eager", window), ids), **CLOSE)
 
 
 @pytest.mark.parametrize("window", [3, 64])
-def test_padding_on_either_side_is_as_with_sdpa(window):
+def test_padding_on_either_side_matches_sdpa(window):
     ids = torch.randint(64, (3, 8))
     mask = torch.ones_like(ids)
     mask[0, 5:], mask[1, :5] = 0, 0
@@ -83,7 +83,7 @@ def test_padding_on_either_side_is_as_with_sdpa(window):
     assert segment.isfinite().all()
 
 
-def test_answers_with_a_cache_are_as_with_sdpa(tiny_model):
+def test_generation_with_a_cache_matches_sdpa(tiny_model):
     ids = torch.randint(3, 300, (2, 7))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -98,10 +98,10 @@ def test_a_mask_of_ones_does_not_join_packed_examples(tiny_model):
     model, ids = load(tiny_model, "segment"), torch.randint(3, 300, (sum(LENGTHS),))
     inputs = attention.packed_inputs(LENGTHS) | {"attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
 
-    torch.testing.assert_close(model(input_ids=ids[None], **inputs).logits[0], alone(model, ids), **CLOSE)
+    torch.testing.assert_close(model(input_ids=ids[None], **inputs).logits[0], separate_logits(model, ids), **CLOSE)
 
 
-def test_a_square_mask_that_is_not_told_of_the_examples_is_cut():
+def test_a_square_mask_is_restricted_to_the_examples():
     module, q = torch.nn.Module(), torch.randn(1, 2, 6, 4)
     window = sdpa_mask(1, 6, 6, mask_function=sliding_window_causal_mask_function(3), local_size=3)
 
@@ -112,7 +112,7 @@ def test_a_square_mask_that_is_not_told_of_the_examples_is_cut():
     torch.testing.assert_close(packed, torch.cat([first, second], dim=1))
 
 
-def test_dropout_is_honoured_while_training():
+def test_dropout_is_applied_in_training_mode():
     q, value = torch.zeros(1, 2, 16, 4), torch.ones(1, 2, 16, 4)
     ends, module = {"cu_seq_lens_q": torch.tensor([0, 9, 16])}, torch.nn.Module()
 
@@ -124,7 +124,7 @@ def test_dropout_is_honoured_while_training():
 
 
 def square_of(mask, rows, tokens):
-    """Spell out what `bounds_mask` returned."""
+    """Convert a result of `bounds_mask` to a square mask."""
     if bounds.is_square(mask):
         return mask.expand(rows, 1, tokens, tokens)
     table = [[0, tokens]] * rows if mask is None else mask.tolist()
@@ -138,7 +138,7 @@ def square_of(mask, rows, tokens):
     local=st.sampled_from([None, ("window", 1), ("window", 3), ("window", 9), ("chunk", 2), ("chunk", 5)]),
     padding=st.none() | st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=2),
 )
-def test_bounds_tell_the_mask_that_transformers_builds(lengths, local, padding):
+def test_bounds_match_the_mask_of_transformers(lengths, local, padding):
     tokens, rows = sum(lengths), 1 if padding is None else 2
     function = causal_mask_function
     if local and local[0] == "window":
@@ -151,75 +151,75 @@ def test_bounds_tell_the_mask_that_transformers_builds(lengths, local, padding):
         if (packed := find_packed_sequence_indices(positions)) is not None:
             function = packed_sequence_compatibility_function(function, positions, packed)
     else:
-        place = torch.arange(tokens)
-        mask = torch.stack([(place >= left) & (place < tokens - right) for left, right in padding])
-    asked = {"batch_size": rows, "q_length": tokens, "kv_length": tokens, "mask_function": function}
-    asked |= {"attention_mask": mask, "local_size": local[1] if local else None, "q_offset": 0, "kv_offset": 0}
+        position = torch.arange(tokens)
+        mask = torch.stack([(position >= left) & (position < tokens - right) for left, right in padding])
+    arguments = {"batch_size": rows, "q_length": tokens, "kv_length": tokens, "mask_function": function}
+    arguments |= {"attention_mask": mask, "local_size": local[1] if local else None, "q_offset": 0, "kv_offset": 0}
 
-    ours = square_of(bounds.bounds_mask(**asked), rows, tokens)
-    theirs = sdpa_mask(**asked, allow_is_causal_skip=False)
+    actual = square_of(bounds.bounds_mask(**arguments), rows, tokens)
+    expected = sdpa_mask(**arguments, allow_is_causal_skip=False)
 
     real = torch.ones(rows, tokens, dtype=torch.bool) if mask is None else mask
-    keep = real[:, None, :, None].expand_as(theirs)  # what padding sees is of no account
-    assert torch.equal(ours[keep], theirs[keep])
+    keep = real[:, None, :, None].expand_as(expected)  # the mask of padding tokens does not matter
+    assert torch.equal(actual[keep], expected[keep])
 
 
 @pytest.mark.parametrize("local", [None, 2])
-def test_bounds_are_found_where_they_suffice(local):
+def test_bounds_are_returned_if_they_determine_the_mask(local):
     positions = attention.packed_inputs(LENGTHS)["position_ids"]
     function = causal_mask_function if local is None else sliding_window_causal_mask_function(local)
     function = packed_sequence_compatibility_function(function, positions, find_packed_sequence_indices(positions))
 
-    asked = {"batch_size": 1, "q_length": 15, "kv_length": 15, "mask_function": function}
-    mask = bounds.bounds_mask(**asked, allow_is_causal_skip=False)
+    arguments = {"batch_size": 1, "q_length": 15, "kv_length": 15, "mask_function": function}
+    mask = bounds.bounds_mask(**arguments, allow_is_causal_skip=False)
 
     assert bounds.is_square(mask) if local else mask.tolist() == [[0, 5, 6, 15]]
 
 
-def test_bounds_of_other_rows_are_refused():
+def test_bounds_of_other_rows_are_rejected():
     q = torch.zeros(1, 4, 3, 8)
 
-    with pytest.raises(VerificationError, match="which are not theirs. Set load.attention: sdpa"):
+    with pytest.raises(VerificationError, match="which do not match rows of 3 tokens. Set load.attention: sdpa"):
         attention.segment_attention(torch.nn.Module(), q, q, q, torch.ones(1, 3, dtype=torch.long))
 
 
-@pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias"])
-def test_what_segment_does_not_compute_is_refused(asked):
+@pytest.mark.parametrize("argument", ["softcap", "s_aux", "position_bias"])
+def test_unsupported_arguments_are_rejected(argument):
     q = torch.zeros(1, 4, 3, 8)
 
-    with pytest.raises(VerificationError, match=f"segment does not compute {asked}.*Set load.attention: eager"):
-        attention.segment_attention(torch.nn.Module(), q, q, q, None, **{asked: 1.0})
+    with pytest.raises(VerificationError, match=f"segment does not support {argument}.*Set load.attention: eager"):
+        attention.segment_attention(torch.nn.Module(), q, q, q, None, **{argument: 1.0})
 
 
 def test_isolation_is_measured(tiny_model):
     assert attention.check_isolation(load(tiny_model, "segment")) < 1e-4
 
 
-def test_isolation_is_measured_on_the_examples_themselves(tiny_model):
+def test_isolation_is_measured_on_given_examples(tiny_model):
     model = load(tiny_model, "segment").train()
 
     assert attention.check_isolation(model, [[[3, 4, 5], [6, 7]], [[8], [9, 10, 11]]]) < 1e-4
     assert model.training
 
 
-def test_a_leak_is_refused(tiny_model, monkeypatch):
-    whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
-    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
+def test_a_leak_between_examples_is_rejected(tiny_model, monkeypatch):
+    unpacked = {"position_ids": torch.arange(16)[None], "use_cache": False}
+    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: unpacked)
 
-    with pytest.raises(VerificationError, match="see each other .* with load.attention: segment") as error:
+    with pytest.raises(VerificationError, match="attend to each other .* with load.attention: segment") as error:
         attention.check_isolation(load(tiny_model, "segment"))
     assert "tokenize.packing: false" in str(error.value)
     assert "load.attention: auto" in str(error.value)
 
 
-def test_an_architecture_that_cannot_compute_packed_rows_is_refused(tiny_model, monkeypatch):
+def test_an_architecture_that_cannot_compute_packed_rows_is_rejected(tiny_model, monkeypatch):
     monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: {"position_ids": torch.zeros(3)})
 
     with pytest.raises(VerificationError, match="cannot compute a packed row: .*tokenize.packing: false"):
         attention.check_isolation(load(tiny_model, "segment"))
 
 
-def test_the_present_kind_stays_where_it_is_isolated(tiny_model):
+def test_the_current_attention_is_kept_if_it_isolates(tiny_model):
     kind, difference = attention.set_isolating_attention(load(tiny_model, "sdpa"))
 
     assert kind == "sdpa"
@@ -227,7 +227,7 @@ def test_the_present_kind_stays_where_it_is_isolated(tiny_model):
 
 
 @pytest.mark.parametrize("name", ["afmoe", "biogpt", "opt"])
-def test_where_sdpa_leaks_segment_is_found(name):
+def test_segment_is_selected_if_sdpa_leaks(name):
     model = architectures.build(name)
 
     kind, difference = attention.set_isolating_attention(model)
@@ -236,20 +236,20 @@ def test_where_sdpa_leaks_segment_is_found(name):
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize(("name", "present"), [("mamba", "eager"), ("bloom", "eager"), ("falcon", "sdpa")])
-def test_an_architecture_that_is_never_isolated_is_refused_and_left_as_it_was(name, present):
+@pytest.mark.parametrize(("name", "current"), [("mamba", "eager"), ("bloom", "eager"), ("falcon", "sdpa")])
+def test_an_architecture_that_never_isolates_is_rejected_and_unchanged(name, current):
     model = architectures.build(name)
 
     with pytest.raises(
-        VerificationError, match="No kind of attention keeps packed examples apart.*tokenize.packing: false"
+        VerificationError, match="No attention implementation isolates packed examples.*tokenize.packing: false"
     ):
         attention.set_isolating_attention(model)
-    assert model.config._attn_implementation == present
+    assert model.config._attn_implementation == current
 
 
 def test_shifted_attention_is_not_replaced(tiny_model, monkeypatch):
-    whole = {"position_ids": torch.arange(16)[None], "use_cache": False}
-    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: whole)
+    unpacked = {"position_ids": torch.arange(16)[None], "use_cache": False}
+    monkeypatch.setattr(isolation, "packed_inputs", lambda lengths, device: unpacked)
 
     with pytest.raises(VerificationError, match="Tried: s2"):
         attention.set_isolating_attention(load(tiny_model, "s2"))
@@ -265,5 +265,5 @@ def test_flex_attention_trains_on_a_cpu():
 
 @fault(VerificationError)
 @pytest.mark.parametrize("name", ["afmoe", "gpt_oss"])
-def test_transformers_tells_the_mask_of_packed_rows_to_every_architecture(name):
+def test_transformers_passes_the_mask_of_packed_rows_to_every_architecture(name):
     assert attention.check_isolation(architectures.build(name)) < 1e-4

@@ -1,4 +1,4 @@
-"""One module decides the device; who trains, loads, judges and measures follows it."""
+"""One module decides the device, and training, loading and measuring use it."""
 
 import re
 from pathlib import Path
@@ -18,22 +18,22 @@ from tuneline.train import trainer
 from tuneline.train.monitoring import mfu
 
 KINDS = ["cuda", "npu", "xpu", "mps"]
-ASKS_ITSELF = re.compile(r"(cuda|xpu|npu|mps)\.is_available|memory_allocated|cuda\.synchronize|current_accelerator")
-FOR_CUDA_ALONE = {"model/kernels.py", "model/attention/choose.py", "train/optim/optimizer_factory.py"}
-"""Libraries that exist for CUDA alone are asked for there."""
+QUERIES_DEVICE = re.compile(r"(cuda|xpu|npu|mps)\.is_available|memory_allocated|cuda\.synchronize|current_accelerator")
+CUDA_ONLY = {"model/kernels.py", "model/attention/choose.py", "train/optim/optimizer_factory.py"}
+"""Modules for CUDA-only libraries may query the device."""
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend that this machine has an accelerator, as torch and accelerate see it."""
+    """Return a function that simulates an accelerator for torch and accelerate."""
 
     def fake(kind):
         accelerator = SimpleNamespace(type=kind) if kind != "cpu" else None
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: accelerator)
         for name in ("mps", "npu", "xpu"):
-            here = (lambda *_: True) if name == kind else (lambda *_: False)
-            monkeypatch.setattr(accelerate.state, f"is_{name}_available", here)
-            monkeypatch.setattr(training_args, f"is_torch_{name}_available", here)
+            is_available = (lambda *_: True) if name == kind else (lambda *_: False)
+            monkeypatch.setattr(accelerate.state, f"is_{name}_available", is_available)
+            monkeypatch.setattr(training_args, f"is_torch_{name}_available", is_available)
         if kind in ("npu", "xpu"):
             monkeypatch.setattr(torch, kind, SimpleNamespace(set_device=lambda which: None), raising=False)
 
@@ -42,8 +42,8 @@ def machine(monkeypatch):
 
 
 def arguments(folder):
-    held = precision.Precision(torch.float32, torch.float32, None, "for a test")
-    return trainer.training_arguments(SFTConfig(), held, folder)
+    dtypes = precision.Precision(torch.float32, torch.float32, None, "for a test")
+    return trainer.training_arguments(SFTConfig(), dtypes, folder)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "cpu"])
@@ -54,7 +54,7 @@ def test_the_device_is_the_accelerator_of_torch(machine, kind):
 
 
 @pytest.mark.parametrize("kind", ["xpu", "mps", "cpu"])
-def test_a_model_is_trained_on_the_device_that_it_is_loaded_onto(machine, tmp_path, kind):
+def test_training_uses_the_device_of_the_model(machine, tmp_path, kind):
     machine(kind)
 
     args = arguments(tmp_path)
@@ -63,7 +63,7 @@ def test_a_model_is_trained_on_the_device_that_it_is_loaded_onto(machine, tmp_pa
     assert args.use_cpu is (kind == "cpu")
 
 
-def test_another_device_for_training_than_for_the_model_is_refused(machine, tmp_path, monkeypatch):
+def test_different_devices_for_model_and_training_are_rejected(machine, tmp_path, monkeypatch):
     machine("mps")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
@@ -71,14 +71,14 @@ def test_another_device_for_training_than_for_the_model_is_refused(machine, tmp_
         arguments(tmp_path)
 
 
-def test_weights_are_read_onto_the_device(machine, tiny_model):
-    """The meta device stands for an accelerator here: weights can be moved onto it, and computed with nowhere."""
+def test_weights_are_loaded_onto_the_device(machine, tiny_model):
+    """The meta device simulates an accelerator: weights can be moved onto it."""
     machine("meta")
 
     assert load_model(tiny_model).device.type == "meta"
 
 
-def test_the_best_rate_waits_for_the_accelerator(machine, monkeypatch):
+def test_the_peak_flops_measurement_waits_for_the_accelerator(machine, monkeypatch):
     waits = []
     machine("mps")
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(1))
@@ -89,7 +89,7 @@ def test_the_best_rate_waits_for_the_accelerator(machine, monkeypatch):
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2_000, True), (999, False)])
-def test_room_is_asked_of_the_accelerator(machine, monkeypatch, free, fits):
+def test_free_memory_is_read_from_the_accelerator(machine, monkeypatch, free, fits):
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (free, 4_000))
     machine("cuda")
     assert device.has_memory_for(1_000) is fits
@@ -100,8 +100,10 @@ def test_room_is_asked_of_the_accelerator(machine, monkeypatch, free, fits):
 
 def test_no_other_module_decides_the_device():
     library = Path(tuneline.__file__).parent
-    asking = {
-        path.relative_to(library).as_posix() for path in library.rglob("*.py") if ASKS_ITSELF.search(path.read_text())
+    modules = {
+        path.relative_to(library).as_posix()
+        for path in library.rglob("*.py")
+        if QUERIES_DEVICE.search(path.read_text())
     }
 
-    assert asking - FOR_CUDA_ALONE == {"model/device.py"}
+    assert modules - CUDA_ONLY == {"model/device.py"}

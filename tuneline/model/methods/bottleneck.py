@@ -1,8 +1,8 @@
-"""Bottleneck adapters: small networks behind attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751).
+"""Bottleneck adapters: small networks after attention and feed-forward (Houlsby et al. 2019, arXiv:1902.00751).
 
-`peft` has none. Each network adds to what its part of the layer returns, before the residual is added; the last matrix
-starts at zero, so the start is exactly the base. It is a child of that part and runs in a forward hook, so that
-gradient checkpointing and generation see it as a piece of the layer.
+`peft` does not implement them. Each network adds to the output of its part of the layer, before the residual is added;
+its last matrix is initialized to zero, so training starts exactly at the base model. The network is a child of that
+part and runs in a forward hook, so gradient checkpointing and generation treat it as part of the layer.
 """
 
 import json
@@ -26,7 +26,7 @@ CHILD_NAME = "bottleneck"
 
 
 class Bottleneck(nn.Module):
-    """Down, GELU, up, added to the input; float32, whatever comes in."""
+    """Down-projection, GELU, up-projection and residual sum, computed in float32."""
 
     def __init__(self, width: int, size: int, device: torch.device) -> None:
         super().__init__()
@@ -34,82 +34,82 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(size, width, device=device, dtype=torch.float32)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
-        self.on = True
+        self.enabled = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the input with the network's answer added, in the input's precision."""
-        return x + self.up(gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype) if self.on else x
+        """Return the input plus the output of the network, in the dtype of the input."""
+        return x + self.up(gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype) if self.enabled else x
 
 
 class BottleneckAdapters(MethodFamily):
-    """Networks behind the parts of each layer."""
+    """Bottleneck networks after the parts of each layer."""
 
     name = "bottleneck"
     mergeable = False
     supported_quantization = ANY_QUANTIZATION
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
-        """Refuse layers that lack a part that is asked for."""
+        """Reject layers without one of the parts in `method.after`."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
         _find_parts(model, config.after)
 
     def attach(
         self, model: PreTrainedModel, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()
     ) -> Any:
-        """Freeze the base and put a network behind each part."""
+        """Freeze the base and add a network after each part."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
         _insert(model, _find_parts(model, config.after), config.bottleneck_size)
         return model
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
-        """Write the networks, and in a small file where they stand."""
+        """Write the networks and a config with their positions."""
         networks = _networks(model)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
-            f"{name}.{key}": part.detach().cpu().contiguous()
+            f"{name}.{key}": tensor.detach().cpu().contiguous()
             for name, network in networks.items()
-            for key, part in network.state_dict().items()
+            for key, tensor in network.state_dict().items()
         }
         save_file(tensors, folder / adapter_io.BOTTLENECK_WEIGHTS, metadata={"format": "pt"})
         size = next(iter(networks.values())).down.out_features
-        about = {"after": _adapted_parts(model), "base_model_name_or_path": base_name, "bottleneck_size": size}
-        (folder / adapter_io.BOTTLENECK_CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        saved = {"after": _adapted_parts(model), "base_model_name_or_path": base_name, "bottleneck_size": size}
+        (folder / adapter_io.BOTTLENECK_CONFIG).write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
-        """Insert the networks into a model without weights, and compare names and shapes with the files."""
-        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
-        got = {name: part.shape for name, part in adapter_io.read_shapes(folder, adapter_io.BOTTLENECK_WEIGHTS).items()}
-        shape = adapter_io.meta_copy(model)
-        _insert(shape, _find_parts(shape, about["after"]), about["bottleneck_size"])
+        """Insert the networks into a model on the meta device and compare names and shapes with the files."""
+        saved = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
+        tensors = adapter_io.read_shapes(folder, adapter_io.BOTTLENECK_WEIGHTS)
+        meta_model = adapter_io.meta_copy(model)
+        _insert(meta_model, _find_parts(meta_model, saved["after"]), saved["bottleneck_size"])
         expected = {
-            f"{name}.{key}": part.shape
-            for name, network in _networks(shape).items()
-            for key, part in network.state_dict().items()
+            f"{name}.{key}": tensor.shape
+            for name, network in _networks(meta_model).items()
+            for key, tensor in network.state_dict().items()
         }
-        adapter_io.check_shapes(folder, got, expected)
+        adapter_io.check_shapes(folder, {name: tensor.shape for name, tensor in tensors.items()}, expected)
 
     def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
-        """Compare size and places with the recipe."""
-        kind = adapter_io.adapter_method(folder)
-        if kind != self.name:
+        """Compare size and positions with the recipe."""
+        method = adapter_io.adapter_method(folder)
+        if method != self.name:
             raise RecipeError(
-                f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
-                f"method.type: {kind}, or set use: merge and train a new adapter."
+                f"method.type: the recipe says {self.name!r}, but the adapter {folder} was trained with {method!r}. "
+                f"Set method.type: {method}, or set use: merge and train a new adapter."
             )
-        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
-        wanted = {"after": sorted(config.after), "bottleneck_size": config.bottleneck_size}
-        for key, value in wanted.items():
-            if about[key] != value:
+        saved = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
+        values = {"after": sorted(config.after), "bottleneck_size": config.bottleneck_size}
+        for key, value in values.items():
+            if saved[key] != value:
                 raise RecipeError(
-                    f"method.{key}: the recipe says {value!r}, and the adapter to go on with, {folder}, was made with "
-                    f"{about[key]!r}. Write what the adapter has."
+                    f"method.{key}: the recipe says {value!r}, but the adapter to continue, {folder}, was trained "
+                    f"with {saved[key]!r}. Set the adapter's value."
                 )
 
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-        """Put the networks behind their parts, and read their weights."""
+        """Add the networks after their parts and load their weights."""
         self.check_fits(model, folder)
-        about = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
-        _insert(model, _find_parts(model, about["after"]), about["bottleneck_size"])
+        saved = adapter_io.read_config(folder, adapter_io.BOTTLENECK_CONFIG)
+        _insert(model, _find_parts(model, saved["after"]), saved["bottleneck_size"])
         tensors = load_file(folder / adapter_io.BOTTLENECK_WEIGHTS, device=str(model.device))
         for name, network in _networks(model).items():
             network.load_state_dict({key: tensors[f"{name}.{key}"] for key in network.state_dict()})
@@ -117,46 +117,46 @@ class BottleneckAdapters(MethodFamily):
         return model.train(trainable)
 
     def merge(self, model: Any) -> PreTrainedModel:
-        """Refuse: a network with a bend in it has no place in the base's matrices."""
+        """Raise an error: a nonlinear network cannot be merged into weight matrices."""
         raise merge_error(self.name)
 
     @contextmanager
     def disable_adapter(self, model: Any) -> Iterator[None]:
-        """Compute as the base."""
+        """Disable all networks within the context."""
         networks = _networks(model).values()
         for network in networks:
-            network.on = False
+            network.enabled = False
         try:
             yield
         finally:
             for network in networks:
-                network.on = True
+                network.enabled = True
 
 
 def _find_parts(model: nn.Module, after: list[str]) -> list[str]:
-    """Return the full names of the parts that get a network.
+    """Return the full names of the parts after which a network is added.
 
     Raises:
-        RecipeError: A layer lacks one.
+        RecipeError: A layer has no such part.
     """
     prefix, layers = targets.decoder_layers(model)
-    places: list[str] = []
+    names: list[str] = []
     for number, layer in enumerate(layers):
         parts = targets.attention_and_mlp(layer)
         if missing := [part for part in after if part not in parts]:
             raise RecipeError(
                 f"method.after: {prefix}.{number} of this {type(model).__name__} has no module for {missing[0]}; it "
-                f"has {', '.join(sorted(parts)) or 'none'}. Take {missing[0]} out, or set method.type: lora."
+                f"has {', '.join(sorted(parts)) or 'none'}. Remove {missing[0]}, or set method.type: lora."
             )
-        places.extend(f"{prefix}.{number}.{parts[part]}" for part in after)
-    return places
+        names.extend(f"{prefix}.{number}.{parts[part]}" for part in after)
+    return names
 
 
-def _insert(model: nn.Module, places: list[str], size: int) -> None:
+def _insert(model: nn.Module, part_names: list[str], size: int) -> None:
     assert isinstance(model, PreTrainedModel)
     model.requires_grad_(False)
     width = model.config.get_text_config().hidden_size
-    for name in places:
+    for name in part_names:
         part = model.get_submodule(name)
         network = Bottleneck(width, size, next(part.parameters()).device)
         part.add_module(CHILD_NAME, network)
@@ -173,7 +173,7 @@ def _networks(model: nn.Module) -> dict[str, Bottleneck]:
 
 
 def _adapted_parts(model: nn.Module) -> list[str]:
-    """Return which parts of a layer have a network."""
+    """Return the parts of a layer that have a network."""
     _, layers = targets.decoder_layers(model)
     layer: nn.Module = layers[0]
     parts = targets.attention_and_mlp(layer)

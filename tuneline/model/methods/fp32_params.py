@@ -1,8 +1,7 @@
-"""Trained weights of the base itself, held in float32 inside a model of 16 bits.
+"""Keep trained base weights in float32 inside a 16-bit model.
 
-peft does so for the weights that it adds, not for modules that are trained whole (`modules_to_save`), and nothing does
-it for freeze tuning. A module that owns such a weight reads its inputs in the weight's precision and answers in the
-model's, so that all else stays as it was.
+`peft` does so for the weights that it adds, but not for `modules_to_save`, and nothing does it for freeze tuning. A
+module with such weights casts its inputs to float32 and its outputs back to the dtype of the model.
 """
 
 from typing import Any
@@ -15,21 +14,21 @@ _HOOKS_ATTRIBUTE = "_held_in_float32"
 
 
 def upcast_trained_params(model: nn.Module) -> None:
-    """Give every trained weight of 16 bits, and the modules that own one, float32."""
+    """Convert every trained 16-bit weight to float32 and register casts on the modules that own one."""
     trained = [
         parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dtype in HALF_DTYPES
     ]
     dtypes = {id(parameter): parameter.dtype for parameter in trained}
     for module in model.modules():
-        owned = [dtypes[id(p)] for p in module.parameters(recurse=False) if id(p) in dtypes]
-        if owned:
-            _register_casts(module, owned[0])
+        module_dtypes = [dtypes[id(p)] for p in module.parameters(recurse=False) if id(p) in dtypes]
+        if module_dtypes:
+            _register_casts(module, module_dtypes[0])
     for parameter in trained:
         parameter.data = parameter.data.float()
 
 
 def restore_dtype(model: nn.Module) -> None:
-    """Undo `hold_in_float32`: plain modules again, in the model's precision."""
+    """Undo `upcast_trained_params`: remove the casts and restore the dtype of the model."""
     for module in model.modules():
         if not hasattr(module, _HOOKS_ATTRIBUTE):
             continue
@@ -41,16 +40,16 @@ def restore_dtype(model: nn.Module) -> None:
         delattr(module, _HOOKS_ATTRIBUTE)
 
 
-def _register_casts(module: nn.Module, outside: torch.dtype) -> None:
+def _register_casts(module: nn.Module, output_dtype: torch.dtype) -> None:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        inside = next(module.parameters(recurse=False)).dtype
-        return _cast(args, inside), _cast(kwargs, inside)
+        weight_dtype = next(module.parameters(recurse=False)).dtype
+        return _cast(args, weight_dtype), _cast(kwargs, weight_dtype)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return _cast(output, outside)
+        return _cast(output, output_dtype)
 
     handles = (module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after))
-    setattr(module, _HOOKS_ATTRIBUTE, (outside, handles))
+    setattr(module, _HOOKS_ATTRIBUTE, (output_dtype, handles))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""OFT: weights are turned by orthogonal blocks, and angles between neurons stay (Qiu et al. 2023, arXiv:2306.07280)."""
+"""OFT: orthogonal blocks rotate the weights and keep angles between neurons (Qiu et al. 2023, arXiv:2306.07280)."""
 
 from typing import Any
 
@@ -13,20 +13,21 @@ from tuneline.model.methods.peft_family import PeftFamily, layer_options
 
 
 class Oft(PeftFamily):
-    """Block-diagonal rotations of the inputs."""
+    """Block-diagonal rotations of layer inputs."""
 
     name = "oft"
-    marker = "oft_R"
+    tensor_prefix = "oft_R"
     supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
-        """Refuse a block that does not divide: peft would take another size in silence."""
+        """Reject a block size that does not divide the inputs: `peft` would silently use another size."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
-        for name in self.find(model, config).modules:
+        for name in self.find_targets(model, config).modules:
             layer: Any = model.get_submodule(name)
             if isinstance(layer, Conv1D):
                 raise RecipeError(
-                    f"method.type: oft turns linear layers, and {name} is a Conv1D, which peft cannot turn. Set lora."
+                    f"method.type: oft supports linear layers only, and {name} is a Conv1D, which peft cannot rotate. "
+                    "Set method.type: lora."
                 )
             inputs = layer.in_features
             if inputs % config.oft_block_size:
@@ -36,10 +37,12 @@ class Oft(PeftFamily):
                     f"Sizes that do: {', '.join(divisors)}."
                 )
 
-    def peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> OFTConfig:
+    def build_peft_config(
+        self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]
+    ) -> OFTConfig:
         """Translate the recipe."""
         options = config.model_dump(exclude={"type", "target_modules"})
-        return OFTConfig(r=0, **options, **layer_options(model, self.find(model, config)))
+        return OFTConfig(r=0, **options, **layer_options(model, self.find_targets(model, config)))
 
 
 families.register("oft")(Oft())

@@ -1,6 +1,6 @@
-"""What the methods of `peft` have in common: attach, save, check, attach again, merge.
+"""Base class of the methods implemented by `peft`.
 
-Each family says how its part of the recipe becomes a `peft` config. The adapter is always called `default`.
+Each subclass translates its recipe section into a `peft` config. The adapter name is always `default`.
 """
 
 from pathlib import Path
@@ -23,143 +23,144 @@ ADAPTER_NAME = "default"
 
 
 class PeftFamily(MethodFamily):
-    """A method that `peft` computes."""
+    """A method implemented by `peft`."""
 
     adapts_experts: ClassVar[bool] = False
-    """It can adapt experts that are held in one 3-D parameter."""
+    """Whether the method can adapt experts stored in one 3-D parameter."""
 
-    marker: ClassVar[str] = "lora_"
-    """What the names of its tensors begin with, below the layer that is adapted."""
+    tensor_prefix: ClassVar[str] = "lora_"
+    """Prefix of the adapter's tensor names below the adapted layer."""
 
     ignored_keys: ClassVar[frozenset[str]] = frozenset({"type", "target_modules"})
-    """Keys of the recipe that an adapter which is trained further may lack."""
+    """Recipe keys that `check_continuation` does not compare with `adapter_config.json`."""
 
-    def peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> Any:
-        """Translate the recipe for this model."""
+    def build_peft_config(self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]) -> Any:
+        """Translate the recipe into a `peft` config for this model."""
         raise NotImplementedError
 
-    def find(self, model: nn.Module, config: Any) -> targets.TargetLayers:
-        """Find the layers that get an adapter.
+    def find_targets(self, model: nn.Module, config: Any) -> targets.TargetLayers:
+        """Find the layers to adapt.
 
         Raises:
-            RecipeError: A name matches nothing, or experts that this method cannot adapt.
+            RecipeError: A name matches nothing, or matches experts that this method cannot adapt.
         """
-        found = targets.find_targets(model, config.target_modules)
-        if found.parameters and not self.adapts_experts:
-            layers = ", ".join(sorted({name.rpartition(".")[2] for name in found.modules}))
+        layers = targets.find_targets(model, config.target_modules)
+        if layers.parameters and not self.adapts_experts:
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in layers.modules}))
             raise RecipeError(
-                f"method.target_modules: method {self.name} cannot adapt experts that are held in one matrix, like "
-                f"{found.parameters[0]}. Set method.type: lora, or name the layers to adapt: [{layers}]."
+                f"method.target_modules: method {self.name} cannot adapt experts stored in one matrix, like "
+                f"{layers.parameters[0]}. Set method.type: lora, or name the layers to adapt: [{names}]."
             )
-        return found
+        return layers
 
     def attach(
         self, model: PreTrainedModel, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()
     ) -> Any:
         """Freeze the base and add the adapter."""
         self.check(model, config, total_steps=total_steps, new_ids=new_ids)
-        adapted = get_peft_model(model, self.peft_config(model, config, total_steps, new_ids))
+        adapted = get_peft_model(model, self.build_peft_config(model, config, total_steps, new_ids))
         fp32_params.upcast_trained_params(adapted)
         return adapted
 
     def save(self, model: Any, folder: Path, *, base_name: str = "") -> None:
-        """Write the adapter as plain `peft` reads it."""
+        """Write the adapter in the format of plain `peft`."""
         model.peft_config[
             ADAPTER_NAME
-        ].base_model_name_or_path = base_name  # an empty name too: None becomes the local path
-        model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub
+        ].base_model_name_or_path = base_name  # even if empty: None becomes the local path
+        model.save_pretrained(folder, save_embedding_layers=False)  # "auto" contacts the Hub
         adapter_io.normalize_config(folder)
 
     def check_fits(self, model: nn.Module, folder: Path) -> None:
-        """Let peft build the adapter without weights, and compare names and shapes with the files."""
-        self._check_kind(folder)
+        """Build the adapter without weights and compare names and shapes with the files."""
+        self._check_method(folder)
         self.check_saved(model, folder)
-        got = {name: tensor.shape for name, tensor in adapter_io.read_shapes(folder).items()}
+        actual = {name: tensor.shape for name, tensor in adapter_io.read_shapes(folder).items()}
         try:
-            expected = self.shapes(model, load_peft_config(folder, trainable=False))
+            expected = self.expected_shapes(model, load_peft_config(folder, trainable=False))
         except (ValueError, KeyError, AttributeError) as error:
             raise RecipeError(
-                f"load.adapters: {folder} does not fit this {type(model).__name__}: {error}. Name the model that it "
-                "was trained on."
+                f"load.adapters: {folder} does not fit this {type(model).__name__}: {error}. Set `model` to the base "
+                "model of the adapter."
             ) from error
-        adapter_io.check_shapes(folder, got, expected)
+        adapter_io.check_shapes(folder, actual, expected)
 
-    def shapes(self, model: nn.Module, about: Any) -> dict[str, torch.Size]:
-        """Return the names and shapes of what an adapter of this config has on this base."""
-        shape = get_peft_model(adapter_io.meta_copy(model), about, low_cpu_mem_usage=True)
-        tensors = get_peft_model_state_dict(shape, save_embedding_layers=False)
+    def expected_shapes(self, model: nn.Module, peft_config: Any) -> dict[str, torch.Size]:
+        """Return names and shapes of the tensors of an adapter with this config on this base."""
+        meta_model = get_peft_model(adapter_io.meta_copy(model), peft_config, low_cpu_mem_usage=True)
+        tensors = get_peft_model_state_dict(meta_model, save_embedding_layers=False)
         return {name: tensor.shape for name, tensor in tensors.items()}
 
     def check_saved(self, model: nn.Module, folder: Path) -> None:
-        """Refuse what peft would attach and should not; the config is read, shapes are compared after."""
+        """Reject adapters that `peft` would attach wrongly; called before shapes are compared."""
 
     def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:
         """Compare the recipe with `adapter_config.json`."""
-        self._check_kind(folder)
-        about = adapter_io.read_config(folder)
-        for key, wanted in config.model_dump(exclude=self.ignored_keys).items():
-            if key in about and (about[key] or wanted) and about[key] != wanted:
+        self._check_method(folder)
+        saved = adapter_io.read_config(folder)
+        for key, value in config.model_dump(exclude=self.ignored_keys).items():
+            if key in saved and (saved[key] or value) and saved[key] != value:
                 raise RecipeError(
-                    f"method.{key}: the recipe says {wanted!r}, and the adapter to go on with, {folder}, was made with "
-                    f"{about[key]!r}. Write what the adapter has, or set use: merge and train a new one."
-                    f"{self.hint(about)}"
+                    f"method.{key}: the recipe says {value!r}, but the adapter to continue, {folder}, was trained "
+                    f"with {saved[key]!r}. Set the adapter's value, or set use: merge and train a new adapter."
+                    f"{self.mismatch_hint(saved)}"
                 )
         if model is not None and hasattr(config, "target_modules"):
-            self._same_layers(folder, config, model)
+            self._check_same_layers(folder, config, model)
 
-    def hint(self, about: dict[str, Any]) -> str:
-        """Return what to add where an adapter differs from the recipe."""
+    def mismatch_hint(self, saved: dict[str, Any]) -> str:
+        """Return an explanation that is appended to the error when adapter and recipe differ."""
         return ""
 
-    def _same_layers(self, folder: Path, config: Any, model: nn.Module) -> None:
-        found = self.find(model, config)
-        wanted = {*found.modules, *(name.rpartition(".")[0] for name in found.parameters)}
+    def _check_same_layers(self, folder: Path, config: Any, model: nn.Module) -> None:
+        layers = self.find_targets(model, config)
+        expected = {*layers.modules, *(name.rpartition(".")[0] for name in layers.parameters)}
         modules = dict(model.named_modules())
-        got = {_adapted_layer(name, modules) for name in adapter_io.read_shapes(folder) if f".{self.marker}" in name}
-        if differ := sorted(got ^ wanted):
-            what = "the adapter has it and the recipe not" if differ[0] in got else "the recipe has it, the adapter not"
-            short = sorted({layer.rpartition(".")[2] for layer in got})
+        tensors = [name for name in adapter_io.read_shapes(folder) if f".{self.tensor_prefix}" in name]
+        actual = {_adapted_layer(name, modules) for name in tensors}
+        if differences := sorted(actual ^ expected):
+            side = "only in the adapter" if differences[0] in actual else "only in the recipe"
+            names = sorted({layer.rpartition(".")[2] for layer in actual})
             raise RecipeError(
-                f"method.target_modules: {folder} adapts other layers than the recipe: {differ[0]} ({what}). "
-                f"Set target_modules: [{', '.join(short)}]."
+                f"method.target_modules: {folder} adapts other layers than the recipe: {differences[0]} is {side}. "
+                f"Set target_modules: [{', '.join(names)}]."
             )
 
-    def _check_kind(self, folder: Path) -> None:
-        kind = adapter_io.adapter_method(folder)
-        if kind != self.name:
+    def _check_method(self, folder: Path) -> None:
+        method = adapter_io.adapter_method(folder)
+        if method != self.name:
             raise RecipeError(
-                f"method.type: the recipe says {self.name!r}, and the adapter {folder} was made by {kind!r}. Set "
-                f"method.type: {kind}, or set use: merge and train a new adapter."
+                f"method.type: the recipe says {self.name!r}, but the adapter {folder} was trained with {method!r}. "
+                f"Set method.type: {method}, or set use: merge and train a new adapter."
             )
 
     def attach_saved(self, model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-        """Build the adapter as its files say, and read its weights."""
+        """Build the adapter from its config and load its weights."""
         self.check_fits(model, folder)
-        about = load_peft_config(folder, trainable=trainable)
-        adapted = self.build(model, about)
+        peft_config = load_peft_config(folder, trainable=trainable)
+        adapted = self.build_adapter(model, peft_config)
         _load_weights(adapted, load_file(folder / adapter_io.ADAPTER_WEIGHTS, device=str(model.device)))
         if not trainable:
             adapted.requires_grad_(False)
-            about.inference_mode = True
+            peft_config.inference_mode = True
         return adapted.train(trainable)
 
-    def build(self, model: PreTrainedModel, about: Any) -> Any:
-        """Add an adapter whose weights are read next; it is built for training, so that float32 is held as in it."""
-        about.inference_mode = False
-        adapted = get_peft_model(model, about)
+    def build_adapter(self, model: PreTrainedModel, peft_config: Any) -> Any:
+        """Add an adapter whose weights are loaded next, in training mode: dtypes are then the same as in training."""
+        peft_config.inference_mode = False
+        adapted = get_peft_model(model, peft_config)
         fp32_params.upcast_trained_params(adapted)
         return adapted
 
     def merge(self, model: Any) -> PreTrainedModel:
-        """Fold the adapter into the base's weights, refusing what is no number.
+        """Merge the adapter into the base weights, checking for NaN.
 
         Raises:
-            RecipeError: The weights have few bits; `tuneline.model.quantize.dequantize` turns them into full ones.
+            RecipeError: The weights are quantized; `tuneline.model.quantize.dequantize` converts them first.
         """
         if kind := model_quantization(model.get_base_model()):
             raise RecipeError(
-                f"merge_adapter: folded into {kind} weights, the adapter would be rounded away. Set merge_base: "
-                "dequantized, which folds it into the full weights that it was trained on."
+                f"merge_adapter: merged into {kind} weights, the adapter would be lost to rounding. Set merge_base: "
+                "dequantized, which merges into the dequantized weights that the adapter was trained on."
             )
         merged = model.merge_and_unload(safe_merge=True)
         fp32_params.restore_dtype(merged)
@@ -167,47 +168,47 @@ class PeftFamily(MethodFamily):
 
 
 def _load_weights(adapted: Any, tensors: dict[str, torch.Tensor]) -> None:
-    """Give an adapter its weights by name, or let peft do it where names were compared and are not its own.
+    """Copy an adapter's weights by name; fall back to `peft` where its names differ from the file's.
 
-    peft puts an adapter's names through transformers' rules for checkpoints, and loses what those rename.
+    `peft` applies the checkpoint conversion rules of transformers to adapter names, and loses renamed tensors.
     """
-    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    parts = {part.data_ptr() for part in (*adapted.parameters(), *adapted.buffers())}
-    if own.keys() != tensors.keys() or any(part.data_ptr() not in parts for part in own.values()):
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    pointers = {tensor.data_ptr() for tensor in (*adapted.parameters(), *adapted.buffers())}
+    if state.keys() != tensors.keys() or any(tensor.data_ptr() not in pointers for tensor in state.values()):
         set_peft_model_state_dict(adapted, tensors)
         return
     with torch.no_grad():
-        for name, part in own.items():
-            part.copy_(tensors[name])
+        for name, tensor in state.items():
+            tensor.copy_(tensors[name])
 
 
 def load_peft_config(folder: Path, *, trainable: bool) -> Any:
-    """Read an adapter's config as peft has it."""
-    about = PeftConfig.from_pretrained(str(folder))
-    about.inference_mode = not trainable
-    about.base_model_name_or_path = None  # peft warns where another name stands there than the model's
-    return about
+    """Read an adapter's `PeftConfig`."""
+    peft_config = PeftConfig.from_pretrained(str(folder))
+    peft_config.inference_mode = not trainable
+    peft_config.base_model_name_or_path = None  # peft warns if the name differs from the model's
+    return peft_config
 
 
-def shorten_names(names: list[str], universe: list[str]) -> list[str]:
-    """Return the ends of names, like `q_proj`, where they match these among all names and no others; else the names."""
-    ends = sorted({name.rpartition(".")[2] for name in names})
-    matched = {name for name in universe if name.rpartition(".")[2] in ends}
-    return ends if matched == set(names) else sorted(names)
+def shorten_names(names: list[str], all_names: list[str]) -> list[str]:
+    """Return suffixes like `q_proj` if they match exactly these among all names, else the full names."""
+    suffixes = sorted({name.rpartition(".")[2] for name in names})
+    matches = {name for name in all_names if name.rpartition(".")[2] in suffixes}
+    return suffixes if matches == set(names) else sorted(names)
 
 
-def layer_options(model: nn.Module, found: targets.TargetLayers) -> dict[str, Any]:
-    """Return what every config that adapts layers has: their names, and how Conv1D holds its matrix."""
+def layer_options(model: nn.Module, layers: targets.TargetLayers) -> dict[str, Any]:
+    """Return the options that all configs of adapted layers share: target names and the Conv1D layout."""
     modules = dict(model.named_modules())
     return {
         "task_type": TASK_TYPE,
-        "target_modules": shorten_names(found.modules, list(modules)),
-        "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in found.modules),
+        "target_modules": shorten_names(layers.modules, list(modules)),
+        "fan_in_fan_out": any(isinstance(modules[name], Conv1D) for name in layers.modules),
     }
 
 
 def _adapted_layer(tensor: str, modules: dict[str, nn.Module]) -> str:
-    """Return the layer of the base that a saved tensor belongs to, or an empty string."""
+    """Return the base layer that a saved tensor belongs to, or an empty string."""
     parts = [part for part in tensor.removeprefix("base_model.model.").split(".") if part != "base_layer"]
     names = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
     return next((name for name in names if name in modules), "")

@@ -1,6 +1,6 @@
-"""VeRA: random projections that all layers share, and trained scales (Kopiczko et al. 2023, arXiv:2310.11454).
+"""VeRA: frozen random projections shared by all layers, and trained scales (Kopiczko et al. 2023, arXiv:2310.11454).
 
-The projections are saved, since another machine may draw other numbers from the same seed.
+The projections are saved, because the same seed may give other random numbers on another machine.
 """
 
 from typing import Any
@@ -14,23 +14,23 @@ from tuneline.model.methods.peft_family import PeftFamily, layer_options
 
 
 class Vera(PeftFamily):
-    """Shared projections, two trained vectors a layer."""
+    """Shared projections and two trained vectors per layer."""
 
     name = "vera"
-    marker = "vera_lambda_"
+    tensor_prefix = "vera_lambda_"
     supported_quantization = frozenset({"bnb_4bit", "bnb_8bit", "torchao_int8"})
 
     def check(self, model: nn.Module, config: Any, *, total_steps: int = 0, new_ids: tuple[int, ...] = ()) -> None:
-        """Refuse names that this model does not have."""
+        """Reject target names that this model does not have."""
         super().check(model, config, total_steps=total_steps, new_ids=new_ids)
-        self.find(model, config)
+        self.find_targets(model, config)
 
-    def peft_config(
+    def build_peft_config(
         self, model: PreTrainedModel, config: Any, total_steps: int, new_ids: tuple[int, ...]
     ) -> VeraConfig:
         """Translate the recipe."""
         options = config.model_dump(exclude={"type", "target_modules"})
-        return VeraConfig(save_projection=True, **options, **layer_options(model, self.find(model, config)))
+        return VeraConfig(save_projection=True, **options, **layer_options(model, self.find_targets(model, config)))
 
 
 families.register("vera")(Vera())

@@ -1,4 +1,4 @@
-"""Tiny base models with weights large enough that a mistake shows, and the few lines of a training loop."""
+"""Tiny base models whose weights are large enough for errors to show, and a minimal training loop."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -24,41 +24,41 @@ SIZES = {
 
 
 def llama(tied=True, dtype=torch.float32, **changes):
-    """A Llama of two layers; always the same weights."""
+    """A two-layer Llama; the weights are always the same."""
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES | {"tie_word_embeddings": tied} | changes)
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
 def mixtral(**changes):
-    """A mixture of four experts, held in one parameter a layer."""
+    """A mixture of four experts, with one parameter per layer for all experts."""
     torch.manual_seed(0)
     config = MixtralConfig(**SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2} | changes)
     return MixtralForCausalLM(config).eval()
 
 
 def gpt2():
-    """A GPT-2, whose layers hold their matrices the other way round (Conv1D)."""
+    """A GPT-2, whose layers store transposed matrices (Conv1D)."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=48, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)
     return GPT2LMHeadModel(config).eval()
 
 
 def on_meta(build=llama, **changes):
-    """The shape of a model, without weights."""
+    """A model on the meta device, without weights."""
     with torch.device("meta"):
         return build(**changes)
 
 
 def logits(model, name="lora", ids=IDS):
-    """Logits of the text, without gradients."""
+    """Return the logits of the text, without gradients."""
     model.eval()
     with torch.no_grad():
         return families[name].logits(model, {"input_ids": ids}, torch.arange(ids.shape[1])).float()
 
 
 def train(model, name, steps=3, lr=1e-2):
-    """Train a few steps on one row, as the trainer does; return the losses."""
+    """Train a few steps on one row like the trainer; return the losses."""
     family = families[name]
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
@@ -76,24 +76,24 @@ def train(model, name, steps=3, lr=1e-2):
 
 
 def max_difference(a, b):
-    """Largest difference."""
+    """Return the largest absolute difference."""
     assert a.shape == b.shape
     return float((a - b).abs().max())
 
 
 def copy_weights(model):
-    """A copy of a model's weights."""
+    """Return a copy of a model's weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def attach(name, config, build=llama, **options):
-    """A base model with a method attached."""
+    """Return a base model with a method attached."""
     torch.manual_seed(1)
     return families[name].attach(build(), config, total_steps=6, **options)
 
 
 def attach_and_train(name, config, build=llama, **options):
-    """The same after a few steps, in no mode of training."""
+    """Return the model after a few training steps, in evaluation mode."""
     model = attach(name, config, build, **options)
     train(model, name)
     return model.eval()

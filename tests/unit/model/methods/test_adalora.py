@@ -1,4 +1,4 @@
-"""AdaLoRA: ranks fall as planned, the penalty is peft's own, and what is saved in between is exact."""
+"""AdaLoRA: rank schedule, orthogonality penalty, and checkpoints between allocations."""
 
 import json
 
@@ -18,19 +18,19 @@ def method(**changes):
     return AdaloraMethod(**{"type": "adalora", "init_r": 4, "target_r": 2} | changes)
 
 
-def attached(steps, config=None):
+def attach(steps, config=None):
     torch.manual_seed(1)
     return ADALORA.attach(llama(), config or method(), total_steps=steps)
 
 
 def ranks(folder):
     pattern = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
-    return [sum(kept) for kept in (pattern or {}).values()]
+    return [sum(mask) for mask in (pattern or {}).values()]
 
 
 @pytest.mark.parametrize("tfinal", [0, 2])
 def test_the_mean_rank_is_the_target_after_the_last_step(tfinal, tmp_path):
-    model = attached(6, method(tfinal=tfinal))
+    model = attach(6, method(tfinal=tfinal))
     bases.train(model, "adalora", steps=6)
 
     ADALORA.save(model, tmp_path)
@@ -40,8 +40,8 @@ def test_the_mean_rank_is_the_target_after_the_last_step(tfinal, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5])
-def test_what_is_saved_between_two_allocations_is_exact(steps, tmp_path):
-    model = attached(8, method(tinit=1, deltaT=3))
+def test_a_checkpoint_between_two_allocations_is_exact(steps, tmp_path):
+    model = attach(8, method(tinit=1, deltaT=3))
     bases.train(model, "adalora", steps=steps)
 
     ADALORA.save(model, tmp_path)
@@ -49,8 +49,8 @@ def test_what_is_saved_between_two_allocations_is_exact(steps, tmp_path):
     assert max_difference(logits(ADALORA.attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
 
 
-def test_saving_leaves_the_plan_as_it_was(tmp_path):
-    model = attached(8, method(deltaT=3))
+def test_saving_does_not_change_the_rank_pattern(tmp_path):
+    model = attach(8, method(deltaT=3))
     bases.train(model, "adalora", steps=4)
     before = model.peft_config["default"].rank_pattern
 
@@ -59,8 +59,8 @@ def test_saving_leaves_the_plan_as_it_was(tmp_path):
     assert model.peft_config["default"].rank_pattern is before
 
 
-def test_the_penalty_is_what_peft_adds_where_it_sees_labels():
-    model = attached(6)
+def test_the_penalty_equals_the_one_that_peft_adds_to_the_loss():
+    model = attach(6)
     bases.train(model, "adalora", steps=2)
 
     with torch.no_grad():
@@ -68,33 +68,30 @@ def test_the_penalty_is_what_peft_adds_where_it_sees_labels():
         plain = model.get_base_model()(input_ids=bases.IDS, labels=bases.IDS).loss
 
     assert ADALORA.penalty(model).item() == pytest.approx((with_penalty - plain).item(), abs=1e-5)
-    assert ADALORA.penalty(attached(6, method(orth_reg_weight=0))) is None
+    assert ADALORA.penalty(attach(6, method(orth_reg_weight=0))) is None
 
 
-def test_the_penalty_pulls_the_factors_apart():
+def test_the_penalty_makes_factors_more_orthogonal():
     def distance(config):
-        model = attached(30, config)
+        model = attach(30, config)
         bases.train(model, "adalora", steps=30)
-        return ADALORA.penalty(attached_like(model)).item()
-
-    def attached_like(model):
         model.peft_config["default"].orth_reg_weight = 1.0
-        return model
+        return ADALORA.penalty(model).item()
 
     assert distance(method(orth_reg_weight=5)) < distance(method(orth_reg_weight=0))
 
 
-def test_a_plan_without_a_step_for_ranks_to_fall_is_refused():
-    with pytest.raises(RecipeError, match="method.tinit: 4 .* 2 .* none of the 6 steps"):
-        attached(6, method(tinit=4, tfinal=2))
-    with pytest.raises(RecipeError, match="method.type: adalora plans its ranks by the number of steps"):
-        attached(0)
+def test_a_schedule_without_a_step_for_reducing_ranks_is_rejected():
+    with pytest.raises(RecipeError, match="method.tinit: 4 .* 2 .* none of the 6 training steps"):
+        attach(6, method(tinit=4, tfinal=2))
+    with pytest.raises(RecipeError, match="method.type: adalora needs the number of training steps"):
+        attach(0)
     with pytest.raises(RecipeError, match="method.init_r: rank 32"):
         ADALORA.check(bases.on_meta(), method(init_r=32))
 
 
 def test_a_continued_adapter_keeps_its_ranks(tmp_path):
-    model = attached(4)
+    model = attach(4)
     bases.train(model, "adalora", steps=4)
     ADALORA.save(model, tmp_path / "a")
 
@@ -106,13 +103,16 @@ def test_a_continued_adapter_keeps_its_ranks(tmp_path):
     assert ranks(tmp_path / "a") == ranks(tmp_path / "b")
 
 
-def test_a_layer_that_saw_no_token_does_not_stop_the_plan():
-    model = attached(4)
+def test_a_layer_without_a_gradient_gets_a_zero_gradient():
+    model = attach(4)
     rows = ADALORA.logits(model, {"input_ids": bases.IDS}, torch.arange(4))
     rows.sum().backward()
-    next(p for name, p in model.named_parameters() if "lora_E" in name).grad = None
+    idle = next(p for name, p in model.named_parameters() if "lora_E" in name)
+    idle.grad = None
 
     ADALORA.after_step(model, 0)
+
+    assert torch.equal(idle.grad, torch.zeros_like(idle))
 
 
 def test_rows_of_new_tokens_are_trained(tmp_path):

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: the start is the base, each stands where it is asked for, and a missing part is refused."""
+"""Bottleneck adapters: initial output, positions, and layers without the requested part."""
 
 import json
 
@@ -21,17 +21,17 @@ def method(**changes):
     return BottleneckMethod(**{"type": "bottleneck", "bottleneck_size": 8} | changes)
 
 
-def places(model):
+def network_names(model):
     return [name for name, module in model.named_modules() if isinstance(module, Bottleneck)]
 
 
 @pytest.mark.parametrize("build", [llama, gpt2, mixtral])
-def test_the_start_is_exactly_the_base(build):
+def test_initial_logits_equal_the_base(build):
     assert max_difference(logits(bases.attach("bottleneck", method(), build)), logits(build())) == 0
 
 
 @pytest.mark.parametrize("build", [gpt2, mixtral])
-def test_other_architectures_are_saved_and_read(build, tmp_path):
+def test_other_architectures_are_saved_and_loaded(build, tmp_path):
     model = bases.attach_and_train("bottleneck", method(), build)
     FAMILY.save(model, tmp_path)
 
@@ -39,31 +39,31 @@ def test_other_architectures_are_saved_and_read(build, tmp_path):
 
 
 @pytest.mark.parametrize("after", [["attention"], ["mlp"], ["mlp", "attention"]])
-def test_networks_stand_where_they_are_asked_for(after, tmp_path):
+def test_networks_are_added_after_the_requested_parts(after, tmp_path):
     model = bases.attach("bottleneck", method(after=after))
     names = {"attention": "self_attn", "mlp": "mlp"}
 
     FAMILY.save(model, tmp_path)
 
-    assert sorted(places(model)) == sorted(
+    assert sorted(network_names(model)) == sorted(
         f"model.layers.{i}.{names[part]}.bottleneck" for i in (0, 1) for part in after
     )
     assert json.loads((tmp_path / "bottleneck_config.json").read_text())["after"] == sorted(after)
     FAMILY.check_continuation(tmp_path, method(after=after))
 
 
-def test_a_network_adds_to_what_its_part_returns():
+def test_a_network_adds_to_its_input_in_the_dtype_of_the_input():
     network = Bottleneck(4, 2, torch.device("cpu"))
     torch.nn.init.ones_(network.up.weight)
     x = torch.randn(1, 3, 4, dtype=torch.bfloat16)
 
-    added = network(x) - x
+    difference = network(x) - x
 
-    assert added.dtype == torch.bfloat16
-    assert added.any()
+    assert difference.dtype == torch.bfloat16
+    assert difference.any()
 
 
-def test_files_hold_the_networks_alone(tmp_path):
+def test_files_contain_only_the_networks(tmp_path):
     FAMILY.save(bases.attach("bottleneck", method()), tmp_path, base_name="tiny")
 
     tensors = load_file(tmp_path / "bottleneck.safetensors")
@@ -72,7 +72,7 @@ def test_files_hold_the_networks_alone(tmp_path):
     assert adapter_method(tmp_path) == "bottleneck"
 
 
-def test_a_layer_without_the_part_is_refused():
+def test_a_layer_without_the_requested_part_is_rejected():
     def mamba():
         return MambaForCausalLM(MambaConfig(vocab_size=48, hidden_size=32, num_hidden_layers=2, state_size=4))
 
@@ -83,18 +83,18 @@ def test_a_layer_without_the_part_is_refused():
     FAMILY.check(bases.on_meta(mamba), method(after=["attention"]))
 
 
-def test_what_goes_on_is_what_the_recipe_describes(tmp_path):
+def test_a_continued_adapter_must_match_the_recipe(tmp_path):
     FAMILY.save(bases.attach("bottleneck", method()), tmp_path)
 
-    with pytest.raises(RecipeError, match="method.bottleneck_size: the recipe says 4, .* made with 8"):
+    with pytest.raises(RecipeError, match="method.bottleneck_size: the recipe says 4, .* trained with 8"):
         FAMILY.check_continuation(tmp_path, method(bottleneck_size=4))
     with pytest.raises(RecipeError, match=r"method.after: the recipe says \['mlp'\]"):
         FAMILY.check_continuation(tmp_path, method(after=["mlp"]))
-    with pytest.raises(RecipeError, match="load.adapters: .*made for another base model"):
+    with pytest.raises(RecipeError, match="load.adapters: .*trained on another base model"):
         check_fits(bases.on_meta(num_hidden_layers=3), tmp_path)
 
 
-def test_switching_off_ends_with_the_block_even_where_it_fails():
+def test_the_adapter_is_enabled_again_after_an_exception():
     model = bases.attach_and_train("bottleneck", method())
 
     with pytest.raises(ZeroDivisionError), FAMILY.disable_adapter(model):

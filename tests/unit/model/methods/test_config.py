@@ -1,11 +1,11 @@
-"""The recipe's part on methods refuses what would do nothing."""
+"""`method` sections that would train nothing are rejected."""
 
 import pytest
 from pydantic import ValidationError
 
 from tuneline.config.sections.method import AdaloraMethod, BottleneckMethod, FreezeMethod
 
-REFUSED = {
+REJECTED = {
     "nothing is trained": (FreezeMethod, {"type": "freeze", "layers": 0}, "nothing would be trained"),
     "parts of no layer": (
         FreezeMethod,
@@ -19,12 +19,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_would_do_nothing_is_refused(name):
-    kind, values, message = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_section_without_effect_is_rejected(name):
+    config_class, values, message = REJECTED[name]
 
     with pytest.raises(ValidationError, match=message):
-        kind(**values)
+        config_class(**values)
 
 
 def test_the_head_alone_can_be_trained():

@@ -1,4 +1,4 @@
-"""What holds for every method: saved is what was trained, merged what was saved, and only what should be is trained."""
+"""Properties of every method: save, load, merge, trained parameters, and gradient checkpointing."""
 
 from typing import get_args
 
@@ -27,43 +27,46 @@ ADAPTERS = {
     "oft": config.OftMethod(type="oft", oft_block_size=8),
     "ia3": config.Ia3Method(type="ia3", target_modules=LAYERS, feedforward_modules=["down_proj"]),
 }
-FROM_BASE = {
+RESIDUAL = {
     "pissa": config.LoraMethod(**LORA, init_lora_weights="pissa"),
     "olora": config.LoraMethod(**LORA, init_lora_weights="olora"),
     "pissa-rslora": config.LoraMethod(**LORA, init_lora_weights="pissa", use_rslora=True),
     "olora-dora": config.LoraMethod(**LORA, init_lora_weights="olora", use_dora=True),
     "pissa-whole": config.LoraMethod(**LORA, init_lora_weights="pissa", modules_to_save=["norm"]),
 }
-BESIDE = {
+UNMERGEABLE = {
     "prefix": config.PrefixMethod(type="prefix", num_virtual_tokens=5),
     "prefix-network": config.PrefixMethod(type="prefix", num_virtual_tokens=5, prefix_projection=True),
     "prompt": config.PromptMethod(type="prompt", num_virtual_tokens=5),
     "p_tuning": config.PTuningMethod(type="p_tuning", num_virtual_tokens=5, encoder_hidden_size=16),
     "bottleneck": config.BottleneckMethod(type="bottleneck", bottleneck_size=8),
 }
-WHOLE = {
+FULL_MODEL = {
     "full": config.FullMethod(type="full"),
     "freeze": config.FreezeMethod(type="freeze", layers=1),
     "head": config.FreezeMethod(type="freeze", layers=0, extra_modules=["lm_head"]),
 }
-SAVED = ADAPTERS | FROM_BASE | BESIDE
-EVERY = SAVED | WHOLE
-ONE_OF_EACH = {name: SAVED[name] for name in ("lora", "whole-head", "adalora", "vera", "oft", "ia3", "pissa", *BESIDE)}
-"""Enough where a test asks of the files or of the loop, and not of the mathematics."""
+SAVED = ADAPTERS | RESIDUAL | UNMERGEABLE
+EVERY = SAVED | FULL_MODEL
+ONE_OF_EACH = {
+    name: SAVED[name] for name in ("lora", "whole-head", "adalora", "vera", "oft", "ia3", "pissa", *UNMERGEABLE)
+}
+"""One variant per method, for tests of files and loops that do not depend on the variant."""
 
 
 def every(methods):
     return pytest.mark.parametrize("method", methods.values(), ids=methods.keys())
 
 
-def test_the_registry_holds_what_a_recipe_can_name():
-    names = {get_args(kind.model_fields["type"].annotation)[0] for kind in get_args(get_args(config.Method)[0])}
+def test_the_registry_contains_every_method_of_the_recipe():
+    configs = get_args(get_args(config.Method)[0])
+    names = {get_args(method_config.model_fields["type"].annotation)[0] for method_config in configs}
 
     assert names == set(families)
     assert all(families[name].name == name for name in families)
 
 
-@every(ONE_OF_EACH | WHOLE)
+@every(ONE_OF_EACH | FULL_MODEL)
 def test_training_lowers_the_loss(method):
     losses = bases.train(bases.attach(method.type, method), method.type, steps=8)
 
@@ -71,7 +74,7 @@ def test_training_lowers_the_loss(method):
 
 
 @every(SAVED)
-def test_what_is_attached_again_computes_what_was_trained(method, tmp_path):
+def test_a_loaded_adapter_reproduces_the_trained_model(method, tmp_path):
     model = bases.attach_and_train(method.type, method)
     families[method.type].save(model, tmp_path)
 
@@ -83,67 +86,67 @@ def test_what_is_attached_again_computes_what_was_trained(method, tmp_path):
     assert not again.training
 
 
-@every(ADAPTERS | FROM_BASE)
-def test_what_is_merged_computes_what_was_saved(method, tmp_path):
+@every(ADAPTERS | RESIDUAL)
+def test_a_merged_model_reproduces_the_adapter(method, tmp_path):
     family = families[method.type]
     model = bases.attach_and_train(method.type, method)
     family.save(model, tmp_path / "adapter")
 
     merged = family.merge(family.attach_saved(llama(), tmp_path / "adapter"))
     merged.save_pretrained(tmp_path / "merged")
-    read = type(merged).from_pretrained(tmp_path / "merged")
+    loaded = type(merged).from_pretrained(tmp_path / "merged")
 
     assert type(merged) is type(llama())
     assert max_difference(logits(merged), logits(model, method.type)) <= 1e-5
-    assert max_difference(logits(read), logits(model, method.type)) <= 1e-5
-    assert read.lm_head.weight is read.model.embed_tokens.weight
+    assert max_difference(logits(loaded), logits(model, method.type)) <= 1e-5
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert merged.state_dict().keys() == llama().state_dict().keys()
 
 
-@every(ADAPTERS | FROM_BASE)
-def test_a_live_adapter_merges_without_being_saved(method):
+@every(ADAPTERS | RESIDUAL)
+def test_an_adapter_in_memory_can_be_merged(method):
     model = bases.attach_and_train(method.type, method)
     before = logits(model, method.type)
 
     assert max_difference(logits(families[method.type].merge(model)), before) <= 1e-5
 
 
-@every(BESIDE)
-def test_what_cannot_be_merged_says_so(method):
+@every(UNMERGEABLE)
+def test_merging_an_unmergeable_method_raises_an_error(method):
     family = families[method.type]
 
     assert not family.mergeable
-    with pytest.raises(RecipeError, match=f"method {method.type} cannot be folded into the base"):
+    with pytest.raises(RecipeError, match=f"method {method.type} cannot be merged into the base"):
         family.merge(bases.attach(method.type, method))
 
 
-@every(ADAPTERS | BESIDE)
-def test_the_base_is_untouched_by_training_and_saving(method, tmp_path):
+@every(ADAPTERS | UNMERGEABLE)
+def test_training_and_saving_do_not_change_the_base_weights(method, tmp_path):
     model = llama()
     before = bases.copy_weights(model)
-    kept = dict(model.state_dict(keep_vars=True))
+    weights = dict(model.state_dict(keep_vars=True))
 
     adapted = families[method.type].attach(model, method, total_steps=2)
     bases.train(adapted, method.type, steps=2)
     families[method.type].save(adapted, tmp_path)
 
-    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert all(torch.equal(weights[name], before[name]) for name in before)
 
 
-@every(ADAPTERS | BESIDE)
-def test_switched_off_it_is_the_base(method):
+@every(ADAPTERS | UNMERGEABLE)
+def test_disabling_the_adapter_restores_the_base(method):
     family = families[method.type]
     model = bases.attach_and_train(method.type, method)
 
     assert family.disabling_restores_base(method)
     with family.disable_adapter(model):
-        off = logits(model, method.type)
-    assert max_difference(off, logits(llama())) <= 1e-6
-    assert max_difference(logits(model, method.type), off) > 0.05
+        disabled = logits(model, method.type)
+    assert max_difference(disabled, logits(llama())) <= 1e-6
+    assert max_difference(logits(model, method.type), disabled) > 0.05
 
 
-@every(FROM_BASE)
-def test_switched_off_it_is_not_the_base_and_says_so(method):
+@every(RESIDUAL)
+def test_disabling_a_residual_adapter_does_not_restore_the_base(method):
     family = families[method.type]
     model = bases.attach_and_train(method.type, method)
 
@@ -152,8 +155,8 @@ def test_switched_off_it_is_not_the_base_and_says_so(method):
     assert not family.disabling_restores_base(method)
 
 
-@every(ONE_OF_EACH | {name: WHOLE[name] for name in ("freeze", "head")})
-def test_what_is_trained_beside_16_bits_is_held_in_float32(method):
+@every(ONE_OF_EACH | {name: FULL_MODEL[name] for name in ("freeze", "head")})
+def test_trained_weights_of_a_16_bit_model_are_float32(method):
     def half():
         return llama(dtype=torch.bfloat16)
 
@@ -167,8 +170,8 @@ def test_what_is_trained_beside_16_bits_is_held_in_float32(method):
     assert frozen <= {torch.bfloat16} or method.type == "adalora"
 
 
-@every(ADAPTERS | BESIDE)
-def test_beside_16_bits_what_is_attached_again_computes_what_was_trained(method, tmp_path):
+@every(ADAPTERS | UNMERGEABLE)
+def test_a_loaded_adapter_reproduces_a_trained_16_bit_model(method, tmp_path):
     def half():
         return llama(dtype=torch.bfloat16)
 
@@ -177,17 +180,17 @@ def test_beside_16_bits_what_is_attached_again_computes_what_was_trained(method,
 
     again = families[method.type].attach_saved(half(), tmp_path)
 
-    rounding = 0.1 if method.type == "adalora" else 0.0  # ranks that were given up are gone, and sums differ in order
+    rounding = 0.1 if method.type == "adalora" else 0.0  # pruned ranks are not saved, so the order of sums differs
     assert max_difference(logits(again, method.type), logits(model, method.type)) <= rounding
-    held = {name: p.dtype for name, p in model.named_parameters()}
-    assert all(held[name] == p.dtype for name, p in again.named_parameters())
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    assert all(dtypes[name] == p.dtype for name, p in again.named_parameters())
 
 
 @every(ONE_OF_EACH)
-def test_saved_files_name_no_machine_and_are_the_same_each_time(method, tmp_path):
+def test_saved_files_are_reproducible_and_contain_no_local_paths(method, tmp_path):
     model = bases.attach_and_train(method.type, method)
-    model_of = getattr(model, "get_base_model", lambda: model)()
-    model_of.name_or_path = "/home/someone/models/tiny"
+    base_model = getattr(model, "get_base_model", lambda: model)()
+    base_model.name_or_path = "/home/someone/models/tiny"
 
     families[method.type].save(model, tmp_path / "a", base_name="tiny")
     families[method.type].save(model, tmp_path / "b", base_name="tiny")
@@ -201,33 +204,33 @@ def test_saved_files_name_no_machine_and_are_the_same_each_time(method, tmp_path
 
 
 @every(ONE_OF_EACH)
-def test_an_adapter_tells_what_made_it(method, tmp_path):
+def test_the_method_of_a_saved_adapter_is_detected(method, tmp_path):
     families[method.type].save(bases.attach(method.type, method), tmp_path)
 
     assert adapter_method(tmp_path) == method.type
 
 
 @every(ONE_OF_EACH)
-def test_an_adapter_for_another_base_is_refused_by_its_shapes(method, tmp_path):
+def test_an_adapter_of_another_base_is_rejected_by_its_shapes(method, tmp_path):
     families[method.type].save(bases.attach_and_train(method.type, method), tmp_path)
     other = bases.on_meta(hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_key_value_heads=1)
 
     check_fits(bases.on_meta(), tmp_path)
-    with pytest.raises(RecipeError, match="load.adapters: .*(made for another base|does not fit)"):
+    with pytest.raises(RecipeError, match="load.adapters: .*(trained on another base|does not fit)"):
         check_fits(other, tmp_path)
-    with pytest.raises(RecipeError, match="load.adapters: .*(made for another base|does not fit)"):
+    with pytest.raises(RecipeError, match="load.adapters: .*(trained on another base|does not fit)"):
         families[method.type].attach_saved(llama(hidden_size=64, intermediate_size=32, num_key_value_heads=1), tmp_path)
 
 
 CONTINUED = {name: ADAPTERS[name] for name in ("lora", "dora", "whole-head", "adalora", "vera", "oft", "ia3")} | {
-    "prefix": BESIDE["prefix"],
-    "prompt": BESIDE["prompt"],
-    "bottleneck": BESIDE["bottleneck"],
+    "prefix": UNMERGEABLE["prefix"],
+    "prompt": UNMERGEABLE["prompt"],
+    "bottleneck": UNMERGEABLE["bottleneck"],
 }
 
 
 @every(CONTINUED)
-def test_training_goes_on_where_an_adapter_stopped(method, tmp_path):
+def test_training_continues_from_a_saved_adapter(method, tmp_path):
     family = families[method.type]
     model = bases.attach_and_train(method.type, method)
     family.save(model, tmp_path / "a")
@@ -248,11 +251,11 @@ def test_training_goes_on_where_an_adapter_stopped(method, tmp_path):
 
 
 @every(ONE_OF_EACH)
-def test_another_method_cannot_go_on_with_an_adapter(method, tmp_path):
+def test_an_adapter_cannot_be_continued_with_another_method(method, tmp_path):
     families[method.type].save(bases.attach(method.type, method), tmp_path)
     other = EVERY["ia3" if method.type != "ia3" else "lora"]
 
-    with pytest.raises(RecipeError, match=f"says '{other.type}', and the adapter .* was made by '{method.type}'"):
+    with pytest.raises(RecipeError, match=f"says '{other.type}', but the adapter .* was trained with '{method.type}'"):
         families[other.type].check_continuation(tmp_path, other)
 
 
@@ -277,12 +280,12 @@ def test_only_the_adapter_is_trained(name):
     model = bases.attach(SAVED[name].type, SAVED[name])
     trained = [parameter for parameter, p in model.named_parameters() if p.requires_grad]
 
-    kinds = {kind for kind in TRAINED[name] for parameter in trained if kind in parameter.split(".")}
-    assert kinds == TRAINED[name]
+    parts = {part for part in TRAINED[name] for parameter in trained if part in parameter.split(".")}
+    assert parts == TRAINED[name]
     assert all(TRAINED[name] & set(parameter.split(".")) for parameter in trained)
 
 
-@every(ONE_OF_EACH | WHOLE)
+@every(ONE_OF_EACH | FULL_MODEL)
 def test_every_trained_parameter_gets_a_gradient(method):
     model = bases.attach(method.type, method)
     model.train()
@@ -293,17 +296,17 @@ def test_every_trained_parameter_gets_a_gradient(method):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-RECOMPUTED = {
+CHECKPOINTED = {
     name: method for name, method in ONE_OF_EACH.items() if families[method.type].supports_gradient_checkpointing
 }
 
 
 @pytest.mark.parametrize(
     ("method", "reentrant"),
-    [*((method, False) for method in RECOMPUTED.values()), *((EVERY[name], True) for name in ("lora", "bottleneck"))],
-    ids=[*RECOMPUTED, "lora-reentrant", "bottleneck-reentrant"],
+    [*((method, False) for method in CHECKPOINTED.values()), *((EVERY[name], True) for name in ("lora", "bottleneck"))],
+    ids=[*CHECKPOINTED, "lora-reentrant", "bottleneck-reentrant"],
 )
-def test_gradients_are_the_same_under_checkpointing(method, reentrant):
+def test_gradient_checkpointing_does_not_change_gradients(method, reentrant):
     def gradients(checkpointing):
         torch.manual_seed(1)
         model = llama()
@@ -322,13 +325,13 @@ def test_gradients_are_the_same_under_checkpointing(method, reentrant):
 
 
 @every(ONE_OF_EACH)
-def test_generation_takes_the_most_likely_token_each_time(method):
+def test_greedy_generation_selects_the_most_likely_token(method):
     model = bases.attach_and_train(method.type, method)
     ids = bases.IDS
     for _ in range(4):
         ids = torch.cat([ids, logits(model, method.type, ids)[-1:].argmax(-1)[None]], dim=1)
 
-    made = model.generate(
+    generated = model.generate(
         input_ids=bases.IDS,
         attention_mask=torch.ones_like(bases.IDS),
         max_new_tokens=4,
@@ -337,21 +340,21 @@ def test_generation_takes_the_most_likely_token_each_time(method):
         pad_token_id=0,
     )
 
-    assert torch.equal(made, ids)
+    assert torch.equal(generated, ids)
 
 
 @every({name: EVERY[name] for name in ("ia3", "vera", "oft", "prompt", "prefix", "p_tuning", "bottleneck", "freeze")})
-def test_a_method_that_leaves_new_rows_as_they_are_refuses_them(method):
+def test_a_method_that_cannot_train_new_rows_rejects_new_tokens(method):
     with pytest.raises(RecipeError, match=r"^load.new_tokens: "):
         families[method.type].check(bases.on_meta(), method, new_ids=bases.NEW_IDS)
 
 
-@every(ONE_OF_EACH | WHOLE)
-def test_checking_needs_no_weights(method):
+@every(ONE_OF_EACH | FULL_MODEL)
+def test_check_works_on_the_meta_device(method):
     families[method.type].check(bases.on_meta(), method, total_steps=6)
 
 
-def test_a_family_by_itself_promises_nothing():
+def test_the_base_class_is_abstract():
     family = MethodFamily()
 
     for call in (family.attach, family.save, family.check_fits, family.check_continuation, family.attach_saved):

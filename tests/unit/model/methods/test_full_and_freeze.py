@@ -1,4 +1,4 @@
-"""Full and freeze tuning: which weights are trained, in which precision, and what cannot be an adapter."""
+"""Full and freeze tuning: trained weights, their dtype, and errors for adapters."""
 
 import pytest
 import torch
@@ -55,18 +55,18 @@ def test_layers_of_another_architecture_are_found():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 3}, "method.layers: 3, and this model has 2 layers"),
-        ({"layers": -3}, "method.layers: -3, and this model has 2 layers"),
-        ({"trainable_modules": ["mpl"]}, r"method.trainable_modules: 'mpl' is no module .* Did you mean 'mlp'\?"),
-        ({"extra_modules": ["lm_hed"]}, r"method.extra_modules: 'lm_hed' is no module .* Did you mean 'lm_head'\?"),
+        ({"layers": 3}, "method.layers: 3, but this model has 2 layers"),
+        ({"layers": -3}, "method.layers: -3, but this model has 2 layers"),
+        ({"trainable_modules": ["mpl"]}, r"method.trainable_modules: 'mpl' is not a module .* Did you mean 'mlp'\?"),
+        ({"extra_modules": ["lm_hed"]}, r"method.extra_modules: 'lm_hed' is not a module .* Did you mean 'lm_head'\?"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused(changes, message):
+def test_unknown_layers_and_modules_are_rejected(changes, message):
     with pytest.raises(RecipeError, match=message):
         FREEZE.check(bases.on_meta(), freeze(**changes))
 
 
-def test_frozen_weights_stay_as_they_were():
+def test_frozen_weights_do_not_change():
     model = llama()
     before = bases.copy_weights(model)
     names = trained(freeze(layers=1), lambda: model)
@@ -77,7 +77,7 @@ def test_frozen_weights_stay_as_they_were():
     assert changed == names
 
 
-def test_new_rows_need_embedding_and_head_among_the_trained():
+def test_new_rows_require_trained_embedding_and_head():
     FREEZE.check(bases.on_meta(), freeze(extra_modules=["lm_head"]), new_ids=NEW_IDS)
     with pytest.raises(RecipeError, match="load.new_tokens: .* Add embed_tokens to method.extra_modules"):
         FREEZE.check(bases.on_meta(), freeze(), new_ids=NEW_IDS)
@@ -86,7 +86,7 @@ def test_new_rows_need_embedding_and_head_among_the_trained():
 
 
 @pytest.mark.parametrize("build", [llama, mixtral])
-def test_beside_16_bits_the_answers_before_training_are_those_of_the_base(build):
+def test_initial_logits_of_a_16_bit_model_match_the_base(build):
     def half():
         return build().bfloat16()
 
@@ -96,7 +96,7 @@ def test_beside_16_bits_the_answers_before_training_are_those_of_the_base(build)
     assert max_difference(logits(model), logits(half())) < 0.1 * spread
 
 
-def test_beside_16_bits_a_tied_head_is_trained_in_float32_under_both_names():
+def test_a_tied_head_of_a_16_bit_model_is_trained_in_float32_under_both_names():
     model = FREEZE.attach(llama(dtype=torch.bfloat16), freeze(layers=0, extra_modules=["lm_head"]))
 
     assert model.model.embed_tokens.weight is model.lm_head.weight
@@ -104,7 +104,7 @@ def test_beside_16_bits_a_tied_head_is_trained_in_float32_under_both_names():
     assert logits(model).isfinite().all()
 
 
-def test_a_finished_model_is_of_one_precision_and_plain():
+def test_a_merged_model_has_one_dtype_and_no_hooks():
     model = FREEZE.attach(llama(dtype=torch.bfloat16), freeze(layers=1))
     bases.train(model, "freeze")
     before = logits(model)
@@ -117,20 +117,20 @@ def test_a_finished_model_is_of_one_precision_and_plain():
 
 
 @pytest.mark.parametrize("config", [FullMethod(type="full"), freeze()])
-def test_a_whole_model_is_no_adapter(config, tmp_path):
+def test_a_full_model_cannot_be_used_as_an_adapter(config, tmp_path):
     family = families[config.type]
     model = bases.attach_and_train(config.type, config)
     family.save(model, tmp_path)
 
     assert family.kind == "full"
     assert max_difference(logits(type(model).from_pretrained(tmp_path)), logits(model)) == 0
-    for refused in (
+    for call in (
         lambda: family.attach_saved(llama(), tmp_path),
         lambda: family.check_fits(llama(), tmp_path),
         lambda: family.check_continuation(tmp_path, config),
     ):
         with pytest.raises(RecipeError, match=f"load.adapters: method {config.type} trains the model itself"):
-            refused()
-    with pytest.raises(RecipeError, match="has no base to compare with"), family.disable_adapter(model):
+            call()
+    with pytest.raises(RecipeError, match="there is no base model to compare with"), family.disable_adapter(model):
         pass
     assert not family.disabling_restores_base(config)

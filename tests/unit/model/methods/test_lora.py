@@ -1,4 +1,4 @@
-"""LoRA and its kin: experts, new rows, tied embeddings, starts that take from the base, adapters from elsewhere."""
+"""LoRA and its variants: experts, new rows, tied embeddings, PiSSA and OLoRA, adapters of plain peft."""
 
 import json
 
@@ -24,34 +24,34 @@ def untied():
     return llama(tied=False)
 
 
-def saved(folder, config, build=llama, **options):
+def train_and_save(folder, config, build=llama, **options):
     model = bases.attach_and_train("lora", config, build, **options)
     LORA.save(model, folder)
     return model
 
 
 @pytest.mark.parametrize("rslora", [False, True], ids=["plain", "rslora"])
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_start_that_takes_from_the_base_is_saved_as_plain_lora_of_twice_the_rank(start, rslora, tmp_path):
-    model = saved(tmp_path, method(init_lora_weights=start, use_rslora=rslora))
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_pissa_and_olora_are_saved_as_plain_lora_of_twice_the_rank(init, rslora, tmp_path):
+    model = train_and_save(tmp_path, method(init_lora_weights=init, use_rslora=rslora))
 
-    about = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (about["r"], about["lora_alpha"], about["init_lora_weights"]) == (8, 8 if rslora else 16, True)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (8, 8 if rslora else 16, True)
     assert load_file(tmp_path / "adapter_model.safetensors")[
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ].shape == (8, 32)
-    elsewhere = peft.PeftModel.from_pretrained(llama(), tmp_path)
-    assert max_difference(logits(elsewhere), logits(model)) <= 1e-5
+    loaded = peft.PeftModel.from_pretrained(llama(), tmp_path)
+    assert max_difference(logits(loaded), logits(model)) <= 1e-5
 
 
-def test_a_start_that_takes_from_the_base_leaves_the_first_answers_as_they_are():
-    for start in ("pissa", "olora"):
-        assert max_difference(logits(bases.attach("lora", method(init_lora_weights=start))), logits(llama())) <= 1e-5
+def test_initial_logits_of_pissa_and_olora_match_the_base():
+    for init in ("pissa", "olora"):
+        assert max_difference(logits(bases.attach("lora", method(init_lora_weights=init))), logits(llama())) <= 1e-5
 
 
 def test_the_conversion_keeps_new_rows_and_magnitudes(tmp_path):
     config = method(init_lora_weights="pissa", use_dora=True)
-    model = saved(tmp_path, config, new_ids=NEW_IDS)
+    model = train_and_save(tmp_path, config, new_ids=NEW_IDS)
 
     again = LORA.attach_saved(llama(), tmp_path)
 
@@ -81,15 +81,15 @@ def test_canary_olora_works_on_conv1d():
     logits(peft.get_peft_model(gpt2(), config))
 
 
-def test_olora_on_conv1d_is_refused():
-    with pytest.raises(RecipeError, match="method.init_lora_weights: olora takes .*c_attn, a Conv1D"):
+def test_olora_on_conv1d_is_rejected():
+    with pytest.raises(RecipeError, match="method.init_lora_weights: olora does not support .*c_attn, a Conv1D"):
         LORA.check(bases.on_meta(gpt2), method(init_lora_weights="olora"))
 
 
 @pytest.mark.parametrize("build", [llama, untied])
-def test_new_rows_are_trained_and_no_others(build, tmp_path):
+def test_only_the_rows_of_new_tokens_are_trained(build, tmp_path):
     before = bases.copy_weights(build())
-    model = saved(tmp_path, method(), build, new_ids=NEW_IDS)
+    model = train_and_save(tmp_path, method(), build, new_ids=NEW_IDS)
 
     merged = LORA.merge(LORA.attach_saved(build(), tmp_path))
 
@@ -100,8 +100,8 @@ def test_new_rows_are_trained_and_no_others(build, tmp_path):
     assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == (build is llama)
 
 
-def test_new_rows_of_a_matrix_that_is_trained_whole_are_in_it(tmp_path):
-    model = saved(tmp_path, method(modules_to_save=["lm_head"]), untied, new_ids=NEW_IDS)
+def test_new_rows_of_a_fully_trained_matrix_are_not_trained_separately(tmp_path):
+    model = train_and_save(tmp_path, method(modules_to_save=["lm_head"]), untied, new_ids=NEW_IDS)
 
     trained = [name for name, p in model.named_parameters() if p.requires_grad and ".layers." not in name]
     assert sorted(name.split(".")[-2] for name in trained) == ["default", "trainable_tokens_delta"]
@@ -114,7 +114,7 @@ def with_bias(dtype=torch.float32):
     return model
 
 
-def test_new_rows_of_a_head_with_bias_are_refused():
+def test_new_rows_of_a_head_with_bias_are_rejected():
     with pytest.raises(RecipeError, match="load.new_tokens: lm_head has a bias"):
         LORA.check(with_bias(), method(), new_ids=NEW_IDS)
     LORA.check(with_bias(), method(modules_to_save=["lm_head"]), new_ids=NEW_IDS)
@@ -131,53 +131,55 @@ def test_canary_single_rows_of_a_head_keep_its_bias():
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
-def test_a_tied_matrix_that_is_trained_whole_stays_one(name, tmp_path):
-    model = saved(tmp_path / "adapter", method(modules_to_save=[name]))
+def test_a_fully_trained_tied_matrix_stays_tied(name, tmp_path):
+    model = train_and_save(tmp_path / "adapter", method(modules_to_save=[name]))
 
     merged = LORA.merge(LORA.attach_saved(llama(), tmp_path / "adapter"))
     merged.save_pretrained(tmp_path / "merged")
-    read = type(merged).from_pretrained(tmp_path / "merged")
+    loaded = type(merged).from_pretrained(tmp_path / "merged")
 
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     assert not torch.equal(merged.lm_head.weight, llama().lm_head.weight)
-    assert max_difference(logits(read), logits(model)) <= 1e-5
+    assert max_difference(logits(loaded), logits(model)) <= 1e-5
 
 
-def test_a_name_of_a_whole_module_does_not_match_the_ends_of_others():
+def test_modules_to_save_do_not_match_suffixes_of_other_names():
     model = bases.attach("lora", method(modules_to_save=["norm"], target_modules=["q_proj"]))
 
-    whole = [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
-    assert whole == ["base_model.model.model.norm.modules_to_save.default.weight"]
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    assert names == ["base_model.model.model.norm.modules_to_save.default.weight"]
 
 
-def test_unknown_and_doubled_whole_modules_are_refused():
-    with pytest.raises(RecipeError, match=r"method.modules_to_save: 'lm_hed' is no module .* Did you mean 'lm_head'\?"):
+def test_unknown_and_duplicate_modules_to_save_are_rejected():
+    with pytest.raises(
+        RecipeError, match=r"method.modules_to_save: 'lm_hed' is not a module .* Did you mean 'lm_head'\?"
+    ):
         LORA.check(bases.on_meta(), method(modules_to_save=["lm_hed"]))
-    with pytest.raises(RecipeError, match="method.modules_to_save: .*q_proj has an adapter too"):
+    with pytest.raises(RecipeError, match="method.modules_to_save: .*q_proj has an adapter"):
         LORA.check(bases.on_meta(), method(modules_to_save=["self_attn"]))
 
 
-def test_adapters_on_a_tied_embedding_are_refused():
+def test_adapters_on_a_tied_embedding_are_rejected():
     with pytest.raises(RecipeError, match="share one matrix"):
         LORA.check(bases.on_meta(), method(target_modules=["embed_tokens"]))
     LORA.check(bases.on_meta(tied=False), method(target_modules=["embed_tokens", "q_proj"]))
 
 
 def test_an_untied_embedding_can_be_adapted(tmp_path):
-    model = saved(tmp_path, method(target_modules=["embed_tokens", "lm_head", "q_proj"]), untied)
+    model = train_and_save(tmp_path, method(target_modules=["embed_tokens", "lm_head", "q_proj"]), untied)
 
     assert max_difference(logits(LORA.merge(LORA.attach_saved(untied(), tmp_path))), logits(model)) <= 1e-5
 
 
-def test_ranks_above_the_matrix_and_unknown_layers_are_refused():
+def test_ranks_above_the_matrix_and_unknown_layers_are_rejected():
     with pytest.raises(RecipeError, match=r"method.r: rank 64 is above .* Set at most 16"):
         LORA.check(bases.on_meta(), method(r=64))
-    with pytest.raises(RecipeError, match=r"method.target_modules: 'q_prj' is no layer .* Did you mean 'q_proj'\?"):
+    with pytest.raises(RecipeError, match=r"method.target_modules: 'q_prj' is not a layer .* Did you mean 'q_proj'\?"):
         LORA.check(bases.on_meta(), method(target_modules=["q_prj"]))
 
 
-def test_experts_get_adapters_that_save_and_merge(tmp_path):
-    model = saved(tmp_path, method(), mixtral)
+def test_adapters_on_experts_are_saved_and_merged(tmp_path):
+    model = train_and_save(tmp_path, method(), mixtral)
 
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     again = LORA.attach_saved(mixtral(), tmp_path)
@@ -187,8 +189,8 @@ def test_experts_get_adapters_that_save_and_merge(tmp_path):
     assert max_difference(logits(LORA.merge(again)), logits(model)) <= 1e-5
 
 
-def test_experts_of_an_adapter_go_on(tmp_path):
-    saved(tmp_path, method(), mixtral)
+def test_an_adapter_on_experts_can_be_continued(tmp_path):
+    train_and_save(tmp_path, method(), mixtral)
 
     LORA.check_continuation(tmp_path, method(), bases.on_meta(mixtral))
     losses = bases.train(LORA.attach_saved(mixtral(), tmp_path, trainable=True), "lora")
@@ -197,16 +199,16 @@ def test_experts_of_an_adapter_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["lora_dropout", "use_dora", "init_lora_weights"])
-def test_what_experts_cannot_have_is_refused(key):
+def test_unsupported_options_for_experts_are_rejected(key):
     value = {"lora_dropout": 0.1, "use_dora": True, "init_lora_weights": "pissa"}[key]
 
-    with pytest.raises(RecipeError, match=f"method.{key}: .*holds many experts"):
+    with pytest.raises(RecipeError, match=f"method.{key}: .*contains several experts"):
         LORA.check(bases.on_meta(mixtral), method(**{key: value}))
     LORA.check(bases.on_meta(mixtral), method(**{key: value}, target_modules=["q_proj"]))
 
 
-def test_conv1d_layers_are_adapted_the_right_way_round(tmp_path):
-    model = saved(tmp_path, method(init_lora_weights="pissa"), gpt2)
+def test_conv1d_layers_are_adapted_with_the_right_orientation(tmp_path):
+    model = train_and_save(tmp_path, method(init_lora_weights="pissa"), gpt2)
 
     assert max_difference(logits(LORA.merge(LORA.attach_saved(gpt2(), tmp_path))), logits(model)) <= 1e-5
 
@@ -225,8 +227,8 @@ def test_lora_plus_gives_b_its_own_learning_rate():
     assert LORA.parameter_groups(model, method(), 1e-4) is None
 
 
-def test_adapters_fold_into_the_base_one_after_the_other(tmp_path):
-    first = saved(tmp_path / "first", method(target_modules=["q_proj"]))
+def test_adapters_are_merged_one_after_the_other(tmp_path):
+    first = train_and_save(tmp_path / "first", method(target_modules=["q_proj"]))
     base = LORA.merge(LORA.attach_saved(llama(), tmp_path / "first"))
     assert max_difference(logits(base), logits(first)) <= 1e-5
 
@@ -239,7 +241,7 @@ def test_adapters_fold_into_the_base_one_after_the_other(tmp_path):
     assert max_difference(logits(again), logits(second)) <= 1e-5
 
 
-def test_an_adapter_of_plain_peft_can_be_attached(tmp_path):
+def test_an_adapter_of_plain_peft_can_be_loaded(tmp_path):
     model = peft.get_peft_model(llama(), peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
     bases.train(model, "lora")
     model.save_pretrained(tmp_path)
@@ -252,7 +254,7 @@ def test_an_adapter_of_plain_peft_can_be_attached(tmp_path):
     LORA.check_continuation(tmp_path, method(r=3, target_modules=["q_proj", "v_proj"]), bases.on_meta())
 
 
-def test_an_adapter_that_changed_its_base_and_was_not_converted_is_refused(tmp_path):
+def test_an_unconverted_pissa_adapter_is_rejected(tmp_path):
     config = peft.LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="pissa_niter_4")
     peft.get_peft_model(llama(), config).save_pretrained(tmp_path)
 
@@ -261,7 +263,7 @@ def test_an_adapter_that_changed_its_base_and_was_not_converted_is_refused(tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_adapter_on_a_tied_embedding_is_refused_on_the_way_in_too(tmp_path):
+def test_a_saved_adapter_on_a_tied_embedding_is_rejected(tmp_path):
     peft.get_peft_model(llama(), peft.LoraConfig(r=3, target_modules=["embed_tokens"])).save_pretrained(tmp_path)
 
     with pytest.raises(RecipeError, match="load.adapters: .* adapts embed_tokens, which this model shares"):
@@ -269,7 +271,7 @@ def test_an_adapter_on_a_tied_embedding_is_refused_on_the_way_in_too(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_pattern_that_matches_a_tied_matrix_is_refused(tmp_path):
+def test_a_pattern_that_matches_a_tied_matrix_is_rejected(tmp_path):
     peft.get_peft_model(llama(), peft.LoraConfig(r=3, target_modules=".*(embed_tokens|q_proj)")).save_pretrained(
         tmp_path
     )
@@ -278,26 +280,26 @@ def test_a_pattern_that_matches_a_tied_matrix_is_refused(tmp_path):
         check_fits(bases.on_meta(), tmp_path)
 
 
-def test_an_adapter_of_new_rows_needs_the_tokens(tmp_path):
-    saved(tmp_path, method(), new_ids=NEW_IDS)
+def test_an_adapter_with_new_rows_needs_the_same_tokens(tmp_path):
+    train_and_save(tmp_path, method(), new_ids=NEW_IDS)
 
-    with pytest.raises(RecipeError, match="trained the row of token 47, and this model has 44 tokens. Add the tokens"):
+    with pytest.raises(RecipeError, match="trained the row of token 47, but this model has 44 tokens. Add the tokens"):
         check_fits(bases.on_meta(vocab_size=44), tmp_path)
 
 
 CHANGES = {
-    "r": ({"r": 8}, r"method.r: the recipe says 8, and .* was made with 4.* twice the rank"),
+    "r": ({"r": 8}, r"method.r: the recipe says 8, but .* was trained with 4.* twice the rank"),
     "lora_alpha": ({"lora_alpha": 9}, "method.lora_alpha: the recipe says 9"),
     "use_dora": ({"use_dora": True}, "method.use_dora: the recipe says True"),
     "layers": ({"target_modules": ["q_proj"]}, r"method.target_modules: .* other layers .* Set target_modules: \["),
-    "whole": ({"modules_to_save": ["norm"]}, r"method.modules_to_save: the recipe says \['norm'\]"),
-    "start": ({"init_lora_weights": "olora"}, "method.init_lora_weights: olora does nothing"),
+    "modules_to_save": ({"modules_to_save": ["norm"]}, r"method.modules_to_save: the recipe says \['norm'\]"),
+    "init": ({"init_lora_weights": "olora"}, "method.init_lora_weights: olora has no effect"),
 }
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_what_goes_on_is_what_the_recipe_describes(key, tmp_path):
-    saved(tmp_path, method())
+def test_a_continued_adapter_must_match_the_recipe(key, tmp_path):
+    train_and_save(tmp_path, method())
     changes, message = CHANGES[key]
 
     LORA.check_continuation(tmp_path, method(), bases.on_meta())
@@ -305,14 +307,14 @@ def test_what_goes_on_is_what_the_recipe_describes(key, tmp_path):
         LORA.check_continuation(tmp_path, method(**changes), bases.on_meta())
 
 
-def test_a_converted_adapter_goes_on_with_what_its_files_say(tmp_path):
-    saved(tmp_path, method(init_lora_weights="pissa", use_rslora=True))
+def test_a_converted_adapter_is_continued_with_its_saved_values(tmp_path):
+    train_and_save(tmp_path, method(init_lora_weights="pissa", use_rslora=True))
 
     LORA.check_continuation(tmp_path, method(r=8, lora_alpha=8, use_rslora=True), bases.on_meta())
 
 
-def test_files_that_are_not_whole_are_refused(tmp_path):
-    saved(tmp_path, method())
+def test_damaged_files_are_rejected(tmp_path):
+    train_and_save(tmp_path, method())
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
 
@@ -327,25 +329,25 @@ def test_files_that_are_not_whole_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="a pickle file"):
         check_fits(bases.on_meta(), tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(RecipeError, match="is no JSON"):
+    with pytest.raises(RecipeError, match="is not valid JSON"):
         adapter_method(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[]")
-    with pytest.raises(RecipeError, match="holds a list"):
+    with pytest.raises(RecipeError, match="contains a list"):
         adapter_method(tmp_path)
 
 
-def test_folders_of_something_else_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="has no adapter_config.json. Name the folder"):
+def test_folders_without_a_supported_adapter_are_rejected(tmp_path):
+    with pytest.raises(RecipeError, match="has no adapter_config.json. Give the folder"):
         adapter_method(tmp_path)
     llama().save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match="This is a whole model: name it as the model"):
+    with pytest.raises(RecipeError, match="This is a full model: set `model` to it"):
         adapter_method(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
-    with pytest.raises(RecipeError, match="was made by LOHA, which is none of the methods here: .*LORA"):
+    with pytest.raises(RecipeError, match="has the peft_type LOHA, which is not supported; supported: .*LORA"):
         adapter_method(tmp_path)
 
 
-def test_a_merged_model_of_16_bits_is_plain_and_of_one_precision():
+def test_a_merged_16_bit_model_has_one_dtype_and_no_hooks():
     def half():
         return llama(dtype=torch.bfloat16)
 

@@ -1,4 +1,4 @@
-"""VeRA, OFT and IA3: sizes that do not fit, experts, and what each of them trains."""
+"""VeRA, OFT and IA3: invalid sizes, experts, and trained parameters."""
 
 import pytest
 import torch
@@ -15,19 +15,19 @@ def oft(**changes):
     return OftMethod(**{"type": "oft", "oft_block_size": 8} | changes)
 
 
-def test_a_block_that_does_not_divide_is_refused_and_others_are_named():
+def test_a_block_size_that_does_not_divide_is_rejected_with_valid_sizes():
     with pytest.raises(
         RecipeError, match=r"method.oft_block_size: 5 does not divide the 32 inputs of .*q_proj.*: 2, 4, 8"
     ):
         families["oft"].check(bases.on_meta(), oft(oft_block_size=5))
 
 
-def test_oft_turns_no_conv1d():
-    with pytest.raises(RecipeError, match="a Conv1D, which peft cannot turn"):
+def test_oft_rejects_conv1d():
+    with pytest.raises(RecipeError, match="a Conv1D, which peft cannot rotate"):
         families["oft"].check(bases.on_meta(gpt2), oft())
 
 
-def test_oft_keeps_the_lengths_of_the_rows_it_turns():
+def test_oft_keeps_row_norms():
     model = bases.attach("oft", oft())
     bases.train(model, "oft", steps=8, lr=1e-2)
     before, after = llama().state_dict(), families["oft"].merge(model).state_dict()
@@ -50,8 +50,8 @@ def test_vera_shares_projections_and_saves_them(tmp_path):
 def test_vera_reads_its_projections_from_the_file_and_not_from_the_seed(tmp_path):
     model = bases.attach_and_train("vera", VeraMethod(type="vera", r=8))
     families["vera"].save(model, tmp_path)
-    about = tmp_path / "adapter_config.json"
-    about.write_text(about.read_text().replace('"projection_prng_key": 0', '"projection_prng_key": 1'))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"projection_prng_key": 0', '"projection_prng_key": 1'))
 
     assert max_difference(logits(families["vera"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
 
@@ -77,17 +77,17 @@ def test_ia3_rescales_inputs_of_feed_forward_layers_and_outputs_of_the_others():
     assert shapes == {"k_proj": (16, 1), "down_proj": (1, 64)}
 
 
-def test_ia3_takes_all_layers_where_none_are_named(tmp_path):
+def test_ia3_adapts_all_layers_by_default(tmp_path):
     model = bases.attach_and_train("ia3", ia3(feedforward_modules=["down_proj"]))
     families["ia3"].save(model, tmp_path)
 
     assert max_difference(logits(families["ia3"].attach_saved(llama(), tmp_path)), logits(model)) <= 1e-5
     families["ia3"].check_continuation(tmp_path, ia3(feedforward_modules=["down_proj"]), bases.on_meta())
-    with pytest.raises(RecipeError, match="method.feedforward_modules: the recipe says .* was made with"):
+    with pytest.raises(RecipeError, match="method.feedforward_modules: the recipe says .* was trained with"):
         families["ia3"].check_continuation(tmp_path, ia3(feedforward_modules=["up_proj"]), bases.on_meta())
 
 
-def test_feed_forward_layers_of_ia3_are_among_its_targets():
+def test_feed_forward_layers_of_ia3_must_be_targets():
     with pytest.raises(RecipeError, match="method.feedforward_modules: .*down_proj is not among method.target_modules"):
         families["ia3"].check(bases.on_meta(), ia3(target_modules=["k_proj"], feedforward_modules=["down_proj"]))
 
@@ -97,7 +97,7 @@ def test_feed_forward_layers_of_ia3_are_among_its_targets():
     [oft(), ia3(), VeraMethod(type="vera"), AdaloraMethod(type="adalora")],
     ids=["oft", "ia3", "vera", "adalora"],
 )
-def test_experts_in_one_parameter_are_refused_with_the_layers_that_are_left(config):
+def test_experts_in_one_parameter_are_rejected_with_the_remaining_layers(config):
     family = families[config.type]
 
     with pytest.raises(

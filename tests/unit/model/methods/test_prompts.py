@@ -1,4 +1,4 @@
-"""Virtual tokens: logits stand where the trainer looks for them; architectures that do not take them are refused."""
+"""Prompt learning: positions of the logits, and architectures without support for virtual tokens."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ METHODS = {
     "prompt": PromptMethod(type="prompt", num_virtual_tokens=5),
     "p_tuning": PTuningMethod(type="p_tuning", num_virtual_tokens=5, encoder_hidden_size=16),
 }
-each = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def trained(name, build=llama):
@@ -24,8 +24,8 @@ def trained(name, build=llama):
 
 
 @torch.no_grad()
-def by_hand(name, model):
-    """Put embeddings in front, or write the cache and feed one token after the other."""
+def reference_logits(name, model):
+    """Prepend the embeddings, or write the cache and feed one token at a time."""
     base = model.get_base_model()
     if name != "prefix":
         embeds = torch.cat([model.get_prompt(1), model.word_embeddings(IDS)], dim=1)
@@ -34,9 +34,9 @@ def by_hand(name, model):
     return torch.cat([base(input_ids=token[:, None], past_key_values=cache).logits[0] for token in IDS.T])
 
 
-@each
+@every_method
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "segment"])
-def test_logits_are_those_of_the_text_behind_the_virtual_tokens(name, attention):
+def test_logits_match_those_of_the_text_after_the_virtual_tokens(name, attention):
     def build():
         model = llama()
         model.set_attn_implementation(attention)
@@ -44,22 +44,22 @@ def test_logits_are_those_of_the_text_behind_the_virtual_tokens(name, attention)
 
     model = trained(name, build)
 
-    assert max_difference(logits(model, name), by_hand(name, model)) <= 1e-5
+    assert max_difference(logits(model, name), reference_logits(name, model)) <= 1e-5
 
 
-@each
-def test_logits_at_some_positions_are_picked_behind_the_virtual_tokens(name):
+@every_method
+def test_selected_positions_count_from_the_first_text_token(name):
     model = trained(name)
     keep = torch.tensor([0, 3, 10])
 
     with torch.no_grad():
-        some = families[name].logits(model, {"input_ids": IDS, **packed_inputs([12])}, keep)
+        selected = families[name].logits(model, {"input_ids": IDS, **packed_inputs([12])}, keep)
 
-    assert max_difference(some, logits(model, name)[keep]) <= 1e-5
+    assert max_difference(selected, logits(model, name)[keep]) <= 1e-5
 
 
-@each
-def test_a_token_does_not_change_the_logits_before_it(name):
+@every_method
+def test_a_token_does_not_change_earlier_logits(name):
     model = trained(name)
     other = IDS.clone()
     other[0, 8:] = 1
@@ -67,18 +67,18 @@ def test_a_token_does_not_change_the_logits_before_it(name):
     assert max_difference(logits(model, name, other)[:8], logits(model, name)[:8]) <= 1e-5
 
 
-@each
-def test_rows_cannot_be_packed_and_the_family_says_so(name):
+@every_method
+def test_prompt_learning_does_not_support_packing(name):
     assert not families[name].supports_packing
 
 
-def test_only_prompts_stand_in_the_logits():
+def test_only_prompt_tuning_adds_prefix_logits():
     numbers = {name: families[name].num_prefix_logits(trained(name)) for name in METHODS}
 
     assert numbers == {"prefix": 0, "prompt": 5, "p_tuning": 5}
 
 
-def test_switched_off_nothing_stands_in_front():
+def test_a_disabled_prompt_adds_no_prefix_logits():
     model = trained("prompt")
 
     with families["prompt"].disable_adapter(model):
@@ -86,7 +86,7 @@ def test_switched_off_nothing_stands_in_front():
     assert families["prompt"].num_prefix_logits(model) == 5
 
 
-def test_a_prompt_starts_from_words_of_the_vocabulary():
+def test_a_prompt_is_initialized_from_the_vocabulary():
     model = bases.attach("prompt", METHODS["prompt"])
     words = model.get_input_embeddings().weight
 
@@ -98,26 +98,28 @@ def test_a_prompt_starts_from_words_of_the_vocabulary():
 @pytest.mark.parametrize(
     "method", [METHODS["p_tuning"], METHODS["prefix"].model_copy(update={"prefix_projection": True})]
 )
-def test_what_a_network_made_cannot_be_trained_further(method, tmp_path):
+def test_tokens_of_an_encoder_network_cannot_be_trained_further(method, tmp_path):
     family = families[method.type]
     family.save(bases.attach(method.type, method), tmp_path)
 
-    with pytest.raises(RecipeError, match="a small network made while training"):
+    with pytest.raises(RecipeError, match="computed by a small network during training"):
         family.check_continuation(tmp_path, method)
-    with pytest.raises(RecipeError, match="a small network made while training"):
+    with pytest.raises(RecipeError, match="computed by a small network during training"):
         family.attach_saved(llama(), tmp_path, trainable=True)
 
 
-def test_another_length_cannot_go_on(tmp_path):
+def test_a_prompt_of_another_length_cannot_be_continued(tmp_path):
     families["prompt"].save(bases.attach("prompt", METHODS["prompt"]), tmp_path)
 
-    with pytest.raises(RecipeError, match="method.num_virtual_tokens: the recipe says 6, .* made with 5"):
+    with pytest.raises(RecipeError, match="method.num_virtual_tokens: the recipe says 6, .* trained with 5"):
         families["prompt"].check_continuation(tmp_path, PromptMethod(type="prompt", num_virtual_tokens=6))
 
 
-@each
-def test_more_virtual_tokens_than_positions_are_refused(name):
-    with pytest.raises(RecipeError, match="method.num_virtual_tokens: 128 leave no room in the 128 positions"):
+@every_method
+def test_more_virtual_tokens_than_positions_are_rejected(name):
+    with pytest.raises(
+        RecipeError, match="method.num_virtual_tokens: 128 virtual tokens leave no room in the 128 positions"
+    ):
         families[name].check(bases.on_meta(), METHODS[name].model_copy(update={"num_virtual_tokens": 128}))
 
 
@@ -134,7 +136,7 @@ def test_a_prefix_needs_a_cache_of_keys_and_values():
             families["prefix"].check(model, METHODS["prefix"])
 
 
-def test_a_prefix_under_checkpointing_is_refused():
+def test_prefix_tuning_rejects_gradient_checkpointing():
     model = llama()
     model.gradient_checkpointing_enable()
 
@@ -151,25 +153,23 @@ def test_a_prompt_works_without_attention(tmp_path):
     families["prompt"].check_fits(mamba(), tmp_path)
 
 
-@each
-def test_a_model_that_takes_no_notice_of_them_is_refused(name, monkeypatch):
+@every_method
+def test_a_model_that_ignores_virtual_tokens_is_rejected(name, monkeypatch):
     model = llama()
     forward = type(model).forward
 
-    def deaf(self, input_ids=None, past_key_values=None, inputs_embeds=None, **rest):
+    def ignore_inputs(self, input_ids=None, past_key_values=None, inputs_embeds=None, **rest):
         ids = IDS[:, :8] if input_ids is None else input_ids
-        made = forward(self, input_ids=ids, **{key: value for key, value in rest.items() if key != "attention_mask"})
-        made.logits = made.logits + 0.0 * model.model.embed_tokens.weight.sum()
-        return made
+        output = forward(self, input_ids=ids, **{key: value for key, value in rest.items() if key != "attention_mask"})
+        output.logits = output.logits + 0.0 * model.model.embed_tokens.weight.sum()
+        return output
 
-    monkeypatch.setattr(type(model), "forward", deaf)
-    with pytest.raises(
-        RecipeError, match=f"method.type: {name} puts virtual tokens in front, and LlamaForCausalLM does"
-    ):
+    monkeypatch.setattr(type(model), "forward", ignore_inputs)
+    with pytest.raises(RecipeError, match=f"method.type: {name} prepends virtual tokens, which LlamaForCausalLM does"):
         families[name].attach(model, METHODS[name])
 
 
-def test_a_layer_that_takes_no_notice_of_its_keys_is_refused(monkeypatch):
+def test_a_layer_that_ignores_its_cache_is_rejected(monkeypatch):
     model = llama()
     attention = model.model.layers[1].self_attn
     forward = attention.forward

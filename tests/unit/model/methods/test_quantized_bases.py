@@ -1,4 +1,4 @@
-"""Adapters on weights of few bits: which train, what is refused, and that nothing is folded into them."""
+"""Adapters on quantized base models: training, rejected combinations, and merging into dequantized weights."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.unit.model.methods import bases
 from tests.unit.model.methods.bases import logits, max_difference
-from tests.unit.model.methods.test_every_method import ADAPTERS, BESIDE, FROM_BASE, WHOLE, every
+from tests.unit.model.methods.test_every_method import ADAPTERS, FULL_MODEL, RESIDUAL, UNMERGEABLE, every
 from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import RecipeError
 from tuneline.model import quantize
@@ -19,7 +19,7 @@ CONFIGS = {
 }
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 ROUNDING = {"bnb_4bit": 1e-4, "bnb_8bit": 0.5}
-"""8-bit products round what comes in; weights dequantized do not."""
+"""Tolerance: 8-bit products round their inputs, dequantized weights do not."""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def load(folder, kind):
     return read
 
 
-NO_DORA = {name: method for name, method in (ADAPTERS | BESIDE).items() if name != "dora"}
+NO_DORA = {name: method for name, method in (ADAPTERS | UNMERGEABLE).items() if name != "dora"}
 
 
 @every(NO_DORA)
-def test_adapters_train_on_few_bits_and_are_read_again(method, load, kind, tmp_path):
+def test_adapters_train_on_quantized_weights_and_are_loaded_again(method, load, kind, tmp_path):
     family = families[method.type]
     model = family.attach(load(), method, total_steps=4)
     losses = bases.train(model, method.type, steps=4)
@@ -62,7 +62,7 @@ def test_adapters_train_on_few_bits_and_are_read_again(method, load, kind, tmp_p
 
 
 @every(ADAPTERS)
-def test_adapters_are_folded_into_the_dequantized_weights_only(method, load, kind, tmp_path):
+def test_adapters_are_merged_into_dequantized_weights_only(method, load, kind, tmp_path):
     if (kind, method) == ("bnb_8bit", ADAPTERS["dora"]):
         pytest.skip("refused")
     family = families[method.type]
@@ -70,45 +70,45 @@ def test_adapters_are_folded_into_the_dequantized_weights_only(method, load, kin
     bases.train(model, method.type)
     family.save(model, tmp_path)
 
-    with pytest.raises(RecipeError, match=f"merge_adapter: folded into {kind} weights"):
+    with pytest.raises(RecipeError, match=f"merge_adapter: merged into {kind} weights"):
         family.merge(model)
     merged = family.merge(family.attach_saved(quantize.dequantize(load()), tmp_path))
     assert max_difference(logits(merged), logits(model, method.type)) <= ROUNDING[kind]
 
 
-def test_a_dequantized_model_is_not_taken_for_a_quantized_one(load, kind):
+def test_a_dequantized_model_is_not_reported_as_quantized(load, kind):
     assert model_quantization(load()) == kind
     assert model_quantization(quantize.dequantize(load())) == ""
     assert model_quantization(bases.llama()) == ""
 
 
-def test_the_shape_of_a_model_that_comes_quantized_says_so(kind):
-    shape = bases.on_meta()
-    shape.config.quantization_config = CONFIGS[kind]().to_dict()
+def test_a_meta_model_reports_the_quantization_of_its_config(kind):
+    meta_model = bases.on_meta()
+    meta_model.config.quantization_config = CONFIGS[kind]().to_dict()
 
-    assert model_quantization(shape) == kind
+    assert model_quantization(meta_model) == kind
     with pytest.raises(RecipeError, match=f"method full does not train on {kind} weights"):
-        families["full"].check(shape, WHOLE["full"])
+        families["full"].check(meta_model, FULL_MODEL["full"])
 
 
-@every(WHOLE)
-def test_weights_of_few_bits_are_not_trained_themselves(method, load, kind):
+@every(FULL_MODEL)
+def test_quantized_weights_cannot_be_trained_directly(method, load, kind):
     with pytest.raises(RecipeError, match=f"method {method.type} does not train on {kind} weights"):
         families[method.type].attach(load(), method)
 
 
-@every(FROM_BASE)
-def test_starts_that_take_from_the_base_are_refused(method, load, kind):
-    with pytest.raises(RecipeError, match=f"method.init_lora_weights: .* of {kind} are no matrices"):
+@every(RESIDUAL)
+def test_initializations_from_the_base_weights_are_rejected(method, load, kind):
+    with pytest.raises(RecipeError, match=f"method.init_lora_weights: .* the weights are {kind}"):
         families["lora"].attach(load(), method)
 
 
-def test_dora_trains_on_four_bits_and_is_refused_on_eight(load, kind):
+def test_dora_trains_on_four_bits_and_is_rejected_on_eight(load, kind):
     if kind == "bnb_4bit":
         losses = bases.train(families["lora"].attach(load(), ADAPTERS["dora"]), "lora")
         assert losses[-1] < losses[0]
     else:
-        with pytest.raises(RecipeError, match="method.use_dora: peft cannot take the norms of bnb_8bit"):
+        with pytest.raises(RecipeError, match="method.use_dora: peft cannot compute the norms of bnb_8bit"):
             families["lora"].attach(load(), ADAPTERS["dora"])
 
 
@@ -122,14 +122,14 @@ def test_canary_dora_trains_on_eight_bits(load):
     bases.train(model, "lora")
 
 
-def test_a_quantized_module_cannot_be_trained_whole(load, kind):
+def test_a_quantized_module_cannot_be_trained_fully(load, kind):
     config = LoraMethod(type="lora", r=2, target_modules=["q_proj"], modules_to_save=["mlp"])
 
     with pytest.raises(RecipeError, match="method.modules_to_save: .*mlp is quantized"):
         families["lora"].attach(load(), config)
 
 
-def test_rows_of_new_tokens_train_beside_few_bits(load, kind, tmp_path):
+def test_rows_of_new_tokens_train_with_quantized_weights(load, kind, tmp_path):
     model = families["lora"].attach(load(), ADAPTERS["lora"], new_ids=bases.NEW_IDS)
     bases.train(model, "lora")
     families["lora"].save(model, tmp_path)
@@ -137,7 +137,7 @@ def test_rows_of_new_tokens_train_beside_few_bits(load, kind, tmp_path):
     assert max_difference(logits(families["lora"].attach_saved(load(), tmp_path)), logits(model)) <= 1e-5
 
 
-def test_gradients_on_four_bits_are_those_of_the_dequantized_weights(folder):
+def test_gradients_on_four_bits_match_those_of_dequantized_weights(folder):
     def gradients(model):
         adapted = bases.attach("lora", ADAPTERS["gaussian"], lambda: model).train()
         families["lora"].logits(adapted, {"input_ids": bases.IDS}, torch.arange(11)).square().mean().backward()
@@ -148,6 +148,6 @@ def test_gradients_on_four_bits_are_those_of_the_dequantized_weights(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
         return quantize.apply_workarounds(model)
 
-    few, full = gradients(read()), gradients(quantize.dequantize(read()))
+    quantized, full = gradients(read()), gradients(quantize.dequantize(read()))
 
-    assert all(max_difference(few[name], full[name]) <= 1e-6 for name in full)
+    assert all(max_difference(quantized[name], full[name]) <= 1e-6 for name in full)
