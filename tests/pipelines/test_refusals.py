@@ -76,7 +76,7 @@ CASES = {
         "bad.jsonl:2: a row in alpaca format needs",
     ),
     "empty data set": (lambda p: jsonl(p, "\n"), "bad.jsonl holds no rows"),
-    "too few clean held-out rows": (shared_wording, "so 0 clean ones are left, and 5 are the fewest"),
+    "too few clean held-out rows": (shared_wording, "so 0 clean ones are left; at least 5 are required"),
     "unknown format": (
         lambda p: {"sources": [{"name": "first", "path": "data/first.jsonl", "format": "alpacca"}]},
         "unknown format 'alpacca'. Did you mean 'alpaca'?",
@@ -104,7 +104,7 @@ CASES = {
     ),
     "harness without data": (
         harness_without_data,
-        "exams.h.task: task colours names the data file 'colours.jsonl', and there is no",
+        "exams.h.task: data file 'colours.jsonl' of task colours not found",
     ),
     "harness without the metric": (
         lambda p: harness(p, metrics=["acc_nrom"]),

@@ -108,7 +108,7 @@ def test_a_bad_row_is_the_error_that_a_run_would_make(project, monkeypatch, caps
         main()
 
     assert ended.value.code == 2
-    assert "rows.jsonl:6: turn 2, by the assistant, is empty. Mend the row" in capsys.readouterr().err
+    assert "rows.jsonl:6: turn 2 (assistant) is empty. Fix the row" in capsys.readouterr().err
 
 
 def test_too_long_rows_are_shown_whole_before_they_are_refused(project):

@@ -38,7 +38,7 @@ def tokenizer(tiny_model):
 
 @pytest.fixture
 def prepared(tmp_path, tiny_model):
-    """Return the training rows of a recipe around one data set."""
+    """Return the training rows of a recipe around one dataset."""
 
     def prepare(rows=ALPACA, source_keys=None, **recipe):
         path = tiny.write_jsonl(tmp_path / "data" / "d.jsonl", rows)
@@ -128,25 +128,25 @@ answers = st.text("abc de", min_size=1, max_size=40).filter(str.strip)
 
 @pytest.mark.parametrize("kind", ["segment", "sdpa"])
 @settings(deadline=None, max_examples=6)
-@given(said=st.lists(st.tuples(answers, answers), min_size=2, max_size=6, unique=True))
-def test_a_packed_row_has_the_logits_the_loss_and_the_gradients_of_its_examples_alone(models, tiny_model, kind, said):
+@given(pairs=st.lists(st.tuples(answers, answers), min_size=2, max_size=6, unique=True))
+def test_a_packed_row_has_the_logits_the_loss_and_the_gradients_of_its_examples_alone(models, tiny_model, kind, pairs):
     model = models[kind]
-    for row in packed([chat(*pair) for pair in said], tiny_model):
-        apart = [outcome(model, [part]) for part in parts(row)]
+    for row in packed([chat(*pair) for pair in pairs], tiny_model):
+        separate = [outcome(model, [part]) for part in parts(row)]
         logits, loss, gradients = outcome(model, [row])
 
-        torch.testing.assert_close(logits, torch.cat([each[0] for each in apart]), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(loss, sum(each[1] for each in apart), rtol=1e-4, atol=1e-4)
-        for gradient, *alone in zip(gradients, *(each[2] for each in apart), strict=True):
+        torch.testing.assert_close(logits, torch.cat([outputs[0] for outputs in separate]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loss, sum(outputs[1] for outputs in separate), rtol=1e-4, atol=1e-4)
+        for gradient, *alone in zip(gradients, *(outputs[2] for outputs in separate), strict=True):
             torch.testing.assert_close(gradient, sum(alone), rtol=1e-3, atol=1e-4)
 
 
-def test_rows_of_a_real_data_set_are_isolated_as_they_come(test_data, tiny_model, models):
+def test_rows_of_a_real_dataset_are_isolated_as_they_come(test_data, tiny_model, models):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:60]
     examples = [chat("\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]) for row in rows]
-    made = packed(examples, tiny_model)
+    result = packed(examples, tiny_model)
 
-    batches = [[part["input_ids"] for part in parts(row)] for row in made if len(row["lengths"]) > 1]
+    batches = [[part["input_ids"] for part in parts(row)] for row in result if len(row["lengths"]) > 1]
 
     assert len(batches) > 3
     assert attention.check_isolation(models["segment"], batches) < 1e-4
@@ -169,13 +169,13 @@ def test_no_example_of_a_row_is_trained_to_follow_another(tiny_model):
     max_length=st.integers(16, 160),
 )
 def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, sizes, policy, max_length):
-    example = chat(*(text for asked, said in sizes for text in ("ask " * asked, "say " * said)))
+    example = chat(*(text for question, answer in sizes for text in ("ask " * question, "say " * answer)))
     header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     sequencer = Sequencer(tokenizer, TokenizeConfig(max_length=max_length, overlong=policy, max_cut_fraction=1))
 
-    made = [tokens for _, tokens in sequencer.sequences([example])]
+    sequences = [tokens for _, tokens in sequencer.sequences([example])]
 
-    for tokens in made:
+    for tokens in sequences:
         assert len(tokens.input_ids) <= max_length
         assert tokens.input_ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
         for start, end in tokens.trained:
@@ -184,7 +184,7 @@ def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, si
             assert tokens.input_ids[end - 1] == tokenizer.eos_token_id
     counts = sequencer.counts
     assert counts["overlong"] == counts["cut"] + counts["dropped"] <= counts["examples"] == 1
-    assert len(made) == counts["examples"] - counts["dropped"] + counts["made_by_split"]
+    assert len(sequences) == counts["examples"] - counts["dropped"] + counts["made_by_split"]
 
 
 @pytest.mark.parametrize("max_length", [128, 256, 512])
@@ -193,10 +193,10 @@ def test_real_rows_that_are_cut_all_keep_their_stop_labels(policy, max_length, t
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:100]
     room = {"max_length": max_length, "packing": False, "overlong": policy, "max_cut_fraction": 1}
 
-    made = prepared(rows, tokenize=room)
+    result = prepared(rows, tokenize=room)
 
-    for split, counts in made.counts.items():
-        ends = [[label for label in row["labels"] if label != schema.IGNORE_INDEX][-1] for row in made.splits[split]]
+    for split, counts in result.counts.items():
+        ends = [[label for label in row["labels"] if label != schema.IGNORE_INDEX][-1] for row in result.splits[split]]
         assert set(ends) == {tokenizer.eos_token_id}
         assert counts["overlong"] == counts["cut"] + counts["dropped"] > 0
         assert len(ends) == counts["examples"] - counts["dropped"] + counts["made_by_split"]
@@ -212,16 +212,16 @@ def test_a_cut_is_an_error_unless_the_recipe_asks_for_it(prepared):
 def test_a_long_chat_is_cut_without_reading_all_its_beginnings():
     messages, sizes = chat(*(f"turn {i}" for i in range(1000)))["messages"], []
 
-    def read(said):
-        sizes.append(len(said))
-        answered = [AnswerSpan(i, 3 * i, 3 * i + 3) for i, message in enumerate(said) if message["role"] == "assistant"]
-        return [0] * 3 * len(said), answered
+    def read(turns):
+        sizes.append(len(turns))
+        answers = [AnswerSpan(i, 3 * i, 3 * i + 3) for i, message in enumerate(turns) if message["role"] == "assistant"]
+        return [0] * 3 * len(turns), answers
 
     for policy in ("right", "left", "proportional"):
         sizes.clear()
-        ((kept, ids, _),) = truncation.truncate(messages, read, policy, 300)
+        ((turns, ids, _),) = truncation.truncate(messages, read, policy, 300)
         assert len(ids) == 300
-        assert sum(sizes) < 12 * len(kept), policy
+        assert sum(sizes) < 12 * len(turns), policy
 
 
 # templates: a hand-written copy drifted from the model's own
@@ -231,19 +231,19 @@ def test_a_long_chat_is_cut_without_reading_all_its_beginnings():
 def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepared, tiny_model, tokenizer):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:200]
     manifest, _ = selection.select_template(source.tokenizer_manifest(tiny_model), name)
-    judge = load_tokenizer(manifest)
-    said = [
+    reference = load_tokenizer(manifest)
+    chats = [
         [
             {"role": "user", "content": "\n".join(filter(None, [row["instruction"], row["input"]]))},
             {"role": "assistant", "content": row["output"]},
         ]
         for row in rows
     ]
-    expected = {tuple(judge.apply_chat_template(turns, return_dict=True)["input_ids"]) for turns in said}
+    expected = {tuple(reference.apply_chat_template(turns, return_dict=True)["input_ids"]) for turns in chats}
 
-    made = prepared(rows, template=name, tokenize={"max_length": 8192, "packing": False})
+    result = prepared(rows, template=name, tokenize={"max_length": 8192, "packing": False})
 
-    ids = [tuple(row["input_ids"]) for rows in made.splits.values() for row in rows]
+    ids = [tuple(row["input_ids"]) for rows in result.splits.values() for row in rows]
     assert set(ids) == expected
     assert len(ids) == len(expected)
 
@@ -269,28 +269,28 @@ CHATS = [
 
 
 def test_rows_in_openais_format_get_no_system_prompt(prepared, tokenizer):
-    made = prepared(CHATS, {"format": "openai"})
+    result = prepared(CHATS, {"format": "openai"})
 
-    assert all(text.startswith("<|im_start|>user\nSay ") for text in texts(made, tokenizer))
-    assert not any("system" in text or "thinking" in text for text in texts(made, tokenizer))
+    assert all(text.startswith("<|im_start|>user\nSay ") for text in texts(result, tokenizer))
+    assert not any("system" in text or "thinking" in text for text in texts(result, tokenizer))
 
 
 def test_a_system_message_of_a_row_stays_beside_rows_that_have_none(prepared, tokenizer):
-    spoken = {"messages": [{"role": "system", "content": "Be brief"}, *CHATS[0]["messages"]]}
+    with_system = {"messages": [{"role": "system", "content": "Be brief"}, *CHATS[0]["messages"]]}
 
-    made = prepared([*CHATS, spoken], {"format": "openai"})
+    result = prepared([*CHATS, with_system], {"format": "openai"})
 
-    everywhere = [
-        text for rows in made.splits.values() for row in rows for text in [tokenizer.decode(row["input_ids"])]
+    all_texts = [
+        text for rows in result.splits.values() for row in rows for text in [tokenizer.decode(row["input_ids"])]
     ]
-    assert "".join(everywhere).count("<|im_start|>system\nBe brief<|im_end|>") == 1
-    assert "".join(everywhere).count("<|im_start|>system") == 1
+    assert "".join(all_texts).count("<|im_start|>system\nBe brief<|im_end|>") == 1
+    assert "".join(all_texts).count("<|im_start|>system") == 1
 
 
 # mixtures: what was listed twice counted once, and what was asked for beyond the rows was drawn again
 
 
-def test_a_data_set_that_is_listed_three_times_counts_three_times(prepared, tmp_path):
+def test_a_dataset_that_is_listed_three_times_counts_three_times(prepared, tmp_path):
     entry = {"name": "d", "path": str(tmp_path / "data" / "d.jsonl")}
 
     once, thrice = prepared(sources=[entry]), prepared(sources=[entry] * 3)
@@ -317,19 +317,19 @@ EMPTY = ["", " ", "\n\n\t", None]
 
 @pytest.mark.parametrize("output", EMPTY)
 def test_an_empty_answer_is_refused_with_its_line(output, prepared):
-    with pytest.raises(DataError, match=r"^d.jsonl:61: .* Mend the row, or set align.bad_rows: drop\.$"):
+    with pytest.raises(DataError, match=r"^d.jsonl:61: .* Fix the row, or set align.bad_rows: drop\.$"):
         prepared([*ALPACA, {"instruction": "a", "input": "", "output": output}])
 
 
 def test_empty_answers_are_dropped_and_counted_where_the_recipe_says_so(tmp_path, prepared):
     rows = [*ALPACA, *({"instruction": f"q{i}", "input": "", "output": output} for i, output in enumerate(EMPTY))]
 
-    made = prepared(rows, align={"bad_rows": "drop"})
+    result = prepared(rows, align={"bad_rows": "drop"})
     (counts,) = prepare_module.build_mixture(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
 
     assert counts["dropped"] == {"empty assistant turn": 3, "'output' is null": 1}
-    assert made.counts["train"]["examples"] + made.counts["validation"]["examples"] == len(ALPACA)
-    trained = [sum(label != schema.IGNORE_INDEX for label in part["labels"]) for part in all_parts(made)]
+    assert result.counts["train"]["examples"] + result.counts["validation"]["examples"] == len(ALPACA)
+    trained = [sum(label != schema.IGNORE_INDEX for label in part["labels"]) for part in all_parts(result)]
     assert min(trained) > 1, "a stop token alone is no answer"
 
 

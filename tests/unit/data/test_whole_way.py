@@ -1,4 +1,4 @@
-"""Real data sets go the whole way from file to training row, and no row is lost uncounted."""
+"""Real datasets go the whole way from file to training row, and no row is lost uncounted."""
 
 import gzip
 import json
@@ -73,8 +73,8 @@ CASES = {
 def manifest_rows(test_data):
     """The rows that the manifest of the test data counts in each file of rows."""
     text = (test_data / "MANIFEST.md").read_text()
-    found = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", text, re.MULTILINE)
-    return {name: int(count.replace(",", "")) for name, count in found if not NOT_ROWS.match(name)}
+    entries = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", text, re.MULTILINE)
+    return {name: int(count.replace(",", "")) for name, count in entries if not NOT_ROWS.match(name)}
 
 
 @pytest.fixture
@@ -88,18 +88,18 @@ def examples_of(test_data):
     """Read and align a file."""
 
     def read(name, first=None, **columns):
-        found = ingest.locate_sources([SourceConfig(name="real", path=test_data / name)])
-        records = ingest.ingest(found, IngestConfig(name="real", max_rows=first))
+        sources = ingest.locate_sources([SourceConfig(name="real", path=test_data / name)])
+        records = ingest.ingest(sources, IngestConfig(name="real", max_rows=first))
         return records, align.align(records, AlignConfig(columns=Columns(**columns), bad_rows="drop"))
 
     return read
 
 
-def mixed(*examples, **config):
+def merge_examples(*examples, **config):
     return merge.merge(list(examples), NO_EXAMS, MergeStepConfig(**{"validation_fraction": 0.1} | config))
 
 
-def made(mixture, tokenizer, **config):
+def tokenize_mixture(mixture, tokenizer, **config):
     room = {"max_length": 2048, "overlong": "drop", "max_cut_fraction": 1}
     return tokenize.tokenize_pack(mixture, tokenizer, TokenizeStepConfig(**room | config))
 
@@ -109,17 +109,17 @@ def check_rows(rows, mixture, max_length):
     for split, examples in mixture.splits.items():
         if split not in rows.splits:
             continue
-        counts, found = rows.counts[split], rows.splits[split].to_list()
+        counts, packed = rows.counts[split], rows.splits[split].to_list()
         left_out = counts["dropped"] + sum(counts["beyond_max_tokens"].values())
         assert counts["examples"] == examples.num_rows
         assert counts["overlong"] == counts["cut"] + counts["dropped"]
         assert counts["sequences"] == counts["examples"] - left_out + counts["made_by_split"]
-        assert counts["sequences"] == sum(len(row["lengths"]) for row in found) == sum(counts["lengths"]["counts"])
-        assert counts["rows"] == len(found)
-        assert counts["tokens"] == sum(len(row["input_ids"]) for row in found)
-        assert counts["trained_tokens"] == sum(len(trained(row)) for row in found)
-        assert {example for row in found for example in row["example_ids"]} <= set(examples["id"])
-        for row in found:
+        assert counts["sequences"] == sum(len(row["lengths"]) for row in packed) == sum(counts["lengths"]["counts"])
+        assert counts["rows"] == len(packed)
+        assert counts["tokens"] == sum(len(row["input_ids"]) for row in packed)
+        assert counts["trained_tokens"] == sum(len(trained(row)) for row in packed)
+        assert {example for row in packed for example in row["example_ids"]} <= set(examples["id"])
+        for row in packed:
             assert len(row["input_ids"]) == len(row["labels"]) == sum(row["lengths"]) <= max_length
             assert all(row["input_ids"][i] == row["labels"][i] for i in trained(row))
 
@@ -127,14 +127,14 @@ def check_rows(rows, mixture, max_length):
 def check_answers(rows, mixture, max_length):
     """Check rows of prompt and answers in the same way."""
     for split in rows.splits:
-        counts, found = rows.counts[split], rows.splits[split].to_list()
+        counts, packed = rows.counts[split], rows.splits[split].to_list()
         columns = rows.splits[split].column_names
         names = sorted({f"{name}_ids" for kind in ANSWERS_BY_KIND.values() for name in kind} & {*columns})
         assert counts["examples"] == mixture.splits[split].num_rows
         assert counts["overlong"] == counts["cut"] + counts["dropped"]
-        assert counts["rows"] == len(found) == counts["examples"] - counts["dropped"]
-        assert counts["trained_tokens"] == sum(len(row[name]) for row in found for name in names)
-        assert all(len(row["prompt_ids"]) + len(row[name]) <= max_length for row in found for name in names)
+        assert counts["rows"] == len(packed) == counts["examples"] - counts["dropped"]
+        assert counts["trained_tokens"] == sum(len(row[name]) for row in packed for name in names)
+        assert all(len(row["prompt_ids"]) + len(row[name]) <= max_length for row in packed for name in names)
 
 
 def trained(row):
@@ -159,17 +159,17 @@ def test_a_large_real_file_becomes_training_rows_as_a_whole(name, manifest_rows,
 
 def whole_way(name, case, first, num_rows, examples_of, tokenizer):
     records, examples = examples_of(name, first, **case.columns)
-    mixture = mixed(examples, validation_fraction=0.3)
-    rows = made(mixture, tokenizer, stage=case.stage, max_length=ROOM)
+    mixture = merge_examples(examples, validation_fraction=0.3)
+    rows = tokenize_mixture(mixture, tokenizer, stage=case.stage, max_length=ROOM)
 
-    taken = records.counts["rows"]
-    assert taken + records.counts["rows_beyond_max_rows"] == num_rows
-    assert taken == records.only().num_rows == (first or num_rows)
+    num_ingested = records.counts["rows"]
+    assert num_ingested + records.counts["rows_beyond_max_rows"] == num_rows
+    assert num_ingested == records.only().num_rows == (first or num_rows)
     dropped = sum(examples.counts["dropped"].values())
-    assert taken == examples.counts["examples"] + dropped
+    assert num_ingested == examples.counts["examples"] + dropped
     assert examples.counts["examples"] == mixture.counts["examples"] + mixture.counts["exact_copies_dropped"]
     assert mixture.counts["examples"] == mixture.counts["train"] + mixture.counts["validation"]
-    if taken == num_rows:
+    if num_ingested == num_rows:
         assert (dropped, mixture.counts["exact_copies_dropped"]) == (case.empty, case.copies)
     check = check_answers if case.stage in ANSWERS_BY_KIND else check_rows
     check(rows, mixture, ROOM)
@@ -177,7 +177,9 @@ def whole_way(name, case, first, num_rows, examples_of, tokenizer):
 
 
 def test_one_object_keyed_by_ids_is_no_list_of_rows(examples_of):
-    with pytest.raises(DataError, match="got one object keyed by '21645374' and so on. Write its values as a list"):
+    with pytest.raises(
+        DataError, match="got one object with keys such as '21645374' and objects as values. Convert it to a list"
+    ):
         examples_of("pubmed/ori_pqal.json.gz")
 
 
@@ -197,35 +199,35 @@ def texts(rows, tokenizer, split="train"):
 
 def test_real_tool_calls_are_written_and_trained(examples_of, tokenizer):
     _, examples = examples_of("llamafactory/glaive_toolcall_en_demo.json")
-    mixture = mixed(examples)
+    mixture = merge_examples(examples)
 
-    rows = made(mixture, tokenizer, max_length=16_384)
+    rows = tokenize_mixture(mixture, tokenizer, max_length=16_384)
 
-    said = list(texts(rows, tokenizer))
+    pairs = list(texts(rows, tokenizer))
     train = mixture.splits["train"]
     assert rows.counts["train"]["dropped"] == 0
-    assert sum("\n<tools>\n" in text for text, _ in said) == sum(tools != "" for tools in train["tools"])
+    assert sum("\n<tools>\n" in text for text, _ in pairs) == sum(tools != "" for tools in train["tools"])
     calls = [turn for turns in train["messages"] for turn in turns if turn["tool_calls"]]
     results = [turn for turns in train["messages"] for turn in turns if turn["role"] == "tool"]
-    assert sum(learnt.count("<tool_call>\n{") for _, learnt in said) == len(calls) > 100
-    assert sum(text.count("<tool_response>") for text, _ in said) == len(results) > 100
-    assert not any("<tool_response>" in learnt or "<tools>" in learnt for _, learnt in said)
+    assert sum(learnt.count("<tool_call>\n{") for _, learnt in pairs) == len(calls) > 100
+    assert sum(text.count("<tool_response>") for text, _ in pairs) == len(results) > 100
+    assert not any("<tool_response>" in learnt or "<tools>" in learnt for _, learnt in pairs)
 
 
 def test_real_tool_calls_are_not_lost_by_a_template_without_them(examples_of, tiny_model):
     _, examples = examples_of("llamafactory/glaive_toolcall_en_demo.json")
 
     with pytest.raises(DataError, match="the chat template leaves them out in silence"):
-        made(mixed(examples), models.tokenizer_manifest(tiny_model))
+        tokenize_mixture(merge_examples(examples), models.tokenizer_manifest(tiny_model))
 
 
 def test_earlier_rounds_of_real_alpaca_rows_are_turns_that_are_trained(test_data, examples_of, tokenizer):
     name = "sft/oaast_sft_zh.json.gz"
     raw = json.loads(gzip.decompress((test_data / name).read_bytes()))
     _, examples = examples_of(name)
-    mixture = mixed(examples)
+    mixture = merge_examples(examples)
 
-    rows = made(mixture, tokenizer, max_length=16_384)
+    rows = tokenize_mixture(mixture, tokenizer, max_length=16_384)
 
     assert [len(turns) for turns in examples.only()["messages"]] == [2 * len(row["history"]) + 2 for row in raw]
     answers = sum(len(turns) // 2 for turns in mixture.splits["train"]["messages"])
@@ -238,28 +240,28 @@ def test_earlier_rounds_of_real_alpaca_rows_are_turns_that_are_trained(test_data
 
 def test_real_system_messages_stand_first_and_are_not_trained(examples_of, tokenizer):
     _, examples = examples_of("sharegpt/moss_multiturn.jsonl.gz", 24)
-    mixture = mixed(examples, validation_fraction=0.3)
+    mixture = merge_examples(examples, validation_fraction=0.3)
 
-    rows = made(mixture, tokenizer, max_length=32_768)
+    rows = tokenize_mixture(mixture, tokenizer, max_length=32_768)
 
-    said = list(texts(rows, tokenizer))
-    assert len(said) == mixture.splits["train"].num_rows
-    assert all(text.startswith("<|im_start|>system\nYou are an AI assistant whose name is MOSS.") for text, _ in said)
-    assert not any("whose name is MOSS" in learnt for _, learnt in said)
+    pairs = list(texts(rows, tokenizer))
+    assert len(pairs) == mixture.splits["train"].num_rows
+    assert all(text.startswith("<|im_start|>system\nYou are an AI assistant whose name is MOSS.") for text, _ in pairs)
+    assert not any("whose name is MOSS" in learnt for _, learnt in pairs)
 
 
 @pytest.mark.parametrize("overlong", ["right", "left", "proportional", "split", "drop"])
 def test_very_long_real_chats_are_cut_as_the_policy_says(overlong, examples_of, tokenizer):
     _, examples = examples_of("sharegpt/sharegpt_zh.jsonl.gz", 20)
-    mixture = mixed(examples, validation_fraction=0.3)
+    mixture = merge_examples(examples, validation_fraction=0.3)
 
-    rows = made(mixture, tokenizer, max_length=1024, overlong=overlong)
+    rows = tokenize_mixture(mixture, tokenizer, max_length=1024, overlong=overlong)
 
     check_rows(rows, mixture, 1024)
-    counts, said = rows.counts["train"], list(texts(rows, tokenizer))
+    counts, pairs = rows.counts["train"], list(texts(rows, tokenizer))
     assert counts["overlong"] > 5
-    assert all(learnt.endswith("<|im_end|>") and len(learnt) > len("<|im_end|>") for _, learnt in said)
-    assert all(text.startswith("<|im_start|>user\n") for text, _ in said)
+    assert all(learnt.endswith("<|im_end|>") and len(learnt) > len("<|im_end|>") for _, learnt in pairs)
+    assert all(text.startswith("<|im_start|>user\n") for text, _ in pairs)
     assert (counts["made_by_split"] > 0) == (overlong == "split")
     assert (counts["cut"] == 0) == (overlong == "drop")
 
@@ -267,17 +269,17 @@ def test_very_long_real_chats_are_cut_as_the_policy_says(overlong, examples_of, 
 # mixtures
 
 
-def test_two_real_data_sets_are_drawn_by_weight_until_both_are_used_up(test_data, tokenizer):
+def test_two_real_datasets_are_drawn_by_weight_until_both_are_used_up(test_data, tokenizer):
     names = {"few": "llamafactory/identity.json", "many": "llamafactory/alpaca_en_demo.json"}
-    found = ingest.locate_sources([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
-    examples = [align.align(ingest.ingest(found, IngestConfig(name=name)), AlignConfig()) for name in names]
+    sources = ingest.locate_sources([SourceConfig(name=name, path=test_data / file) for name, file in names.items()])
+    examples = [align.align(ingest.ingest(sources, IngestConfig(name=name)), AlignConfig()) for name in names]
     shares = [SourceShare(name="few", weight=1), SourceShare(name="many", weight=3)]
 
-    mixture = mixed(*examples, strategy="interleave_over", shares=shares)
-    rows = made(mixture, tokenizer, max_length=1024)
+    mixture = merge_examples(*examples, strategy="interleave_over", shares=shares)
+    rows = tokenize_mixture(mixture, tokenizer, max_length=1024)
 
     counts, train = mixture.counts, mixture.splits["train"]
-    assert counts["train"] == sum(each["train"] for each in counts["by_source"].values()) == train.num_rows
+    assert counts["train"] == sum(entry["train"] for entry in counts["by_source"].values()) == train.num_rows
     assert 0.7 < counts["train_share"]["many"] < 0.8
     assert len(set(train["id"])) == counts["examples"] - counts["validation"], "each is drawn at least once"
     assert max(row["copy"] for row in train if row["source"] == "few") >= 2
@@ -318,10 +320,10 @@ def test_a_recipe_becomes_training_rows_in_a_few_lines(tmp_path, test_data, tiny
 
     mixture = prepare.build_mixture(recipe)
     check_rows(rows, mixture, 1024)
-    taken = {each["source"]: each["rows"] for each in mixture.counts["sources"]}
-    assert taken == {"grade-school": 300, "alpaca": 200}
-    counted = mixture.counts["by_source"]["grade-school"]
-    assert counted["train"] == 2 * (counted["examples"] - counted["validation"])
+    num_rows = {entry["source"]: entry["rows"] for entry in mixture.counts["sources"]}
+    assert num_rows == {"grade-school": 300, "alpaca": 200}
+    counts = mixture.counts["by_source"]["grade-school"]
+    assert counts["train"] == 2 * (counts["examples"] - counts["validation"])
     assert rows.counts["train"]["beyond_max_tokens"].keys() == {"alpaca"}
 
 
@@ -329,15 +331,15 @@ def test_the_library_makes_the_rows_that_the_steps_make(tmp_path, test_data, tin
     recipe = load.load(write_recipe(tmp_path, test_data, tiny_model)).recipe
     own, base_model, _ = models.resolve_model(recipe.model)
 
-    chosen, _ = selection.select_template(
+    tokenizer, _ = selection.select_template(
         own, recipe.template, models.model_type(base_model), recipe.template_arguments
     )
-    found = ingest.locate_sources(recipe.unique_sources())
+    sources = ingest.locate_sources(recipe.unique_sources())
     examples = [
-        align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
+        align.align(ingest.ingest(sources, recipe.for_ingest(source)), recipe.for_align(source))
         for source in recipe.unique_sources()
     ]
     mixture = merge.merge(examples, NO_EXAMS, recipe.for_merge())
-    steps = tokenize.tokenize_pack(mixture, chosen, recipe.for_tokenize())
+    steps = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
 
     assert prepare.prepare(recipe, own).content_hash() == steps.content_hash()

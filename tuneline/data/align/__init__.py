@@ -1,1 +1,1 @@
-"""Alignment: records in any supported format become examples in one schema."""
+"""Alignment: converts records of any supported format to examples of one schema."""

@@ -1,7 +1,7 @@
-"""Alignment: records of any known format -> examples of the one schema.
+"""Alignment: converts records of any supported format to examples of one schema.
 
-A row that cannot be used is refused with its place, or dropped and counted by reason, as the recipe says. Nothing is
-added to a row that its data set does not say, but for the system message that the recipe asks for.
+A row that cannot be used is refused with its file and line, or dropped and counted by reason, as `align.bad_rows` sets.
+Alignment adds nothing to a row, except the system message that the recipe sets.
 """
 
 import json
@@ -28,33 +28,38 @@ from tuneline.errors import DataError
 logger = logging.getLogger(__name__)
 
 MAX_DROPPED_SHOWN = 5
+"""Dropped rows whose place and error are kept in the counts."""
+
 NUM_DETECTION_ROWS = 200
+"""Rows with a recognized format that detection reads."""
+
 DETECTION_ORDER = ("standard", "preference", "kto", "sharegpt", "openai", "alpaca", "text")
-"""Formats from the most specific on: a record is of the first that it looks like."""
+"""Formats from the most to the least specific. A record has the first format that matches it."""
 
 
 def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = None) -> Corpus:
-    """Give every record the one shape.
+    """Convert the records of one dataset to examples.
 
     Args:
-        records: Rows of one data set.
+        records: Rows of one dataset.
         config: Format and policy.
-        places: Filled with the first place (file:line) of each example, by its id.
+        places: If given, filled with the first place (file:line) of each example, by example id.
 
     Returns:
-        Examples in the order of the records; counts hold the format, the kinds of examples, what was dropped, by
-        reason, with the first places, and the keys that nothing reads.
+        Examples in the order of the records. The counts hold the format, the kinds of examples, the dropped rows by
+        reason with their first places, and the keys that nothing reads.
 
     Raises:
-        DataError: A row cannot be used and `bad_rows` says refuse, too many or all were dropped, or no format fits.
-        RecipeError: A format of the user's own cannot be imported.
+        DataError: A row cannot be used and `bad_rows` is refuse, too many or all rows were dropped, or no format
+            matches.
+        RecipeError: A user-defined format cannot be imported.
     """
     source, rows = records.identity["source"], records.only()
-    names = columns.column_mapping(config.columns)
+    mapping = columns.column_mapping(config.columns)
     name = config.format
     if name == "auto":
         batches = (batch.column("record").to_pylist() for batch in corpus.iter_batches(rows))
-        name = _found(f"sources.{source}", (_parse(text) for batch in batches for text in batch), names)
+        name = _detect(f"sources.{source}", (_parse(text) for batch in batches for text in batch), mapping)
     reader = _reader(name, config)
     tally = _Tally(places=places)
     with nullcontext() if ":" in name else gc_pause.gc_disabled(), corpus.RowWriter(schema.EXAMPLE) as writer:
@@ -62,51 +67,51 @@ def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = 
             examples = list(_examples(batch, source, reader, config, tally))
             if examples:
                 writer.write(schema.to_arrow_columns(examples))
-    _is_enough(source, tally, config)
+    _check_num_usable(source, tally, config)
     counts = {**records.counts, "format": name, "format_found": config.format == "auto", **tally.counts()}
     return Corpus({"examples": writer.rows()}, {"source": source}, counts)
 
 
 def warn_about_unknown_keys(examples: Corpus) -> None:
-    """Log the keys of a data set that nothing reads; a run does it once, and its checks before do not."""
-    if told := UnknownKeyCounter.of(examples.counts["unread_keys"]).lines():
-        logger.warning("sources.%s: nothing reads the keys %s", examples.identity["source"], " ".join(told))
+    """Log the keys of a dataset that nothing reads. A run calls this once; checks before the run do not."""
+    if keys := UnknownKeyCounter.from_counts(examples.counts["unread_keys"]).describe():
+        logger.warning("sources.%s: these keys are not read: %s", examples.identity["source"], " ".join(keys))
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """How the records of one data set are read."""
+    """Reads the records of one dataset."""
 
     format: Format
-    names: columns.ColumnMapping
+    mapping: columns.ColumnMapping
     tags: Tags
     system: str | None
     loss_on: LossOn = "assistant"
 
     def read(self, record: Record) -> tuple[Content, schema.Kind]:
-        """Read a record and check that it can be used."""
+        """Convert a record and validate the result."""
         if schema.BAD_ROW_KEY in record:
             raise DataError(f"{record[schema.BAD_ROW_KEY]}.", str(record[schema.BAD_ROW_KEY]))
-        record = self._renamed(record)
+        record = self._rename_columns(record)
         validation.check_no_media(record)
         if self.format.keys:
             loss_switches.check_row(record)
-        said = self.format.align(record, self.tags)
-        kind = validation.validate(said)
-        loss_switches.check_turns(said, kind, self.loss_on)
-        if self.system and kind != "text" and said["messages"][0]["role"] != "system":
-            said["messages"] = [schema.message("system", self.system), *said["messages"]]
-        return said, kind
+        content = self.format.align(record, self.tags)
+        kind = validation.validate(content)
+        loss_switches.check_turns(content, kind, self.loss_on)
+        if self.system and kind != "text" and content["messages"][0]["role"] != "system":
+            content["messages"] = [schema.message("system", self.system), *content["messages"]]
+        return content, kind
 
-    def unread(self, record: Record) -> list[str]:
+    def unknown_keys(self, record: Record) -> list[str]:
         """Return the keys of a record, and of its turns, that nothing reads."""
         if self.format.keys is None:
             return []
-        record = self._renamed(record)
+        record = self._rename_columns(record)
         return unknown_keys.find_unknown_keys(record, self.format.keys(record), self.tags)
 
-    def _renamed(self, record: Record) -> Record:
-        return columns.rename_columns(record, self.names) if self.names else record
+    def _rename_columns(self, record: Record) -> Record:
+        return columns.rename_columns(record, self.mapping) if self.mapping else record
 
 
 def _reader(format: str, config: AlignConfig) -> _Reader:
@@ -121,34 +126,34 @@ def _reader(format: str, config: AlignConfig) -> _Reader:
 
 @dataclass
 class _Tally:
-    """What became of the records."""
+    """Counts of used and dropped records."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_first: list[str] = field(default_factory=list)
-    unread: UnknownKeyCounter = field(default_factory=UnknownKeyCounter)
+    unknown_keys: UnknownKeyCounter = field(default_factory=UnknownKeyCounter)
     places: dict[str, str] | None = None
 
-    def keep(self, file: str, line: int, kind: str, example_id: str) -> None:
-        """Count a good row."""
+    def count_used(self, file: str, line: int, kind: str, example_id: str) -> None:
+        """Count a row that becomes an example."""
         self.kinds[kind] += 1
         if self.places is not None:
             self.places.setdefault(example_id, f"{file}:{line}")
 
-    def drop(self, file: str, line: int, error: DataError) -> None:
-        """Count a bad row."""
+    def count_dropped(self, file: str, line: int, error: DataError) -> None:
+        """Count a row that cannot be used."""
         self.dropped[error.reason or "refused by its format"] += 1
         if len(self.dropped_first) < MAX_DROPPED_SHOWN:
             self.dropped_first.append(f"{file}:{line}: {error}")
 
     def counts(self) -> dict[str, Any]:
-        """Return the counts as a corpus keeps them."""
+        """Return the counts in the form that a corpus stores."""
         return {
             "examples": self.kinds.total(),
             "kinds": dict(self.kinds),
             "dropped": dict(self.dropped.most_common()),
             "dropped_first": self.dropped_first,
-            "unread_keys": self.unread.counts(),
+            "unread_keys": self.unknown_keys.to_counts(),
         }
 
 
@@ -159,21 +164,21 @@ def _examples(
     for file, line, text in zip(files, lines, texts, strict=True):
         try:
             record = _parse(text)
-            said, kind = reader.read(record)
-            example = schema.example(source, said)
+            content, kind = reader.read(record)
+            example = schema.example(source, content)
         except DataError as error:
             if policy.bad_rows == "refuse":
-                raise _refused(file, line, error) from error.__cause__
-            tally.drop(file, line, error)
+                raise _bad_row_error(file, line, error) from error.__cause__
+            tally.count_dropped(file, line, error)
             continue
-        tally.keep(file, line, kind, example["id"])
-        if ignored := reader.unread(record):
-            tally.unread.note(f"{file}:{line}", ignored)
+        tally.count_used(file, line, kind, example["id"])
+        if keys := reader.unknown_keys(record):
+            tally.unknown_keys.add(f"{file}:{line}", keys)
         yield example
 
 
 def _parse(text: str) -> Record:
-    """Read a record; orjson rounds long integers, which matter in tool calls, and knows no half surrogate pairs."""
+    """Parse a record. orjson rounds long integers, which matter in tool calls, and refuses lone surrogates."""
     if '"tool' in text or '"function' in text:
         return json.loads(text)
     try:
@@ -182,38 +187,39 @@ def _parse(text: str) -> Record:
         return json.loads(text)
 
 
-def _is_enough(source: str, tally: _Tally, policy: AlignPolicy) -> None:
-    bad, good = tally.dropped.total(), tally.kinds.total()
+def _check_num_usable(source: str, tally: _Tally, policy: AlignPolicy) -> None:
+    num_bad, num_good = tally.dropped.total(), tally.kinds.total()
     reasons = "; ".join(f"{reason}: {count}" for reason, count in tally.dropped.most_common(10))
-    first = f" The first: {tally.dropped_first[0]}" if tally.dropped_first else ""
-    if not good:
-        raise DataError(f"sources.{source}: none of {bad} rows is left ({reasons}). Is the format right?{first}")
-    if bad > policy.max_bad_fraction * (bad + good):
+    first = f" First bad row: {tally.dropped_first[0]}" if tally.dropped_first else ""
+    if not num_good:
+        raise DataError(f"sources.{source}: none of {num_bad} rows can be used ({reasons}). Check the format.{first}")
+    if num_bad > policy.max_bad_fraction * (num_bad + num_good):
         raise DataError(
-            f"sources.{source}: {bad} of {bad + good} rows cannot be used, more than align.max_bad_fraction "
-            f"{policy.max_bad_fraction} ({reasons}). Mend them, or raise the fraction.{first}"
+            f"sources.{source}: {num_bad} of {num_bad + num_good} rows cannot be used, more than "
+            f"align.max_bad_fraction {policy.max_bad_fraction} allows ({reasons}). Fix the rows, or raise "
+            f"max_bad_fraction.{first}"
         )
 
 
 def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> None:
-    """Try rows before a run; where bad rows are dropped, one good row is enough.
+    """Check sample rows before a run. If bad rows are dropped, one usable row is enough.
 
     Raises:
-        DataError: A row cannot be used and `bad_rows` says refuse, none can be used, or no format fits.
-        RecipeError: A format of the user's own cannot be imported.
+        DataError: A row cannot be used and `bad_rows` is refuse, none can be used, or no format matches.
+        RecipeError: A user-defined format cannot be imported.
     """
     rows = list(rows)
-    names = columns.column_mapping(config.columns)
+    mapping = columns.column_mapping(config.columns)
     name = config.format
     if name == "auto":
-        name = _found(rows[0][0] if rows else "auto", (record for _, _, record in rows), names)
+        name = _detect(rows[0][0] if rows else "auto", (record for _, _, record in rows), mapping)
     reader = _reader(name, config)
     last: DataError | None = None
     for file, line, record in rows:
         try:
             schema.content_id(reader.read(record)[0])
         except DataError as error:
-            last = _refused(file, line, error)
+            last = _bad_row_error(file, line, error)
             if config.bad_rows == "refuse":
                 raise last from error.__cause__
         else:
@@ -223,29 +229,34 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
         raise last
 
 
-def _refused(file: str, line: int, error: DataError) -> DataError:
-    return DataError(f"{file}:{line}: {error} Mend the row, or set align.bad_rows: drop.", error.reason)
+def _bad_row_error(file: str, line: int, error: DataError) -> DataError:
+    return DataError(f"{file}:{line}: {error} Fix the row, or set align.bad_rows: drop.", error.reason)
 
 
 def align_record(
-    record: Record, format: str, system: str | None = None, *, tags: Tags | None = None, own: Columns | None = None
+    record: Record,
+    format: str,
+    system: str | None = None,
+    *,
+    tags: Tags | None = None,
+    column_names: Columns | None = None,
 ) -> Content:
-    """Turn one record into what it says.
+    """Convert one record to the content of an example.
 
     Args:
-        record: One row of a data set.
+        record: One row of a dataset.
         format: Name in `formats`, or `module:function`.
-        system: System message for records that carry none.
-        tags: The data set's own words for roles.
-        own: The data set's own column names.
+        system: System message for records that have none.
+        tags: The names that the dataset uses for roles and for the keys of a turn.
+        column_names: The names that the dataset uses for columns.
 
     Raises:
         NotFoundError: `format` is unknown.
-        DataError: The row does not have the shape of its format, or makes nothing that can be trained.
+        DataError: The record does not match its format, or cannot be used for training.
     """
-    names = columns.column_mapping(own or Columns())
-    said, _ = _Reader(_format(format), names, tags or Tags(), system).read(record)
-    return said
+    mapping = columns.column_mapping(column_names or Columns())
+    content, _ = _Reader(_format(format), mapping, tags or Tags(), system).read(record)
+    return content
 
 
 def _format(name: str, sha256: str = "") -> Format:
@@ -253,56 +264,57 @@ def _format(name: str, sha256: str = "") -> Format:
 
 
 def detect_format(records: Iterable[Record]) -> str:
-    """Tell the format of records by the first ones that look like any.
+    """Detect the format from the first records that match any.
 
-    Each record is of the first format in `ORDER` that it looks like; all must agree, so that none is read as less than
-    it is. Records that look like none are passed over here, and refused when they are read.
+    Each record has the first format in `DETECTION_ORDER` that matches it. All records must agree, so that no record is
+    read as a less specific format. Records without a match are skipped here and refused when they are read.
 
     Raises:
-        DataError: No format fits, or several do.
+        DataError: No format matches, or several do.
     """
     keys: set[str] = set()
-    found: Counter[str] = Counter()
+    matches: Counter[str] = Counter()
     for number, record in enumerate(records):
         if number < NUM_DETECTION_ROWS:
             keys |= record.keys()
         name = next((name for name in DETECTION_ORDER if formats[name].matches(record)), None)
         if name:
-            found[name] += 1
-            if found.total() == NUM_DETECTION_ROWS:
+            matches[name] += 1
+            if matches.total() == NUM_DETECTION_ROWS:
                 break
-    if len(found) == 1:
-        return next(iter(found))
-    raise _undecided(found, sorted(keys))
+    if len(matches) == 1:
+        return next(iter(matches))
+    raise _detection_error(matches, sorted(keys))
 
 
-def _undecided(found: Counter[str], keys: list[str]) -> DataError:
-    seen = f"The rows have {keys[:20]}."
-    if found:
-        several = " and ".join(f"{name} ({count} rows)" for name, count in found.most_common())
-        return DataError(f"the rows look like {several}. {seen} Set format to the right one.", "several formats")
+def _detection_error(matches: Counter[str], keys: list[str]) -> DataError:
+    seen = f"The rows have the columns {keys[:20]}."
+    if matches:
+        several = " and ".join(f"{name} ({count} rows)" for name, count in matches.most_common())
+        return DataError(f"the rows match several formats: {several}. {seen} Set format.", "several formats")
     return DataError(
-        f"no known format fits the rows. {seen} Name the columns, like `{columns.suggest_columns(keys)}`, or set format: "
-        f"{', '.join(DETECTION_ORDER)}, or module:function for one of your own.",
+        f"the rows match no known format. {seen} Map the columns, for example `{columns.suggest_columns(keys)}`, or "
+        f"set format to one of {', '.join(DETECTION_ORDER)}, or to module:function for a custom format.",
         "no format",
     )
 
 
-def _found(place: str, records: Iterable[Record], names: columns.ColumnMapping) -> str:
-    """Detect the format of records as their columns are renamed; say where they lie if that fails."""
-    faults: list[DataError] = []
+def _detect(place: str, records: Iterable[Record], mapping: columns.ColumnMapping) -> str:
+    """Detect the format of records after their columns are renamed; errors begin with `place`."""
+    errors: list[DataError] = []
     try:
-        return detect_format(_renamed(records, names, faults))
+        return detect_format(_rename_all(records, mapping, errors))
     except DataError as error:
-        error = faults[0] if error.reason == "no format" and faults else error
+        error = errors[0] if error.reason == "no format" and errors else error
         raise DataError(f"{place}: {error}", error.reason) from None
 
 
-def _renamed(records: Iterable[Record], names: columns.ColumnMapping, faults: list[DataError]) -> Iterator[Record]:
+def _rename_all(records: Iterable[Record], mapping: columns.ColumnMapping, errors: list[DataError]) -> Iterator[Record]:
+    """Yield records with renamed columns; the first error goes to `errors`."""
     for record in records:
         if schema.BAD_ROW_KEY in record:
             continue
         try:
-            yield columns.rename_columns(record, names) if names else record
+            yield columns.rename_columns(record, mapping) if mapping else record
         except DataError as error:
-            faults[:] = faults or [error]
+            errors[:] = errors or [error]

@@ -1,7 +1,7 @@
-"""Keys of rows and of turns that nothing reads: a misspelt one changes nothing and would go unseen.
+"""Keys of rows and of turns that nothing reads: a misspelt key has no effect and would go unnoticed.
 
-They are counted and told once for each data set, with the first place of each. A null says nothing and is passed over:
-tables fill gaps with it.
+They are counted and logged once per dataset, with the first place of each. Null values are skipped: tables fill gaps
+with them.
 """
 
 from collections import Counter
@@ -16,79 +16,81 @@ from tuneline.data.align.formats.base import Record
 from tuneline.errors import did_you_mean
 
 MAX_KEYS = 50
-"""So many different keys are counted by name; what comes later is counted together."""
+"""Different keys that are counted by name; further keys are counted together."""
 
 MAX_KEYS_SHOWN = 8
 OTHER_KEYS = "(further keys)"
 SCHEMA_COLUMNS = ("tools", "functions")
-"""Columns whose objects are no turns."""
+"""Columns whose objects are not turns."""
 
 TURN_SEPARATOR = "[]."
-"""Between a column of turns and a key of a turn."""
+"""Separates a column of turns from a key of a turn."""
 
 _COLUMNS = (*Columns.model_fields, "conversations", "prompt", "completion", "response", "kto_tag")
 _TURN_KEYS = ("role", "content", "from", "value", *chat.TURN_KEYS)
 
 
-def find_unknown_keys(record: Record, known: frozenset[str], tags: Tags) -> list[str]:
+def find_unknown_keys(record: Record, read_columns: frozenset[str], tags: Tags) -> list[str]:
     """Return the columns of a row that its format does not read, and the keys of its turns, as `messages[].key`.
 
     Args:
-        record: The row, its columns named as its format names them.
-        known: Columns that the format reads of it.
-        tags: The data set's own words.
+        record: The row, with its columns renamed to the names of the format.
+        read_columns: Columns that the format reads.
+        tags: The names that the dataset uses for roles and for the keys of a turn.
     """
-    found = []
+    keys = []
     for name, value in record.items():
-        if name not in known:
+        if name not in read_columns:
             if value is not None and name not in validation.MEDIA_COLUMNS:
-                found.append(name)
+                keys.append(name)
         elif type(value) in (list, dict) and name not in SCHEMA_COLUMNS:
             for turn in [value] if isinstance(value, dict) else value:
                 if isinstance(turn, dict) and len(turn) > 2:
-                    found += [f"{name}{TURN_SEPARATOR}{key}" for key in _of_turn(turn, tags)]
-    return found
+                    keys += [f"{name}{TURN_SEPARATOR}{key}" for key in _unknown_in_turn(turn, tags)]
+    return keys
 
 
-def _of_turn(turn: Record, tags: Tags) -> list[str]:
-    read = chat.speaker_and_content_keys(turn, tags)
-    return [key for key, value in turn.items() if value is not None and key not in read and key not in chat.TURN_KEYS]
+def _unknown_in_turn(turn: Record, tags: Tags) -> list[str]:
+    names = chat.speaker_and_content_keys(turn, tags)
+    return [key for key, value in turn.items() if value is not None and key not in names and key not in chat.TURN_KEYS]
 
 
 @dataclass
 class UnknownKeyCounter:
-    """What nothing read in one data set: how often, and where first."""
+    """How often each unknown key occurs in one dataset, and its first place."""
 
     numbers: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def note(self, place: str, found: Iterable[str]) -> None:
-        """Count the keys of one row."""
-        for key in found:
+    def add(self, place: str, keys: Iterable[str]) -> None:
+        """Count the unknown keys of one row."""
+        for key in keys:
             name = key if key in self.first or len(self.first) < MAX_KEYS else OTHER_KEYS
             self.first.setdefault(name, place)
             self.numbers[name] += 1
 
     @classmethod
-    def of(cls, counts: dict[str, dict[str, Any]]) -> "Unread":
-        """Return what `counts` gave."""
-        numbers = Counter({name: found["count"] for name, found in counts.items()})
-        return cls(numbers, {name: found["first"] for name, found in counts.items()})
+    def from_counts(cls, counts: dict[str, dict[str, Any]]) -> "UnknownKeyCounter":
+        """Restore a counter from the result of `to_counts`."""
+        numbers = Counter({name: entry["count"] for name, entry in counts.items()})
+        return cls(numbers, {name: entry["first"] for name, entry in counts.items()})
 
-    def counts(self) -> dict[str, dict[str, Any]]:
-        """Return for each key its `count`, of rows or of turns, and the `first` place."""
+    def to_counts(self) -> dict[str, dict[str, Any]]:
+        """Return for each key its `count`, of rows or of turns, and its `first` place."""
         return {name: {"count": self.numbers[name], "first": place} for name, place in self.first.items()}
 
-    def lines(self) -> list[str]:
-        """Return what is told of each key, those that look like a misspelt one first."""
-        told = [(_near(name), name, place) for name, place in self.first.items()]
-        ordered = sorted(told, key=lambda each: not each[0])
+    def describe(self) -> list[str]:
+        """Return a line per key, likely misspellings first."""
+        keys = sorted(
+            ((_suggestion(name), name, place) for name, place in self.first.items()), key=lambda key: not key[0]
+        )
         lines = [
-            f"{name!r} ({self.numbers[name]:,}, first {place}).{near}" for near, name, place in ordered[:MAX_KEYS_SHOWN]
+            f"{name!r} ({self.numbers[name]:,} times, first at {place}).{suggestion}"
+            for suggestion, name, place in keys[:MAX_KEYS_SHOWN]
         ]
-        return [*lines, *([f"and {len(told) - MAX_KEYS_SHOWN} more."] if len(told) > MAX_KEYS_SHOWN else [])]
+        return [*lines, *([f"and {len(keys) - MAX_KEYS_SHOWN} more."] if len(keys) > MAX_KEYS_SHOWN else [])]
 
 
-def _near(name: str) -> str:
+def _suggestion(name: str) -> str:
     _, inside, key = name.rpartition(TURN_SEPARATOR)
     return did_you_mean(key, _TURN_KEYS if inside else _COLUMNS)

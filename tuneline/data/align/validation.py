@@ -1,4 +1,4 @@
-"""What makes an example unusable. Each rule has a reason of its own, by which refused rows are counted."""
+"""Validation of examples: rules that an example must meet to be trained on. Refused rows are counted by reason."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,33 +14,33 @@ ALLOWED_NEXT = {
     "call": ("tool", "user"),
     "tool": ("tool", "assistant", "call"),
 }
-"""Who may speak after whom; a `call` is an assistant's turn with tool calls."""
+"""Turns that may follow each turn; a `call` is an assistant turn with tool calls."""
 
 NON_EMPTY_ROLES = ("user", "assistant")
 MEDIA_COLUMNS = frozenset(("images", "image", "videos", "video", "audios", "audio", "_images", "_videos", "_audios"))
 
 
-def validate(said: Content) -> Kind:
-    """Check that training can make use of what a row says, and tell its kind.
+def validate(content: Content) -> Kind:
+    """Check that the content of an example can be trained on, and return its kind.
 
     Raises:
-        DataError: It cannot; the reason says why.
+        DataError: It cannot; `reason` names the rule.
     """
-    kind = schema.kind(said)
+    kind = schema.kind(content)
     if kind == "text":
-        _is_text(said)
-    elif kind == "preference" or said["rejected"]:
-        _is_pair(said)
+        _check_text(content)
+    elif kind == "preference" or content["rejected"]:
+        _check_pair(content)
     else:
-        _is_chat(said["messages"])
+        _check_chat(content["messages"])
     return kind
 
 
 def check_no_media(record: dict[str, object]) -> None:
-    """Refuse a record with images, videos or sounds.
+    """Refuse a record with images, videos or audio.
 
     Raises:
-        DataError: A column holds some.
+        DataError: A media column is not empty.
     """
     if MEDIA_COLUMNS.isdisjoint(record):
         return
@@ -52,74 +52,74 @@ def check_no_media(record: dict[str, object]) -> None:
             )
 
 
-def _is_text(said: Content) -> None:
-    if said["messages"] or said["chosen"] or said["rejected"]:
-        raise DataError("the row holds a text and a chat, and can be only one of them.", "text and chat in one row")
-    if said["text"].isspace():
+def _check_text(content: Content) -> None:
+    if content["messages"] or content["chosen"] or content["rejected"]:
+        raise DataError("the row has both a text and a chat. Keep one of them.", "text and chat in one row")
+    if content["text"].isspace():
         raise DataError("the text is empty.", "empty text")
 
 
-def _is_pair(said: Content) -> None:
+def _check_pair(content: Content) -> None:
     for name in ("chosen", "rejected"):
-        if not said[name]:
+        if not content[name]:
             raise DataError(f"the pair has no {name!r}.", f"no {name!r}")
-    if said["label"] is not None:
-        raise DataError("the row holds a pair and a label, and can be only one of them.", "pair and label in one row")
-    if said["chosen"] == said["rejected"]:
+    if content["label"] is not None:
+        raise DataError("the row has both a pair and a label. Keep one of them.", "pair and label in one row")
+    if content["chosen"] == content["rejected"]:
         raise DataError("chosen and rejected are the same.", "chosen and rejected are the same")
-    prompt = said["messages"]
+    prompt = content["messages"]
     if prompt and prompt[-1]["role"] == "assistant":
         raise DataError(
-            "the prompt ends on an assistant turn, so chosen and rejected answer nothing.",
-            "prompt ends on an assistant turn",
+            "the prompt ends with an assistant turn, so chosen and rejected do not answer a question.",
+            "prompt ends with an assistant turn",
         )
-    for answer in (said["chosen"], said["rejected"]):
-        _is_chat([*prompt, *answer])
+    for answer in (content["chosen"], content["rejected"]):
+        _check_chat([*prompt, *answer])
 
 
-def _is_chat(messages: list[Message]) -> None:
-    shape = tuple(["call" if turn["tool_calls"] else turn["role"] for turn in messages])
-    fault = _fault(shape)
+def _check_chat(messages: list[Message]) -> None:
+    order = tuple(["call" if turn["tool_calls"] else turn["role"] for turn in messages])
+    fault = _fault(order)
     if fault:
         raise DataError(*fault)
-    for turn, what in zip(messages, shape, strict=True):
+    for turn, role in zip(messages, order, strict=True):
         content = turn["content"]
-        if (not content or content.isspace()) and what in NON_EMPTY_ROLES:
+        if (not content or content.isspace()) and role in NON_EMPTY_ROLES:
             number = messages.index(turn) + 1
-            raise DataError(f"turn {number}, by the {what}, is empty.", f"empty {what} turn")
+            raise DataError(f"turn {number} ({role}) is empty.", f"empty {role} turn")
 
 
 @lru_cache(maxsize=4096)
-def _fault(shape: tuple[str, ...]) -> tuple[str, str] | None:
-    """Return what is wrong with an order of turns, and the reason to count it under."""
-    turns = shape[1:] if shape[:1] == ("system",) else shape
+def _fault(order: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the error of an order of turns, and the reason under which it is counted."""
+    turns = order[1:] if order[:1] == ("system",) else order
     if "system" in turns:
-        if len(turns) < len(shape):
-            return "there are two system messages.", "two system messages"
-        return "a system message stands after the first turn.", "system message not first"
+        if len(turns) < len(order):
+            return "the conversation has two system messages.", "two system messages"
+        return "the system message is not the first message.", "system message not first"
     if "user" not in turns:
         return "the conversation has no user turn.", "no user turn"
     if turns[0] in ("assistant", "call"):
         return "the conversation begins with an assistant turn.", "begins with an assistant turn"
-    return _disorder(turns, len(shape) - len(turns)) or _open_end(turns[-1])
+    return _order_fault(turns, len(order) - len(turns)) or _end_fault(turns[-1])
 
 
-def _disorder(turns: Sequence[str], before: int) -> tuple[str, str] | None:
+def _order_fault(turns: Sequence[str], num_before: int) -> tuple[str, str] | None:
     if turns[0] == "tool":
-        return f"turn {before + 1} is a function's result, and no call stands before it.", "tool turn without a call"
-    for number, (one, other) in enumerate(pairwise(turns), start=before + 2):
-        if other == "tool" and one not in ("call", "tool"):
-            return f"turn {number} is a function's result, and no call stands before it.", "tool turn without a call"
-        if other not in ALLOWED_NEXT[one]:
-            return f"turn {number}, by {_who(other)}, follows one by {_who(one)}.", "turns do not alternate"
+        return f"turn {num_before + 1} is a tool result without a preceding call.", "tool turn without a call"
+    for number, (previous, turn) in enumerate(pairwise(turns), start=num_before + 2):
+        if turn == "tool" and previous not in ("call", "tool"):
+            return f"turn {number} is a tool result without a preceding call.", "tool turn without a call"
+        if turn not in ALLOWED_NEXT[previous]:
+            return f"turn {number} ({_role(turn)}) follows a turn of role {_role(previous)}.", "turns do not alternate"
     return None
 
 
-def _open_end(last: str) -> tuple[str, str] | None:
+def _end_fault(last: str) -> tuple[str, str] | None:
     if last in ("assistant", "call"):
         return None
-    return f"the conversation ends on a {last} turn, so it has no answer to learn.", f"ends on a {last} turn"
+    return f"the conversation ends with a {last} turn, so it has no answer to train on.", f"ends with a {last} turn"
 
 
-def _who(speaker: str) -> str:
-    return {"user": "the user", "tool": "a function"}.get(speaker, "the assistant")
+def _role(turn: str) -> str:
+    return "assistant" if turn == "call" else turn

@@ -1,6 +1,6 @@
-"""Find the exams of a recipe: folders as they lie, zip files and data sets of the hub copied under the state root.
+"""Exam files: locates the exams of a recipe. Zip files and Hub datasets are copied under the state root.
 
-A copy has one layout, `<split>/<subject>.csv`, whatever the exam came in, so that a repacked zip file is the same exam.
+A copy has the layout `<split>/<subject>.csv` regardless of its source, so that a repacked zip file is the same exam.
 """
 
 import csv
@@ -26,74 +26,78 @@ LOCK_TIMEOUT_SECONDS = 3600
 
 
 def locate_exam(exam: ExamConfig) -> Located:
-    """Find an exam's files and hash them.
+    """Locate the files of an exam and hash them.
 
     Raises:
-        SourceError: The place is missing, is no exam, or lacks a subject; the hub is out of reach.
-        DataError: A Parquet file has other columns than an exam's.
+        SourceError: The path does not exist, is not an exam, or lacks a subject; the Hub cannot be reached.
+        DataError: A Parquet file does not have the columns of an exam.
     """
-    place = exam.path or _from_hub(exam)
-    sheets = exams.find_question_files(exam, place)
-    files = [sheet.file for sheet in sheets]
-    if any(sheet.member is not None or sheet.file.suffix != ".csv" for sheet in sheets):
-        base = _copied(sheets)
-        files = [base / sheet.split / f"{sheet.subject}.csv" for sheet in sheets]
-        place = base
-    source = place.name if exam.hub is None else f"hub {exam.hub}@{exam.revision or 'main'}"
-    return Located(name=exam.name, location=str(place), source=source, files=file_entries(place, files))
+    folder = exam.path or _download(exam)
+    question_files = exams.find_question_files(exam, folder)
+    files = [question_file.file for question_file in question_files]
+    if any(question_file.member is not None or question_file.file.suffix != ".csv" for question_file in question_files):
+        folder = _copy(question_files)
+        files = [folder / question_file.split / f"{question_file.subject}.csv" for question_file in question_files]
+    source = folder.name if exam.hub is None else f"hub {exam.hub}@{exam.revision or 'main'}"
+    return Located(name=exam.name, location=str(folder), source=source, files=file_entries(folder, files))
 
 
-def _from_hub(exam: ExamConfig) -> Path:
-    wanted = ["*.csv", "*.zip", "*.parquet"]
+def _download(exam: ExamConfig) -> Path:
+    patterns = ["*.csv", "*.zip", "*.parquet"]
     try:
         return Path(
-            snapshot_download(str(exam.hub), repo_type="dataset", revision=exam.revision, allow_patterns=wanted)
+            snapshot_download(str(exam.hub), repo_type="dataset", revision=exam.revision, allow_patterns=patterns)
         )
     except Exception as error:
         reason = " ".join(f"{error}".split())[:300].rstrip(".")
         raise SourceError(
-            f"exams.{exam.name}.hub: the hub does not give {exam.hub}, revision {exam.revision or 'main'}: {reason}. "
-            "Correct the names, or give a local copy by path; for a repository with restricted access set HF_TOKEN."
+            f"exams.{exam.name}.hub: {exam.hub}, revision {exam.revision or 'main'}, could not be downloaded from the "
+            f"Hub: {reason}. Correct the names, or set path to a local copy; for a repository with restricted access, "
+            "set HF_TOKEN."
         ) from error
 
 
-def _copied(sheets: list[QuestionFile]) -> Path:
-    """Write the sheets into a folder that is named by their bytes' origin, once."""
-    origins = {sheet.file: sha256_of(sheet.file) for sheet in sheets}
-    told = [[sheet.split, sheet.subject, sheet.member, origins[sheet.file]] for sheet in sheets]
-    folder = state.folder("exams") / digest(told)[:16]
+def _copy(question_files: list[QuestionFile]) -> Path:
+    """Copy the question files once, into a folder named by the hash of their source files."""
+    origins = {question_file.file: sha256_of(question_file.file) for question_file in question_files}
+    entries = [
+        [question_file.split, question_file.subject, question_file.member, origins[question_file.file]]
+        for question_file in question_files
+    ]
+    folder = state.folder("exams") / digest(entries)[:16]
     with state.lock(f"exams-{folder.name}", LOCK_TIMEOUT_SECONDS):
         if not checksums.is_usable_copy(folder):
             fresh = folder.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
-            for sheet in sheets:
-                path = fresh / sheet.split / f"{sheet.subject}.csv"
+            for question_file in question_files:
+                path = fresh / question_file.split / f"{question_file.subject}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _write(sheet, path)
+                _write(question_file, path)
             checksums.write_for_copy(fresh, folder)
             fresh.replace(folder)
     return folder
 
 
-def _write(sheet: QuestionFile, path: Path) -> None:
-    if sheet.member is not None:
-        _unpack(sheet.file, sheet.member, path)
+def _write(question_file: QuestionFile, path: Path) -> None:
+    if question_file.member is not None:
+        _unpack(question_file.file, question_file.member, path)
         return
     import pyarrow.parquet as pq
 
-    about = pq.read_metadata(sheet.file)
-    exams.check_file_size(str(sheet.file), sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
+    metadata = pq.read_metadata(question_file.file)
+    num_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    exams.check_file_size(str(question_file.file), num_bytes)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FILE_HEADER)
-        writer.writerows(_row(row, sheet.file) for row in pq.read_table(sheet.file).to_pylist())
+        writer.writerows(_row(row, question_file.file) for row in pq.read_table(question_file.file).to_pylist())
 
 
 def _unpack(file: Path, member: str, path: Path) -> None:
-    """Unpack a member of a zip file, whose size was checked; `zipfile` reads no more than it says."""
+    """Unpack a member of a zip file. Its size is already checked; `zipfile` reads no more than the header states."""
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(member) as packed, path.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with zipfile.ZipFile(file) as archive, archive.open(member) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(
             f"{file}: {member} cannot be unpacked ({error}). Download the file again, or unpack it into a folder."
@@ -101,24 +105,24 @@ def _unpack(file: Path, member: str, path: Path) -> None:
 
 
 def _row(row: dict[str, object], path: Path) -> list[object]:
-    """Read a row of the hub's: choices as a list and the answer as a number, or in columns as in the CSV files."""
+    """Convert a Parquet row: choices as a list and the answer as a number, or the same columns as in the CSV files."""
     choices, answer = row.get("choices"), row.get("answer")
     if isinstance(choices, list) and len(choices) == 4 and isinstance(answer, int) and 0 <= answer < 4:
         return [row.get("question"), *choices, "ABCD"[answer]]
-    named = {key.lower(): value for key, value in row.items()}
-    if missing := [name for name in FILE_HEADER if name.lower() not in named]:
+    cells = {key.lower(): value for key, value in row.items()}
+    if missing := [name for name in FILE_HEADER if name.lower() not in cells]:
         raise DataError(
-            f"{path}: an exam needs the columns {', '.join(FILE_HEADER)}, or question, choices (4) and answer (0 to 3); "
-            f"{missing[0]} is missing, it has {sorted(row)}. Give another file."
+            f"{path}: expected the columns {', '.join(FILE_HEADER)}, or question, choices (4) and answer (0 to 3); "
+            f"{missing[0]} is missing, the file has {sorted(row)}. Use a file with these columns."
         )
-    return [named[name.lower()] for name in FILE_HEADER]
+    return [cells[name.lower()] for name in FILE_HEADER]
 
 
 def locate_exams(exams: list[AnyExam]) -> Manifest:
-    """Find the exams of a recipe and hash their files.
+    """Locate the exams and lm-eval tasks of a recipe and hash their files.
 
     Raises:
-        SourceError: A place is missing or holds no exam.
+        SourceError: A path does not exist or is not an exam; a task or its data cannot be loaded.
     """
-    found = (lm_eval.locate_tasks(exam) if isinstance(exam, LmEvalConfig) else locate_exam(exam) for exam in exams)
-    return Manifest(kind="benchmarks", items=list(found))
+    items = (lm_eval.locate_tasks(exam) if isinstance(exam, LmEvalConfig) else locate_exam(exam) for exam in exams)
+    return Manifest(kind="benchmarks", items=list(items))

@@ -1,9 +1,8 @@
-"""Data sets of the hub, by `datasets`: one split of one commit, copied once to JSON Lines under the state root.
+"""Hub datasets, read with `datasets`: one split at one commit, copied once to JSON Lines under the state root.
 
-The copy is what a run reads, so a run needs no network once it is there, and the hub's bytes are the run's bytes. A
-name is always the hub's: `datasets` alone would read a folder `./owner/name` in the working directory, or, where the
-hub fails half-way, its last cached copy of whatever commit. Code from the hub is never run (`datasets` has no way to,
-from version 4 on).
+Runs read the copy, so they need no network once it exists, and the rows are those of that commit. A name always means
+the Hub: `datasets` alone would read a folder `./owner/name` in the working directory or, if a download fails, its last
+cached copy of any commit. Code from the Hub never runs (`datasets` does not support it since version 4).
 """
 
 import json
@@ -24,7 +23,7 @@ from tuneline.errors import SourceError, TunelineError
 from tuneline.identity import Located, digest, file_entries
 
 HUB_PREFIX = "hf://datasets/"
-"""What a name begins with for `datasets` to ask the hub alone."""
+"""Prefix of a name that makes `datasets` read from the Hub only."""
 
 METADATA_FILE = "about.json"
 ROWS_FILE = "rows.jsonl"
@@ -34,25 +33,25 @@ LOCK_TIMEOUT_SECONDS = 24 * 3600
 
 
 def locate_hub_dataset(source: SourceConfig) -> Located:
-    """Find the local copy of a data set of the hub; make it where it is missing.
+    """Locate the local copy of a Hub dataset; download it if it is missing.
 
     Raises:
-        SourceError: The hub is out of reach, has no such rows, or has rows that are not text.
+        SourceError: The Hub cannot be reached, has no such rows, or has rows that are not text.
     """
-    commit, licence = _commit(source)
-    wanted = _wanted(source, commit)
-    folder = state.folder("hub") / digest(wanted)[:16]
+    commit, licence = _resolve_commit(source)
+    key = _copy_key(source, commit)
+    folder = state.folder("hub") / digest(key)[:16]
     with state.lock(f"hub-{folder.name}", LOCK_TIMEOUT_SECONDS):
         if not checksums.is_usable_copy(folder):
-            _copy(source, {**wanted, "licence": licence}, folder)
-    about = json.loads((folder / METADATA_FILE).read_text())
-    where = f"hub {source.hub}@{commit} split {source.split}"
+            _copy(source, {**key, "licence": licence}, folder)
+    metadata = json.loads((folder / METADATA_FILE).read_text())
+    origin = f"hub {source.hub}@{commit} split {source.split}"
     files = file_entries(folder, [folder / ROWS_FILE])
-    return Located(name=source.name, location=str(folder), source=where, licence=about["licence"], files=files)
+    return Located(name=source.name, location=str(folder), source=origin, licence=metadata["licence"], files=files)
 
 
-def _wanted(source: SourceConfig, commit: str) -> dict[str, Any]:
-    """Return what decides which rows a copy holds."""
+def _copy_key(source: SourceConfig, commit: str) -> dict[str, Any]:
+    """Return the settings that determine the rows of a copy."""
     return {
         "hub": source.hub,
         "commit": commit,
@@ -63,34 +62,35 @@ def _wanted(source: SourceConfig, commit: str) -> dict[str, Any]:
     }
 
 
-def _commit(source: SourceConfig) -> tuple[str, str]:
-    """Return the commit that the revision means, and the licence; a commit with a copy needs no network."""
-    named = source.revision or ""
-    if re.fullmatch("[0-9a-f]{40}", named) and (state.folder("hub") / digest(_wanted(source, named))[:16]).is_dir():
-        return named, "unknown"
+def _resolve_commit(source: SourceConfig) -> tuple[str, str]:
+    """Return the commit of the revision, and the licence. A commit with a local copy needs no network."""
+    revision = source.revision or ""
+    folder = state.folder("hub") / digest(_copy_key(source, revision))[:16]
+    if re.fullmatch("[0-9a-f]{40}", revision) and folder.is_dir():
+        return revision, "unknown"
     try:
         info = HfApi().dataset_info(str(source.hub), revision=source.revision, timeout=REQUEST_TIMEOUT_SECONDS)
     except Exception as error:
-        raise _out_of_reach(source, error) from error
+        raise _download_error(source, error) from error
     card = info.card_data.to_dict() if info.card_data else {}
     return str(info.sha), str(card.get("license", "unknown"))
 
 
-def _copy(source: SourceConfig, about: dict[str, Any], folder: Path) -> None:
-    """Write the rows beside their place and move them there as a whole."""
+def _copy(source: SourceConfig, metadata: dict[str, Any], folder: Path) -> None:
+    """Write the rows to a temporary folder and move it into place."""
     fresh = folder.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
         with (fresh / ROWS_FILE).open("wb") as file:
-            file.writelines(text + b"\n" for text in _rows(source, about["commit"]))
-        (fresh / METADATA_FILE).write_text(json.dumps(about, indent=1))
+            file.writelines(text + b"\n" for text in _rows(source, metadata["commit"]))
+        (fresh / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
         checksums.write_for_copy(fresh, folder)
         fresh.replace(folder)
     except TunelineError:
         raise
     except Exception as error:
-        raise _out_of_reach(source, error) from error
+        raise _download_error(source, error) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -100,7 +100,7 @@ def _rows(source: SourceConfig, commit: str) -> Iterator[bytes]:
         f"{HUB_PREFIX}{source.hub}", name=source.subset, revision=commit, data_dir=source.folder
     )
     if builder.hash != commit:
-        raise _out_of_reach(source, ConnectionError(f"commit {commit} cannot be read, only a copy of {builder.hash}"))
+        raise _download_error(source, ConnectionError(f"got a cached copy of commit {builder.hash}, not of {commit}"))
     features = builder.info.features
     if features is not None:
         arrow.check_columns(features.arrow_schema, str(source.hub))
@@ -121,24 +121,24 @@ def _texts(name: str, tables: Iterable[pa.Table]) -> Iterator[bytes]:
             number += batch.num_rows
 
 
-def _out_of_reach(source: SourceConfig, error: Exception) -> SourceError:
-    asked = f"{source.hub}{f' ({source.subset})' if source.subset else ''}, split {source.split}"
+def _download_error(source: SourceConfig, error: Exception) -> SourceError:
+    split = f"{source.hub}{f' ({source.subset})' if source.subset else ''}, split {source.split}"
     return SourceError(
-        f"sources.{source.name}.hub: the hub does not give {asked}, revision {source.revision or 'main'}: "
-        f"{_in_short(error)} Correct the names, or give a local copy by `path`; for a repository with restricted "
-        f"access set HF_TOKEN.{_copies(source)}"
+        f"sources.{source.name}.hub: {split}, revision {source.revision or 'main'}, could not be downloaded from the "
+        f"Hub: {_summarize(error)} Correct the names, or set `path` to a local copy; for a repository with restricted "
+        f"access, set HF_TOKEN.{_local_copies(source)}"
     )
 
 
-def _in_short(error: Exception) -> str:
+def _summarize(error: Exception) -> str:
     causes = (error, error.__cause__) if error.__cause__ else (error,)
     text = " ".join(" ".join(f"{cause}" or type(cause).__name__ for cause in causes).split())
     return f"{text[:300].rstrip('.')}."
 
 
-def _copies(source: SourceConfig) -> str:
-    """Name the commits of the same rows that were copied before."""
-    read = [state.read_cached_json(about) for about in state.folder("hub").glob(f"*/{METADATA_FILE}")]
-    found = [about for about in read if about]
-    commits = sorted(each["commit"] for each in found if _wanted(source, each["commit"]).items() <= each.items())
-    return f" Copied before, and read without the hub as `revision`: {', '.join(commits)}." if commits else ""
+def _local_copies(source: SourceConfig) -> str:
+    """Return a hint with the commits of the same rows that have a local copy."""
+    files = [state.read_cached_json(path) for path in state.folder("hub").glob(f"*/{METADATA_FILE}")]
+    copies = [metadata for metadata in files if metadata]
+    commits = sorted(copy["commit"] for copy in copies if _copy_key(source, copy["commit"]).items() <= copy.items())
+    return f" Commits with a local copy, which `revision` can name: {', '.join(commits)}." if commits else ""

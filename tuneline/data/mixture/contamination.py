@@ -1,11 +1,11 @@
-"""What of the evaluation sets stands in the training examples: exam questions, and the held-out examples themselves.
+"""Contamination check: finds exam questions and held-out examples in the training examples.
 
-An exam's question is found `exact` where a training example holds all its words in a row, and `ngram` where it holds 13
-of them in a row (Brown et al. 2020, arXiv:2005.14165, appendix C). Of a held-out example, the last question with its
-answer is looked for: `exact` where a training example ends in the same words, so that only case or punctuation made
-them two, `ngram` as above. A run of 13 words that stands in more than 10 training examples is boilerplate (an
-instruction that all rows share, a stock answer) and proves nothing; the number is that paper's. Whole copies are found
-whatever their number. Memory is bounded: the evaluation sets are looked for in portions, the training rows stream.
+An exam question is found `exact` if a training example holds all its words in a row, and `ngram` if it holds 13 of them
+in a row (Brown et al. 2020, arXiv:2005.14165, appendix C). Of a held-out example, the last question with its answer is
+compared: `exact` if a training example ends with the same words, so that the two differ only in case or punctuation,
+`ngram` as above. A run of 13 words that occurs in more than 10 training examples (the threshold of that paper) is
+boilerplate, for example an instruction shared by all rows or a stock answer, and does not count. Exact copies count
+regardless of their number. Memory is bounded: evaluation sets are indexed in portions, and the training rows stream.
 """
 
 from collections.abc import Iterator
@@ -21,24 +21,24 @@ from tuneline.config.sections.data import BOILERPLATE_ROWS, HELD_OUT
 from tuneline.data import corpus, file_check, ngrams
 from tuneline.data.benchmarks import lm_eval, multiple_choice
 from tuneline.data.mixture.ngram_index import NGRAM_WORDS, EvaluationSet, Hits, ItemHashes, NgramIndex
-from tuneline.data.ngrams import MIN_QUESTION_WORDS, NO_ROW, HashedTexts
+from tuneline.data.ngrams import NO_ROW, HashedTexts
 from tuneline.identity import Located, Manifest
 
 MAX_INDEX_WORDS = 2**21
-"""Words of evaluation sets looked for at once, 24 bytes each; the training rows are read once a portion."""
+"""Words of evaluation sets per index, 24 bytes each. The training rows are read once per index."""
 
 MAX_BOILERPLATE_SHOWN = 5
-"""Runs of boilerplate that are kept as text for each evaluation set."""
+"""Runs of boilerplate that are kept as text per evaluation set."""
 
 CONTAMINATION_FEATURES = Features(
     {"benchmark": Value("string"), "item": Value("string"), "kind": Value("string"), "example_id": Value("string")}
 )
-"""One row for each item found: `kind` is exact or ngram, `example_id` the first training example that holds it."""
+"""One row per item found. `kind` is exact or ngram; `example_id` is the first training example that holds the item."""
 
 
 @dataclass(frozen=True)
 class ContaminationResult:
-    """Items found in the training examples, how many by evaluation set, and some runs of boilerplate as text."""
+    """Items found in the training examples, their counts by evaluation set, and some runs of boilerplate as text."""
 
     rows: Dataset
     counts: dict[str, dict[str, int]]
@@ -48,40 +48,42 @@ class ContaminationResult:
 def find_contamination(
     train: Dataset, validation: Dataset, exams: Manifest, boilerplate_rows: int = BOILERPLATE_ROWS
 ) -> ContaminationResult:
-    """Look for every evaluation set's items in the training examples.
+    """Find the items of all evaluation sets in the training examples.
 
     Args:
         train: Rows of `MIXED`; copies of an example count once.
         validation: Rows of `MIXED`.
-        exams: Exams and tasks whose questions are looked for.
-        boilerplate_rows: An n-gram that more training examples hold is boilerplate.
+        exams: Exams and lm-eval tasks whose questions are compared.
+        boilerplate_rows: An n-gram in more training examples than this is boilerplate.
 
     Returns:
-        Rows of `FOUND`, in the order of the evaluation sets and their items, and for each evaluation set the numbers of
-        items found `exact` and `ngram` (each item once) among its `items`, and of those that share nothing but
-        `boilerplate`. For the first runs of boilerplate: `benchmark`, `words`, and how many training `rows` hold them.
+        Rows of `CONTAMINATION_FEATURES` in the order of the evaluation sets and their items. For each evaluation set,
+        the numbers of items found `exact` and `ngram` (each item counts once), of items that share only `boilerplate`,
+        and of all `items`. For the first runs of boilerplate: `benchmark`, `words`, and the number of training `rows`
+        that hold them.
     """
-    sets: list[EvaluationSet] = [
-        *(_Exam(exam.name, *_asked(exam)) for exam in exams.items),
+    evaluation_sets: list[EvaluationSet] = [
+        *(_Exam(exam.name, *_read_items(exam)) for exam in exams.items),
         _HeldOut(validation),
     ]
-    counts = {one.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for one in sets}
-    shown: dict[str, dict[int, dict[str, Any]]] = {one.name: {} for one in sets}
+    counts = {each.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for each in evaluation_sets}
+    boilerplate: dict[str, dict[int, dict[str, Any]]] = {each.name: {} for each in evaluation_sets}
     with corpus.RowWriter(CONTAMINATION_FEATURES) as writer:
-        for watch in _portions(sets):
-            for texts in ngrams.hash_texts(_numbered(train)):
-                watch.look(texts)
-            for one, texts in watch.texts():
-                hits = watch.found(one, texts, boilerplate_rows)
-                writer.write(_columns(one, texts, hits, train))
-                _count(counts[one.name], hits)
-                _show(shown[one.name], one, texts, hits, watch)
-            del watch  # before the next is built: each takes tens of megabytes
-    return ContaminationResult(writer.rows(), counts, [run for runs in shown.values() for run in runs.values()])
+        for index in _indexes(evaluation_sets):
+            for texts in ngrams.hash_texts(_heads_and_tails(train)):
+                index.scan(texts)
+            for evaluation_set, texts in index.texts():
+                hits = index.find(evaluation_set, texts, boilerplate_rows)
+                writer.write(_columns(evaluation_set, texts, hits, train))
+                _count(counts[evaluation_set.name], hits)
+                _collect_boilerplate(boilerplate[evaluation_set.name], evaluation_set, texts, hits, index)
+            del index  # before the next is built: each takes tens of megabytes
+    runs = [run for by_hash in boilerplate.values() for run in by_hash.values()]
+    return ContaminationResult(writer.rows(), counts, runs)
 
 
 class _Exam:
-    inside = True
+    matches_anywhere = True
 
     def __init__(self, name: str, ids: list[str], texts: list[str]) -> None:
         self.name, self._ids, self._texts = name, ids, texts
@@ -96,25 +98,26 @@ class _Exam:
         return self._texts[number]
 
 
-def _asked(exam: Located) -> tuple[list[str], list[str]]:
-    """Return the ids and the texts of an exam's questions, or of a harness task's documents."""
+def _read_items(exam: Located) -> tuple[list[str], list[str]]:
+    """Return the ids and the texts of an exam's questions, or of the documents of lm-eval tasks."""
     if lm_eval.is_lm_eval_benchmark(exam):
         file_check.check_unchanged(exam)
-        rows = lm_eval.read_document_texts(exam)
-        return [one for one, _ in rows], [text for _, text in rows]
-    questions = [each for subject in multiple_choice.read_exam(exam).test.values() for each in subject]
-    return [each.id() for each in questions], [_told_apart(each) for each in questions]
+        documents = lm_eval.read_document_texts(exam)
+        return [id_ for id_, _ in documents], [text for _, text in documents]
+    by_subject = multiple_choice.read_exam(exam).test
+    questions = [question for subject in by_subject.values() for question in subject]
+    return [question.id() for question in questions], [_identifying_text(question) for question in questions]
 
 
-def _told_apart(question: multiple_choice.Question) -> str:
-    """Return a question, with its choices where it is too short to be known by itself ("Which is true?")."""
-    if len(ngrams.split_words(question.text)) >= MIN_QUESTION_WORDS:
+def _identifying_text(question: multiple_choice.Question) -> str:
+    """Return a question, with its choices if it is too short to identify it ("Which is true?")."""
+    if len(ngrams.split_words(question.text)) >= ngrams.MIN_QUESTION_WORDS:
         return question.text
     return " ".join((question.text, *question.choices))
 
 
 class _HeldOut:
-    inside = False
+    matches_anywhere = False
     name = HELD_OUT
 
     def __init__(self, validation: Dataset) -> None:
@@ -122,38 +125,38 @@ class _HeldOut:
 
     def texts(self, start: int = 0, stop: int | None = None) -> Iterator[HashedTexts]:
         rows = self._rows if stop is None else self._rows.select(range(start, stop))
-        return ngrams.hash_texts((start + number, "", tail) for number, _, tail in _numbered(rows))
+        return ngrams.hash_texts((start + number, "", tail) for number, _, tail in _heads_and_tails(rows))
 
     def ids(self, numbers: list[int]) -> list[str]:
         return _ids(self._rows, numbers)
 
     def text(self, number: int) -> str:
-        return next(tail for _, _, tail in _numbered(self._rows.select([number])))
+        return next(tail for _, _, tail in _heads_and_tails(self._rows.select([number])))
 
 
-def _portions(sets: list[EvaluationSet]) -> Iterator[NgramIndex]:
-    parts, total = list[ItemHashes](), 0
-    for one in sets:
-        for texts in one.texts():
-            parts.append(ItemHashes(one, texts))
-            total += len(texts)
-            if total >= MAX_INDEX_WORDS:
+def _indexes(evaluation_sets: list[EvaluationSet]) -> Iterator[NgramIndex]:
+    parts, num_words = list[ItemHashes](), 0
+    for evaluation_set in evaluation_sets:
+        for texts in evaluation_set.texts():
+            parts.append(ItemHashes(evaluation_set, texts))
+            num_words += len(texts)
+            if num_words >= MAX_INDEX_WORDS:
                 yield NgramIndex(parts)
-                parts, total = [], 0
+                parts, num_words = [], 0
     if parts:
         yield NgramIndex(parts)
 
 
-def _columns(one: EvaluationSet, texts: HashedTexts, hits: Hits, train: Dataset) -> dict[str, list[str]]:
-    """Lay out the rows of `FOUND` for some items."""
+def _columns(evaluation_set: EvaluationSet, texts: HashedTexts, hits: Hits, train: Dataset) -> dict[str, list[str]]:
+    """Return the rows of `CONTAMINATION_FEATURES` for some items, as columns."""
     exact = hits.exact
     rows = np.where(exact == NO_ROW, hits.ngram, exact)
-    hit = np.flatnonzero(rows != NO_ROW)
+    items = np.flatnonzero(rows != NO_ROW)
     return {
-        "benchmark": [one.name] * len(hit),
-        "item": one.ids(texts.numbers[hit].tolist()),
-        "kind": np.where(exact[hit] == NO_ROW, "ngram", "exact").tolist(),
-        "example_id": _ids(train, rows[hit].tolist()),
+        "benchmark": [evaluation_set.name] * len(items),
+        "item": evaluation_set.ids(texts.numbers[items].tolist()),
+        "kind": np.where(exact[items] == NO_ROW, "ngram", "exact").tolist(),
+        "example_id": _ids(train, rows[items].tolist()),
     }
 
 
@@ -162,55 +165,56 @@ def _ids(rows: Dataset, numbers: list[int]) -> list[str]:
 
 
 def _count(counts: dict[str, int], hits: Hits) -> None:
-    whole, part = hits.exact != NO_ROW, hits.ngram != NO_ROW
-    counts["exact"] += int(whole.sum())
-    counts["ngram"] += int((~whole & part).sum())
-    counts["boilerplate"] += int((~whole & ~part & hits.boilerplate).sum())
-    counts["items"] += len(whole)
+    is_exact, is_ngram = hits.exact != NO_ROW, hits.ngram != NO_ROW
+    counts["exact"] += int(is_exact.sum())
+    counts["ngram"] += int((~is_exact & is_ngram).sum())
+    counts["boilerplate"] += int((~is_exact & ~is_ngram & hits.boilerplate).sum())
+    counts["items"] += len(is_exact)
 
 
-def _show(
-    shown: dict[int, dict[str, Any]], one: EvaluationSet, texts: HashedTexts, hits: Hits, watch: NgramIndex
+def _collect_boilerplate(
+    runs: dict[int, dict[str, Any]], evaluation_set: EvaluationSet, texts: HashedTexts, hits: Hits, index: NgramIndex
 ) -> None:
-    """Keep the runs of boilerplate with which items begin to share some, as text, by their hashes."""
-    owners = np.searchsorted(texts.ends, hits.frequent, side="right")
-    starts = hits.frequent[np.unique(owners, return_index=True)[1]]
-    keys, num_rows = watch.ngrams(texts, starts) if len(starts) else (starts, starts)
+    """Add the first run of boilerplate of each item to `runs` as text, by its hash."""
+    owners = np.searchsorted(texts.ends, hits.boilerplate_starts, side="right")
+    starts = hits.boilerplate_starts[np.unique(owners, return_index=True)[1]]
+    keys, num_rows = index.count_rows(texts, starts) if len(starts) else (starts, starts)
     for first in np.sort(np.unique(keys, return_index=True)[1]):
         key, start = int(keys[first]), int(starts[first])
-        if key in shown or len(shown) == MAX_BOILERPLATE_SHOWN:
+        if key in runs or len(runs) == MAX_BOILERPLATE_SHOWN:
             continue
         item = int(np.searchsorted(texts.ends, start, side="right"))
         offset = start - int(texts.starts[item])
-        run = ngrams.split_words(one.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
-        shown[key] = {"benchmark": one.name, "words": " ".join(run), "rows": int(num_rows[first])}
+        words = ngrams.split_words(evaluation_set.text(int(texts.numbers[item])))[offset : offset + NGRAM_WORDS]
+        runs[key] = {"benchmark": evaluation_set.name, "words": " ".join(words), "rows": int(num_rows[first])}
 
 
-def _numbered(rows: Dataset) -> Iterator[tuple[int, str, str]]:
-    """Yield the number of each example, what was said before its last question, and that question with its answer."""
+def _heads_and_tails(rows: Dataset) -> Iterator[tuple[int, str, str]]:
+    """Yield for each example its number, the text before its last question, and that question with its answer."""
     number = 0
     for batch in corpus.iter_batches(rows):
         first = np.flatnonzero(batch.column("copy").to_numpy() == 0)
-        heads, tails = _heads_and_tails(batch.take(pa.array(first)))
+        heads, tails = _split_texts(batch.take(pa.array(first)))
         yield from zip((number + first).tolist(), heads.to_pylist(), tails.to_pylist(), strict=True)
         number += batch.num_rows
 
 
-def _heads_and_tails(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+def _split_texts(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
     messages = batch.column("messages")
     offsets = messages.offsets.to_numpy()
-    by_user = pc.equal(messages.values.field("role"), "user").to_numpy(zero_copy_only=False)
-    asked = np.append(-1, np.flatnonzero(by_user))
-    last = np.maximum(asked[np.searchsorted(asked, offsets[1:]) - 1], offsets[:-1])  # without a question: all is tail
+    is_user = pc.equal(messages.values.field("role"), "user").to_numpy(zero_copy_only=False)
+    questions = np.append(-1, np.flatnonzero(is_user))
+    # an example without a question is all tail
+    last = np.maximum(questions[np.searchsorted(questions, offsets[1:]) - 1], offsets[:-1])
     edges = np.append(np.stack([offsets[:-1], last], axis=1), offsets[-1:])
-    halves = _said(messages.values, edges)
-    chosen, rejected = (_said(turns.values, turns.offsets) for turns in map(batch.column, ("chosen", "rejected")))
+    halves = _join_turns(messages.values, edges)
+    chosen, rejected = (_join_turns(turns.values, turns.offsets) for turns in map(batch.column, ("chosen", "rejected")))
     heads = pc.binary_join_element_wise(rejected, halves[::2], " ")
     return heads, pc.binary_join_element_wise(halves[1::2], chosen, batch.column("text"), " ")
 
 
-def _said(turns: pa.StructArray, edges: Any) -> pa.Array:
-    """Join what is said in the turns between edges."""
+def _join_turns(turns: pa.StructArray, edges: Any) -> pa.Array:
+    """Join the texts and calls of the turns between edges."""
     calls = pc.fill_null(turns.field("tool_calls"), "")
-    said = pc.binary_join_element_wise(turns.field("content"), calls, " ")
-    return pc.binary_join(pa.ListArray.from_arrays(pa.array(edges, pa.int32()), said), " ")
+    texts = pc.binary_join_element_wise(turns.field("content"), calls, " ")
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(edges, pa.int32()), texts), " ")

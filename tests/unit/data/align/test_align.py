@@ -28,13 +28,13 @@ def records(rows):
 def chat(*turns):
     """Make an openai record of turns like `user: hello`; `call` is an assistant's turn that calls a function."""
     call = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
-    said = [turn.split(":") for turn in turns]
+    pairs = [turn.split(":") for turn in turns]
     return {
         "messages": [
             {"role": "assistant", "content": "", "tool_calls": call}
             if role == "call"
             else {"role": role, "content": text}
-            for role, text in said
+            for role, text in pairs
         ]
     }
 
@@ -45,12 +45,12 @@ GOOD = chat("user:a", "assistant:b")
 # what becomes of good rows
 
 
-def test_examples_keep_the_order_and_carry_the_name_of_their_data_set():
+def test_examples_keep_the_order_and_carry_the_name_of_their_dataset():
     rows = tiny.alpaca_rows(3000)
 
-    found = align.align(records(rows), AlignConfig())
+    aligned = align.align(records(rows), AlignConfig())
 
-    examples = [example for batch in corpus.iter_batches(found.only()) for example in schema.from_arrow_batch(batch)]
+    examples = [example for batch in corpus.iter_batches(aligned.only()) for example in schema.from_arrow_batch(batch)]
     assert [example["messages"][0]["content"] for example in examples] == [row["instruction"] for row in rows]
     assert {example["source"] for example in examples} == {"rows"}
     assert examples[7]["id"] == schema.content_id(align.align_record(rows[7], "alpaca"))
@@ -68,7 +68,7 @@ def test_counts_say_what_was_found():
         "examples": 2,
         "kinds": {"chat": 2},
         "dropped": {"empty assistant turn": 1},
-        "dropped_first": ["rows.jsonl:3: turn 2, by the assistant, is empty."],
+        "dropped_first": ["rows.jsonl:3: turn 2 (assistant) is empty."],
         "unread_keys": {},
     }
 
@@ -77,20 +77,20 @@ def test_a_system_message_is_added_only_where_a_row_has_none_and_never_to_a_text
     own = {"instruction": "a", "output": "b", "system": "own"}
     bare = {"instruction": "a", "output": "b", "system": ""}
 
-    found = align.align(records([own, bare]), AlignConfig(format="alpaca", system="ours"))
-    text = align.align(records([{"text": "x"}]), AlignConfig(system="ours"))
+    chats = align.align(records([own, bare]), AlignConfig(format="alpaca", system="ours"))
+    texts = align.align(records([{"text": "x"}]), AlignConfig(system="ours"))
 
-    assert [turns[0]["content"] for turns in found.only()["messages"]] == ["own", "ours"]
-    assert text.only()["messages"] == [[]]
+    assert [turns[0]["content"] for turns in chats.only()["messages"]] == ["own", "ours"]
+    assert texts.only()["messages"] == [[]]
 
 
 def test_nothing_is_added_where_the_recipe_asks_for_no_system_message():
-    found = align.align(records([GOOD, {"messages": GOOD["messages"], "tools": []}]), AlignConfig(format="openai"))
+    examples = align.align(records([GOOD, {"messages": GOOD["messages"], "tools": []}]), AlignConfig(format="openai"))
 
-    assert [[turn["role"] for turn in turns] for turns in found.only()["messages"]] == [["user", "assistant"]] * 2
+    assert [[turn["role"] for turn in turns] for turns in examples.only()["messages"]] == [["user", "assistant"]] * 2
 
 
-def test_ids_follow_the_content_not_the_data_set():
+def test_ids_follow_the_content_not_the_dataset():
     content = align.align_record(tiny.alpaca_rows(1)[0], "alpaca")
 
     assert schema.example("a", content)["id"] == schema.example("b", content)["id"]
@@ -100,9 +100,9 @@ def test_integers_in_tool_calls_keep_all_their_digits():
     call = '{"name": "pay", "arguments": {"wei": 123456789012345678901234567890}}'
     row = f'{{"messages": [{{"role": "user", "content": "a"}}, {{"role": "assistant", "tool_calls": [{call}]}}]}}'
 
-    found = align.align(records([row]), AlignConfig())
+    examples = align.align(records([row]), AlignConfig())
 
-    assert "123456789012345678901234567890" in found.only()["messages"][0][1]["tool_calls"]
+    assert "123456789012345678901234567890" in examples.only()["messages"][0][1]["tool_calls"]
 
 
 # what cannot be used
@@ -117,8 +117,8 @@ def test_integers_in_tool_calls_keep_all_their_digits():
         (["system:s"], "no user turn"),
         (["assistant:a", "user:b", "assistant:c"], "begins with an assistant turn"),
         (["call:", "user:b", "assistant:c"], "begins with an assistant turn"),
-        (["user:a"], "ends on a user turn"),
-        (["user:a", "call:", "tool:b"], "ends on a tool turn"),
+        (["user:a"], "ends with a user turn"),
+        (["user:a", "call:", "tool:b"], "ends with a tool turn"),
         (["user:a", "assistant:b", "tool:c", "assistant:d"], "tool turn without a call"),
         (["user:a", "tool:c", "assistant:d"], "tool turn without a call"),
         (["tool:c", "user:a", "assistant:d"], "tool turn without a call"),
@@ -132,9 +132,9 @@ def test_integers_in_tool_calls_keep_all_their_digits():
     ],
 )
 def test_a_chat_that_cannot_be_trained_is_counted_under_its_reason(turns, reason):
-    found = align.align(records([GOOD, chat(*turns)]), AlignConfig(format="openai", **DROP))
+    examples = align.align(records([GOOD, chat(*turns)]), AlignConfig(format="openai", **DROP))
 
-    assert found.counts["dropped"] == {reason: 1}
+    assert examples.counts["dropped"] == {reason: 1}
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_more_bad_rows_than_the_recipe_allows_are_an_error_that_counts_them():
 
     assert align.align(records(rows), allowed).counts["examples"] == 6
     with pytest.raises(
-        DataError, match=r"rows: 4 of 10 .* 0.39 \(no 'output': 3; empty assistant turn: 1\).*jsonl:7: "
+        DataError, match=r"rows: 4 of 10 .* 0.39 allows \(no 'output': 3; empty assistant turn: 1\).*jsonl:7: "
     ):
         align.align(records(rows), refused)
 
 
-def test_a_data_set_with_no_good_row_is_an_error_whatever_the_recipe_allows():
-    with pytest.raises(DataError, match=r"sources.rows: none of 1 rows is left \(no 'output': 1\)"):
+def test_a_dataset_with_no_good_row_is_an_error_whatever_the_recipe_allows():
+    with pytest.raises(DataError, match=r"sources.rows: none of 1 rows can be used \(no 'output': 1\)"):
         align.align(records([{"instruction": "a"}]), AlignConfig(format="alpaca", **DROP))
 
 
@@ -222,7 +222,9 @@ def test_rows_that_look_like_nothing_are_passed_over_when_looking():
 
 
 def test_rows_of_two_formats_are_not_read_as_one():
-    with pytest.raises(DataError, match=r"sources.rows: the rows look like openai \(2 rows\) and kto \(1 rows\)"):
+    with pytest.raises(
+        DataError, match=r"sources.rows: the rows match several formats: openai \(2 rows\) and kto \(1 rows\)"
+    ):
         align.align(records([GOOD, {**GOOD, "label": True}, GOOD]), AlignConfig())
 
 
@@ -253,21 +255,21 @@ def test_rows_are_tried_before_a_run():
 
     align.check_rows([good], AlignConfig())
     align.check_rows([bad, good], AlignConfig(bad_rows="drop"))
-    with pytest.raises(DataError, match=r"a.jsonl:2: the conversation ends on a user turn"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: the conversation ends with a user turn"):
         align.check_rows([good, bad], AlignConfig())
-    with pytest.raises(DataError, match=r"a.jsonl:2: the conversation ends on a user turn"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: the conversation ends with a user turn"):
         align.check_rows([bad], AlignConfig(bad_rows="drop"))
-    with pytest.raises(DataError, match=r"a.jsonl: no known format fits"):
+    with pytest.raises(DataError, match=r"a.jsonl: the rows match no known format"):
         align.check_rows([("a.jsonl", 1, {"x": 1})], AlignConfig())
 
 
 # real data
 
 
-def aligned(path, columns=None, **policy):
+def align_file(path, columns=None, **policy):
     source = SourceConfig(name="real", path=path)
-    found = ingest.ingest(ingest.locate_sources([source]), IngestConfig(name="real"))
-    return align.align(found, AlignConfig(columns=Columns(**columns or {}), **{"bad_rows": "drop", **policy}))
+    records = ingest.ingest(ingest.locate_sources([source]), IngestConfig(name="real"))
+    return align.align(records, AlignConfig(columns=Columns(**columns or {}), **{"bad_rows": "drop", **policy}))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def aligned(path, columns=None, **policy):
     ],
 )
 def test_real_data_are_recognised_and_counted(test_data, name, rows, format, kind, dropped):
-    counts = aligned(test_data / name).counts
+    counts = align_file(test_data / name).counts
 
     assert (counts["rows"], counts["format"], counts["format_found"]) == (rows, format, True)
     assert counts["dropped"] == dropped
@@ -310,31 +312,31 @@ def test_real_data_are_recognised_and_counted(test_data, name, rows, format, kin
 )
 def test_real_pairs_with_names_of_their_own_are_proposed_and_read(test_data, name, rows, question, answer):
     with pytest.raises(DataError, match=f"`columns: {{instruction: {question}, output: {answer}}}`"):
-        aligned(test_data / name)
+        align_file(test_data / name)
 
-    counts = aligned(test_data / name, {"instruction": question, "output": answer}).counts
+    counts = align_file(test_data / name, {"instruction": question, "output": answer}).counts
     assert (counts["format"], counts["examples"], counts["dropped"]) == ("alpaca", rows, {})
 
 
-def test_the_tool_calls_of_a_real_data_set_all_arrive(test_data):
-    found = aligned(test_data / "llamafactory" / "glaive_toolcall_en_demo.json").only()
+def test_the_tool_calls_of_a_real_dataset_all_arrive(test_data):
+    examples = align_file(test_data / "llamafactory" / "glaive_toolcall_en_demo.json").only()
 
-    assert sum(tools == "" for tools in found["tools"]) == 109
-    assert sum(turn["tool_calls"] is not None for turns in found["messages"] for turn in turns) == 211
-    assert sum(turn["role"] == "tool" for turns in found["messages"] for turn in turns) == 211
+    assert sum(tools == "" for tools in examples["tools"]) == 109
+    assert sum(turn["tool_calls"] is not None for turns in examples["messages"] for turn in turns) == 211
+    assert sum(turn["role"] == "tool" for turns in examples["messages"] for turn in turns) == 211
 
 
 def test_system_messages_of_real_pairs_are_kept_and_none_is_added(test_data):
-    found = aligned(test_data / "llamafactory" / "dpo_en_demo.json").only()
+    examples = align_file(test_data / "llamafactory" / "dpo_en_demo.json").only()
 
-    assert sum(turns[0]["role"] == "system" for turns in found["messages"]) == 80
+    assert sum(turns[0]["role"] == "system" for turns in examples["messages"]) == 80
 
 
 def test_a_real_chat_with_a_missing_turn_is_refused(test_data, tmp_path):
     row = orjson.loads((test_data / "malformed" / "conversation_missing_turns.json").read_bytes())
 
-    with pytest.raises(DataError, match=r"none of 1 rows is left \(empty assistant turn: 1\)"):
-        aligned(tiny.write_jsonl(tmp_path / "one.jsonl", [row]))
+    with pytest.raises(DataError, match=r"none of 1 rows can be used \(empty assistant turn: 1\)"):
+        align_file(tiny.write_jsonl(tmp_path / "one.jsonl", [row]))
 
 
 def test_irregular_real_chats_are_refused_each_for_its_reason(test_data, tmp_path):
@@ -342,9 +344,9 @@ def test_irregular_real_chats_are_refused_each_for_its_reason(test_data, tmp_pat
     good = orjson.dumps({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
     (tmp_path / "more.jsonl").write_bytes(lines + good + b"\n")
 
-    counts = aligned(tmp_path / "more.jsonl", max_bad_fraction=0.9).counts
+    counts = align_file(tmp_path / "more.jsonl", max_bad_fraction=0.9).counts
 
-    assert counts["dropped"] == {"ends on a user turn": 7, "empty user turn": 1}
+    assert counts["dropped"] == {"ends with a user turn": 7, "empty user turn": 1}
     assert (counts["rows"], counts["examples"]) == (9, 1)
 
 
@@ -352,8 +354,8 @@ def test_a_real_csv_that_is_torn_is_refused_as_a_whole_and_its_rows_are_counted(
     path = test_data / "malformed" / "cnn_dailymail_broken.csv.gz"
     columns = {"instruction": "article", "output": "highlights"}
 
-    with pytest.raises(DataError, match=r"max_bad_fraction 0.5 \(.*blank: 66713"):
-        aligned(path, columns)
-    counts = aligned(path, columns, max_bad_fraction=1.0).counts
+    with pytest.raises(DataError, match=r"max_bad_fraction 0.5 allows \(.*blank fields only: 66713"):
+        align_file(path, columns)
+    counts = align_file(path, columns, max_bad_fraction=1.0).counts
     assert (counts["rows"], counts["examples"]) == (68_061, 460)
     assert sorted(counts["dropped"].values()) == [440, 448, 66_713]

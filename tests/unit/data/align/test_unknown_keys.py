@@ -1,4 +1,4 @@
-"""Keys that nothing reads are told once for each data set; switches say what a stage does, or are refused."""
+"""Unknown keys are logged once per dataset; loss switches are applied, or refused."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from tuneline.errors import DataError
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def aligned(*rows, **config):
+def align_rows(*rows, **config):
     with RowWriter(schema.RECORD) as writer:
         texts = [json.dumps(row) for row in rows]
         writer.write({"file": ["d.jsonl"] * len(rows), "line": list(range(1, len(rows) + 1)), "record": texts})
@@ -28,24 +28,24 @@ def chat(**more):
     return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]}
 
 
-def warned(caplog):
+def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_keys_that_nothing_reads_are_told_once_with_their_number_and_first_place(caplog):
+def test_keys_that_nothing_reads_are_reported_once_with_their_number_and_first_place(caplog):
     rows = [chat(), *[{**chat(trian=False), "id": i} for i in range(300)], chat(refusal=None)]
 
-    examples = aligned(*rows)
-    assert warned(caplog) == []
+    examples = align_rows(*rows)
+    assert warnings(caplog) == []
     align.warn_about_unknown_keys(examples)
 
     assert examples.counts["unread_keys"] == {
         "id": {"count": 300, "first": "d.jsonl:2"},
         "messages[].trian": {"count": 300, "first": "d.jsonl:2"},
     }
-    assert warned(caplog) == [
-        "sources.d: nothing reads the keys 'messages[].trian' (300, first d.jsonl:2). Did you mean 'train'? "
-        "'id' (300, first d.jsonl:2)."
+    assert warnings(caplog) == [
+        "sources.d: these keys are not read: 'messages[].trian' (300 times, first at d.jsonl:2). Did you mean 'train'? "
+        "'id' (300 times, first at d.jsonl:2)."
     ]
 
 
@@ -97,24 +97,24 @@ def test_keys_that_nothing_reads_are_told_once_with_their_number_and_first_place
     ],
 )
 def test_each_format_knows_what_it_reads(row, config, expected):
-    assert list(aligned(row, **config).counts["unread_keys"]) == expected
+    assert list(align_rows(row, **config).counts["unread_keys"]) == expected
 
 
 def test_an_example_of_our_own_has_no_unread_keys():
     example = schema.example("s", schema.content([schema.message("user", "a"), schema.message("assistant", "b")]))
 
-    assert aligned(json.loads(json.dumps({**example, "copy": 0}))).counts["unread_keys"] == {}
+    assert align_rows(json.loads(json.dumps({**example, "copy": 0}))).counts["unread_keys"] == {}
 
 
 def test_many_different_keys_take_no_more_room_than_some(caplog):
-    examples = aligned(*({**chat(), f"key{i}": 1} for i in range(500)))
+    examples = align_rows(*({**chat(), f"key{i}": 1} for i in range(500)))
     align.warn_about_unknown_keys(examples)
 
-    found = examples.counts["unread_keys"]
-    assert len(found) == unknown_keys.MAX_KEYS + 1
-    assert sum(each["count"] for each in found.values()) == 500
-    assert found[unknown_keys.OTHER_KEYS] == {"count": 450, "first": "d.jsonl:51"}
-    assert warned(caplog)[0].endswith("and 43 more.")
+    keys = examples.counts["unread_keys"]
+    assert len(keys) == unknown_keys.MAX_KEYS + 1
+    assert sum(entry["count"] for entry in keys.values()) == 500
+    assert keys[unknown_keys.OTHER_KEYS] == {"count": 450, "first": "d.jsonl:51"}
+    assert warnings(caplog)[0].endswith("and 43 more.")
 
 
 @pytest.mark.parametrize("name", ["train", "loss", "train_on_turn"])
@@ -129,9 +129,9 @@ def test_many_different_keys_take_no_more_room_than_some(caplog):
     ],
 )
 def test_a_switch_for_a_whole_row_is_refused(row, name):
-    with pytest.raises(DataError, match=rf"d.jsonl:2: the row says '{name}': false, which is read in turns only"):
-        aligned(row, {**row, name: False})
-    assert aligned({**row, name: True}).counts["unread_keys"] == {name: {"count": 1, "first": "d.jsonl:1"}}
+    with pytest.raises(DataError, match=rf"d.jsonl:2: the row has '{name}': false, which is supported in turns only"):
+        align_rows(row, {**row, name: False})
+    assert align_rows({**row, name: True}).counts["unread_keys"] == {name: {"count": 1, "first": "d.jsonl:1"}}
 
 
 TURN = {"role": "assistant", "content": "b", "loss": False}
@@ -151,8 +151,10 @@ OTHER = {"role": "assistant", "content": "c"}
     ],
 )
 def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, loss_on):
-    with pytest.raises(DataError, match="d.jsonl:1: a turn by the assistant says that it carries no loss, and it is"):
-        aligned(row, loss_on=loss_on)
+    with pytest.raises(
+        DataError, match="d.jsonl:1: the assistant turn turns its loss off, but this stage trains on that answer"
+    ):
+        align_rows(row, loss_on=loss_on)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +163,10 @@ def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, 
         (
             [{**ASKED, "train": True}, OTHER],
             "assistant",
-            "by the user says that it carries loss.*or set tokenize.train_on",
+            "user turn turns its loss on.*or set tokenize.train_on",
         ),
-        ([{**ASKED, "train": True}, OTHER], "none", "by the user says that it carries loss.*Leave the switch out."),
-        ([{**ASKED, "train": False}, OTHER], "all", "by the user says that it carries no loss, and tokenize.train_on"),
+        ([{**ASKED, "train": True}, OTHER], "none", "user turn turns its loss on.*Remove the switch."),
+        ([{**ASKED, "train": False}, OTHER], "all", "user turn turns its loss off, but tokenize.train_on"),
         ([{**ASKED, "train": False}, {**OTHER, "weight": 1}], "assistant", None),
         ([{**ASKED, "train": True}, {**OTHER, "weight": 0}], "all", None),
         ([ASKED, {**OTHER, "weight": 0}, ASKED, OTHER], "none", None),
@@ -172,10 +174,10 @@ def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, 
 )
 def test_a_switch_says_what_can_be_done(turns, loss_on, message):
     if message is None:
-        assert aligned({"messages": turns}, loss_on=loss_on).counts["examples"] == 1
+        assert align_rows({"messages": turns}, loss_on=loss_on).counts["examples"] == 1
         return
-    with pytest.raises(DataError, match=f"d.jsonl:1: a turn {message}"):
-        aligned({"messages": turns}, loss_on=loss_on)
+    with pytest.raises(DataError, match=f"d.jsonl:1: the {message}"):
+        align_rows({"messages": turns}, loss_on=loss_on)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +190,11 @@ def test_a_switch_says_what_can_be_done(turns, loss_on, message):
     ],
 )
 def test_the_recipe_says_whose_loss_a_switch_can_change(stage, train_on, loss_on):
-    told = tiny.recipe(tokenize={"train_on": train_on}, registry={"model_name": "m"})
-    told["registry"] |= {"gate": {"metric": "preference_accuracy" if stage == "dpo" else "rougeL"}}
+    content = tiny.recipe(tokenize={"train_on": train_on}, registry={"model_name": "m"})
+    content["registry"] |= {"gate": {"metric": "preference_accuracy" if stage == "dpo" else "rougeL"}}
     if stage == "dpo":
-        told |= {"train": {}}
-    recipe = RECIPES[stage].model_validate(told | {"stage": stage})
+        content |= {"train": {}}
+    recipe = RECIPES[stage].model_validate(content | {"stage": stage})
 
     assert recipe.for_align(recipe.sources[0]).loss_on == loss_on
 

@@ -1,4 +1,4 @@
-"""Exams are found in folders, zip files and data sets of the hub, and read by their columns."""
+"""Exams are found in folders, zip files and datasets of the hub, and read by their columns."""
 
 import csv
 import zipfile
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("home")
 HEADED = ',Question,A,B,C,D,Answer\n0,"Which, then?",one,two,three,four,B\n'
 
 
-def read(**told):
-    return multiple_choice.read_exam(exam_files.locate_exams([ExamConfig(name="e", **told)]).only())
+def read(**config):
+    return multiple_choice.read_exam(exam_files.locate_exams([ExamConfig(name="e", **config)]).only())
 
 
 def sheet(folder, split, text, subject="numbers"):
@@ -30,16 +30,16 @@ def sheet(folder, split, text, subject="numbers"):
     return folder
 
 
-def packed(folder, archive):
+def zip_folder(folder, archive):
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(folder.rglob("*.csv")):
             file.write(path, f"data/{path.relative_to(folder)}")
     return archive
 
 
-def refusal(**told):
+def error_of(**config):
     with pytest.raises((SourceError, DataError)) as caught:
-        read(**told)
+        read(**config)
     return str(caught.value)
 
 
@@ -61,16 +61,16 @@ def test_real_zip_files_are_read_whole(test_data, benchmark, count, shots, subje
 def test_a_zip_file_and_its_folder_hold_the_same_exam(tmp_path):
     folder = tiny.write_exam(tmp_path / "exam")
 
-    assert read(path=packed(folder, tmp_path / "exam.zip")) == read(path=folder)
+    assert read(path=zip_folder(folder, tmp_path / "exam.zip")) == read(path=folder)
 
 
 def test_a_repacked_zip_file_is_the_same_exam(tmp_path):
     folder = tiny.write_exam(tmp_path / "exam")
-    one, other = packed(folder, tmp_path / "a.zip"), packed(folder, tmp_path / "b.zip")
-    with zipfile.ZipFile(other, "a") as file:
+    first, second = zip_folder(folder, tmp_path / "a.zip"), zip_folder(folder, tmp_path / "b.zip")
+    with zipfile.ZipFile(second, "a") as file:
         file.comment = b"packed again"
 
-    hashes = {exam_files.locate_exams([ExamConfig(name="e", path=path)]).content_hash() for path in (one, other)}
+    hashes = {exam_files.locate_exams([ExamConfig(name="e", path=path)]).content_hash() for path in (first, second)}
 
     assert len(hashes) == 1
 
@@ -116,88 +116,88 @@ def test_parquet_files_of_the_hub_are_read_with_answers_as_numbers(tmp_path, mon
 def test_a_zip_file_of_the_hub_is_read(tmp_path, monkeypatch):
     folder = tiny.write_exam(tmp_path / "exam")
     (tmp_path / "repository").mkdir()
-    packed(folder, tmp_path / "repository" / "cmmlu_v1_0_1.zip")
+    zip_folder(folder, tmp_path / "repository" / "cmmlu_v1_0_1.zip")
     hub(monkeypatch, tmp_path / "repository")
 
     assert read(hub="haonan-li/cmmlu", benchmark="cmmlu") == read(path=folder)
 
 
-def test_a_hub_out_of_reach_is_told(monkeypatch):
+def test_a_hub_out_of_reach_is_reported(monkeypatch):
     def fail(*a, **k):
         raise OSError("no route to host")
 
     monkeypatch.setattr(exam_files, "snapshot_download", fail)
 
-    said = refusal(hub="cais/mmlu")
+    message = error_of(hub="cais/mmlu")
 
-    assert "exams.e.hub: the hub does not give cais/mmlu, revision main: no route to host." in said
+    assert "exams.e.hub: cais/mmlu, revision main, could not be downloaded from the Hub: no route to host." in message
 
 
-def test_other_columns_of_a_parquet_file_are_told(tmp_path, monkeypatch):
+def test_other_columns_of_a_parquet_file_are_reported(tmp_path, monkeypatch):
     path = tmp_path / "anatomy" / "test-0.parquet"
     path.parent.mkdir()
     pq.write_table(pa.Table.from_pylist([{"question": "q", "A": "1", "B": "2", "C": "3", "answer": "A"}]), path)
     hub(monkeypatch, tmp_path)
 
-    assert "D is missing, it has ['A', 'B', 'C', 'answer', 'question']" in refusal(hub="some/exam")
+    assert "D is missing, the file has ['A', 'B', 'C', 'answer', 'question']" in error_of(hub="some/exam")
 
 
-def test_a_missing_column_is_told_by_name(tmp_path):
+def test_a_missing_column_is_reported_by_name(tmp_path):
     text = "id,question,A,B,C,answer\n0,Which?,1,2,3,A\n"
 
-    assert "numbers.csv: the column D is missing; its header has ['id'," in refusal(path=sheet(tmp_path, "test", text))
+    assert "numbers.csv: the column D is missing; its header has ['id'," in error_of(path=sheet(tmp_path, "test", text))
 
 
 def test_a_test_without_answers_points_to_the_split_that_has_them(test_data):
-    said = refusal(path=test_data / "exams" / "ceval.zip", benchmark="ceval", split="test")
+    message = error_of(path=test_data / "exams" / "ceval.zip", benchmark="ceval", split="test")
 
-    assert "the column answer is missing" in said
-    assert "set split: val" in said
+    assert "the column answer is missing" in message
+    assert "set split: val" in message
 
 
 @pytest.mark.parametrize("answer", ["E", "b", "", "AB"])
-def test_a_wrong_answer_letter_is_told_with_its_line(tmp_path, answer):
+def test_a_wrong_answer_letter_is_reported_with_its_line(tmp_path, answer):
     text = f"{HEADED}1,Why?,1,2,3,4,{answer}\n"
 
-    assert f"numbers.csv:3: the answer must be one of A, B, C, D; got '{answer}'." in refusal(
+    assert f"numbers.csv:3: the answer must be one of A, B, C, D; got '{answer}'." in error_of(
         path=sheet(tmp_path, "test", text)
     )
 
 
-def test_a_row_with_too_few_cells_is_told_with_its_line(tmp_path):
-    assert "numbers.csv:3: expected question, A, B, C, D, answer; got 4 columns." in refusal(
+def test_a_row_with_too_few_cells_is_reported_with_its_line(tmp_path):
+    assert "numbers.csv:3: expected question, A, B, C, D, answer; got 4 columns." in error_of(
         path=sheet(tmp_path, "test", f"{HEADED}1,Why?,1,2\n")
     )
 
 
-def test_a_sheet_with_a_header_alone_is_told(tmp_path):
+def test_a_sheet_with_a_header_alone_is_reported(tmp_path):
     text = HEADED.splitlines()[0] + "\n"
 
-    assert "numbers.csv holds no questions" in refusal(path=sheet(tmp_path, "test", text))
+    assert "numbers.csv holds no questions" in error_of(path=sheet(tmp_path, "test", text))
 
 
-def test_an_exam_without_data_is_told(tmp_path):
+def test_an_exam_without_data_is_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as file:
         file.writestr("readme.txt", "nothing here")
     (tmp_path / "torn.zip").write_bytes(b"PK and no more")
 
-    assert "does not contain test/<subject>.csv" in refusal(path=tmp_path / "empty")
-    assert "does not contain test/<subject>.csv" in refusal(path=tmp_path / "empty.zip")
-    assert "exams.e.path: there is no " in refusal(path=tmp_path / "nowhere")
-    assert "is not a valid zip file" in refusal(path=tmp_path / "torn.zip")
+    assert "does not contain test/<subject>.csv" in error_of(path=tmp_path / "empty")
+    assert "does not contain test/<subject>.csv" in error_of(path=tmp_path / "empty.zip")
+    assert "exams.e.path: there is no " in error_of(path=tmp_path / "nowhere")
+    assert "is not a valid zip file" in error_of(path=tmp_path / "torn.zip")
 
 
-def test_an_unknown_subject_is_told_with_the_nearest(test_data):
-    said = refusal(path=test_data / "exams" / "mmlu.zip", subjects=["anatomi"])
+def test_an_unknown_subject_is_reported_with_the_nearest(test_data):
+    message = error_of(path=test_data / "exams" / "mmlu.zip", subjects=["anatomi"])
 
-    assert "has no questions of 'anatomi' in split test. Did you mean 'anatomy'?" in said
+    assert "has no questions of 'anatomi' in split test. Did you mean 'anatomy'?" in message
 
 
-@pytest.mark.parametrize("told", [{}, {"path": "a", "hub": "b/c"}], ids=["neither", "both"])
-def test_an_exam_lies_in_one_place(told):
+@pytest.mark.parametrize("config", [{}, {"path": "a", "hub": "b/c"}], ids=["neither", "both"])
+def test_an_exam_lies_in_one_place(config):
     with pytest.raises(ValueError, match="exams.e: expected exactly one of path"):
-        ExamConfig(name="e", **told)
+        ExamConfig(name="e", **config)
 
 
 def test_every_subject_has_a_name_and_a_category():
@@ -215,8 +215,8 @@ def test_a_real_sheet_loses_no_row_and_no_cell(test_data):
 
     exam = read(path=test_data / "exams" / "cmmlu.zip", benchmark="cmmlu", subjects=["agronomy"])
 
-    asked = [(q.text, *q.choices, q.answer) for q in exam.test["agronomy"]]
-    assert asked == [tuple(row[name] for name in ("Question", "A", "B", "C", "D", "Answer")) for row in rows]
+    questions = [(q.text, *q.choices, q.answer) for q in exam.test["agronomy"]]
+    assert questions == [tuple(row[name] for name in ("Question", "A", "B", "C", "D", "Answer")) for row in rows]
 
 
 def a_zip(path, members, **how):
@@ -234,7 +234,7 @@ def test_a_zip_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tm
     archive = a_zip(tmp_path / "e.zip", members, compression=zipfile.ZIP_DEFLATED)
 
     assert archive.stat().st_size < 1 << 20
-    assert "test/x.csv in" in (message := refusal(path=archive))
+    assert "test/x.csv in" in (message := error_of(path=archive))
     assert "has 83,886,080 bytes; the maximum for a question file is 64 MiB" in message
 
 
@@ -244,7 +244,7 @@ def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
     size = (len(SOLVED) * 100_000).to_bytes(4, "little")
     archive.write_bytes(archive.read_bytes().replace(size, (100).to_bytes(4, "little")))
 
-    assert "test/x.csv cannot be unpacked" in refusal(path=archive)
+    assert "test/x.csv cannot be unpacked" in error_of(path=archive)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -252,7 +252,7 @@ def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
 def test_two_sheets_of_one_subject_are_refused(tmp_path, second):
     archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED), (second, "r,a,b,c,d,B\n")])
 
-    assert "two files contain the subject 'x' of split test" in refusal(path=archive)
+    assert "two files contain the subject 'x' of split test" in error_of(path=archive)
 
 
 def test_two_files_of_one_subject_in_a_folder_are_refused(tmp_path):
@@ -260,14 +260,14 @@ def test_two_files_of_one_subject_in_a_folder_are_refused(tmp_path):
         sheet(tmp_path, "dev", SOLVED, name)
     sheet(tmp_path, "test", SOLVED, "x")
 
-    assert "two files contain the subject 'x' of split dev" in refusal(path=tmp_path)
+    assert "two files contain the subject 'x' of split dev" in error_of(path=tmp_path)
 
 
 def test_a_zip_file_with_very_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_MAX_EXAM_FILES", "3")
     archive = a_zip(tmp_path / "e.zip", [(f"test/x{i}.csv", SOLVED) for i in range(4)])
 
-    assert "contains 4 files; the maximum for an exam is 3" in refusal(path=archive)
+    assert "contains 4 files; the maximum for an exam is 3" in error_of(path=archive)
 
 
 def test_a_locked_zip_file_is_refused(tmp_path):
@@ -278,14 +278,14 @@ def test_a_locked_zip_file_is_refused(tmp_path):
             content[at + place] |= 1
     archive.write_bytes(content)
 
-    assert "cannot be unpacked" in refusal(path=archive)
+    assert "cannot be unpacked" in error_of(path=archive)
 
 
 @pytest.mark.parametrize("subject", ["s" * 200, "a\nb"], ids=["long", "line feed"])
 def test_a_subject_has_a_name_that_a_file_can_hold(tmp_path, subject):
     archive = a_zip(tmp_path / "e.zip", [(f"{split}/{subject}.csv", SOLVED) for split in ("dev", "test")])
 
-    assert "is not a valid subject name" in refusal(path=archive)
+    assert "is not a valid subject name" in error_of(path=archive)
 
 
 def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
         read(path=tmp_path)
 
 
-def test_a_cell_that_never_ends_and_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
+def test_a_cell_that_never_ends_and_bytes_that_are_no_text_are_reported_with_their_line(tmp_path):
     sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED + '"' + "a" * (20 << 20))
     with pytest.raises(DataError, match=r"numbers.csv:\d+: not valid CSV"):
         read(path=tmp_path)

@@ -1,4 +1,4 @@
-"""Data sets of the hub: copied once by commit, read without the network from then on. The hub here is a thread."""
+"""Datasets of the hub: copied once by commit, read without the network from then on. The hub here is a thread."""
 
 import json
 import time
@@ -48,10 +48,10 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_a_split_is_copied_at_its_commit(repository):
-    found = ingest_module.locate_sources([source(revision="main")]).only()
+    located = ingest_module.locate_sources([source(revision="main")]).only()
 
-    assert found.source == f"hub team/rows@{COMMIT} split train"
-    assert found.licence == "mit"
+    assert located.source == f"hub team/rows@{COMMIT} split train"
+    assert located.licence == "mit"
     assert [json.loads(row["record"]) for row in ingest().only()] == [
         *tiny.alpaca_rows(4),
         {"instruction": "q", "input": None, "output": "\u2028"},
@@ -60,7 +60,7 @@ def test_a_split_is_copied_at_its_commit(repository):
 
 
 @pytest.mark.parametrize("streaming", [{}, {"streaming": True, "max_rows": 9}])
-def test_a_local_folder_of_the_same_name_is_not_the_hubs_data_set(repository, tmp_path, streaming):
+def test_a_local_folder_of_the_same_name_is_not_the_hubs_dataset(repository, tmp_path, streaming):
     tiny.write_jsonl(tmp_path / "team" / "rows" / "train.jsonl", tiny.alpaca_rows(1))
 
     assert ingest(**streaming).counts["rows"] == 5
@@ -70,7 +70,7 @@ def test_a_cached_copy_of_another_commit_is_not_this_commits_rows(repository):
     ingest()
     repository.commit, repository.down = "b" * 40, True
 
-    with pytest.raises(SourceError, match=f"commit {'b' * 40} cannot be read, only a copy of {COMMIT}"):
+    with pytest.raises(SourceError, match=f"got a cached copy of commit {COMMIT}, not of {'b' * 40}"):
         ingest()
 
 
@@ -103,14 +103,16 @@ def test_a_copy_holds_what_was_asked_for(repository, place, num_rows):
 def test_a_download_that_breaks_leaves_nothing(repository, home, streaming):
     repository.repositories["team/rows"]["train.jsonl"] = b'{"a": 1}\nbroken\n'
 
-    with pytest.raises(SourceError, match=r"sources.rows.hub: the hub does not give team/rows, split train.*JSON"):
+    with pytest.raises(SourceError, match=r"sources.rows.hub: team/rows, split train, .*could not be downloaded.*JSON"):
         ingest_module.locate_sources([source(**streaming)])
 
     assert list((home / "hub").iterdir()) == []
 
 
-def test_an_unknown_split_is_told_with_those_there_are(repository):
-    with pytest.raises(SourceError, match=r"split validation, revision main: .*\btrain\b.*test"):
+def test_an_unknown_split_is_reported_with_those_there_are(repository):
+    with pytest.raises(
+        SourceError, match=r"split validation, revision main, could not be downloaded from the Hub: .*\btrain\b.*test"
+    ):
         ingest_module.locate_sources([source(split="validation")])
 
 
@@ -139,11 +141,11 @@ def test_images_are_refused_before_they_are_loaded(repository, monkeypatch):
     assert repository.requests == ["GET /api/datasets/team/rows"]
 
 
-def test_a_hub_out_of_reach_is_told_at_once():
+def test_a_hub_out_of_reach_is_reported_at_once():
     start = time.monotonic()
 
     with pytest.raises(
-        SourceError, match=r"sources.rows.hub: the hub does not give team/rows \(easy\), split train.*`path`"
+        SourceError, match=r"sources.rows.hub: team/rows \(easy\), split train, .*could not be downloaded.*`path`"
     ):
         ingest_module.locate_sources([source(subset="easy")])
 
@@ -154,7 +156,7 @@ def test_copies_at_hand_are_named_when_the_hub_is_out_of_reach(repository, monke
     ingest_module.locate_sources([source()])
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: 1 / 0)
 
-    with pytest.raises(SourceError, match=f"Copied before, and read without the hub as `revision`: {COMMIT}."):
+    with pytest.raises(SourceError, match=f"Commits with a local copy, which `revision` can name: {COMMIT}."):
         ingest_module.locate_sources([source()])
     with pytest.raises(SourceError, match=r"set HF_TOKEN.$"):
         ingest_module.locate_sources([source(split="test")])
@@ -173,7 +175,7 @@ metadata: {version: 1.0}
 """
 
 
-def test_a_harness_task_reads_the_hubs_data_set_beside_a_local_folder_of_its_name(repository, tmp_path):
+def test_a_harness_task_reads_the_hubs_dataset_beside_a_local_folder_of_its_name(repository, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     (tmp_path / "names.yaml").write_text(TASK)
     config = LmEvalConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])

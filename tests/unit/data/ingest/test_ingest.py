@@ -1,4 +1,4 @@
-"""Data sets: exact bytes, exact places, counts of all that is left out."""
+"""Datasets: exact bytes, exact places, counts of all that is left out."""
 
 import gzip
 import json
@@ -120,10 +120,10 @@ def test_files_whose_columns_have_other_names_are_refused_however_late_they_are_
     ("text", "message"),
     [
         ('{"a": 1}\n{"a": \n', r"rows.jsonl:2: not valid JSON: Expecting value"),
-        ("\n\n", r"holds no rows. Give a file with at least one."),
+        ("\n\n", r"holds no rows. Use a file with at least one row."),
     ],
 )
-def test_a_bad_file_is_told_with_its_line(tmp_path, text, message):
+def test_a_bad_file_is_reported_with_its_line(tmp_path, text, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
 
@@ -179,11 +179,11 @@ def test_a_file_that_goes_away_is_refused(tmp_path):
 
 
 def test_identity_follows_bytes_not_places(tmp_path):
-    here = tiny.write_jsonl(tmp_path / "a" / "rows.jsonl", tiny.alpaca_rows(2))
-    there = tiny.write_jsonl(tmp_path / "b" / "rows.jsonl", tiny.alpaca_rows(2))
-    other = tiny.write_jsonl(tmp_path / "c" / "rows.jsonl", tiny.alpaca_rows(3))
+    first = tiny.write_jsonl(tmp_path / "a" / "rows.jsonl", tiny.alpaca_rows(2))
+    copy = tiny.write_jsonl(tmp_path / "b" / "rows.jsonl", tiny.alpaca_rows(2))
+    changed = tiny.write_jsonl(tmp_path / "c" / "rows.jsonl", tiny.alpaca_rows(3))
 
-    hashes = [ingest_module.locate_sources([source(path)]).content_hash() for path in (here, there, other)]
+    hashes = [ingest_module.locate_sources([source(path)]).content_hash() for path in (first, copy, changed)]
 
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -198,7 +198,7 @@ def test_an_exam_is_read_by_subject(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "message"), [("q,1,2,3,A\n", "got 5 columns"), ("q,1,2,3,4,E\n", "got 'E'")])
-def test_a_bad_exam_row_is_told_with_its_line(tmp_path, row, message):
+def test_a_bad_exam_row_is_reported_with_its_line(tmp_path, row, message):
     tiny.write_exam(tmp_path)
     path = tmp_path / "test" / "numbers.csv"
     path.write_text(path.read_text() + row)
@@ -210,16 +210,16 @@ def test_a_bad_exam_row_is_told_with_its_line(tmp_path, row, message):
 def test_every_public_row_file_gives_the_rows_that_it_is_said_to_hold(test_data):
     table = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", (test_data / "MANIFEST.md").read_text(), flags=re.MULTILINE)
     others = ("exams/", "malformed/", "llamafactory/dataset_info", "pubmed/ori_pqal")
-    stated = {
+    expected = {
         name: int(rows.replace(",", ""))
         for name, rows in table
         if not name.startswith(others) and not name.endswith(".rouge")
     }
 
-    found = {name: ingest(test_data / name).counts["rows"] for name in stated}
+    actual = {name: ingest(test_data / name).counts["rows"] for name in expected}
 
-    assert len(found) > 20
-    assert found == stated
+    assert len(actual) > 20
+    assert actual == expected
 
 
 def test_raw_paragraph_separators_cut_no_row(test_data):

@@ -27,25 +27,25 @@ CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的
 def short_questions_count():
     """Short questions stand for long ones in these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "TELLING_WORDS", 0)
+        patch.setattr(ngrams, "MIN_QUESTION_WORDS", 0)
         yield
 
 
 def test_a_short_question_is_looked_for_with_its_choices(monkeypatch):
-    monkeypatch.setattr(contamination, "TELLING_WORDS", 8)
+    monkeypatch.setattr(ngrams, "MIN_QUESTION_WORDS", 8)
     short = multiple_choice.Question("s", "Which is true?", ("one", "two", "three", "four"), "A")
     long = multiple_choice.Question("s", "Which of these eight words is the longest of all?", ("a", "b", "c", "d"), "A")
 
-    assert contamination._told_apart(short) == "Which is true? one two three four"
-    assert contamination._told_apart(long) == long.text
+    assert contamination._identifying_text(short) == "Which is true? one two three four"
+    assert contamination._identifying_text(long) == long.text
 
 
-def chat(*said, **more):
-    roles = ("user", "assistant") * len(said)
-    return schema.content([schema.message(role, text) for role, text in zip(roles, said, strict=False)], **more)
+def chat(*texts, **more):
+    roles = ("user", "assistant") * len(texts)
+    return schema.content([schema.message(role, text) for role, text in zip(roles, texts, strict=False)], **more)
 
 
-def mixed(contents, copies=None):
+def mixture_of(contents, copies=None):
     examples = [schema.example("a", content) for content in contents]
     with RowWriter(schema.MIXED) as writer:
         writer.write(schema.to_arrow_columns(examples) | {"copy": copies or [0] * len(examples)})
@@ -60,13 +60,13 @@ def exam(folder, questions):
     return exam_files.locate_exams([ExamConfig(name="exam", path=folder)])
 
 
-def asked(tmp_path, question, *examples):
-    found = contamination.find_contamination(mixed(examples), mixed([]), exam(tmp_path / "exam", [question]))
-    return found.rows["kind"][:]
+def kinds_in_exam(tmp_path, question, *examples):
+    result = contamination.find_contamination(mixture_of(examples), mixture_of([]), exam(tmp_path / "exam", [question]))
+    return result.rows["kind"][:]
 
 
-def held(training, held_out):
-    return contamination.find_contamination(mixed(training), mixed(held_out), NO_EXAMS).rows["kind"][:]
+def kinds_held_out(training, held_out):
+    return contamination.find_contamination(mixture_of(training), mixture_of(held_out), NO_EXAMS).rows["kind"][:]
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def held(training, held_out):
     ],
 )
 def test_an_exams_question_is_found_whole_or_by_thirteen_words_in_a_row(tmp_path, question, text, kind):
-    assert asked(tmp_path, question, chat("hello", "yes"), chat(text, "yes")) == kind
+    assert kinds_in_exam(tmp_path, question, chat("hello", "yes"), chat(text, "yes")) == kind
 
 
 def test_words_of_two_examples_make_no_question(tmp_path):
-    assert asked(tmp_path, "What is it?", chat("a", "so what"), chat("is it", "b")) == []
+    assert kinds_in_exam(tmp_path, "What is it?", chat("a", "so what"), chat("is it", "b")) == []
 
 
 @pytest.mark.parametrize(
@@ -107,22 +107,22 @@ def test_words_of_two_examples_make_no_question(tmp_path):
     ],
 )
 def test_every_part_of_an_example_is_looked_at(tmp_path, content):
-    assert asked(tmp_path, LONG, content) == ["exact"]
+    assert kinds_in_exam(tmp_path, LONG, content) == ["exact"]
 
 
-def test_an_item_is_told_once_with_the_first_example_that_holds_it(tmp_path):
+def test_an_item_is_reported_once_with_the_first_example_that_holds_it(tmp_path):
     almost, first, second = chat(LONG[:-6], "yes"), chat(LONG, "yes"), chat(LONG, "no")
     questions = exam(tmp_path, [LONG, "Who?", LONG + " And why?"])
 
-    found = contamination.find_contamination(
-        mixed([almost, first, second, first], copies=[0, 0, 0, 1]), mixed([]), questions
+    result = contamination.find_contamination(
+        mixture_of([almost, first, second, first], copies=[0, 0, 0, 1]), mixture_of([]), questions
     )
 
-    rows = found.rows.to_list()
+    rows = result.rows.to_list()
     assert [(row["benchmark"], row["kind"]) for row in rows] == [("exam", "exact"), ("exam", "ngram")]
     assert [row["example_id"] for row in rows] == [schema.content_id(first), schema.content_id(almost)]
     assert len({row["item"] for row in rows}) == 2
-    assert found.counts == {
+    assert result.counts == {
         "exam": {"exact": 1, "ngram": 1, "boilerplate": 0, "items": 3},
         "held_out": {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0},
     }
@@ -138,22 +138,22 @@ def test_an_item_is_told_once_with_the_first_example_that_holds_it(tmp_path):
     ],
 )
 def test_a_held_out_example_is_found_where_only_case_or_punctuation_differ(training, kind):
-    assert held([chat("a", "b"), training], [chat("Hello", "Hi", "Is it one?", "Yes, it is!")]) == kind
+    assert kinds_held_out([chat("a", "b"), training], [chat("Hello", "Hi", "Is it one?", "Yes, it is!")]) == kind
 
 
 def test_a_held_out_example_is_found_by_thirteen_words_in_a_row():
     held_out = [chat("When?", LONG), chat("What?", "nothing of this"), chat("Nobody", LONG[:40])]
 
-    assert held([chat("a", f"Tell me: {LONG}")], held_out) == ["ngram"]
-    assert held([chat("a", " ".join(LONG.split()[:12]))], held_out) == []
+    assert kinds_held_out([chat("a", f"Tell me: {LONG}")], held_out) == ["ngram"]
+    assert kinds_held_out([chat("a", " ".join(LONG.split()[:12]))], held_out) == []
 
 
 def test_what_was_said_before_the_last_question_is_not_looked_for():
-    assert held([chat(LONG, "x")], [chat(LONG, "a", "b", "c")]) == []
+    assert kinds_held_out([chat(LONG, "x")], [chat(LONG, "a", "b", "c")]) == []
 
 
 def test_examples_without_words_are_no_copies_of_each_other():
-    assert held([chat("?", "!")], [chat("!", "?")]) == []
+    assert kinds_held_out([chat("?", "!")], [chat("!", "?")]) == []
 
 
 SHARED = (
@@ -162,8 +162,8 @@ SHARED = (
 
 
 def kinds(training, held_out, **limit):
-    found = contamination.find_contamination(mixed(training), mixed(held_out), NO_EXAMS, **limit)
-    return found.rows["kind"][:], found.counts["held_out"]["boilerplate"], found.boilerplate
+    result = contamination.find_contamination(mixture_of(training), mixture_of(held_out), NO_EXAMS, **limit)
+    return result.rows["kind"][:], result.counts["held_out"]["boilerplate"], result.boilerplate
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_wording_that_many_rows_share_is_boilerplate_and_no_contamination(row):
     """In the chats the first two words behind the instruction are shared, too, by all rows and by only a few."""
     rows = [row(i) for i in range(40)]
 
-    found, num_boilerplate, shown = kinds(rows[:34], rows[34:])
+    result, num_boilerplate, shown = kinds(rows[:34], rows[34:])
 
-    assert (found, num_boilerplate) == ([], 6)
+    assert (result, num_boilerplate) == ([], 6)
     assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {run["words"]: run["rows"] for run in shown}.items()
     assert kinds(rows[:34], rows[34:], boilerplate_rows=34)[:2] == (["ngram"] * 6, 0)
 
@@ -202,9 +202,9 @@ def test_a_copy_is_found_however_many_rows_hold_its_words(tmp_path):
     copies = [chat(f"{i}.", f"Asked: {LONG} Ever {i}") for i in range(30)]
 
     assert kinds(leaked, [chat("when", SHARED)])[0] == ["exact"]
-    assert contamination.find_contamination(mixed(copies), mixed([]), exam(tmp_path, [LONG])).rows["kind"][:] == [
-        "exact"
-    ]
+    assert contamination.find_contamination(mixture_of(copies), mixture_of([]), exam(tmp_path, [LONG])).rows["kind"][
+        :
+    ] == ["exact"]
 
 
 def test_rows_are_counted_once_however_often_they_hold_a_run(monkeypatch):
@@ -221,13 +221,16 @@ chats = st.lists(st.lists(some_words, min_size=2, max_size=4), max_size=6)
 
 def naive(train, held_out, questions, limit):
     """Look for everything everywhere, word by word."""
-    texts = [f" {' '.join(' '.join(said).split())} " for said in train]
-    tails = [" ".join(tail_of(said).split()) for said in train]
+    texts = [f" {' '.join(' '.join(turns).split())} " for turns in train]
+    tails = [" ".join(tail_of(turns).split()) for turns in train]
     kinds = []
-    for item, inside in [*((question, True) for question in questions), *((tail_of(said), False) for said in held_out)]:
+    for item, anywhere in [
+        *((question, True) for question in questions),
+        *((tail_of(turns), False) for turns in held_out),
+    ]:
         words = item.split()
         grams = [f" {' '.join(words[i : i + 3])} " for i in range(len(words) - 2)]
-        whole = any(f" {' '.join(words)} " in text for text in texts) if inside else " ".join(words) in tails
+        whole = any(f" {' '.join(words)} " in text for text in texts) if anywhere else " ".join(words) in tails
         num_rows = [sum(gram in text for text in texts) for gram in grams]
         covered = {i + j for i, num in enumerate(num_rows) if num > limit for j in range(3)}
         part = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
@@ -235,8 +238,8 @@ def naive(train, held_out, questions, limit):
     return kinds
 
 
-def tail_of(said):
-    return " ".join(said[(len(said) - 1) // 2 * 2 :])
+def tail_of(turns):
+    return " ".join(turns[(len(turns) - 1) // 2 * 2 :])
 
 
 @settings(max_examples=60, deadline=None)
@@ -256,12 +259,12 @@ def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
         patch.setattr(ngrams, "WORDS_PER_BATCH", at_once)
         patch.setattr(contamination, "MAX_INDEX_WORDS", portion)
         located = exam(tmp_path_factory.mktemp("exam"), questions)
-        rows, items = mixed([chat(*said) for said in train]), mixed([chat(*said) for said in held_out])
-        found = contamination.find_contamination(rows, items, located, limit)
+        rows, items = mixture_of([chat(*turns) for turns in train]), mixture_of([chat(*turns) for turns in held_out])
+        result = contamination.find_contamination(rows, items, located, limit)
 
-    assert found.rows["kind"][:] == naive(train, held_out, questions, limit)
-    assert found.counts["held_out"]["items"] == len(held_out)
-    assert found.counts["exam"]["items"] == len(questions)
+    assert result.rows["kind"][:] == naive(train, held_out, questions, limit)
+    assert result.counts["held_out"]["items"] == len(held_out)
+    assert result.counts["exam"]["items"] == len(questions)
 
 
 @pytest.mark.parametrize(
@@ -301,14 +304,14 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
     long = [question for question in questions if len(ngrams.split_words(question.text)) >= 20]
     planted = [chat(f"Exam: {question.text}", question.answer) for question in long[::50]]
 
-    found = contamination.find_contamination(mixed(planted), mixed([]), located)
+    result = contamination.find_contamination(mixture_of(planted), mixture_of([]), located)
 
     texts = {question.id(): " ".join(ngrams.split_words(question.text)) for question in questions}
     everything = " ".join(" ".join(ngrams.split_words(content["messages"][0]["content"])) for content in planted)
-    exact = {row["item"] for row in found.rows if row["kind"] == "exact"}
+    exact = {row["item"] for row in result.rows if row["kind"] == "exact"}
     assert exact >= {question.id() for question in long[::50]}
     assert all(texts[item] in everything for item in exact)
-    assert found.counts["mmlu"]["items"] == len(questions) > 9000
+    assert result.counts["mmlu"]["items"] == len(questions) > 9000
 
 
 def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(home, tmp_path):
@@ -317,7 +320,7 @@ def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(
     config = LmEvalConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])
     training = chat("I was asked: what colour is the quick answer 1? It is quick or brown.", "Yes.")
 
-    found = contamination.find_contamination(mixed([training]), mixed([]), exam_files.locate_exams([config]))
+    result = contamination.find_contamination(mixture_of([training]), mixture_of([]), exam_files.locate_exams([config]))
 
-    assert found.rows["kind"][:] == ["exact"]
-    assert found.counts["h"] == {"exact": 1, "ngram": 0, "boilerplate": 0, "items": 6}
+    assert result.rows["kind"][:] == ["exact"]
+    assert result.counts["h"] == {"exact": 1, "ngram": 0, "boilerplate": 0, "items": 6}

@@ -27,24 +27,25 @@ TURNS = [schema.message("user", "q", train=False), schema.message("assistant", "
 answers = st.lists(st.integers(0, 30).map(str), max_size=40)
 
 
-def corpus(name, answers, **said):
+def corpus(name, answers, **fields):
     contents = [
-        schema.content([schema.message("user", "q"), schema.message("assistant", answer)], **said) for answer in answers
+        schema.content([schema.message("user", "q"), schema.message("assistant", answer)], **fields)
+        for answer in answers
     ]
-    return of(name, contents)
+    return corpus_of(name, contents)
 
 
-def of(name, contents):
+def corpus_of(name, contents):
     with RowWriter(schema.EXAMPLE) as writer:
         writer.write(schema.to_arrow_columns([schema.example(name, content) for content in contents]))
     return Corpus({"examples": writer.rows()}, {"source": name}, {"dropped": {}})
 
 
-def mixed(corpora, *, hold_out=0.0, **config):
+def merge_corpora(corpora, *, hold_out=0.0, **config):
     return merge.merge(corpora, NO_EXAMS, MergeStepConfig(validation_fraction=hold_out, **config))
 
 
-def said(rows):
+def summary(rows):
     return [(row["source"], row["messages"][1]["content"], row["copy"]) for row in rows]
 
 
@@ -61,18 +62,18 @@ def test_a_side_follows_from_id_fraction_and_seed_alone(ids, fraction, seed):
 
 
 def test_about_the_asked_share_is_held_out():
-    held = merge.held_out_mask([str(i) for i in range(10_000)], 0.3).sum()
+    num_held_out = merge.held_out_mask([str(i) for i in range(10_000)], 0.3).sum()
 
-    assert 2_800 < held < 3_200
+    assert 2_800 < num_held_out < 3_200
 
 
 @settings(max_examples=30, deadline=None)
 @given(few=answers, more=answers, many=answers)
-def test_rows_keep_their_side_when_other_data_sets_come_or_go(few, more, many):
-    kept = [str(i) for i in range(100, 150)]
-    alone = mixed([corpus("a", kept)], hold_out=0.4)
-    others = [corpus("b", few), corpus("a", [*more, *kept]), corpus("c", many)]
-    together = mixed(others, hold_out=0.4)
+def test_rows_keep_their_side_when_other_datasets_come_or_go(few, more, many):
+    fixed = [str(i) for i in range(100, 150)]
+    alone = merge_corpora([corpus("a", fixed)], hold_out=0.4)
+    others = [corpus("b", few), corpus("a", [*more, *fixed]), corpus("c", many)]
+    together = merge_corpora(others, hold_out=0.4)
 
     for split in ("train", "validation"):
         assert set(ids(alone.splits[split])) <= set(ids(together.splits[split]))
@@ -82,7 +83,7 @@ def test_rows_keep_their_side_when_other_data_sets_come_or_go(few, more, many):
 @given(few=answers, more=answers, repeats=st.integers(1, 3))
 def test_every_distinct_example_stands_once_on_one_side_and_as_often_as_asked_in_training(few, more, repeats):
     corpora = [corpus("a", few), corpus("b", [*more, *map(str, range(100, 130))])]
-    mixture = mixed(corpora, hold_out=0.5, shares=[SourceShare(name="b", repeats=repeats)])
+    mixture = merge_corpora(corpora, hold_out=0.5, shares=[SourceShare(name="b", repeats=repeats)])
     train, validation = mixture.splits["train"], mixture.splits["validation"]
 
     distinct = {row["id"] for part in corpora for row in part.only()}
@@ -92,11 +93,11 @@ def test_every_distinct_example_stands_once_on_one_side_and_as_often_as_asked_in
     assert set(validation["copy"]) <= {0}
 
 
-def answered(prompt, answer, kind):
-    asked, said = [schema.message("user", prompt)], [schema.message("assistant", answer)]
+def example_of(prompt, answer, kind):
+    prompt_turns, answer_turns = [schema.message("user", prompt)], [schema.message("assistant", answer)]
     if kind == "preference":
-        return schema.content(asked, chosen=said, rejected=[schema.message("assistant", "no")])
-    return schema.content([*asked, *said], label=True if kind == "kto" else None)
+        return schema.content(prompt_turns, chosen=answer_turns, rejected=[schema.message("assistant", "no")])
+    return schema.content([*prompt_turns, *answer_turns], label=True if kind == "kto" else None)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ def answered(prompt, answer, kind):
     ],
 )
 def test_all_answers_to_one_prompt_stand_on_one_side_where_the_prompt_decides(kind, split_by, together):
-    rows = of("a", [answered(f"question {i // 4}", f"answer {i}", kind) for i in range(160)])
+    rows = corpus_of("a", [example_of(f"question {i // 4}", f"answer {i}", kind) for i in range(160)])
 
-    mixture = mixed([rows], hold_out=0.5, split_by=split_by)
+    mixture = merge_corpora([rows], hold_out=0.5, split_by=split_by)
 
     sides = [{row["messages"][0]["content"] for row in mixture.splits[side]} for side in ("train", "validation")]
     assert sides[0] | sides[1] == {f"question {i}" for i in range(40)}
@@ -120,20 +121,20 @@ def test_all_answers_to_one_prompt_stand_on_one_side_where_the_prompt_decides(ki
     assert all(len(side) > 10 for side in sides)
 
 
-def test_a_prompt_of_another_data_set_stands_on_the_same_side():
-    one, other = (of(name, [answered(f"q {i}", name, "kto") for i in range(60)]) for name in "ab")
+def test_a_prompt_of_another_dataset_stands_on_the_same_side():
+    first, second = (corpus_of(name, [example_of(f"q {i}", name, "kto") for i in range(60)]) for name in "ab")
 
-    held = mixed([one, other], hold_out=0.5).splits["validation"]
+    validation = merge_corpora([first, second], hold_out=0.5).splits["validation"]
 
-    by_source = {name: {row["messages"][0]["content"] for row in held if row["source"] == name} for name in "ab"}
+    by_source = {name: {row["messages"][0]["content"] for row in validation if row["source"] == name} for name in "ab"}
     assert by_source["a"] == by_source["b"]
     assert len(by_source["a"]) > 15
 
 
-def test_copies_are_dropped_and_counted_for_each_data_set():
-    mixture = mixed([corpus("a", "xxyz"), corpus("b", "xyw")])
+def test_copies_are_dropped_and_counted_for_each_dataset():
+    mixture = merge_corpora([corpus("a", "xxyz"), corpus("b", "xyw")])
 
-    assert said(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "z", 0), ("b", "w", 0)]
+    assert summary(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "z", 0), ("b", "w", 0)]
     assert mixture.counts["exact_copies_dropped"] == 3
     assert {name: found["exact_copies_dropped"] for name, found in mixture.counts["by_source"].items()} == {
         "a": 1,
@@ -159,18 +160,24 @@ def test_an_entry_written_twice_counts_twice_in_training_and_once_held_out():
 
 
 def test_repeats_are_whole_passes_one_after_the_other():
-    mixture = mixed(
+    mixture = merge_corpora(
         [corpus("a", "xy"), corpus("b", "z")], shares=[SourceShare(name="a", repeats=2), SourceShare(name="b")]
     )
 
-    assert said(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "x", 1), ("a", "y", 1), ("b", "z", 0)]
+    assert summary(mixture.splits["train"]) == [
+        ("a", "x", 0),
+        ("a", "y", 0),
+        ("a", "x", 1),
+        ("a", "y", 1),
+        ("b", "z", 0),
+    ]
 
 
 def test_examples_come_through_unchanged_whatever_they_hold():
     contents = [schema.content([*TURNS, schema.message("tool", str(i))], tools='[{"name":"f"}]') for i in range(3000)]
-    examples = of("a", contents)
+    examples = corpus_of("a", contents)
 
-    train = mixed([examples]).splits["train"]
+    train = merge_corpora([examples]).splits["train"]
 
     assert train.remove_columns("copy").to_list() == examples.only().to_list()
     assert train.features == schema.MIXED
@@ -205,57 +212,59 @@ def test_rows_are_drawn_about_as_often_as_weights_say_and_one_left_out_is_one():
     assert 0.74 < np.mean(order == 0) < 0.76
 
 
-def test_under_stops_with_the_first_data_set_that_is_used_up_and_counts_what_was_never_drawn():
+def test_under_stops_with_the_first_dataset_that_is_used_up_and_counts_what_was_never_drawn():
     corpora = [corpus("a", map(str, range(20))), corpus("b", map(str, range(100, 1100)))]
 
-    mixture = mixed(corpora, strategy="interleave_under")
+    mixture = merge_corpora(corpora, strategy="interleave_under")
 
     a, b = mixture.counts["by_source"]["a"], mixture.counts["by_source"]["b"]
     assert (a["train"], a["train_never_drawn"]) == (20, 0)
     assert b["train"] + b["train_never_drawn"] == 1000
-    assert said(mixture.splits["train"])[-1] == ("a", "19", 0)
+    assert summary(mixture.splits["train"])[-1] == ("a", "19", 0)
 
 
 def test_over_goes_on_until_all_are_used_up_and_counts_the_copies():
     corpora = [corpus("a", "xy"), corpus("b", map(str, range(50)))]
 
-    train = said(mixed(corpora, strategy="interleave_over").splits["train"])
+    train = summary(merge_corpora(corpora, strategy="interleave_over").splits["train"])
 
     assert {row[1:] for row in train if row[0] == "b"} >= {(str(i), 0) for i in range(50)}
     seen = [row[1:] for row in train if row[0] == "a"]
     assert seen == [("xy"[i % 2], i // 2) for i in range(len(seen))]
 
 
-def test_repeats_lengthen_a_data_set_that_is_drawn_from():
+def test_repeats_lengthen_a_dataset_that_is_drawn_from():
     corpora = [corpus("a", "xy"), corpus("b", map(str, range(1000)))]
 
-    mixture = mixed(corpora, strategy="interleave_under", shares=[SourceShare(name="a", repeats=3)])
+    mixture = merge_corpora(corpora, strategy="interleave_under", shares=[SourceShare(name="a", repeats=3)])
 
-    assert [row for row in said(mixture.splits["train"]) if row[0] == "a"] == [
+    assert [row for row in summary(mixture.splits["train"]) if row[0] == "a"] == [
         ("a", answer, copy) for copy in range(3) for answer in "xy"
     ]
 
 
-def test_a_data_set_of_copies_only_cannot_be_drawn_from():
-    with pytest.raises(DataError, match="^b has no example of its own to train on, so merge.strategy 'interleave_ov"):
-        mixed([corpus("a", "xy"), corpus("b", "y")], strategy="interleave_over")
+def test_a_dataset_of_copies_only_cannot_be_drawn_from():
+    with pytest.raises(
+        DataError, match="^b adds no training example that other datasets lack, so merge.strategy 'interleave_ov"
+    ):
+        merge_corpora([corpus("a", "xy"), corpus("b", "y")], strategy="interleave_over")
 
 
-def test_too_little_to_hold_out_is_told():
-    with pytest.raises(DataError, match="holds out 0 of 1 examples; 5 are the fewest"):
-        mixed([corpus("a", "x")], hold_out=1e-9)
+def test_too_little_to_hold_out_is_reported():
+    with pytest.raises(DataError, match="holds out 0 of 1 examples; at least 5"):
+        merge_corpora([corpus("a", "x")], hold_out=1e-9)
 
 
-def test_nothing_left_to_train_on_is_told():
+def test_nothing_left_to_train_on_is_reported():
     with pytest.raises(DataError, match="holds out every example"):
-        mixed([corpus("a", "x")], hold_out=0.999999)
+        merge_corpora([corpus("a", "x")], hold_out=0.999999)
 
 
-def test_mixed_kinds_are_refused_with_the_data_sets_that_hold_them():
+def test_mixed_kinds_are_refused_with_the_datasets_that_hold_them():
     corpora = [corpus("a", "xy"), corpus("b", "zx", label=True), corpus("c", "w", chosen=TURNS, rejected=TURNS)]
 
-    with pytest.raises(DataError, match="kinds \\(a: 2 chat; b: 2 kto; c: 1 preference\\), and one recipe trains one"):
-        mixed(corpora)
+    with pytest.raises(DataError, match="kinds \\(a: 2 chat; b: 2 kto; c: 1 preference\\), but a recipe trains on one"):
+        merge_corpora(corpora)
 
 
 contents = st.builds(
@@ -286,33 +295,37 @@ def shared_wording(
 
 
 def test_an_instruction_that_all_rows_share_leaves_the_held_out_rows_clean():
-    made = mixed([shared_wording(40)], hold_out=0.3, judged=["held_out"])
+    mixture = merge_corpora([shared_wording(40)], hold_out=0.3, judged=["held_out"])
 
-    held_out = made.counts["contamination"]["held_out"]
+    held_out = mixture.counts["contamination"]["held_out"]
     assert (held_out["ngram"], held_out["boilerplate"]) == (0, held_out["items"])
-    assert made.counts["boilerplate"][0]["rows"] == made.counts["train"] > 10
+    assert mixture.counts["boilerplate"][0]["rows"] == mixture.counts["train"] > 10
 
 
-def test_too_few_clean_items_for_the_gate_are_told_before_anything_is_trained():
+def test_too_few_clean_items_for_the_gate_are_reported_before_anything_is_trained():
     rows = [shared_wording(40)]
-    asked = {"hold_out": 0.3, "boilerplate_rows": 40}
+    settings = {"hold_out": 0.3, "boilerplate_rows": 40}
 
-    with pytest.raises(DataError, match=r"(\d+) of the \1 held-out examples that the gate .* so 0 clean ones .* 5 are"):
-        mixed(rows, **asked, judged=["held_out"])
-    assert mixed(rows, **asked).counts["contamination"]["held_out"]["ngram"] > 5, "no gate leaves them out"
+    with pytest.raises(
+        DataError, match=r"(\d+) of the \1 held-out examples that the gate .* so 0 clean ones .* at least 5 are"
+    ):
+        merge_corpora(rows, **settings, judged=["held_out"])
+    assert merge_corpora(rows, **settings).counts["contamination"]["held_out"]["ngram"] > 5, "no gate leaves them out"
 
 
 def test_only_the_held_out_rows_that_are_scored_must_be_clean():
     leaked = "the one long answer that stands in very many of all these rows and that nobody can miss"
     rows = [corpus("a", [f"{leaked} {i}" if i % 2 else f"answer {i}" for i in range(200)])]
-    asked = {"hold_out": 0.3, "boilerplate_rows": 1000}
-    held_out = mixed(rows, **asked).splits["validation"]
+    settings = {"hold_out": 0.3, "boilerplate_rows": 1000}
+    held_out = merge_corpora(rows, **settings).splits["validation"]
     first = sorted(held_out, key=lambda row: row["id"])
     num_first = next(n for n in range(5, 60) if sum(leaked not in r["messages"][1]["content"] for r in first[:n]) == 5)
 
-    assert mixed(rows, **asked, judged=["held_out"], max_items=num_first).counts["validation"] == len(held_out)
+    assert merge_corpora(rows, **settings, judged=["held_out"], max_items=num_first).counts["validation"] == len(
+        held_out
+    )
     with pytest.raises(DataError, match=rf"of the {num_first - 1} held-out examples .* so 4 clean ones"):
-        mixed(rows, **asked, judged=["held_out"], max_items=num_first - 1)
+        merge_corpora(rows, **settings, judged=["held_out"], max_items=num_first - 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Data set formats: each reads one record into what it says. One small module and one registry entry a format."""
+"""Dataset formats: each module converts a record of one format to the content of an example and registers itself."""
 
 from tuneline.data.align.formats import alpaca, kto, openai, preference, sharegpt, standard, text
 from tuneline.data.align.formats.base import formats

@@ -1,4 +1,4 @@
-"""What formats share: their registry, and how they ask a record for its fields."""
+"""The protocol of a dataset format, and the registry of formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of rows.
+    """A dataset format.
 
-    `align` turns a record, whose columns already carry the format's names, into what it says; `matches` tells whether
-    a record looks like it; `keys` returns the columns that are read of a record, where that is known.
+    `align` converts a record, whose columns are already renamed to those of the format, to the content of an example.
+    `matches` returns whether a record looks like the format. `keys` returns the columns that the format reads of a
+    record, if they are known.
     """
 
     align: Callable[[Record, Tags], Content]

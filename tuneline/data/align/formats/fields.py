@@ -1,4 +1,4 @@
-"""How formats ask a record for its fields. A null counts as absent: tables fill gaps with it."""
+"""Readers of single fields of a record. A null value counts as absent: tables fill gaps with it."""
 
 from collections.abc import Iterable
 from typing import Any, TypeGuard
@@ -18,7 +18,7 @@ def required_text(record: Record, name: str, format: str) -> str:
     """Return a field that must be text.
 
     Raises:
-        DataError: The field is missing or holds something else.
+        DataError: The field is missing or is not text.
     """
     value = record.get(name)
     if isinstance(value, str):
@@ -29,10 +29,10 @@ def required_text(record: Record, name: str, format: str) -> str:
 
 
 def optional_text(record: Record, name: str) -> str:
-    """Return a field that is text where it is there, else an empty string.
+    """Return an optional text field; an empty string if it is absent.
 
     Raises:
-        DataError: The field holds something else.
+        DataError: The field is not text.
     """
     value = record.get(name)
     if value is None:
@@ -43,7 +43,7 @@ def optional_text(record: Record, name: str) -> str:
 
 
 def first_present(record: Record, names: Iterable[str]) -> str | None:
-    """Return the first of some fields that is there."""
+    """Return the first of the named fields that the record has."""
     for name in names:
         if record.get(name) is not None:
             return name
@@ -51,58 +51,59 @@ def first_present(record: Record, names: Iterable[str]) -> str | None:
 
 
 def is_list_of_objects(value: Any) -> TypeGuard[list[Record]]:
-    """Tell whether a value is a list of objects, as the turns of a chat are."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+    """Return whether a value is a non-empty list of objects, as the turns of a chat are."""
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
 def read_system(record: Record) -> list[Message]:
-    """Return the system message that stands beside a conversation; an empty one is none."""
-    said = optional_text(record, "system")
-    return [message("system", said)] if said else []
+    """Return the system message from the `system` column; an empty text gives none."""
+    text = optional_text(record, "system")
+    return [message("system", text)] if text else []
 
 
 def read_question(record: Record, name: str, format: str) -> list[Message]:
-    """Return system message, earlier rounds and question; an `input` follows the instruction on a line of its own.
+    """Return system message, earlier rounds and question; an `input` follows the instruction after a line break.
 
     Raises:
-        DataError: A field is missing or is no text, an input has no instruction, or `history` is no list of pairs.
+        DataError: A field is missing or is not text, an input has no instruction, or `history` is not a list of pairs.
     """
-    asked, about = required_text(record, name, format), optional_text(record, "input")
-    if about:
-        if not asked or asked.isspace():
+    question, context = required_text(record, name, format), optional_text(record, "input")
+    if context:
+        if not question or question.isspace():
             raise DataError(
-                f"{name!r} is empty, and 'input' is {about!r:.60}: nothing says what to do with it. Where the question "
-                f"stands in 'input', set columns: {{instruction: input}}.",
+                f"{name!r} is empty but 'input' is {context!r:.60}. If 'input' holds the question, set "
+                "columns: {instruction: input}.",
                 f"empty {name!r} with an 'input'",
             )
-        asked = f"{asked}\n{about}"
-    before = [*read_system(record), *_history(record)] if "system" in record or "history" in record else []
-    return [*before, message("user", asked)]
+        question = f"{question}\n{context}"
+    before = [*read_system(record), *_read_history(record)] if "system" in record or "history" in record else []
+    return [*before, message("user", question)]
 
 
-def _history(record: Record) -> list[Message]:
+def _read_history(record: Record) -> list[Message]:
     rounds = record.get("history")
     if not rounds:
         return []
-    if not isinstance(rounds, list) or not all(_is_round(each) for each in rounds):
+    if not isinstance(rounds, list) or not all(_is_round(entry) for entry in rounds):
         raise DataError(
-            f"'history' must be a list of [question, answer] pairs, got {rounds!r:.60}.", "history is no list of pairs"
+            f"'history' must be a list of [question, answer] pairs, got {rounds!r:.60}.",
+            "history is not a list of pairs",
         )
-    return [turn for asked, said in rounds for turn in (message("user", asked), message("assistant", said))]
+    return [turn for question, answer in rounds for turn in (message("user", question), message("assistant", answer))]
 
 
 def _is_round(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def missing_field_error(record: Record, name: str, format: str, others: Iterable[str] = ()) -> DataError:
-    """Build the error of a row that lacks a field, under its name or under others that it may have."""
-    null = next((each for each in (name, *others) if each in record), None)
+    """Build the error of a row without a required field, which may also have one of the `others` as its name."""
+    null = next((column for column in (name, *others) if column in record), None)
     if null is not None:
-        return DataError(f"a row in {format} format needs {null!r}, and it is null.", f"{null!r} is null")
+        return DataError(f"a row in {format} format needs {null!r}, but it is null.", f"{null!r} is null")
     return DataError(f"a row in {format} format needs {name!r}; it has {sorted(record)}.", f"no {name!r}")
 
 
 def not_text_error(name: str, value: Any) -> DataError:
     """Build the error of a field that must be text."""
-    return DataError(f"{name!r} must be text, got {type(value).__name__} {value!r:.60}.", f"{name!r} is no text")
+    return DataError(f"{name!r} must be text, got {type(value).__name__} {value!r:.60}.", f"{name!r} is not text")

@@ -1,4 +1,4 @@
-"""KTO: a conversation, or a prompt and its answer, and whether the answer is desirable (Ethayarajh et al. 2024)."""
+"""KTO: a conversation, or a prompt and its answer, with a label for a desirable answer (Ethayarajh et al. 2024)."""
 
 from typing import Any
 
@@ -13,46 +13,47 @@ ANSWER_COLUMNS = ("completion", "output")
 
 
 def align_kto(record: Record, tags: Tags) -> Content:
-    """Read `messages`, or `prompt` and `completion`, or `instruction` and `output`; and `label` beside them."""
+    """Read `messages`, or `prompt` and `completion`, or `instruction` and `output`; and `label`."""
     name = fields.first_present(record, LABEL_COLUMNS)
     if name is None:
         raise fields.missing_field_error(record, "label", "kto", LABEL_COLUMNS)
     if not isinstance(record[name], bool):
-        got = f"{type(record[name]).__name__} {record[name]!r:.60}"
-        raise DataError(f"{name!r} must be true or false, got {got}.", "label is neither true nor false")
-    return content(_said(record, tags), tools=tool_calls.normalize_tools(record.get("tools")), label=record[name])
+        label = f"{type(record[name]).__name__} {record[name]!r:.60}"
+        raise DataError(f"{name!r} must be true or false, got {label}.", "label is neither true nor false")
+    return content(_read_chat(record, tags), tools=tool_calls.normalize_tools(record.get("tools")), label=record[name])
 
 
-def _said(record: Record, tags: Tags) -> list[Message]:
+def _read_chat(record: Record, tags: Tags) -> list[Message]:
     turns = fields.first_present(record, fields.TURN_COLUMNS)
     if turns:
         return [*fields.read_system(record), *chat.read_messages(record[turns], turns, tags)]
-    asks = fields.first_present(record, fields.QUESTION_COLUMNS)
-    if asks is None:
-        raise fields.missing_field_error(record, "messages", "kto", (*fields.TURN_COLUMNS, *fields.QUESTION_COLUMNS))
-    answers = fields.first_present(record, ANSWER_COLUMNS)
-    if answers is None:
+    question = fields.first_present(record, fields.QUESTION_COLUMNS)
+    if question is None:
+        names = (*fields.TURN_COLUMNS, *fields.QUESTION_COLUMNS)
+        raise fields.missing_field_error(record, "messages", "kto", names)
+    answer = fields.first_present(record, ANSWER_COLUMNS)
+    if answer is None:
         raise fields.missing_field_error(record, "completion", "kto", ANSWER_COLUMNS)
-    if transcript.is_transcript(record[asks]):
-        said = fields.required_text(record, answers, "kto").strip()
-        return [*fields.read_system(record), *transcript.parse_prompt(record[asks]), message("assistant", said)]
-    return [*_asked(record, asks, tags), *_answered(record, answers, tags)]
+    if transcript.is_transcript(record[question]):
+        text = fields.required_text(record, answer, "kto").strip()
+        return [*fields.read_system(record), *transcript.parse_prompt(record[question]), message("assistant", text)]
+    return [*_read_prompt(record, question, tags), *_read_answer(record, answer, tags)]
 
 
-def _asked(record: Record, name: str, tags: Tags) -> list[Message]:
+def _read_prompt(record: Record, name: str, tags: Tags) -> list[Message]:
     if isinstance(record[name], list):
         return [*fields.read_system(record), *chat.read_messages(record[name], name, tags)]
     return fields.read_question(record, name, "kto")
 
 
-def _answered(record: Record, name: str, tags: Tags) -> list[Message]:
+def _read_answer(record: Record, name: str, tags: Tags) -> list[Message]:
     if isinstance(record[name], list):
         return chat.read_messages(record[name], name, tags)
     return [message("assistant", fields.required_text(record, name, "kto"))]
 
 
 def looks_like_kto(record: Record) -> bool:
-    """Tell whether a record has a label that may mean yes or no, and something said."""
+    """Return whether a record has a yes/no label, and a conversation or a question."""
     name = fields.first_present(record, LABEL_COLUMNS)
     return (
         name is not None
@@ -62,19 +63,17 @@ def looks_like_kto(record: Record) -> bool:
 
 
 def _is_yes_or_no(value: Any) -> bool:
-    """Count 0, 1 and words too: such a row is meant for KTO, and is refused there, not read as something else."""
+    """Accept 0, 1 and texts too: such a row is meant for KTO, which refuses it; no other format should read it."""
     return str(value).lower() in ("true", "false", "0", "1", "0.0", "1.0")
 
 
-def _keys(record: Record) -> frozenset[str]:
-    label, turns = (
-        fields.first_present(record, LABEL_COLUMNS) or "label",
-        fields.first_present(record, fields.TURN_COLUMNS),
-    )
+def _columns_read(record: Record) -> frozenset[str]:
+    label = fields.first_present(record, LABEL_COLUMNS) or "label"
+    turns = fields.first_present(record, fields.TURN_COLUMNS)
     if turns:
         return frozenset((label, turns, "system", "tools"))
-    own = fields.first_present(record, fields.QUESTION_COLUMNS), fields.first_present(record, ANSWER_COLUMNS)
-    return frozenset((label, *filter(None, own), "input", "system", "history", "tools"))
+    pair = fields.first_present(record, fields.QUESTION_COLUMNS), fields.first_present(record, ANSWER_COLUMNS)
+    return frozenset((label, *filter(None, pair), "input", "system", "history", "tools"))
 
 
-formats.register("kto")(Format(align_kto, looks_like_kto, _keys))
+formats.register("kto")(Format(align_kto, looks_like_kto, _columns_read))

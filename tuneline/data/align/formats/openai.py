@@ -1,6 +1,6 @@
-"""OpenAI chat: `messages`, a list of `{"role", "content"}`, with `tool_calls` in it and `tools` beside it.
+"""OpenAI chat: `messages`, a list of `{"role", "content"}` with optional `tool_calls`, and optional `tools`.
 
-`parallel_tool_calls` beside the messages says nothing that is trained, and is left out.
+`parallel_tool_calls` has no effect on training and is dropped.
 """
 
 from tuneline.config.sections.sources import Tags
@@ -10,17 +10,17 @@ from tuneline.data.schema import Content, content
 
 
 def align_openai(record: Record, tags: Tags) -> Content:
-    """Take the messages as they are; `train: false` or `weight: 0` leaves one out of the loss. No system is added."""
+    """Keep the messages unchanged; `train: false` or `weight: 0` excludes one from the loss. Adds no system message."""
     if record.get("messages") is None:
         raise fields.missing_field_error(record, "messages", "openai")
-    said = chat.read_messages(record["messages"], "messages", tags, "openai")
-    return content(said, tools=tool_calls.normalize_tools(record.get("tools") or record.get("functions")))
+    messages = chat.read_messages(record["messages"], "messages", tags, "openai")
+    return content(messages, tools=tool_calls.normalize_tools(record.get("tools") or record.get("functions")))
 
 
 def looks_like_openai(record: Record) -> bool:
-    """Tell whether a record has messages with roles."""
-    said = record.get("messages")
-    return fields.is_list_of_objects(said) and "role" in said[0]
+    """Return whether a record has messages with roles."""
+    messages = record.get("messages")
+    return fields.is_list_of_objects(messages) and "role" in messages[0]
 
 
 COLUMNS = frozenset(("messages", "tools", "functions", "parallel_tool_calls"))

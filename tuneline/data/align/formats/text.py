@@ -1,4 +1,4 @@
-"""Text to continue, for pre-training: `text`."""
+"""Plain text for pretraining: one `text` column."""
 
 from tuneline.config.sections.sources import Tags
 from tuneline.data.align.formats import fields
@@ -8,15 +8,15 @@ from tuneline.errors import DataError
 
 
 def align_text(record: Record, tags: Tags) -> Content:
-    """Take the text as it is."""
-    said = fields.required_text(record, "text", "text")
-    if not said or said.isspace():
+    """Keep the text unchanged."""
+    text = fields.required_text(record, "text", "text")
+    if not text or text.isspace():
         raise DataError("the text is empty.", "empty text")
-    return content(text=said)
+    return content(text=text)
 
 
 def looks_like_text(record: Record) -> bool:
-    """Tell whether a record has a text, or something else in its place."""
+    """Return whether a record has a `text` column of any type; other types are refused later."""
     return record.get("text") is not None
 
 

@@ -1,4 +1,4 @@
-r"""Transcripts: a whole chat as one text, as Anthropic's hh-rlhf writes it (Bai et al. 2022, arXiv:2204.05862).
+r"""Transcripts: a whole chat as one text, in the notation of Anthropic's hh-rlhf (Bai et al. 2022, arXiv:2204.05862).
 
 Each turn begins with an empty line and its speaker: `\n\nHuman: ...\n\nAssistant: ...`.
 """
@@ -13,20 +13,20 @@ _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def is_transcript(value: Any) -> TypeGuard[str]:
-    """Tell whether a value is a transcript; some copies lack the empty line at the very beginning."""
+    """Return whether a value is a transcript; some copies lack the empty line at the beginning."""
     if not isinstance(value, str):
         return False
-    begins = value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
-    return begins or value.startswith(("\n\nHuman:", "\n\nAssistant:"))
+    begins_without_line = value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+    return begins_without_line or value.startswith(("\n\nHuman:", "\n\nAssistant:"))
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """Read the turns of a transcript; the space around each belongs to the notation."""
+    """Parse the turns of a transcript; the white space around each turn is part of the notation."""
     parts = _TURN.split(text)[1:]
-    return [message(ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [message(ROLES[name], turn.strip()) for name, turn in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def parse_prompt(text: str) -> list[Message]:
-    """Read a transcript that is to be answered: an empty `Assistant:` at its end is where the answer goes."""
-    said = parse_transcript(text)
-    return said[:-1] if said[-1]["role"] == "assistant" and not said[-1]["content"] else said
+    """Parse a transcript that ends before the answer: an empty `Assistant:` at its end marks where the answer goes."""
+    turns = parse_transcript(text)
+    return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns

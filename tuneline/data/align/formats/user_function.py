@@ -1,8 +1,4 @@
-"""Formats of the user, `module:function`, with checks of what they return.
-
-A format takes a record and returns a list of messages, or a dict with some of the keys of `schema.content`. Both are
-checked like any row.
-"""
+"""User-defined formats: `module:function` takes a record and returns messages, or the keys of an example."""
 
 from typing import Any
 
@@ -16,11 +12,11 @@ from tuneline.errors import DataError, RecipeError, TunelineError
 
 
 def load_format(name: str, sha256: str = "") -> Format:
-    """Import the function behind `module:function` and make a format of it.
+    """Import `module:function` and make a format of it.
 
     Args:
         name: `module:function`.
-        sha256: Hash of its file when the run began; an empty string accepts the file as it is now.
+        sha256: Hash of its file at the start of the run; an empty string accepts the current file.
 
     Raises:
         RecipeError: The module is missing or fails, or has no such function.
@@ -29,29 +25,30 @@ def load_format(name: str, sha256: str = "") -> Format:
 
     def align_own(record: Record, tags: Tags) -> Content:
         try:
-            said = function(record)
+            result = function(record)
         except (TunelineError, KeyboardInterrupt):
             raise
         except SystemExit as error:
             raise RecipeError(
-                f"{FORMAT_KEY} {name!r}: {user_code.describe_failure(error, path)}. Return a row, or raise."
+                f"{FORMAT_KEY} {name!r}: {user_code.describe_failure(error, path)}. Return a row, or raise an exception."
             ) from error
         except BaseException as error:
             kind = type(error).__name__
             raise DataError(
                 f"{name} failed: {user_code.describe_failure(error, path)}.", f"{name} raised {kind}"
             ) from error
-        return _content(name, said, tags)
+        return _to_content(name, result, tags)
 
     return Format(align_own, lambda record: False)
 
 
-def _content(name: str, said: Any, tags: Tags) -> Content:
-    record = {"messages": said} if isinstance(said, list) else said
+def _to_content(name: str, result: Any, tags: Tags) -> Content:
+    record = {"messages": result} if isinstance(result, list) else result
     if not isinstance(record, dict) or not record.keys() <= EXAMPLE_COLUMNS:
-        got = sorted(map(str, record)) if isinstance(record, dict) else f"{type(said).__name__} {said!r:.60}"
+        actual = sorted(map(str, record)) if isinstance(record, dict) else f"{type(result).__name__} {result!r:.60}"
         raise DataError(
-            f"{name} must return a list of messages, or a dict with keys among {sorted(EXAMPLE_COLUMNS)}, got {got}.",
-            f"{name} returned something else",
+            f"{name} must return a list of messages, or a dict with keys among {sorted(EXAMPLE_COLUMNS)}, got "
+            f"{actual}.",
+            f"{name} returned an unsupported value",
         )
     return read_example(record, tags)

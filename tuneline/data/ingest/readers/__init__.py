@@ -1,10 +1,10 @@
-"""Readers: one file of any kind -> its rows, as JSON texts with the line at which each begins, a chunk at a time.
+"""Readers: read a file of any supported kind in chunks of rows, as JSON texts with the line at which each row begins.
 
-A file that does not parse is an error with its line. A record that parses but cannot be a row (a torn CSV record) goes
-on as a row that says what is wrong with it (`schema.BAD_ROW`), so that `align` refuses or counts it as the recipe says.
+A file that cannot be parsed is an error with its line. A record that can be parsed but is not a row (a torn CSV record)
+becomes a row with the error as its value (`schema.BAD_ROW`), which `align` refuses or counts as the recipe sets.
 """
 
 from tuneline.data.ingest.readers.base import Chunk
 from tuneline.data.ingest.readers.reader_registry import read_chunks
 
-__all__ = ["Chunk", "chunks"]
+__all__ = ["Chunk", "read_chunks"]

@@ -1,4 +1,4 @@
-"""What readers share: chunks of rows, and the row that says what is wrong with it."""
+"""Chunks of rows, and the row that stands for a malformed record."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,34 +10,34 @@ import orjson
 from tuneline.data import schema
 
 ROWS_PER_CHUNK = 256
-"""Rows of a text file that are in memory at once: some may be megabytes long."""
+"""Rows of a text file in memory at once; a single row may have megabytes."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that were found in a file and not yet read, so that counting them costs little."""
+    """Rows of a file that are located but not yet parsed, so that counting them is cheap."""
 
     lines: Sequence[int]
-    """Lines at which they begin, from 1."""
+    """Lines at which the rows begin, from 1."""
 
     read: Callable[[Sequence[int]], list[bytes]]
     """Returns the JSON texts of the rows at these positions of the chunk."""
 
     num_blank: int = 0
-    """Blank lines between them."""
+    """Blank lines between the rows."""
 
 
 def group_into_chunks(rows: Iterable[tuple[int, T | None]], read: Callable[[int, T], bytes]) -> Iterator[Chunk]:
-    """Make chunks of rows that are found one after the other.
+    """Group a stream of rows into chunks.
 
     Args:
-        rows: The line of each row with what lies there; None for a blank line.
-        read: Makes a JSON text of a line and what lies there.
+        rows: The line and the content of each row; None as the content of a blank line.
+        read: Converts a line and its content to a JSON text.
     """
-    waiting = iter(rows)
-    while part := list(islice(waiting, ROWS_PER_CHUNK)):
+    remaining = iter(rows)
+    while part := list(islice(remaining, ROWS_PER_CHUNK)):
         yield _chunk([(line, item) for line, item in part if item is not None], read, len(part))
 
 
@@ -50,5 +50,5 @@ def _chunk(rows: list[tuple[int, T]], read: Callable[[int, T], bytes], num_lines
 
 
 def make_bad_row(reason: str) -> bytes:
-    """Return the text of a row that cannot be used."""
+    """Return the JSON text of a row that stands for a malformed record."""
     return orjson.dumps({schema.BAD_ROW_KEY: reason})

@@ -1,6 +1,6 @@
-"""The bytes of a file, unpacked, with two limits: on one row, and on how much a small file may unpack to.
+"""Decompressed files with two limits: on the bytes of one row, and on the decompressed size of a file.
 
-Counting costs nothing that can be measured: it is done once a buffer, not once a line.
+Bytes are counted once per buffer, not once per line, so that the cost is negligible.
 """
 
 import io
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 TAIL_BYTES = 1 << 12
-"""Bytes at the end of a buffer that are looked at first for the end of a line."""
+"""Bytes at the end of a buffer that are searched first for a line feed."""
 
 
 class RowTooLongError(Exception):
-    """A row is longer than the limit; `offset` is where it begins."""
+    """A row is longer than the limit; `offset` is the byte at which it begins."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(f"the row at byte {offset} is too long")
@@ -30,11 +30,11 @@ class RowTooLongError(Exception):
 
 
 class DecompressedFile(io.RawIOBase):
-    """A file as bytes, unpacked where its name says that it is packed.
+    """The bytes of a file, decompressed if its name ends in .gz or .zst.
 
     Args:
-        path: A plain file.
-        by_line: A line feed ends a row. Else whoever reads calls `end_row`.
+        path: A regular file.
+        by_line: Whether a line feed ends a row. If false, the caller calls `end_row`.
     """
 
     def __init__(self, path: Path, *, by_line: bool) -> None:
@@ -42,11 +42,11 @@ class DecompressedFile(io.RawIOBase):
         self._path, self._by_line = path, by_line
         self._file = pa.input_stream(str(path), compression=compression(path))
         self._num_read = self._row_begin = 0
-        self._longest_row = limits.ROW_BYTES.value()
-        self._most = _most_unpacked(path) if compression(path) else None
+        self._max_row_bytes = limits.ROW_BYTES.value()
+        self._max_bytes = _max_decompressed_bytes(path) if compression(path) else None
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return true."""
         return True
 
     def close(self) -> None:
@@ -56,66 +56,66 @@ class DecompressedFile(io.RawIOBase):
         super().close()
 
     def end_row(self) -> None:
-        """Begin to count anew: what was read so far belongs to rows that are complete."""
+        """Mark the end of a row: the bytes so far belong to complete rows."""
         self._row_begin = self._num_read
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read into a buffer; returns how many bytes.
+        """Read into a buffer and return the number of bytes.
 
         Raises:
             RowTooLongError: A row is longer than the limit.
-            SourceError: The file unpacks to more than its size allows.
+            SourceError: The decompressed size exceeds the limit for the file's size.
         """
         view = memoryview(buffer)
         num_bytes = int(self._file.readinto(view))
         before, self._num_read = self._num_read, self._num_read + num_bytes
         if self._by_line and (end := _last_line_feed(view[:num_bytes])) >= 0:
             self._row_begin = before + end + 1
-        if self._num_read - self._row_begin > self._longest_row:
+        if self._num_read - self._row_begin > self._max_row_bytes:
             raise RowTooLongError(self._row_begin)
-        if self._most is not None and self._num_read > self._most:
+        if self._max_bytes is not None and self._num_read > self._max_bytes:
             raise decompressed_size_error(self._path)
         return num_bytes
 
 
 def row_end_callback(file: io.BufferedReader) -> Callable[[], None]:
-    """Return what tells the file below a buffer that a row is complete."""
-    return cast("Unpacked", file.raw).end_row
+    """Return a function that marks the end of a row in the `DecompressedFile` below a buffer."""
+    return cast("DecompressedFile", file.raw).end_row
 
 
 def _last_line_feed(view: memoryview) -> int:
-    """Return the position of the last line feed, or -1; most often it is near the end."""
+    """Return the position of the last line feed, or -1. It is usually near the end."""
     start = max(0, len(view) - TAIL_BYTES)
     if (end := bytes(view[start:]).rfind(b"\n")) >= 0:
         return start + end
     return bytes(view[:start]).rfind(b"\n")
 
 
-def _most_unpacked(path: Path) -> int:
+def _max_decompressed_bytes(path: Path) -> int:
     return max(limits.UNPACKED_BYTES.value(), limits.UNPACKED_RATIO.value() * path.stat().st_size)
 
 
 def check_decompressed_size(path: Path, num_bytes: int) -> None:
-    """Check the size to which a file says that it unpacks.
+    """Check the decompressed size that the metadata of a file state.
 
     Raises:
-        SourceError: It is more than the file's own size allows.
+        SourceError: The decompressed size exceeds the limit for the file's size.
     """
-    if num_bytes > _most_unpacked(path):
+    if num_bytes > _max_decompressed_bytes(path):
         raise decompressed_size_error(path)
 
 
 def decompressed_size_error(path: Path) -> SourceError:
-    """Return the error of a file that unpacks to more than its size allows."""
+    """Build the error of a file whose decompressed size exceeds the limit for its size."""
     ratio = limits.UNPACKED_RATIO
     return SourceError(
-        f"{path}: its {path.stat().st_size:,} bytes unpack to more than {limits.UNPACKED_BYTES.shown()}, and to more "
-        f"than {ratio.shown()} times its size, as no text does. Give the data themselves. {ratio.advice()}"
+        f"{path}: its {path.stat().st_size:,} bytes decompress to more than {limits.UNPACKED_BYTES.shown()} and more "
+        f"than {ratio.shown()} times its size, which is unusual for text. Use the decompressed data. {ratio.advice()}"
     )
 
 
 def line_number_at(path: Path, offset: int) -> int:
-    """Return the number of the line that begins at a byte of the unpacked file."""
+    """Return the number of the line that begins at a byte of the decompressed file."""
     line, rest = 1, offset
     with pa.input_stream(str(path), compression=compression(path)) as file:
         while rest and (part := file.read(min(rest, 1 << 20))):

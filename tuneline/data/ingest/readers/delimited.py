@@ -1,8 +1,8 @@
-"""CSV and TSV: the first record names the columns, every value is a text.
+"""Reader of CSV and TSV: the first record names the columns, and every value is a text.
 
-Python's parser, in its strict mode, because it tells the line of each record. A record that it refuses, one with
-another number of fields than the header, and one that is blank all through is a row that says so: torn files show up as
-thousands of these, and are refused by `align` rather than trained on.
+It uses Python's parser in strict mode, because that parser reports the line of each record. A record that cannot be
+parsed, has another number of fields than the header, or is blank becomes a bad row. Torn files have thousands of these,
+so that `align` refuses them.
 """
 
 import csv
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import _csv
 
 MAX_FIELD_CHARS = 1 << 24
-"""Characters of a field; a longer one has lost its closing quote."""
+"""Maximum length of a field; a longer field is missing its closing quote."""
 
 DELIMITERS = ",;\t|"
 
@@ -33,25 +33,27 @@ def read_delimited(path: Path, delimiter: str) -> Iterator[Chunk]:
     csv.field_size_limit(MAX_FIELD_CHARS)
     with open_text(path, by_line=False) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-        found = _found(path, csv.reader(text, delimiter=delimiter, strict=True), row_end_callback(file))
-        header = _header(path, found, delimiter)
-        empty = True
-        for chunk in group_into_chunks(found, lambda _, fields: _text(header, fields)):
-            empty = empty and not chunk.lines
+        records = _records(path, csv.reader(text, delimiter=delimiter, strict=True), row_end_callback(file))
+        header = _read_header(path, records, delimiter)
+        is_empty = True
+        for chunk in group_into_chunks(records, lambda _, fields: _to_json(header, fields)):
+            is_empty = is_empty and not chunk.lines
             yield chunk
-        if empty:
-            raise DataError(f"{path}:1: there is a header and no row. Give a file with at least one row.")
+        if is_empty:
+            raise DataError(f"{path}:1: the file has a header but no rows. Use a file with at least one row.")
 
 
-def _found(path: Path, reader: "_csv.Reader", end: Callable[[], None]) -> Iterator[tuple[int, list[str] | str | None]]:
-    """Yield the line and the fields of each record, None for a blank line, or what is wrong."""
+def _records(
+    path: Path, reader: "_csv.Reader", end_row: Callable[[], None]
+) -> Iterator[tuple[int, list[str] | str | None]]:
+    """Yield the line of each record with its fields, None for a blank line, or the error of a malformed record."""
     while True:
-        end()
+        end_row()
         line = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield line, f"a CSV record that does not parse ({error})"
+            yield line, f"a CSV record that cannot be parsed ({error})"
             continue
         except RowTooLongError:
             raise row_too_long_error(f"{path}:{line}") from None
@@ -60,27 +62,29 @@ def _found(path: Path, reader: "_csv.Reader", end: Callable[[], None]) -> Iterat
         yield line, fields or None
 
 
-def _header(path: Path, found: Iterator[tuple[int, list[str] | str | None]], delimiter: str) -> list[str]:
-    line, header = next(((line, fields) for line, fields in found if fields is not None), (1, None))
+def _read_header(path: Path, records: Iterator[tuple[int, list[str] | str | None]], delimiter: str) -> list[str]:
+    line, header = next(((line, fields) for line, fields in records if fields is not None), (1, None))
     if not isinstance(header, list):
-        raise DataError(f"{path}:{line}: there is no header ({header or 'blank lines only'}). Name the columns there.")
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}:{line}: two columns are called {twice[0]!r}. Give each a name of its own.")
-    used = [sign for sign in DELIMITERS if sign != delimiter and sign in header[0]]
-    if len(header) == 1 and used:
         raise DataError(
-            f"{path}:{line}: the header is one column, {header[0]!r:.60}; {used[0]!r} seems to divide it. Divide .csv "
-            "by commas and .tsv by tabs."
+            f"{path}:{line}: the header is missing ({header or 'blank lines only'}). Add a line with the column names."
+        )
+    duplicates = [name for name, count in Counter(header).items() if count > 1]
+    if duplicates:
+        raise DataError(f"{path}:{line}: two columns are named {duplicates[0]!r}. Rename one.")
+    others = [sign for sign in DELIMITERS if sign != delimiter and sign in header[0]]
+    if len(header) == 1 and others:
+        raise DataError(
+            f"{path}:{line}: the header has one column, {header[0]!r:.60}; the delimiter seems to be {others[0]!r}. "
+            "Use commas in .csv files and tabs in .tsv files."
         )
     return header
 
 
-def _text(header: list[str], fields: list[str] | str) -> bytes:
+def _to_json(header: list[str], fields: list[str] | str) -> bytes:
     if isinstance(fields, str):
         return make_bad_row(fields)
     if not any(field.strip() for field in fields):
-        return make_bad_row("a CSV record whose fields are all blank")
+        return make_bad_row("a CSV record with blank fields only")
     if len(fields) != len(header):
-        return make_bad_row(f"a CSV record with {len(fields)} fields where the header has {len(header)}")
+        return make_bad_row(f"a CSV record with {len(fields)} fields, but the header has {len(header)}")
     return orjson.dumps(dict(zip(header, fields, strict=True)))

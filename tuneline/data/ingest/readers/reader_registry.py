@@ -1,4 +1,4 @@
-"""Which reader reads which kind of file."""
+"""Registry of readers by kind of file."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,10 +20,10 @@ READERS: dict[str, Callable[[Path], Iterator[Chunk]]] = {
 
 
 def read_chunks(path: Path) -> Iterator[Chunk]:
-    """Find the rows of a file, a chunk at a time.
+    """Read the rows of a file in chunks.
 
     Raises:
-        DataError: The file does not parse.
-        SourceError: It was cut, or something else lies in its place.
+        DataError: The file cannot be parsed.
+        SourceError: The file is truncated, or is not data.
     """
     return READERS[str(file_kind(path))](path)

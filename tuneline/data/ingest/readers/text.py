@@ -1,4 +1,4 @@
-"""Plain text: each line is a row with one column, `text`. A file of JSON under this name is refused for what it is."""
+"""Plain text: each line is a row with one column, `text`. A JSON file named .txt is refused."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from tuneline.data.ingest.readers.text_stream import open_text
 from tuneline.errors import DataError
 
 NUM_SNIFFED_LINES = 100
-"""Lines at the beginning of a file that are looked at for JSON."""
+"""First lines of a file that are checked for JSON."""
 
 
 def read_text(path: Path) -> Iterator[Chunk]:
-    """Read lines; only a line feed ends one. Those without a visible sign are blank."""
+    """Read lines, which only a line feed ends. Lines of white space are blank."""
     with open_text(path) as file:
         _refuse_json(path, file.peek())
         lines = ((number, line.decode().rstrip("\r\n")) for number, line in enumerate(file, start=1))
@@ -24,18 +24,18 @@ def read_text(path: Path) -> Iterator[Chunk]:
 
 
 def _refuse_json(path: Path, head: bytes) -> None:
-    """Look at the beginning of a file, whose last line may be cut, before its lines are taken for texts.
+    """Check that the beginning of a file, whose last line may be incomplete, is not JSON.
 
     Raises:
-        DataError: All lines there are JSON objects, or a JSON list or object begins there.
+        DataError: All lines are JSON objects, or the file begins with a JSON list or object.
     """
     lines = [line.strip() for line in head.split(b"\n")[:NUM_SNIFFED_LINES]]
     lines = [line for line in lines[:-1] or lines if line]
     if lines and all(_is_object(line) for line in lines):
-        raise _is_json(path, "its lines are JSON objects", ".jsonl")
-    two = b"".join(lines[:2])
-    if two.startswith(b"[{") or (lines[:1] == [b"{"] and two.startswith(b'{"')):
-        raise _is_json(path, "it holds one JSON value", ".json")
+        raise _json_error(path, "its lines are JSON objects", ".jsonl")
+    beginning = b"".join(lines[:2])
+    if beginning.startswith(b"[{") or (lines[:1] == [b"{"] and beginning.startswith(b'{"')):
+        raise _json_error(path, "it holds one JSON value", ".json")
 
 
 def _is_object(line: bytes) -> bool:
@@ -45,8 +45,8 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _is_json(path: Path, what: str, kind: str) -> DataError:
+def _json_error(path: Path, actual: str, suffix: str) -> DataError:
     return DataError(
-        f"{path}:1: {what}, and a .txt file is read as plain text, a line a row. Name the file {kind}; where the JSON "
-        "itself is to be learnt, write it as texts into a column `text`."
+        f"{path}:1: {actual}, but a .txt file is read as plain text, one row per line. Rename the file to {suffix}; to "
+        "train on the JSON itself, write it as text into a column `text`."
     )
