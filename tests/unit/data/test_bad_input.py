@@ -237,8 +237,8 @@ def test_a_template_of_another_model_is_refused_before_a_row_is_made(told):
 
     assert (error, message) == (
         SourceError,
-        "template: llama3 ends its turns with text that is no token of this tokenizer, so a model would not learn to "
-        "stop. Take one of those that fit: alpaca, chatml, default, empty, llama2, mistral, qwen, vicuna, zephyr.",
+        "template: llama3 ends its turns with text that is not a token of this tokenizer, so the model would not learn "
+        "to stop. Use a compatible one: alpaca, chatml, default, empty, llama2, mistral, qwen, vicuna, zephyr.",
     )
 
 
@@ -801,7 +801,7 @@ def test_pairs_are_not_fine_tuned_on(told):
     _, message = told({"d.jsonl": pairs})
 
     assert message == (
-        "the mixture holds examples of kind preference; stage sft trains on chat or text. Set format, or take other "
+        "the mixture contains examples of kind preference; stage sft trains on chat or text. Set format, or use other "
         "data."
     )
 
@@ -827,7 +827,7 @@ def test_a_row_of_eighty_thousand_tokens_is_refused_with_its_length_and_its_begi
     _, message = told({"d.jsonl": lines(*rows)})
 
     assert message == (
-        "a row of d that begins 'word word word word word word word word ' has 108020 tokens, more than "
+        "a row of d that begins with 'word word word word word word word word ' has 108020 tokens, more than "
         "tokenize.max_length 256. Raise max_length, or set tokenize.overlong: drop, right, left, proportional or split."
     )
 
@@ -843,8 +843,8 @@ def test_chats_are_not_torn_by_wrapping(told):
 
     assert (error, message) == (
         RecipeError,
-        "tokenize.packing: wrapped cuts one stream of texts into rows, and the mixture holds examples of kind chat, "
-        "whose answers it would tear from their questions. Set packing: true.",
+        "tokenize.packing: wrapped cuts a single stream of texts into rows, and the mixture contains examples of kind "
+        "chat, whose answers would be separated from their prompts. Set packing: true.",
     )
 
 
@@ -864,7 +864,7 @@ def test_more_cuts_than_the_recipe_allows_are_an_error(told):
 
     counted = re.match(r"(\d+) of (\d+) ", message)
     assert message == (
-        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be cut or dropped; "
+        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
         "tokenize.max_cut_fraction allows 10%. Raise one of the two."
     )
 
@@ -894,7 +894,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(located, monkeypatch):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(found, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_told_as_changed_not_as_malformed(located, monkeypatch):
@@ -909,7 +909,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_told_as_changed_not_as_malformed
     with pytest.raises(SourceError) as caught:
         ingest.ingest(found, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_that_is_gone_when_it_is_to_be_read_is_told(located):
@@ -919,4 +919,4 @@ def test_a_file_that_is_gone_when_it_is_to_be_read_is_told(located):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(found, IngestConfig(name="d"))
 
-    assert str(caught.value) == f"d: {path} is gone since it was resolved. Restore it, or run again."
+    assert str(caught.value) == f"d: {path} was removed after it had been located. Restore it, or start the run again."

@@ -156,7 +156,7 @@ def test_rows_longer_than_the_models_positions(project, monkeypatch):
 def test_a_token_that_is_there_already(project, monkeypatch):
     said = refusal(project, monkeypatch, load={"new_special_tokens": ["<|im_end|>"]})
 
-    assert "load.new_special_tokens: '<|im_end|>' is in the vocabulary already" in said
+    assert "load.new_special_tokens: '<|im_end|>' is already in the vocabulary" in said
 
 
 def test_a_template_that_the_vocabulary_cannot_write(project, monkeypatch):

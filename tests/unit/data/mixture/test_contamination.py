@@ -27,12 +27,12 @@ CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的
 def short_questions_count():
     """Short questions stand for long ones in these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "TELLING_WORDS", 0)
+        patch.setattr(contamination, "MIN_QUESTION_WORDS", 0)
         yield
 
 
 def test_a_short_question_is_looked_for_with_its_choices(monkeypatch):
-    monkeypatch.setattr(contamination, "TELLING_WORDS", 8)
+    monkeypatch.setattr(contamination, "MIN_QUESTION_WORDS", 8)
     short = multiple_choice.Question("s", "Which is true?", ("one", "two", "three", "four"), "A")
     long = multiple_choice.Question("s", "Which of these eight words is the longest of all?", ("a", "b", "c", "d"), "A")
 
