@@ -59,14 +59,16 @@ def preview(
         raise seen.problem
 
 
-def _write(html: Path, recipe: Path, said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _write(
+    html: Path, recipe: Path, said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     from tuneline.data.tokenization import html_preview as pages
 
     told = [*said, f"A run would stop: {seen.problem}"] if seen.problem else said
     html.write_text(pages.render_page(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
 
 
-def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _as_json(said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     from tuneline.data.tokenization import html_preview as pages
 
     found = []
@@ -86,7 +88,7 @@ def _as_json(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase"
     return {"model": said[0], "template": said[1], "sources": found, "problem": problem}
 
 
-def _show(said: list[str], seen: "Look", tokenizer: "PreTrainedTokenizerBase", html: Path | None) -> None:
+def _show(said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase", html: Path | None) -> None:
     console = show.console()
     for sentence in [*said, _legend(console)]:
         console.print(Text(sentence), soft_wrap=True)
@@ -108,7 +110,7 @@ def _has_colours(console: Console) -> bool:
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
-def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _show_sequences(console: Console, section: "DatasetPreview", tokenizer: "PreTrainedTokenizerBase") -> None:
     from tuneline.data.tokenization import html_preview as pages
 
     for number, shown in enumerate(section.shown, start=1):
@@ -117,7 +119,7 @@ def _show_sequences(console: Console, section: "Section", tokenizer: "PreTrained
         console.print(_coloured(parts) if _has_colours(console) else Text(_marked(parts)), soft_wrap=True)
 
 
-def _coloured(parts: "list[Part]") -> Text:
+def _coloured(parts: "list[TextSpan]") -> Text:
     text = Text()
     for part in _shortened(parts):
         style = STYLES[part.trained, part.special]
@@ -128,12 +130,12 @@ def _coloured(parts: "list[Part]") -> Text:
     return text
 
 
-def _marked(parts: "list[Part]") -> str:
+def _marked(parts: "list[TextSpan]") -> str:
     text = "".join(f"{MARKERS[0]}{part.text}{MARKERS[1]}" if part.trained else part.text for part in _shortened(parts))
     return text.replace("".join(reversed(MARKERS)), "")
 
 
-def _shortened(parts: "list[Part]") -> "Iterator[Part]":
+def _shortened(parts: "list[TextSpan]") -> "Iterator[TextSpan]":
     """Leave out the middle of a long sequence."""
     total = sum(len(part.text) for part in parts)
     resume = total - TAIL_CHARS if total > 1.5 * (HEAD_CHARS + TAIL_CHARS) else HEAD_CHARS
@@ -146,7 +148,7 @@ def _shortened(parts: "list[Part]") -> "Iterator[Part]":
         start += len(part.text)
 
 
-def _show_facts(console: Console, section: "Section") -> None:
+def _show_facts(console: Console, section: "DatasetPreview") -> None:
     from tuneline.data.tokenization import html_preview as pages
 
     facts = Table.grid(padding=(0, 3, 0, 0))

@@ -1,1 +1,1 @@
-"""Data worker: from files to token rows. Knows data sets and tokenizers; nothing of models, training or ZenML."""
+"""Data preparation: from dataset files to token rows. Independent of models, training and ZenML."""

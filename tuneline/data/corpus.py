@@ -1,11 +1,11 @@
-"""A corpus: rows in named splits, what they are, and what happened to them on the way.
+"""Corpus: the rows of a dataset in named splits, with their identity and processing counts.
 
-Rows are written and read in batches of an Arrow file and never held as a whole: `Writer` takes them as they come,
-`batches` hands them on, and both need the memory of one batch, however many rows there are.
+Rows are written and read in batches of an Arrow file and never loaded entirely: `RowWriter` and `iter_batches` need
+the memory of one batch, regardless of the number of rows.
 
-`identity` is part of the content hash, as the rows are: a tokenizer's hash, a mask policy. `counts` is not: how many
-rows were refused or dropped, shares, coverage. So a run whose rows came out equal is cached, and each run still has
-its counts.
+`identity` is part of the content hash, as are the rows; it contains a tokenizer's hash or a mask policy, for example.
+`counts` is not part of it: the numbers of refused and dropped rows, shares, coverage. A run with equal rows is
+therefore cached, and every run has its own counts.
 """
 
 import atexit
@@ -29,24 +29,24 @@ from tuneline.identity import canonical_json
 
 METADATA_FILE = "corpus.json"
 BATCH_ROWS = 1024
-"""Rows that are in memory at once."""
+"""Number of rows per batch in memory."""
 
 FILE_BATCH_ROWS, FILE_BATCH_BYTES = 8192, 4 << 20
-"""Rows, or bytes if they are reached first, of a batch in a file: each costs some kilobytes wherever it is mapped."""
+"""Maximum rows and bytes of a batch in a file; each batch costs some kilobytes in every process that maps the file."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Rows by split, with identity and counts (both JSON-able)."""
+    """Rows by split, with identity and counts (both JSON-serializable)."""
 
     splits: dict[str, Dataset]
     identity: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     preview_html: str = ""
-    """HTML that shows some rows, or empty; no part of the content."""
+    """HTML preview of some rows, or empty; not part of the content hash."""
 
     folder: Path | None = field(default=None, compare=False)
-    """The stored artifact that the rows were read from."""
+    """Folder of the stored artifact from which the rows were loaded."""
 
     def only(self) -> Dataset:
         """Return the rows of a corpus with one split."""
@@ -63,27 +63,27 @@ class Corpus:
         return {name: rows.num_rows for name, rows in self.splits.items()}
 
     def save(self, folder: Path) -> None:
-        """Keep one Arrow file a split, and what the corpus says of itself."""
+        """Write one Arrow file per split, and the metadata."""
         for name, rows in self.splits.items():
-            _keep(rows, folder / f"{name}.arrow")
-        about = {
+            _save_rows(rows, folder / f"{name}.arrow")
+        metadata = {
             "splits": list(self.splits),
             "identity": self.identity,
             "counts": self.counts,
             "page": self.preview_html,
         }
-        (folder / METADATA_FILE).write_text(json.dumps(about, indent=1))
+        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "Corpus":
-        """Open what `save` kept; rows are memory-mapped where they lie."""
-        about = json.loads((folder / METADATA_FILE).read_text())
-        splits = {name: Dataset.from_file(str(folder / f"{name}.arrow")) for name in about["splits"]}
-        return cls(splits, about["identity"], about["counts"], about["page"])
+        """Open a saved corpus; rows are memory-mapped."""
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+        splits = {name: Dataset.from_file(str(folder / f"{name}.arrow")) for name in metadata["splits"]}
+        return cls(splits, metadata["identity"], metadata["counts"], metadata["page"])
 
 
 class RowWriter:
-    """Write rows batch by batch into a scratch file; a context manager.
+    """Context manager that writes rows to a scratch file, batch by batch.
 
     >>> with Writer(RECORD) as writer:
     ...     writer.write({"file": ["a.jsonl"], "line": [1], "record": ["{}"]})
@@ -94,11 +94,11 @@ class RowWriter:
         self.path = path or create_scratch_file()
         self.features = features
         self._schema = features.arrow_schema
-        self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = self._waiting_bytes = 0
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = self._pending_bytes = 0
         self.num_rows = 0
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "RowWriter":
         self._stream = pa.ipc.new_stream(str(self.path), self._schema)
         return self
 
@@ -108,7 +108,7 @@ class RowWriter:
         self._stream.close()
 
     def write(self, columns: dict[str, Any]) -> None:
-        """Add rows, given as lists or Arrow arrays by column."""
+        """Add rows, as lists or Arrow arrays by column."""
         arrays = [
             values if isinstance(values, pa.Array) else pa.array(values, field.type)
             for field in self._schema
@@ -119,44 +119,44 @@ class RowWriter:
     def write_batch(self, batch: pa.RecordBatch) -> None:
         """Add the rows of a batch."""
         self.num_rows += batch.num_rows
-        self._waiting.append(batch)
-        self._waiting_rows += batch.num_rows
-        self._waiting_bytes += batch.nbytes
-        if self._waiting_rows >= FILE_BATCH_ROWS or self._waiting_bytes >= FILE_BATCH_BYTES:
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self._pending_bytes += batch.nbytes
+        if self._pending_rows >= FILE_BATCH_ROWS or self._pending_bytes >= FILE_BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            table = pa.Table.from_batches(self._waiting, schema=self._schema).combine_chunks()
+        if self._pending:
+            table = pa.Table.from_batches(self._pending, schema=self._schema).combine_chunks()
             self._stream.write_table(table, max_chunksize=FILE_BATCH_ROWS)
-            self._waiting = []
-            self._waiting_rows = self._waiting_bytes = 0
+            self._pending = []
+            self._pending_rows = self._pending_bytes = 0
 
     def rows(self) -> Dataset:
-        """Return what was written, memory-mapped."""
+        """Return the written rows, memory-mapped."""
         return Dataset.from_file(str(self.path))
 
 
 def iter_batches(rows: Dataset, num_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """Yield rows in batches of `num_rows` (the last may be shorter); reads the file, so no page stays mapped."""
-    waiting: list[pa.RecordBatch] = []
+    """Yield rows in batches of `num_rows` (the last may be shorter); reads the file instead of mapping it."""
+    parts: list[pa.RecordBatch] = []
     count = 0
-    for batch in _written(rows):
+    for batch in _stored_batches(rows):
         start = 0
         while start < batch.num_rows:
             part = batch.slice(start, num_rows - count)
             start, count = start + part.num_rows, count + part.num_rows
-            waiting.append(part)
+            parts.append(part)
             if count == num_rows:
-                yield _joined(waiting)
-                waiting, count = [], 0
-    if waiting:
-        yield _joined(waiting)
+                yield _concatenate(parts)
+                parts, count = [], 0
+    if parts:
+        yield _concatenate(parts)
 
 
-def _written(rows: Dataset) -> Iterator[pa.RecordBatch]:
-    """Yield batches as they lie: from the rows' own file where it holds exactly them, else out of memory."""
-    path = _own_file(rows)
+def _stored_batches(rows: Dataset) -> Iterator[pa.RecordBatch]:
+    """Yield batches as they are stored: from the Arrow file if it holds exactly these rows, otherwise from memory."""
+    path = _arrow_file(rows)
     if path is None:
         for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
             yield from table.combine_chunks().to_batches()
@@ -165,23 +165,23 @@ def _written(rows: Dataset) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """Return one batch whose values start at 0, whatever slices they came from, so that equal rows are equal bytes."""
+def _concatenate(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Concatenate batches; values are copied to start at offset 0, so that equal rows have equal bytes."""
     table = pa.Table.from_batches(parts).replace_schema_metadata(None).combine_chunks()
-    plain = table.take(pa.array(range(len(table)))).combine_chunks()
-    return plain.to_batches()[0]
+    copied = table.take(pa.array(range(len(table)))).combine_chunks()
+    return copied.to_batches()[0]
 
 
 def hash_rows(rows: Dataset) -> str:
-    """Hash values; how rows are cut into batches on disk makes no difference."""
+    """Hash the values of rows; the hash does not depend on the batches on disk."""
     digest = hashlib.sha256(str(rows.features).encode())
     for batch in iter_batches(rows, 4096):
         digest.update(batch.serialize())
     return digest.hexdigest()
 
 
-def _own_file(rows: Dataset) -> Path | None:
-    """Return the Arrow file that holds these rows and nothing else, if there is one."""
+def _arrow_file(rows: Dataset) -> Path | None:
+    """Return the Arrow file that holds exactly these rows, if there is one."""
     files = rows.cache_files
     if rows._indices is not None or len(files) != 1 or rows.num_rows != _rows_in(files[0]["filename"]):
         return None
@@ -193,9 +193,9 @@ def _rows_in(path: str) -> int:
         return sum(batch.num_rows for batch in reader)
 
 
-def _keep(rows: Dataset, target: Path) -> None:
-    """Put rows into a file: by a link to their own where that can be made, else by writing them."""
-    path = _own_file(rows)
+def _save_rows(rows: Dataset, target: Path) -> None:
+    """Save rows to a file: by a hard link or a copy of their Arrow file if possible, otherwise by writing them."""
+    path = _arrow_file(rows)
     if path is not None:
         try:
             os.link(path, target)
@@ -208,7 +208,7 @@ def _keep(rows: Dataset, target: Path) -> None:
 
 
 def create_scratch_file() -> Path:
-    """Return a path for a file that is gone when the process ends, unless it was linked elsewhere."""
+    """Create a temporary file that is deleted when the process exits; hard links to it remain."""
     handle, path = tempfile.mkstemp(suffix=".arrow", dir=_scratch_folder(owner.scratch_folder()))
     os.close(handle)
     return Path(path)

@@ -1,4 +1,4 @@
-"""Files are unchanged since they were resolved: compared by size and hash."""
+"""Check that files are unchanged since they were located: compared by size and hash."""
 
 from pathlib import Path
 
@@ -6,16 +6,20 @@ from tuneline.errors import SourceError
 from tuneline.identity import Located, file_entries
 
 
-def check_unchanged(found: Located) -> None:
-    """Check that the files are still those that the manifest speaks of.
+def check_unchanged(located: Located) -> None:
+    """Check that the files are still those of the manifest.
 
     Raises:
-        SourceError: One is gone or has changed.
+        SourceError: A file is missing or has changed.
     """
-    for path in found.paths():
+    for path in located.paths():
         if not path.is_file():
-            raise SourceError(f"{found.name}: {path} is gone since it was resolved. Restore it, or run again.")
-    now = {file.name: file for file in file_entries(Path(found.location), found.paths())}
-    changed = [file.name for file in found.files if now[file.name] != file]
+            raise SourceError(
+                f"{located.name}: {path} was removed after it had been located. Restore it, or start the run again."
+            )
+    current = {file.name: file for file in file_entries(Path(located.location), located.paths())}
+    changed = [file.name for file in located.files if current[file.name] != file]
     if changed:
-        raise SourceError(f"{found.name}: {changed[0]} changed while the run was going on. Run again on the new bytes.")
+        raise SourceError(
+            f"{located.name}: {changed[0]} changed during the run. Start the run again to use the new content."
+        )

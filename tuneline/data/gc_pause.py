@@ -1,4 +1,4 @@
-"""Pause Python's search for reference cycles while rows are made in batches: they hold none, and it costs a sixth."""
+"""Pause the cyclic garbage collector while rows are made in batches: it takes a sixth of the time and frees nothing."""
 
 import gc
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Make no search for cycles inside; what is counted by reference is freed at once all the same."""
-    was_on = gc.isenabled()
+    """Disable the cyclic garbage collector; reference counting still frees objects immediately."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()

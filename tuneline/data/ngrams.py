@@ -1,8 +1,8 @@
-"""Runs of words that texts share, found by hash.
+"""Word n-grams that texts share, found by rolling hashes.
 
-The hash of any run follows from two prefix sums (Karp and Rabin 1987), so all runs of a length cost a few array
-operations; what is looked for stands in sorted arrays of 64-bit hashes. That two different runs have one hash happens
-to about 1 of 2^64 pairs. The hashes of words differ from process to process; what is found does not.
+The hash of any n-gram follows from two prefix sums (Karp and Rabin 1987), so hashing all n-grams of one length takes a
+few array operations; the n-grams to search for are sorted arrays of 64-bit hashes. Two different n-grams collide with a
+probability of about 2^-64. The hashes of words differ between processes; the matches do not.
 """
 
 import re
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_QUESTION_WORDS = 8
-"""A question of fewer words is looked for together with its choices."""
+"""Questions with fewer words are searched for together with their choices."""
 
 NO_ROW = np.iinfo(np.int32).max
-"""The number of a row where no row is meant."""
+"""Row number that stands for no row."""
 
 WORDS_PER_BATCH = 2**16
-"""Words whose hashes are computed at once."""
+"""Approximate number of words that are hashed per batch."""
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
@@ -35,16 +35,16 @@ _NONE = np.zeros(0, np.uint64)
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words in lower case, without punctuation; a Chinese or Japanese character is a word of its own."""
+    """Return the words in lower case, without punctuation; each Chinese or Japanese character is a separate word."""
     lowered = text.lower()
     return lowered.translate(_ASCII).split() if lowered.isascii() else _WORD.findall(lowered)
 
 
 class HashedTexts:
-    """Some texts as hashes of their words, laid end to end.
+    """A batch of texts as concatenated word hashes.
 
-    Text `i` has the number `numbers[i]`; its words stand from `starts[i]` to before `ends[i]`, and its last part, which
-    is compared as a whole, begins at `tails[i]`.
+    Text `i` has the number `numbers[i]`; its words are at positions `starts[i]` to `ends[i]` (exclusive), and its last
+    part, which is compared as a whole, starts at `tails[i]`.
     """
 
     def __init__(self, numbers: list[int], heads: list[Hashes], tails: list[Hashes]) -> None:
@@ -60,21 +60,21 @@ class HashedTexts:
         return len(self._sums) - 1
 
     def runs(self, starts: Numbers, lengths: Any) -> Hashes:
-        """Hash the runs of `lengths` words (one number, or one for each start) that begin at `starts`."""
-        found: Hashes = (self._sums[starts + lengths] - self._sums[starts]) * self._inverses[starts]
-        return found
+        """Hash the n-grams of `lengths` words (one number, or one per start) that start at `starts`."""
+        hashes: Hashes = (self._sums[starts + lengths] - self._sums[starts]) * self._inverses[starts]
+        return hashes
 
     def text_indices(self) -> Numbers:
-        """Return for each word the position of its text."""
+        """Return the index of the text of each word."""
         return np.repeat(np.arange(len(self.ends)), self.ends - self.starts)
 
     def words_remaining(self) -> Numbers:
-        """Return for each word how many words its text has from there on."""
+        """Return the number of words from each word to the end of its text, including the word."""
         return np.repeat(self.ends, self.ends - self.starts) - np.arange(len(self))
 
 
 def hash_texts(texts: Iterable[tuple[int, str, str]]) -> Iterator[HashedTexts]:
-    """Hash texts, given as number, first part and last part, some thousands of words at once."""
+    """Hash texts, given as number, first part and last part, in batches of about `WORDS_PER_BATCH` words."""
     numbers, heads, tails, total = list[int](), list[Hashes](), list[Hashes](), 0
     for number, head, tail in texts:
         numbers.append(number)
@@ -91,54 +91,55 @@ def hash_texts(texts: Iterable[tuple[int, str, str]]) -> Iterator[HashedTexts]:
 def _hashes(text: str) -> Hashes:
     if not text or text.isspace():
         return _NONE
-    found = split_words(text)
-    return np.fromiter(map(hash, found), np.int64, len(found)).view(np.uint64)
+    words = split_words(text)
+    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
 
 
 class NgramTable:
-    """Hashes that are looked for (at least one), each with the first row that holds it and the number of such rows."""
+    """Hashes to search for (at least one), each with the first row that contains it and the number of such rows."""
 
     def __init__(self, hashes: list[Hashes]) -> None:
         self._hashes = np.concatenate(hashes)
         self._hashes.sort()
         self._rows = np.full(len(self._hashes), NO_ROW, np.int32)
         self._num_rows = np.zeros(len(self._hashes), np.uint32)
-        # Most hashes are in no table; a look at their upper bits tells so for far less than a search.
+        # Most hashes are not in the table; testing their upper bits is far cheaper than a search.
         bits = min(max(len(self._hashes).bit_length() + 3, 10), 23)
         self._shift = np.uint64(64 - bits)
         self._upper = np.zeros(2**bits, np.bool_)
         self._upper[self._hashes >> self._shift] = True
 
     def record_rows(self, hashes: Hashes, rows: Numbers) -> Numbers:
-        """Note in which rows hashes stand; return the positions of known ones.
+        """Record the rows of hashes; return the indices into `hashes` of those in the table.
 
-        Rows ascend from call to call, and all hashes of a row come in one call, so that each row is counted once.
+        Row numbers must ascend from call to call, and all hashes of a row must be in one call, so that each row is
+        counted once.
         """
-        near = np.flatnonzero(self._upper[hashes >> self._shift])
-        at, known = self._find(hashes[near])
-        found, at = near[known], at[known]
-        new = np.flatnonzero(self._rows[at] == NO_ROW)
-        np.minimum.at(self._rows, at[new], rows[found[new]].astype(np.int32))
-        if len(found):
-            self._count(at, rows[found])
-        return found
+        candidates = np.flatnonzero(self._upper[hashes >> self._shift])
+        positions, is_match = self._find(hashes[candidates])
+        matches, positions = candidates[is_match], positions[is_match]
+        new = np.flatnonzero(self._rows[positions] == NO_ROW)
+        np.minimum.at(self._rows, positions[new], rows[matches[new]].astype(np.int32))
+        if len(matches):
+            self._count(positions, rows[matches])
+        return matches
 
-    def _count(self, at: Numbers, rows: Numbers) -> None:
+    def _count(self, positions: Numbers, rows: Numbers) -> None:
         span = int(rows.max() - rows.min()) + 1
-        once = np.unique(at * span + (rows - rows.min()))
-        np.add.at(self._num_rows, once // span, 1)
+        distinct = np.unique(positions * span + (rows - rows.min()))
+        np.add.at(self._num_rows, distinct // span, 1)
 
     def first_rows(self, hashes: Hashes) -> Numbers:
-        """Return for each hash the lowest row in which it was seen, or `NOWHERE`."""
-        at, known = self._find(hashes)
-        return np.where(known, self._rows[at], NO_ROW).astype(np.int64)
+        """Return the lowest row that contains each hash, or `NO_ROW`."""
+        positions, is_match = self._find(hashes)
+        return np.where(is_match, self._rows[positions], NO_ROW).astype(np.int64)
 
     def num_rows(self, hashes: Hashes) -> Numbers:
-        """Return for each hash the number of rows that hold it."""
-        at, known = self._find(hashes)
-        return np.where(known, self._num_rows[at], 0).astype(np.int64)
+        """Return the number of rows that contain each hash."""
+        positions, is_match = self._find(hashes)
+        return np.where(is_match, self._num_rows[positions], 0).astype(np.int64)
 
     def _find(self, hashes: Hashes) -> tuple[Numbers, NDArray[np.bool_]]:
-        """Return where hashes stand, of equal ones the first, and whether they do."""
-        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        return at, self._hashes[at] == hashes
+        """Return the position of each hash in the table (the first of equal ones), and whether it is in the table."""
+        positions = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return positions, self._hashes[positions] == hashes

@@ -1,6 +1,6 @@
-"""The data worker in one call: what a recipe names -> mixture -> training rows, without ZenML.
+"""Prepare the training rows of a recipe in one call, without ZenML.
 
-The same functions as the pipeline's steps, in the same order, for tests, benchmarks, previews and notebooks.
+Calls the functions of the pipeline's steps in the same order; for tests, benchmarks, previews and notebooks.
 """
 
 from tuneline.config.recipe import Recipe
@@ -15,7 +15,7 @@ from tuneline.identity import Manifest
 
 
 def build_mixture(recipe: Recipe) -> Corpus:
-    """Read, align and merge the data sets of a recipe.
+    """Read, align and merge the datasets of a recipe.
 
     Raises:
         TunelineError: As each step does.
@@ -25,10 +25,10 @@ def build_mixture(recipe: Recipe) -> Corpus:
     )
 
 
-def build_mixture_from_files(recipe: Recipe, found: Manifest, exams: Manifest) -> Corpus:
-    """Read, align and merge data sets whose files, and those of the exams, are known."""
+def build_mixture_from_files(recipe: Recipe, sources: Manifest, exams: Manifest) -> Corpus:
+    """Read, align and merge datasets whose files, and those of the exams, are already located."""
     examples = [
-        align.align(ingest.ingest(found, recipe.for_ingest(source)), recipe.for_align(source))
+        align.align(ingest.ingest(sources, recipe.for_ingest(source)), recipe.for_align(source))
         for source in recipe.unique_sources()
     ]
     return merge.merge(examples, exams, recipe.for_merge())
@@ -38,12 +38,14 @@ def prepare(recipe: Recipe, tokenizer: Manifest, model_type: str = "") -> Corpus
     """Make the training rows of a recipe.
 
     Args:
-        recipe: What a run would be given.
-        tokenizer: The base model's; it gets the recipe's chat template.
-        model_type: The base model's architecture, by which a tokenizer without a template gets one.
+        recipe: The recipe of the run.
+        tokenizer: The base model's tokenizer; it gets the recipe's chat template.
+        model_type: The base model's architecture, which selects a template for a tokenizer without one.
 
     Raises:
         TunelineError: As each step does.
     """
-    chosen, _ = selection.select_template(tokenizer, recipe.template, model_type, recipe.template_arguments)
-    return tokenize.tokenize_pack(build_mixture(recipe), chosen, recipe.for_tokenize())
+    tokenizer_with_template, _ = selection.select_template(
+        tokenizer, recipe.template, model_type, recipe.template_arguments
+    )
+    return tokenize.tokenize_pack(build_mixture(recipe), tokenizer_with_template, recipe.for_tokenize())

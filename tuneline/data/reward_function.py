@@ -1,6 +1,6 @@
-"""Reward functions and metrics of the user, `module:function`, with checks of what they return.
+"""Reward functions of the user, named as `module:function`, with checks of their return values.
 
-A reward function takes prompts, completions and references, and returns one number per answer.
+A reward function takes prompts, completions and references, and returns one number per completion.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,36 +17,36 @@ REWARD_KEY = "train.reward_function"
 def load_reward_function(
     name: str, key: str = REWARD_KEY, sha256: str = ""
 ) -> Callable[[list[str], list[str], list[str]], list[float]]:
-    """Import a reward function, or a metric, which is one; what it returns is checked at each call.
+    """Import a reward function or a metric with the same signature; its return value is checked at each call.
 
     Args:
         name: `module:function`.
-        key: Where the recipe names it.
-        sha256: Hash of its file when the run began; an empty string accepts the file as it is now.
+        key: Recipe key that names it.
+        sha256: Hash of its file at the start of the run; an empty string accepts the current file.
 
     Raises:
-        RecipeError: The module is missing or fails, or has no such function.
+        RecipeError: The module is missing or fails, or the function does not exist.
     """
     function, path = user_code.load_function(name, key, sha256), source_file(name, key)
 
-    def judge(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
+    def compute_rewards(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
         try:
-            found = function(prompts=prompts, completions=completions, references=references)
-            values = list(found) if isinstance(found, Iterable) else found
+            returned = function(prompts=prompts, completions=completions, references=references)
+            values = list(returned) if isinstance(returned, Iterable) else returned
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit too: it would end the run with exit code 0 and nothing done
+        except BaseException as error:  # including SystemExit, which would end the run with exit code 0
             raise RecipeError(
                 f"{key} {name!r} failed: {user_code.describe_failure(error, path)}. Fix the function."
             ) from error
         if not isinstance(values, list) or len(values) != len(prompts) or not all(map(_is_number, values)):
             raise RecipeError(
                 f"{key} {name!r} must return a finite number for each of {len(prompts)} answers, got "
-                f"{found!r:.80}. Fix the function."
+                f"{returned!r:.80}. Fix the function."
             )
         return [float(value) for value in values]
 
-    return judge
+    return compute_rewards
 
 
 def _is_number(value: Any) -> bool:

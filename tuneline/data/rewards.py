@@ -1,7 +1,7 @@
-"""Rewards that a recipe can name: how near an answer is to the row's own.
+"""Built-in reward functions: similarity of a completion to its reference.
 
-Words are compared as SQuAD's script does (Rajpurkar et al. 2016, arXiv:1606.05250): without case, punctuation and
-articles; the metric `token_f1` of evaluation counts the same words by the same functions.
+Words are compared as in SQuAD's script (Rajpurkar et al. 2016, arXiv:1606.05250): without case, punctuation and
+articles. The evaluation metric `token_f1` uses the same functions.
 """
 
 import string
@@ -12,7 +12,7 @@ _ARTICLES = {"a", "an", "the"}
 
 
 def overlap(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
-    """Return the F1 score of the words that answer and reference share, 0 to 1."""
+    """Return the word-level F1 score of each completion and its reference, 0 to 1."""
     return [
         token_f1(normalized_words(answer), normalized_words(reference))
         for answer, reference in zip(completions, references, strict=True)
@@ -20,7 +20,7 @@ def overlap(prompts: list[str], completions: list[str], references: list[str]) -
 
 
 def exact(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
-    """Return 1 where an answer has the words of its reference in order, else 0."""
+    """Return 1 if a completion has the same words as its reference in the same order, otherwise 0."""
     pairs = zip(completions, references, strict=True)
     return [float(normalized_words(answer) == normalized_words(reference)) for answer, reference in pairs]
 
@@ -31,7 +31,7 @@ def normalized_words(text: str) -> list[str]:
 
 
 def token_f1(one: list[str], other: list[str]) -> float:
-    """Return the F1 score of what two lists share, 0 to 1; of an empty list, 1 where both are."""
+    """Return the F1 score of two word lists, 0 to 1; with an empty list, 1 if both are empty."""
     if not one or not other:
         return float(one == other)
     return 2 * (Counter(one) & Counter(other)).total() / (len(one) + len(other))

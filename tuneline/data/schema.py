@@ -1,7 +1,7 @@
-"""The one schema that every data set is brought to (the paper's "standardized data", in chat vocabulary).
+"""The common schema of all datasets after alignment (the paper's "standardized data", with chat messages).
 
-Values of unknown shape (tool calls, function schemas) travel as JSON text in their author's order: Arrow unifies the
-keys of structs over all rows and fills them with nulls, which would change what is rendered.
+Values of unknown structure (tool calls, tool schemas) are stored as JSON text with the original key order: Arrow
+unifies the keys of structs over all rows and fills them with nulls, which would change the rendered text.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from datasets import Features, List, Value
 from tuneline.errors import DataError
 
 IGNORE_INDEX = -100
-"""Label of a token that carries no loss (PyTorch's `cross_entropy`)."""
+"""Label of a token without loss (`ignore_index` of PyTorch's `cross_entropy`)."""
 
 BAD_ROW_KEY = "__bad_row__"
-"""Key of a record that stands for a row which could not be read, with the reason as its value."""
+"""Key of a record that represents an unreadable row; its value is the reason."""
 
 Kind = Literal["chat", "preference", "kto", "text"]
 
 
 class Message(TypedDict):
-    """One turn of a chat."""
+    """One message of a chat."""
 
     role: str
     content: str
@@ -34,7 +34,7 @@ class Message(TypedDict):
 
 
 class Content(TypedDict):
-    """What a row says, whatever data set it is from."""
+    """The content of an example, independent of its dataset."""
 
     messages: list[Message]
     tools: str
@@ -72,11 +72,11 @@ EXAMPLE = Features(
 )
 
 MIXED = Features({**EXAMPLE, "copy": Value("int32")})
-"""Examples of a mixture: `copy` counts from 0 where the recipe lets the training see an example several times."""
+"""Examples of a mixture; `copy` numbers the repetitions of an example from 0."""
 
 
 def message(role: str, content: str, tool_calls: str | None = None, train: bool | None = None) -> Message:
-    """Build a turn."""
+    """Build a message."""
     return {"role": role, "content": content, "tool_calls": tool_calls, "train": train}
 
 
@@ -89,15 +89,15 @@ def content(
     label: bool | None = None,
     text: str = "",
 ) -> Content:
-    """Build what a row says.
+    """Build the content of an example.
 
     Args:
-        messages: Turns of a chat; of a pair, the prompt; empty for a text.
-        tools: Functions' JSON schemas as one JSON text.
-        chosen: Turns of the preferred answer (preference).
-        rejected: Turns of the other answer (preference).
+        messages: Messages of a chat; of a pair, the prompt; empty for a text.
+        tools: JSON schemas of the tools as one JSON text.
+        chosen: Messages of the preferred answer (preference).
+        rejected: Messages of the other answer (preference).
         label: Whether the last answer is desirable (KTO).
-        text: Text to continue (pre-training).
+        text: Document to train on (pre-training).
     """
     return {
         "messages": messages or [],
@@ -110,7 +110,7 @@ def content(
 
 
 def kind(example: Content) -> Kind:
-    """Tell what an example can be used for."""
+    """Return the kind of an example, which determines the stages that can train on it."""
     if example["text"]:
         return "text"
     if example["chosen"]:
@@ -118,33 +118,33 @@ def kind(example: Content) -> Kind:
     return "chat" if example["label"] is None else "kto"
 
 
-def example(source: str, said: Content) -> dict[str, Any]:
-    """Build an example; its id is the hash of its content, whatever data set it is from.
+def example(source: str, content: Content) -> dict[str, Any]:
+    """Build an example; its id is the hash of its content, independent of the dataset.
 
     Raises:
-        DataError: A text cannot be written as UTF-8.
+        DataError: A text cannot be encoded as UTF-8.
     """
-    return {"id": content_id(said), "source": source, **said}
+    return {"id": content_id(content), "source": source, **content}
 
 
-def content_id(said: Content) -> str:
+def content_id(content: Content) -> str:
     """Return the sha256 of the canonical JSON of a content.
 
     Raises:
-        DataError: A text holds half of a surrogate pair, so it is no Unicode text.
+        DataError: A text contains an unpaired surrogate, so it is not valid Unicode.
     """
     try:
-        return hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
     except (orjson.JSONEncodeError, TypeError) as error:
         raise DataError(f"a text cannot be written as UTF-8 ({error}).", "text that is not Unicode") from None
 
 
 def to_arrow_columns(examples: list[dict[str, Any]]) -> dict[str, pa.Array]:
-    """Lay examples out as Arrow columns in the order of `EXAMPLE`; about five times faster than dict by dict."""
-    plain = {name: pa.array([row[name] for row in examples], pa.string()) for name in ("id", "source", "tools", "text")}
+    """Convert examples to Arrow columns in the order of `EXAMPLE`; about five times faster than row by row."""
+    texts = {name: pa.array([row[name] for row in examples], pa.string()) for name in ("id", "source", "tools", "text")}
     chats = {name: _messages([row[name] for row in examples]) for name in ("messages", "chosen", "rejected")}
     label = pa.array([row["label"] for row in examples], pa.bool_())
-    columns = {**plain, **chats, "label": label}
+    columns = {**texts, **chats, "label": label}
     return {name: columns[name] for name in EXAMPLE}
 
 
@@ -159,10 +159,10 @@ def _messages(chats: list[list[Message]]) -> pa.Array:
 
 
 def from_arrow_batch(batch: pa.RecordBatch, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """Read examples out of an Arrow batch; the counterpart of `to_columns`."""
-    wanted = list(names or batch.schema.names)
-    columns = [_values(batch.column(name)) for name in wanted]
-    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)]
+    """Convert an Arrow batch to examples; the inverse of `to_arrow_columns`."""
+    column_names = list(names or batch.schema.names)
+    columns = [_values(batch.column(name)) for name in column_names]
+    return [dict(zip(column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -172,5 +172,5 @@ def _values(column: pa.Array) -> list[Any]:
     turns = column.values
     fields = [turns.field(i).to_pylist() for i in range(turns.type.num_fields)]
     names = [field.name for field in turns.type]
-    said = [dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True)]
-    return [said[a:b] for a, b in itertools.pairwise(offsets)]
+    messages = [dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True)]
+    return [messages[a:b] for a, b in itertools.pairwise(offsets)]

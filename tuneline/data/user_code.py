@@ -1,7 +1,7 @@
-"""Load the user's own functions from exactly the file that a recipe hashes, and describe their failures in one line.
+"""Load user functions from exactly the file that a recipe hashes, and describe their failures in one line.
 
-A module in the working directory gets a private name, so that an installed package of the same name neither replaces
-it nor is replaced by it: `evaluate.py` may lie in the folder of someone who uses the library `evaluate`.
+A module in the working directory gets a private name, so that it does not conflict with an installed package of the
+same name: a user's `evaluate.py` does not hide the library `evaluate`, and is not hidden by it.
 """
 
 import hashlib
@@ -23,49 +23,50 @@ from tuneline.identity import digest, sha256_of
 PRIVATE_PREFIX = "_tuneline_user_code"
 
 _installed: dict[str, str] = {}
-"""Modules outside the working directory that recipes use: name -> sha256 of the file when it was imported."""
+"""Imported modules outside the working directory: name -> sha256 of the file at import."""
 
 
 def load_function(name: str, key: str, sha256: str = "") -> Callable[..., Any]:
-    """Return the function behind `module:function`.
+    """Import the function `module:function`.
 
     Args:
         name: `module:function`.
-        key: Where the recipe names it.
-        sha256: Hash of the file when the run began; an empty string accepts the file as it is now.
+        key: Recipe key that names it.
+        sha256: Hash of the file at the start of the run; an empty string accepts the current file.
 
     Raises:
-        RecipeError: The module is missing, fails or has changed, or has no such function.
+        RecipeError: The module is missing, fails or has changed, or the function does not exist.
     """
     specs = user_code.find_specs(name, key)
     path = Path(str(specs[-1].origin))
-    now = sha256_of(path)
-    if sha256 and now != sha256:
-        raise RecipeError(f"{key} {name!r}: {path} changed since the run began. Start the run again.")
+    current_sha256 = sha256_of(path)
+    if sha256 and current_sha256 != sha256:
+        raise RecipeError(f"{key} {name!r}: {path} changed since the run started. Start the run again.")
     module_name, _, function_name = name.partition(":")
     try:
-        module = _import(specs, module_name, now)
+        module = _import(specs, module_name, current_sha256)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a module that calls sys.exit must not end the run in silence
+    except BaseException as error:  # including SystemExit, so that sys.exit in a module does not end the run silently
         raise RecipeError(
             f"{key} {name!r}: importing {path} failed: {describe_failure(error, path)}. Fix the module."
         ) from error
-    found = getattr(module, function_name, None)
-    if found is None:
-        near = did_you_mean(function_name, [known for known in vars(module) if not known.startswith("_")])
-        raise RecipeError(f"{key} {name!r}: {path} has no function {function_name!r}.{near} Correct the name.")
-    if not callable(found):
-        kind = type(found).__name__
-        raise RecipeError(f"{key} {name!r} is no function but {kind}. Name a function.")
-    return found  # type: ignore[no-any-return]
+    function = getattr(module, function_name, None)
+    if function is None:
+        suggestion = did_you_mean(function_name, [other for other in vars(module) if not other.startswith("_")])
+        raise RecipeError(f"{key} {name!r}: {path} has no function {function_name!r}.{suggestion} Correct the name.")
+    if not callable(function):
+        raise RecipeError(
+            f"{key} {name!r} is not a function but an object of type {type(function).__name__}. Name a function."
+        )
+    return function  # type: ignore[no-any-return]
 
 
 def describe_failure(error: BaseException, path: Path) -> str:
-    """Describe an error of the user's code: kind, message, and the line of the user's file it came from."""
+    """Describe an error in user code: its type, message, and line in the user's file."""
     kind = type(error).__name__
-    said = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{kind}: {error}"
-    return f"{' '.join(said.split())} ({_line(error, path)})"
+    message = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{kind}: {error}"
+    return f"{' '.join(message.split())} ({_line(error, path)})"
 
 
 def _line(error: BaseException, path: Path) -> str:
@@ -74,55 +75,61 @@ def _line(error: BaseException, path: Path) -> str:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     folder = path.resolve().parent
-    own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else str(path)
+    user_frames = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
+    return f"{user_frames[-1].filename}:{user_frames[-1].lineno}" if user_frames else str(path)
 
 
-def _import(specs: list[ModuleSpec], name: str, now: str) -> ModuleType:
+def _import(specs: list[ModuleSpec], name: str, sha256: str) -> ModuleType:
     importlib.invalidate_caches()
     outermost, path = specs[0], Path(str(specs[-1].origin))
-    top = sys.modules.get(outermost.name)
-    known = len(specs) > 1 and top is not None and getattr(top.__spec__, "origin", None) == outermost.origin
-    with _siblings(Path.cwd()):
-        if known or not _in_folder(outermost) or path.suffix != ".py":
-            return _import_installed(name, path, now)
-        return _import_private(specs, now)
+    package = sys.modules.get(outermost.name)
+    is_imported = len(specs) > 1 and package is not None and _origin(package) == outermost.origin
+    with _import_path(Path.cwd()):
+        if is_imported or not _in_folder(outermost) or path.suffix != ".py":
+            return _import_installed(name, path, sha256)
+        return _import_private(specs, sha256)
+
+
+def _origin(module: ModuleType) -> str | None:
+    return getattr(module.__spec__, "origin", None)
 
 
 def _in_folder(spec: ModuleSpec) -> bool:
-    """Tell whether a module lies in the working directory, and not on the path of all programs."""
+    """Return whether a module is in the working directory."""
     return PathFinder.find_spec(spec.name, [str(Path.cwd())]) is not None
 
 
-def _import_installed(name: str, path: Path, now: str) -> ModuleType:
+def _import_installed(name: str, path: Path, sha256: str) -> ModuleType:
     module = importlib.import_module(name)
     if Path(str(module.__file__)).resolve() != path.resolve():
         raise ImportError(f"Python imports {name} from {module.__file__}; rename {path.name}")
-    if _installed.setdefault(name, now) != now:
-        raise ImportError(f"{path} changed while this process had it imported; start again")
+    if _installed.setdefault(name, sha256) != sha256:
+        raise ImportError(f"{path} changed after this process had imported it; start again")
     return module
 
 
-def _import_private(specs: list[ModuleSpec], now: str) -> ModuleType:
-    """Execute a file, and the packages around it, under names of our own that change with the file."""
-    root = f"{PRIVATE_PREFIX}_{digest([str(specs[-1].origin), now])[:16]}"
+def _import_private(specs: list[ModuleSpec], sha256: str) -> ModuleType:
+    """Execute a file and its parent packages under private names that depend on the file's content."""
+    root = f"{PRIVATE_PREFIX}_{digest([str(specs[-1].origin), sha256])[:16]}"
     names = [".".join([root, *(spec.name for spec in specs[1 : depth + 1])]) for depth in range(len(specs))]
-    for name, found in zip(names, specs, strict=True):
+    for name, spec in zip(names, specs, strict=True):
         if name not in sys.modules:
-            _execute(name, found, now if found is specs[-1] else "")
+            _execute(name, spec, sha256 if spec is specs[-1] else "")
     return sys.modules[names[-1]]
 
 
-def _execute(name: str, found: ModuleSpec, sha256: str) -> None:
-    inside = found.submodule_search_locations
-    if found.origin is None:  # a package without __init__.py
+def _execute(name: str, original: ModuleSpec, sha256: str) -> None:
+    locations = original.submodule_search_locations
+    if original.origin is None:  # a package without __init__.py
         spec: ModuleSpec | None = ModuleSpec(name, None, is_package=True)
         assert spec is not None
-        spec.submodule_search_locations = list(inside or ())
+        spec.submodule_search_locations = list(locations or ())
     else:
-        loader = _HashedLoader(name, found.origin, sha256)
         spec = spec_from_file_location(
-            name, found.origin, loader=loader, submodule_search_locations=None if inside is None else list(inside)
+            name,
+            original.origin,
+            loader=_HashedLoader(name, original.origin, sha256),
+            submodule_search_locations=None if locations is None else list(locations),
         )
         assert spec is not None
     module = module_from_spec(spec)
@@ -139,7 +146,7 @@ def _execute(name: str, found: ModuleSpec, sha256: str) -> None:
 
 
 class _HashedLoader(SourceFileLoader):
-    """Compiles the very bytes whose hash is known; Python's cache of bytecode goes by time and size alone."""
+    """Compiles exactly the bytes that were hashed; Python's bytecode cache compares only time and size."""
 
     def __init__(self, name: str, path: str, sha256: str) -> None:
         super().__init__(name, path)
@@ -153,10 +160,10 @@ class _HashedLoader(SourceFileLoader):
 
 
 @contextmanager
-def _siblings(folder: Path) -> Iterator[None]:
-    """Let the user's module import its neighbours, without their names hiding libraries from our own code later.
+def _import_path(folder: Path) -> Iterator[None]:
+    """Let the user's module import other modules of its folder, without hiding installed libraries afterwards.
 
-    The folder comes first while the module is imported, and last afterwards, for imports inside its functions.
+    The folder is first in `sys.path` during the import, and last afterwards, for imports inside functions.
     """
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
@@ -164,18 +171,18 @@ def _siblings(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in [name for name in set(sys.modules) - before if _hides(name.partition(".")[0], folder)]:
-            del sys.modules[name]  # the user's module keeps what it imported
+        for name in [name for name in set(sys.modules) - before if _hides_installed(name.partition(".")[0], folder)]:
+            del sys.modules[name]  # the user's module keeps its own references
         if not {"", str(folder)} & set(sys.path):
             sys.path.append(str(folder))
 
 
-def _hides(name: str, folder: Path) -> bool:
-    """Tell whether a module that was just imported from the folder has the name of an installed one."""
+def _hides_installed(name: str, folder: Path) -> bool:
+    """Return whether a module that was imported from the folder has the name of an installed module."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_relative_to(folder):
         return False
-    elsewhere = [entry for entry in sys.path if entry and Path(entry) != folder]
-    found = PathFinder.find_spec(name, elsewhere)
-    return found is not None and found.origin is not None and Path(found.origin) != Path(file)
+    other_entries = [entry for entry in sys.path if entry and Path(entry) != folder]
+    installed = PathFinder.find_spec(name, other_entries)
+    return installed is not None and installed.origin is not None and Path(installed.origin) != Path(file)

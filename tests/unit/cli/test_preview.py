@@ -185,7 +185,7 @@ def test_calls_that_the_template_does_not_write_are_refused_as_in_a_run(project)
         {"role": "assistant", "content": "Two."},
     ]
 
-    assert "has calls of functions, and the chat template leaves" in str(
+    assert "has tool calls, and the chat template silently omits" in str(
         run(project([{"messages": calling}])).exception
     )
     assert "trained" in shown(project([{"messages": calling}], template="qwen"))
@@ -199,7 +199,7 @@ def test_the_page_shows_sequences_with_marks_line_breaks_and_what_was_counted(pr
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;<i></i>\nWhat?" in page
     assert "<mark>one<i></i>\ntwo</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page
-    assert "alpaca, found by the rows; 21 chat" in page
+    assert "alpaca, detected automatically; 21 chat" in page
     assert "class=bar" in page
 
 

@@ -161,8 +161,8 @@ def test_a_template_of_another_model_is_refused_before_a_row_is_made(error_of):
 
     assert (error, message) == (
         SourceError,
-        "template: llama3 ends its turns with text that is no token of this tokenizer, so a model would not learn to "
-        "stop. Take one of those that fit: alpaca, chatml, default, empty, llama2, mistral, qwen, vicuna, zephyr.",
+        "template: llama3 ends its turns with text that is not a token of this tokenizer, so the model would not learn "
+        "to stop. Use a compatible one: alpaca, chatml, default, empty, llama2, mistral, qwen, vicuna, zephyr.",
     )
 
 

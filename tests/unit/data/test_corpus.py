@@ -1,4 +1,4 @@
-"""Rows written and read in batches: the same values, however they are cut, and one file for them all."""
+"""Rows are write and read in batches with equal values for any batch size, in one file per split."""
 
 import pytest
 from datasets import Dataset
@@ -16,7 +16,7 @@ def columns(texts):
     return {"file": texts, "line": [1] * len(texts), "record": texts}
 
 
-def written(*parts):
+def write(*parts):
     with RowWriter(schema.RECORD) as writer:
         for texts in parts:
             writer.write(columns(texts))
@@ -36,57 +36,57 @@ def state(tmp_path_factory):
 
 @settings(deadline=None, max_examples=40)
 @given(first=cells, second=cells, size=st.integers(1, 50))
-def test_batches_hold_the_rows_in_order_whatever_their_size(first, second, size):
-    rows = written(first, second)
-    read = list(corpus.iter_batches(rows, size))
+def test_batches_contain_the_rows_in_order_for_any_size(first, second, size):
+    rows = write(first, second)
+    batches = list(corpus.iter_batches(rows, size))
 
-    assert [text for batch in read for text in batch.column("record").to_pylist()] == first + second
-    assert all(batch.num_rows == size for batch in read[:-1])
+    assert [text for batch in batches for text in batch.column("record").to_pylist()] == first + second
+    assert all(batch.num_rows == size for batch in batches[:-1])
 
 
 @settings(deadline=None, max_examples=40)
-@given(texts=cells, cut=st.integers(0, 40))
-def test_the_hash_follows_the_values_not_how_they_were_written(texts, cut):
-    whole, parts = written(texts), written(texts[:cut], texts[cut:])
+@given(texts=cells, split=st.integers(0, 40))
+def test_the_hash_depends_on_the_values_and_not_on_the_batches(texts, split):
+    whole, parts = write(texts), write(texts[:split], texts[split:])
     mapped = records([*texts, "more"]).select(range(len(texts)))
 
     assert corpus.hash_rows(whole) == corpus.hash_rows(parts) == corpus.hash_rows(mapped)
-    assert corpus.hash_rows(whole) != corpus.hash_rows(written([*texts, "more"]))
+    assert corpus.hash_rows(whole) != corpus.hash_rows(write([*texts, "more"]))
 
 
-def test_a_written_file_is_linked_not_copied(tmp_path):
-    rows = written(["a", "b"])
+def test_saving_links_the_file_instead_of_copying_it(tmp_path):
+    rows = write(["a", "b"])
     Corpus({"records": rows}).save(tmp_path)
 
     assert (tmp_path / "records.arrow").stat().st_nlink == 2
     assert Corpus.load(tmp_path).only()[:] == rows[:]
 
 
-@pytest.mark.parametrize("chosen", [[1], [2, 0], [0, 1, 2]])
-def test_a_selection_is_kept_as_what_it_shows(tmp_path, chosen):
-    rows = written(["a", "b", "c"]).select(chosen)
-    kept = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, "<html>")
-    kept.save(tmp_path)
-    back = Corpus.load(tmp_path)
+@pytest.mark.parametrize("indices", [[1], [2, 0], [0, 1, 2]])
+def test_a_selection_is_saved_with_exactly_its_rows(tmp_path, indices):
+    rows = write(["a", "b", "c"]).select(indices)
+    original = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, "<html>")
+    original.save(tmp_path)
+    loaded = Corpus.load(tmp_path)
 
-    assert back.only()["record"][:] == ["abc"[i] for i in chosen]
-    assert (back.identity, back.counts, back.preview_html) == ({"who": "me"}, {"n": 1}, "<html>")
-    assert back.content_hash() == kept.content_hash()
+    assert loaded.only()["record"][:] == ["abc"[i] for i in indices]
+    assert (loaded.identity, loaded.counts, loaded.preview_html) == ({"who": "me"}, {"n": 1}, "<html>")
+    assert loaded.content_hash() == original.content_hash()
 
 
-def test_examples_come_back_from_columns_as_they_went_in():
+def test_examples_survive_the_round_trip_through_columns():
     turns = [schema.message("user", "q"), schema.message("assistant", "", '[{"a":1}]', False)]
-    said = [
+    contents = [
         schema.content(turns, tools="[]"),
         schema.content(text="t"),
         schema.content(turns[:1], chosen=turns[1:], rejected=turns[1:], label=None),
         schema.content(turns, label=True),
     ]
-    made = [schema.example("s", content) for content in said]
+    examples = [schema.example("s", content) for content in contents]
 
     with RowWriter(schema.EXAMPLE) as writer:
-        writer.write(schema.to_arrow_columns(made))
+        writer.write(schema.to_arrow_columns(examples))
     (batch,) = corpus.iter_batches(writer.rows())
 
-    assert schema.from_arrow_batch(batch) == made
-    assert [schema.kind(example) for example in made] == ["chat", "text", "preference", "kto"]
+    assert schema.from_arrow_batch(batch) == examples
+    assert [schema.kind(example) for example in examples] == ["chat", "text", "preference", "kto"]

@@ -1,4 +1,4 @@
-"""Data that would fill the memory or never end are refused with a line: long rows, packed files, pipes, devices."""
+"""Input that would exhaust memory or never end is refused with its line: long rows, compressed files, pipes."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @contextmanager
 def time_limit(seconds: int):
-    """End a test that hangs, also where it waits for a pipe."""
+    """Fail a test that hangs, also while it waits for a pipe."""
 
     def stop(*_):
         raise AssertionError(f"it took longer than {seconds} s")
@@ -42,10 +42,10 @@ def num_rows(path: Path) -> int:
     return sum(len(chunk.read(range(len(chunk.lines)))) for chunk in readers.read_chunks(path))
 
 
-def error_of(path: Path) -> str:
-    with time_limit(20), pytest.raises(TunelineError) as caught:
+def read_error(path: Path) -> str:
+    with time_limit(20), pytest.raises(TunelineError) as error:
         num_rows(path)
-    return str(caught.value)
+    return str(error.value)
 
 
 ROW = {"text": "a"}
@@ -69,14 +69,14 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "txt", "csv", "parquet"])
-def test_a_row_that_is_too_long_is_refused_with_its_place(tmp_path, monkeypatch, kind):
+def test_a_row_that_is_too_long_is_refused_with_its_line(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TUNELINE_MAX_ROW_BYTES", "2M")
     path = write_rows(tmp_path / f"a.{kind}", [ROW, ROW, LONG_ROW, ROW])
-    place = {"json": 1, "csv": 4}.get(kind, 3)
+    line = {"json": 1, "csv": 4}.get(kind, 3)
 
-    message = error_of(path)
+    message = read_error(path)
 
-    assert message.startswith(f"{path}:{place}: the row is longer than 2 MiB.")
+    assert message.startswith(f"{path}:{line}: the row is longer than 2 MiB.")
     assert "TUNELINE_MAX_ROW_BYTES" in message
 
 
@@ -94,10 +94,10 @@ def test_a_csv_record_of_many_long_fields_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2\n" + ",".join(['"' + "line\n" * 100_000 + '"'] * 8))
 
-    assert error_of(path).startswith(f"{path}:3: the row is longer than 2 MiB.")
+    assert read_error(path).startswith(f"{path}:3: the row is longer than 2 MiB.")
 
 
-def test_a_small_packed_file_with_an_endless_line_is_refused(tmp_path):
+def test_a_small_compressed_file_with_a_huge_line_is_refused(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b'{"text": "a"}\n{"text": "')
@@ -105,23 +105,23 @@ def test_a_small_packed_file_with_an_endless_line_is_refused(tmp_path):
             file.write(b"a" * MIB)
 
     assert path.stat().st_size < MIB
-    assert error_of(path).startswith(f"{path}:2: the row is longer than 64 MiB.")
+    assert read_error(path).startswith(f"{path}:2: the row is longer than 64 MiB.")
 
 
-def test_a_small_packed_file_with_lines_without_end_is_refused(tmp_path, monkeypatch):
+def test_a_small_compressed_file_with_too_many_lines_is_refused(tmp_path, monkeypatch):
     num_lines = 300_000
     monkeypatch.setenv("TUNELINE_MIN_UNPACKED_BYTES", "2M")
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n' * num_lines))
 
-    message = error_of(path)
+    message = read_error(path)
 
     assert "decompress to more than 2 MiB and more than 200 times its size" in message
     monkeypatch.setenv("TUNELINE_MAX_UNPACKED_RATIO", "2000")
     assert num_rows(path) == num_lines
 
 
-def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+def test_a_parquet_file_that_decompresses_to_too_much_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     rows = pa.table({"text": [f"{i:08}" + "a" * 100_000 for i in range(100)]})
     parquet.write_table(rows, path, compression="zstd", use_dictionary=False)
@@ -129,15 +129,15 @@ def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatc
 
     monkeypatch.setenv("TUNELINE_MIN_UNPACKED_BYTES", "1M")
 
-    assert "times its size" in error_of(path)
+    assert "times its size" in read_error(path)
 
 
-def test_bad_bytes_in_a_list_on_one_long_line_are_reported(tmp_path, monkeypatch):
+def test_invalid_bytes_in_a_list_on_one_long_line_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_MAX_ROW_BYTES", "2M")
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b", ".join([json.dumps(ROW).encode()] * 200_000) + b', {"text": "\xe9"}]')
 
-    assert f"{path}:1: the file cannot be read" in error_of(path)
+    assert f"{path}:1: the file cannot be read" in read_error(path)
 
 
 KINDS = {
@@ -149,7 +149,7 @@ KINDS = {
 WORDS = {"pipe": "named pipe", "device": "device", "loop": "leads to itself", "nowhere": "there"}
 
 
-def a_project(folder: Path, **changes) -> Path:
+def write_project(folder: Path, **changes) -> Path:
     for name in ("first", "second"):
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / f"{name}.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
@@ -159,10 +159,10 @@ def a_project(folder: Path, **changes) -> Path:
     return tiny.write_config(folder / "run.yaml", tiny.recipe(exams=[], **changes))
 
 
-def plan_of(path: Path) -> str:
-    with time_limit(20), pytest.raises(TunelineError) as caught:
+def recipe_error(path: Path) -> str:
+    with time_limit(20), pytest.raises(TunelineError) as error:
         existence.check(load.load(path).recipe)
-    return str(caught.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,17 +181,17 @@ def plan_of(path: Path) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_plain_file_is_never_opened(tmp_path, kind, name, changes):
-    recipe = a_project(tmp_path)
+def test_a_path_that_is_not_a_regular_file_is_never_opened(tmp_path, kind, name, changes):
+    recipe = write_project(tmp_path)
     if changes:
         tiny.write_config(recipe, tiny.recipe(**{"exams": []} | changes))
     path = tmp_path / name
     path.unlink(missing_ok=True)
     KINDS[kind](path)
     if name == "model/notes.txt" and kind in ("loop", "nowhere"):
-        return  # a stray link beside a model harms nobody
+        return  # an unused broken link in a model folder is ignored
 
-    message = plan_of(recipe)
+    message = recipe_error(recipe)
 
     assert WORDS[kind] in message
     assert path.name in message or kind == "device"
@@ -205,7 +205,7 @@ def test_a_pipe_among_the_files_of_a_folder_is_named(tmp_path):
         data_files.find(tmp_path)
 
 
-def test_a_folder_that_holds_itself_is_read_once(tmp_path):
+def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     (tmp_path / "again").symlink_to(tmp_path)
 
@@ -213,11 +213,11 @@ def test_a_folder_that_holds_itself_is_read_once(tmp_path):
         assert data_files.find(tmp_path).paths == [tmp_path / "a.jsonl"]
 
 
-def test_a_pipe_that_took_a_files_place_is_neither_read_nor_hashed(tmp_path):
+def test_a_pipe_in_place_of_a_file_is_neither_read_nor_hashed(tmp_path):
     path = tmp_path / "a.jsonl"
     os.mkfifo(path)
 
-    assert "named pipe" in error_of(path)
+    assert "named pipe" in read_error(path)
     with time_limit(20), pytest.raises(SourceError, match="named pipe"):
         identity.sha256_of(path)
 
@@ -245,44 +245,44 @@ MERGES = "m0: &m0 {k0: a}\n" + "".join(
     ],
     ids=["aliases", "merges", "self", "self list", "self merge", "brackets", "braces", "blocks", "undefined"],
 )
-def test_yaml_that_multiplies_or_nests_without_end_is_refused_with_its_line(tmp_path, text, what):
-    path = a_project(tmp_path)
+def test_yaml_with_exponential_aliases_or_deep_nesting_is_refused_with_its_line(tmp_path, text, what):
+    path = write_project(tmp_path)
     head = path.read_text()
     path.write_text(head + text)
 
-    with time_limit(60), pytest.raises(RecipeError) as caught:
+    with time_limit(60), pytest.raises(RecipeError) as error:
         load.load(path)
 
-    file, line, message = str(caught.value).split(":", 2)
+    file, line, message = str(error.value).split(":", 2)
     assert (file, what in message) == (str(path), True)
     assert int(line) > head.count("\n")
 
 
 @pytest.mark.parametrize("text", ['{"a": ' + "[" * 100_000, '{"a":\n' + '{"b":' * 3000 + "1" + "}" * 3001])
-def test_json_that_nests_without_end_is_refused_with_its_line(tmp_path, text):
+def test_deeply_nested_json_is_refused_with_its_line(tmp_path, text):
     path = tmp_path / "dataset_info.json"
     path.write_text(text)
-    place = f"dataset_info.json:{1 + text.count(chr(10))}: "
+    location = f"dataset_info.json:{1 + text.count(chr(10))}: "
 
-    with time_limit(20), pytest.raises(RecipeError, match=f"{place}values are nested"):
+    with time_limit(20), pytest.raises(RecipeError, match=f"{location}values are nested"):
         dataset_registry.read(path)
 
 
-def test_brackets_inside_words_are_no_nesting(tmp_path):
+def test_brackets_inside_strings_are_not_nesting(tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_text(json.dumps({"a": {"file_name": "[" * 100 + '"{' * 50 + ".json"}}))
 
     assert list(dataset_registry.read(path).entries) == ["a"]
 
 
-def test_aliases_that_save_typing_are_kept(tmp_path):
-    path = a_project(tmp_path)
+def test_ordinary_aliases_are_supported(tmp_path):
+    path = write_project(tmp_path)
     path.write_text(path.read_text() + "tags: &tags [a, b]\nextra: {pipeline: sft_pipeline}\nsettings: {mine: *tags}\n")
 
     assert load.load(path).content["settings"] == {"mine": ["a", "b"]}
 
 
-def test_a_file_of_settings_that_is_far_too_large_is_not_read(tmp_path):
+def test_a_huge_recipe_file_is_not_read(tmp_path):
     path = tmp_path / "run.yaml"
     with path.open("wb") as file:
         file.truncate(20 * MIB)
@@ -297,7 +297,7 @@ def test_a_file_of_settings_that_is_far_too_large_is_not_read(tmp_path):
     ids=["hex", "digits", "base 60", "fraction to the base 60", "fraction"],
 )
 def test_a_number_of_thousands_of_digits_is_refused_with_its_line(tmp_path, number):
-    path = a_project(tmp_path)
+    path = write_project(tmp_path)
     path.write_text(path.read_text().replace("max_steps: 2", f"max_steps: {number}"))
 
     with time_limit(20), pytest.raises(RecipeError, match=r"run.yaml:\d+: a number has [\d,]+ characters"):
@@ -312,7 +312,7 @@ def test_a_number_of_thousands_of_digits_in_json_is_refused(tmp_path):
         dataset_registry.read(path)
 
 
-def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
+def test_an_unterminated_string_in_json_is_found_quickly(tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_text('{"a": "' + '\\"' * 500_000)
 
@@ -323,7 +323,7 @@ def test_a_text_in_json_that_does_not_end_is_found_at_once(tmp_path):
 MANY = 20_000
 
 
-def test_rows_of_very_many_columns_are_read_in_time(tmp_path):
+def test_rows_with_very_many_columns_are_read_quickly(tmp_path):
     names = [f"k{i}" for i in range(MANY)]
     lines = tmp_path / "a.jsonl"
     lines.write_text(json.dumps(dict.fromkeys(names, 1)) + "\n")
@@ -336,15 +336,15 @@ def test_rows_of_very_many_columns_are_read_in_time(tmp_path):
         assert [num_rows(path) for path in (lines, table, columns)] == [1, 1, 1]
 
 
-def test_a_key_that_stands_twice_among_very_many_is_found_in_time(tmp_path):
+def test_a_duplicate_key_among_very_many_is_found_quickly(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("{" + ",".join(f'"k{i}":1' for i in range(MANY)) + ',"k7":1}\n')
 
-    assert "duplicate key 'k7'" in error_of(path)
+    assert "duplicate key 'k7'" in read_error(path)
 
 
 @pytest.mark.parametrize("value", ["", "many", "-1", "0", "1.5", "1T", "9" * 30])
-def test_a_limit_that_is_no_number_is_refused(monkeypatch, value):
+def test_a_limit_that_is_not_a_number_is_refused(monkeypatch, value):
     monkeypatch.setenv("TUNELINE_MAX_ROW_BYTES", value)
 
     with pytest.raises(RecipeError, match="TUNELINE_MAX_ROW_BYTES is "):
@@ -363,7 +363,7 @@ def test_the_documentation_lists_every_limit():
 
 
 TOO_LONG = "a" * 300
-WHERE_PATHS_STAND = {
+RECIPES_WITH_PATHS = {
     "sources.0.path": {"sources": [{"name": "first", "path": f"{TOO_LONG}.jsonl"}]},
     "model.path": {"model": {"type": "directory", "path": TOO_LONG}},
     "template": {"template": f"{TOO_LONG}.jinja"},
@@ -375,20 +375,20 @@ WHERE_PATHS_STAND = {
 }
 
 
-@pytest.mark.parametrize("key", WHERE_PATHS_STAND)
-def test_a_path_that_no_file_system_holds_is_refused_with_its_line(tmp_path, key):
-    path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**{"exams": []} | WHERE_PATHS_STAND[key]))
+@pytest.mark.parametrize("key", RECIPES_WITH_PATHS)
+def test_a_path_that_is_invalid_for_the_file_system_is_refused_with_its_line(tmp_path, key):
+    path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**{"exams": []} | RECIPES_WITH_PATHS[key]))
 
     with pytest.raises(RecipeError, match=rf"run.yaml:\d+: {key}: "):
         load.load(path)
 
 
-def test_a_recipe_is_asked_for_by_a_path_that_can_be():
+def test_an_invalid_path_of_a_recipe_is_refused():
     with pytest.raises(RecipeError, match="file not found"):
         load.load(Path(TOO_LONG))
 
 
-def test_a_template_that_is_far_too_large_or_no_text_is_refused(tmp_path):
+def test_a_template_that_is_huge_or_not_text_is_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("a" * (2 * MIB))
     with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and at most 1 MiB are read"):

@@ -1,4 +1,4 @@
-"""What was proven to go wrong in LlamaFactory's data worker goes right in ours: one defect a section."""
+"""Defects that were demonstrated in LlamaFactory's data worker do not occur here: one section per defect."""
 
 import json
 from itertools import pairwise
@@ -38,7 +38,7 @@ def tokenizer(tiny_model):
 
 @pytest.fixture
 def prepared(tmp_path, tiny_model):
-    """Return the training rows of a recipe around one dataset."""
+    """Return a function that makes the training rows of a recipe with one dataset."""
 
     def prepare(rows=ALPACA, source_keys=None, **recipe):
         path = tiny.write_jsonl(tmp_path / "data" / "d.jsonl", rows)
@@ -59,7 +59,7 @@ def values(corpus):
     return {name: rows.to_list() for name, rows in corpus.splits.items()}
 
 
-# stale tokens: `tokenized_path` gave the old rows whatever was changed
+# stale tokens: `tokenized_path` returned the old rows after any change
 
 CHANGES = {
     "template": {"template": "qwen"},
@@ -76,20 +76,20 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_no_change_that_matters_finds_the_tokens_of_before(change, prepared):
+def test_no_relevant_change_reuses_the_old_tokens(change, prepared):
     before, after = prepared(), prepared(**CHANGES[change])
 
     assert after.content_hash() != before.content_hash()
-    if change != "template":  # the tiny model's own writes the same text
+    if change != "template":  # the tiny model's own template renders the same text
         assert values(after) != values(before)
 
 
-def test_what_is_not_changed_has_the_identity_of_before(prepared):
+def test_without_a_change_the_identity_is_equal(prepared):
     assert prepared().content_hash() == prepared().content_hash()
     assert values(prepared()) == values(prepared())
 
 
-# packing: examples of a row saw each other
+# packing: examples of a row attended to each other
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +106,14 @@ def packed(examples, tiny_model):
 
 
 def parts(row):
-    """Return each example of a row as a row of its own."""
+    """Yield each example of a row as a separate row."""
     bounds = [0, *torch.tensor(row["lengths"]).cumsum(0).tolist()]
     for (a, b), length in zip(pairwise(bounds), row["lengths"], strict=True):
         yield {"input_ids": row["input_ids"][a:b], "labels": row["labels"][a:b], "lengths": [length]}
 
 
 def outcome(model, rows):
-    """Return logits, the sum of the loss and gradients of rows that are seen together."""
+    """Return the logits, the summed loss and the gradients of one batch of rows."""
     model.zero_grad()
     batch = collate(rows)
     labels = batch.pop("labels")
@@ -128,38 +128,38 @@ answers = st.text("abc de", min_size=1, max_size=40).filter(str.strip)
 
 @pytest.mark.parametrize("kind", ["segment", "sdpa"])
 @settings(deadline=None, max_examples=6)
-@given(pairs=st.lists(st.tuples(answers, answers), min_size=2, max_size=6, unique=True))
-def test_a_packed_row_has_the_logits_the_loss_and_the_gradients_of_its_examples_alone(models, tiny_model, kind, pairs):
+@given(rounds=st.lists(st.tuples(answers, answers), min_size=2, max_size=6, unique=True))
+def test_a_packed_row_has_the_logits_loss_and_gradients_of_its_separate_examples(models, tiny_model, kind, rounds):
     model = models[kind]
-    for row in packed([chat(*pair) for pair in pairs], tiny_model):
+    for row in packed([chat(*pair) for pair in rounds], tiny_model):
         separate = [outcome(model, [part]) for part in parts(row)]
         logits, loss, gradients = outcome(model, [row])
 
-        torch.testing.assert_close(logits, torch.cat([outputs[0] for outputs in separate]), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(loss, sum(outputs[1] for outputs in separate), rtol=1e-4, atol=1e-4)
-        for gradient, *alone in zip(gradients, *(outputs[2] for outputs in separate), strict=True):
-            torch.testing.assert_close(gradient, sum(alone), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(logits, torch.cat([result[0] for result in separate]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loss, sum(result[1] for result in separate), rtol=1e-4, atol=1e-4)
+        for gradient, *gradients_of_examples in zip(gradients, *(result[2] for result in separate), strict=True):
+            torch.testing.assert_close(gradient, sum(gradients_of_examples), rtol=1e-3, atol=1e-4)
 
 
-def test_rows_of_a_real_dataset_are_isolated_as_they_come(test_data, tiny_model, models):
+def test_rows_of_a_real_dataset_are_isolated(test_data, tiny_model, models):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:60]
     examples = [chat("\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]) for row in rows]
-    result = packed(examples, tiny_model)
+    rows = packed(examples, tiny_model)
 
-    batches = [[part["input_ids"] for part in parts(row)] for row in result if len(row["lengths"]) > 1]
+    batches = [[part["input_ids"] for part in parts(row)] for row in rows if len(row["lengths"]) > 1]
 
     assert len(batches) > 3
     assert attention.check_isolation(models["segment"], batches) < 1e-4
 
 
-def test_no_example_of_a_row_is_trained_to_follow_another(tiny_model):
+def test_no_example_of_a_row_is_predicted_from_another(tiny_model):
     (row,) = packed([chat(f"q{i}", f"a{i}") for i in range(5)], tiny_model)
 
     assert [part["labels"][0] for part in parts(row)] == [schema.IGNORE_INDEX] * 5
-    assert row["position_ids"] == [place for length in row["lengths"] for place in range(length)]
+    assert row["position_ids"] == [position for length in row["lengths"] for position in range(length)]
 
 
-# cutting: stop labels and headers were lost in silence
+# truncation: stop labels and generation prompts were lost silently
 
 
 @settings(deadline=None, max_examples=60)
@@ -168,8 +168,8 @@ def test_no_example_of_a_row_is_trained_to_follow_another(tiny_model):
     policy=st.sampled_from(POLICIES),
     max_length=st.integers(16, 160),
 )
-def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, sizes, policy, max_length):
-    example = chat(*(text for question, answer in sizes for text in ("ask " * question, "say " * answer)))
+def test_truncation_keeps_stop_labels_and_generation_prompts_and_is_counted(tokenizer, sizes, policy, max_length):
+    example = chat(*(text for num_asked, num_said in sizes for text in ("ask " * num_asked, "say " * num_said)))
     header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     sequencer = Sequencer(tokenizer, TokenizeConfig(max_length=max_length, overlong=policy, max_cut_fraction=1))
 
@@ -180,7 +180,7 @@ def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, si
         assert tokens.input_ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
         for start, end in tokens.trained:
             assert tokens.input_ids[start - len(header) : start] == header
-            assert end - start >= truncation.MIN_ANSWER_TOKENS, "a stop token alone is no answer"
+            assert end - start >= truncation.MIN_ANSWER_TOKENS, "a stop token alone is not an answer"
             assert tokens.input_ids[end - 1] == tokenizer.eos_token_id
     counts = sequencer.counts
     assert counts["overlong"] == counts["cut"] + counts["dropped"] <= counts["examples"] == 1
@@ -189,42 +189,42 @@ def test_no_cut_takes_a_stop_label_or_a_header_and_each_is_counted(tokenizer, si
 
 @pytest.mark.parametrize("max_length", [128, 256, 512])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_real_rows_that_are_cut_all_keep_their_stop_labels(policy, max_length, test_data, prepared, tokenizer):
+def test_truncated_real_rows_keep_their_stop_labels(policy, max_length, test_data, prepared, tokenizer):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:100]
-    room = {"max_length": max_length, "packing": False, "overlong": policy, "max_cut_fraction": 1}
+    settings = {"max_length": max_length, "packing": False, "overlong": policy, "max_cut_fraction": 1}
 
-    result = prepared(rows, tokenize=room)
+    corpus = prepared(rows, tokenize=settings)
 
-    for split, counts in result.counts.items():
-        ends = [[label for label in row["labels"] if label != schema.IGNORE_INDEX][-1] for row in result.splits[split]]
+    for split, counts in corpus.counts.items():
+        ends = [[label for label in row["labels"] if label != schema.IGNORE_INDEX][-1] for row in corpus.splits[split]]
         assert set(ends) == {tokenizer.eos_token_id}
         assert counts["overlong"] == counts["cut"] + counts["dropped"] > 0
         assert len(ends) == counts["examples"] - counts["dropped"] + counts["made_by_split"]
 
 
-def test_a_cut_is_an_error_unless_the_recipe_asks_for_it(prepared):
+def test_truncation_is_an_error_unless_the_recipe_enables_it(prepared):
     long = {"instruction": "a", "input": "", "output": "word " * 300}
 
     with pytest.raises(DataError, match="more than tokenize.max_length 256"):
         prepared([*ALPACA, long], merge={"validation_fraction": 0.2})
 
 
-def test_a_long_chat_is_cut_without_reading_all_its_beginnings():
+def test_a_long_chat_is_truncated_without_encoding_all_its_prefixes():
     messages, sizes = chat(*(f"turn {i}" for i in range(1000)))["messages"], []
 
-    def read(turns):
-        sizes.append(len(turns))
-        answers = [AnswerSpan(i, 3 * i, 3 * i + 3) for i, message in enumerate(turns) if message["role"] == "assistant"]
-        return [0] * 3 * len(turns), answers
+    def encode(part):
+        sizes.append(len(part))
+        spans = [AnswerSpan(i, 3 * i, 3 * i + 3) for i, message in enumerate(part) if message["role"] == "assistant"]
+        return [0] * 3 * len(part), spans
 
     for policy in ("right", "left", "proportional"):
         sizes.clear()
-        ((turns, ids, _),) = truncation.truncate(messages, read, policy, 300)
+        ((remaining, ids, _),) = truncation.truncate(messages, encode, policy, 300)
         assert len(ids) == 300
-        assert sum(sizes) < 12 * len(turns), policy
+        assert sum(sizes) < 12 * len(remaining), policy
 
 
-# templates: a hand-written copy drifted from the model's own
+# templates: a hand-written copy diverged from the model's own template
 
 
 @pytest.mark.parametrize("name", ["auto", "qwen"])
@@ -241,14 +241,14 @@ def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepared
     ]
     expected = {tuple(reference.apply_chat_template(turns, return_dict=True)["input_ids"]) for turns in chats}
 
-    result = prepared(rows, template=name, tokenize={"max_length": 8192, "packing": False})
+    corpus = prepared(rows, template=name, tokenize={"max_length": 8192, "packing": False})
 
-    ids = [tuple(row["input_ids"]) for rows in result.splits.values() for row in rows]
+    ids = [tuple(row["input_ids"]) for rows in corpus.splits.values() for row in rows]
     assert set(ids) == expected
     assert len(ids) == len(expected)
 
 
-def test_a_system_message_is_written_as_the_recipe_gives_it_and_never_made_up(prepared, tokenizer):
+def test_a_system_message_is_rendered_as_in_the_recipe_and_never_invented(prepared, tokenizer):
     bare, briefed = prepared(), prepared(align={"system": "Be brief"})
 
     assert not any("system" in text for text in texts(bare, tokenizer))
@@ -260,7 +260,7 @@ def texts(corpus, tokenizer):
     return [tokenizer.decode(part["input_ids"]) for row in corpus.splits["train"] for part in parts(row)]
 
 
-# openai rows: a system prompt was put in front of each
+# openai rows: a system prompt was prepended to each row
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{i}."}]}
@@ -269,25 +269,25 @@ CHATS = [
 
 
 def test_rows_in_openais_format_get_no_system_prompt(prepared, tokenizer):
-    result = prepared(CHATS, {"format": "openai"})
+    corpus = prepared(CHATS, {"format": "openai"})
 
-    assert all(text.startswith("<|im_start|>user\nSay ") for text in texts(result, tokenizer))
-    assert not any("system" in text or "thinking" in text for text in texts(result, tokenizer))
+    assert all(text.startswith("<|im_start|>user\nSay ") for text in texts(corpus, tokenizer))
+    assert not any("system" in text or "thinking" in text for text in texts(corpus, tokenizer))
 
 
-def test_a_system_message_of_a_row_stays_beside_rows_that_have_none(prepared, tokenizer):
+def test_a_system_message_of_one_row_does_not_affect_other_rows(prepared, tokenizer):
     with_system = {"messages": [{"role": "system", "content": "Be brief"}, *CHATS[0]["messages"]]}
 
-    result = prepared([*CHATS, with_system], {"format": "openai"})
+    corpus = prepared([*CHATS, with_system], {"format": "openai"})
 
     all_texts = [
-        text for rows in result.splits.values() for row in rows for text in [tokenizer.decode(row["input_ids"])]
+        text for rows in corpus.splits.values() for row in rows for text in [tokenizer.decode(row["input_ids"])]
     ]
     assert "".join(all_texts).count("<|im_start|>system\nBe brief<|im_end|>") == 1
     assert "".join(all_texts).count("<|im_start|>system") == 1
 
 
-# mixtures: what was listed twice counted once, and what was asked for beyond the rows was drawn again
+# mixtures: a dataset listed twice counted once, and a limit beyond the number of rows repeated rows
 
 
 def test_a_dataset_that_is_listed_three_times_counts_three_times(prepared, tmp_path):
@@ -297,20 +297,20 @@ def test_a_dataset_that_is_listed_three_times_counts_three_times(prepared, tmp_p
 
     assert thrice.counts["train"]["sequences"] == 3 * once.counts["train"]["sequences"]
     assert thrice.counts["validation"] == once.counts["validation"]
-    seen = [example for row in thrice.splits["train"] for example in row["example_ids"]]
-    assert {seen.count(example) for example in seen} == {3}
+    example_ids = [example for row in thrice.splits["train"] for example in row["example_ids"]]
+    assert {example_ids.count(example) for example in example_ids} == {3}
 
 
 @pytest.mark.parametrize("sample", ["first", "random"])
-def test_more_rows_than_there_are_do_not_repeat_any(sample, prepared):
+def test_max_rows_beyond_the_number_of_rows_repeats_none(sample, prepared):
     all_rows, more = prepared(), prepared(source_keys={"max_rows": 500, "sample": sample})
 
     assert values(more) == values(all_rows)
-    seen = [example for rows in more.splits.values() for row in rows for example in row["example_ids"]]
-    assert len(seen) == len(set(seen)) == 60
+    example_ids = [example for rows in more.splits.values() for row in rows for example in row["example_ids"]]
+    assert len(example_ids) == len(set(example_ids)) == 60
 
 
-# empty answers: trained on as a stop token alone
+# empty answers: only a stop token was trained
 
 EMPTY = ["", " ", "\n\n\t", None]
 
@@ -321,16 +321,16 @@ def test_an_empty_answer_is_refused_with_its_line(output, prepared):
         prepared([*ALPACA, {"instruction": "a", "input": "", "output": output}])
 
 
-def test_empty_answers_are_dropped_and_counted_where_the_recipe_says_so(tmp_path, prepared):
+def test_empty_answers_are_dropped_and_counted_with_bad_rows_drop(tmp_path, prepared):
     rows = [*ALPACA, *({"instruction": f"q{i}", "input": "", "output": output} for i, output in enumerate(EMPTY))]
 
-    result = prepared(rows, align={"bad_rows": "drop"})
+    corpus = prepared(rows, align={"bad_rows": "drop"})
     (counts,) = prepare_module.build_mixture(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
 
     assert counts["dropped"] == {"empty assistant turn": 3, "'output' is null": 1}
-    assert result.counts["train"]["examples"] + result.counts["validation"]["examples"] == len(ALPACA)
-    trained = [sum(label != schema.IGNORE_INDEX for label in part["labels"]) for part in all_parts(result)]
-    assert min(trained) > 1, "a stop token alone is no answer"
+    assert corpus.counts["train"]["examples"] + corpus.counts["validation"]["examples"] == len(ALPACA)
+    trained = [sum(label != schema.IGNORE_INDEX for label in part["labels"]) for part in all_parts(corpus)]
+    assert min(trained) > 1, "a stop token alone is not an answer"
 
 
 def all_parts(corpus):

@@ -158,7 +158,7 @@ def test_rows_longer_than_the_context_of_the_model(project, monkeypatch):
 def test_a_new_token_that_already_exists(project, monkeypatch):
     message = error_message(project, monkeypatch, load={"new_special_tokens": ["<|im_end|>"]})
 
-    assert "load.new_special_tokens: '<|im_end|>' is in the vocabulary already" in message
+    assert "load.new_special_tokens: '<|im_end|>' is already in the vocabulary" in message
 
 
 def test_a_template_with_tokens_outside_of_the_vocabulary(project, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a chat template looks for in what it is given, read from its syntax tree."""
+"""Syntax trees of chat templates: parse a template, and find the keywords that it searches for in contents."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,11 +11,11 @@ from tuneline.errors import DataError
 SEARCH_METHODS = frozenset(
     {"startswith", "endswith", "split", "rsplit", "replace", "find", "rfind", "index", "count"}
 ) | {*("partition", "rpartition", "removeprefix", "removesuffix", "strip", "lstrip", "rstrip")}
-"""Methods and filters whose words are looked for in a text."""
+"""Methods and filters whose arguments are searched for in a text."""
 
 
 class GenerationTag(Extension):
-    """`{% generation %}`, with which templates mark answers; transparent here."""
+    """The tag `{% generation %}`, with which templates mark answers; it has no effect here."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
@@ -26,69 +26,69 @@ class GenerationTag(Extension):
 
 
 def keyword_matcher(template: str) -> Callable[[str], bool]:
-    """Return a test for texts that hold a word for which a template looks.
+    """Return a test for texts that contain a keyword of a template.
 
-    A word that is compared for equality counts where it is the whole text.
+    A keyword that is compared for equality matches only the whole text.
 
     Raises:
-        DataError: The template is no valid Jinja.
+        DataError: The template is not valid Jinja.
     """
     tree = parse_template(template)
-    inside = sorted({word for word in _searched(tree) if word.strip()})
-    whole = {word.strip() for word in _compared(tree) if word.strip()}
+    substrings = sorted({word for word in _search_arguments(tree) if word.strip()})
+    whole_texts = {word.strip() for word in _comparands(tree) if word.strip()}
 
-    def found(text: str) -> bool:
-        return text.strip() in whole or (bool(inside) and any(word in text for word in inside))
+    def matches(text: str) -> bool:
+        return text.strip() in whole_texts or (bool(substrings) and any(word in text for word in substrings))
 
-    return found
+    return matches
 
 
 def find_keywords(template: str) -> list[str]:
-    """Return the words that a template looks for in texts, or compares them with.
+    """Return the keywords that a template searches for in texts, or compares texts with.
 
     Raises:
-        DataError: The template is no valid Jinja.
+        DataError: The template is not valid Jinja.
     """
     tree = parse_template(template)
-    return sorted({word.strip() for word in (*_searched(tree), *_compared(tree)) if word.strip()})
+    return sorted({word.strip() for word in (*_search_arguments(tree), *_comparands(tree)) if word.strip()})
 
 
 def parse_template(template: str) -> nodes.Template:
-    """Parse a chat template with the extensions that transformers gives it.
+    """Parse a chat template with the extensions that transformers enables.
 
     Raises:
-        DataError: The template is no valid Jinja.
+        DataError: The template is not valid Jinja.
     """
     environment = Environment(extensions=["jinja2.ext.loopcontrols", GenerationTag])
     try:
         return environment.parse(template)
     except TemplateError as error:
         line = getattr(error, "lineno", 1)
-        raise DataError(f"The chat template is no valid Jinja: {error} (its line {line}). Correct it there.") from error
+        raise DataError(f"The chat template is not valid Jinja: {error} (line {line}). Fix that line.") from error
     except RecursionError:
         raise DataError(
-            "The chat template is no valid Jinja: its brackets are nested too deep. Write it flatter."
+            "The chat template is not valid Jinja: its brackets are nested too deeply. Reduce the nesting."
         ) from None
 
 
-def _searched(tree: nodes.Template) -> Iterator[str]:
-    for test in tree.find_all(nodes.Compare):
-        if isinstance(test.expr, nodes.Const) and any(operand.op in ("in", "notin") for operand in test.ops):
-            yield from _strings(test.expr)
+def _search_arguments(tree: nodes.Template) -> Iterator[str]:
+    for comparison in tree.find_all(nodes.Compare):
+        if isinstance(comparison.expr, nodes.Const) and any(item.op in ("in", "notin") for item in comparison.ops):
+            yield from _strings(comparison.expr)
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCH_METHODS:
             yield from (word for argument in call.args for word in _strings(argument))
-    for used in tree.find_all(nodes.Filter):
-        if used.name in SEARCH_METHODS:
-            yield from (word for argument in used.args for word in _strings(argument))
+    for applied in tree.find_all(nodes.Filter):
+        if applied.name in SEARCH_METHODS:
+            yield from (word for argument in applied.args for word in _strings(argument))
 
 
-def _compared(tree: nodes.Template) -> Iterator[str]:
-    for test in tree.find_all(nodes.Compare):
-        if not isinstance(test.expr, nodes.Const) or test.ops[0].op in ("eq", "ne"):
-            yield from _strings(test)
+def _comparands(tree: nodes.Template) -> Iterator[str]:
+    for comparison in tree.find_all(nodes.Compare):
+        if not isinstance(comparison.expr, nodes.Const) or comparison.ops[0].op in ("eq", "ne"):
+            yield from _strings(comparison)
 
 
 def _strings(node: nodes.Node) -> Iterator[str]:
-    found = [node] if isinstance(node, nodes.Const) else node.find_all(nodes.Const)
-    return (word.value for word in found if isinstance(word.value, str))
+    constants = [node] if isinstance(node, nodes.Const) else node.find_all(nodes.Const)
+    return (constant.value for constant in constants if isinstance(constant.value, str))

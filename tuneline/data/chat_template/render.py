@@ -1,8 +1,9 @@
-"""Rendering: messages -> the text that the tokenizer's own chat template makes of them, and where its answers stand.
+"""Rendering: apply the tokenizer's chat template to messages, and locate the answers in the text.
 
-The template is the only truth. An answer is what follows the prompt that a server would send (the template rendered
-up to that turn, with the generation header) in the rendering of the conversation up to and with that turn. A template
-that rewrites earlier turns, as those of thinking models do, has no such place for them: it needs an explicit choice.
+The chat template is authoritative. An answer is the text that follows the prompt that a server would send (the template
+rendered up to that turn, with the generation prompt) in the rendering of the conversation up to and including that
+turn. A template that rewrites earlier turns, as those of thinking models do, has no such position for them; it requires
+an explicit setting.
 """
 
 import json
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.schema import Message
 from tuneline.errors import DataError, SourceError, TunelineError, VerificationError
 
-_TEMPLATE_FAULTS = (
+_TEMPLATE_ERRORS = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError),
 )
 
@@ -26,23 +27,24 @@ LEADING_THINK_TAG = re.compile(r"\A\s*<think>\s*")
 THINK_CLOSE_TAG = "</think>"
 
 AnswerSelection = Literal["all", "last"]
+"""Which answers are located: all answers of the assistant, or the last one."""
 
 
 class IncompatibleTemplateError(TunelineError):
-    """A chat template does not fit a conversation; other settings may (see `template_suggestions`)."""
+    """A chat template does not support a conversation; other settings may (see `template_suggestions`)."""
 
 
 class RewrittenHistoryError(IncompatibleTemplateError, VerificationError):
-    """The template shows an answer otherwise than behind the prompt for it."""
+    """The template renders an answer differently than after its prompt."""
 
 
 class TemplateRefusalError(IncompatibleTemplateError, DataError):
-    """The template refuses a conversation, or leaves out what it says."""
+    """The template refuses a conversation, or omits part of it."""
 
 
 @dataclass(frozen=True)
 class RenderedAnswer:
-    """An answer in a rendered text: `text[start:end]` follows the generation header of message number `message`."""
+    """An answer in a rendered text: `text[start:end]` follows the generation prompt; `message` is its index."""
 
     message: int
     start: int
@@ -54,19 +56,19 @@ class RenderedConversation:
     """The text of a conversation, and its answers."""
 
     text: str
-    turns: list[RenderedAnswer]
+    answers: list[RenderedAnswer]
 
 
 def render(
-    messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, turns: AnswerSelection = "all"
+    messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, selection: AnswerSelection = "all"
 ) -> RenderedConversation:
-    """Render a conversation.
+    """Render a conversation and locate its answers.
 
     Args:
-        messages: Turns in order.
-        tools: JSON schemas of functions, or empty.
-        tokenizer: Its chat template is used.
-        turns: Which answers are looked for: all of the assistant's, or the last one.
+        messages: Messages in order.
+        tools: JSON schemas of the tools as JSON text, or empty.
+        tokenizer: The tokenizer whose chat template is used.
+        selection: Which answers to locate: all answers of the assistant, or the last one.
 
     Raises:
         SourceError: The tokenizer has no chat template.
@@ -74,54 +76,53 @@ def render(
         DataError: The template refuses the conversation.
     """
     text = apply_chat_template(messages, tools, tokenizer)
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    found = []
-    for i in answers[-1:] if turns == "last" else answers:
-        head = apply_chat_template(messages[:i], tools, tokenizer, add_generation_prompt=True)
-        whole = text if i == len(messages) - 1 else apply_chat_template(messages[: i + 1], tools, tokenizer)
-        if whole.startswith(head) and text.startswith(whole):
-            found.append(RenderedAnswer(i, len(head), len(whole)))
-        elif turns == "last" and whole == text and OPEN_THINK_TAG_AT_END.search(head):
-            return _answered(head, text, messages[i]["content"], i)
+    indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = []
+    for i in indices[-1:] if selection == "last" else indices:
+        prompt = apply_chat_template(messages[:i], tools, tokenizer, add_generation_prompt=True)
+        with_answer = text if i == len(messages) - 1 else apply_chat_template(messages[: i + 1], tools, tokenizer)
+        if with_answer.startswith(prompt) and text.startswith(with_answer):
+            answers.append(RenderedAnswer(i, len(prompt), len(with_answer)))
+        elif selection == "last" and with_answer == text and OPEN_THINK_TAG_AT_END.search(prompt):
+            return _render_after_think_tag(prompt, text, messages[i]["content"], i)
         else:
-            raise RewrittenHistoryError(_rewritten(i + 1, head, whole, text))
-    return RenderedConversation(text, found)
+            raise RewrittenHistoryError(_rewritten_message(i + 1, prompt, with_answer, text))
+    return RenderedConversation(text, answers)
 
 
-def _rewritten(number: int, head: str, whole: str, text: str) -> str:
-    if whole.startswith(head) and not text.startswith(whole):
+def _rewritten_message(number: int, prompt: str, with_answer: str, text: str) -> str:
+    if with_answer.startswith(prompt) and not text.startswith(with_answer):
         return (
-            f"The chat template rewrites earlier turns, so what the model is shown of turn {number} in a longer "
-            "conversation is not what it answered."
+            f"The chat template rewrites earlier turns: in a longer conversation, turn {number} differs from the text "
+            "that the model generated."
         )
-    same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(head, whole, strict=False)))
-    alone = head[same:]
+    num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, with_answer, strict=False)))
     return (
-        f"The chat template does not write turn {number} behind the prompt that it makes for it, which has {alone!r} "
-        "there, so the model would not answer from what it was trained on."
+        f"The chat template does not write turn {number} directly after its generation prompt, which ends with "
+        f"{prompt[num_equal:]!r}, so the prompt at inference would differ from the training data."
     )
 
 
-def _answered(head: str, text: str, answer: str, i: int) -> RenderedConversation:
-    """Put an answer with its thoughts behind a header that opens them; the template would leave them out.
+def _render_after_think_tag(prompt: str, text: str, answer: str, i: int) -> RenderedConversation:
+    """Append an answer with its thinking block to a prompt that opens the block; the template would omit the block.
 
     Raises:
-        RewrittenHistoryError: The answer has no thoughts, or the template shows something else of it.
+        RewrittenHistoryError: The answer has no thinking block, or the template renders other content.
     """
-    thoughts, closed, said = answer.partition(THINK_CLOSE_TAG)
-    behind = text.rpartition(said.strip())[2] if said.strip() else ""
-    if not closed or not behind:
+    thinking, tag, content = answer.partition(THINK_CLOSE_TAG)
+    suffix = text.rpartition(content.strip())[2] if content.strip() else ""
+    if not tag or not suffix:
         raise RewrittenHistoryError(
-            f"The chat template opens a thinking block in front of answer {i + 1}, and that answer has none."
+            f"The chat template opens a thinking block before answer {i + 1}, and that answer has no thinking block."
         )
-    whole = head + LEADING_THINK_TAG.sub("", thoughts) + closed + said.rstrip() + behind
-    return RenderedConversation(whole, [RenderedAnswer(i, len(head), len(whole))])
+    with_answer = prompt + LEADING_THINK_TAG.sub("", thinking) + tag + content.rstrip() + suffix
+    return RenderedConversation(with_answer, [RenderedAnswer(i, len(prompt), len(with_answer))])
 
 
 def apply_chat_template(
     messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
 ) -> str:
-    """Return the template's text.
+    """Return the text that the chat template renders.
 
     Raises:
         SourceError: The tokenizer has no chat template.
@@ -129,32 +130,32 @@ def apply_chat_template(
     """
     if not tokenizer.chat_template:
         raise SourceError(
-            "The base model's tokenizer has no chat template. Name one in the recipe: template: chatml, for example."
+            "The base model's tokenizer has no chat template. Set one in the recipe, for example template: chatml."
         )
     try:
-        return _rendered(messages, tools, tokenizer, add_generation_prompt, as_text=False)
-    except _TEMPLATE_FAULTS as error:
+        return _apply(messages, tools, tokenizer, add_generation_prompt, arguments_as_text=False)
+    except _TEMPLATE_ERRORS as error:
         fault = error
     if any(message["tool_calls"] for message in messages):
-        try:  # some templates write the arguments of a call as they are given, and need text
-            return _rendered(messages, tools, tokenizer, add_generation_prompt, as_text=True)
-        except _TEMPLATE_FAULTS as error:
+        try:  # some templates write the arguments of a tool call unchanged, and require text
+            return _apply(messages, tools, tokenizer, add_generation_prompt, arguments_as_text=True)
+        except _TEMPLATE_ERRORS as error:
             fault = error
     roles = ", ".join(message["role"] for message in messages)
     raise TemplateRefusalError(f"The chat template refuses a conversation of {roles}: {fault}.")
 
 
-def _rendered(
+def _apply(
     messages: list[Message],
     tools: str,
     tokenizer: PreTrainedTokenizerBase,
     add_generation_prompt: bool,
     *,
-    as_text: bool,
+    arguments_as_text: bool,
 ) -> str:
     return str(
         tokenizer.apply_chat_template(
-            [to_template_message(message, arguments_as_text=as_text) for message in messages],
+            [to_template_message(message, arguments_as_text=arguments_as_text) for message in messages],
             tools=json.loads(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -163,15 +164,15 @@ def _rendered(
 
 
 def split_prompt(messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Split a conversation into what the model is given and its last answer."""
+    """Split a conversation into the prompt with generation prompt, and the content of the last answer."""
     return apply_chat_template(messages[:-1], tools, tokenizer, add_generation_prompt=True), messages[-1]["content"]
 
 
 def to_template_message(message: Message, *, arguments_as_text: bool = False) -> dict[str, Any]:
-    """Return a message as templates expect it; the arguments of calls as objects, or as JSON text."""
-    said: dict[str, Any] = {name: value for name, value in message.items() if name not in ("tool_calls", "train")}
+    """Return a message in the form that chat templates expect; arguments of tool calls are objects or JSON text."""
+    converted: dict[str, Any] = {name: value for name, value in message.items() if name not in ("tool_calls", "train")}
     if message["tool_calls"]:
-        said["tool_calls"] = json.loads(message["tool_calls"])
-        for call in said["tool_calls"] if arguments_as_text else ():
+        converted["tool_calls"] = json.loads(message["tool_calls"])
+        for call in converted["tool_calls"] if arguments_as_text else ():
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    return said
+    return converted

@@ -1,8 +1,8 @@
-"""Chat templates: which one a tokenizer gets, and the token that ends its turns.
+"""Template selection: the chat template that a tokenizer gets, and the token that ends its turns.
 
-The model's own template is the truth. A model without one gets that of its family from a small catalogue
-(`templates/*.jinja`), or the one that the recipe names. The template then belongs to the tokenizer: it is written into
-a copy of it, whose bytes are its identity, and training, evaluation and serving all read it there.
+A model's own template is used as it is. A tokenizer without a template gets the built-in one of its model family
+(`templates/*.jinja`), or the one that the recipe names. The template is written into a copy of the tokenizer and is
+part of its identity, so training, evaluation and serving all use the same template.
 """
 
 import json
@@ -29,7 +29,7 @@ MODEL_TYPES_BY_TEMPLATE = {
     "llama3": ("llama",),
     "llama2": ("llama",),
 }
-"""Templates to try for a `model_type`, in this order; the first that the vocabulary can write is taken."""
+"""Templates to try for a `model_type`, in this order; the first that is compatible with the vocabulary is used."""
 
 TemplateArguments = dict[str, bool | int | str]
 GENERIC_TEMPLATES = ("chatml", "default")
@@ -37,133 +37,132 @@ ANSWER_PLACEHOLDER = "\ue000answer\ue001"
 
 
 def template_names() -> list[str]:
-    """Return the names of the catalogue."""
+    """Return the names of the built-in templates."""
     return sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja"))
 
 
 def select_template(
-    tokenizer_manifest: Manifest, wanted: str, model_type: str = "", arguments: TemplateArguments | None = None
+    tokenizer_manifest: Manifest, requested: str, model_type: str = "", arguments: TemplateArguments | None = None
 ) -> tuple[Manifest, str]:
-    """Give a tokenizer the template that the recipe wants.
+    """Give a tokenizer the template that the recipe requests.
 
     Args:
         tokenizer_manifest: The base model's tokenizer.
-        wanted: `auto`, a name of the catalogue, or the path of a Jinja file.
+        requested: `auto`, the name of a built-in template, or the path of a Jinja file.
         model_type: The base model's architecture, as its config names it.
-        arguments: Variables that the template is to see, like `enable_thinking`; they become part of it.
+        arguments: Variables to set in the template, such as `enable_thinking`; they become part of it.
 
     Returns:
-        The manifest of the tokenizer to use from here on, and a sentence that says what was chosen and why.
+        The manifest of the tokenizer to use, and a sentence that names the selected template and the reason.
 
     Raises:
-        NotFoundError: The catalogue lacks the name.
-        SourceError: No template fits: the tokenizer lacks the tokens that end its turns.
+        NotFoundError: There is no built-in template with this name.
+        SourceError: The template is incompatible: the tokenizer lacks the token that ends its turns.
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    if wanted == "auto" and own:
-        text, said = own, "chat template: the model's own"
-    elif wanted == "auto":
+    if requested == "auto" and own:
+        text, description = own, "chat template: the model's own"
+    elif requested == "auto":
         name = _for_family(tokenizer, model_type)
-        text, said = (
-            read_template(name),
-            f"chat template: {name}, as the tokenizer has none and the model is {model_type or '?'}",
-        )
+        text = read_template(name)
+        description = f"chat template: {name}, as the tokenizer has none and the model is {model_type or '?'}"
     else:
-        text, said = read_template(wanted), f"chat template: {wanted}, as the recipe says"
+        text, description = read_template(requested), f"chat template: {requested}, as the recipe says"
     text = prepend_arguments(text, arguments or {})
-    end = _end(tokenizer, wanted, text)
+    end = _turn_end_token(tokenizer, requested, text)
     if text == own and end == tokenizer.eos_token:
-        return tokenizer_manifest, said
-    return _derived(tokenizer_manifest, text, end), f"{said}; answers end with {end!r}"
+        return tokenizer_manifest, description
+    return _derive(tokenizer_manifest, text, end), f"{description}; answers end with {end!r}"
 
 
-def _end(tokenizer: PreTrainedTokenizerBase, wanted: str, text: str) -> str:
+def _turn_end_token(tokenizer: PreTrainedTokenizerBase, requested: str, text: str) -> str:
     """Return the token that ends the turns of a template.
 
     Raises:
-        SourceError: There is none, or the template cannot write a conversation.
+        SourceError: There is no such token, or the template cannot render a conversation.
     """
     try:
         end = find_turn_end_token(tokenizer, text)
         fault = (
-            f"{wanted} ends its turns with text that is no token of this tokenizer, so a model would not learn to stop."
+            f"{requested} ends its turns with text that is not a token of this tokenizer, so the model would not learn "
+            "to stop."
         )
     except (SourceError, DataError) as error:
-        end, fault = None, f"{wanted} cannot be used: {error}"
+        end, fault = None, f"{requested} cannot be used: {error}"
     if end is None:
-        known = ", ".join(compatible_templates(tokenizer)) or "none of the catalogue"
-        raise SourceError(f"template: {fault} Take one of those that fit: {known}.")
+        compatible = ", ".join(compatible_templates(tokenizer)) or "no built-in template"
+        raise SourceError(f"template: {fault} Use a compatible one: {compatible}.")
     return end
 
 
 def prepend_arguments(template: str, arguments: TemplateArguments) -> str:
-    """Return a template that sets its own variables, so that training and serving cannot see different ones."""
+    """Return a template that sets its variables itself, so that training and serving use the same values."""
     head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in sorted(arguments.items()))
     return template if template.startswith(head) else head + template
 
 
-def read_template(wanted: str) -> str:
-    """Return the text of a template by name or path.
+def read_template(requested: str) -> str:
+    """Return the text of a template, given its name or path.
 
     Raises:
-        NotFoundError: The catalogue lacks the name.
-        SourceError: There is no such file.
+        NotFoundError: There is no built-in template with this name.
+        SourceError: The file does not exist.
     """
-    path = Path(wanted) if wanted.endswith(".jinja") else TEMPLATE_FOLDER / f"{wanted}.jinja"
-    if wanted.endswith(".jinja") or path.is_file():
+    path = Path(requested) if requested.endswith(".jinja") else TEMPLATE_FOLDER / f"{requested}.jinja"
+    if requested.endswith(".jinja") or path.is_file():
         try:
             return limits.read_text(path, limits.TEMPLATE_BYTES)
         except SourceError as error:
             raise SourceError(f"template: {error}") from None
-    raise NotFoundError.among("template", wanted, ["auto", *template_names()])
+    raise NotFoundError.among("template", requested, ["auto", *template_names()])
 
 
 def find_turn_end_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
-    """Return the added token that a template puts behind an answer, or nothing where it puts none there.
+    """Return the added token that a template writes after an answer, or None if it writes no such token.
 
     Raises:
-        SourceError: The template leaves the answer out.
+        SourceError: The template omits the answer.
     """
     chat = [message("user", "question"), message("assistant", ANSWER_PLACEHOLDER)]
-    before = tokenizer.chat_template
+    original = tokenizer.chat_template
     tokenizer.chat_template = template
     try:
         text = render.apply_chat_template(chat, "", tokenizer)
     finally:
-        tokenizer.chat_template = before
+        tokenizer.chat_template = original
     if ANSWER_PLACEHOLDER not in text:
-        raise SourceError("the chat template leaves out what is said: it is for messages with images.")
-    behind = text.rpartition(ANSWER_PLACEHOLDER)[2]
-    pieces = Encoder(tokenizer, None, "tokenizers").pieces(behind.lstrip())
+        raise SourceError("the chat template does not render message text: it is for messages with images.")
+    suffix = text.rpartition(ANSWER_PLACEHOLDER)[2]
+    pieces = Encoder(tokenizer, None, "tokenizers").pieces(suffix.lstrip())
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return pieces[0] if pieces and pieces[0] in added else None
 
 
 def _for_family(tokenizer: PreTrainedTokenizerBase, model_type: str) -> str:
     family = [name for name, types in MODEL_TYPES_BY_TEMPLATE.items() if model_type in types]
-    fits = compatible_templates(tokenizer)
-    return next((name for name in [*family, *GENERIC_TEMPLATES] if name in fits), "default")
+    compatible = compatible_templates(tokenizer)
+    return next((name for name in [*family, *GENERIC_TEMPLATES] if name in compatible), "default")
 
 
 def compatible_templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the templates of the catalogue that the vocabulary can write: the end of their turns, and other tags."""
-    known = tokenizer.get_vocab()
+    """Return the built-in templates whose end of turn and other tags are tokens of the vocabulary."""
+    vocabulary = tokenizer.get_vocab()
     return [
         name
         for name in template_names()
-        if find_turn_end_token(tokenizer, read_template(name)) and _knows_tags(name, known)
+        if find_turn_end_token(tokenizer, read_template(name)) and _has_tags(name, vocabulary)
     ]
 
 
-def _knows_tags(name: str, vocabulary: dict[str, int]) -> bool:
+def _has_tags(name: str, vocabulary: dict[str, int]) -> bool:
     tags = {"llama3": ("<|start_header_id|>",), "chatml": ("<|im_start|>",), "qwen": ("<|im_start|>",)}
     tags |= {"gemma": ("<start_of_turn>",), "phi": ("<|end|>",), "deepseek": ("<｜User｜>",)}
     return all(tag in vocabulary for tag in tags.get(name, ()))
 
 
-def _derived(tokenizer_manifest: Manifest, template: str, end: str) -> Manifest:
-    """Write a copy of the tokenizer with this template, whose end of sequence is the end of its turns."""
+def _derive(tokenizer_manifest: Manifest, template: str, end: str) -> Manifest:
+    """Write a copy of the tokenizer with this template, and with its end of turn as the end-of-sequence token."""
 
     def change(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         tokenizer.chat_template, tokenizer.eos_token = template, end

@@ -1,8 +1,8 @@
-"""Thinking blocks that a chat template writes itself: an answer without thoughts gets an empty one from some templates.
+"""Empty thinking blocks that a chat template inserts into answers without thinking.
 
-Such a block is text that no row says, so it carries no loss. Which text it is follows from two renderings of one
-conversation, with and without thoughts: what stands around the thoughts is the block, and it counts where the template
-writes it without any, too. A row that writes an empty block itself is trained on it.
+Such a block is not part of the row, so it has no loss. Its text is derived from two renderings of one conversation,
+with and without thinking: the block is the text around the thinking, if the template also writes it when there is no
+thinking. An empty block that a row contains is trained.
 """
 
 import re
@@ -25,67 +25,70 @@ THINKING_FORMATS: tuple[dict[str, Any], ...] = (
     {"content": f"<think>\n{THINKING_PLACEHOLDER}\n</think>\n\n{ANSWER_PLACEHOLDER}"},
     dict.fromkeys(chat.THINKING_KEYS, THINKING_PLACEHOLDER),
 )
+"""Ways in which a message carries thinking: inside its content, or in separate fields."""
 
 
 @dataclass(frozen=True)
 class EmptyThinkingBlock:
-    """An empty thinking block as a template writes it, with up to so many characters of white space behind it."""
+    """An empty thinking block as a template writes it, followed by at most `margin` white space characters."""
 
     pattern: re.Pattern[str]
     margin: int
 
     def length(self, answer: str, content: str) -> int:
-        """Return the length of the block at the beginning of an answer; 0 where there is none, or it is the row's."""
+        """Return the length of the block at the start of an answer; 0 if there is no block or the row contains it."""
         block = self.pattern.match(answer)
         return block.end() if block and content.strip() in answer[block.end() :] else 0
 
     def length_with_white_space(self, answer: str, content: str) -> int:
-        """Return the length of the block with the white space that the template writes behind it."""
+        """Return the length of the block including the white space that the template writes after it."""
         length = self.length(answer, content)
-        white = len(answer) - length - len(answer[length:].lstrip())
-        return length + min(white, self.margin) if length else 0
+        num_white = len(answer) - length - len(answer[length:].lstrip())
+        return length + min(num_white, self.margin) if length else 0
 
 
 def find_empty_block(tokenizer: PreTrainedTokenizerBase) -> EmptyThinkingBlock | None:
-    """Return the empty thinking block that a tokenizer's chat template writes into answers without thoughts."""
-    plain = _answer(tokenizer, {}) if tokenizer.chat_template else None
-    for spelling in THINKING_FORMATS if plain else ():
-        before, thoughts, rest = (_answer(tokenizer, spelling) or "").partition(THINKING_PLACEHOLDER)
-        around = [before.strip(), rest.partition(ANSWER_PLACEHOLDER)[0].strip()]
-        if not thoughts or not any(around):
+    """Return the empty thinking block that a tokenizer's chat template writes into answers without thinking."""
+    plain = _render_answer(tokenizer, {}) if tokenizer.chat_template else None
+    for thinking_format in THINKING_FORMATS if plain else ():
+        answer = _render_answer(tokenizer, thinking_format) or ""
+        before, placeholder, after = answer.partition(THINKING_PLACEHOLDER)
+        tags = [before.strip(), after.partition(ANSWER_PLACEHOLDER)[0].strip()]
+        if not placeholder or not any(tags):
             continue
-        pattern = re.compile(r"\s*" + r"\s*".join(re.escape(part) for part in around if part))
+        pattern = re.compile(r"\s*" + r"\s*".join(re.escape(tag) for tag in tags if tag))
         block = pattern.match(plain or "")
         if block:
-            behind = str(plain)[block.end() :].partition(ANSWER_PLACEHOLDER)[0]
-            return None if behind.strip() else EmptyThinkingBlock(pattern, len(behind))
+            margin = str(plain)[block.end() :].partition(ANSWER_PLACEHOLDER)[0]
+            return None if margin.strip() else EmptyThinkingBlock(pattern, len(margin))
     return None
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, changes: dict[str, Any]) -> str | None:
-    """Render an answer behind its header; nothing where the template refuses it or rewrites it."""
+def _render_answer(tokenizer: PreTrainedTokenizerBase, changes: dict[str, Any]) -> str | None:
+    """Render an answer after its generation prompt; None if the template refuses or rewrites it."""
+    answer: Any = {**ANSWER_MESSAGE, **changes}
     try:
-        header = render.apply_chat_template([QUESTION_MESSAGE], "", tokenizer, add_generation_prompt=True)
-        whole = render.apply_chat_template([QUESTION_MESSAGE, {**ANSWER_MESSAGE, **changes}], "", tokenizer)  # type: ignore[typeddict-item]
+        prompt = render.apply_chat_template([QUESTION_MESSAGE], "", tokenizer, add_generation_prompt=True)
+        text = render.apply_chat_template([QUESTION_MESSAGE, answer], "", tokenizer)
     except TunelineError:
         return None
-    return whole[len(header) :] if whole.startswith(header) else None
+    return text[len(prompt) :] if text.startswith(prompt) else None
 
 
 def white_space_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], int]:
-    """Return what tells how many characters of white space a token is; 0 for one that is anything else."""
+    """Return a function that counts the white space characters of a token; 0 for a token with any other character."""
 
     @lru_cache(maxsize=1 << 16)
-    def width(token: int) -> int:
+    def count(token: int) -> int:
         text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
         return len(text) if text.isspace() else 0
 
-    return width
+    return count
 
 
-def skip_white_space(ids: Sequence[int], start: int, margin: int, width: Callable[[int], int]) -> int:
-    """Return the first token from `start` on that holds more than the white space that a template puts there."""
-    while margin and start < len(ids) and 0 < width(ids[start]) <= margin:
-        margin -= width(ids[start])
+def skip_white_space(ids: Sequence[int], start: int, margin: int, count: Callable[[int], int]) -> int:
+    """Return the first token from `start` that is not covered by `margin` characters of white space."""
+    while margin and start < len(ids) and 0 < count(ids[start]) <= margin:
+        margin -= count(ids[start])
         start += 1
     return start

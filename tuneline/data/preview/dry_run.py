@@ -1,4 +1,4 @@
-"""Sequences of a few examples, as a run would make them, and their lengths as they were before any cut."""
+"""Dry run of tokenization: the sequences of a few examples as a run makes them, and their original lengths."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -23,124 +23,127 @@ Lengths = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """Sequences of one data set: those to show, all in a file, what was done to them, and what is told of that."""
+    """Sequences of one dataset: those to display, all in a spool, the sequencer's counters, and summary statistics."""
 
     shown: list[PreviewSequence] = field(default_factory=list)
-    waiting: row_writer.TokenizedSpool = field(default_factory=row_writer.TokenizedSpool)
-    done: dict[str, int] = field(default_factory=dict)
+    spool: row_writer.TokenizedSpool = field(default_factory=row_writer.TokenizedSpool)
+    counters: dict[str, int] = field(default_factory=dict)
     rendering: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
 
 
 class DryRun:
-    """Makes sequences: first at any length, so that lengths are those of the data, then cut where some are too long."""
+    """Makes sequences without a length limit, to measure the data, and then truncated ones if some are too long."""
 
     def __init__(self, tokenizer: Any, config: TokenizeStepConfig, num_shown: int) -> None:
         self.config = config
-        self.places: dict[str, str] = {}
-        """Where examples stand, by their ids; filled as they are read."""
+        self.locations: dict[str, str] = {}
+        """Locations (file:line) of examples by id; filled while examples are read."""
         self._tokenizer = tokenizer
         self._num_shown = num_shown
-        self._at_any_length = config.model_copy(update={"max_length": UNLIMITED_LENGTH})
-        self._whole = Sequencer(tokenizer, self._at_any_length, places=self.places)
-        self._cutting: Sequencer | None = None
+        self._unlimited_config = config.model_copy(update={"max_length": UNLIMITED_LENGTH})
+        self._unlimited_sequencer = Sequencer(tokenizer, self._unlimited_config, locations=self.locations)
+        self._truncating_sequencer: Sequencer | None = None
         self._totals: Counter[str] = Counter()
-        self._refused: DataError | None = None
+        self._refusal: DataError | None = None
 
-    def make(self, examples: Dataset, kind: str) -> DryRunResult:
-        """Make the sequences of one data set; where too long ones are refused, they are kept as they are.
+    def run(self, examples: Dataset, kind: str) -> DryRunResult:
+        """Make the sequences of one dataset; if a run would refuse long examples, they are shown in full length.
 
         Args:
             examples: Rows of `schema.EXAMPLE`.
-            kind: As `prepare.kind_of` tells it.
+            kind: Kind of the rows, from `items.resolve_kind`.
         """
-        whole = self._make(examples, self._whole, self._at_any_length, kind)
-        lengths = np.array(whole.waiting.lengths, np.int64)
-        made = self._cut(examples, kind) if lengths.size and lengths.max() > self.config.max_length else whole
-        kept = made or whole
-        self._totals.update(kept.done)
-        counts = _counts(kept, lengths, self.config)
-        is_packed = made is not None and kind not in preference_rows.ANSWERS_BY_KIND
-        return replace(kept, counts=counts | _laid_out(kept, self.config) if is_packed else counts)
+        full = self._tokenize(examples, self._unlimited_sequencer, self._unlimited_config, kind)
+        lengths = np.array(full.spool.lengths, np.int64)
+        is_too_long = lengths.size and lengths.max() > self.config.max_length
+        truncated = self._truncate(examples, kind) if is_too_long else full
+        result = truncated or full
+        self._totals.update(result.counters)
+        counts = _counts(result, lengths, self.config)
+        is_packed = truncated is not None and kind not in preference_rows.ANSWERS_BY_KIND
+        return replace(result, counts=counts | _packing_counts(result, self.config) if is_packed else counts)
 
-    def problem(self) -> DataError | None:
-        """Return what a run would refuse about the lengths of all that was made."""
-        if self._refused or self._cutting is None:
-            return self._refused
-        self._cutting.start()
-        self._cutting.counts.update(self._totals)
+    def length_error(self) -> DataError | None:
+        """Return the error that a run would raise about the lengths of all examples so far."""
+        if self._refusal or self._truncating_sequencer is None:
+            return self._refusal
+        self._truncating_sequencer.start()
+        self._truncating_sequencer.counts.update(self._totals)
         try:
-            self._cutting.check_truncated_fraction()
+            self._truncating_sequencer.check_truncated_fraction()
         except DataError as error:
             return error
         return None
 
-    def _cut(self, examples: Dataset, kind: str) -> DryRunResult | None:
-        self._cutting = self._cutting or Sequencer(self._tokenizer, self.config, places=self.places)
+    def _truncate(self, examples: Dataset, kind: str) -> DryRunResult | None:
+        if self._truncating_sequencer is None:
+            self._truncating_sequencer = Sequencer(self._tokenizer, self.config, locations=self.locations)
         try:
-            return self._make(examples, self._cutting, self.config, kind)
-        except DataError as error:  # all else was refused when the sequences were whole
-            self._refused = self._refused or error
+            return self._tokenize(examples, self._truncating_sequencer, self.config, kind)
+        except DataError as error:  # concerns the length; other errors were raised without the limit
+            self._refusal = self._refusal or error
         return None
 
-    def _make(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> DryRunResult:
+    def _tokenize(self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str) -> DryRunResult:
         try:
-            return self._make_once(examples, sequencer, config, kind)
+            return self._tokenize_once(examples, sequencer, config, kind)
         except CompiledTemplateMismatchError:
             sequencer.disable_compiled_template()
-            return self._make_once(examples, sequencer, config, kind)
+            return self._tokenize_once(examples, sequencer, config, kind)
 
-    def _make_once(
+    def _tokenize_once(
         self, examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str
     ) -> DryRunResult:
-        made, num_items = DryRunResult(), 0
+        result, num_items = DryRunResult(), 0
         for _, items in items_module.tokenize_examples(examples, sequencer, config, kind):
             for item in items:
-                for tokens in item.sequences:
-                    made.waiting.add(tokens)
+                for sequence in item.sequences:
+                    result.spool.add(sequence)
                 if num_items < self._num_shown:
-                    made.shown.extend(item.shown(self.places.get(item.sequences[0].example_id, "")))
+                    location = self.locations.get(item.sequences[0].example_id, "")
+                    result.shown.extend(item.preview_sequences(location))
                 num_items += 1
-        return replace(made, done=dict(sequencer.counts), rendering=sequencer.rendering)
+        return replace(result, counters=dict(sequencer.counts), rendering=sequencer.rendering)
 
 
-def _counts(made: DryRunResult, lengths: Lengths, config: TokenizeStepConfig) -> dict[str, Any]:
-    tokens, trained = sum(made.waiting.lengths), made.waiting.num_trained
+def _counts(result: DryRunResult, lengths: Lengths, config: TokenizeStepConfig) -> dict[str, Any]:
+    tokens, trained = sum(result.spool.lengths), result.spool.num_trained
     return {
         "tokens_a_sequence": _quantiles(lengths),
         "max_length": config.max_length,
         "sequences": lengths.size,
         "too_long": int((lengths > config.max_length).sum()),
         "overlong": config.overlong,
-        "cut": made.done["cut"],
-        "dropped_for_length": made.done["dropped"],
-        "made_by_split": made.done["made_by_split"],
+        "cut": result.counters["cut"],
+        "dropped_for_length": result.counters["dropped"],
+        "made_by_split": result.counters["made_by_split"],
         "tokens": tokens,
         "trained_tokens": trained,
         "coverage": round(trained / max(tokens, 1), 4),
-        "empty_thoughts": made.done["empty_thoughts"],
-        "empty_thought_tokens": made.done["empty_thought_tokens"],
-        "rendering": made.rendering,
-        "rendered_by_template": made.done["rendered_by_template"],
+        "empty_thoughts": result.counters["empty_thoughts"],
+        "empty_thought_tokens": result.counters["empty_thought_tokens"],
+        "rendering": result.rendering,
+        "rendered_by_template": result.counters["rendered_by_template"],
         "lengths": _histogram(lengths, config.max_length),
     }
 
 
-def _laid_out(made: DryRunResult, config: TokenizeStepConfig) -> dict[str, Any]:
-    laid_out = made.waiting.rows(config.max_length, config.packing)
-    fill = row_writer.fill_rate(laid_out, sum(made.waiting.lengths), config.max_length)
-    return {"packed_rows": laid_out.num_rows, "fill": fill}
+def _packing_counts(result: DryRunResult, config: TokenizeStepConfig) -> dict[str, Any]:
+    rows = result.spool.rows(config.max_length, config.packing)
+    fill = row_writer.fill_rate(rows, sum(result.spool.lengths), config.max_length)
+    return {"packed_rows": rows.num_rows, "fill": fill}
 
 
 def _quantiles(lengths: Lengths) -> dict[str, int]:
     if not lengths.size:
         return {}
-    found = np.quantile(lengths, (0, 0.5, 0.95, 1), method="nearest").astype(int).tolist()
-    return dict(zip(("shortest", "median", "p95", "longest"), found, strict=True))
+    quantiles = np.quantile(lengths, (0, 0.5, 0.95, 1), method="nearest").astype(int).tolist()
+    return dict(zip(("shortest", "median", "p95", "longest"), quantiles, strict=True))
 
 
 def _histogram(lengths: Lengths, max_length: int) -> dict[str, list[int]]:
-    """Count by length up to `max_length`, and all that is longer in a last bin; an edge belongs to what follows it."""
+    """Count sequences by length, with a last bin for those longer than `max_length`; bins include their lower edge."""
     fitting = lengths[lengths <= max_length]
     edges, counts = [max_length + 1], list[int]()
     if fitting.size:

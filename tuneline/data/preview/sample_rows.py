@@ -1,7 +1,7 @@
-"""A look before a run: the first rows of each data set, made into training rows by the functions that a run uses.
+"""Preview of a recipe's data: the first rows of each dataset, turned into training rows by the functions of a run.
 
-Each data set is looked at by itself; what needs all rows (copies, the held-out part, the mixture, contamination) is
-left out. Files are read as far as needed and not hashed, so their size makes no difference.
+Datasets are previewed separately; steps that need all rows (deduplication, the held-out split, the mixture,
+contamination) are skipped. Files are read only as far as needed and not hashed, so their size does not matter.
 """
 
 import os
@@ -25,47 +25,47 @@ from tuneline.errors import DataError, NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 
 NUM_SAMPLE_ROWS = 2000
-"""Rows of each data set that are looked at."""
+"""Number of rows that are read of each dataset."""
 
 
 @dataclass(frozen=True)
 class PreviewResult:
-    """What was seen of each data set, and the error that the lengths would be in a run."""
+    """The preview of each dataset, and the error that a run would raise about lengths, if any."""
 
     sections: list[DatasetPreview]
     problem: TunelineError | None = None
 
 
 def preview_sources(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only: str | None = None) -> PreviewResult:
-    """Make training rows of the first rows of each data set.
+    """Make training rows of the first rows of each dataset.
 
-    Examples that are too long, or too many of them, are a problem told at the end, so that their lengths can be seen.
+    Errors about lengths are returned instead of raised, so that the lengths can be displayed.
 
     Args:
-        recipe: What a run would be given.
-        tokenizer: The base model's, with the recipe's chat template.
-        num_shown: Sequences to keep of each data set.
-        only: Name of the one data set to look at.
+        recipe: The recipe of the run.
+        tokenizer: The base model's tokenizer with the recipe's chat template.
+        num_shown: Number of sequences to display of each dataset.
+        only: Name of the only dataset to preview.
 
     Raises:
-        NotFoundError: The recipe has no such data set.
+        NotFoundError: The recipe has no dataset of this name.
         TunelineError: As the steps of a run.
     """
-    known = recipe.unique_sources()
-    chosen = [source for source in known if only in (None, source.name)]
-    if not chosen:
-        raise NotFoundError.among("source", str(only), [source.name for source in known])
-    trial = DryRun(tokenizer, recipe.for_tokenize(), num_shown)
-    sections = [_section(source, recipe, trial, tokenizer) for source in chosen]
-    return PreviewResult(sections, trial.problem())
+    sources = recipe.unique_sources()
+    selected = [source for source in sources if only in (None, source.name)]
+    if not selected:
+        raise NotFoundError.among("source", str(only), [source.name for source in sources])
+    dry_run = DryRun(tokenizer, recipe.for_tokenize(), num_shown)
+    sections = [_section(source, recipe, dry_run) for source in selected]
+    return PreviewResult(sections, dry_run.length_error())
 
 
-def _section(source: SourceConfig, recipe: Recipe, trial: DryRun, tokenizer: Any) -> DatasetPreview:
+def _section(source: SourceConfig, recipe: Recipe, dry_run: DryRun) -> DatasetPreview:
     records, are_all = _first_records(_located(source), source)
-    examples = align.align(records, recipe.for_align(source), trial.places)
+    examples = align.align(records, recipe.for_align(source), dry_run.locations)
     counts = examples.counts
-    made = trial.make(examples.only(), resolve_kind(counts["kinds"], trial.config, f"sources.{source.name}"))
-    seen = {
+    result = dry_run.run(examples.only(), resolve_kind(counts["kinds"], dry_run.config, f"sources.{source.name}"))
+    statistics = {
         "place": source.hub or min(str(source.path), os.path.relpath(str(source.path)), key=len),
         "format": counts["format"],
         "format_found": counts["format_found"],
@@ -75,38 +75,40 @@ def _section(source: SourceConfig, recipe: Recipe, trial: DryRun, tokenizer: Any
         "bad_rows": counts["dropped"],
         "first_bad_rows": counts["dropped_first"],
         "unread_keys": counts["unread_keys"],
-        **made.counts,
+        **result.counts,
     }
-    return DatasetPreview(source.name, made.shown, seen, list(_facts(seen)))
+    return DatasetPreview(source.name, result.shown, statistics, list(_facts(statistics)))
 
 
 def _located(source: SourceConfig) -> Located:
-    """Find the files of a data set without reading them; those of the hub are copied first."""
+    """Locate the files of a dataset without reading them; files from the Hub are downloaded first."""
     if source.path is None:
         return ingest.locate_sources([source]).only()
-    found = find_source_files(source.name, source.path)
-    names = [path.relative_to(found.folder).as_posix() for path in found.paths]
+    data_files = find_source_files(source.name, source.path)
+    names = [path.relative_to(data_files.folder).as_posix() for path in data_files.paths]
     entries = [FileEntry(name=name, size=0, sha256="") for name in names]
-    return Located(name=source.name, location=str(found.folder), source=source.path.name, files=entries)
+    return Located(name=source.name, location=str(data_files.folder), source=source.path.name, files=entries)
 
 
-def _first_records(found: Located, source: SourceConfig) -> tuple[Corpus, bool]:
-    """Return the first records, and whether these are all that the recipe takes."""
-    wanted = min(source.max_rows or NUM_SAMPLE_ROWS, NUM_SAMPLE_ROWS)
-    read = list(_records(found, wanted + 1))
-    taken = read[:wanted]
-    if not taken:
-        raise DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
-    files, lines, texts = (list(column) for column in zip(*taken, strict=True))
+def _first_records(located: Located, source: SourceConfig) -> tuple[Corpus, bool]:
+    """Return the first records, and whether these are all records that the recipe uses."""
+    num_requested = min(source.max_rows or NUM_SAMPLE_ROWS, NUM_SAMPLE_ROWS)
+    available = list(_records(located, num_requested + 1))
+    records = available[:num_requested]
+    if not records:
+        raise DataError(
+            f"sources.{located.name}: {located.paths()[0]} holds no rows. Use a file with at least one row."
+        )
+    files, lines, texts = (list(column) for column in zip(*records, strict=True))
     with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": files, "line": lines, "record": pa.array(texts, pa.large_string())})
-    are_all = len(read) == len(taken) or (wanted == source.max_rows and source.sample == "first")
-    return Corpus({"records": writer.rows()}, {"source": found.name}, {"rows": len(taken)}), are_all
+    are_all = len(available) == len(records) or (num_requested == source.max_rows and source.sample == "first")
+    return Corpus({"records": writer.rows()}, {"source": located.name}, {"rows": len(records)}), are_all
 
 
-def _records(found: Located, limit: int) -> Iterator[tuple[str, int, bytes]]:
-    for path in found.paths():
-        name = path.relative_to(found.location).as_posix()
+def _records(located: Located, limit: int) -> Iterator[tuple[str, int, bytes]]:
+    for path in located.paths():
+        name = path.relative_to(located.location).as_posix()
         for chunk in readers.read_chunks(path):
             lines = chunk.lines[:limit]
             limit -= len(lines)
@@ -115,41 +117,45 @@ def _records(found: Located, limit: int) -> Iterator[tuple[str, int, bytes]]:
                 return
 
 
-def _facts(seen: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what was counted as a person reads it."""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen["kinds"].items())
-    lengths = ", ".join(f"{name} {length:,}" for name, length in seen["tokens_a_sequence"].items())
-    bad = "; ".join(f"{reason}: {count:,}" for reason, count in seen["bad_rows"].items())
-    yield "place", seen["place"]
-    yield "format", f"{seen['format']}{', found by the rows' if seen['format_found'] else ''}; {kinds}"
-    yield "read", f"{'all' if seen['all_rows'] else 'the first'} {seen['rows']:,} rows"
-    yield "bad rows", "\n".join([f"dropped: {bad}", *seen["first_bad_rows"]]) if bad else "none"
-    unread = [f"{key}: {found['count']:,}, first {found['first']}" for key, found in seen["unread_keys"].items()]
+def _facts(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Format the statistics as pairs of a name and a readable value."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in stats["kinds"].items())
+    lengths = ", ".join(f"{name} {length:,}" for name, length in stats["tokens_a_sequence"].items())
+    bad = "; ".join(f"{reason}: {count:,}" for reason, count in stats["bad_rows"].items())
+    yield "place", stats["place"]
+    yield "format", f"{stats['format']}{', detected automatically' if stats['format_found'] else ''}; {kinds}"
+    yield "read", f"{'all' if stats['all_rows'] else 'the first'} {stats['rows']:,} rows"
+    yield "bad rows", "\n".join([f"dropped: {bad}", *stats["first_bad_rows"]]) if bad else "none"
+    unread = [f"{key}: {usage['count']:,}, first {usage['first']}" for key, usage in stats["unread_keys"].items()]
     yield "unread keys", "\n".join(unread) or "none"
     yield "lengths", f"{lengths} tokens"
-    yield "too long", _too_long(seen)
-    yield "trained", f"{seen['trained_tokens']:,} of {seen['tokens']:,} tokens, {seen['coverage']:.1%}"
-    if seen["empty_thoughts"]:
-        yield "empty thoughts", _empty_thoughts(seen)
-    if "fill" in seen:
-        yield "rows made", f"{seen['packed_rows']:,} of max_length {seen['max_length']:,}, {seen['fill']:.1%} full"
-    yield "rendering", f"{seen['rendering']}; {seen['rendered_by_template']:,} rendered one by one"
+    yield "too long", _too_long(stats)
+    yield "trained", f"{stats['trained_tokens']:,} of {stats['tokens']:,} tokens, {stats['coverage']:.1%}"
+    if stats["empty_thoughts"]:
+        yield "empty thoughts", _empty_thoughts(stats)
+    if "fill" in stats:
+        yield "packed rows", f"{stats['packed_rows']:,} of max_length {stats['max_length']:,}, {stats['fill']:.1%} full"
+    yield "rendering", f"{stats['rendering']}; {stats['rendered_by_template']:,} rendered individually"
 
 
-def _empty_thoughts(seen: dict[str, Any]) -> str:
+def _empty_thoughts(stats: dict[str, Any]) -> str:
     return (
-        f"the chat template writes an empty thinking block into {seen['empty_thoughts']:,} answers, "
-        f"{seen['empty_thought_tokens']:,} tokens that the rows do not have and that carry no loss; a block that a row "
-        "writes is trained"
+        f"the chat template inserts an empty thinking block into {stats['empty_thoughts']:,} answers, "
+        f"{stats['empty_thought_tokens']:,} tokens that are not in the rows and have no loss; a block that a row "
+        "contains is trained"
     )
 
 
-def _too_long(seen: dict[str, Any]) -> str:
-    if not seen["too_long"]:
+def _too_long(stats: dict[str, Any]) -> str:
+    if not stats["too_long"]:
         return "none"
-    done = {"cut": seen["cut"], "dropped": seen["dropped_for_length"], "more by the split": seen["made_by_split"]}
-    became = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
+    actions = {
+        "truncated": stats["cut"],
+        "dropped": stats["dropped_for_length"],
+        "added by splitting": stats["made_by_split"],
+    }
+    outcome = ", ".join(f"{count:,} {action}" for action, count in actions.items() if count)
     return (
-        f"{seen['too_long']:,} of {seen['sequences']:,} sequences have more than max_length {seen['max_length']:,}; "
-        f"overlong: {seen['overlong']}{f' ({became})' if became else ''}"
+        f"{stats['too_long']:,} of {stats['sequences']:,} sequences have more than max_length {stats['max_length']:,}; "
+        f"overlong: {stats['overlong']}{f' ({outcome})' if outcome else ''}"
     )

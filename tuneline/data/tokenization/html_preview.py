@@ -1,4 +1,4 @@
-"""What the model will see: sequences as text, trained tokens apart from the others, and how long they are."""
+"""HTML preview of token sequences: text with trained tokens marked, a histogram of lengths, and counts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,10 +34,11 @@ BAR_WIDTH_PX = 500
 
 
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Control characters, and the Unicode symbols that are displayed for them."""
 
 
 class TextSpan(NamedTuple):
-    """A piece of a sequence: whether its tokens carry loss, and whether they are special ones."""
+    """Text of adjacent tokens that agree in whether they have loss (`trained`) and whether they are special tokens."""
 
     text: str
     trained: bool
@@ -45,21 +46,21 @@ class TextSpan(NamedTuple):
 
 
 class PreviewSequence(NamedTuple):
-    """A sequence to look at, and what it is: where its example stands, and which answer of a pair it has."""
+    """A sequence of a preview; `name` is the location of its example and, for a pair, the role of the answer."""
 
     tokens: TokenizedSequence
     name: str = ""
 
     @property
     def title(self) -> str:
-        """Its name and its size."""
+        """Name and size of the sequence."""
         size = f"{len(self.tokens.input_ids):,} tokens, {count_trained_tokens(self.tokens):,} trained"
         return f"{self.name}: {size}" if self.name else size
 
 
 @dataclass(frozen=True)
 class DatasetPreview:
-    """Some sequences of a data set, what was counted of all (with a histogram in `lengths`), and that for people."""
+    """A dataset's preview: the displayed sequences, counts over all (`lengths` is a histogram), and formatted facts."""
 
     title: str
     shown: list[PreviewSequence]
@@ -68,73 +69,73 @@ class DatasetPreview:
 
 
 def text_spans(tokens: TokenizedSequence, tokenizer: PreTrainedTokenizerBase) -> list[TextSpan]:
-    """Return the text of a sequence in parts; its first token carries no loss, as nothing stands before it."""
+    """Split the text of a sequence into spans; the first token has no loss because it has no context."""
     ids = tokens.input_ids
     trained = [False] * len(ids)
     for start, end in tokens.trained:
         trained[start:end] = [True] * (end - start)
     trained[:1] = [False] * len(trained[:1])
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    found = []
-    for (is_trained, is_special), places in groupby(range(len(ids)), key=lambda i: (trained[i], ids[i] in special)):
-        here = list(places)
-        text = _text(ids, here[0], here[-1] + 1, tokenizer)
-        found.append(TextSpan(show_control_characters(text), is_trained, is_special))
-    return found
+    spans = []
+    for (is_trained, is_special), group in groupby(range(len(ids)), key=lambda i: (trained[i], ids[i] in special)):
+        positions = list(group)
+        text = _decode_span(ids, positions[0], positions[-1] + 1, tokenizer)
+        spans.append(TextSpan(show_control_characters(text), is_trained, is_special))
+    return spans
 
 
 def show_control_characters(text: str) -> str:
-    """Show signs that would move a cursor as pictures of themselves; line breaks and tabs stay."""
+    """Replace control characters by their Unicode symbols; line breaks and tabs are kept."""
     return text.translate(CONTROL_PICTURES)
 
 
 def count_trained_tokens(tokens: TokenizedSequence) -> int:
-    """Count the tokens of a sequence that carry loss."""
+    """Count the tokens of a sequence that have loss."""
     return sum(end - max(start, 1) for start, end in tokens.trained)
 
 
-def _text(ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Decode behind the token before: some tokenizers leave out a space where a text begins."""
+def _decode_span(ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decode a span after the token before it: some tokenizers omit a space at the start of a text."""
     before = ids[max(start - 1, 0) : start]
-    keep = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    return str(tokenizer.decode(before + ids[start:end], **keep))[len(tokenizer.decode(before, **keep)) :]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(before + ids[start:end], **options))[len(tokenizer.decode(before, **options)) :]
 
 
 def render_split(shown: list[PreviewSequence], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
-    """Return an HTML page: the first sequences with trained text marked, a histogram of lengths, and the counts."""
+    """Render an HTML page for one split: its first sequences, a histogram of lengths, and the counts."""
     return render_page("Training rows", [], [DatasetPreview("", shown, counts, format_counts(counts))], tokenizer)
 
 
 def render_page(
-    title: str, said: Iterable[str], sections: Iterable[DatasetPreview], tokenizer: PreTrainedTokenizerBase
+    title: str, sentences: Iterable[str], sections: Iterable[DatasetPreview], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """Return an HTML page with some sentences and a section for each data set."""
+    """Render an HTML page with some sentences and a section per dataset."""
     body = "".join(_section(section, tokenizer) for section in sections)
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
+    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1>{sentences}"
-        "<p>What the model sees: <mark>marked</mark> text carries loss, <b>special tokens</b> are coloured, and "
-        f"<i></i> is a line break.</p>{body}</html>\n"
+        f"<h1>{escape(title)}</h1>{paragraphs}"
+        "<p>The text as the model receives it: <mark>marked</mark> text has loss, <b>special tokens</b> are coloured, "
+        f"and <i></i> is a line break.</p>{body}</html>\n"
     )
 
 
 def format_counts(counts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return counts as lines for people: a name and what it is."""
-    return [(name.replace("_", " "), _said(name, value)) for name, value in counts.items() if name != "lengths"]
+    """Format counts as pairs of a readable name and a value."""
+    return [(name.replace("_", " "), _format_value(name, value)) for name, value in counts.items() if name != "lengths"]
 
 
 def histogram_bars(counts: dict[str, Any]) -> list[tuple[int, int, int]]:
-    """Return the histogram as (from, to, sequences), without empty ends."""
+    """Return the histogram as (from, to, number of sequences), without empty bins at the ends."""
     lengths = counts["lengths"]
-    found = list(zip(lengths["edges"], lengths["edges"][1:], lengths["counts"], strict=False))
-    filled = [i for i, (*_, count) in enumerate(found) if count] or [0]
-    return found[filled[0] : filled[-1] + 1]
+    bins = list(zip(lengths["edges"], lengths["edges"][1:], lengths["counts"], strict=False))
+    filled = [i for i, (*_, count) in enumerate(bins) if count] or [0]
+    return bins[filled[0] : filled[-1] + 1]
 
 
-def _said(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{key} {_said('', each)}" for key, each in value.items()) or "none"
+        return "; ".join(f"{key} {_format_value('', item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return "\n".join(map(str, value)) or "none"
     if isinstance(value, float):
@@ -144,32 +145,32 @@ def _said(name: str, value: Any) -> str:
 
 def _section(section: DatasetPreview, tokenizer: PreTrainedTokenizerBase) -> str:
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(said).replace(chr(10), '<br>')}</td></tr>"
-        for name, said in section.facts
+        f"<tr><td>{escape(name)}</td><td>{escape(value).replace(chr(10), '<br>')}</td></tr>"
+        for name, value in section.facts
     )
     heading = f"<h2>{escape(section.title)}</h2>" if section.title else ""
     sequences = "".join(_sequence(number, shown, tokenizer) for number, shown in enumerate(section.shown, start=1))
-    return f"{heading}<table>{rows}</table><h3>Tokens a sequence</h3>{_bars(section.counts)}{sequences}"
+    return f"{heading}<table>{rows}</table><h3>Tokens per sequence</h3>{_bars(section.counts)}{sequences}"
 
 
 def _sequence(number: int, shown: PreviewSequence, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = "".join(map(_part, text_spans(shown.tokens, tokenizer)))
+    text = "".join(map(_span, text_spans(shown.tokens, tokenizer)))
     return f"<h3>{number}: {escape(shown.title)}</h3><pre>{text}</pre>"
 
 
-def _part(part: TextSpan) -> str:
-    text = escape(part.text).replace("\n", "<i></i>\n")
-    text = f"<b>{text}</b>" if part.special else text
-    return f"<mark>{text}</mark>" if part.trained else text
+def _span(span: TextSpan) -> str:
+    text = escape(span.text).replace("\n", "<i></i>\n")
+    text = f"<b>{text}</b>" if span.special else text
+    return f"<mark>{text}</mark>" if span.trained else text
 
 
 def _bars(counts: dict[str, Any]) -> str:
-    found = histogram_bars(counts)
-    most = max([count for *_, count in found], default=0) or 1
-    longest = counts.get("max_length", found[-1][1] if found else 0)
+    bars = histogram_bars(counts)
+    highest = max([count for *_, count in bars], default=0) or 1
+    max_length = counts.get("max_length", bars[-1][1] if bars else 0)
     lines = [
-        f"<tr{' class=over' if low > longest else ''}><td>{low:,} to {high:,}</td><td>{count:,}</td>"
-        f"<td><span class=bar style='width:{round(BAR_WIDTH_PX * count / most)}px'></span></td></tr>"
-        for low, high, count in found
+        f"<tr{' class=over' if low > max_length else ''}><td>{low:,} to {high:,}</td><td>{count:,}</td>"
+        f"<td><span class=bar style='width:{round(BAR_WIDTH_PX * count / highest)}px'></span></td></tr>"
+        for low, high, count in bars
     ]
     return f"<table class=bars>{''.join(lines)}</table>"

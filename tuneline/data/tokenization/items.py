@@ -1,4 +1,4 @@
-"""One path from examples to what the model sees, for every stage: a run and the preview both take it."""
+"""Tokenized examples of every stage; runs and previews share this code path."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -21,11 +21,11 @@ KINDS_BY_STAGE: dict[str, tuple[schema.Kind, ...]] = {
     "kto": ("kto",),
     "prompt": ("chat",),
 }
-"""Kinds of examples that a stage trains on."""
+"""Kinds of examples that each stage trains on."""
 
 
 class TokenizedExample(NamedTuple):
-    """What becomes of an example: one sequence; or a row of prompt and answers, each a sequence behind the prompt."""
+    """The result for one example: one sequence, or a row of a prompt and its answers with one sequence per answer."""
 
     source: str
     sequences: list[TokenizedSequence]
@@ -33,69 +33,68 @@ class TokenizedExample(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Add up the sequences' tokens."""
-        return sum(len(tokens.input_ids) for tokens in self.sequences)
+        """Number of tokens in all sequences."""
+        return sum(len(sequence.input_ids) for sequence in self.sequences)
 
-    def shown(self, place: str = "") -> list[PreviewSequence]:
-        """Return the sequences to look at, each with the example's place and what it is."""
+    def preview_sequences(self, location: str = "") -> list[PreviewSequence]:
+        """Return the sequences for a preview, each named by the example's location and the role of the answer."""
         names = preference_rows.answer_names(self.row) if self.row else [""]
         return [
-            PreviewSequence(tokens, ", ".join(part for part in (place, name) if part))
-            for tokens, name in zip(self.sequences, names, strict=True)
+            PreviewSequence(sequence, ", ".join(part for part in (location, name) if part))
+            for sequence, name in zip(self.sequences, names, strict=True)
         ]
 
 
 def tokenize_examples(
     examples: Dataset, sequencer: Sequencer, config: TokenizeConfig, kind: str
 ) -> Iterator[tuple[int, list[TokenizedExample]]]:
-    """Yield how many examples are done, and the items of the last batch of them, in order.
+    """Yield the number of examples processed so far, and the tokenized examples of the last batch in order.
 
     Args:
         examples: Rows of `schema.EXAMPLE`, all of one kind.
-        sequencer: Makes token sequences, as `config` says.
-        config: The policy.
-        kind: The examples' kind, or `prompt`.
+        sequencer: Makes token sequences according to `config`.
+        config: The `tokenize` section of the recipe.
+        kind: The kind of the examples, or `prompt`.
 
     Raises:
-        TunelineError: As `Sequencer.sequences` and `pairs.rows_of`.
+        TunelineError: As `Sequencer.sequences` and `preference_rows.build_rows`.
     """
     sequencer.start()
-    done = 0
+    num_processed = 0
     for batch in corpus.iter_batches(examples):
         if kind in preference_rows.ANSWERS_BY_KIND:
-            made = preference_rows.build_rows(
-                schema.from_arrow_batch(batch, preference_rows.INPUT_COLUMNS), sequencer, config, kind
-            )
-            items = [TokenizedExample(row["source"], preference_rows.to_sequences(row), row) for row in made]
+            batch_examples = schema.from_arrow_batch(batch, preference_rows.INPUT_COLUMNS)
+            rows = preference_rows.build_rows(batch_examples, sequencer, config, kind)
+            items = [TokenizedExample(row["source"], preference_rows.to_sequences(row), row) for row in rows]
         else:
-            found = sequencer.sequences(schema.from_arrow_batch(batch, sequencer_module.INPUT_COLUMNS))
-            items = [TokenizedExample(source, [tokens]) for source, tokens in found]
-        done += batch.num_rows
-        yield done, items
+            sequences = sequencer.sequences(schema.from_arrow_batch(batch, sequencer_module.INPUT_COLUMNS))
+            items = [TokenizedExample(source, [sequence]) for source, sequence in sequences]
+        num_processed += batch.num_rows
+        yield num_processed, items
 
 
-def resolve_kind(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, place: str) -> str:
-    """Return what a stage makes of examples: their kind, or `prompt` where it answers them anew.
+def resolve_kind(kinds: Iterable[schema.Kind], config: TokenizeStepConfig, owner: str) -> str:
+    """Return the kind of rows that a stage makes: the kind of the examples, or `prompt` where answers are generated.
 
     Args:
-        kinds: Of the examples; none for an empty split.
-        config: The policy and the stage.
-        place: What holds them, for errors.
+        kinds: Kinds of the examples; empty for an empty split.
+        config: The `tokenize` section and the stage.
+        owner: What contains the examples, for error messages.
 
     Raises:
         DataError: The stage trains on another kind.
-        RecipeError: Chats would be wrapped.
+        RecipeError: `packing: wrapped` is set for examples other than texts.
     """
-    known, kind = KINDS_BY_STAGE[config.stage], KINDS_BY_STAGE[config.stage][0]
+    supported, kind = KINDS_BY_STAGE[config.stage], KINDS_BY_STAGE[config.stage][0]
     for kind in kinds:
-        if kind not in known:
+        if kind not in supported:
             raise DataError(
-                f"{place} holds examples of kind {kind}; stage {config.stage} trains on {' or '.join(known)}. Set "
-                "format, or take other data."
+                f"{owner} contains examples of kind {kind}; stage {config.stage} trains on {' or '.join(supported)}. "
+                "Set format, or use other data."
             )
         if config.packing == "wrapped" and kind != "text":
             raise RecipeError(
-                f"tokenize.packing: wrapped cuts one stream of texts into rows, and {place} holds examples of kind "
-                f"{kind}, whose answers it would tear from their questions. Set packing: true."
+                f"tokenize.packing: wrapped cuts a single stream of texts into rows, and {owner} contains examples of "
+                f"kind {kind}, whose answers would be separated from their prompts. Set packing: true."
             )
     return config.stage if config.stage == "prompt" else kind

@@ -1,6 +1,6 @@
-"""Packing: several short examples share one training row, each blind to the others.
+"""Packing: several short examples share one training row without attending to each other.
 
-Best-fit decreasing: the longest example first, each into the fullest row that still holds it.
+Best-fit decreasing: longest examples first, each into the fullest row with enough space.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ def best_fit_decreasing(lengths: ArrayLike, capacity: int) -> list[NDArray[np.in
     """Group examples into rows.
 
     Args:
-        lengths: Tokens in each example, [examples], each at most `capacity`.
-        capacity: Tokens in a row.
+        lengths: Tokens per example, [examples], each at most `capacity`.
+        capacity: Maximum number of tokens per row.
 
     Returns:
         Rows of indices into `lengths`, each ascending; every index appears exactly once.
@@ -24,7 +24,7 @@ def best_fit_decreasing(lengths: ArrayLike, capacity: int) -> list[NDArray[np.in
     if sizes.size == 0:
         return []
     if sizes.max() > capacity:
-        raise ValueError(f"An example of {sizes.max()} tokens cannot fit a row of {capacity}.")
+        raise ValueError(f"An example of {sizes.max()} tokens does not fit a row of {capacity} tokens.")
     row_of = _assign(sizes, capacity)
     order = np.argsort(row_of, kind="stable")
     bounds = np.cumsum(np.bincount(row_of))[:-1]
@@ -34,8 +34,8 @@ def best_fit_decreasing(lengths: ArrayLike, capacity: int) -> list[NDArray[np.in
 def _assign(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int32]:
     """Return the row of each example.
 
-    Rows wait in buckets by the tokens that still fit; bit `n` of `open_buckets` says that bucket `n` holds a row, so
-    the fullest row that fits is one shift and one lowest bit away.
+    Open rows are in buckets by their free tokens; bit `n` of `open_buckets` is set if bucket `n` has a row, so the
+    fullest row that fits is found by one shift and the lowest set bit.
     """
     row_of = np.empty(len(sizes), np.int32)
     buckets: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -53,8 +53,8 @@ def _assign(sizes: NDArray[np.int64], capacity: int) -> NDArray[np.int32]:
             free, row = capacity, num_rows
             num_rows += 1
         row_of[i] = row
-        left = free - size
-        if left:
-            buckets[left].append(row)
-            open_buckets |= 1 << left
+        free -= size
+        if free:
+            buckets[free].append(row)
+            open_buckets |= 1 << free
     return row_of

@@ -1,7 +1,7 @@
-"""Pairs and labelled answers -> token rows, with the column names of trl's preference trainers.
+"""Preference rows: pairs and labelled answers as token rows, with the column names of trl's preference trainers.
 
-A prompt is what a server would send; an answer is what follows it, with its stop token. Both answers of a pair have the
-same prompt, so a cut of it is the same for both.
+The prompt is the text that a server would send, with the generation prompt; an answer is the text after it, including
+the stop token. Both answers of a pair share one prompt, so both are truncated with the same prompt.
 """
 
 from collections.abc import Iterator
@@ -36,28 +36,30 @@ def build_rows(examples: list[Example], sequencer: Sequencer, config: TokenizeCo
     """Yield the row of each example: `prompt_ids`, the ids of its answers, `label`, `example_id` and `source`.
 
     Raises:
-        DataError: An example is longer than `max_length` and `overlong` says refuse, or its answers have different
+        DataError: An example is longer than `max_length` and `overlong` is `refuse`, or its answers have different
             prompts.
     """
     names = ANSWERS_BY_KIND[kind]
-    said = [_conversation(example, name) for example in examples for name in names]
-    read = sequencer.encode_verified(said)
+    conversations = [_conversation(example, name) for example in examples for name in names]
+    encoded = sequencer.encode_verified(conversations)
     for number, example in enumerate(examples):
         sequencer.counts["examples"] += 1
-        found = read[number * len(names) : (number + 1) * len(names)]
-        first = len(_prompt_of(example))
-        own = [_own(ids, answers, first) for ids, answers in found]
-        sequencer.count_empty_thinking([place for _, place in own])
-        prompt, answers = _split(own, kind, example["source"])
-        fitted = _fitted(prompt, answers, said[number * len(names)], sequencer, config)
+        num_prompt_messages = len(_prompt_messages(example))
+        completions = [
+            _merge_answers(ids, answers, num_prompt_messages)
+            for ids, answers in encoded[number * len(names) : (number + 1) * len(names)]
+        ]
+        sequencer.count_empty_thinking([answer for _, answer in completions])
+        prompt, answers = _split_prompt(completions, kind, example["source"])
+        fitted = _truncate(prompt, answers, conversations[number * len(names)], sequencer, config)
         if fitted:
             columns = {f"{name}_ids": ids for name, ids in zip(names, fitted[1], strict=True)}
-            about = {"label": example["label"], "example_id": example["id"], "source": example["source"]}
-            yield {"prompt_ids": fitted[0], **columns, **about}
+            metadata = {"label": example["label"], "example_id": example["id"], "source": example["source"]}
+            yield {"prompt_ids": fitted[0], **columns, **metadata}
 
 
 def to_sequences(row: Row) -> list[TokenizedSequence]:
-    """Return what the model sees of a row: each answer behind the prompt, with the answer's tokens carrying loss."""
+    """Return one sequence per answer of a row: the prompt and the answer, with loss on the answer's tokens."""
     prompt = row["prompt_ids"]
     answers = [row[name] for name in _ANSWER_COLUMNS if row.get(name) is not None]
     return [
@@ -76,10 +78,10 @@ def build_row(example: Example, sequencer: Sequencer, config: TokenizeConfig, ki
 
 
 def flatten_row(row: Row) -> Row:
-    """Return a row of any stage as tokens end to end: `input_ids`, `labels` and `lengths` of its segments.
+    """Return a row of any stage as concatenated tokens: `input_ids`, `labels` and the `lengths` of its segments.
 
-    Each answer of a pair is a segment of its own, behind the prompt; the answers carry loss. Rows that are so already
-    come back as they are.
+    Each answer of a pair becomes a separate segment that starts with the prompt; the loss is on the answers. Rows that
+    already have `input_ids` are returned unchanged.
     """
     if "input_ids" in row:
         return row
@@ -87,93 +89,101 @@ def flatten_row(row: Row) -> Row:
     return concatenate_segments([(row["prompt_ids"], answer) for answer in answers])
 
 
-def concatenate_segments(spans: list[tuple[list[int], list[int]]]) -> Row:
-    """Lay prompts and answers end to end, each pair of them a segment."""
+def concatenate_segments(segments: list[tuple[list[int], list[int]]]) -> Row:
+    """Concatenate pairs of prompt and answer ids; each pair is one segment."""
     ids, labels, lengths = list[int](), list[int](), list[int]()
-    for prompt, answer in spans:
+    for prompt, answer in segments:
         ids += [*prompt, *answer]
-        marks = [IGNORE_INDEX] * len(prompt) + answer
-        labels += [IGNORE_INDEX, *marks[1:]]  # nothing of its own stands before the first token
-        lengths.append(len(marks))
+        segment_labels = [IGNORE_INDEX] * len(prompt) + answer
+        labels += [IGNORE_INDEX, *segment_labels[1:]]  # the first token of a segment has no context to predict it from
+        lengths.append(len(segment_labels))
     return {"input_ids": ids, "labels": labels, "lengths": lengths}
 
 
 def answer_names(row: Row) -> list[str]:
-    """Say what each answer of a row is: chosen or rejected, desirable or not, or a reference."""
+    """Return the role of each answer of a row: chosen or rejected, desirable or undesirable, or reference."""
     if "completion_ids" not in row:
         return ["chosen", "rejected"]
     return ["reference" if row["label"] is None else "desirable" if row["label"] else "undesirable"]
 
 
 class PreferenceRowWriter:
-    """Rows on their way into a file."""
+    """Writes preference rows to a scratch file in batches."""
 
     def __init__(self, kind: str) -> None:
-        self._open = ExitStack()
-        self._writer = self._open.enter_context(corpus.RowWriter(FEATURES_BY_KIND[kind]))
-        self._waiting: list[Row] = []
+        self._stack = ExitStack()
+        self._writer = self._stack.enter_context(corpus.RowWriter(FEATURES_BY_KIND[kind]))
+        self._pending: list[Row] = []
 
     def add(self, row: Row) -> None:
         """Append a row."""
-        self._waiting.append(row)
-        if len(self._waiting) == corpus.BATCH_ROWS:
+        self._pending.append(row)
+        if len(self._pending) == corpus.BATCH_ROWS:
             self._write()
 
     def rows(self, max_length: int, packing: object) -> Dataset:
-        """Return the rows that were added; they share none, whatever the packing."""
+        """Return the added rows; preference rows are never packed, so both arguments are ignored."""
         self._write()
-        self._open.close()
+        self._stack.close()
         return self._writer.rows()
 
     def _write(self) -> None:
-        if self._waiting:
-            self._writer.write({name: [row[name] for row in self._waiting] for name in self._writer.features})
-        self._waiting = []
+        if self._pending:
+            self._writer.write({name: [row[name] for row in self._pending] for name in self._writer.features})
+        self._pending = []
 
 
-def _prompt_of(example: Example) -> list[schema.Message]:
-    """Return what comes before the answer; of a labelled chat, all but its last message."""
+def _prompt_messages(example: Example) -> list[schema.Message]:
+    """Return the messages before the answer; of a labelled chat, all but the last message."""
     messages: list[schema.Message] = example["messages"]
     return messages if example["chosen"] else messages[:-1]
 
 
 def _conversation(example: Example, name: str) -> Example:
     answer = example[name] if name in ("chosen", "rejected") else example["messages"][-1:]
-    return {**example, "messages": [*_prompt_of(example), *answer], "chosen": [], "rejected": []}
+    return {**example, "messages": [*_prompt_messages(example), *answer], "chosen": [], "rejected": []}
 
 
-def _own(ids: list[int], answers: list[AnswerSpan], first: int) -> tuple[list[int], AnswerSpan]:
-    """Return ids, and the place in them from the first to the last of an example's own answers."""
-    own = [answer for answer in answers if answer.message >= first]
-    return ids, own[0]._replace(end=own[-1].end)
+def _merge_answers(ids: list[int], answers: list[AnswerSpan], num_prompt_messages: int) -> tuple[list[int], AnswerSpan]:
+    """Return the ids, and one span from the first to the last answer that is not part of the prompt."""
+    completion = [answer for answer in answers if answer.message >= num_prompt_messages]
+    return ids, completion[0]._replace(end=completion[-1].end)
 
 
-def _split(found: list[tuple[list[int], AnswerSpan]], kind: str, source: str) -> tuple[list[int], list[list[int]]]:
-    """Return the prompt, and what is trained of each answer.
+def _split_prompt(
+    completions: list[tuple[list[int], AnswerSpan]], kind: str, source: str
+) -> tuple[list[int], list[list[int]]]:
+    """Return the prompt, and the trained tokens of each answer.
 
-    An empty thinking block that the template wrote into every answer goes to the prompt, so that it carries no loss. Of
-    a pair of which one answer has thoughts it tells the two apart, and stays. A prompt to be answered anew ends where a
-    server's does.
+    An empty thinking block that the template inserts into every answer becomes part of the prompt, so it has no loss.
+    If only one answer of a pair has a thinking block, the block distinguishes the answers and stays in them. Prompts
+    for generation end where the prompt of a server ends.
 
     Raises:
         DataError: The answers of a pair have different prompts.
     """
-    same = len({tuple(ids[: place.said]) for ids, place in found}) == 1
-    prompts = [ids[: place.said if same and kind != "prompt" else place.start] for ids, place in found]
+    is_shared = len({tuple(ids[: answer.content_start]) for ids, answer in completions}) == 1
+    in_prompt = is_shared and kind != "prompt"
+    prompts = [ids[: answer.content_start if in_prompt else answer.start] for ids, answer in completions]
     if any(prompt != prompts[0] for prompt in prompts):
-        raise DataError(f"{source}: the template shows the two answers of a pair different prompts.")
-    return prompts[0], [ids[place.said if same else place.start : place.end] for ids, place in found]
+        raise DataError(
+            f"{source}: the chat template renders different prompts for the two answers of a pair. Use another "
+            "template."
+        )
+    return prompts[0], [
+        ids[answer.content_start if is_shared else answer.start : answer.end] for ids, answer in completions
+    ]
 
 
-def _fitted(
-    prompt: list[int], answers: list[list[int]], longest: Example, sequencer: Sequencer, config: TokenizeConfig
+def _truncate(
+    prompt: list[int], answers: list[list[int]], conversation: Example, sequencer: Sequencer, config: TokenizeConfig
 ) -> tuple[list[int], list[list[int]]] | None:
     if len(prompt) + max(map(len, answers)) <= config.max_length:
         return prompt, answers
-    sequencer.count_overlong(longest, len(prompt) + max(map(len, answers)))
-    fitted = None
+    sequencer.count_overlong(conversation, len(prompt) + max(map(len, answers)))
+    truncated = None
     if config.overlong != "drop":
-        content = sequencer.last_question_span(longest)
-        fitted = truncation.truncate_pair(prompt, answers, content, config.overlong, config.max_length)
-    sequencer.counts["cut" if fitted else "dropped"] += 1
-    return fitted
+        question = sequencer.last_question_span(conversation)
+        truncated = truncation.truncate_pair(prompt, answers, question, config.overlong, config.max_length)
+    sequencer.counts["cut" if truncated else "dropped"] += 1
+    return truncated

@@ -1,15 +1,14 @@
-"""Tokens and masks: a mixture -> training rows, by compiled chat templates.
+"""Tokenization: turn a mixture into training rows with loss masks, using compiled chat templates.
 
-Proved while it runs (a failure stops the run): every trained turn ends with a trained stop token, no example is
-without loss, and the ids of the first examples and of a sample of the others equal those of the tokenizer's own
-template, with the prompt's ids as their beginning, so that training and answering see the same tokens. A row's tokens
-depend on the example, the tokenizer and the config alone, never on other rows.
+Verified during the run (a failure stops it): every trained turn ends with a trained stop token; every example has
+tokens with loss; and for the first examples and a sample of the others, the ids equal those of the tokenizer's own
+chat template, with the prompt's ids as their prefix, so that training and inference use the same tokens. The tokens of
+an example depend only on the example, the tokenizer and the config, never on other examples.
 """
 
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,133 +41,126 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         prompt and answers (`tuneline.data.tokenization.preference_rows`).
 
     Raises:
-        DataError: The examples are of another kind than the stage trains on, one is longer than a row and `overlong`
-            says refuse, or too many are cut.
-        RecipeError: Chats would be wrapped.
-        ProofError: A mask or the template's parity does not hold.
+        DataError: The examples are of a kind that the stage does not train on, an example is longer than a row and
+            `overlong` is `refuse`, or too many examples are truncated.
+        RecipeError: `packing: wrapped` is set for chats.
+        ProofError: A loss mask or the parity with the chat template does not hold.
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     sequencer = Sequencer(tokenizer, config)
-    splits, counts, shown = {}, dict[str, Any](), list[html_preview.PreviewSequence]()
+    splits, counts, preview = {}, dict[str, Any](), list[html_preview.PreviewSequence]()
     train = mixture.splits["train"]
-    first = [schema.kind(example) for example in train.select(range(min(1, train.num_rows)))]
-    kind = items_module.resolve_kind(first, config, "the mixture")
+    kinds = [schema.kind(example) for example in train.select(range(min(1, train.num_rows)))]
+    kind = items_module.resolve_kind(kinds, config, "the mixture")
     for name in SPLITS:
         budgets = dict(config.max_tokens) if name == "train" else {}
-        made = _tokenize_split(mixture.splits[name], sequencer, config, kind, budgets)
-        splits[name], counts[name] = made.rows, made.counts
-        shown = shown or made.shown
+        split = _tokenize_split(mixture.splits[name], sequencer, config, kind, budgets)
+        splits[name], counts[name] = split.rows, split.counts
+        preview = preview or split.preview
     if not splits["train"].num_rows:
-        raise DataError(_nothing_left(counts["train"], config))
+        raise DataError(_no_rows_message(counts["train"], config))
     if mixture.splits["validation"].num_rows and not splits["validation"].num_rows:
         raise DataError(
-            f"Every held-out example is longer than tokenize.max_length {config.max_length}, so nothing is left to "
-            f"measure. Raise it{_other_cut(config)}."
+            f"Every held-out example is longer than tokenize.max_length {config.max_length}, so no validation rows "
+            f"remain. Raise it{_alternative(config)}."
         )
     identity = {
         "tokenizer": tokenizer_manifest.content_hash(),
         "chat_template": digest(tokenizer.chat_template),
         **config.model_dump(),
     }
-    page = html_preview.render_split(shown, tokenizer, counts["train"]) if shown else ""
+    page = html_preview.render_split(preview, tokenizer, counts["train"]) if preview else ""
     return Corpus(splits, identity, counts, page)
 
 
-def _other_cut(config: TokenizeConfig) -> str:
+def _alternative(config: TokenizeConfig) -> str:
     return ", or set tokenize.overlong: proportional" if config.overlong == "drop" else ""
 
 
-def _nothing_left(counts: dict[str, Any], config: TokenizeStepConfig) -> str:
-    beyond = counts.get("beyond_max_tokens")
-    if beyond:
-        name = next(iter(beyond))
+def _no_rows_message(counts: dict[str, Any], config: TokenizeStepConfig) -> str:
+    beyond_budget = counts.get("beyond_max_tokens")
+    if beyond_budget:
+        name = next(iter(beyond_budget))
         return f"sources: {name} has no example within its max_tokens of {config.max_tokens[name]}. Raise it."
     return f"Every training example is longer than tokenize.max_length {config.max_length}. Raise it."
 
 
 @dataclass
-class _Made:
-    """What became of a split: rows, counts, and the first sequences."""
+class _TokenizedSplit:
+    """The rows of a split, their counts, and the first sequences for the preview."""
 
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     num_trained: int = 0
     beyond_budget: Counter[str] = field(default_factory=Counter)
-    shown: list[html_preview.PreviewSequence] = field(default_factory=list)
+    preview: list[html_preview.PreviewSequence] = field(default_factory=list)
     rows: Dataset = field(init=False)
     counts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, item: items_module.TokenizedExample) -> None:
-        """Count an item, and keep the first ones."""
-        for tokens in item.sequences:
-            self.lengths.append(len(tokens.input_ids))
-            self.num_trained += html_preview.count_trained_tokens(tokens)
-        self.shown += item.shown() if len(self.shown) < NUM_PREVIEW_SEQUENCES else []
+        """Count an example, and keep the sequences of the first ones."""
+        for sequence in item.sequences:
+            self.lengths.append(len(sequence.input_ids))
+            self.num_trained += html_preview.count_trained_tokens(sequence)
+        self.preview += item.preview_sequences() if len(self.preview) < NUM_PREVIEW_SEQUENCES else []
 
 
 def _tokenize_split(
     examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str, budgets: dict[str, int]
-) -> _Made:
-    """Tokenize one split; from its beginning by the template alone, where the compiled one turns out to differ."""
+) -> _TokenizedSplit:
+    """Tokenize one split; start over with the original template if the compiled one produces different ids."""
     try:
-        made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
+        split = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
     except CompiledTemplateMismatchError as error:
-        logger.warning("%s Rendering example by example from here on.", error)
+        logger.warning("%s Falling back to rendering every example with the original template.", error)
         sequencer.disable_compiled_template()
-        made = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
+        split = _tokenize_all(examples, sequencer, config, kind, dict(budgets))
     sequencer.check_truncated_fraction()
-    made.counts = _counts(made, sequencer, config, kind)
-    return made
+    split.counts = _counts(split, sequencer, config, kind)
+    return split
 
 
 def _tokenize_all(
     examples: Dataset, sequencer: Sequencer, config: TokenizeStepConfig, kind: str, budgets: dict[str, int]
-) -> _Made:
-    made = _Made()
-    sink = (
-        preference_rows.PreferenceRowWriter(kind)
-        if kind in preference_rows.ANSWERS_BY_KIND
-        else row_writer.TokenizedSpool()
-    )
+) -> _TokenizedSplit:
+    split = _TokenizedSplit()
+    is_preference = kind in preference_rows.ANSWERS_BY_KIND
+    writer = preference_rows.PreferenceRowWriter(kind) if is_preference else row_writer.TokenizedSpool()
     with gc_pause.gc_disabled(), progress.bar("tokens", examples.num_rows) as advance:
-        for done, items in items_module.tokenize_examples(examples, sequencer, config, kind):
+        for num_processed, items in items_module.tokenize_examples(examples, sequencer, config, kind):
             for item in items:
-                left = budgets.get(item.source)
-                if left is not None and left < item.num_tokens:
-                    made.beyond_budget[item.source] += 1
+                budget = budgets.get(item.source)
+                if budget is not None and budget < item.num_tokens:
+                    split.beyond_budget[item.source] += 1
                     continue
-                if left is not None:
-                    budgets[item.source] = left - item.num_tokens
-                made.add(item)
-                sink.add(item.row or item.sequences[0])
-            advance(done)
-    made.rows = sink.rows(config.max_length, config.packing)
-    return made
+                if budget is not None:
+                    budgets[item.source] = budget - item.num_tokens
+                split.add(item)
+                writer.add(item.row or item.sequences[0])
+            advance(num_processed)
+    split.rows = writer.rows(config.max_length, config.packing)
+    return split
 
 
-def _counts(made: _Made, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> dict[str, Any]:
-    total = sum(made.lengths)
-    packed = (
-        {}
-        if kind in preference_rows.ANSWERS_BY_KIND
-        else {"fill": row_writer.fill_rate(made.rows, total, config.max_length)}
-    )
+def _counts(split: _TokenizedSplit, sequencer: Sequencer, config: TokenizeConfig, kind: str) -> dict[str, Any]:
+    total = sum(split.lengths)
+    is_preference = kind in preference_rows.ANSWERS_BY_KIND
+    fill = {} if is_preference else {"fill": row_writer.fill_rate(split.rows, total, config.max_length)}
     return {
         **sequencer.counts,
-        "sequences": len(made.lengths),
-        "rows": made.rows.num_rows,
+        "sequences": len(split.lengths),
+        "rows": split.rows.num_rows,
         "tokens": total,
-        "trained_tokens": made.num_trained,
-        "coverage": round(made.num_trained / max(total, 1), 4),
-        **packed,
-        "longest": max(made.lengths, default=0),
-        "lengths": row_writer.length_histogram(made.lengths, config.max_length),
+        "trained_tokens": split.num_trained,
+        "coverage": round(split.num_trained / max(total, 1), 4),
+        **fill,
+        "longest": max(split.lengths, default=0),
+        "lengths": row_writer.length_histogram(split.lengths, config.max_length),
         "rendering": sequencer.rendering,
-        "beyond_max_tokens": dict(made.beyond_budget),
+        "beyond_max_tokens": dict(split.beyond_budget),
     }
 
 
 def tokenize(example: dict[str, Any], tokenizer: Any, config: TokenizeConfig | None = None) -> list[TokenizedSequence]:
-    """Tokenize one example; several sequences where it is split, none where it is dropped."""
+    """Tokenize one example; returns several sequences if it is split, none if it is dropped."""
     sequencer = Sequencer(tokenizer, config or TokenizeConfig())
-    made: Iterator[tuple[str, TokenizedSequence]] = iter(sequencer.sequences([example]))
-    return [tokens for _, tokens in made]
+    return [sequence for _, sequence in sequencer.sequences([example])]

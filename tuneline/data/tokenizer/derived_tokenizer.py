@@ -1,4 +1,4 @@
-"""A copy of a tokenizer with something changed: what belongs to a tokenizer is known by the tokenizer's bytes."""
+"""Derived tokenizers: modified copies of a tokenizer, identified by the hash of their files."""
 
 import json
 import shutil
@@ -17,37 +17,39 @@ from tuneline.identity import Located, Manifest, digest, file_entries
 def derive_tokenizer(
     tokenizer_manifest: Manifest, key: list[Any], change: Callable[[PreTrainedTokenizerBase], Mapping[str, str]]
 ) -> Manifest:
-    """Write a changed copy of a tokenizer, once; two processes write it once.
+    """Write a modified copy of a tokenizer, or reuse the copy that exists; safe for concurrent processes.
 
     Args:
         tokenizer_manifest: The tokenizer to start from.
-        key: What tells this change from others, JSON-able.
-        change: Changes the loaded tokenizer, and returns the text of files to lay beside it, by name.
+        key: Identifies the change; must be JSON-serializable.
+        change: Modifies the loaded tokenizer, and returns the text of additional files by name.
 
     Returns:
         The manifest of the copy.
     """
-    was = tokenizer_manifest.only()
+    original = tokenizer_manifest.only()
     target = state.folder("tokenizers") / digest([tokenizer_manifest.content_hash(), *key])[:32]
     if not checksums.is_usable_copy(target):
         tokenizer = load_tokenizer(tokenizer_manifest)
-        beside = change(tokenizer)
+        extra_files = change(tokenizer)
         scratch = Path(tempfile.mkdtemp(dir=target.parent))
         tokenizer.save_pretrained(scratch)
-        _forget_the_machine(scratch / "tokenizer_config.json")
-        for name, text in beside.items():
+        _remove_local_path(scratch / "tokenizer_config.json")
+        for name, text in extra_files.items():
             (scratch / name).write_text(text)
         checksums.write_for_copy(scratch, target)
         try:
             scratch.rename(target)
-        except OSError:  # another run wrote the same
+        except OSError:  # another process wrote the same copy
             shutil.rmtree(scratch)
     files = file_entries(target, [path for path in target.iterdir() if path.is_file()])
-    located = Located(name=was.name, location=str(target), source=was.source, licence=was.licence, files=files)
+    located = Located(
+        name=original.name, location=str(target), source=original.source, licence=original.licence, files=files
+    )
     return Manifest(kind=tokenizer_manifest.kind, items=[located])
 
 
-def _forget_the_machine(path: Path) -> None:
-    """Leave out what names a place on this machine."""
-    about = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("name_or_path",)}
-    path.write_text(json.dumps(about, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+def _remove_local_path(path: Path) -> None:
+    """Remove the entry that contains a path of this machine."""
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name != "name_or_path"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,11 +1,11 @@
-"""Encoding: texts -> token ids, by the fastest way that is proven to give the tokenizer's own.
+"""Fast encoder: texts to token ids with tiktoken, where its ids provably equal those of the tokenizer.
 
-A byte-level BPE whose merges follow its ids is handed to tiktoken, which encodes several times faster than the
-tokenizer's own library. tiktoken merges any two neighbours whose union is a token, where the tokenizer merges listed
-pairs only; the two agree if every token is reached by its own merges (then the last merge of each is a listed pair,
-and ranks order them alike), which is checked token by token. How text is cut into words is taken from the tokenizer's
-own patterns. Texts that hold an added token (`<|im_end|>` typed by a user) go to the tokenizer itself, as do all texts
-of any other tokenizer.
+A byte-level BPE whose merges are ordered by id is encoded by tiktoken, which is several times faster than the
+tokenizers library. tiktoken merges any two neighbours whose concatenation is a token, whereas the tokenizer merges
+listed pairs only; both agree if every token can be reached by its own merges (then the last merge of each token is a
+listed pair, and the order of ranks is the same), which is verified for every token. The patterns that split text into
+words are taken from the tokenizer. Texts with an added token (`<|im_end|>` typed by a user) are encoded by the
+tokenizer itself, as are all texts of other tokenizers.
 """
 
 import itertools
@@ -19,130 +19,129 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How ByteLevel cuts text into words (Radford et al. 2019)."""
+"""Pattern by which ByteLevel splits text into words (Radford et al. 2019)."""
 
 DIGITS_THEN_GPT2_WORDS = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-"""The same after each digit was set apart: white space in front of a digit then ends its piece."""
+"""The same pattern after individual digits were split off: white space before a digit then ends its piece."""
 
 PROBES = ("Hello", " there,\n\n  and", "\t1 234!", "…ça va?\r\n", "你好，世界", "'ll I'm  \n")
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns texts into ids; `engine` is `tiktoken` or `tokenizers`."""
+    """Encodes texts to ids; `engine` is `tiktoken` or `tokenizers`."""
 
     tokenizer: PreTrainedTokenizerBase
-    fast: Callable[[str], list[int]] | None
+    encode_fast: Callable[[str], list[int]] | None
     engine: str
-    lacking: str = ""
-    """Character class of what the vocabulary has no bytes for; the tokenizer decides what becomes of it."""
+    missing_characters: str = ""
+    """Character class of characters whose bytes are not in the vocabulary; the tokenizer encodes texts with them."""
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text, without any that mark beginning or end."""
-        if self.fast is None:
-            return self.own(texts)
-        fast, foreign = self.fast, self._foreign("".join(texts))
-        found = [None if foreign(text) else fast(text) for text in texts]
-        missing = [i for i, ids in enumerate(found) if ids is None]
-        for i, ids in zip(missing, self.own([texts[i] for i in missing]), strict=True):
-            found[i] = ids
-        return found  # type: ignore[return-value]
+        """Return the ids of each text, without start or end tokens."""
+        if self.encode_fast is None:
+            return self.encode_exact(texts)
+        encode_fast, needs_tokenizer = self.encode_fast, self._fallback_test("".join(texts))
+        encoded = [None if needs_tokenizer(text) else encode_fast(text) for text in texts]
+        missing = [i for i, ids in enumerate(encoded) if ids is None]
+        for i, ids in zip(missing, self.encode_exact([texts[i] for i in missing]), strict=True):
+            encoded[i] = ids
+        return encoded  # type: ignore[return-value]
 
-    def own(self, texts: list[str]) -> list[list[int]]:
-        """Return what the tokenizer itself makes of each text."""
+    def encode_exact(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, encoded by the tokenizer itself."""
         if not texts:
             return []
         backend = getattr(self.tokenizer, "_tokenizer", None)
         if backend is None:
             return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
-        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def holds_added_token(self, text: str) -> bool:
-        """Tell whether a text holds a token that is found before the text is cut into words."""
-        return self._added.search(text) is not None if self._added else False
+    def _fallback_test(self, all_texts: str) -> Callable[[str], bool]:
+        """Return a test for texts that the tokenizer itself must encode.
 
-    def _foreign(self, together: str) -> Callable[[str], bool]:
-        """Return a test for texts that the tokenizer itself must encode, given all of them in one.
-
-        What does not occur in all of them together is not looked for in each.
+        Args:
+            all_texts: The concatenated texts; patterns that do not occur in it are not searched for in each text.
         """
-        patterns = [self._added] if self._added and any(first in together for first in self._firsts) else []
-        if self.lacking and re.search(self.lacking, together):
-            patterns.append(re.compile(self.lacking))
+        patterns = [self._added] if self._added and any(first in all_texts for first in self._first_characters) else []
+        if self.missing_characters and re.search(self.missing_characters, all_texts):
+            patterns.append(re.compile(self.missing_characters))
         if not patterns:
             return lambda text: False
         search = re.compile("|".join(pattern.pattern for pattern in patterns)).search
-        if len(patterns) > 1 or len(self._firsts) > 1:
+        if len(patterns) > 1 or len(self._first_characters) > 1:
             return lambda text: search(text) is not None
-        (first,) = self._firsts
+        (first,) = self._first_characters
         return lambda text: first in text and search(text) is not None
 
     @cached_property
-    def _firsts(self) -> set[str]:
+    def _first_characters(self) -> set[str]:
+        """First characters of the added tokens."""
         return {token.content[0] for token in self.tokenizer.added_tokens_decoder.values()}
 
     @cached_property
     def _added(self) -> "re.Pattern[str] | None":
+        """Pattern that matches any added token, longest first."""
         words = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True)))) if words else None
 
     @cached_property
-    def joins(self) -> bool:
-        """Whether a text may be cut where the caller likes at added tokens and encoded piece by piece.
+    def is_piecewise(self) -> bool:
+        """Whether a text may be split at added tokens and other boundaries, and encoded piece by piece.
 
-        SentencePiece tokenizers put a space in front of each piece; added tokens may swallow the space beside them.
+        SentencePiece tokenizers prepend a space to each piece; added tokens may absorb adjacent white space.
         """
         if any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values()):
             return False
         return all(
             a == b[0] + b[1]
             for word in PROBES
-            for a, b in ((self.own([f"x\n{word}"])[0], self.own(["x\n", word])),)
+            for a, b in ((self.encode_exact([f"x\n{word}"])[0], self.encode_exact(["x\n", word])),)
             if not word[0].isspace()
         )
 
     def pieces(self, text: str) -> list[str]:
-        """Cut a text around its added tokens, so that each piece can be encoded by itself."""
+        """Split a text around its added tokens, so that each piece can be encoded separately."""
         if self._added is None:
             return [text] if text else []
-        cut, start = [], 0
-        for found in self._added.finditer(text):
-            cut += [text[start : found.start()], found.group()]
-            start = found.end()
-        return [piece for piece in [*cut, text[start:]] if piece]
+        pieces, start = [], 0
+        for match in self._added.finditer(text):
+            pieces += [text[start : match.start()], match.group()]
+            start = match.end()
+        return [piece for piece in [*pieces, text[start:]] if piece]
 
 
 def build_encoder(tokenizer: PreTrainedTokenizerBase, *, allow_tiktoken: bool = True) -> Encoder:
-    """Choose the engine for a tokenizer."""
+    """Return the encoder of a tokenizer: tiktoken if it is proven to be equal, otherwise the tokenizer itself."""
     return (_tiktoken(tokenizer) if allow_tiktoken else None) or Encoder(tokenizer, None, "tokenizers")
 
 
 def _tiktoken(tokenizer: PreTrainedTokenizerBase) -> Encoder | None:
-    """Return tiktoken's encoder of the same vocabulary, or nothing where equality is not proven."""
+    """Return a tiktoken encoder of the same vocabulary, or None if equality is not proven."""
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is None:
         return None
-    about = json.loads(backend.to_str())
-    pattern = _word_pattern(about)
-    ranks = _ranks(about["model"], backend) if pattern else None
-    lacking = _lacking({byte for word in ranks for byte in word}) if ranks else None
-    if pattern is None or ranks is None or lacking is None:
+    config = json.loads(backend.to_str())
+    pattern = _word_pattern(config)
+    ranks = _ranks(config["model"], backend) if pattern else None
+    missing_characters = _missing_characters({byte for word in ranks for byte in word}) if ranks else None
+    if pattern is None or ranks is None or missing_characters is None:
         return None
     import tiktoken
 
     try:
         encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    except ValueError:  # a pattern that its regular expressions do not know
+    except ValueError:  # tiktoken's regular expressions do not support the pattern
         return None
-    found = Encoder(tokenizer, encoding._core_bpe.encode_ordinary, "tiktoken", lacking)
-    return found if found(list(PROBES)) == found.own(list(PROBES)) else None
+    encoder = Encoder(tokenizer, encoding._core_bpe.encode_ordinary, "tiktoken", missing_characters)
+    return encoder if encoder(list(PROBES)) == encoder.encode_exact(list(PROBES)) else None
 
 
-def _word_pattern(about: dict[str, Any]) -> str | None:
-    """Return the pattern that cuts text into words, where the tokenizer's way is one that can be written as one."""
-    if about["normalizer"] is not None or about["pre_tokenizer"] is None:
+def _word_pattern(config: dict[str, Any]) -> str | None:
+    """Return the pattern that splits text into words, or None if the tokenizer's splitting is not a single pattern."""
+    if config["normalizer"] is not None or config["pre_tokenizer"] is None:
         return None
-    parts = about["pre_tokenizer"].get("pretokenizers", [about["pre_tokenizer"]])
+    parts = config["pre_tokenizer"].get("pretokenizers", [config["pre_tokenizer"]])
     last = parts[-1]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
@@ -157,7 +156,7 @@ def _word_pattern(about: dict[str, Any]) -> str | None:
 
 
 def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
-    """Return tiktoken's ranks, which are the ids, or nothing where merges could come out otherwise."""
+    """Return the ids as tiktoken's ranks, or None if the merges could differ."""
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model["type"] != "BPE" or any(model.get(name) for name in unusual):
         return None
@@ -174,14 +173,14 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """Return the byte behind each letter of a byte-level vocabulary: printable ones are themselves."""
+    """Return the byte that each letter of a byte-level vocabulary stands for: printable bytes are themselves."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _lacking(present: set[int]) -> str | None:
-    """Return the class of characters whose UTF-8 needs a byte that is not there; nothing if those are everywhere."""
+def _missing_characters(present: set[int]) -> str | None:
+    """Return the character class whose UTF-8 needs a byte outside `present`; None if a continuation byte is missing."""
     ranges = []
     for byte in sorted(set(range(256)) - present):
         if 0x80 <= byte < 0xC0:

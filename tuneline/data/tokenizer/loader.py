@@ -1,4 +1,4 @@
-"""Load tokenizers; apart from tokenization, so that who only answers does not depend on how rows are packed."""
+"""Load tokenizers; separate from tokenization, so that inference code does not depend on how rows are packed."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from tuneline.identity import Manifest
 
 
 def load_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a manifest speaks of."""
+    """Load the tokenizer of a manifest."""
     return load_tokenizer_from(Path(manifest.only().location))
 
 
 def load_tokenizer_from(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory; it renders chat templates with limits."""
+    """Load the tokenizer of a model directory; its chat templates render with limits."""
     template_sandbox.install()
     return AutoTokenizer.from_pretrained(folder)

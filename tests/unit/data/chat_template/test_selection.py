@@ -1,4 +1,4 @@
-"""Which chat template a tokenizer gets, and what ends its turns."""
+"""Selection of the chat template of a tokenizer, and the token that ends its turns."""
 
 import pytest
 
@@ -15,33 +15,35 @@ CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 
 @pytest.fixture
 def bare(tiny_model, tmp_path) -> Manifest:
-    """The tokenizer of a base model: no template, another end of sequence."""
+    """The tokenizer of a base model: no template, and another end-of-sequence token."""
     tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template, tokenizer.eos_token = None, "<|endoftext|>"
     tokenizer.save_pretrained(tmp_path / "bare")
     return source.tokenizer_manifest(tmp_path / "bare")
 
 
-def test_the_models_own_template_stays_as_it_is(tiny_model):
+def test_the_models_own_template_is_used_unchanged(tiny_model):
     manifest = source.tokenizer_manifest(tiny_model)
 
-    chosen, said = selection.select_template(manifest, "auto", "llama")
+    selected, description = selection.select_template(manifest, "auto", "llama")
 
-    assert chosen == manifest
-    assert said == "chat template: the model's own"
+    assert selected == manifest
+    assert description == "chat template: the model's own"
 
 
-def test_a_base_model_gets_a_template_that_its_vocabulary_can_write(bare):
-    chosen, said = selection.select_template(bare, "auto", "qwen2")
-    tokenizer = load_tokenizer(chosen)
+def test_a_base_model_gets_a_template_that_fits_its_vocabulary(bare):
+    selected, description = selection.select_template(bare, "auto", "qwen2")
+    tokenizer = load_tokenizer(selected)
 
-    assert said.startswith("chat template: qwen, as the tokenizer has none and the model is qwen2; answers end with")
+    assert description.startswith(
+        "chat template: qwen, as the tokenizer has none and the model is qwen2; answers end with"
+    )
     assert tokenizer.eos_token == "<|im_end|>"
     text = tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert text == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
 
 
-def test_a_family_whose_tags_are_no_tokens_is_passed_over(bare):
+def test_a_template_whose_tags_are_not_tokens_is_skipped(bare):
     assert "chatml, as the tokenizer has none" in selection.select_template(bare, "auto", "gemma2")[1]
 
 
@@ -54,18 +56,20 @@ def test_a_named_template_is_part_of_the_tokenizers_identity(tiny_model):
     assert "### Instruction:\nQ" in load_tokenizer(alpaca).apply_chat_template(CHAT, tokenize=False)
 
 
-def test_variables_of_the_template_are_baked_in(tiny_model):
+def test_template_arguments_are_written_into_the_template(tiny_model):
     manifest = source.tokenizer_manifest(tiny_model)
     own = load_tokenizer(manifest).chat_template
 
-    chosen, _ = selection.select_template(manifest, "auto", arguments={"enable_thinking": False, "name": "x"})
+    selected, _ = selection.select_template(manifest, "auto", arguments={"enable_thinking": False, "name": "x"})
 
-    text = load_tokenizer(chosen).chat_template
+    text = load_tokenizer(selected).chat_template
     assert text == '{%- set enable_thinking = false -%}\n{%- set name = "x" -%}\n' + own
 
 
 def test_a_template_whose_turns_do_not_end_with_a_token_is_refused(tiny_model):
-    with pytest.raises(SourceError, match="template: gemma ends its turns with text that is no token.*alpaca, chatml"):
+    with pytest.raises(
+        SourceError, match="template: gemma ends its turns with text that is not a token.*alpaca, chatml"
+    ):
         selection.select_template(source.tokenizer_manifest(tiny_model), "gemma")
 
 
@@ -74,7 +78,7 @@ def test_an_unknown_template_suggests_the_nearest(tiny_model):
         selection.select_template(source.tokenizer_manifest(tiny_model), "lama3")
 
 
-def test_a_file_of_ones_own_is_taken(tiny_model, tmp_path):
+def test_a_custom_template_file_is_used(tiny_model, tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(selection.read_template("zephyr"))
 
@@ -91,7 +95,7 @@ def test_a_template_for_images_is_refused(tiny_model, tmp_path):
         selection.select_template(source.tokenizer_manifest(tiny_model), str(path))
 
 
-def test_every_template_of_the_catalogue_is_one_of_the_recipes():
+def test_the_built_in_templates_are_known_by_name():
     assert SFTRecipe.model_fields["template"].default == "auto"
     names = "alpaca chatml deepseek default empty gemma llama2 llama3 mistral phi qwen vicuna zephyr"
     assert " ".join(selection.template_names()) == names

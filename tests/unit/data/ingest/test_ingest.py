@@ -147,7 +147,7 @@ def test_a_file_that_changed_since_it_was_resolved_is_refused(tmp_path):
     manifest = ingest_module.locate_sources([source(path)])
     tiny.write_jsonl(path, tiny.alpaca_rows(3))
 
-    with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
+    with pytest.raises(SourceError, match="rows.jsonl changed during the run"):
         ingest_module.ingest(manifest, IngestConfig(name="rows"))
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ad
 
     monkeypatch.setattr(readers, "read_chunks", growing)
 
-    with pytest.raises(SourceError, match="rows.jsonl changed while the run was going on"):
+    with pytest.raises(SourceError, match="rows.jsonl changed during the run"):
         ingest(path)
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_goes_away_is_refused(tmp_path):
     manifest = ingest_module.locate_sources([source(path)])
     path.unlink()
 
-    with pytest.raises(SourceError, match="rows.jsonl is gone since it was resolved"):
+    with pytest.raises(SourceError, match="rows.jsonl was removed after it had been located"):
         ingest_module.ingest(manifest, IngestConfig(name="rows"))
 
 

@@ -1,4 +1,4 @@
-"""The preview shows what a run makes: for every stage, the same ids with the same loss, and the place of each row."""
+"""The preview shows the rows of a run: for every stage, the same ids, the same loss, and the location of each row."""
 
 from collections import Counter
 from itertools import accumulate, pairwise
@@ -28,34 +28,34 @@ from tuneline.model import resolve, source
 RECIPES = sorted(path for path in Path("configs").glob("*.yaml") if "method:" in path.read_text())
 TOO_LONG = ("refuse", "drop", "right", "left", "proportional", "split")
 FEW = 40
-"""Rows of each data set of a shipped recipe that are looked at here."""
+"""Rows that are previewed of each dataset of a shipped recipe."""
 
 words = st.text(st.sampled_from("abcde \n"), min_size=1, max_size=30).filter(str.strip)
 
 
 def segments(rows):
-    """Count the examples of training rows: ids and labels."""
-    found = Counter()
+    """Count the examples of training rows by ids and labels."""
+    counts = Counter()
     for row in rows:
-        laid = preference_rows.flatten_row(row)
-        for a, b in pairwise([0, *accumulate(laid["lengths"])]):
-            found[tuple(laid["input_ids"][a:b]), tuple(laid["labels"][a:b])] += 1
-    return found
+        flat = preference_rows.flatten_row(row)
+        for a, b in pairwise([0, *accumulate(flat["lengths"])]):
+            counts[tuple(flat["input_ids"][a:b]), tuple(flat["labels"][a:b])] += 1
+    return counts
 
 
-def looked_at(shown):
+def preview_segments(shown):
     """Count the sequences of a preview in the same way."""
-    found = Counter()
+    counts = Counter()
     for tokens, _ in shown:
         labels = [schema.IGNORE_INDEX] * len(tokens.input_ids)
         for start_, end in tokens.trained:
             labels[max(start_, 1) : end] = tokens.input_ids[max(start_, 1) : end]
-        found[tuple(tokens.input_ids), tuple(labels)] += 1
-    return found
+        counts[tuple(tokens.input_ids), tuple(labels)] += 1
+    return counts
 
 
 def recipe_over(path, tmp_path, tiny_model):
-    """Load a shipped recipe with the tiny model in place of its own; its tokenizer makes more tokens of a text."""
+    """Load a shipped recipe with the tiny model, whose tokenizer splits a text into more tokens than the original."""
     recipe = yaml.safe_load(path.read_text())["parameters"]["recipe"]
     model = {"type": "directory", "path": str(tiny_model)}
     registry = {"model_name": "tiny", "gate": {"metric": recipe["registry"]["gate"]["metric"]}}
@@ -66,44 +66,44 @@ def recipe_over(path, tmp_path, tiny_model):
     return load.load(tiny.write_config(tmp_path / path.name, recipe)).recipe
 
 
-def rows_of_a_run(examples, manifest, config):
-    """Make training rows of examples by the step's function."""
+def run_segments(examples, manifest, config):
+    """Make the training rows of examples as the step does, and count them."""
     splits = {"train": examples, "validation": examples.select([])}
     return segments(tokenize.tokenize_pack(Corpus(splits), manifest, config).splits["train"])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_preview_of_each_shipped_recipe_shows_what_a_run_makes(path, tmp_path, home, tiny_model, monkeypatch):
+def test_the_preview_of_each_shipped_recipe_shows_the_rows_of_a_run(path, tmp_path, home, tiny_model, monkeypatch):
     monkeypatch.setattr(sample_rows, "NUM_SAMPLE_ROWS", FEW)
     recipe = recipe_over(path, tmp_path, tiny_model)
     manifest, _ = resolve.locate_tokenizer(recipe.for_resolve())
 
-    seen = sample_rows.preview_sources(recipe, load_tokenizer(manifest), num_shown=FEW)
+    result = sample_rows.preview_sources(recipe, load_tokenizer(manifest), num_shown=FEW)
 
-    shown, made = [each for section in seen.sections for each in section.shown], Counter()
+    shown, expected = [sequence for section in result.sections for sequence in section.shown], Counter()
     for entry in recipe.unique_sources():
         records, _ = sample_rows._first_records(sample_rows._located(entry), entry)
-        made += rows_of_a_run(align.align(records, recipe.for_align(entry)).only(), manifest, recipe.for_tokenize())
-    assert seen.problem is None
-    assert looked_at(shown) == made
-    assert all(".jsonl:" in each.name for each in shown)
+        expected += run_segments(align.align(records, recipe.for_align(entry)).only(), manifest, recipe.for_tokenize())
+    assert result.problem is None
+    assert preview_segments(shown) == expected
+    assert all(".jsonl:" in sequence.name for sequence in shown)
 
 
-def examples_of(stage, said):
-    """Make examples of a stage's kind out of texts: each says one thing, and then another."""
-    asked = [schema.message("user", one) for one, _ in said]
-    answers = [schema.message("assistant", other) for _, other in said]
-    made = {
-        "pretrain": lambda i: schema.content(text=said[i][1]),
+def examples_of(stage, rounds):
+    """Make examples of a stage's kind from pairs of question and answer."""
+    questions = [schema.message("user", question) for question, _ in rounds]
+    answers = [schema.message("assistant", answer) for _, answer in rounds]
+    content_of = {
+        "pretrain": lambda i: schema.content(text=rounds[i][1]),
         "preference": lambda i: schema.content(
-            [asked[i]], chosen=[answers[i]], rejected=[schema.message("assistant", "n")]
+            [questions[i]], chosen=[answers[i]], rejected=[schema.message("assistant", "n")]
         ),
-        "kto": lambda i: schema.content([asked[i], answers[i]], label=bool(i % 2)),
-    }.get(stage, lambda i: schema.content([asked[i], answers[i]]))
-    return Dataset.from_list([schema.example("s", made(i)) for i in range(len(said))], features=schema.EXAMPLE)
+        "kto": lambda i: schema.content([questions[i], answers[i]], label=bool(i % 2)),
+    }.get(stage, lambda i: schema.content([questions[i], answers[i]]))
+    return Dataset.from_list([schema.example("s", content_of(i)) for i in range(len(rounds))], features=schema.EXAMPLE)
 
 
-@pytest.fixture(scope="module", params=["plain", "writes empty thoughts"])
+@pytest.fixture(scope="module", params=["plain", "empty thinking blocks"])
 def manifest(request, tiny_model, tmp_path_factory):
     if request.param == "plain":
         return source.tokenizer_manifest(tiny_model)
@@ -114,35 +114,37 @@ def manifest(request, tiny_model, tmp_path_factory):
 
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    said=st.lists(st.tuples(words, words), min_size=1, max_size=4),
+    rounds=st.lists(st.tuples(words, words), min_size=1, max_size=4),
     overlong=st.sampled_from(TOO_LONG),
     max_length=st.integers(24, 64),
     packing=st.booleans(),
 )
 @pytest.mark.parametrize("stage", items.KINDS_BY_STAGE)
-def test_at_every_stage_the_preview_shows_what_a_run_makes(manifest, home, stage, said, overlong, max_length, packing):
-    examples = examples_of(stage, said)
+def test_at_every_stage_the_preview_shows_the_rows_of_a_run(
+    manifest, home, stage, rounds, overlong, max_length, packing
+):
+    examples = examples_of(stage, rounds)
     config = TokenizeStepConfig(
         stage=stage, max_length=max_length, overlong=overlong, packing=packing, max_cut_fraction=1.0
     )
-    trial = DryRun(load_tokenizer(manifest), config, 10**6)
+    dry_run = DryRun(load_tokenizer(manifest), config, 10**6)
     kind = "prompt" if stage == "prompt" else schema.kind(examples[0])
 
-    shown = trial.make(examples, kind).shown
-    problem = trial.problem()
+    shown = dry_run.run(examples, kind).shown
+    problem = dry_run.length_error()
 
     if problem:
-        with pytest.raises(DataError) as refused:
-            rows_of_a_run(examples, manifest, config)
-        assert str(refused.value) == str(problem)
+        with pytest.raises(DataError) as error:
+            run_segments(examples, manifest, config)
+        assert str(error.value) == str(problem)
     elif shown:
-        assert looked_at(shown) == rows_of_a_run(examples, manifest, config)
+        assert preview_segments(shown) == run_segments(examples, manifest, config)
     else:
         with pytest.raises(DataError, match="Every training example is longer"):
-            rows_of_a_run(examples, manifest, config)
+            run_segments(examples, manifest, config)
 
 
-def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, tiny_model):
+def test_the_answers_of_a_pair_are_named_with_the_location_of_their_row(tmp_path, home, tiny_model):
     rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No."} for i in range(20)]
     path = tiny.write_jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = tiny.recipe(
@@ -158,17 +160,19 @@ def test_the_answers_of_a_pair_are_named_and_their_rows_placed(tmp_path, home, t
 
     (section,) = sample_rows.preview_sources(checked, tokenizer, num_shown=2).sections
 
-    assert [each.name for each in section.shown] == [
+    assert [sequence.name for sequence in section.shown] == [
         f"pairs.jsonl:{line}, {which}" for line in (1, 2) for which in ("chosen", "rejected")
     ]
-    assert [tokenizer.decode(each.tokens.input_ids[slice(*each.tokens.trained[0])]) for each in section.shown][:2] == [
+    assert [tokenizer.decode(shown.tokens.input_ids[slice(*shown.tokens.trained[0])]) for shown in section.shown][
+        :2
+    ] == [
         "It is 0.<|im_end|>",
         "No.<|im_end|>",
     ]
     assert "fill" not in section.counts
 
 
-def test_empty_thoughts_of_the_template_are_shown(tmp_path, home, tiny_model):
+def test_empty_thinking_blocks_of_the_template_are_shown(tmp_path, home, tiny_model):
     (tmp_path / "qwen3.jinja").write_text(chat_templates.templates()["trl: qwen3"])
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(3))
     recipe = tiny.recipe(
@@ -190,27 +194,27 @@ def test_empty_thoughts_of_the_template_are_shown(tmp_path, home, tiny_model):
     assert "&lt;/think&gt;<i></i>\n<i></i>\n<mark>It is 0.</mark>" in text
 
 
-def refused(recipe, tiny_model):
-    """Look at a recipe's rows, and raise what a run would."""
-    seen = sample_rows.preview_sources(recipe, load_tokenizer(source.tokenizer_manifest(tiny_model)))
-    raise seen.problem or AssertionError("nothing was refused")
+def preview_or_raise(recipe, tiny_model):
+    """Preview a recipe, and raise the error that a run would raise."""
+    result = sample_rows.preview_sources(recipe, load_tokenizer(source.tokenizer_manifest(tiny_model)))
+    raise result.problem or AssertionError("nothing was refused")
 
 
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({"role": "assistant", "content": "It is 4.", "train": False}, "^rows.jsonl:3 carries no loss"),
+        ({"role": "assistant", "content": "It is 4.", "train": False}, "^rows.jsonl:3 has no tokens with loss"),
         ({"role": "assistant", "content": "4 " * 400}, "^rows.jsonl:3 has .* more than tokenize.max_length 256"),
         (
             {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
-            r"leaves them out in silence.* It is rows.jsonl:3\. This row can be trained with template: qwen",
+            r"silently omits.* Affected row: rows.jsonl:3\. This row can be trained with template: qwen",
         ),
     ],
 )
-def test_what_a_run_would_refuse_is_named_by_its_line(tmp_path, home, tiny_model, turn, message):
-    asked = {"role": "user", "content": "What?"}
-    good = [{"messages": [asked, {"role": "assistant", "content": f"It is {i}."}]} for i in range(2)]
-    path = tiny.write_jsonl(tmp_path / "rows.jsonl", [*good, {"messages": [asked, turn]}])
+def test_a_row_that_a_run_refuses_is_named_by_its_line(tmp_path, home, tiny_model, turn, message):
+    question = {"role": "user", "content": "What?"}
+    good = [{"messages": [question, {"role": "assistant", "content": f"It is {i}."}]} for i in range(2)]
+    path = tiny.write_jsonl(tmp_path / "rows.jsonl", [*good, {"messages": [question, turn]}])
     recipe = tiny.recipe(
         model={"type": "directory", "path": str(tiny_model)},
         sources=[{"name": "mine", "path": str(path)}],
@@ -220,10 +224,10 @@ def test_what_a_run_would_refuse_is_named_by_its_line(tmp_path, home, tiny_model
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
     with pytest.raises(TunelineError, match=message):
-        refused(checked, tiny_model)
+        preview_or_raise(checked, tiny_model)
 
 
-def test_chats_that_a_run_would_not_wrap_are_refused_by_the_preview_too(tmp_path, home, tiny_model):
+def test_wrapped_packing_of_chats_is_refused_by_the_preview(tmp_path, home, tiny_model):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(20))
     recipe = tiny.recipe(
         model={"type": "directory", "path": str(tiny_model)},
@@ -234,11 +238,13 @@ def test_chats_that_a_run_would_not_wrap_are_refused_by_the_preview_too(tmp_path
     )
     checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
-    with pytest.raises(RecipeError, match="sources.mine holds examples of kind chat, whose answers it would tear"):
+    with pytest.raises(
+        RecipeError, match="sources.mine contains examples of kind chat, whose answers would be separated"
+    ):
         sample_rows.preview_sources(checked, load_tokenizer(source.tokenizer_manifest(tiny_model)))
 
 
-def test_pairs_fall_back_to_the_template_and_keep_to_their_budget(tiny_model, home, monkeypatch):
+def test_pairs_fall_back_to_the_original_template_and_respect_their_budget(tiny_model, home, monkeypatch):
     examples = examples_of("preference", [(f"What is {i}?", f"It is {i}.") for i in range(20)])
     manifest, config = source.tokenizer_manifest(tiny_model), TokenizeStepConfig(stage="preference", max_length=64)
     splits = {"train": examples, "validation": examples.select([])}
@@ -246,10 +252,10 @@ def test_pairs_fall_back_to_the_template_and_keep_to_their_budget(tiny_model, ho
     pattern = CompiledTemplate.pattern
     monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: RolePattern([[7], *pattern(*chat).pieces]))
 
-    made = tokenize.tokenize_pack(Corpus(splits), manifest, config)
+    rows = tokenize.tokenize_pack(Corpus(splits), manifest, config)
     few = tokenize.tokenize_pack(Corpus(splits), manifest, config.model_copy(update={"max_tokens": {"s": 200}}))
 
-    assert made.splits["train"].to_list() == exact.to_list()
-    assert made.counts["train"]["rendering"].startswith("template, example by example")
+    assert rows.splits["train"].to_list() == exact.to_list()
+    assert rows.counts["train"]["rendering"].startswith("template, example by example")
     assert 0 < few.counts["train"]["tokens"] <= 200
     assert few.counts["train"]["beyond_max_tokens"] == {"s": 20 - few.splits["train"].num_rows}

@@ -1,4 +1,4 @@
-"""Sequences as text: nothing of it is lost between the parts, and what carries loss is apart."""
+"""Sequences as text spans: the spans concatenate to the whole text, and spans with loss are separate."""
 
 import pytest
 from hypothesis import given, settings
@@ -29,31 +29,31 @@ def tokenizer(request, tiny_model):
 
 @settings(deadline=None, max_examples=50)
 @given(words=st.lists(st.sampled_from(["the", "quick", "fox"]), min_size=1, max_size=8), data=st.data())
-def test_the_parts_of_a_sequence_are_its_whole_text(tokenizer, words, data):
+def test_the_spans_of_a_sequence_concatenate_to_its_text(tokenizer, words, data):
     ids = [*tokenizer(" ".join(words), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     bounds = data.draw(st.tuples(st.integers(0, len(ids)), st.integers(0, len(ids))).map(sorted))
 
-    parts = html_preview.text_spans(TokenizedSequence("00", ids, [], [tuple(bounds)]), tokenizer)
+    spans = html_preview.text_spans(TokenizedSequence("00", ids, [], [tuple(bounds)]), tokenizer)
 
-    assert "".join(part.text for part in parts) == tokenizer.decode(ids)
-    assert [part.text for part in parts if part.special] == [tokenizer.eos_token]
+    assert "".join(span.text for span in spans) == tokenizer.decode(ids)
+    assert [span.text for span in spans if span.special] == [tokenizer.eos_token]
 
 
-def test_the_first_token_carries_no_loss(tokenizer):
+def test_the_first_token_has_no_loss(tokenizer):
     ids = tokenizer("the quick fox", add_special_tokens=False)["input_ids"]
     tokens = TokenizedSequence("00", ids, [], [(0, len(ids))])
 
-    assert [part.trained for part in html_preview.text_spans(tokens, tokenizer)] == [False, True]
+    assert [span.trained for span in html_preview.text_spans(tokens, tokenizer)] == [False, True]
     assert html_preview.count_trained_tokens(tokens) == len(ids) - 1
 
 
-def test_the_histogram_has_no_empty_ends():
+def test_the_histogram_has_no_empty_bins_at_its_ends():
     counts = {"lengths": {"edges": [0, 10, 20, 30, 40], "counts": [0, 3, 0, 0]}}
 
     assert html_preview.histogram_bars(counts) == [(10, 20, 3)]
 
 
-def test_a_page_of_one_split_tells_its_counts(tiny_model):
+def test_the_page_of_a_split_contains_its_counts(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     counts = {"coverage": 0.4321, "tokens": 12345, "dropped": {"empty": 2}, "lengths": {"edges": [0, 9], "counts": [1]}}
 
@@ -61,5 +61,5 @@ def test_a_page_of_one_split_tells_its_counts(tiny_model):
         [PreviewSequence(TokenizedSequence("00", tokenizer("a b")["input_ids"], [], []))], tokenizer, counts
     )
 
-    for said in ("43.2%", "12,345", "empty 2", "0 to 9"):
-        assert f"<td>{said}</td>" in page
+    for value in ("43.2%", "12,345", "empty 2", "0 to 9"):
+        assert f"<td>{value}</td>" in page

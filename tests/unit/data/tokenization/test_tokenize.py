@@ -1,4 +1,4 @@
-"""From a mixture to training rows: masks, parity with the template, cuts, packing, counts."""
+"""From a mixture to training rows: loss masks, parity with the template, truncation, packing, counts."""
 
 import pytest
 from datasets import Dataset
@@ -22,7 +22,7 @@ REWRITES = (
     "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-OPENS = REWRITES.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}").replace(
+OPENS_THINKING = REWRITES.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}").replace(
     "{{ m.content }}", "{{ m.content.split('</think>')[-1].lstrip() }}"
 )
 
@@ -56,7 +56,7 @@ def trained_text(tokens, tokenizer):
 
 @settings(deadline=None, max_examples=60)
 @given(contents=chats)
-def test_only_the_answers_and_their_stop_tokens_carry_loss(tokenizer, contents):
+def test_only_the_answers_and_their_stop_tokens_have_loss(tokenizer, contents):
     tokens = only(chat(*contents), tokenizer)
 
     assert trained_text(tokens, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in contents[1::2])
@@ -65,14 +65,14 @@ def test_only_the_answers_and_their_stop_tokens_carry_loss(tokenizer, contents):
 
 @settings(deadline=None, max_examples=60)
 @given(contents=chats)
-def test_every_prompt_has_the_ids_that_a_server_would_see(tokenizer, contents):
+def test_every_prompt_has_the_ids_of_a_server(tokenizer, contents):
     example = chat(*contents)
     tokens = only(example, tokenizer)
 
     for answer in tokens.answers:
-        plain = [{"role": m["role"], "content": m["content"]} for m in example["messages"][: answer.message]]
-        if answer.message == 1:  # later prompts hold answers that were made token by token
-            served = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)["input_ids"]
+        prompt = [{"role": m["role"], "content": m["content"]} for m in example["messages"][: answer.message]]
+        if answer.message == 1:  # later prompts contain answers that were generated token by token
+            served = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
             assert tokens.input_ids[: answer.start] == served
 
 
@@ -80,40 +80,40 @@ def test_every_prompt_has_the_ids_that_a_server_would_see(tokenizer, contents):
 @given(contents=chats)
 def test_compiled_and_rendered_conversations_have_the_same_ids(tokenizer, contents):
     example = chat(*contents)
-    plain = Sequencer(tokenizer, TokenizeConfig())
-    plain.disable_compiled_template()
+    uncompiled = Sequencer(tokenizer, TokenizeConfig())
+    uncompiled.disable_compiled_template()
 
-    ((_, rendered),) = plain.sequences([example])
+    ((_, rendered),) = uncompiled.sequences([example])
 
     assert only(example, tokenizer).input_ids == rendered.input_ids
     assert only(example, tokenizer).trained == rendered.trained
 
 
-def test_the_last_turn_alone_can_be_trained(tokenizer):
+def test_training_on_the_last_turn_only(tokenizer):
     assert (
         trained_text(only(chat("a", "one", "b", "two"), tokenizer, train_on="last_assistant"), tokenizer)
         == "two<|im_end|>"
     )
 
 
-def test_the_prompt_can_be_trained_too(tokenizer):
+def test_training_on_the_prompt(tokenizer):
     tokens = only(chat("a", "one"), tokenizer, train_on="all")
 
     assert trained_text(tokens, tokenizer) == tokenizer.decode(tokens.input_ids)
 
 
-def test_a_turn_that_says_train_false_is_left_out(tokenizer):
+def test_a_turn_with_train_false_has_no_loss(tokenizer):
     tokens = only(chat("a", "one", "b", "two", trains=[None, False, None, None]), tokenizer)
 
     assert trained_text(tokens, tokenizer) == "two<|im_end|>"
 
 
 def test_an_example_without_loss_is_refused(tokenizer):
-    with pytest.raises(VerificationError, match="carries no loss"):
+    with pytest.raises(VerificationError, match="has no tokens with loss"):
         only(chat("a", "one", trains=[None, False]), tokenizer)
 
 
-def test_thoughts_can_be_left_out_of_the_loss(tokenizer):
+def test_thinking_can_be_masked(tokenizer):
     example = chat("a", "<think>\nhm\n</think>\n\nYes.")
 
     assert trained_text(only(example, tokenizer), tokenizer) == "<think>\nhm\n</think>\n\nYes.<|im_end|>"
@@ -128,12 +128,12 @@ def test_thoughts_can_be_left_out_of_the_loss(tokenizer):
         (None, SourceError, "has no chat template"),
     ],
 )
-def test_a_template_that_cannot_be_trained_with_is_refused(tiny_model, template, error, message):
+def test_an_incompatible_template_is_refused(tiny_model, template, error, message):
     with pytest.raises(error, match=message):
         only(chat("a", "b", "c", "d"), with_template(tiny_model, template))
 
 
-def test_a_rewriting_template_can_train_the_last_turn_or_each_by_itself(tiny_model):
+def test_a_rewriting_template_can_train_the_last_turn_or_each_turn_separately(tiny_model):
     tokenizer, example = with_template(tiny_model, REWRITES), chat("a", "one", "b", "two")
 
     last = tokenize.tokenize(example, tokenizer, TokenizeConfig(rewritten_history="last_turn"))
@@ -143,8 +143,8 @@ def test_a_rewriting_template_can_train_the_last_turn_or_each_by_itself(tiny_mod
     assert [trained_text(tokens, tokenizer) for tokens in each] == ["one<|im_end|>", "two<|im_end|>"]
 
 
-def test_an_answer_with_thoughts_follows_a_header_that_opens_them(tiny_model):
-    tokenizer = with_template(tiny_model, OPENS)
+def test_an_answer_with_thinking_follows_a_prompt_that_opens_the_block(tiny_model):
+    tokenizer = with_template(tiny_model, OPENS_THINKING)
     config = TokenizeConfig(rewritten_history="each_turn")
 
     (tokens,) = tokenize.tokenize(chat("a", "<think>\nhm\n</think>\n\nYes."), tokenizer, config)
@@ -152,28 +152,28 @@ def test_an_answer_with_thoughts_follows_a_header_that_opens_them(tiny_model):
     assert tokenizer.decode(tokens.input_ids).endswith("assistant\n<think>\nhm\n</think>\n\nYes.<|im_end|>\n")
     assert trained_text(tokens, tokenizer) == "hm\n</think>\n\nYes.<|im_end|>"
     with pytest.raises(
-        VerificationError, match="opens a thinking block in front of answer 2, and that answer has none"
+        VerificationError, match="opens a thinking block before answer 2, and that answer has no thinking block"
     ):
         tokenize.tokenize(chat("a", "Yes."), tokenizer, config)
 
 
-def test_a_template_that_looks_into_contents_is_followed(tiny_model):
+def test_a_template_that_modifies_contents_is_followed(tiny_model):
     template = tokenizer_template(tiny_model).replace("m['content']", "m['content'].replace('secret', 'xxx')")
     tokenizer = with_template(tiny_model, template)
 
     assert trained_text(only(chat("a", "my secret"), tokenizer), tokenizer) == "my xxx<|im_end|>"
 
 
-def test_a_template_that_leaves_out_calls_or_schemas_is_refused(tokenizer):
+def test_a_template_that_omits_tool_calls_or_schemas_is_refused(tokenizer):
     call = '[{"type":"function","function":{"name":"add","arguments":{}}}]'
     turns = [schema.message("user", "q"), schema.message("assistant", "", call), schema.message("tool", "4")]
-    said = schema.content([*turns, schema.message("assistant", "4")])
-    listed = schema.content([*turns[:1], schema.message("assistant", "4")], tools='[{"type":"function"}]')
+    with_calls = schema.content([*turns, schema.message("assistant", "4")])
+    with_schemas = schema.content([*turns[:1], schema.message("assistant", "4")], tools='[{"type":"function"}]')
 
-    with pytest.raises(DataError, match="row has calls of functions, and the chat template leaves them out in silence"):
-        tokenize.tokenize(schema.example("s", said), tokenizer)
-    with pytest.raises(DataError, match="row has functions' schemas, and the chat template leaves them out in silence"):
-        tokenize.tokenize(schema.example("s", listed), tokenizer)
+    with pytest.raises(DataError, match="row has tool calls, and the chat template silently omits"):
+        tokenize.tokenize(schema.example("s", with_calls), tokenizer)
+    with pytest.raises(DataError, match="row has tool schemas, and the chat template silently omits"):
+        tokenize.tokenize(schema.example("s", with_schemas), tokenizer)
 
 
 def test_a_template_that_strips_contents_is_followed(tiny_model):
@@ -190,7 +190,7 @@ def tokenizer_template(tiny_model):
     return load_tokenizer_from(tiny_model).chat_template
 
 
-def test_where_the_compiled_template_differs_all_is_rendered_by_the_template(manifest, monkeypatch, caplog):
+def test_a_compiled_template_that_differs_is_replaced_by_the_original(manifest, monkeypatch, caplog):
     pattern = CompiledTemplate.pattern
     monkeypatch.setattr(CompiledTemplate, "pattern", lambda *chat: RolePattern([[7], *pattern(*chat).pieces]))
 
@@ -198,7 +198,7 @@ def test_where_the_compiled_template_differs_all_is_rendered_by_the_template(man
 
     assert rows.counts["train"]["rendered_by_template"] == 1
     assert rows.counts["train"]["rendering"].startswith("template, example by example")
-    assert "gives other ids than the template itself" in caplog.text
+    assert "produces different token ids than the original template" in caplog.text
 
 
 def corpus(*answers, source="s"):
@@ -207,8 +207,8 @@ def corpus(*answers, source="s"):
 
 
 def texts(*texts):
-    made = [schema.example("s", schema.content(text=text)) for text in texts]
-    rows = Dataset.from_list(made, features=schema.EXAMPLE)
+    examples = [schema.example("s", schema.content(text=text)) for text in texts]
+    rows = Dataset.from_list(examples, features=schema.EXAMPLE)
     return Corpus({"train": rows, "validation": rows.select(range(1))})
 
 
@@ -232,14 +232,14 @@ def test_packed_rows_restart_their_positions(manifest):
 def test_a_packed_row_is_its_examples_end_to_end(manifest, tokenizer):
     mixture = corpus("one", "two", "three")
     (row,) = tokenize.tokenize_pack(mixture, manifest, config()).splits["train"]
-    alone = {example["id"]: only(example, tokenizer) for example in mixture.splits["train"]}
+    separate = {example["id"]: only(example, tokenizer) for example in mixture.splits["train"]}
 
     start = 0
     for example_id, length in zip(row["example_ids"], row["lengths"], strict=True):
-        tokens = alone[example_id]
+        tokens = separate[example_id]
         assert row["input_ids"][start : start + length] == tokens.input_ids
-        carried = [i for i, label in enumerate(row["labels"][start : start + length]) if label != schema.IGNORE_INDEX]
-        assert carried == [i for a, b in tokens.trained for i in range(a, b)]
+        with_loss = [i for i, label in enumerate(row["labels"][start : start + length]) if label != schema.IGNORE_INDEX]
+        assert with_loss == [i for a, b in tokens.trained for i in range(a, b)]
         start += length
 
 
@@ -252,10 +252,10 @@ def test_without_packing_each_example_is_a_row(manifest):
 def test_texts_are_packed_by_document_or_as_one_stream(manifest, tokenizer):
     documents = texts("one document. " * 8, "another one. " * 8)
 
-    apart = tokenize.tokenize_pack(documents, manifest, config(max_length=128)).splits["train"]
+    packed = tokenize.tokenize_pack(documents, manifest, config(max_length=128)).splits["train"]
     wrapped = tokenize.tokenize_pack(documents, manifest, config(max_length=32, packing="wrapped", overlong="split"))
 
-    assert sorted(map(len, apart["lengths"])) == [1, 1] or apart.num_rows == 1
+    assert sorted(map(len, packed["lengths"])) == [1, 1] or packed.num_rows == 1
     assert all(len(row["input_ids"]) == 32 for row in list(wrapped.splits["train"])[:-1])
     assert (
         wrapped.counts["train"]["trained_tokens"]
@@ -265,7 +265,7 @@ def test_texts_are_packed_by_document_or_as_one_stream(manifest, tokenizer):
     assert ids.count(tokenizer.eos_token_id) == 2
 
 
-def test_a_long_text_is_split_into_rows_and_its_end_mark_is_kept(manifest, tokenizer):
+def test_a_long_text_is_split_into_rows_and_its_end_token_is_kept(manifest, tokenizer):
     ids = tokenizer("word " * 30)["input_ids"]
     limit = next(n for n in range(8, 40) if (len(ids) + 1) % n == 1)
 
@@ -277,14 +277,14 @@ def test_a_long_text_is_split_into_rows_and_its_end_mark_is_kept(manifest, token
     assert min(len(row["input_ids"]) for row in rows) > 1
 
 
-def test_a_stream_takes_texts_of_any_length(manifest):
+def test_wrapped_packing_accepts_texts_of_any_length(manifest):
     counts = tokenize.tokenize_pack(texts("word " * 60), manifest, config(max_length=32, packing="wrapped")).counts
 
     assert counts["train"]["overlong"] == 0
     assert counts["train"]["rows"] > 1
 
 
-def test_a_held_out_part_that_is_all_too_long_is_told(manifest):
+def test_a_held_out_split_of_only_long_examples_is_refused(manifest):
     rows = mixture(chat("q", "a"), chat("q", "word " * 60))
     split = Corpus({"train": rows.splits["train"].select([0]), "validation": rows.splits["train"].select([1])})
 
@@ -292,27 +292,27 @@ def test_a_held_out_part_that_is_all_too_long_is_told(manifest):
         tokenize.tokenize_pack(split, manifest, config(max_length=32, overlong="drop"))
 
 
-def test_an_overlong_example_is_refused_with_its_length_and_the_ways_out(manifest):
+def test_an_overlong_example_is_refused_with_its_length_and_the_alternatives(manifest):
     with pytest.raises(DataError, match=r"has \d+ tokens, more than tokenize.max_length 64. .*overlong: drop, right"):
         tokenize.tokenize_pack(corpus("one", "word " * 40), manifest, config(max_length=64))
 
 
 @pytest.mark.parametrize("overlong", ["right", "left", "proportional", "split"])
-def test_a_cut_example_keeps_its_header_and_its_stop_token(manifest, tokenizer, overlong):
+def test_a_truncated_example_keeps_its_generation_prompt_and_its_stop_token(manifest, tokenizer, overlong):
     long = chat("question " * 30, "answer " * 30)
-    made = tokenize.tokenize(long, tokenizer, TokenizeConfig(max_length=64, overlong=overlong, max_cut_fraction=1))
+    sequences = tokenize.tokenize(long, tokenizer, TokenizeConfig(max_length=64, overlong=overlong, max_cut_fraction=1))
 
-    if overlong == "right":  # its question alone fills the row, so no answer would be left
-        assert made == []
+    if overlong == "right":  # the question alone fills the row, so no answer would remain
+        assert sequences == []
         return
-    (tokens,) = made
+    (tokens,) = sequences
     text = tokenizer.decode(tokens.input_ids)
     assert len(tokens.input_ids) <= 64
     assert "<|im_start|>assistant\n" in text
     assert tokens.input_ids[tokens.trained[-1][1] - 1] == tokenizer.eos_token_id
 
 
-def test_cuts_are_counted_and_bounded(manifest):
+def test_truncated_examples_are_counted_and_bounded(manifest):
     long = corpus("one", "two", "word " * 40)
 
     counts = tokenize.tokenize_pack(long, manifest, config(max_length=64, overlong="right")).counts["train"]
@@ -324,7 +324,7 @@ def test_cuts_are_counted_and_bounded(manifest):
         tokenize.tokenize_pack(long, manifest, config(max_length=64, overlong="drop", max_cut_fraction=0.1))
 
 
-def test_a_token_budget_ends_a_source_and_is_counted(manifest, tokenizer):
+def test_a_token_budget_limits_a_source_and_is_counted(manifest, tokenizer):
     one = len(only(chat("q", "one"), tokenizer).input_ids)
 
     counts = tokenize.tokenize_pack(corpus("one", "one ", "one  "), manifest, config(max_tokens={"s": one})).counts
@@ -342,10 +342,10 @@ def test_coverage_fill_and_lengths_are_counted(manifest):
     assert sum(counts["lengths"]["counts"]) == 2
 
 
-def pair(good, bad, asked="q"):
+def pair(good, bad, question="q"):
     chosen, rejected = ([schema.message("assistant", text)] for text in (good, bad))
-    said = schema.content([schema.message("user", asked)], chosen=chosen, rejected=rejected)
-    return schema.example("s", said)
+    content = schema.content([schema.message("user", question)], chosen=chosen, rejected=rejected)
+    return schema.example("s", content)
 
 
 def mixture(*examples):
@@ -374,9 +374,9 @@ def test_labelled_answers_keep_their_label(manifest, tokenizer):
 
 
 @pytest.mark.parametrize("overlong", ["right", "left", "proportional"])
-@pytest.mark.parametrize("asked", ["ask " * 3, "ask " * 40])
-def test_a_pair_that_is_too_long_is_cut_alike_on_both_sides(manifest, tokenizer, overlong, asked):
-    long = pair("good " * 40, "bad", asked)
+@pytest.mark.parametrize("question", ["ask " * 3, "ask " * 40])
+def test_both_answers_of_a_long_pair_are_truncated_with_the_same_prompt(manifest, tokenizer, overlong, question):
+    long = pair("good " * 40, "bad", question)
     rows = tokenize.tokenize_pack(
         mixture(pair("a", "b"), long), manifest, config(stage="preference", max_length=64, overlong=overlong)
     )
@@ -394,7 +394,7 @@ def test_a_stage_refuses_examples_of_another_kind(manifest):
         tokenize.tokenize_pack(mixture(pair("good", "bad")), manifest, config())
 
 
-def test_the_page_marks_what_is_trained(manifest):
+def test_the_preview_page_marks_trained_text(manifest):
     page = tokenize.tokenize_pack(corpus("one <b>"), manifest, config()).preview_html
 
     assert "<mark>one &lt;b&gt;</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page

@@ -1,4 +1,4 @@
-"""Cutting long conversations: whole rounds first, then tokens, never the header nor the stop token."""
+"""Truncation of long conversations: whole rounds first, then tokens; generation prompt and stop token are remaining."""
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ lengths = st.integers(1, 40)
 
 
 @pytest.fixture(scope="session")
-def reader(tiny_model):
+def encoder(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     return ConversationEncoder(tokenizer, fast_encoder.build_encoder(tokenizer), stop_token_ids(tokenizer))
 
@@ -25,63 +25,63 @@ def conversation(*pairs, system=""):
     return first + turns
 
 
-def run(reader, messages, policy, max_length):
-    return truncation.truncate(messages, lambda said: reader.read(said, "", "all"), policy, max_length)
+def truncate(encoder, messages, policy, max_length):
+    return truncation.truncate(messages, lambda part: encoder.encode(part, "", "all"), policy, max_length)
 
 
-def test_the_proportional_rule_is_llamafactorys():
-    assert truncation.split_budget(100, 10, 50) == (40, 10)  # a short answer stays whole
+def test_the_proportional_rule_equals_llamafactorys():
+    assert truncation.split_budget(100, 10, 50) == (40, 10)  # a short answer is remaining whole
     assert truncation.split_budget(10, 100, 50) == (10, 40)  # as does a short question
     assert truncation.split_budget(100, 100, 50) == (25, 25)
     assert truncation.split_budget(300, 100, 50) == (38, 12)
 
 
-def test_right_keeps_the_first_rounds_and_the_beginning_of_the_last_answer(reader):
+def test_right_keeps_the_first_rounds_and_the_beginning_of_the_last_answer(encoder):
     messages = conversation(("one", "two"), ("three", "word " * 40), system="Be brief.")
-    ((kept, ids, answers),) = run(reader, messages, "right", 90)
+    ((remaining, ids, answers),) = truncate(encoder, messages, "right", 90)
 
-    text = reader.tokenizer.decode(ids)
-    assert (len(ids), len(kept)) == (90, 5)
+    text = encoder.tokenizer.decode(ids)
+    assert (len(ids), len(remaining)) == (90, 5)
     assert "Be brief." in text
     assert text.endswith("word<|im_end|>") or text.endswith("<|im_end|>")
     assert answers[-1].end == 90
 
 
-def test_right_drops_a_round_whose_question_does_not_fit(reader):
+def test_right_removes_a_round_whose_question_does_not_fit(encoder):
     messages = conversation(("one", "two"), ("word " * 60, "three"))
 
-    ((kept, ids, _),) = run(reader, messages, "right", 60)
+    ((remaining, ids, _),) = truncate(encoder, messages, "right", 60)
 
-    assert [m["content"] for m in kept] == ["one", "two"]
+    assert [m["content"] for m in remaining] == ["one", "two"]
     assert len(ids) <= 60
 
 
-def test_left_keeps_the_system_message_and_the_last_rounds(reader):
+def test_left_keeps_the_system_message_and_the_last_rounds(encoder):
     messages = conversation(("word " * 20, "two"), ("three", "four"), system="Be brief.")
 
-    ((kept, ids, _),) = run(reader, messages, "left", 90)
+    ((remaining, ids, _),) = truncate(encoder, messages, "left", 90)
 
-    assert [m["content"] for m in kept] == ["Be brief.", "three", "four"]
+    assert [m["content"] for m in remaining] == ["Be brief.", "three", "four"]
     assert len(ids) <= 90
 
 
-def test_left_takes_the_beginning_of_a_long_question(reader):
-    ((_, ids, _),) = run(reader, conversation(("begin " + "word " * 40 + "end", "yes")), "left", 60)
+def test_left_removes_the_beginning_of_a_long_question(encoder):
+    ((_, ids, _),) = truncate(encoder, conversation(("begin " + "word " * 40 + "end", "yes")), "left", 60)
 
-    text = reader.tokenizer.decode(ids)
+    text = encoder.tokenizer.decode(ids)
     assert "begin" not in text
     assert "end<|im_end|>" in text
     assert text.startswith("<|im_start|>user\n")
 
 
-def test_split_gives_every_part_the_system_message(reader):
+def test_split_repeats_the_system_message_in_every_part(encoder):
     messages = conversation(*((f"question {i}", f"answer {i}") for i in range(6)), system="Be brief.")
 
-    parts = run(reader, messages, "split", 100)
+    parts = truncate(encoder, messages, "split", 100)
 
     assert len(parts) > 1
-    assert all(kept[0]["content"] == "Be brief." for kept, _, _ in parts)
-    assert [m["content"] for kept, _, _ in parts for m in kept[1:]] == [m["content"] for m in messages[1:]]
+    assert all(remaining[0]["content"] == "Be brief." for remaining, _, _ in parts)
+    assert [m["content"] for remaining, _, _ in parts for m in remaining[1:]] == [m["content"] for m in messages[1:]]
 
 
 @settings(deadline=None, max_examples=80)
@@ -90,14 +90,14 @@ def test_split_gives_every_part_the_system_message(reader):
     policy=st.sampled_from(["right", "left", "proportional", "split"]),
     max_length=st.integers(24, 120),
 )
-def test_whatever_is_cut_fits_and_ends_with_a_stop_token_behind_its_header(reader, sizes, policy, max_length):
+def test_truncated_conversations_fit_and_answers_keep_prompt_and_stop_token(encoder, sizes, policy, max_length):
     messages = conversation(*(("ask " * a, "say " * b) for a, b in sizes))
-    header = reader.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    header = encoder.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
 
-    for kept, ids, answers in run(reader, messages, policy, max_length):
+    for remaining, ids, answers in truncate(encoder, messages, policy, max_length):
         assert len(ids) <= max_length
-        assert len(answers) == sum(m["role"] == "assistant" for m in kept)
+        assert len(answers) == sum(m["role"] == "assistant" for m in remaining)
         for answer in answers:
-            assert ids[answer.end - 1] in reader.stop_ids
+            assert ids[answer.end - 1] in encoder.stop_ids
             assert ids[answer.start - len(header) : answer.start] == header
             assert answer.end - answer.start >= truncation.MIN_ANSWER_TOKENS

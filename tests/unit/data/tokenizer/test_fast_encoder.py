@@ -1,4 +1,4 @@
-"""The fast encoder gives the ids of the tokenizer itself, for whatever text."""
+"""The fast encoder produces the ids of the tokenizer itself for any text."""
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WAYS = {
+PRE_TOKENIZERS = {
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "digits": pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -26,12 +26,12 @@ WAYS = {
         ]
     ),
 }
-awkward = st.text(st.sampled_from("ab A1 2\n\t '’sS<|>.,!—é你好 \u3000\u00a0½²٣🙂\r\u2029\x04"), max_size=40)
+unusual = st.text(st.sampled_from("ab A1 2\n\t '’sS<|>.,!—é你好 \u3000\u00a0½²٣🙂\r\u2029\x04"), max_size=40)
 
 
-def build(way):
+def build(name):
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = WAYS[way]
+    tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<|im_end|>"], initial_alphabet=alphabet)
@@ -39,42 +39,42 @@ def build(way):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
 
 
-@pytest.fixture(scope="module", params=sorted(WAYS))
+@pytest.fixture(scope="module", params=sorted(PRE_TOKENIZERS))
 def encoder(request):
     return fast_encoder.build_encoder(build(request.param))
 
 
 @settings(deadline=None, max_examples=300)
-@given(text=st.text(max_size=40) | awkward)
-def test_tiktoken_gives_the_tokenizers_own_ids(encoder, text):
+@given(text=st.text(max_size=40) | unusual)
+def test_tiktoken_produces_the_ids_of_the_tokenizer(encoder, text):
     assert encoder.engine == "tiktoken"
-    assert encoder([text]) == encoder.own([text])
+    assert encoder([text]) == encoder.encode_exact([text])
 
 
-def test_a_typed_special_token_is_found_as_the_tokenizer_finds_it(encoder):
+def test_a_special_token_in_the_text_is_encoded_as_by_the_tokenizer(encoder):
     assert encoder(["a<|im_end|>b"])[0].count(0) == 1
 
 
 @settings(deadline=None, max_examples=100)
-@given(text=awkward)
+@given(text=unusual)
 def test_pieces_around_added_tokens_have_the_ids_of_the_whole(encoder, text):
     text = f"{text}<|im_end|>\n{text}"
 
-    assert [i for ids in encoder.own(encoder.pieces(text)) for i in ids] == encoder.own([text])[0]
+    assert [i for ids in encoder.encode_exact(encoder.pieces(text)) for i in ids] == encoder.encode_exact([text])[0]
 
 
-def test_a_vocabulary_with_a_token_that_its_merges_do_not_reach_keeps_its_own_engine(tiny_model):
+def test_a_vocabulary_with_an_unreachable_token_is_encoded_by_the_tokenizer(tiny_model):
     import json
 
     tokenizer = load_tokenizer_from(tiny_model)
-    about = json.loads(tokenizer._tokenizer.to_str())
-    about["model"]["merges"] = about["model"]["merges"][:-1]
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(about))
+    config = json.loads(tokenizer._tokenizer.to_str())
+    config["model"]["merges"] = config["model"]["merges"][:-1]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(config))
 
     assert fast_encoder.build_encoder(tokenizer).engine == "tokenizers"
 
 
-def test_another_kind_of_tokenizer_keeps_its_own_engine():
+def test_another_kind_of_tokenizer_is_not_replaced():
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
 
@@ -86,11 +86,11 @@ def test_a_tokenizer_that_puts_a_space_before_each_piece_is_not_cut():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator([tiny.TEXT], trainers.BpeTrainer(vocab_size=200))
 
-    assert not fast_encoder.build_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).joins
+    assert not fast_encoder.build_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).is_piecewise
 
 
-def test_characters_without_bytes_in_the_vocabulary_are_left_to_the_tokenizer():
-    assert fast_encoder._lacking({*range(256)} - {0x04, 0xC3, 0xF1}) == (
+def test_characters_without_bytes_in_the_vocabulary_are_encoded_by_the_tokenizer():
+    assert fast_encoder._missing_characters({*range(256)} - {0x04, 0xC3, 0xF1}) == (
         "[\\U00000004-\\U00000004\\U000000c0-\\U000000ff\\U00040000-\\U0007ffff]"
     )
-    assert fast_encoder._lacking({*range(256)} - {0x80}) is None
+    assert fast_encoder._missing_characters({*range(256)} - {0x80}) is None

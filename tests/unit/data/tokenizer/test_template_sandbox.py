@@ -1,4 +1,4 @@
-"""Chat templates that loop or write without end are refused while they render; others render as transformers does."""
+"""Chat templates that loop or write without bound are refused while rendering; others render as in transformers."""
 
 import resource
 import signal
@@ -16,9 +16,9 @@ from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import DataError, SourceError
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-KNOWN = {"messages": CHAT, "tools": None, "documents": None, "add_generation_prompt": False, "bos_token": "<s>"}
-MANY = "{% set ns = namespace(x='ab', n=0) %}{% for i in range(60) %}"
-END = "{% endfor %}{{ ns.x | length }}"
+VARIABLES = {"messages": CHAT, "tools": None, "documents": None, "add_generation_prompt": False, "bos_token": "<s>"}
+LOOP_START = "{% set ns = namespace(x='ab', n=0) %}{% for i in range(60) %}"
+LOOP_END = "{% endfor %}{{ ns.x | length }}"
 
 STEPS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -35,27 +35,29 @@ SIZES = {
     "output": "{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
     "macro output": "{% macro f() %}{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}{% endmacro %}{{ f() }}",
     "block output": "{% set x %}{% for a in range(99999) %}{{ 'a' * 9999 }}{% endfor %}{% endset %}",
-    "twice as long": MANY + "{% set ns.x = ns.x ~ ns.x %}" + END,
-    "twice as long by plus": MANY + "{% set ns.x = ns.x + ns.x %}" + END,
-    "twice as long in a block": MANY + "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}" + END,
-    "twice as long by a format": MANY + "{% set ns.x = '%s%s' % (ns.x, ns.x) %}" + END,
+    "twice as long": LOOP_START + "{% set ns.x = ns.x ~ ns.x %}" + LOOP_END,
+    "twice as long by plus": LOOP_START + "{% set ns.x = ns.x + ns.x %}" + LOOP_END,
+    "twice as long in a block": LOOP_START + "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}" + LOOP_END,
+    "twice as long by a format": LOOP_START + "{% set ns.x = '%s%s' % (ns.x, ns.x) %}" + LOOP_END,
     "twice as long by an argument": "{% macro f(x, n) %}{% if n %}{{ f(x ~ x, n - 1) }}{% endif %}{% endmacro %}"
     "{{ f('ab', 60) | length }}",
-    "replaced": MANY + "{% set ns.x = ns.x.replace('a', 'aa') %}" + END,
-    "replaced by a filter": MANY + "{% set ns.x = ns.x | replace('a', 'aa') %}" + END,
-    "replaced squared": MANY + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}"
+    "replaced": LOOP_START + "{% set ns.x = ns.x.replace('a', 'aa') %}" + LOOP_END,
+    "replaced by a filter": LOOP_START + "{% set ns.x = ns.x | replace('a', 'aa') %}" + LOOP_END,
+    "replaced squared": LOOP_START + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}"
     "{{ ns.x.replace('a', ns.x) | length }}",
-    "joined squared": MANY + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}"
+    "joined squared": LOOP_START + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}"
     "{{ ns.x.join(range(99999) | map('string') | list) | length }}",
-    "joined squared by a filter": MANY + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}"
+    "joined squared by a filter": LOOP_START + "{% if ns.x | length < 20000 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}"
     "{% endfor %}{{ (range(99999) | map('string') | join(ns.x)) | length }}",
     "times": "{{ ('a' * 10 ** 10) | length }}",
     "times of a list": "{{ ([1] * 10 ** 10) | length }}",
     "power": "{{ 10 ** (10 ** 10) }}",
-    "power of a power": MANY + "{% set ns.n = (ns.n + 10) * (ns.n + 10) %}" + END,
-    "nested lists": MANY + "{% set ns.x = [ns.x, ns.x] %}" + "{% endfor %}{{ ns.x | string | length }}",
-    "nested mappings": MANY + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}" + "{% endfor %}{{ ns.x | tojson | length }}",
-    "nested by batches": MANY + "{% set ns.x = ([ns.x] * 2) | batch(2) | list %}{% endfor %}{{ ns.x | string }}",
+    "power of a power": LOOP_START + "{% set ns.n = (ns.n + 10) * (ns.n + 10) %}" + LOOP_END,
+    "nested lists": LOOP_START + "{% set ns.x = [ns.x, ns.x] %}" + "{% endfor %}{{ ns.x | string | length }}",
+    "nested mappings": LOOP_START
+    + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}"
+    + "{% endfor %}{{ ns.x | tojson | length }}",
+    "nested by batches": LOOP_START + "{% set ns.x = ([ns.x] * 2) | batch(2) | list %}{% endfor %}{{ ns.x | string }}",
     "format": "{{ '%1000000000d' % 1 }}",
     "format by a width": "{{ '%*d' % (1000000000, 1) }}",
     "format of a text": "{{ '{:1000000000}'.format(1) }}",
@@ -88,8 +90,8 @@ OTHERS = {
 
 
 @pytest.fixture(autouse=True)
-def little_memory_and_time():
-    """A rendering that goes wild meets a wall: some seconds, and 4 GB more than now."""
+def limited_memory_and_time():
+    """Limit each test to 30 seconds, and to 4 GB of memory more than are in use."""
 
     def stop(*_):
         raise AssertionError("the rendering did not end")
@@ -111,24 +113,24 @@ def small_limits(monkeypatch):
     monkeypatch.setenv("TUNELINE_MAX_TEMPLATE_CHARACTERS", "1M")
 
 
-def shown(text: str) -> str:
-    return template_sandbox.compile_template(text).render(**KNOWN)
+def rendered(text: str) -> str:
+    return template_sandbox.compile_template(text).render(**VARIABLES)
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_template_that_goes_on_and_on_is_refused(name):
+def test_a_template_with_too_many_steps_is_refused(name):
     with pytest.raises(SourceError, match=r"the chat template takes more than 20,000 steps .*TEMPLATE_STEPS"):
-        shown(STEPS[name])
+        rendered(STEPS[name])
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_template_that_makes_too_much_is_refused(name):
+def test_a_template_that_makes_too_large_values_is_refused(name):
     with pytest.raises(SourceError, match=r"the chat template takes more than [\d,]+ \w+ .*TUNELINE_MAX_TEMPLATE"):
-        shown(SIZES[name])
+        rendered(SIZES[name])
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_jinja_refuses_is_told_as_the_templates_fault(tiny_model, name):
+def test_errors_of_jinja_are_reported_as_errors_of_the_template(tiny_model, name):
     tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template = OTHERS[name]
 
@@ -136,23 +138,23 @@ def test_what_jinja_refuses_is_told_as_the_templates_fault(tiny_model, name):
         render.apply_chat_template([message("user", "Q")], "", tokenizer)
 
 
-def test_a_template_is_stopped_by_the_clock_where_each_step_takes_long(monkeypatch):
+def test_a_template_with_slow_steps_is_stopped_by_the_time_limit(monkeypatch):
     monkeypatch.setenv("TUNELINE_MAX_TEMPLATE_SECONDS", "1")
     text = (
         "{% set x = 'a' * 999999 %}{% for i in range(19999) %}{% if x.replace('a', 'b') == i %}{% endif %}{% endfor %}"
     )
 
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(SourceError, match="takes more than 1 seconds"):
-        shown(text)
+        rendered(text)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
-def test_every_rendering_has_the_whole_budget():
+def test_every_rendering_has_the_full_budget():
     text = "{% for i in range(15000) %}{% endfor %}done"
 
-    assert [shown(text) for _ in range(3)] == ["done"] * 3
+    assert [rendered(text) for _ in range(3)] == ["done"] * 3
 
 
 def test_a_tokenizer_renders_with_limits(tiny_model):
@@ -195,17 +197,17 @@ SAME = [
 
 
 @pytest.mark.parametrize("text", [*SAME, *map(selection.read_template, selection.template_names())])
-def test_a_template_renders_as_with_transformers_alone(text):
-    def made(compile_template):
+def test_a_template_renders_as_in_transformers(text):
+    def outcome(compile_template):
         try:
-            return compile_template(text).render(**KNOWN)
+            return compile_template(text).render(**VARIABLES)
         except jinja2.TemplateError as error:
             return repr(error)
 
-    assert made(template_sandbox.compile_template) == made(template_sandbox._theirs)
+    assert outcome(template_sandbox.compile_template) == outcome(template_sandbox._compile_unlimited)
 
 
-def test_what_a_template_raises_is_told_as_before(tiny_model):
+def test_an_exception_of_a_template_is_reported(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
 
@@ -214,7 +216,7 @@ def test_what_a_template_raises_is_told_as_before(tiny_model):
 
 
 def test_transformers_renders_without_limits():
-    """Once it has limits of its own, ours can go."""
-    assert not template_sandbox._theirs("").environment.intercepted_binops
-    assert template_sandbox._theirs("{{ ('a' * 2000000) | length }}").render() == "2000000"
+    """When transformers limits rendering itself, the sandbox can be removed."""
+    assert not template_sandbox._compile_unlimited("").environment.intercepted_binops
+    assert template_sandbox._compile_unlimited("{{ ('a' * 2000000) | length }}").render() == "2000000"
     assert chat_template_utils.render_jinja_template.__globals__["_compile_jinja_template"] is not None
