@@ -1,4 +1,4 @@
-"""A model that is judged: known by its hash, its weights loaded when a question has no answer in the store."""
+"""A model under evaluation: identified by its content hash, loaded only when an item has no cached score."""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -18,7 +18,7 @@ from tuneline.model.value_head import ValueHead
 
 
 class EvaluatedModel:
-    """A model by its hash; its weights are loaded when a question has no answer in the store."""
+    """A model identified by its content hash. Its weights are loaded on first use."""
 
     def __init__(
         self,
@@ -28,14 +28,14 @@ class EvaluatedModel:
         load: Callable[[], PreTrainedModel] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Name a model.
+        """Describe a model without loading it.
 
         Args:
-            name: Shown beside its progress.
-            folder: Its files.
-            content_hash: Of its weights and of what else decides what it says.
-            load: Loads it in `dtype`, where `load_model` would not do.
-            dtype: How its weights are held.
+            name: Name in progress bars.
+            folder: Folder of its files.
+            content_hash: Hash of the weights and of everything else that affects its output.
+            load: Loader for models that `load_model` cannot load; returns the model in `dtype`.
+            dtype: Data type of the weights.
         """
         self.name, self.content_hash = name, content_hash
         self._folder, self._dtype = folder, dtype
@@ -43,47 +43,47 @@ class EvaluatedModel:
 
     @property
     def dtype(self) -> str:
-        """How its weights are held, as protocols name it."""
+        """Data type of the weights, as written in protocols."""
         return str(self._dtype).removeprefix("torch.")
 
     @property
     def setting(self) -> dict[str, str]:
-        """How it answers here: dtype, device and versions of libraries, a part of each protocol."""
+        """Data type, device and library versions: the part of a protocol that depends on the machine."""
         return setting.evaluation_setting(self.dtype)
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Load the weights, once."""
+        """Load the weights once."""
         return self._load().eval()
 
     @cached_property
     def head(self) -> ValueHead | None:
-        """Load the head of a reward model; other models have none."""
+        """Load the value head of a reward model; None for other models."""
         if not (self._folder / value_head.HEAD_FILE).is_file():
             return None
         return value_head.load_value_head(self._folder).to(self.model.device).eval()
 
     def release(self) -> None:
-        """Let go of the weights; they are loaded again if another question needs them."""
+        """Free the weights. They are loaded again on the next use."""
         for part in ("model", "head"):
             self.__dict__.pop(part, None)
         device.release_memory()
 
 
 def base_model(base_model: Manifest, tokenizer: Manifest, config: EvaluateStepConfig) -> EvaluatedModel:
-    """Return the base model as a candidate: with the adapters it came with, and room for new tokens."""
+    """Return the base model, with the adapters of the recipe and embedding rows for new tokens."""
     dtype = precision.inference_dtype(config.dtype)
     load = partial(load_for_inference, base_model, tokenizer, config.load, dtype)
     return EvaluatedModel("base model", manifest_folder(base_model), base_model.content_hash(), load, dtype)
 
 
 def trained_model(model: Checkpoint, config: EvaluateStepConfig) -> EvaluatedModel:
-    """Return what a training made as a candidate."""
+    """Return the model that a training produced."""
     return stored_model("new model", model.path, model.content_hash(), config)
 
 
 def stored_model(name: str, folder: Path, content_hash: str, config: EvaluateStepConfig) -> EvaluatedModel:
-    """Return a model of the artifact store as a candidate, held and permitted as the recipe says."""
+    """Return a stored model, loaded with the data type and permissions of the recipe."""
     dtype, allowed = (
         precision.inference_dtype(config.dtype),
         config.load.model_copy(update={"train_from_scratch": False}),

@@ -1,4 +1,4 @@
-"""The report of an evaluation: scores of the base model and of the new one, item by item, and what they add up to."""
+"""The evaluation report: per-item scores of the base model and the new model, with means and intervals."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,52 +26,52 @@ class Report:
     base_hash: str
     model_hash: str
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
-    """`base` and `model` -> figures of the whole, like `perplexity` and `corpus_bleu`, in their own units."""
+    """`base` and `model` -> corpus-level metrics, like `perplexity` and `corpus_bleu`, in their own units."""
 
     methods: dict[str, str] = field(default_factory=dict)
-    """Metric -> how it is made: tokens, signature, protocol."""
+    """Metric -> how it is computed: tokenization, signature, protocol."""
 
     noise: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """`base` and `model` -> metric -> the mean with each seed, where the recipe asks for a noise band."""
+    """`base` and `model` -> metric -> one mean per sampling seed, where the recipe sets `evaluate.noise`."""
 
     def metrics(self) -> dict[str, dict[str, Interval]]:
-        """Return, for each metric, the intervals of `base`, `model` and their paired `gain`."""
+        """Return the intervals of `base`, `model` and the paired `gain` for each metric."""
         return self._metrics
 
     @cached_property
     def _metrics(self) -> dict[str, dict[str, Interval]]:
         before, after = by_metric(self.base), by_metric(self.model)
-        found = {name: compare(before[name], after[name]) for name in after}
+        intervals = {name: compare(before[name], after[name]) for name in after}
         for exam, strata in _subjects(self.model).items():
             if len(strata) > 1:
                 values = before[f"{exam}_accuracy"], after[f"{exam}_accuracy"]
-                found[f"{exam}_macro_accuracy"] = _compare_macro(*values, list(strata.values()))
-        return found
+                intervals[f"{exam}_macro_accuracy"] = _compare_macro(*values, list(strata.values()))
+        return intervals
 
     def subjects(self) -> dict[str, tuple[int, float, float]]:
-        """Return, for each subject of each exam, how many questions it has and the accuracies of both models."""
+        """Return the number of questions and both accuracies for each subject of each benchmark."""
         before, after = by_metric(self.base), by_metric(self.model)
-        found = {}
+        subjects = {}
         for exam, strata in _subjects(self.model).items():
             for subject, items in strata.items():
                 tables = before[f"{exam}_accuracy"], after[f"{exam}_accuracy"]
                 means = [sum(table[item] for item in items) / len(items) for table in tables]
-                found[f"{exam}/{subject}"] = (len(items), means[0], means[1])
-        return found
+                subjects[f"{exam}/{subject}"] = (len(items), means[0], means[1])
+        return subjects
 
     def to_markdown(self) -> str:
-        """Write the table that people read first, then how it was made."""
+        """Render the metric table, then how each metric is computed."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
         for name, parts in self.metrics().items():
             lines.append(f"| {name} | {parts['model'].num_items} | {' | '.join(format_cells(name, parts))} |")
         for title, rows in self._details():
             if rows:
-                lines += ["", f"{title}:", "", *(f"- {name}: {told}" for name, told in rows)]
+                lines += ["", f"{title}:", "", *(f"- {name}: {text}" for name, text in rows)]
         return "\n".join(lines) + "\n"
 
     def _details(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Return what stands below the table, by title."""
-        before, after = (self.totals.get(who, {}) for who in ("base", "model"))
+        """Return the sections below the table: title and rows."""
+        before, after = (self.totals.get(role, {}) for role in ("base", "model"))
         totals = [(name, f"base {before.get(name, nan):.4g}, model {value:.4g}") for name, value in after.items()]
         noise = [
             (f"{name} of {who}", format_spread(name, means))
@@ -83,12 +83,12 @@ class Report:
             for name, (count, one, other) in self.subjects().items()
         ]
         flagged = Counter(score.benchmark for score in self.model if score.contamination)
-        held = [(name, f"{count} items stand in the training rows") for name, count in flagged.items()]
+        contaminated = [(name, f"{count} items occur in the training rows") for name, count in flagged.items()]
         return [
-            ("Of the whole, in its own unit", totals),
-            ("Noise band: answers drawn with several seeds", noise),
-            ("How it is measured", list(self.methods.items())),
-            ("Contamination", held),
+            ("Corpus-level metrics", totals),
+            ("Noise band: answers sampled with several seeds", noise),
+            ("How metrics are computed", list(self.methods.items())),
+            ("Contamination", contaminated),
             ("Subjects", subjects),
         ]
 
@@ -96,8 +96,8 @@ class Report:
         """Write the table and, where answers were given, the first of them side by side."""
         rows = []
         for name, parts in self.metrics().items():
-            told = "".join(f"<td>{each}</td>" for each in format_cells(name, parts))
-            rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{told}</tr>")
+            columns = "".join(f"<td>{each}</td>" for each in format_cells(name, parts))
+            rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{columns}</tr>")
         texts = [
             "<tr>"
             + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output))
@@ -119,42 +119,42 @@ class Report:
 
 
 def _html_list(title: str, rows: list[tuple[str, str]]) -> str:
-    told = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in rows)
-    return f"<h2>{escape(title)}</h2><ul>{told}</ul>"
+    items = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in rows)
+    return f"<h2>{escape(title)}</h2><ul>{items}</ul>"
 
 
 def by_metric(scores: list[Score]) -> Scores:
-    """Sort scores by metric.
+    """Group scores by metric.
 
-    The metrics of exams carry the exam's name, those of a category the category's, too (`mmlu_stem_accuracy`), and
-    where training examples hold some of the items, `_clean` is what the others score.
+    Metrics of a benchmark start with its name, those of a category also with the category (`mmlu_stem_accuracy`).
+    Where some items are contaminated, `<metric>_clean` holds the scores of the other items.
     """
     table: Scores = {}
-    held = {score.benchmark for score in scores if score.contamination}
+    contaminated = {score.benchmark for score in scores if score.contamination}
     for score in scores:
         prefix = "" if score.benchmark == HELD_OUT else f"{score.benchmark}_"
         category = score.group.partition("/")[0].lower().replace(" ", "_") if "/" in score.group else ""
         for metric, value in score.metrics.items():
             names = [f"{prefix}{metric}"]
             names += [f"{prefix}{category}_{metric}"] if category else []
-            names += [f"{prefix}{metric}_clean"] if score.benchmark in held and not score.contamination else []
+            names += [f"{prefix}{metric}_clean"] if score.benchmark in contaminated and not score.contamination else []
             for name in names:
                 table.setdefault(name, {})[score.item] = value
     return table
 
 
 def _subjects(scores: list[Score]) -> dict[str, dict[str, list[str]]]:
-    """Return the items of each subject of each exam."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return the items of each subject of each benchmark."""
+    subjects: dict[str, dict[str, list[str]]] = {}
     for score in scores:
         if score.benchmark != HELD_OUT and score.group and "accuracy" in score.metrics:
             subject = score.group.rpartition("/")[2]
-            found.setdefault(score.benchmark, {}).setdefault(subject, []).append(score.item)
-    return found
+            subjects.setdefault(score.benchmark, {}).setdefault(subject, []).append(score.item)
+    return subjects
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> dict[str, Interval]:
-    """Return the intervals of both and of the paired difference, on the items of `after`."""
+    """Return the intervals of both means and of the paired difference, over the items of `after`."""
     pairs = [(before[item], after[item]) for item in after]
     return {
         "base": statistics.bootstrap_mean([a for a, _ in pairs]),
@@ -172,20 +172,20 @@ def _compare_macro(before: dict[str, float], after: dict[str, float], strata: li
 
 
 def format_spread(metric: str, means: list[float]) -> str:
-    """Write the means of several seeds: their mean, standard deviation and ends, in the metric's unit."""
-    middle, apart, low, high = (
+    """Format means over seeds: mean, standard deviation, minimum and maximum, in the metric's unit."""
+    middle, deviation, low, high = (
         format_score(metric, each) for each in (mean(means), stdev(means), min(means), max(means))
     )
-    return f"{middle} ± {apart} [{low}, {high}], {len(means)} seeds"
+    return f"{middle} ± {deviation} [{low}, {high}], {len(means)} seeds"
 
 
 def format_cells(metric: str, parts: dict[str, Interval]) -> list[str]:
-    """Write the intervals of the base model, the new one and their gain, as a row of a table."""
+    """Format the intervals of base, model and gain as table cells."""
     return [format_interval(metric, parts[key], signed=key == "gain") for key in ("base", "model", "gain")]
 
 
 def format_interval(metric: str, interval: Interval, *, signed: bool = False) -> str:
-    """Write a mean with its interval, in the metric's unit."""
+    """Format a mean with its interval, in the metric's unit."""
     middle, low, high = (
         format_score(metric, each, signed=signed) for each in (interval.mean, interval.low, interval.high)
     )

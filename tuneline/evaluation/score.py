@@ -1,4 +1,4 @@
-"""Score one model on the held-out examples and the exams; each answer is kept, none is asked for twice."""
+"""Score a model on the held-out examples and the benchmarks of a recipe. Scores are cached per model and item."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ from tuneline.evaluation.tasks import multiple_choice as taking
 from tuneline.identity import Manifest, digest
 
 GENERATION_VERSION = 3
-"""Of the way in which answers are made; a change asks models again."""
+"""Version of answer generation; part of the protocol, so a change generates all answers again."""
 
 
 def score_all(
@@ -50,23 +50,23 @@ def report(
     exams: Manifest,
     config: EvaluateStepConfig,
 ) -> Report:
-    """Ask both models the same questions, mark what stands in the training rows, and sum up.
+    """Score both models on the same items, mark contaminated items, and build the report.
 
-    One model is in memory at a time: each answers all questions before the other is loaded.
+    Only one model is in memory at a time: the first is scored on all items before the second is loaded.
     """
-    held_out, found = mixture.splits["validation"], mixture.splits["contamination"]
+    held_out, contamination = mixture.splits["validation"], mixture.splits["contamination"]
     scores, bands = {}, {}
-    for who, candidate in (("base", before), ("model", after)):
-        scores[who] = mark_contaminated(score_all(candidate, tokenizer, held_out, exams, config), found)
-        bands[who] = noise_band(candidate, tokenizer, held_out, config)
+    for role, candidate in (("base", before), ("model", after)):
+        scores[role] = mark_contaminated(score_all(candidate, tokenizer, held_out, exams, config), contamination)
+        bands[role] = noise_band(candidate, tokenizer, held_out, config)
         candidate.release()
     return Report(
         **scores,
         base_hash=before.content_hash,
         model_hash=after.content_hash,
-        totals={who: corpus_level.corpus_scores(each, config) for who, each in scores.items()},
+        totals={role: corpus_level.corpus_scores(each, config) for role, each in scores.items()},
         methods=setting.describe(after.dtype) | corpus_level.describe_methods(scores["model"], config),
-        noise={who: band for who, band in bands.items() if band},
+        noise={role: band for role, band in bands.items() if band},
     )
 
 
@@ -77,14 +77,14 @@ def _score_held_out(
     held_out: Dataset,
     config: EvaluateStepConfig,
 ) -> list[Score]:
-    """Ask for the last answer of held-out chats; judge texts and pairs by their likelihood."""
+    """Score held-out rows: chats by their generated last answer, texts and pairs by log-likelihood."""
     if not log_likelihood.uses_log_likelihood(held_out):
         return _score_generated(candidate, tokenizer_manifest, tokenizer, held_out, config)
     window = config.window
     protocol = digest([log_likelihood.VERSION, tokenizer_manifest.content_hash(), window, candidate.setting])
     items = log_likelihood.items(held_out, config.max_items)
-    judge = log_likelihood.LikelihoodScorer(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
-    answer = judge.scorer(held_out, title=f"likelihoods of {candidate.name}")
+    scorer = log_likelihood.LikelihoodScorer(lambda: candidate.model, lambda: candidate.head, tokenizer, window)
+    answer = scorer.scorer(held_out, title=f"likelihoods of {candidate.name}")
     return score_with_cache(candidate.content_hash, protocol, items, answer)
 
 
@@ -96,39 +96,44 @@ def _score_generated(
     config: EvaluateStepConfig,
     draw: SamplingConfig | None = None,
 ) -> list[Score]:
-    """Score the answers of a model; answers are kept apart from their scores, so that a new metric asks nothing."""
+    """Score generated answers. Answers and scores are cached separately, so a new metric generates nothing again."""
     items = held_out_items(held_out, tokenizer, config.max_items)
     references = [item.reference for item in items]
     cut = text_tokenizer.resolve_cut(config.cut, references)
     tokenize = text_tokenizer.bleu_tokenizer(cut, references)
-    asked = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
-    judged = [reward.reward_id(config)] if config.judged else []
+    generation = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
+    reward_ids = [reward.reward_id(config)] if config.judged else []
 
     def scorer(missing: list[Item]) -> list[Score]:
-        said = score_with_cache(candidate.content_hash, asked, missing, _generator(candidate, tokenizer, config, draw))
-        told = [[each.prompt for each in said], [each.output for each in said], [each.reference for each in said]]
-        columns = metric_registry.columns(config, cut, tokenize, *told)
+        generate_missing = _generator(candidate, tokenizer, config, draw)
+        answers = score_with_cache(candidate.content_hash, generation, missing, generate_missing)
+        texts = [
+            [each.prompt for each in answers],
+            [each.output for each in answers],
+            [each.reference for each in answers],
+        ]
+        columns = metric_registry.columns(config, cut, tokenize, *texts)
         if config.reward_model is not None:
-            candidate.release()  # the judge is a model too
+            candidate.release()  # make room for the reward model
         if config.judged:
-            columns["reward"] = reward.reward_scorer(config, tokenizer)(*told)
-        rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(said)))
-        return [replace(each, metrics=row) for each, row in zip(said, rows, strict=True)]
+            columns["reward"] = reward.reward_scorer(config, tokenizer)(*texts)
+        rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(answers)))
+        return [replace(each, metrics=row) for each, row in zip(answers, rows, strict=True)]
 
-    protocol = digest([asked, metric_registry.protocol(config, cut, [tokenize, *judged])])
+    protocol = digest([generation, metric_registry.protocol(config, cut, [tokenize, *reward_ids])])
     return score_with_cache(candidate.content_hash, protocol, items, scorer)
 
 
 def generation_protocol(
     tokenizer: Manifest, config: EvaluateStepConfig, draw: SamplingConfig | None, how: dict[str, str]
 ) -> str:
-    """Name how answers are made, `how` being the setting of the model; another way is another protocol."""
-    drawn = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
-    return digest([*drawn, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, how])
+    """Return the id of how answers are generated; `how` is the evaluation setting of the model."""
+    decoding = ["drawn", draw.temperature, draw.seed] if draw else ["greedy"]
+    return digest([*decoding, GENERATION_VERSION, tokenizer.content_hash(), config.max_new_tokens, how])
 
 
 def held_out_items(held_out: Dataset, tokenizer: PreTrainedTokenizerBase, max_items: int | None) -> list[Item]:
-    """Ask for the last answer of each held-out example; references are whole."""
+    """Return one item per held-out example: its prompt, and its last answer as the untruncated reference."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
     return [Item(HELD_OUT, row["id"], *render.split_prompt(row["messages"], row["tools"], tokenizer)) for row in rows]
 
@@ -142,8 +147,8 @@ def _generator(
     def answer(items: list[Item]) -> Iterator[Score]:
         prompts = [item.prompt for item in items]
         title = f"answers of {candidate.name}" + (f", seed {draw.seed}" if draw else "")
-        told = (prompts, config.max_new_tokens, config.batch_size, title, draw)
-        for answer in generate.stream_answers(candidate.model, tokenizer, *told):
+        arguments = (prompts, config.max_new_tokens, config.batch_size, title, draw)
+        for answer in generate.stream_answers(candidate.model, tokenizer, *arguments):
             yield score_answer(items[answer.index], answer.text, {}, seconds=answer.seconds)
 
     return answer
@@ -152,9 +157,9 @@ def _generator(
 def noise_band(
     candidate: EvaluatedModel, tokenizer_manifest: Manifest, held_out: Dataset, config: EvaluateStepConfig
 ) -> dict[str, list[float]]:
-    """Return the mean of each metric over the held-out rows, once for each seed with which answers are drawn.
+    """Return the mean of each metric over the held-out rows, one value per sampling seed.
 
-    Empty where the recipe asks for no noise band, or where rows are judged by their likelihood, which has no noise.
+    Empty where the recipe sets no `evaluate.noise`, or where rows are scored by log-likelihood, which is deterministic.
     """
     if config.noise is None or log_likelihood.uses_log_likelihood(held_out):
         return {}
@@ -168,12 +173,12 @@ def noise_band(
     return means
 
 
-def mark_contaminated(scores: list[Score], found: Dataset) -> list[Score]:
-    """Mark the items that a training example holds.
+def mark_contaminated(scores: list[Score], contamination: Dataset) -> list[Score]:
+    """Mark the items that occur in a training example.
 
     Args:
-        scores: Of any benchmarks.
-        found: Rows of `contamination.FOUND`.
+        scores: Scores of any benchmarks.
+        contamination: Rows with the schema `contamination.FOUND`.
     """
-    kinds = {(row["benchmark"], row["item"]): row["kind"] for row in found}
+    kinds = {(row["benchmark"], row["item"]): row["kind"] for row in contamination}
     return [replace(each, contamination=kinds.get((each.benchmark, each.item), "")) for each in scores]

@@ -1,4 +1,4 @@
-"""One scored item, and the store that keeps each score once: by model, protocol and item."""
+"""Evaluation items, their scores, and the score cache: one entry per model, protocol and item."""
 
 import json
 import logging
@@ -15,26 +15,26 @@ from tuneline import state
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 20.0
-"""Scores are written at least so often; an evaluation that is killed asks again for what came since."""
+"""Seconds between two writes. An evaluation that is killed repeats at most the items scored since the last write."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question of a benchmark, with all that is needed to ask and to score it."""
+    """One item of a benchmark: prompt and reference."""
 
     benchmark: str
     id: str
-    """Of a held-out example, its id in the mixture; of an exam's question, the hash of its content."""
+    """Id of the held-out example in the mixture, or content hash of a benchmark question."""
 
     prompt: str
     reference: str
     group: str = ""
-    """Subject of an exam's question, behind its category: `STEM/anatomy`."""
+    """Category and subject of a question, like `STEM/anatomy`."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model answered to an item, and its scores by metric."""
+    """A model's answer to an item, and its scores per metric."""
 
     benchmark: str
     item: str
@@ -44,13 +44,13 @@ class Score:
     metrics: dict[str, float] = field(default_factory=dict)
     group: str = ""
     seconds: float = 0.0
-    """Wall time of answering: the item's share of its batch."""
+    """Wall-clock seconds: the item's share of its batch."""
 
     tokens: int = 0
-    """Tokens that were scored, where a likelihood is the score."""
+    """Number of scored tokens, for log-likelihood scores."""
 
     contamination: str = ""
-    """How a training example holds the item: `exact`, `ngram`, or not at all."""
+    """How the item occurs in a training example: `exact`, `ngram`, or an empty string."""
 
 
 SCHEMA = pa.schema(
@@ -62,11 +62,11 @@ SCHEMA = pa.schema(
         ("contamination", pa.large_string()),
     ]
 )
-"""Columns of a table of scores; `metrics` is JSON text, as benchmarks have different ones."""
+"""Schema of a score table. `metrics` is JSON text because benchmarks have different metrics."""
 
 
 def score_answer(item: Item, output: str, metrics: dict[str, float], *, seconds: float = 0.0, tokens: int = 0) -> Score:
-    """Join an item with its answer."""
+    """Build the score of an item from its answer."""
     return Score(
         item.benchmark,
         item.id,
@@ -81,44 +81,44 @@ def score_answer(item: Item, output: str, metrics: dict[str, float], *, seconds:
 
 
 def to_table(scores: Iterable[Score]) -> pa.Table:
-    """Write scores as a table."""
+    """Convert scores to an Arrow table."""
     rows = [asdict(score) | {"metrics": json.dumps(score.metrics, sort_keys=True)} for score in scores]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[Score]:
-    """Read what `to_table` wrote; columns that were not written then have their defaults."""
+    """Convert a table from `to_table` to scores. Missing columns take their defaults."""
     return [Score(**{**row, "metrics": json.loads(row["metrics"])}) for row in table.to_pylist()]
 
 
 def score_with_cache(
     model_hash: str, protocol: str, items: Sequence[Item], answer: Callable[[list[Item]], Iterable[Score]]
 ) -> list[Score]:
-    """Return the score of each item, asking the model only for those that are not in the store.
+    """Return the score of each item. Only items without a cached score are computed.
 
     Args:
         model_hash: Content hash of the model.
-        protocol: Id of how questions are put and scored.
+        protocol: Id of how items are prompted and scored.
         items: Items in order.
-        answer: Scores the items that are missing, in any order; not called where none is. What it has yielded is kept
-            though it be interrupted.
+        answer: Scores the missing items in any order; not called if none is missing. Scores that it yielded before an
+            interruption are kept.
 
     Returns:
-        Scores in the order of the items, under the benchmark's present name: a renamed exam asks nothing again.
+        Scores in the order of `items`, with the benchmark's current name: renaming a benchmark recomputes nothing.
     """
     path = state.folder("scores") / model_hash[:32] / f"{protocol[:32]}.parquet"
-    known = {score.item: score for score in _read(path)}
-    missing = [item for item in items if item.id not in known]
+    cached = {score.item: score for score in _read(path)}
+    missing = [item for item in items if item.id not in cached]
     if missing:
         for fresh in _flush_batches(answer(missing)):
             with state.lock(f"scores-{model_hash[:32]}"):
-                known = {score.item: score for score in [*_read(path), *fresh]}
-                _write(path, known.values())
-    return [replace(known[item.id], benchmark=item.benchmark, group=item.group) for item in items]
+                cached = {score.item: score for score in [*_read(path), *fresh]}
+                _write(path, cached.values())
+    return [replace(cached[item.id], benchmark=item.benchmark, group=item.group) for item in items]
 
 
 def _flush_batches(scores: Iterable[Score]) -> Iterable[list[Score]]:
-    """Yield what has come since the last time, every so often, at the end, and before an interruption goes on."""
+    """Yield new scores every `FLUSH_SECONDS`, at the end, and before an exception propagates."""
     fresh: list[Score] = []
     last = time.monotonic()
     source = iter(scores)
@@ -139,28 +139,28 @@ def _flush_batches(scores: Iterable[Score]) -> Iterable[list[Score]]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table with a checksum for each of its pages."""
+    """Write a Parquet file with page checksums."""
     pq.write_table(table, path, write_page_checksum=True)
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a table, and compare its pages with their checksums.
+    """Read a Parquet file and verify its page checksums.
 
     Raises:
-        OSError: Its bytes are not those that were written.
-        ArrowException: It is not a table.
+        OSError: A page does not match its checksum.
+        ArrowException: The file is not a Parquet file.
     """
     return pq.read_table(path, page_checksum_verification=True)
 
 
 def _read(path: Path) -> list[Score]:
-    """Read the scores that are known; a damaged file counts as none, as all can be asked again."""
+    """Read cached scores. A damaged file counts as empty, because every score can be computed again."""
     if not path.exists():
         return []
     try:
         return from_table(read_table(path))
     except (OSError, ValueError, pa.ArrowException) as error:
-        logger.warning("%s is damaged (%s). It is only a cache: its items are asked again.", path, error)
+        logger.warning("%s is damaged (%s). It is a cache: its items are scored again.", path, error)
         return []
 
 

@@ -1,7 +1,7 @@
-"""What scores depend on beside model and question: types and device of the weights, versions of libraries.
+"""The evaluation setting: data type, device and library versions that scores depend on.
 
-All of it belongs to the protocol of a score, so that a new release of a library scores every model again, the champion
-too: two models are never compared under different ones.
+It is part of every protocol. A new library release therefore scores every model again, including the champion, and two
+models are never compared under different versions.
 """
 
 from collections.abc import Iterable
@@ -10,31 +10,31 @@ from importlib.metadata import PackageNotFoundError, version
 from tuneline.model import device
 
 GENERATION_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes")
-"""Packages that have a part in what a model says."""
+"""Packages that affect a model's output."""
 
 METRIC_PACKAGES = ("evaluate", "rouge_score", "sacrebleu", "nltk", "jieba", "rouge_chinese")
-"""Packages that have a part in how answers are scored."""
+"""Packages that affect how outputs are scored."""
 
 
 def evaluation_setting(dtype: str) -> dict[str, str]:
-    """Return how models answer here.
+    """Return data type, device and versions of the packages that affect a model's output.
 
     Args:
-        dtype: How weights are held.
+        dtype: Data type of the weights.
     """
     return {"dtype": dtype, "device": device.device_type(), **versions(GENERATION_PACKAGES)}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of installed packages; `absent` stands for the others."""
+    """Return package versions; `absent` for packages that are not installed."""
     return {name: _version(name) for name in packages}
 
 
 def describe(dtype: str) -> dict[str, str]:
-    """Return the same in words, for the report: dtype, device, and the libraries that are installed."""
-    about = evaluation_setting(dtype) | versions(METRIC_PACKAGES)
-    kinds = {name: about.pop(name) for name in ("dtype", "device")}
-    return kinds | {"libraries": ", ".join(f"{name} {each}" for name, each in about.items() if each != "absent")}
+    """Return data type, device and installed libraries as text for the report."""
+    entries = evaluation_setting(dtype) | versions(METRIC_PACKAGES)
+    kinds = {name: entries.pop(name) for name in ("dtype", "device")}
+    return kinds | {"libraries": ", ".join(f"{name} {each}" for name, each in entries.items() if each != "absent")}
 
 
 def _version(name: str) -> str:

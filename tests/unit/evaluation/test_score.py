@@ -191,8 +191,8 @@ def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_m
         found.append(memory.alive())
         return lambda prompts, answers, references: [1.0] * len(answers)
 
-    monkeypatch.setattr(score.reward, "of", of)
-    monkeypatch.setattr(score.reward, "name", lambda config: "judge")
+    monkeypatch.setattr(score.reward, "reward_scorer", of)
+    monkeypatch.setattr(score.reward, "reward_id", lambda config: "judge")
     candidate = model_under_test.EvaluatedModel("model", tiny_model, "c" * 64, memory.loading(tiny_model))
 
     scores = score.score_all(

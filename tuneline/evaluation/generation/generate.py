@@ -1,9 +1,9 @@
-"""Answer prompts side by side, stopping each where the server would: at the model's own stop tokens.
+"""Generate answers in batches. Each answer ends at the model's stop tokens, as on a server.
 
-Prompts are sorted by length and stand side by side as the model allows it (`together`), without computing the padding
-of those that differ (`prefill`); an answer does not depend on its neighbours, to rounding. Greedy, or drawn: noise of
-Gumbel added to the logits makes the greedy choice a draw (Gumbel 1954), and since the noise follows from a seed, the
-prompt and the position, a drawn answer does not depend on its neighbours either.
+Prompts are sorted by length and batched as the model allows (`batching`), without computing their padding (`prefill`).
+Up to rounding, an answer does not depend on the other prompts of its batch. Decoding is greedy or sampled.
+Sampling adds Gumbel noise to the logits and takes the largest (Gumbel 1954). The noise is seeded by the prompt, so a
+sampled answer does not depend on its batch either.
 """
 
 import time
@@ -21,7 +21,7 @@ from tuneline.model import padding
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How answers are drawn."""
+    """Sampling of answers."""
 
     temperature: float
     seed: int
@@ -29,7 +29,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to prompt number `index`, and the wall seconds that it took: its share of the batch."""
+    """The answer to prompt `index`, and its share of the batch's wall-clock seconds."""
 
     index: int
     text: str
@@ -44,7 +44,7 @@ def generate_answers(
     batch_size: int,
     title: str = "answers",
 ) -> list[str]:
-    """Return the greedy answer to each rendered prompt, in order; the arguments are those of `stream`."""
+    """Return the greedy answer to each rendered prompt, in order. For the arguments see `stream_answers`."""
     texts = [""] * len(prompts)
     for answer in stream_answers(model, tokenizer, prompts, max_new_tokens, batch_size, title):
         texts[answer.index] = answer.text
@@ -64,29 +64,29 @@ def stream_answers(
 
     Args:
         model: Causal language model.
-        tokenizer: The one that rendered the prompts.
-        prompts: Texts that end with the generation header.
-        max_new_tokens: Tokens after which an answer is cut.
-        batch_size: Prompts in one batch.
-        title: Shown beside the progress.
-        draw: Draw answers; None takes the likeliest token.
+        tokenizer: Tokenizer that rendered the prompts.
+        prompts: Texts that end with the generation prompt.
+        max_new_tokens: Maximum number of tokens per answer.
+        batch_size: Prompts per batch.
+        title: Title of the progress bar.
+        draw: Sampling; None decodes greedily.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     with progress.bar(title, len(prompts)) as advance:
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             texts = _answer_batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens, draw)
-            seconds = (time.perf_counter() - begun) / len(members)
+            seconds = (time.perf_counter() - start_time) / len(members)
             for i, text in zip(members, texts, strict=True):
                 yield Answer(i, text, seconds)
             advance(start + len(members))
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's, and those of the model's generation config as a server."""
-    said = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = said if isinstance(said, list) else [said]
+    """Return the tokens that end an answer: EOS of the tokenizer and of the generation config, as a server does."""
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = eos if isinstance(eos, list) else [eos]
     return sorted({int(each) for each in [*ids, tokenizer.eos_token_id] if each is not None})
 
 
@@ -98,37 +98,37 @@ def _answer_batch(
     max_new_tokens: int,
     draw: SamplingConfig | None,
 ) -> list[str]:
-    """Answer prompts at once, where the model may be asked so."""
+    """Answer the prompts of one batch, batched as the model allows."""
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     stops = stop_token_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     ordered = [rows[i] for i in order]
-    way = batching.choose_batching(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
-    if way == "unpadded" and prefill.has_little_padding(ordered):
-        way = "padded"
+    method = batching.choose_batching(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
+    if method == "unpadded" and prefill.has_little_padding(ordered):
+        method = "padded"
     texts = [""] * len(rows)
-    for members in [[i] for i in order] if way == "alone" else [order]:
-        asked = [rows[i] for i in members]
-        ids, mask = padding.pad_left(asked, pad, model.device)
-        made = model.generate(
+    for members in [[i] for i in order] if method == "alone" else [order]:
+        batch = [rows[i] for i in members]
+        ids, mask = padding.pad_left(batch, pad, model.device)
+        output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=prefill.build_cache(model, asked, max_new_tokens, pad) if way == "unpadded" else None,
+            past_key_values=prefill.build_cache(model, batch, max_new_tokens, pad) if method == "unpadded" else None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
             eos_token_id=stops,
             logits_processor=LogitsProcessorList([_GumbelNoise([prompts[i] for i in members], draw)] if draw else []),
         )
-        said = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(members, said, strict=True):
+        decoded = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for i, text in zip(members, decoded, strict=True):
             texts[i] = text.strip()
     return texts
 
 
 class _GumbelNoise(LogitsProcessor):
-    """Adds noise to the logits of each row from a generator of its own."""
+    """Add Gumbel noise to the logits, with one random generator per row."""
 
     def __init__(self, prompts: list[str], draw: SamplingConfig) -> None:
         self._temperature = draw.temperature

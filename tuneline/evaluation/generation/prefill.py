@@ -1,7 +1,7 @@
-"""Compute the cache of prompts that are answered side by side, without computing their padding.
+"""Prefill the key-value cache of a batch of prompts without computing their padding.
 
-Prompts of like lengths go through the model together; what it remembers of each is then laid side by side, on the right
-end of one cache, with room for the answers. The padding of a batch whose prompts differ costs nothing but its zeros.
+Prompts of similar length are computed together. Their keys and values are then copied right-aligned into one cache that
+has room for the answers, so the padding costs memory but no computation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from tuneline.model import padding
 
 MIN_LENGTH_RATIO = 0.9
-"""The shortest prompt that still goes with the longest, as a share of its length."""
+"""Length of the shortest prompt in a group, relative to the longest."""
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A cache layer that is written into room that it has, where the library's copies all that it holds each time."""
+    """A cache layer with preallocated memory; the library's layer copies all keys and values at each step."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write states [rows, heads, tokens, width] behind the others; return all."""
+        """Append states [rows, heads, tokens, head_dim]; return all keys and values."""
         end = self._filled + key_states.shape[-2]
         for room, states in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, self._filled : end] = states
@@ -42,21 +42,21 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def has_little_padding(rows: Sequence[list[int]]) -> bool:
-    """Say whether prompts, the longest first, are so alike that their padding costs little."""
+    """Return whether prompts, the longest first, have similar lengths, so that padding costs little."""
     return len(rows[-1]) >= MIN_LENGTH_RATIO * len(rows[0])
 
 
 def build_cache(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pad: int) -> DynamicCache | None:
-    """Return the cache of prompts but for their last tokens, each at the right end of its row.
+    """Return the cache of all prompt tokens but the last, right-aligned in each row.
 
     Args:
         model: Causal language model.
-        rows: Tokens of each prompt, the longest first.
-        room: Tokens that will follow, the prompts' last ones included.
-        pad: Token to fill rows with.
+        rows: Token ids of each prompt, the longest first.
+        room: Number of tokens that will follow, including the last prompt token.
+        pad: Padding token id.
 
     Returns:
-        None for models that remember in another way than layer by layer, token by token; and for a prompt of one token.
+        The cache; None for models whose cache is not one of keys and values per token, and for prompts of one token.
     """
     if len(rows[-1]) < 2 or not _is_token_cache(DynamicCache(config=model.config)):
         return None
@@ -74,7 +74,7 @@ def build_cache(model: PreTrainedModel, rows: Sequence[list[int]], room: int, pa
 
 
 def _group_by_length(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Yield neighbours that need little padding."""
+    """Yield groups of consecutive prompts that need little padding."""
     group: list[list[int]] = []
     for row in rows:
         if group and len(row) < MIN_LENGTH_RATIO * len(group[0]):
@@ -86,15 +86,15 @@ def _group_by_length(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def _is_token_cache(cache: Cache) -> bool:
-    """Say whether each layer of a cache keeps keys and values of tokens, all or the last ones, and nothing else."""
+    """Return whether each cache layer holds keys and values of all or the last tokens, and nothing else."""
     kinds = (DynamicLayer, DynamicSlidingWindowLayer)
     return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
 def _compute_cache(model: PreTrainedModel, rows: list[list[int]], pad: int) -> DynamicCache | None:
-    """Let the model read rows, with positions and masks as it makes them itself when it answers."""
+    """Compute the cache of rows, with the positions and masks that `generate` uses."""
     ids, mask = padding.pad_left(rows, pad, model.device)
-    made = model.generate(
+    output = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=1,
@@ -102,15 +102,15 @@ def _compute_cache(model: PreTrainedModel, rows: list[list[int]], pad: int) -> D
         pad_token_id=pad,
         return_dict_in_generate=True,
     )
-    cache = made.past_key_values
+    cache = output.past_key_values
     return cache if _is_token_cache(cache) and cache.get_seq_length() == ids.shape[1] else None
 
 
 def _empty_cache(like: DynamicCache, num_rows: int, width: int, room: int) -> DynamicCache:
-    """Return a cache of zeros for so many rows of so many tokens, with layers of the same kinds."""
+    """Return a cache of zeros with `num_rows` rows and the layer types of `like`."""
     whole = DynamicCache()
     for layer in like.layers:
-        if not layer.is_initialized:  # it reads another layer's
+        if not layer.is_initialized:  # it shares the cache of another layer
             whole.layers.append(type(layer)(**_window_arguments(layer)))
             continue
         length = min(width, layer.sliding_window - 1) if layer.is_sliding else width + room
@@ -138,7 +138,7 @@ def _sliding_layer(
 
 
 def _copy_right_aligned(part: DynamicLayer, whole: DynamicLayer, start: int, width: int) -> None:
-    """Lay a group's keys and values at the right end of its rows."""
+    """Copy keys and values of a group, right-aligned, into its rows."""
     for into, states in ((whole.keys, part.keys), (whole.values, part.values)):
         length = min(states.shape[2], into.shape[2])
         into[start : start + states.shape[0], :, into.shape[2] - length :] = states[:, :, states.shape[2] - length :]

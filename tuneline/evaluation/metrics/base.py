@@ -1,4 +1,4 @@
-"""What metrics of generated texts have in common: an `evaluate.Metric` that is instantiated, never fetched by name."""
+"""Base class of metrics of generated text: an `evaluate.Metric` that is instantiated, not loaded by name."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import datasets
 import evaluate
 
 Columns = dict[str, list[float]]
-"""Name -> the score of each item, 0 to 1."""
+"""Metric name -> score of each item, 0 to 1."""
 
 
 class TextMetric(evaluate.Metric):
-    """The mean over texts; with `aggregate=False`, the score of each item. Subclasses say `_info` and `_columns`."""
+    """Mean over texts; per-item scores with `aggregate=False`. Subclasses implement `_info` and `_columns`."""
 
     def _compute(
         self, predictions: list[str], references: list[str], aggregate: bool = True, **options: Any
@@ -23,7 +23,7 @@ class TextMetric(evaluate.Metric):
 
 
 def metric_info(description: str, citation: str) -> evaluate.MetricInfo:
-    """Describe a metric of two lists of texts."""
+    """Return the description of a metric that compares two lists of texts."""
     features = datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")})
-    told = "predictions and references: lists of texts"
-    return evaluate.MetricInfo(description=description, citation=citation, inputs_description=told, features=features)
+    inputs = "predictions and references: lists of texts"
+    return evaluate.MetricInfo(description=description, citation=citation, inputs_description=inputs, features=features)

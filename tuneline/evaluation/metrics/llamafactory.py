@@ -1,7 +1,7 @@
-"""The scores that LlamaFactory's prediction reports (train/sft/metric.py of 0.9.5), for comparison with its tables.
+"""The four scores of LlamaFactory's prediction (train/sft/metric.py of 0.9.5), for comparison with its tables.
 
-They are not ROUGE and BLEU as others know them: words by jieba in every language, ROUGE by rouge-chinese (sets of
-n-grams in place of counts), BLEU-4 of single characters with smoothing 3 of nltk.
+They differ from standard ROUGE and BLEU: words are segmented by jieba in every language, ROUGE is rouge-chinese (sets
+of n-grams instead of counts), and BLEU-4 is computed on characters with nltk's smoothing method 3.
 """
 
 import logging
@@ -15,7 +15,7 @@ BLEU = "llamafactory_bleu4"
 
 
 class LlamaFactoryCompat(TextMetric):
-    """LlamaFactory's four scores of each item, 0 to 1, rounded as it does."""
+    """LlamaFactory's four scores per item, 0 to 1, with its rounding."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info("LlamaFactory's ROUGE-1/2/L and BLEU-4", "Zheng et al. 2024, arXiv:2403.13372")
@@ -29,16 +29,16 @@ class LlamaFactoryCompat(TextMetric):
 
 
 def scores(prediction: str, reference: str) -> dict[str, float]:
-    """Return the scores of one pair, by our names."""
+    """Return the scores of one pair, under Tuneline's metric names."""
     import jieba
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     from rouge_chinese import Rouge
 
     jieba.setLogLevel(logging.CRITICAL)
-    said, wanted = (" ".join(jieba.cut(text)) for text in (prediction, reference))
-    found = dict.fromkeys(NAMES.values(), 0.0)
-    if said.split() and wanted.split():
-        (row,) = Rouge().get_scores(said, wanted)
-        found = {NAMES[kind]: round(parts["f"] * 100, 4) / 100 for kind, parts in row.items()}
+    hypothesis, target = (" ".join(jieba.cut(text)) for text in (prediction, reference))
+    values = dict.fromkeys(NAMES.values(), 0.0)
+    if hypothesis.split() and target.split():
+        (row,) = Rouge().get_scores(hypothesis, target)
+        values = {NAMES[kind]: round(parts["f"] * 100, 4) / 100 for kind, parts in row.items()}
     bleu = sentence_bleu([list(reference)], list(prediction), smoothing_function=SmoothingFunction().method3)
-    return found | {BLEU: round(bleu * 100, 4) / 100}
+    return values | {BLEU: round(bleu * 100, 4) / 100}

@@ -1,4 +1,4 @@
-"""Metrics of generated answers, by the names that a recipe gives in `evaluate.metrics`."""
+"""Metrics of generated answers, by their names in `evaluate.metrics`."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from tuneline.identity import digest
 VERSION = 1
 
 Scorer = Callable[[list[str], list[str]], Columns]
-"""(predictions, references) -> the score of each item, by column."""
+"""(predictions, references) -> per-item scores by metric."""
 
 
-def protocol(config: EvaluateStepConfig, cut: text_tokenizer.Cut, judged: list[str]) -> str:
-    """Name how answers are scored; another way scores them again, and asks no model again."""
+def protocol(config: EvaluateStepConfig, cut: text_tokenizer.Cut, extra: list[str]) -> str:
+    """Return the id of how answers are scored. A different id scores cached answers again without generating them."""
     libraries = setting.versions(setting.METRIC_PACKAGES)
-    asked = [config.metrics, config.use_stemmer, cut, sorted(config.metric_hashes.items())]
-    return digest(["answers", VERSION, libraries, *asked, *judged])
+    options = [config.metrics, config.use_stemmer, cut, sorted(config.metric_hashes.items())]
+    return digest(["answers", VERSION, libraries, *options, *extra])
 
 
 def columns(
@@ -28,47 +28,47 @@ def columns(
     tokenize: str,
     prompts: list[str],
     outputs: list[str],
-    wanted: list[str],
+    references: list[str],
 ) -> Columns:
     """Return the scores of each answer, by metric.
 
     Args:
         config: Names the metrics.
-        cut: How texts are cut into tokens.
-        tokenize: The tokenizer of BLEU.
-        prompts: What was asked, for functions of the user's own.
-        outputs: The answers; an empty one scores 0.
-        wanted: The references.
+        cut: How texts are split into tokens.
+        tokenize: sacrebleu's tokenizer for BLEU.
+        prompts: Prompts, for user functions.
+        outputs: Answers; an empty answer scores 0.
+        references: References.
 
     Raises:
-        RecipeError: A function of the user's own is missing, fails, or returns something else than numbers.
+        RecipeError: A user function is missing, fails, or does not return numbers.
     """
-    found: Columns = {}
+    scores: Columns = {}
     kinds = [name for name in config.metrics if name in (*rouge.KINDS, rouge.SUMMARY)]
     if kinds:
         metric = rouge.Rouge(keep_in_memory=True)
-        told = {"kinds": kinds, "cut": cut, "use_stemmer": config.use_stemmer}
-        found |= metric.compute(predictions=outputs, references=wanted, aggregate=False, **told)
+        options = {"kinds": kinds, "cut": cut, "use_stemmer": config.use_stemmer}
+        scores |= metric.compute(predictions=outputs, references=references, aggregate=False, **options)
     built_in = _built_in(cut, tokenize)
     for name in config.metrics:
         if ":" in name:
             function = reward_function.load_reward_function(name, METRICS_KEY, config.metric_hashes.get(name, ""))
-            found[column_name(name)] = function(prompts, outputs, wanted)
+            scores[column_name(name)] = function(prompts, outputs, references)
         elif name not in kinds:
-            found |= built_in[name](outputs, wanted)
-    return found
+            scores |= built_in[name](outputs, references)
+    return scores
 
 
 def _built_in(cut: text_tokenizer.Cut, tokenize: str) -> dict[str, Scorer]:
-    def of(kind: type, **told: str) -> Scorer:
-        return lambda outputs, wanted: kind(keep_in_memory=True).compute(
-            predictions=outputs, references=wanted, aggregate=False, **told
+    def scorer(kind: type, **options: str) -> Scorer:
+        return lambda outputs, references: kind(keep_in_memory=True).compute(
+            predictions=outputs, references=references, aggregate=False, **options
         )
 
     return {
-        "bleu": of(overlap.Bleu, tokenize=tokenize),
-        "chrf": of(overlap.ChrF),
-        "exact_match": of(overlap.ExactMatch),
-        "token_f1": of(overlap.TokenF1, cut=cut),
-        "llamafactory_compat": of(llamafactory.LlamaFactoryCompat),
+        "bleu": scorer(overlap.Bleu, tokenize=tokenize),
+        "chrf": scorer(overlap.ChrF),
+        "exact_match": scorer(overlap.ExactMatch),
+        "token_f1": scorer(overlap.TokenF1, cut=cut),
+        "llamafactory_compat": scorer(llamafactory.LlamaFactoryCompat),
     }

@@ -1,7 +1,7 @@
-"""BLEU-4 and chrF by sacrebleu, exact match and token F1, as metrics of `evaluate` that need no network.
+"""BLEU-4 and chrF by sacrebleu, exact match and token F1, as `evaluate` metrics that need no network.
 
-BLEU and chrF are made for a whole corpus: an item has its sentence score (BLEU: of the orders that it is long enough
-for), and the report the corpus score beside the signature that says how it was made.
+BLEU and chrF are corpus metrics. An item gets its sentence score (BLEU with effective order); the report also shows the
+corpus score with sacrebleu's signature.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tuneline.evaluation.metrics.base import Columns, TextMetric, metric_info
 
 
 class Bleu(TextMetric):
-    """BLEU-4 of each item, 0 to 1."""
+    """Sentence BLEU-4 per item, 0 to 1."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info("BLEU-4 (Papineni et al. 2002) by sacrebleu", "Post 2018, arXiv:1804.08771")
@@ -28,7 +28,7 @@ class Bleu(TextMetric):
 
 
 class ChrF(TextMetric):
-    """Character n-gram F-score of each item, 0 to 1."""
+    """Sentence chrF per item, 0 to 1."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info("chrF2 (Popovic 2015) by sacrebleu", "Popovic 2015, chrF: character n-gram F-score")
@@ -40,7 +40,7 @@ class ChrF(TextMetric):
 
 
 class ExactMatch(TextMetric):
-    """1 where an answer is its reference, but for blanks around it."""
+    """1 if the answer equals the reference after stripping white space, else 0."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info("Exact match", "Rajpurkar et al. 2016, arXiv:1606.05250")
@@ -51,7 +51,7 @@ class ExactMatch(TextMetric):
 
 
 class TokenF1(TextMetric):
-    """F1 of the tokens that answer and reference share, without case, punctuation and articles, as in SQuAD."""
+    """F1 over the tokens shared by answer and reference, ignoring case, punctuation and articles, as in SQuAD."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info("Token F1", "Rajpurkar et al. 2016, arXiv:1606.05250")
@@ -62,7 +62,7 @@ class TokenF1(TextMetric):
 
 
 def corpus_score(name: str, predictions: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[float, str]:
-    """Return the corpus score of `bleu` or `chrf` in points of a hundred, and sacrebleu's signature."""
+    """Return the corpus score of `bleu` or `chrf`, 0 to 100, and sacrebleu's signature."""
     scorer = BLEU(tokenize=tokenize) if name == "bleu" else CHRF()
     return scorer.corpus_score(list(predictions), [list(references)]).score, str(scorer.get_signature())
 

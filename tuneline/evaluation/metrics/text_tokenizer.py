@@ -1,4 +1,4 @@
-"""How texts are cut into tokens before they are compared: by words, or by characters where a script has no spaces."""
+"""Tokenization of texts for metrics: by words, or by characters for scripts without spaces."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ _WITHOUT_SPACES = re.compile(f"[{_SPACELESS}]")
 
 NAMES = {
     "words": "words of rouge_score 0.1.2",
-    "characters": "one token a character of Han, kana and hangul, words otherwise",
+    "characters": "one token per character of Han, kana and hangul, words otherwise",
 }
-"""What the report says beside the score."""
+"""Descriptions for the report."""
 
 
 def resolve_cut(chosen: str, references: Sequence[str]) -> Cut:
-    """Return how texts are cut: as the recipe says; by itself, by characters where a tenth of the letters wants it."""
+    """Resolve `evaluate.cut`: `auto` means characters if over a tenth of the letters are of scripts without spaces."""
     if chosen == "words" or chosen == "characters":
         return "words" if chosen == "words" else "characters"
     letters = sum(character.isalpha() for text in references for character in text)
@@ -30,20 +30,20 @@ def resolve_cut(chosen: str, references: Sequence[str]) -> Cut:
 
 
 def tokenizer(cut: Cut, *, use_stemmer: bool = False) -> Tokenizer:
-    """Return a tokenizer as rouge_score takes them; its own cuts by words and keeps a to z and digits alone."""
+    """Return a tokenizer for rouge_score; its default one splits by words and keeps only a to z and digits."""
     return DefaultTokenizer(use_stemmer) if cut == "words" else CharacterTokenizer()
 
 
 class CharacterTokenizer(Tokenizer):
-    """One token a character of scripts without spaces, every other script by words: no dictionary."""
+    """One token per character of scripts without spaces, words otherwise. Uses no dictionary."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Cut a text."""
+        """Split a text into tokens."""
         return _TOKENS.findall(text.lower())
 
 
 def bleu_tokenizer(cut: Cut, references: Sequence[str]) -> str:
-    """Return sacrebleu's name of a tokenizer: `13a` for words, `zh` for Chinese, `char` for other such scripts."""
+    """Return sacrebleu's tokenizer: `13a` for words, `zh` for Chinese, `char` for other scripts without spaces."""
     if cut == "words":
         return "13a"
     han, spaceless = (sum(len(each.findall(text)) for text in references) for each in (_HAN, _WITHOUT_SPACES))

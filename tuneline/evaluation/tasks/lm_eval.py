@@ -1,7 +1,7 @@
-"""Ask a task of lm-evaluation-harness (Gao et al. 2024): its prompts, its filters and its scores, on our loaded model.
+"""Run tasks of lm-evaluation-harness (Gao et al. 2024) with its prompts, filters and metrics on a loaded model.
 
-The harness builds all requests as it always does, so that solved items are drawn as it draws them; only those without
-an answer in the store are put to the model, some at a time, so that an interrupted evaluation goes on.
+The harness builds all requests, so few-shot examples are the same as in a run of the harness itself. Only documents
+without a cached score are sent to the model, in groups, so an interrupted evaluation continues where it stopped.
 """
 
 import time
@@ -26,17 +26,17 @@ from tuneline.evaluation.score_store import Item, Score, score_answer, score_wit
 from tuneline.identity import Manifest, digest
 
 VERSION = 1
-"""Of how the harness is called; a change asks models again."""
+"""Version of how the harness is called; part of the protocol."""
 
 BATCHES_AT_ONCE = 8
-"""Batches between two writes of answers; more would let the harness sort requests better by length."""
+"""Batches between two writes to the score cache; more would let the harness sort requests better by length."""
 
 Requests = dict[str, list[Any]]
-"""Item -> its requests (`lm_eval.api.instance.Instance`)."""
+"""Document id -> its requests (`lm_eval.api.instance.Instance`)."""
 
 
 def describe(config: LmEvalConfig) -> str:
-    """Say how a task is asked, for the report."""
+    """Describe how a task is run, for the report."""
     shots = "the task's shots" if config.num_fewshot is None else f"{config.num_fewshot} shots"
     chat = ", in the chat template" if config.apply_chat_template else ""
     return f"lm_eval {version('lm_eval')}, task {config.task.rpartition('/')[2]}, {shots}{chat}"
@@ -46,37 +46,37 @@ def run_task(
     candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
-    found: Manifest,
+    benchmarks: Manifest,
     config: LmEvalConfig,
 ) -> list[Score]:
-    """Return the scores of a model on each document of each task behind a recipe's entry.
+    """Return the scores of a model on each document of each task of a recipe entry.
 
     Raises:
         SourceError: The task changed since it was resolved.
-        RecipeError: A metric is no number for an item.
+        RecipeError: A metric is not a number for a document.
     """
-    located = found.item(config.name)
+    located = benchmarks.item(config.name)
     file_check.check_unchanged(located)
     tasks = data.load_resolved_tasks(config, located)
     scores = []
     for task in tasks:
         chat = config.apply_chat_template
-        asked = [VERSION, data.task_identity(task), config.fewshot_random_seed, chat]
-        how = candidate.setting | setting.versions(setting.METRIC_PACKAGES)
-        protocol = digest(["lm_eval", *asked, tokenizer_manifest.content_hash(), how])
+        identity = [VERSION, data.task_identity(task), config.fewshot_random_seed, chat]
+        environment = candidate.setting | setting.versions(setting.METRIC_PACKAGES)
+        protocol = digest(["lm_eval", *identity, tokenizer_manifest.content_hash(), environment])
         documents, requests = _requests(task, tokenizer, config)
         group = task.task_name if len(tasks) > 1 else ""
         items = [_item(task, config.name, group, doc, requests[doc.id]) for doc in documents]
         answer = _answer_documents(candidate, tokenizer, task, config, {doc.id: doc for doc in documents}, requests)
-        known = score_with_cache(candidate.content_hash, protocol, items, answer)
-        scores += [_select_metrics(each, config, task) for each in known]
+        task_scores = score_with_cache(candidate.content_hash, protocol, items, answer)
+        scores += [_select_metrics(each, config, task) for each in task_scores]
     return scores
 
 
 def _requests(
     task: Any, tokenizer: PreTrainedTokenizerBase, config: LmEvalConfig
 ) -> tuple[list[data.Document], Requests]:
-    """Build what a task asks; solved items are drawn in turn, so all that stand before an item are built, too."""
+    """Build the requests of a task. Few-shot examples depend on the documents before, so all are built."""
     documents = list(data.iter_documents(task))[: config.limit]
     task.build_all_requests(
         limit=config.limit,
@@ -94,27 +94,29 @@ def _requests(
 def _chat(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
-    """Render as the harness does: open for an answer, or at the end of what begins one."""
-    rest = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **rest))
+    """Render a chat as the harness does: with a generation prompt, or continuing the final message."""
+    options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
 
 def _item(task: Any, benchmark: str, group: str, doc: data.Document, requests: list[Any]) -> Item:
-    wanted = task.doc_to_target(doc.content)
+    target = task.doc_to_target(doc.content)
     choices = _choices(task, requests)
-    if isinstance(wanted, int) and choices:
-        wanted = choices[wanted] if 0 <= wanted < len(choices) else wanted
+    if isinstance(target, int) and choices:
+        target = choices[target] if 0 <= target < len(choices) else target
     prompts = list(dict.fromkeys(str(request.args[0]) for request in requests))
-    return Item(benchmark, doc.id, "\n---\n".join(prompts), str(wanted), group)
+    return Item(benchmark, doc.id, "\n---\n".join(prompts), str(target), group)
 
 
 def _choices(task: Any, requests: list[Any]) -> list[str]:
-    """Return what stands to choose: the ends of the requests, or their beginnings where those differ."""
+    """Return the choices: the continuations of the requests, or their contexts where the continuations are equal."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return []
-    asked = [request for request in requests if request.args[0]] or requests  # not what mutual information adds
-    ends = [str(request.args[1]).strip() for request in asked]
-    return ends if len(set(ends)) > 1 else [str(request.args[0]) for request in asked]
+    scored = [
+        request for request in requests if request.args[0]
+    ] or requests  # without unconditional requests (acc_mutual_info)
+    continuations = [str(request.args[1]).strip() for request in scored]
+    return continuations if len(set(continuations)) > 1 else [str(request.args[0]) for request in scored]
 
 
 def _answer_documents(
@@ -125,7 +127,7 @@ def _answer_documents(
     documents: dict[str, data.Document],
     requests: Requests,
 ) -> Callable[[list[Item]], Iterator[Score]]:
-    """Return what answers items, some batches at a time."""
+    """Return a function that scores documents, some batches at a time."""
 
     def answer(items: list[Item]) -> Iterator[Score]:
         from lm_eval.models.huggingface import HFLM
@@ -135,12 +137,12 @@ def _answer_documents(
         with progress.bar(f"{task.task_name} of {candidate.name}", len(items)) as advance:
             for start in range(0, len(items), step):
                 members = items[start : start + step]
-                since = time.perf_counter()
-                asked = [request for item in members for request in requests[item.id]]
-                _run_requests(model, asked)
-                task._instances = asked  # filters look at the task's own list
+                start_time = time.perf_counter()
+                batch = [request for item in members for request in requests[item.id]]
+                _run_requests(model, batch)
+                task._instances = batch  # filters read the task's own list
                 task.apply_filters()
-                seconds = (time.perf_counter() - since) / len(members)
+                seconds = (time.perf_counter() - start_time) / len(members)
                 for item in members:
                     metrics = _metrics(task, documents[item.id].content, requests[item.id])
                     yield score_answer(item, _output(task, requests[item.id]), metrics, seconds=seconds)
@@ -150,10 +152,10 @@ def _answer_documents(
 
 
 def _run_requests(model: Any, requests: list[Any]) -> None:
-    """Put requests to a model, each kind by its own method, as often as the task repeats them."""
+    """Send requests to the model, by the method of their type, as often as the task repeats them."""
     import torch
 
-    torch.manual_seed(0)  # of tasks that sample
+    torch.manual_seed(0)  # for tasks that sample
     for kind in sorted({request.request_type for request in requests}):
         copies = [each for each in requests if each.request_type == kind for _ in range(each.repeats)]
         for request, answer in zip(copies, getattr(model, kind)(copies, disable_tqdm=True), strict=True):
@@ -161,37 +163,37 @@ def _run_requests(model: Any, requests: list[Any]) -> None:
 
 
 def _metrics(task: Any, doc: Any, requests: list[Any]) -> dict[str, float]:
-    """Return all that the task says of one item in numbers, as `metric`, or `metric,filter` where it has several."""
+    """Return the numeric metrics of a document, named `metric`, or `metric,filter` if the task has several filters."""
     filters = list(requests[0].filtered_resps)
-    found = {}
+    metrics = {}
     for each in filters:
         values = task.process_results(doc, [request.filtered_resps[each] for request in requests])
         for name, value in values.items():
             if isinstance(value, SupportsFloat) and not isinstance(value, str):
-                found[f"{name},{each}" if len(filters) > 1 else name] = float(value)
-    return found
+                metrics[f"{name},{each}" if len(filters) > 1 else name] = float(value)
+    return metrics
 
 
-def _select_metrics(found: Score, config: LmEvalConfig, task: Any) -> Score:
-    """Keep the metrics that the recipe asks for, under their names in tables."""
-    only = {metric.partition(",")[0]: value for metric, value in found.metrics.items()}
-    values = found.metrics if any("," in metric for metric in found.metrics) else only
-    picked = {}
-    for written in config.metrics:
-        name = written if written in values else written.partition(",")[0]
+def _select_metrics(full: Score, config: LmEvalConfig, task: Any) -> Score:
+    """Keep the metrics that the recipe names, under their column names."""
+    only = {metric.partition(",")[0]: value for metric, value in full.metrics.items()}
+    values = full.metrics if any("," in metric for metric in full.metrics) else only
+    selected = {}
+    for metric in config.metrics:
+        name = metric if metric in values else metric.partition(",")[0]
         if name not in values:
             raise RecipeError(
-                f"exams.{config.name}.metrics: task {task.task_name} gave no number {written!r} for an item."
-                f"{did_you_mean(written, values)} It gave {', '.join(sorted(values)) or 'none'}. Correct the name."
+                f"exams.{config.name}.metrics: task {task.task_name} reports no number {metric!r} for a document."
+                f"{did_you_mean(metric, values)} It reports {', '.join(sorted(values)) or 'none'}. Correct the name."
             )
-        picked[config_of.column_name(written)] = values[name]
-    return replace(found, metrics=picked)
+        selected[config_of.column_name(metric)] = values[name]
+    return replace(full, metrics=selected)
 
 
 def _output(task: Any, requests: list[Any]) -> str:
-    """Return what a model said: the likeliest choice, the text, or the log-likelihood of the one continuation."""
+    """Return the output: the most likely choice, the generated text, or the log-likelihood of a continuation."""
     if choices := _choices(task, requests):
-        found = [float(request.resps[0][0]) for request in requests[: len(choices)]]
-        return choices[found.index(max(found))]
-    said = requests[0].resps[0]
-    return said if isinstance(said, str) else f"log-likelihood {float(said[0]):.4f}"
+        log_likelihoods = [float(request.resps[0][0]) for request in requests[: len(choices)]]
+        return choices[log_likelihoods.index(max(log_likelihoods))]
+    response = requests[0].resps[0]
+    return response if isinstance(response, str) else f"log-likelihood {float(response[0]):.4f}"

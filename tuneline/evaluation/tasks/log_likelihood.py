@@ -1,11 +1,9 @@
-"""Held-out rows judged by the probability that a model gives them: texts, pairs of answers, labelled answers.
+"""Log-likelihood scores of held-out rows: texts, preference pairs and labelled answers.
 
-A reward model judges pairs by its rewards instead.
-
-A text has its mean log-likelihood a token; its negative is the logarithm of the perplexity. A pair is right where the
-chosen answer is likelier a token than the rejected one, which is the reward of SimPO (Meng et al. 2024,
-arXiv:2405.14734) and needs no reference model, so that the base model can be judged by it too. A labelled answer counts
-with the sign of its label.
+A text is scored by its mean log-likelihood per token; the negative is the logarithm of the perplexity. A pair counts as
+correct if the chosen answer has the higher mean log-likelihood per token. This is the reward of SimPO (Meng et al.
+2024, arXiv:2405.14734); it needs no reference model, so it also applies to the base model. A reward model scores pairs
+by its rewards instead. The log-likelihood of a labelled answer is negated if its label is false.
 """
 
 import time
@@ -31,74 +29,76 @@ ANY_LENGTH = 2**31 - 1
 
 Answers = Callable[[list[Item]], Iterator[Score]]
 Span = tuple[list[int], int]
-"""Token ids, and how many of them stand in front of what is scored."""
+"""Token ids, and the number of context tokens before the scored ones."""
 
 
 def items(held_out: Dataset, max_items: int | None) -> list[Item]:
-    """Return an item for each held-out text or pair; the first by id where `max_items` says so."""
+    """Return one item per held-out row; the first `max_items` by id."""
     rows = sorted(held_out, key=lambda row: row["id"])[:max_items]
     return [Item("held_out", row["id"], _prompt_text(row), _reference_text(row)) for row in rows]
 
 
 @dataclass(frozen=True)
 class LikelihoodScorer:
-    """A model, and how it is asked."""
+    """Score held-out rows with a model that is loaded on first use."""
 
     model: Callable[[], PreTrainedModel]
-    """Returns the model; called when there is something to score."""
+    """Return the model; called only if there is something to score."""
 
     head: Callable[[], ValueHead | None]
-    """Returns the head of a reward model, which judges pairs by their rewards; None for other models."""
+    """Return the value head of a reward model, which scores pairs by their rewards; None for other models."""
 
     tokenizer: PreTrainedTokenizerBase
-    """The one that it is served with."""
+    """Tokenizer of the model."""
 
     window: int
-    """Tokens of one forward pass; a longer text is scored in windows, each token but the first of a window."""
+    """Maximum tokens per forward pass. Longer texts are scored in windows, without the first token of each window."""
 
     def scorer(self, held_out: Dataset, *, title: str) -> Answers:
-        """Return what scores items.
+        """Return a function that scores items.
 
         Args:
-            held_out: The examples behind the items.
-            title: Shown beside the progress.
+            held_out: Examples of the items.
+            title: Title of the progress bar.
         """
 
-        def answer(wanted: list[Item]) -> Iterator[Score]:
+        def answer(missing: list[Item]) -> Iterator[Score]:
             examples = {row["id"]: row for row in held_out}
             kind = schema.kind(held_out[0])
             config = _config(kind)
             sequencer = Sequencer(self.tokenizer, config)
-            with progress.bar(title, len(wanted)) as advance:
-                for done, item in enumerate(wanted, start=1):
+            with progress.bar(title, len(missing)) as advance:
+                for done, item in enumerate(missing, start=1):
                     start = time.perf_counter()
-                    found = self._scored(item, examples[item.id], sequencer, config, kind)
-                    yield replace(found, seconds=time.perf_counter() - start)
+                    result = self._score(item, examples[item.id], sequencer, config, kind)
+                    yield replace(result, seconds=time.perf_counter() - start)
                     advance(done)
 
         return answer
 
-    def _scored(
+    def _score(
         self, item: Item, example: Example, sequencer: Sequencer, config: TokenizeStepConfig, kind: str
     ) -> Score:
         if kind == "text":
             (_, tokens), *_ = sequencer.sequences([example])
             spans = list(_windows(tokens.input_ids, self.window))
-            scored = sum(max(len(ids) - given, 0) for ids, given in spans)
-            return score_answer(item, "", {"log_likelihood": mean_log_likelihood(self.model(), spans)}, tokens=scored)
+            num_scored = sum(max(len(ids) - num_context, 0) for ids, num_context in spans)
+            return score_answer(
+                item, "", {"log_likelihood": mean_log_likelihood(self.model(), spans)}, tokens=num_scored
+            )
         row = preference_rows.build_row(example, sequencer, config, kind)
         return _to_score(item, example, _likelihoods(self.model(), row), _rewards(self.model(), self.head(), row))
 
 
 def uses_log_likelihood(held_out: Dataset) -> bool:
-    """Tell texts, pairs and labelled answers, which are scored here, from chats, whose last answer is asked for."""
+    """Return whether rows are texts, pairs or labelled answers, which are scored here, rather than chats."""
     return held_out.num_rows > 0 and schema.kind(held_out[0]) != "chat"
 
 
 def _config(kind: str) -> TokenizeStepConfig:
     stage = "pretrain" if kind == "text" else kind
     config = TokenizeStepConfig.model_validate({"stage": stage, "packing": False})
-    return config.model_copy(update={"max_length": ANY_LENGTH})  # beyond what a recipe may ask for: nothing is cut
+    return config.model_copy(update={"max_length": ANY_LENGTH})  # nothing is truncated
 
 
 def _likelihoods(model: PreTrainedModel, row: preference_rows.Row) -> dict[str, float]:
@@ -110,43 +110,43 @@ def _likelihoods(model: PreTrainedModel, row: preference_rows.Row) -> dict[str, 
 
 @torch.inference_mode()
 def _rewards(model: PreTrainedModel, head: ValueHead | None, row: preference_rows.Row) -> dict[str, float]:
-    """Return the reward of each answer of a pair, read at its last token; nothing where there is no head."""
+    """Return the reward of each answer of a pair, at its last token; empty without a value head."""
     if head is None or "chosen_ids" not in row:
         return {}
-    found = {}
+    rewards = {}
     for name in ("chosen", "rejected"):
         ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]], device=model.device)
-        found[name] = float(value_head.compute_values(model, head, input_ids=ids, use_cache=False)[0, -1])
-    return found
+        rewards[name] = float(value_head.compute_values(model, head, input_ids=ids, use_cache=False)[0, -1])
+    return rewards
 
 
-def _to_score(item: Item, example: Example, found: dict[str, float], rewards: dict[str, float]) -> Score:
-    if "completion" in found:
+def _to_score(item: Item, example: Example, likelihoods: dict[str, float], rewards: dict[str, float]) -> Score:
+    if "completion" in likelihoods:
         sign = 1 if example["label"] else -1
-        return score_answer(item, "", {"signed_log_likelihood": sign * found["completion"]})
-    by = rewards or found
-    right = by["chosen"] > by["rejected"]
-    said = example["chosen" if right else "rejected"][-1]["content"]
-    return score_answer(item, said, {"preference_accuracy": float(right), "log_likelihood": found["chosen"]})
+        return score_answer(item, "", {"signed_log_likelihood": sign * likelihoods["completion"]})
+    values = rewards or likelihoods
+    correct = values["chosen"] > values["rejected"]
+    answer = example["chosen" if correct else "rejected"][-1]["content"]
+    return score_answer(item, answer, {"preference_accuracy": float(correct), "log_likelihood": likelihoods["chosen"]})
 
 
 def _windows(ids: list[int], window: int) -> Iterator[Span]:
-    """Cut a text; the first token of each piece is given, not scored."""
+    """Split a text into windows; the first token of each window is context."""
     for start in range(0, max(len(ids) - 1, 1), window - 1):
         yield ids[start : start + window], 1
 
 
 @torch.inference_mode()
 def mean_log_likelihood(model: PreTrainedModel, spans: Iterable[Span]) -> float:
-    """Return the mean log-likelihood (nats a token) of what stands behind the given tokens; NaN where nothing does."""
+    """Return the mean log-likelihood (nats per token) of the tokens after the context; NaN if there are none."""
     total, count = 0.0, 0
-    for ids, given in spans:
-        if len(ids) <= given:
+    for ids, num_context in spans:
+        if len(ids) <= num_context:
             continue
         row = torch.tensor([ids], device=model.device)
-        logits = model(input_ids=row, use_cache=False).logits[0, -len(ids) :]  # without those of virtual tokens
-        total -= float(cross_entropy(logits[given - 1 : -1].float(), row[0, given:], reduction="sum"))
-        count += len(ids) - given
+        logits = model(input_ids=row, use_cache=False).logits[0, -len(ids) :]  # without logits of virtual tokens
+        total -= float(cross_entropy(logits[num_context - 1 : -1].float(), row[0, num_context:], reduction="sum"))
+        count += len(ids) - num_context
     return total / count if count else float("nan")
 
 

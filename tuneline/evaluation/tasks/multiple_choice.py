@@ -1,4 +1,4 @@
-"""Take an exam: the likeliest letter is the answer; each subject's solved questions are computed once."""
+"""Run a multiple-choice benchmark: the most likely letter is the answer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,21 +21,21 @@ def run_task(
     candidate: EvaluatedModel,
     tokenizer_manifest: Manifest,
     tokenizer: PreTrainedTokenizerBase,
-    found: Manifest,
+    benchmarks: Manifest,
     config: ExamProtocol,
 ) -> list[Score]:
-    """Return the accuracy (0 or 1) of a model on each question of an exam, by subject."""
-    exam = multiple_choice.read_exam(found.item(config.name))
+    """Return the accuracy (0 or 1) of a model on each question, by subject."""
+    exam = multiple_choice.read_exam(benchmarks.item(config.name))
     shots = {subject: exam.shots.get(subject, [])[: config.num_shots] for subject in exam.test}
-    asked = sorted((subject, [shot.id() for shot in solved]) for subject, solved in shots.items())
-    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), asked, candidate.setting])
+    shot_ids = sorted((subject, [shot.id() for shot in examples]) for subject, examples in shots.items())
+    protocol = digest([config.protocol, tokenizer_manifest.content_hash(), shot_ids, candidate.setting])
     return score_with_cache(
         candidate.content_hash, protocol, items(exam, config), answer_questions(candidate, tokenizer)
     )
 
 
 def items(exam: Exam, config: ExamProtocol) -> list[Item]:
-    """Return the questions that are asked, subject by subject."""
+    """Return one item per question, subject by subject."""
     return [
         Item(
             config.name,
@@ -50,14 +50,14 @@ def items(exam: Exam, config: ExamProtocol) -> list[Item]:
 
 
 def _without_duplicates(questions: list[Question]) -> list[Question]:
-    """Leave out copies: MMLU asks some questions twice, and an item is one answer."""
+    """Drop duplicates: MMLU contains some questions twice."""
     return list({question.id(): question for question in questions}.values())
 
 
 def answer_questions(
     candidate: EvaluatedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[list[Item]], Iterator[Score]]:
-    """Return what answers items that come subject by subject."""
+    """Return a function that answers items, which must be grouped by subject."""
 
     def answer(items: list[Item]) -> Iterator[Score]:
         done = 0

@@ -118,5 +118,5 @@ def test_a_prompt_has_the_form_of_mmlus_authors():
 
 
 def test_a_tokenizer_that_splits_letters_is_refused(model):
-    with pytest.raises(SourceError, match=r"does not write ' A' to ' D' as one token each"):
+    with pytest.raises(SourceError, match=r"does not encode ' A' to ' D' as one token each"):
         letter_logprobs.letter_logprobs(model, byte_tokenizer(), ["Answer:"])
