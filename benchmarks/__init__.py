@@ -1,1 +1,1 @@
-"""Measurements, each a program with a table and `--json`; nothing here is a timed test."""
+"""Benchmarks: programs that print a table, or JSON with `--json`. No test depends on their timings."""

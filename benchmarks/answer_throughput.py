@@ -1,10 +1,10 @@
-"""How many prompts of different lengths a CPU-second answers: our evaluator beside a padded batch of transformers.
+"""Prompts of different lengths answered per CPU-second: our evaluator and a padded batch of transformers.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.answer_throughput [--json] [--rows 19] [--dtype bfloat16]
 
-The same articles of XSum in the chat template, the same model (SmolLM2-135M-Instruct), greedy answers of 64 tokens at
-most, one thread, each engine in a process of its own, in turns. Imports and loading the model are not timed; our trial
-of how the model may be asked is. `same_answers` counts the prompts that both answered alike.
+Both engines answer the same articles of XSum in the chat template with the same model (SmolLM2-135M-Instruct): greedy
+answers of at most 64 tokens, one thread, separate processes, in turns. Imports and model loading are not timed; our
+check of which batching the model supports is. `same_answers` counts the prompts with equal answers.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ENGINES = ("transformers", "ours")
 
 
 def prompts(model: Path, num_rows: int) -> list[str]:
-    """Render the first articles as a question of a chat."""
+    """Render the first articles with the chat template."""
     from transformers import AutoTokenizer
 
     path = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / FILE
@@ -39,25 +39,25 @@ def prompts(model: Path, num_rows: int) -> list[str]:
     return [str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)) for chat in chats]
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Let both answer, turn by turn."""
-    model = data_preparation.model_folder(told.model)
-    asked = prompts(model, told.rows)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run both engines, in turns."""
+    model = data_preparation.model_folder(args.model)
+    rendered = prompts(model, args.rows)
     found: dict[str, list[process.Result]] = {engine: [] for engine in ENGINES}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         path = Path(folder) / "prompts.json"
-        path.write_text(json.dumps({"prompts": asked}, ensure_ascii=False), encoding="utf-8")
-        for turn in range(told.repeats):
+        path.write_text(json.dumps({"prompts": rendered}, ensure_ascii=False), encoding="utf-8")
+        for turn in range(args.repeats):
             for engine in ENGINES:
-                print(f"{turn + 1} of {told.repeats}: {engine}", file=sys.stderr)
-                arguments = {"model": str(model), "questions": str(path), "engine": engine, "dtype": told.dtype}
-                arguments |= {"max_new_tokens": told.max_new_tokens, "batch_size": told.batch_size}
+                print(f"{turn + 1} of {args.repeats}: {engine}", file=sys.stderr)
+                arguments = {"model": str(model), "questions": str(path), "engine": engine, "dtype": args.dtype}
+                arguments |= {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
                 found[engine].append(process.run("answers", arguments))
     return report(found)
 
 
 def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return medians of CPU-seconds, their ratio, and how many answers are equal."""
+    """Return medians of CPU-seconds, their ratio, and the number of equal answers."""
     seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in found.items()}
     answers = [runs[0]["answers"] for runs in found.values()]
     return {
@@ -69,18 +69,18 @@ def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print the figures, a line each or as JSON."""
+    """Run the benchmark and print one line per metric, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
-    parser.add_argument("--rows", type=int, default=19, help="articles, the first")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
+    parser.add_argument("--rows", type=int, default=19, help="number of articles")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else "\n".join(f"{name:16}{each}" for name, each in found.items()))
+    args = parser.parse_args()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name:16}{each}" for name, each in found.items()))
 
 
 if __name__ == "__main__":

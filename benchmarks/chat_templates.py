@@ -1,10 +1,10 @@
-"""Run every chat template that trl ships, and our own, through the data worker; print the table of docs/templates.md.
+"""Tokenizes conversations with every chat template of trl and Tuneline; prints the table of docs/templates.md.
 
     python -m benchmarks.chat_templates [--write]
 
-Each template gets a byte-level tokenizer to which the tags that it writes were added. `exact` means: the ids of the
-compiled template equal those of the template itself, every answer ends with a stop token, and the prompt's ids are the
-beginning of the example's.
+Each template gets a byte-level tokenizer with the tags of the template as special tokens. `exact` means: the ids of the
+compiled template equal those of the template, every answer ends with a stop token, and the ids of the prompt are a
+prefix of those of the example.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from tuneline.errors import TunelineError
 DOC = Path(__file__).parents[1] / "docs" / "templates.md"
 TAG = re.compile(r"<[^<>\s'\"{}]{1,40}>|\[/?[A-Z_]{3,24}\]|<\|[^|]{1,40}\|>")
 REFUSED = "refused"
-PLACES = ("rewrites earlier turns", "does not write turn")
-"""In refusals that other choices may turn into one that tells more."""
+UNSPECIFIC_REASONS = ("rewrites earlier turns", "does not write turn")
+"""Parts of refusals that are replaced by a more specific refusal of another choice."""
 
 CHOICES: tuple[tuple[str, str, selection.TemplateArguments], ...] = (
     ("exact", "refuse", {}),
@@ -33,11 +33,11 @@ CHOICES: tuple[tuple[str, str, selection.TemplateArguments], ...] = (
     ("thinking off", "refuse", {"enable_thinking": False, "thinking": False}),
     ("thinking off, each_turn", "each_turn", {"enable_thinking": False, "thinking": False}),
 )
-"""What is tried in turn: a name for the table, `tokenize.rewritten_history`, `template_arguments`."""
+"""Choices in the order in which they are tried: name, `tokenize.rewritten_history`, `template_arguments`."""
 
 
 def chats() -> dict[str, schema.Content]:
-    """Return the conversations that each template is tried on."""
+    """Return the conversations that each template must render."""
     system = schema.message("system", "Be brief.")
     ask, answer = schema.message("user", "What is 2+2?\n\nSay it."), schema.message("assistant", "It is 4.")
     thinking = schema.message("assistant", "<think>\nTwo and two.\n</think>\n\nIt is 4.")
@@ -59,7 +59,7 @@ def chats() -> dict[str, schema.Content]:
 
 
 def tokenizer_for(text: str, folder: Path) -> Any:
-    """Return a tokenizer that has the tags of a template, and ends where the template's turns end."""
+    """Return a tokenizer with the tags of a template, whose EOS token is the end of the turns of the template."""
     tokenizer = load_tokenizer_from(folder)
     tokenizer.bos_token = "<s>"
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*TAG.findall(text), "</s>", "<s>"})})
@@ -73,75 +73,75 @@ def tokenizer_for(text: str, folder: Path) -> Any:
 
 @lru_cache(maxsize=len(CHOICES))
 def sequencer_for(text: str, history: str, folder: Path) -> tuple[Sequencer, Any]:
-    """Return what makes sequences by a template, and its tokenizer."""
+    """Return a sequencer for a template, and its tokenizer."""
     tokenizer = tokenizer_for(text, folder)
     config = TokenizeConfig(max_length=8192, rewritten_history=history)  # type: ignore[arg-type]
     return Sequencer(tokenizer, config, suggests_settings=False), tokenizer
 
 
-def verdict(text: str, chat: schema.Content, folder: Path) -> str:
-    """Say what becomes of a conversation: `exact`, the choice under which it is, or why it is refused."""
+def check_template(text: str, chat: schema.Content, folder: Path) -> str:
+    """Return `exact`, the choice under which a conversation is exact, or why it is refused."""
     reasons = []
     for name, history, arguments in CHOICES:
         try:
             sequencer, tokenizer = sequencer_for(selection.prepend_arguments(text, arguments), history, folder)
             sequencer.start()
-            made = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
+            sequences = [tokens for _, tokens in sequencer.sequences([schema.example("s", chat)])]
         except TunelineError as error:
             reasons.append(str(error))
             continue
         by_template = " (by template)" if sequencer.counts["rendered_by_template"] else ""
-        lost = missing(chat, made, tokenizer)
+        lost = missing_content(chat, sequences, tokenizer)
         return f"{name}{by_template}{f', without {lost}' if lost else ''}"
-    telling = [reason for reason in reasons if not any(words in reason for words in PLACES)]
-    return f"{REFUSED}: {short([*telling, *reasons][0])}"
+    specific = [reason for reason in reasons if not any(words in reason for words in UNSPECIFIC_REASONS)]
+    return f"{REFUSED}: {shorten_reason([*specific, *reasons][0])}"
 
 
-def missing(chat: schema.Content, made: list[TokenizedSequence], tokenizer: Any) -> str:
-    """Return what of a conversation the template does not write."""
-    seen = "".join(tokenizer.decode(tokens.input_ids) for tokens in made)
-    answers = "".join(tokenizer.decode(tokens.input_ids[a:b]) for tokens in made for a, b in tokens.trained)
-    said = {
+def missing_content(chat: schema.Content, sequences: list[TokenizedSequence], tokenizer: Any) -> str:
+    """Return the parts of a conversation that the template does not render."""
+    rendered = "".join(tokenizer.decode(tokens.input_ids) for tokens in sequences)
+    answers = "".join(tokenizer.decode(tokens.input_ids[a:b]) for tokens in sequences for a, b in tokens.trained)
+    texts = {
         "the system message": "Be brief." if chat["messages"][0]["role"] == "system" else "",
         "thoughts": "Two and two." if "<think>" in chat["messages"][-1]["content"] else "",
         "functions": "Adds." if chat["tools"] else "",
     }
-    lost = [what for what, text in said.items() if text not in seen]
+    lost = [what for what, text in texts.items() if text not in rendered]
     return " and ".join([*lost, *(["calls"] if chat["tools"] and "add" not in answers else [])])
 
 
-def short(reason: str) -> str:
-    """Shorten an error to what the template said."""
-    found = re.search(r"refuses a conversation of [\w, ]+: (.*)", reason, re.S)
-    text = found.group(1) if found else reason.split(". ")[0]
+def shorten_reason(reason: str) -> str:
+    """Shorten an error to the message of the template."""
+    match = re.search(r"refuses a conversation of [\w, ]+: (.*)", reason, re.S)
+    text = match.group(1) if match else reason.split(". ")[0]
     return re.sub(r"(answer|turn) \d+", r"\1 N", " ".join(text.split())).rstrip(".")
 
 
 def templates() -> dict[str, str]:
-    """Return every template by name: trl's, its training variants, and the catalogue's."""
+    """Return all templates by name: those of trl, their training variants, and those of Tuneline."""
     import trl
 
     folder = Path(trl.__file__).parent / "chat_templates"
-    theirs = {f"trl: {path.stem}": path.read_text() for path in sorted(folder.glob("*.jinja"))}
-    return theirs | {f"tuneline: {name}": selection.read_template(name) for name in selection.template_names()}
+    trl_templates = {f"trl: {path.stem}": path.read_text() for path in sorted(folder.glob("*.jinja"))}
+    return trl_templates | {f"tuneline: {name}": selection.read_template(name) for name in selection.template_names()}
 
 
 def table(folder: Path) -> list[str]:
-    """Return the lines of the table, and below it why conversations are refused."""
+    """Return the lines of the table, followed by the reasons for refusals."""
     names, reasons = list(chats()), dict[str, int]()
     lines = [f"| template | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, text in templates().items():
-        cells = [verdict(text, chat, folder) for chat in chats().values()]
+        cells = [check_template(text, chat, folder) for chat in chats().values()]
         for i, cell in enumerate(cells):
-            said, _, reason = cell.partition(": ")
-            if said == REFUSED:
+            result, _, reason = cell.partition(": ")
+            if result == REFUSED:
                 cells[i] = f"{REFUSED} ({reasons.setdefault(reason, len(reasons) + 1)})"
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return [*lines, "", "Reasons for refusals:", "", *(f"{number}. `{reason}`" for reason, number in reasons.items())]
 
 
 def main() -> None:
-    """Print the table, or write it between the marks of the page."""
+    """Print the table, or write it into docs/templates.md."""
     import tempfile
 
     from tests import tiny

@@ -1,11 +1,11 @@
-"""What a further row costs the data worker in memory: each step by itself, and the whole way in one process.
+"""Memory of the data steps per additional row: each step alone, and all steps in one process.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.data_memory [--json] [--variations 1 10]
 
-Each step runs once on a file of 50,000 rows and once on ten such files in one, whose rows all differ; the difference of
-the two peaks, over the rows that came in addition, is what a row costs. Two peaks are taken: anonymous memory (what the
-process has allocated), sampled every 20 ms from outside, and resident memory, as the kernel keeps it. What is resident
-and not anonymous are pages of files (Arrow files that are mapped): the kernel takes them back when it needs them.
+Each step runs once on a file of 50,000 rows and once on a file of ten times as many rows, all different. The memory per
+row is the difference of the two peaks divided by the number of additional rows. Two peaks are measured: anonymous
+memory (allocated by the process), sampled every 20 ms from outside, and resident memory, as recorded by the kernel.
+Memory that is resident but not anonymous belongs to mapped files (Arrow), which the kernel can reclaim.
 """
 
 import argparse
@@ -22,30 +22,30 @@ from benchmarks import data_preparation
 from benchmarks.peers import process
 
 STEPS = ("ingest", "align", "merge", "tokenize_pack", "whole")
-BOUND = 100
-"""Bytes of anonymous memory that a row may cost."""
+MAX_BYTES_PER_ROW = 100
+"""Limit of anonymous memory in bytes per row."""
 
 SECONDS_BETWEEN_SAMPLES = 0.02
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every step at both sizes."""
-    model = data_preparation.model_folder(told.model)
+    model = data_preparation.model_folder(args.model)
     peaks: dict[str, list[process.Result]] = {step: [] for step in STEPS}
     sizes = []
-    for variations in told.variations:
+    for variations in args.variations:
         with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
             path = Path(folder) / "alpaca.jsonl"
             sizes.append(_write(path, variations))
             for step in STEPS:
                 print(f"{sizes[-1]} rows: {step}", file=sys.stderr)
-                arguments = {"step": step, "data": str(path), "model": str(model), "max_length": told.max_length}
-                peaks[step].append(watched({**arguments, "kept": folder}))
+                arguments = {"step": step, "data": str(path), "model": str(model), "max_length": args.max_length}
+                peaks[step].append(run_with_memory({**arguments, "kept": folder}))
     return report(sizes, peaks)
 
 
 def _write(path: Path, variations: int) -> int:
-    """Write the rows of the measured file so many times, a number behind each instruction; return how many."""
+    """Write the rows of the file `variations` times, with a number after each instruction; return the row count."""
     count = 0
     with path.open("w") as out:
         for row in _rows(variations):
@@ -60,28 +60,28 @@ def _rows(variations: int) -> Iterator[dict[str, str]]:
             yield from map(json.loads, lines)
 
 
-def watched(arguments: process.Result, name: str = "memory") -> process.Result:
-    """Run a job and return what it found, with the highest anonymous and file-backed memory that was seen."""
+def run_with_memory(arguments: process.Result, name: str = "memory") -> process.Result:
+    """Run a job and return its result, with its peak anonymous and file-backed memory."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         scratch = Path(folder)
         job = process.start(name, arguments, scratch)
         status, began, ended = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
         peak = {"RssAnon": 0, "RssFile": 0}
-        base, whole = dict(peak), 0
+        base, peak_resident = dict(peak), 0
         while job.poll() is None and not ended.exists():
             if began.exists():
                 now = _memory(status)
                 base = base if any(base.values()) else {name: now.get(name, 0) for name in peak}
                 peak = {name: max(peak[name], now.get(name, 0)) for name in peak}
-                whole = max(whole, sum(now.get(name, 0) for name in peak))
+                peak_resident = max(peak_resident, sum(now.get(name, 0) for name in peak))
             time.sleep(SECONDS_BETWEEN_SAMPLES)
-        found = process.finish(job, name, scratch)
+        result = process.finish(job, name, scratch)
     before = {"anonymous_before": base.get("RssAnon", 0), "resident_before": sum(base.values())}
-    return {**found, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "resident": whole, **before}
+    return {**result, "anonymous": peak["RssAnon"], "file": peak["RssFile"], "resident": peak_resident, **before}
 
 
 def _memory(status: Path) -> dict[str, int]:
-    """Return the sizes in a status file, in bytes; nothing if its process has just ended."""
+    """Return the sizes in a status file in bytes; empty if the process has ended."""
     try:
         lines = [line.split() for line in status.read_text().splitlines()]
     except (FileNotFoundError, ProcessLookupError):
@@ -100,8 +100,8 @@ def report(sizes: list[int], peaks: dict[str, list[process.Result]]) -> dict[str
     shown = ("anonymous_before", "anonymous", "file", "peak_rss", "maxrss")
     return {
         "bytes_per_row": cost,
-        "bound": BOUND,
-        "within_bound": {step: found["anonymous"] <= BOUND for step, found in cost.items()},
+        "bound": MAX_BYTES_PER_ROW,
+        "within_bound": {step: found["anonymous"] <= MAX_BYTES_PER_ROW for step, found in cost.items()},
         "rows": sizes,
         "peak_mib": {
             step: [{name: round(each[name] / 2**20, 1) for name in shown} for each in found]
@@ -114,11 +114,11 @@ def report(sizes: list[int], peaks: dict[str, list[process.Result]]) -> dict[str
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_table(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     small, large = found["rows"]
     lines = [
-        f"{'':16}{'bytes per further row':>24}{'':4}{f'peak MiB at {small} and {large} rows':>44}",
+        f"{'':16}{'bytes per additional row':>24}{'':4}{f'peak MiB at {small} and {large} rows':>44}",
         f"{'step':16}{'anonymous':>12}{'resident':>12}{'':4}{'anonymous':>22}{'resident':>22}",
     ]
     for step, cost in found["bytes_per_row"].items():
@@ -127,20 +127,22 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append(f"{step:16}{cost['anonymous']:>12}{cost['rss']:>12}{'':4}{anonymous:>22}{resident:>22}")
     over = [step for step, within in found["within_bound"].items() if not within]
-    lines.append(f"above {found['bound']} bytes of anonymous memory a row: {', '.join(over) or 'none'}")
+    lines.append(f"above {found['bound']} bytes of anonymous memory per row: {', '.join(over) or 'none'}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
     parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--variations", type=int, nargs=2, default=[1, 10], help="how many times the rows, twice")
+    parser.add_argument(
+        "--variations", type=int, nargs=2, default=[1, 10], help="the two sizes, in multiples of the file"
+    )
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else table(found))
+    args = parser.parse_args()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_table(found))
 
 
 if __name__ == "__main__":

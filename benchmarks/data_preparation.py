@@ -1,15 +1,14 @@
-"""How many rows a CPU-second prepares: our data worker beside LlamaFactory's and trl's, on the same file, in one run.
+"""Rows prepared per CPU-second: our data steps, those of LlamaFactory and those of trl, on the same file.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.data_preparation [--json] [--llamafactory-python .../bin/python]
 
-CPU-seconds are user and system time, children included; a machine that is shared changes them less than wall time.
-Each measurement is a process of its own, the measurements take turns, and medians are compared. Imports and loading
-the tokenizer are not timed; building our encoder and compiling the template are, as they are part of the step.
+CPU-seconds are user and system time, including child processes; other load on the machine affects them less than wall
+time. Each measurement runs in a separate process, measurements run in turns, and medians are compared. Imports and
+loading the tokenizer are not timed; building our encoder and compiling the template are part of the step and timed.
 
-`cold_ratio` compares like with like: both start from records that were read, and end with packed, masked rows of
-`--max-length` tokens. The ratios from the file count reading too, and on our side what LlamaFactory does not do: hashes
-of the file, exact copies, a held-out part, and the search for it in the rest. `vs_trl` starts from examples, as trl
-does.
+`cold_ratio` compares the same work: both start from loaded records, and end with packed rows of `--max-length` tokens
+with a loss mask. The ratios from the file include reading, and for Tuneline the work that LlamaFactory does not do:
+file hashes, deduplication, the validation split and its decontamination. `vs_trl` starts from examples, as trl does.
 """
 
 import argparse
@@ -40,16 +39,16 @@ RATIOS = {
     "vs_trl": ("prepare", "trl packed", FROM_EXAMPLES),
     "vs_trl_with_align": ("prepare", "trl packed", FROM_RECORDS),
 }
-"""Ours, theirs, and the pieces that count, as far as each has them; ours is packed in each."""
+"""Our job, the job of the peer, and the timed pieces that count, if a job has them; our rows are always packed."""
 
-TRL_COMPARED = 2000
+NUM_TRL_COMPARISONS = 2000
 
 
 def data_file(name: str = FILE) -> Path:
-    """Return the measured file.
+    """Return the path of a test file.
 
     Raises:
-        SystemExit: `TUNELINE_TEST_DATA` does not lead to it.
+        SystemExit: The folder `TUNELINE_TEST_DATA` does not contain it.
     """
     path = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / name
     if not path.is_file():
@@ -57,10 +56,10 @@ def data_file(name: str = FILE) -> Path:
     return path
 
 
-def model_folder(given: Path | None) -> Path:
-    """Return the directory of the model whose tokenizer is used: the given one, or the catalogue's SmolLM2."""
-    if given is not None:
-        return given.resolve()
+def model_folder(path: Path | None) -> Path:
+    """Return the model directory: the given one, or SmolLM2 of the catalogue."""
+    if path is not None:
+        return path.resolve()
     from tuneline.config.sections.model import CatalogueModel
     from tuneline.model import source
 
@@ -68,39 +67,39 @@ def model_folder(given: Path | None) -> Path:
     return Path(tokenizer.only().location)
 
 
-def jobs(told: argparse.Namespace) -> dict[str, tuple[str, process.Result, str]]:
-    """Return what is measured, by name: the job, its arguments and its interpreter."""
+def jobs(args: argparse.Namespace) -> dict[str, tuple[str, process.Result, str]]:
+    """Return the measurements by name: the job, its arguments and its interpreter."""
     ours = {what: ("ours", {"what": what}, sys.executable) for what in ("whole", "prepare")}
-    trl = {"trl packed": ("trl_preparation", {"every": told.trl_every}, sys.executable)}
-    if told.llamafactory_python is None:
+    trl = {"trl packed": ("trl_preparation", {"every": args.trl_every}, sys.executable)}
+    if args.llamafactory_python is None:
         return {**ours, **trl}
     theirs = {
         f"llamafactory {'packed' if packing else 'unpacked'}": (
             "llamafactory_preparation",
-            {"packing": packing, "template": told.llamafactory_template},
-            str(told.llamafactory_python),
+            {"packing": packing, "template": args.llamafactory_template},
+            str(args.llamafactory_python),
         )
         for packing in (True, False)
     }
     return {**ours, **theirs, **trl}
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Take all measurements in turns and compare them; every job reads the same unpacked file."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all measurements in turns and compare them; every job reads the same decompressed file."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         path = Path(folder) / "alpaca.jsonl"
         with gzip.open(data_file(), "rb") as packed, path.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
-        common = {"data": str(path), "model": str(model_folder(told.model)), "max_length": told.max_length}
-        rounds: dict[str, list[process.Result]] = {name: [] for name in jobs(told)}
-        for number in range(told.rounds):
-            for name, (job, arguments, python) in jobs(told).items():
-                print(f"round {number + 1} of {told.rounds}: {name}", file=sys.stderr)
+        common = {"data": str(path), "model": str(model_folder(args.model)), "max_length": args.max_length}
+        rounds: dict[str, list[process.Result]] = {name: [] for name in jobs(args)}
+        for number in range(args.rounds):
+            for name, (job, arguments, python) in jobs(args).items():
+                print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
                 rounds[name].append(process.run(job, {**common, **arguments}, python))
         print("comparing ids", file=sys.stderr)
         rows = rounds["prepare"][0]["rows"]
-        same = process.run("parity", {**common, "trl_every": max(rows // TRL_COMPARED, 1)})
-    return {**compared(rounds), **same, "rounds": told.rounds, "machine": machine(rounds)}
+        same = process.run("parity", {**common, "trl_every": max(rows // NUM_TRL_COMPARISONS, 1)})
+    return {**compared(rounds), **same, "rounds": args.rounds, "machine": machine(rounds)}
 
 
 def compared(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def compared(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
 
 
 def speed(found: list[process.Result], pieces: tuple[str, ...]) -> float:
-    """Return rows a CPU-second, by the median of the rounds, of some pieces of the work."""
+    """Return rows per CPU-second for some pieces of the work, as the median of the rounds."""
     return float(found[0]["rows"] / median(sum(each["cpu"].get(name, 0.0) for name in pieces) for each in found))
 
 
@@ -146,7 +145,7 @@ def _made(found: process.Result) -> process.Result:
 
 
 def machine(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return where this was measured."""
+    """Return the machine and versions of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     theirs = rounds.get("llamafactory packed", [{}])[0].get("versions", "not measured: no --llamafactory-python")
@@ -160,8 +159,8 @@ def machine(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_table(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  pieces"]
     for name, pieces in found["seconds"].items():
         low, high = found["spread"][name]
@@ -176,24 +175,24 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{found['machine']}"])
 
 
-def parsed() -> argparse.Namespace:
-    """Return what the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=2048)
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
     parser.add_argument("--llamafactory-python", type=Path, help="Python of an environment with llamafactory 0.9.5")
-    parser.add_argument("--llamafactory-template", default="smollm2", help="its name for the model's template")
-    parser.add_argument("--trl-every", type=int, default=1, help="give trl one of so many rows, as it is slow")
+    parser.add_argument("--llamafactory-template", default="smollm2", help="name of the chat template in LlamaFactory")
+    parser.add_argument("--trl-every", type=int, default=1, help="use every N-th row for trl, which is slow")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
-    told = parsed()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else table(found))
+    """Run the benchmark and print a table or JSON."""
+    args = parse_arguments()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_table(found))
 
 
 if __name__ == "__main__":

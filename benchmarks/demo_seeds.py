@@ -1,9 +1,10 @@
-"""Does the demo's gain clear the gate whatever the seed?
+"""Checks that the gain of the demo passes the gate for every seed.
 
     python -m benchmarks.demo_seeds --seeds 5
 
-Trains configs/demo.yaml once a seed, scores each model on the held-out rows and the exam, and puts each before the gate
-against the base model, as in an empty registry. State lies in the active state root: known answers are not asked again.
+Trains configs/demo.yaml once per seed, evaluates each model on the validation rows and the exam, and compares it with
+the base model in the gate, as in an empty registry. State is stored in the active state root: cached answers are
+reused.
 """
 
 import argparse
@@ -25,22 +26,22 @@ from tuneline.train import training_run
 
 
 def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
-    """Train and judge once a seed."""
+    """Train and evaluate once per seed."""
     exams = exam_files.locate_exams(recipe.exams)
     tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
     mixture = prepare.build_mixture(recipe)
     rows = tokenize.tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
-    asked = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
+    inputs = (tokenizer, mixture.splits["validation"], exams, recipe.for_evaluate())
     base = model_under_test.base_model(base_model, tokenizer, recipe.for_evaluate())
-    before = report.by_metric(score.score_all(base, *asked))
+    before = report.by_metric(score.score_all(base, *inputs))
     results = []
     for seed in seeds:
-        began = time.monotonic()
+        start = time.monotonic()
         config = recipe.train.model_copy(update={"seed": seed})
         checkpoint, training = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, config)
         model = merging.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
         candidate = model_under_test.EvaluatedModel(f"seed {seed}", model.path, model.content_hash())
-        after = report.by_metric(score.score_all(candidate, *asked))
+        after = report.by_metric(score.score_all(candidate, *inputs))
         findings = gate.evaluate(after, before, "the base model", recipe.registry.gate)
         gains = {name: report.compare(before[name], after[name])["gain"].mean for name in after}
         results.append(
@@ -51,7 +52,7 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
                 **{f"gain_{name}": value for name, value in gains.items()},
                 "validation_loss": training.summary["validation_loss"],
                 "training_seconds": training.summary["seconds"],
-                "seconds": time.monotonic() - began,
+                "seconds": time.monotonic() - start,
             }
         )
         for folder in (checkpoint.path, model.path):
@@ -60,7 +61,7 @@ def measure(recipe: Recipe, seeds: list[int]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Print one line a seed, or JSON."""
+    """Print one line per seed, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
     parser.add_argument("--seeds", type=int, default=5)

@@ -1,10 +1,11 @@
-"""How many exam questions a CPU-second answers: our evaluator beside lm-evaluation-harness and LlamaFactory's loop.
+"""Exam questions per CPU-second: our evaluator compared with lm-evaluation-harness and the loop of LlamaFactory.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.exam_throughput [--json] [--questions 100]
 
-The same questions of real exams, the same prompts with five solved questions, the same model (SmolLM2-135M-Instruct in
-float32), one thread. Each engine runs in a process of its own; imports and loading the model are not timed. CPU-seconds
-are user and system time. `same_answers` tells whether all engines chose the same letter for every question.
+All engines answer the same questions of real exams with the same 5-shot prompts and the same model
+(SmolLM2-135M-Instruct in float32) on one thread. Each engine runs in a separate process; imports and model loading are
+not timed. CPU-seconds are user and system time. `same_answers` is true if all engines chose the same letter for every
+question.
 """
 
 import argparse
@@ -29,48 +30,48 @@ LLAMAFACTORY_BATCH = 4
 
 
 def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, Any]]:
-    """Lay out the first questions of subjects, given as `benchmark:subject`, for the engines."""
-    found = []
+    """Return the first questions of each subject (`benchmark:subject`) in the format of the engines."""
+    exams = []
     for name in subjects:
         benchmark, _, subject = name.partition(":")
         config = ExamConfig(name=benchmark, benchmark=benchmark, path=folder / f"{benchmark}.zip", subjects=[subject])
         exam = multiple_choice.read_exam(exam_files.locate_exams([config]).only())
-        shots, asked = exam.shots[subject][:NUM_SHOTS], exam.test[subject][:count]
-        found.append(
+        shots, selected = exam.shots[subject][:NUM_SHOTS], exam.test[subject][:count]
+        exams.append(
             {
-                "prompts": [letter_logprobs.prompt(question, shots, benchmark) for question in asked],
+                "prompts": [letter_logprobs.prompt(question, shots, benchmark) for question in selected],
                 "head": letter_logprobs.HEADERS[benchmark].format(subject=subject_title(benchmark, subject)),
                 "answer": letter_logprobs.ANSWER_PREFIXES[benchmark],
                 "dev": [[shot.text, *shot.choices, shot.answer] for shot in shots],
-                "test": [[question.text, *question.choices, question.answer] for question in asked],
+                "test": [[question.text, *question.choices, question.answer] for question in selected],
             }
         )
-    return found
+    return exams
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Let the engines answer, turn by turn."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all engines, in turns."""
     data = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / "exams"
     if not data.is_dir():
         raise SystemExit(f"{data} is missing. Set TUNELINE_TEST_DATA to the folder that holds exams/.")
-    found: dict[str, list[process.Result]] = {engine: [] for engine in told.engines}
+    found: dict[str, list[process.Result]] = {engine: [] for engine in args.engines}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
-        asked = questions(told.subjects, told.questions, data)
+        subjects = questions(args.subjects, args.questions, data)
         path = Path(folder) / "questions.json"
-        path.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
-        model = str(data_preparation.model_folder(told.model))
-        for turn in range(told.repeats):
-            for engine in told.engines:
-                print(f"{turn + 1} of {told.repeats}: {engine}", file=sys.stderr)
-                size = told.lm_eval_batch if engine == "lm_eval" else LLAMAFACTORY_BATCH
+        path.write_text(json.dumps(subjects, ensure_ascii=False), encoding="utf-8")
+        model = str(data_preparation.model_folder(args.model))
+        for turn in range(args.repeats):
+            for engine in args.engines:
+                print(f"{turn + 1} of {args.repeats}: {engine}", file=sys.stderr)
+                size = args.lm_eval_batch if engine == "lm_eval" else LLAMAFACTORY_BATCH
                 arguments = {"engine": engine, "model": model, "questions": str(path), "batch_size": size}
                 found[engine].append(process.run("exam_engines", arguments))
-    right = [row[-1] for subject in asked for row in subject["test"]]
-    return {"subjects": told.subjects, **report(found, right)}
+    right = [row[-1] for subject in subjects for row in subject["test"]]
+    return {"subjects": args.subjects, **report(found, right)}
 
 
 def report(found: dict[str, list[process.Result]], right: list[str]) -> dict[str, Any]:
-    """Return questions a CPU-second, ratios, and whether all chose the same letters."""
+    """Return questions per CPU-second, ratios, and whether all engines chose the same letters."""
     seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in found.items()}
     answers = {engine: runs[0]["answers"] for engine, runs in found.items()}
     ours = answers["ours"]
@@ -91,29 +92,29 @@ def _ratio(seconds: dict[str, float], engine: str) -> float | None:
     return round(seconds[engine] / seconds["ours"], 2) if engine in seconds else None
 
 
-def show(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_results(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     lines = [f"{found['questions']} questions of {', '.join(found['subjects'])}; accuracy {found['accuracy']:.3f}"]
-    lines += [f"{name:20}{each:8.3f} questions a CPU s" for name, each in found["questions_per_cpu_second"].items()]
+    lines += [f"{name:20}{each:8.3f} questions per CPU s" for name, each in found["questions_per_cpu_second"].items()]
     names = ("vs_lm_eval", "vs_llamafactory_loop", "same_answers")
     return "\n".join([*lines, *(f"{name:20}{found[name]}" for name in names)])
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), help="benchmark:subject")
-    parser.add_argument("--questions", type=int, default=100, help="of each subject, the first")
+    parser.add_argument("--questions", type=int, default=100, help="number of questions per subject")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--lm-eval-batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    if "ours" not in told.engines:
-        parser.error("--engines must hold ours, which the others are compared with.")
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else show(found))
+    args = parser.parse_args()
+    if "ours" not in args.engines:
+        parser.error("--engines must contain ours: the other engines are compared with it.")
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_results(found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What each lever of the training step is worth: all on, one off at a time, all off.
+"""CPU time and memory of each lever of the training step: all on, one off at a time, all off.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.levers [--json] [--repeats 3] [--dtype float32]
 
-LoRA of rank 8 on all linear layers of SmolLM2-135M, packed rows of real data, one row a step; each run a process of its
-own with one thread, interleaved; medians of CPU seconds of the steps behind the first, and peak memory (resident) less
-what was there before the model.
+LoRA of rank 8 on all linear layers of SmolLM2-135M, packed rows of real data, one row per step. Each run is a separate
+process with one thread, and the variants run in turns. Reported are medians of the CPU seconds per step (without the
+first step), and of the peak resident memory less the memory before the model was loaded.
 """
 
 import argparse
@@ -28,30 +28,30 @@ VARIANTS: dict[str, dict[str, bool]] = {
 }
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Train with every variant, turn by turn."""
-    model = data_preparation.model_folder(told.model)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with every variant, in turns."""
+    model = data_preparation.model_folder(args.model)
     found: dict[str, list[process.Result]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
-        methods.prepare(model, Path(folder) / "rows", told)
-        for turn in range(told.repeats):
+        methods.prepare(model, Path(folder) / "rows", args)
+        for turn in range(args.repeats):
             for name, levers in VARIANTS.items():
-                print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
+                print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
                 arguments = {
                     "model": str(model),
                     "rows": str(Path(folder) / "rows"),
-                    "max_length": told.max_length,
-                    "steps": told.steps,
+                    "max_length": args.max_length,
+                    "steps": args.steps,
                     "method": LORA,
-                    "load": {"dtype": told.dtype},
+                    "load": {"dtype": args.dtype},
                     "train": {"learning_rate": 1e-4, "levers": levers},
                 }
-                found[name].append(data_memory.watched(arguments, "method"))
+                found[name].append(data_memory.run_with_memory(arguments, "method"))
     return report(found)
 
 
 def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return medians, and ratios to all levers off."""
+    """Return medians, and ratios to the variant with all levers off."""
     table = {
         name: {
             "cpu_seconds_a_step": statistics.median(run["cpu"] for run in runs),
@@ -61,14 +61,14 @@ def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
         for name, runs in found.items()
     }
     plain = table["all off"]
-    for figures in table.values():
-        figures["cpu_to_plain"] = figures["cpu_seconds_a_step"] / plain["cpu_seconds_a_step"]
-        figures["memory_to_plain"] = figures["memory_mib"] / plain["memory_mib"]
-    return {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in table.items()}
+    for metrics in table.values():
+        metrics["cpu_to_plain"] = metrics["cpu_seconds_a_step"] / plain["cpu_seconds_a_step"]
+        metrics["memory_to_plain"] = metrics["memory_mib"] / plain["memory_mib"]
+    return {name: {key: round(value, 4) for key, value in metrics.items()} for name, metrics in table.items()}
 
 
-def show(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_results(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     names = ("cpu_seconds_a_step", "cpu_to_plain", "memory_mib", "memory_to_plain", "validation_loss")
     lines = [f"{'levers':18}" + "".join(f"{name:>20}" for name in names)]
     lines += [f"{who:18}" + "".join(f"{each[name]:>20}" for name in names) for who, each in found.items()]
@@ -76,17 +76,17 @@ def show(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens of a row, and of a step")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens per row and per step")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else show(found))
+    args = parser.parse_args()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_results(found))
 
 
 if __name__ == "__main__":

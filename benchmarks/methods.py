@@ -1,12 +1,12 @@
-"""Memory and time of full, freeze, GaLore, LoRA and QLoRA training on one model, side by side.
+"""Memory and time of full, freeze, GaLore, LoRA and QLoRA training on the same model.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.methods [--json] [--repeats 3]
 
-Each method trains the same packed rows of real data in a process of its own, one thread, methods interleaved; medians.
-Memory is the highest resident memory of the process, sampled from outside, less what it held before the model was
-loaded; frozen weights count, though they are pages of a mapped file. Bytes per parameter divide it by the parameters of
-the base model. The paper's table of efficiency (Zheng et al. 2024, arXiv:2403.13372) is the one to compare with: a GPU,
-bf16 and 8-bit AdamW.
+Each method trains on the same packed rows of real data in a separate process with one thread; methods run in turns, and
+medians are reported. Memory is the peak resident memory of the process, sampled from outside, less the memory before
+the model was loaded; frozen weights count, although they are pages of a mapped file. Bytes per parameter refer to the
+parameters of the base model. Compare with the efficiency table of the paper (Zheng et al. 2024, arXiv:2403.13372),
+which was measured on a GPU with bf16 and 8-bit AdamW.
 """
 
 import argparse
@@ -41,47 +41,47 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Train with every method, turn by turn."""
-    model = data_preparation.model_folder(told.model)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with every method, in turns."""
+    model = data_preparation.model_folder(args.model)
     found: dict[str, list[process.Result]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
-        prepare(model, Path(folder) / "rows", told)
-        for turn in range(told.repeats):
+        prepare(model, Path(folder) / "rows", args)
+        for turn in range(args.repeats):
             for name, parts in METHODS.items():
-                print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
+                print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
                 arguments = {
                     "model": str(model),
                     "rows": str(Path(folder) / "rows"),
-                    "max_length": told.max_length,
-                    "steps": told.steps,
+                    "max_length": args.max_length,
+                    "steps": args.steps,
                     **parts,
-                    "load": {"dtype": "float32", "gradient_checkpointing": told.checkpointing, **parts.get("load", {})},
+                    "load": {"dtype": "float32", "gradient_checkpointing": args.checkpointing, **parts.get("load", {})},
                 }
-                found[name].append(data_memory.watched(arguments, "method"))
+                found[name].append(data_memory.run_with_memory(arguments, "method"))
     return report(found)
 
 
-def prepare(model: Path, folder: Path, told: argparse.Namespace) -> None:
-    """Make the rows that everyone trains on: as many as there are steps, and one held out."""
-    mixture = ours.mix(ours.shape(ours.read(data_preparation.data_file())))
+def prepare(model: Path, folder: Path, args: argparse.Namespace) -> None:
+    """Write the rows of all methods: one row per step, and one validation row."""
+    mixture = ours.merge_with_defaults(ours.align_records(ours.ingest_file(data_preparation.data_file())))
     train = mixture.splits["train"]
-    enough = Corpus({"train": train.select(range(NUM_EXAMPLES)), "validation": train.select(range(0))})
-    config = TokenizeStepConfig(max_length=told.max_length, overlong="drop")
-    made = tokenize.tokenize_pack(enough, source.tokenizer_manifest(model), config)
-    rows = made.splits["train"]
-    splits = {"train": rows.select(range(told.steps)), "validation": rows.select(range(told.steps, told.steps + 1))}
+    corpus = Corpus({"train": train.select(range(NUM_EXAMPLES)), "validation": train.select(range(0))})
+    config = TokenizeStepConfig(max_length=args.max_length, overlong="drop")
+    packed = tokenize.tokenize_pack(corpus, source.tokenizer_manifest(model), config)
+    rows = packed.splits["train"]
+    splits = {"train": rows.select(range(args.steps)), "validation": rows.select(range(args.steps, args.steps + 1))}
     folder.mkdir()
-    Corpus(splits, identity=made.identity).save(folder)
+    Corpus(splits, identity=packed.identity).save(folder)
 
 
 def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return medians, and ratios to full training."""
     base = found["full"][0]["parameters"]
     table = {name: _medians(runs, base) for name, runs in found.items()}
-    for figures in table.values():
-        figures["memory_to_full"] = round(figures["memory_mib"] / table["full"]["memory_mib"], 3)
-        figures["cpu_to_full"] = round(figures["cpu_seconds_a_step"] / table["full"]["cpu_seconds_a_step"], 3)
+    for metrics in table.values():
+        metrics["memory_to_full"] = round(metrics["memory_mib"] / table["full"]["memory_mib"], 3)
+        metrics["cpu_to_full"] = round(metrics["cpu_seconds_a_step"] / table["full"]["cpu_seconds_a_step"], 3)
     return {"rank": RANK, "methods": table}
 
 
@@ -98,27 +98,27 @@ def _medians(runs: list[process.Result], base: float) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_results(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     names = ("memory_mib", "memory_to_full", "bytes_per_parameter", "cpu_seconds_a_step", "cpu_to_full")
     lines = [f"{'method':10}" + "".join(f"{name:>22}" for name in names)]
-    for method, figures in found["methods"].items():
-        lines.append(f"{method:10}" + "".join(f"{figures[name]:>22}" for name in names))
+    for method, metrics in found["methods"].items():
+        lines.append(f"{method:10}" + "".join(f"{metrics[name]:>22}" for name in names))
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens of a row, and of a step")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens per row and per step")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", choices=("none", "full", "selective"), default="none")
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else show(found))
+    args = parser.parse_args()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_results(found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What PPO needs in memory with one base model in all roles, and with a model for each.
+"""Memory of PPO with one shared base model, and with a separate model per role.
 
     python -m benchmarks.ppo_memory [--json] [--repeats 3]
 
-SmolLM2-135M in float32, LoRA of rank 8 on all linear layers, a batch of prompts a step; each run a process of its own
-with one thread, interleaved; medians of peak memory (resident) less what was there before the models, and CPU seconds.
+SmolLM2-135M in float32, LoRA of rank 8 on all linear layers, one batch of prompts per step. Each run is a separate
+process with one thread, and the layouts run in turns. Reported are medians of the peak resident memory less the memory
+before the models were loaded.
 """
 
 import argparse
@@ -27,7 +28,7 @@ LAYOUTS = ("shared", "four")
 
 
 def reward_model(model: Path, folder: Path) -> Path:
-    """Write an adapter and a head, as a reward training leaves them; their numbers do not matter here."""
+    """Write an adapter and a head in the format of a reward training; their values do not matter here."""
     torch.manual_seed(0)
     adapted = families["lora"].attach(load_model(model), LoraMethod(type="lora", r=8, lora_alpha=16))
     families["lora"].save(adapted, folder)
@@ -35,30 +36,30 @@ def reward_model(model: Path, folder: Path) -> Path:
     return folder
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Take steps in both layouts, turn by turn."""
-    model = data_preparation.model_folder(told.model)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run PPO steps in both layouts, in turns."""
+    model = data_preparation.model_folder(args.model)
     found: dict[str, list[process.Result]] = {name: [] for name in LAYOUTS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         reward = reward_model(model, Path(folder))
-        for turn in range(told.repeats):
+        for turn in range(args.repeats):
             for name in LAYOUTS:
-                print(f"{turn + 1} of {told.repeats}: {name}", file=sys.stderr)
+                print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
                 arguments = {
                     "layout": name,
                     "model": str(model),
                     "reward": str(reward),
-                    "steps": told.steps,
+                    "steps": args.steps,
                     "batch": 4,
                     "prompt_tokens": 64,
                     "new_tokens": 24,
                 }
-                found[name].append(data_memory.watched(arguments, "ppo"))
+                found[name].append(data_memory.run_with_memory(arguments, "ppo"))
     return report(found)
 
 
 def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return medians in MiB, and how much of four models' memory one needs."""
+    """Return medians in MiB, and the ratio of shared to separate models."""
     memory = {
         name: statistics.median(run["resident"] - run["resident_before"] for run in runs) / 2**20
         for name, runs in found.items()
@@ -72,14 +73,14 @@ def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print lines or JSON."""
+    """Run the benchmark and print lines or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    found = measure(told := parser.parse_args())
-    print(json.dumps(found, indent=1) if told.json else "\n".join(f"{name:20}{value}" for name, value in found.items()))
+    found = measure(args := parser.parse_args())
+    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name:20}{value}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

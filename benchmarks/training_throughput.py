@@ -1,15 +1,15 @@
-"""Tokens a CPU-second of LoRA training: ours beside trl and LlamaFactory, as they come and at their fastest.
+"""Tokens per CPU-second of LoRA training: Tuneline, trl and LlamaFactory, with defaults and fastest settings.
 
     TUNELINE_TEST_DATA=... python -m benchmarks.training_throughput [--json] [--llamafactory .../bin/python]
 
-Everyone trains SmolLM2-135M-Instruct with LoRA (rank 8, all linear layers) on the same conversations of alpaca_en_demo
-in the same order, once: so many an optimizer step, none longer than a row, AdamW at one constant learning rate. Each
-run is a process of its own with one thread; contenders take turns, and medians are compared. CPU seconds are user and
-system time from the end of the first step to the end of the last. Tokens are real ones: padding counts for nobody. Who
-is much slower than us runs once.
+All contenders train SmolLM2-135M-Instruct with LoRA (rank 8, all linear layers) for one epoch on the same conversations
+of alpaca_en_demo in the same order: the same number per optimizer step, none longer than a row, AdamW with a constant
+learning rate. Each run is a separate process with one thread; contenders run in turns, and medians are compared. CPU
+seconds are user and system time from the end of the first step to the end of the last. Padding tokens are not counted.
+Contenders that are much slower than Tuneline run once.
 
-A peer's fastest setting is found by a short race of settings before (`--no-race` takes those of docs/log.md). Peers
-that pack meet the rows in another order. `loss_difference` compares adapters on held-out rows: one process, one code.
+The fastest setting of a peer is determined by a short race of settings (`--no-race` uses those of docs/log.md). Peers
+with packing see the rows in another order. `loss_difference` compares the adapters on validation rows in one process.
 """
 
 import argparse
@@ -34,15 +34,15 @@ FILE = "llamafactory/alpaca_en_demo.json"
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 TRAIN = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "seed": 0}
 HELD_OUT = 16
-SLOW = 5
-"""Who takes so many times our time in the first round is not asked again."""
+SLOW_FACTOR = 5
+"""Contenders that are slower than Tuneline by this factor in the first round run only once."""
 
-ROWS_A_STEP = 8
-"""As LlamaFactory's example has it, and trl by default."""
+ROWS_PER_STEP = 8
+"""As in the example of LlamaFactory, and the default of trl."""
 
-ROOM = 64
-"""Packed rows are longer than the average by one to two of this, so that as many as there are steps hold everything;
-LlamaFactory pads to multiples of 8, so theirs must be of such a length."""
+LENGTH_STEP = 64
+"""Packed rows are longer than the average by one to two of these steps, so that one row per pass holds all tokens;
+LlamaFactory pads to multiples of 8, so its rows must have such a length."""
 
 TARGETS = {
     "vs_trl": 5.0,
@@ -53,12 +53,12 @@ TARGETS = {
     "loss_difference": 0.01,
     "peak_memory_ratio": 1.0,
 }
-AT_MOST = ("loss_difference", "peak_memory_ratio")
+UPPER_BOUNDS = ("loss_difference", "peak_memory_ratio")
 OURS, OURS_RECOMPUTING = "tuneline", "tuneline, recomputing"
 TRL, TRL_BEST = "trl as it comes", "trl at its fastest"
 THEIRS, THEIR_BEST = "llamafactory's example", "llamafactory at its fastest"
 IN_FLOAT32 = "{}, in float32"
-"""Both come in bfloat16, which is slow on a CPU that has no units for it."""
+"""Both default to bfloat16, which is slow on a CPU without hardware support for it."""
 
 RATIOS = {
     "vs_trl": (OURS, TRL),
@@ -68,106 +68,108 @@ RATIOS = {
     "vs_llamafactory_in_float32": (OURS_RECOMPUTING, IN_FLOAT32.format(THEIRS)),
     "vs_llamafactory_best": (OURS, THEIR_BEST),
 }
-NO_PEER = "not measured: --without, or no --llamafactory and no TUNELINE_LLAMAFACTORY_PYTHON"
+NOT_MEASURED = "not measured: --without, or no --llamafactory and no TUNELINE_LLAMAFACTORY_PYTHON"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A job, what it is told, and its interpreter."""
+    """A job, its options, and its interpreter."""
 
     job: str
-    told: dict[str, Any]
+    options: dict[str, Any]
     python: str = sys.executable
 
 
 @dataclass
-class Bench:
-    """Rows on disk and what all contenders are told."""
+class Benchmark:
+    """Rows on disk, and the options of all contenders."""
 
-    told: argparse.Namespace
+    args: argparse.Namespace
     folder: Path
     model: Path = field(init=False)
     tokens: int = 0
     trained_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.model = data_preparation.model_folder(self.told.model)
+        self.model = data_preparation.model_folder(self.args.model)
 
     @property
     def llamafactory(self) -> str | None:
-        """Its interpreter, if there is one."""
-        return self.told.llamafactory or os.environ.get("TUNELINE_LLAMAFACTORY_PYTHON")
+        """The Python interpreter of LlamaFactory, or None."""
+        return self.args.llamafactory or os.environ.get("TUNELINE_LLAMAFACTORY_PYTHON")
 
     def rows(self, num_steps: int, rows_a_step: int) -> None:
-        """Write the rows of so many steps, tokenized for us and as conversations for peers, and the held-out ones."""
-        examples = ours.shape(ours.read(data_preparation.data_file(FILE)))
-        config = TokenizeStepConfig(max_length=self.told.max_length, overlong="drop", packing=False)
-        made = tokenize.tokenize_pack(ours.unmixed(examples), source.tokenizer_manifest(self.model), config)
-        train, wanted = made.splits["train"], num_steps * rows_a_step
-        chosen = train.select(range(wanted))
+        """Write training and validation rows: tokenized for Tuneline, as conversations for peers."""
+        examples = ours.align_records(ours.ingest_file(data_preparation.data_file(FILE)))
+        config = TokenizeStepConfig(max_length=self.args.max_length, overlong="drop", packing=False)
+        tokenized = tokenize.tokenize_pack(
+            ours.without_validation(examples), source.tokenizer_manifest(self.model), config
+        )
+        train = tokenized.splits["train"]
+        selected = train.select(range(num_steps * rows_a_step))
         held_out = train.select(range(train.num_rows - HELD_OUT, train.num_rows))
         folder = self.folder / "rows"
         folder.mkdir(exist_ok=True)
-        Corpus({"train": chosen, "validation": held_out}, identity=made.identity).save(folder)
-        said = {example["id"]: example["messages"] for example in examples.only().to_list()}
-        turns = [[turn["content"] for turn in said[ids[0]]] for ids in chosen["example_ids"]]
-        assert all(len(each) == 2 for each in turns), "one question, one answer"
+        Corpus({"train": selected, "validation": held_out}, identity=tokenized.identity).save(folder)
+        messages = {example["id"]: example["messages"] for example in examples.only().to_list()}
+        turns = [[turn["content"] for turn in messages[ids[0]]] for ids in selected["example_ids"]]
+        assert all(len(texts) == 2 for texts in turns), "one question and one answer per conversation"
         (self.folder / "conversations.json").write_text(json.dumps(turns))
-        labels = [label for row in chosen["labels"] for label in row]
+        labels = [label for row in selected["labels"] for label in row]
         self.tokens = len(labels)
         self.trained_tokens = sum(1 for label in labels if label != schema.IGNORE_INDEX)
 
     def run(self, name: str, contender: Contender) -> process.Result:
-        """Let a contender train, and say how fast it was."""
+        """Run the training of a contender, and print its speed."""
         adapter = self.folder / f"{name}.safetensors"
         common = {
             "model": str(self.model),
             "rows": str(self.folder / "rows"),
             "conversations": str(self.folder / "conversations.json"),
-            "max_length": self.told.max_length,
+            "max_length": self.args.max_length,
             "lora": LORA,
             "adapter": str(adapter),
         }
-        found = process.run(contender.job, {**common, **contender.told}, contender.python)
-        shown = f"{found['tokens'] / found['cpu']:.1f} tokens a CPU-second, {found['peak_rss'] / 2**20:.0f} MiB"
-        print(f"{name}: {shown}", file=sys.stderr, flush=True)
-        return found
+        result = process.run(contender.job, {**common, **contender.options}, contender.python)
+        speed = f"{result['tokens'] / result['cpu']:.1f} tokens per CPU-second, {result['peak_rss'] / 2**20:.0f} MiB"
+        print(f"{name}: {speed}", file=sys.stderr, flush=True)
+        return result
 
     def ours(self, **load: Any) -> Contender:
-        """Our training, with rows of a step laid end to end."""
-        batch = {"per_device_train_batch_size": self.told.rows_a_pass, "gradient_accumulation_steps": 1}
-        batch["gradient_accumulation_steps"] = self.told.rows_a_step // self.told.rows_a_pass
-        told = {"load": load, "method": {"type": "lora", **LORA}, "train": {**TRAIN, **batch, "save_steps": 0}}
-        return Contender("our_training", told)
+        """Tuneline, with concatenated rows."""
+        batch = {"per_device_train_batch_size": self.args.rows_a_pass, "gradient_accumulation_steps": 1}
+        batch["gradient_accumulation_steps"] = self.args.rows_a_step // self.args.rows_a_pass
+        options = {"load": load, "method": {"type": "lora", **LORA}, "train": {**TRAIN, **batch, "save_steps": 0}}
+        return Contender("our_training", options)
 
     def trl(self, rows_a_pass: int | None = None, **config: Any) -> Contender:
-        """Trl's, with rows of a step padded in one pass where nothing else is said."""
-        told = {**TRAIN, "max_length": self.told.max_length, **self._batch(rows_a_pass), **config}
-        return Contender("trl_training", {"config": told})
+        """Trl, by default with all rows of a step padded in one pass."""
+        options = {**TRAIN, "max_length": self.args.max_length, **self._batch(rows_a_pass), **config}
+        return Contender("trl_training", {"config": options})
 
     def theirs(self, **config: Any) -> Contender:
-        """LlamaFactory's, one row a pass where nothing else is said, as in its example."""
+        """LlamaFactory, by default with one row per pass, as in its example."""
         lora = {"lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_target": "all"}
-        told = {**TRAIN, **lora, "cutoff_len": self.told.max_length, **self._batch(1), "use_cpu": True, **config}
-        arguments = {"config": told, "template": self.told.llamafactory_template}
+        options = {**TRAIN, **lora, "cutoff_len": self.args.max_length, **self._batch(1), "use_cpu": True, **config}
+        arguments = {"config": options, "template": self.args.llamafactory_template}
         return Contender("llamafactory_training", arguments, str(self.llamafactory))
 
     def _batch(self, rows_a_pass: int | None) -> dict[str, int]:
-        passes = self.told.rows_a_step // (rows_a_pass or self.told.rows_a_step)
+        passes = self.args.rows_a_step // (rows_a_pass or self.args.rows_a_step)
         return {
-            "per_device_train_batch_size": rows_a_pass or self.told.rows_a_step,
+            "per_device_train_batch_size": rows_a_pass or self.args.rows_a_step,
             "gradient_accumulation_steps": passes,
         }
 
     def packed(self, key: str) -> dict[str, Any]:
-        """Return what makes peers pack: long rows, one or two a step, of as many tokens as a step has, nearly."""
-        a_step = self.tokens / self.told.steps
-        passes = 2 if a_step >= 2 * self.told.max_length else 1
-        length = max((round(a_step / passes) // ROOM + 2) * ROOM, self.told.max_length)
+        """Return options for packing: one or two long rows per step, with about as many tokens as a step has."""
+        a_step = self.tokens / self.args.steps
+        passes = 2 if a_step >= 2 * self.args.max_length else 1
+        length = max((round(a_step / passes) // LENGTH_STEP + 2) * LENGTH_STEP, self.args.max_length)
         return {key: length, "per_device_train_batch_size": 1, "gradient_accumulation_steps": passes}
 
     def settings(self) -> dict[str, dict[str, Contender]]:
-        """Return the settings that race: peer -> setting -> contender."""
+        """Return the settings of the race: peer -> setting -> contender."""
         kinds = {"float32": {"bf16": False}, "bfloat16": {"bf16": True}}
         off: dict[str, Any] = {"gradient_checkpointing": False}
         trl, theirs = {}, {}
@@ -183,9 +185,9 @@ class Bench:
         return {TRL_BEST: trl} | ({THEIR_BEST: theirs} if self.llamafactory else {})
 
     def contenders(self, fastest: dict[str, str]) -> dict[str, Contender]:
-        """Return who is measured."""
+        """Return the measured contenders."""
         settings = self.settings()
-        found = {
+        contenders = {
             OURS: self.ours(),
             OURS_RECOMPUTING: self.ours(gradient_checkpointing="full"),
             TRL: self.trl(),
@@ -193,64 +195,66 @@ class Bench:
             TRL_BEST: settings[TRL_BEST][fastest[TRL_BEST]],
         }
         if self.llamafactory:
-            found[THEIRS] = self.theirs(bf16=True)
-            found[IN_FLOAT32.format(THEIRS)] = self.theirs()
-            found[THEIR_BEST] = settings[THEIR_BEST][fastest[THEIR_BEST]]
-        return found
+            contenders[THEIRS] = self.theirs(bf16=True)
+            contenders[IN_FLOAT32.format(THEIRS)] = self.theirs()
+            contenders[THEIR_BEST] = settings[THEIR_BEST][fastest[THEIR_BEST]]
+        return contenders
 
 
-def measure(told: argparse.Namespace) -> dict[str, Any]:
-    """Race the peers' settings, then measure all contenders in turns."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Determine the fastest settings of the peers, then measure all contenders in turns."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
-        bench = Bench(told, Path(folder))
-        fastest, raced = race(bench) if told.race else (FASTEST, {})
-        bench.rows(told.steps, told.rows_a_step)
-        contenders = {name: one for name, one in bench.contenders(fastest).items() if name not in told.without}
+        bench = Benchmark(args, Path(folder))
+        fastest, raced = race(bench) if args.race else (KNOWN_FASTEST, {})
+        bench.rows(args.steps, args.rows_a_step)
+        contenders = {name: one for name, one in bench.contenders(fastest).items() if name not in args.without}
         found: dict[str, list[process.Result]] = {name: [] for name in contenders}
         floors = []
-        for turn in range(told.rounds):
-            print(f"round {turn + 1} of {told.rounds}", file=sys.stderr)
+        for turn in range(args.rounds):
+            print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
             for name, contender in contenders.items():
-                if not turn or seconds_a_token(found[name]) < SLOW * seconds_a_token(found[OURS]):
+                if not turn or seconds_per_token(found[name]) < SLOW_FACTOR * seconds_per_token(found[OURS]):
                     found[name].append(bench.run(name, contender))
             floors.append(process.run("products", _products(bench)))
         losses = process.run("adapter_losses", _adapters(bench, list(contenders)))["losses"]
-    return {**report(found, floors, losses), "fastest": fastest, "race": raced, **about(bench, found)}
+    return {**report(found, floors, losses), "fastest": fastest, "race": raced, **describe_run(bench, found)}
 
 
-HOPELESS = 0.5
-FASTEST = {TRL_BEST: "float32, packed", THEIR_BEST: "float32, one row a pass"}
-"""What won on the machine of docs/log.md."""
+MIN_RATE_RATIO = 0.5
+KNOWN_FASTEST = {TRL_BEST: "float32, packed", THEIR_BEST: "float32, one row a pass"}
+"""Fastest settings on the machine of docs/log.md."""
 
 
-def race(bench: Bench) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
-    """Let each peer's settings train two short steps; return the fastest and the tokens a CPU-second of all.
+def race(bench: Benchmark) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
+    """Train two short steps with each setting; return the fastest per peer, and the tokens per CPU-second of all.
 
-    A number format whose products run at less than half of the other's rate is left out.
+    A dtype whose matrix products reach less than half the rate of the other is left out.
     """
-    told = bench.told
-    bench.told = argparse.Namespace(**{**vars(told), "steps": 2, "rows_a_step": max(told.rows_a_step // 2, 1)})
-    bench.rows(bench.told.steps, bench.told.rows_a_step)
+    args = bench.args
+    bench.args = argparse.Namespace(**{**vars(args), "steps": 2, "rows_a_step": max(args.rows_a_step // 2, 1)})
+    bench.rows(bench.args.steps, bench.args.rows_a_step)
     rates = process.run("products", _products(bench))["best_rates"]
-    hopeless = min(rates, key=lambda kind: rates[kind])
-    if rates[hopeless] > HOPELESS * max(rates.values()):
-        hopeless = "none"
-    speeds: dict[str, dict[str, float]] = {"left out": {hopeless: round(min(rates.values()) / max(rates.values()), 2)}}
+    slow_dtype = min(rates, key=lambda kind: rates[kind])
+    if rates[slow_dtype] > MIN_RATE_RATIO * max(rates.values()):
+        slow_dtype = "none"
+    speeds: dict[str, dict[str, float]] = {
+        "left out": {slow_dtype: round(min(rates.values()) / max(rates.values()), 2)}
+    }
     for peer, settings in bench.settings().items():
-        able = {name: one for name, one in settings.items() if not name.startswith(hopeless)}
-        runs = {name: bench.run(f"race: {peer}, {name}", one) for name, one in able.items()}
+        candidates = {name: one for name, one in settings.items() if not name.startswith(slow_dtype)}
+        runs = {name: bench.run(f"race: {peer}, {name}", one) for name, one in candidates.items()}
         speeds[peer] = {name: round(run["tokens"] / run["cpu"], 1) for name, run in runs.items()}
-    bench.told = told
+    bench.args = args
     return {peer: max(speeds[peer], key=lambda name: speeds[peer][name]) for peer in bench.settings()}, speeds
 
 
-def _products(bench: Bench) -> process.Result:
-    steps = bench.told.steps
+def _products(bench: Benchmark) -> process.Result:
+    steps = bench.args.steps
     counts = {"tokens": bench.tokens // steps, "trained_tokens": bench.trained_tokens // steps}
     return {"model": str(bench.model), "lora": LORA, **counts}
 
 
-def _adapters(bench: Bench, names: list[str]) -> process.Result:
+def _adapters(bench: Benchmark, names: list[str]) -> process.Result:
     adapters = {name: str(bench.folder / f"{name}.safetensors") for name in names}
     return {"model": str(bench.model), "rows": str(bench.folder / "rows"), "lora": LORA, "adapters": adapters}
 
@@ -258,7 +262,7 @@ def _adapters(bench: Bench, names: list[str]) -> process.Result:
 def report(
     found: dict[str, list[process.Result]], floors: list[process.Result], losses: dict[str, float]
 ) -> dict[str, Any]:
-    """Return medians, ratios, and what was missed."""
+    """Return medians, ratios, and the missed targets."""
     table = {name: _medians(runs) for name, runs in found.items()}
     floor = {name: statistics.median(each[name] for each in floors) for name in ("floor_seconds", "flops")}
     best = statistics.median(max(each["best_rates"].values()) for each in floors)
@@ -267,7 +271,7 @@ def report(
         flops_a_second = floor["flops"] / figures["cpu_seconds_a_step"]
         figures |= {"floor_share": round(flops_a_second / total, 3), "mfu": round(flops_a_second / best, 3)}
         figures["held_out_loss"] = round(losses[name], 4)
-    speed = {name: 1 / seconds_a_token(runs) for name, runs in found.items()}
+    speed = {name: 1 / seconds_per_token(runs) for name, runs in found.items()}
     ratios = {
         name: round(speed[one] / speed[other], 2) if other in speed else None for name, (one, other) in RATIOS.items()
     }
@@ -294,17 +298,17 @@ def report(
 
 
 def _misses(name: str, summary: dict[str, Any], target: float) -> bool:
-    return bool(summary[name] > target if name in AT_MOST else summary[name] < target)
+    return bool(summary[name] > target if name in UPPER_BOUNDS else summary[name] < target)
 
 
-def seconds_a_token(runs: list[process.Result]) -> float:
-    """Return CPU seconds a real token, the median of the rounds."""
+def seconds_per_token(runs: list[process.Result]) -> float:
+    """Return CPU seconds per token without padding, as the median of the rounds."""
     return statistics.median(run["cpu"] / run["tokens"] for run in runs)
 
 
 def _medians(runs: list[process.Result]) -> dict[str, Any]:
-    """Return the figures of one contender; a step is one of as many tokens as ours has on average."""
-    seconds = seconds_a_token(runs)
+    """Return the results of one contender; a step has as many tokens as the steps of the first run on average."""
+    seconds = seconds_per_token(runs)
     tokens_a_step = runs[0]["all_tokens"] / runs[0]["steps"]
     return {
         "tokens_per_cpu_second": round(1 / seconds, 1),
@@ -318,65 +322,65 @@ def _medians(runs: list[process.Result]) -> dict[str, Any]:
     }
 
 
-def about(bench: Bench, found: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return where and with what this was measured."""
+def describe_run(bench: Benchmark, found: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return the machine, the options and the decisions of the measurement."""
     rounds = {"llamafactory packed": found[THEIR_BEST]} if THEIR_BEST in found else {}
     machine = data_preparation.machine(rounds)
-    machine["llamafactory"] = machine["llamafactory"] if rounds else NO_PEER
+    machine["llamafactory"] = machine["llamafactory"] if rounds else NOT_MEASURED
     return {
         "decisions": found[OURS][0]["decisions"],
         "tokens": bench.tokens,
         "trained_tokens": bench.trained_tokens,
-        "told": {name: str(value) for name, value in vars(bench.told).items() if name not in ("llamafactory", "model")},
+        "told": {name: str(value) for name, value in vars(bench.args).items() if name not in ("llamafactory", "model")},
         "machine": machine,
     }
 
 
-def show(found: dict[str, Any]) -> str:
-    """Return the figures for reading."""
+def format_results(found: dict[str, Any]) -> str:
+    """Return the results as a text table."""
     names = ("tokens_per_cpu_second", "cpu_seconds_a_step", "peak_mib", "floor_share", "mfu", "held_out_loss")
     lines = [f"{'':30}" + "".join(f"{name:>23}" for name in names)]
     lines += [f"{who:30}" + "".join(f"{each[name]:>23}" for name in names) for who, each in found["contenders"].items()]
     for name, target in TARGETS.items():
-        bound = f"{'at most' if name in AT_MOST else 'at least'} {target}"
+        bound = f"{'at most' if name in UPPER_BOUNDS else 'at least'} {target}"
         verdict = "missed" if name in found["missed"] else "met"
         value = found[name]
-        lines.append(f"{name:30}{NO_PEER if value is None else f'{value:>12}  {bound}: {verdict}'}")
+        lines.append(f"{name:30}{NOT_MEASURED if value is None else f'{value:>12}  {bound}: {verdict}'}")
     if found["race"]:
         lines.append(f"race: {found['race']}")
     return "\n".join([*lines, f"{found['machine']}"])
 
 
-def parsed() -> argparse.Namespace:
-    """Return what the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="model directory; else SmolLM2-135M-Instruct of the catalogue")
-    parser.add_argument("--max-length", type=int, default=512, help="longer conversations are left out")
+    parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct of the catalogue)")
+    parser.add_argument("--max-length", type=int, default=512, help="longer conversations are dropped")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rows-a-step", type=int, default=ROWS_A_STEP)
-    parser.add_argument("--rows-a-pass", type=int, default=4, help="of ours, laid end to end")
+    parser.add_argument("--rows-a-step", type=int, default=ROWS_PER_STEP)
+    parser.add_argument("--rows-a-pass", type=int, default=4, help="rows per forward pass of Tuneline, concatenated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--no-race", dest="race", action="store_false", help="take the peers' fastest settings as known"
+        "--no-race", dest="race", action="store_false", help="use the known fastest settings of the peers"
     )
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by name")
     parser.add_argument("--llamafactory", help="Python of an environment with llamafactory 0.9.5")
-    parser.add_argument("--llamafactory-template", default="smollm2", help="its name for the model's template")
+    parser.add_argument("--llamafactory-template", default="smollm2", help="name of the chat template in LlamaFactory")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: one round of two steps of two rows, no race"
     )
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    if told.quick:
-        told.steps, told.rows_a_step, told.rows_a_pass, told.rounds, told.race = 2, 2, 2, 1, False
-    return told
+    args = parser.parse_args()
+    if args.quick:
+        args.steps, args.rows_a_step, args.rows_a_pass, args.rounds, args.race = 2, 2, 2, 1, False
+    return args
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
-    told = parsed()
-    found = measure(told)
-    print(json.dumps(found, indent=1) if told.json else show(found))
+    """Run the benchmark and print a table or JSON."""
+    args = parse_arguments()
+    found = measure(args)
+    print(json.dumps(found, indent=1) if args.json else format_results(found))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def train(
     verification.verify_hashes(rows, base_model, tokenizer)
     state = training_run.TrainingJob(rows, base_model, tokenizer, load, method, config).state
     name = f"{get_step_context().pipeline_run.name}-training"
-    with runs.start_training_run(name, went_on=state.told(runs.TRAINING_RUN_NOTE)) as (run_id, listener):
+    with runs.start_training_run(name, went_on=state.get_note(runs.TRAINING_RUN_NOTE)) as (run_id, listener):
         state.set_note(runs.TRAINING_RUN_NOTE, run_id)
         checkpoint, report = training_run.train(
             rows, base_model, tokenizer, load, method, config, listeners=(listener,), keeps_state=True

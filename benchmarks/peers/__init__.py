@@ -1,1 +1,1 @@
-"""What is measured side by side: one job a module, each run in a process of its own."""
+"""The measured jobs: one module per job, each run in a separate process."""

@@ -1,4 +1,4 @@
-"""What adapters of several trainers are worth: one process, one code, the same held-out ids."""
+"""Compares adapters of several trainers: one process, one implementation, the same validation rows."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from tuneline.train import training_run
 
 
 def work(arguments: process.Result) -> process.Result:
-    """Return the mean cross entropy (nats a trained token) of each adapter, and of none."""
+    """Return the mean cross entropy (nats per trained token) of each adapter, and of the base model."""
     rows = Corpus.load(Path(arguments["rows"]))
     base = load_model(Path(arguments["model"]), attention="segment")
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **arguments["lora"])
     model: Any = get_peft_model(base, lora)
     losses = {"none": training_run.mean_loss(model, rows, "validation")}
     for name, path in arguments["adapters"].items():
-        told = set_peft_model_state_dict(model, load_file(path))
-        assert not told.unexpected_keys, f"{path} holds other layers: {told.unexpected_keys[:3]}"
+        result = set_peft_model_state_dict(model, load_file(path))
+        assert not result.unexpected_keys, f"{path} contains other layers: {result.unexpected_keys[:3]}"
         losses[name] = training_run.mean_loss(model, rows, "validation")
     return {"losses": losses}
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

@@ -1,9 +1,9 @@
-"""Job: questions of real exams, answered by one engine: ours, lm-evaluation-harness, or the loop of LlamaFactory.
+"""Job: answers to questions of real exams by one engine: ours, lm-evaluation-harness, or the loop of LlamaFactory.
 
-All three get the same prompts and compare the same four tokens (` A` to ` D`), so that answers can be compared.
-LlamaFactory's own evaluator needs loading scripts that `datasets` no longer runs, and draws its shots anew for each
-question; `llamafactory_loop` is a transcription of its loop (eval/evaluator.py) with our fixed shots: batches of four
-in the order of arrival, padded on the right, logits of every position over the whole vocabulary.
+All engines get the same prompts and compare the same four tokens (` A` to ` D`), so that answers can be compared.
+The evaluator of LlamaFactory needs loading scripts that `datasets` no longer supports, and samples new shots for each
+question; `llamafactory_loop` reproduces its loop (eval/evaluator.py) with our fixed shots: batches of four in input
+order, right-padded, logits of every position over the whole vocabulary.
 """
 
 import csv
@@ -14,41 +14,41 @@ from typing import Any
 
 from benchmarks.peers import process
 
-Told = dict[str, Any]
+Arguments = dict[str, Any]
 LETTERS = "ABCD"
 
 
-def ours(model: Any, tokenizer: Any, told: Told) -> tuple[float, list[str]]:
+def ours(model: Any, tokenizer: Any, arguments: Arguments) -> tuple[float, list[str]]:
     """Answer as the step `evaluate` does."""
     from tuneline.evaluation.tasks import letter_logprobs
 
     start = time.process_time()
-    found = []
-    for subject in told["subjects"]:
+    answers = []
+    for subject in arguments["subjects"]:
         table = letter_logprobs.letter_logprobs(model, tokenizer, subject["prompts"])
-        found += [LETTERS[row.index(max(row))] for row in table.tolist()]
-    return time.process_time() - start, found
+        answers += [LETTERS[row.index(max(row))] for row in table.tolist()]
+    return time.process_time() - start, answers
 
 
-def lm_eval(model: Any, tokenizer: Any, told: Told) -> tuple[float, list[str]]:
-    """Answer by `simple_evaluate` with tasks as its own MMLU, CMMLU and C-Eval are written, on local files."""
+def lm_eval(model: Any, tokenizer: Any, arguments: Arguments) -> tuple[float, list[str]]:
+    """Answer with `simple_evaluate` and tasks defined like its MMLU, CMMLU and C-Eval, on local files."""
     import lm_eval as harness
     from lm_eval.models.huggingface import HFLM
 
     start = time.process_time()
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=told["batch_size"], device="cpu")
-    tasks = [_task(subject, number, Path(told["scratch"])) for number, subject in enumerate(told["subjects"])]
-    made = harness.simple_evaluate(model=wrapped, tasks=tasks, log_samples=True, bootstrap_iters=0)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments["batch_size"], device="cpu")
+    tasks = [_task(subject, number, Path(arguments["scratch"])) for number, subject in enumerate(arguments["subjects"])]
+    results = harness.simple_evaluate(model=wrapped, tasks=tasks, log_samples=True, bootstrap_iters=0)
     seconds = time.process_time() - start
-    found: list[str] = []
+    answers: list[str] = []
     for task in tasks:
-        samples = sorted(made["samples"][task["task"]], key=lambda sample: sample["doc_id"])
+        samples = sorted(results["samples"][task["task"]], key=lambda sample: sample["doc_id"])
         rows = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
-        found += [LETTERS[row.index(max(row))] for row in rows]
-    return seconds, found
+        answers += [LETTERS[row.index(max(row))] for row in rows]
+    return seconds, answers
 
 
-def _task(subject: Told, number: int, scratch: Path) -> Told:
+def _task(subject: Arguments, number: int, scratch: Path) -> Arguments:
     files = {split: str(scratch / f"{number}-{split}.csv") for split in ("dev", "test")}
     for split, path in files.items():
         with Path(path).open("w", newline="", encoding="utf-8") as file:
@@ -72,32 +72,32 @@ def _task(subject: Told, number: int, scratch: Path) -> Told:
     }
 
 
-def llamafactory_loop(model: Any, tokenizer: Any, told: Told) -> tuple[float, list[str]]:
+def llamafactory_loop(model: Any, tokenizer: Any, arguments: Arguments) -> tuple[float, list[str]]:
     """Answer as LlamaFactory 0.9.5 does: `Evaluator.eval` and `batch_inference`."""
     import torch
 
     start = time.process_time()
     letters = [tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
-    found: list[str] = []
+    answers: list[str] = []
     with torch.inference_mode():
-        for subject in told["subjects"]:
+        for subject in arguments["subjects"]:
             inputs = [tokenizer(prompt) for prompt in subject["prompts"]]
-            for i in range(0, len(inputs), told["batch_size"]):
-                batch = inputs[i : i + told["batch_size"]]
+            for i in range(0, len(inputs), arguments["batch_size"]):
+                batch = inputs[i : i + arguments["batch_size"]]
                 padded = tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
                 logits = model(**padded).logits
                 lengths = torch.sum(padded["attention_mask"], dim=-1)
                 last = torch.stack([logits[j, lengths[j] - 1] for j in range(len(lengths))], dim=0)
                 best = torch.nn.functional.softmax(last[:, letters], dim=-1).detach()
-                found += [LETTERS[int(offset)] for offset in torch.argmax(best, dim=-1)]
-    return time.process_time() - start, found
+                answers += [LETTERS[int(offset)] for offset in torch.argmax(best, dim=-1)]
+    return time.process_time() - start, answers
 
 
 ENGINES = {"ours": ours, "lm_eval": lm_eval, "llamafactory_loop": llamafactory_loop}
 
 
 def work(arguments: process.Result) -> process.Result:
-    """Load the model, and let one engine answer."""
+    """Load the model, and run one engine."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,4 +110,4 @@ def work(arguments: process.Result) -> process.Result:
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

@@ -1,6 +1,6 @@
-"""LlamaFactory's data path as a job, under an interpreter that has it: load, align, tokenize, and pack where asked.
+"""Data preparation of LlamaFactory as a job in its own Python environment: load, align, tokenize, optionally pack.
 
-Its packing is `neat_packing`, the kind in which packed examples do not see each other.
+Packing is `neat_packing`, with which packed examples do not attend to each other.
 """
 
 import contextlib
@@ -16,23 +16,23 @@ PACKAGES = ("llamafactory", "transformers", "tokenizers", "datasets")
 
 
 def measure(arguments: process.Result) -> process.Result:
-    """Time LlamaFactory on one file; imports, arguments, tokenizer and template are made ready before."""
+    """Time LlamaFactory on one file; imports, arguments, tokenizer and template are not timed."""
     from llamafactory.data import get_template_and_fix_tokenizer, loader
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
-    model, data, training, _, _ = get_train_args(_told(arguments))
+    model, data, training, _, _ = get_train_args(_arguments(arguments))
     loaded = load_tokenizer(model)
     tokenizer = loaded["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data)
     clock = process.Clock()
-    read = loader.load_dataset
-    loader.load_dataset = lambda *args, **kwargs: clock.timed("load", lambda: read(*args, **kwargs))
-    examples = clock.timed(
+    load_dataset = loader.load_dataset
+    loader.load_dataset = lambda *args, **kwargs: clock.measure("load", lambda: load_dataset(*args, **kwargs))
+    examples = clock.measure(
         "align", lambda: loader._get_merged_dataset(data.dataset, model, data, training, stage="sft")
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        made = clock.timed(
+        rows = clock.measure(
             "tokenize_pack",
             lambda: loader._get_preprocessed_dataset(
                 examples, data, training, "sft", template, tokenizer, loaded["processor"]
@@ -40,15 +40,15 @@ def measure(arguments: process.Result) -> process.Result:
         )
     for seconds in (clock.cpu, clock.wall):
         seconds["align"] -= seconds["load"]
-    return {"cpu": clock.cpu, "wall": clock.wall, "rows": len(examples), **_counted(made), "versions": _versions()}
+    return {"cpu": clock.cpu, "wall": clock.wall, "rows": len(examples), **_count(rows), "versions": _versions()}
 
 
-def _told(arguments: process.Result) -> dict[str, Any]:
-    """Register the file as a data set and return LlamaFactory's arguments."""
+def _arguments(arguments: process.Result) -> dict[str, Any]:
+    """Register the file as a dataset, and return the arguments of LlamaFactory."""
     scratch, path = Path(arguments["scratch"]), Path(arguments["data"])
-    described = {"measured": {"file_name": path.name}}
+    dataset_info = {"measured": {"file_name": path.name}}
     (scratch / path.name).symlink_to(path)
-    (scratch / "dataset_info.json").write_text(json.dumps(described))
+    (scratch / "dataset_info.json").write_text(json.dumps(dataset_info))
     return {
         "model_name_or_path": arguments["model"],
         "stage": "sft",
@@ -68,14 +68,14 @@ def _told(arguments: process.Result) -> dict[str, Any]:
     }
 
 
-def _counted(made: Any) -> dict[str, int]:
-    """Count what came out; padding is 0 in the attention mask, other examples of a row are 2, 3 and so on."""
+def _count(rows: Any) -> dict[str, int]:
+    """Count rows and tokens; the attention mask is 0 at padding and numbers the examples of a row from 1."""
     sequences = tokens = trained = 0
-    for row in made:
+    for row in rows:
         sequences += max(row["attention_mask"])
         tokens += sum(1 for mark in row["attention_mask"] if mark)
         trained += sum(1 for label in row["labels"] if label != -100)
-    return {"sequences": sequences, "rows_out": len(made), "tokens": tokens, "trained_tokens": trained}
+    return {"sequences": sequences, "rows_out": len(rows), "tokens": tokens, "trained_tokens": trained}
 
 
 def _versions() -> dict[str, str]:
@@ -83,4 +83,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    process.job(measure)
+    process.run_as_job(measure)

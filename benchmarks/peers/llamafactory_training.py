@@ -1,4 +1,4 @@
-"""LlamaFactory's training as a job, under an interpreter that has it: its own entry point, its own preparation."""
+"""Training with LlamaFactory as a job in its own Python environment: its entry point and its data preparation."""
 
 import json
 import shutil
@@ -12,37 +12,37 @@ PACKAGES = ("llamafactory", "transformers", "peft", "torch")
 
 
 def work(arguments: process.Result) -> process.Result:
-    """Train on the conversations in order, once."""
+    """Train one epoch on the conversations in order."""
     from llamafactory.train.tuner import run_exp
 
-    steps.read_in_order()
-    clock, seen = steps.Clock(), dict[str, Any]()
+    steps.disable_shuffling()
+    clock, captured = steps.StepClock(), dict[str, Any]()
     output = Path(arguments["scratch"]) / "output"
-    run_exp(_told(arguments, output), callbacks=[steps.callback(clock), _rows_kept(seen)])
+    run_exp(_arguments(arguments, output), callbacks=[steps.clock_callback(clock), _capture_rows(captured)])
     shutil.copy(output / steps.ADAPTER, arguments["adapter"])
     versions = {name: metadata.version(name) for name in PACKAGES}
-    return {**clock.found(steps.tokens_by_step(seen["rows"], seen["a_step"])), "versions": versions}
+    return {**clock.result(steps.tokens_by_step(captured["rows"], captured["a_step"])), "versions": versions}
 
 
-def _rows_kept(seen: dict[str, Any]) -> Any:
-    """Return a callback that keeps hold of the prepared rows, so that their tokens can be counted."""
+def _capture_rows(captured: dict[str, Any]) -> Any:
+    """Return a callback that stores the prepared rows, so that their tokens can be counted."""
     from transformers import TrainerCallback
 
-    class AtTheStart(TrainerCallback):  # type: ignore[misc]
-        """Keep the rows."""
+    class CaptureRowsCallback(TrainerCallback):  # type: ignore[misc]
+        """Stores the rows and the batch size."""
 
         def on_train_begin(self, args: Any, *_: Any, train_dataloader: Any = None, **__: Any) -> None:
-            seen["rows"] = train_dataloader.dataset
-            seen["a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            captured["rows"] = train_dataloader.dataset
+            captured["a_step"] = args.per_device_train_batch_size * args.gradient_accumulation_steps
 
-    return AtTheStart()
+    return CaptureRowsCallback()
 
 
-def _told(arguments: process.Result, output: Path) -> dict[str, Any]:
-    """Register the conversations as a data set and return LlamaFactory's arguments."""
+def _arguments(arguments: process.Result, output: Path) -> dict[str, Any]:
+    """Register the conversations as a dataset, and return the arguments of LlamaFactory."""
     scratch = Path(arguments["scratch"])
-    said = json.loads(Path(arguments["conversations"]).read_text())
-    rows = [{"instruction": asked, "input": "", "output": answer} for asked, answer in said]
+    conversations = json.loads(Path(arguments["conversations"]).read_text())
+    rows = [{"instruction": question, "input": "", "output": answer} for question, answer in conversations]
     (scratch / "rows.json").write_text(json.dumps(rows))
     (scratch / "dataset_info.json").write_text(json.dumps({"measured": {"file_name": "rows.json"}}))
     return {
@@ -65,4 +65,4 @@ def _told(arguments: process.Result, output: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

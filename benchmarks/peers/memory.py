@@ -1,7 +1,7 @@
-"""One step of our data worker, or all of them in a row, as a job whose memory is watched from outside.
+"""One of our data steps, or all in one process, as a job whose memory is measured from outside.
 
-A step reads what the step before it kept, and keeps what it made; how much memory it takes is for the watcher to say,
-who is told by two files when the work begins and ends.
+A step reads the stored result of the previous step and stores its own. The parent process measures memory; two files
+mark the start and the end of the work.
 """
 
 import contextlib
@@ -18,47 +18,47 @@ BEGAN, ENDED = "began", "ended"
 
 
 def work(arguments: process.Result) -> process.Result:
-    """Do one step, or `whole`."""
-    kept = Path(arguments["kept"])
+    """Run one step, or all (`whole`)."""
+    store = Path(arguments["kept"])
     scratch = Path(arguments["scratch"])
-    _forget_peak()
+    _reset_peak()
     (scratch / BEGAN).touch()
-    made = whole(arguments) if arguments["step"] == "whole" else _step(arguments, kept)()
+    result = run_all_steps(arguments) if arguments["step"] == "whole" else _step(arguments, store)()
     peak = _status("VmHWM")
     (scratch / ENDED).touch()
     if arguments["step"] != "whole":
-        (kept / arguments["step"]).mkdir()
-        made.save(kept / arguments["step"])
+        (store / arguments["step"]).mkdir()
+        result.save(store / arguments["step"])
     maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_rss": peak, "maxrss": maxrss, "rows": made.num_rows(), "split_bytes": _sizes(made)}
+    return {"peak_rss": peak, "maxrss": maxrss, "rows": result.num_rows(), "split_bytes": _sizes(result)}
 
 
-def whole(arguments: process.Result) -> Corpus:
-    """Go the whole way in one process, as `tuneline.data.prepare` does."""
-    mixture = ours.mix(ours.shape(ours.read(Path(arguments["data"]))))
-    return ours.rows(mixture, Path(arguments["model"]), arguments["max_length"])
+def run_all_steps(arguments: process.Result) -> Corpus:
+    """Run all steps in one process, as `tuneline.data.prepare` does."""
+    mixture = ours.merge_with_defaults(ours.align_records(ours.ingest_file(Path(arguments["data"]))))
+    return ours.pack_rows(mixture, Path(arguments["model"]), arguments["max_length"])
 
 
-def _step(arguments: process.Result, kept: Path) -> Callable[[], Corpus]:
+def _step(arguments: process.Result, store: Path) -> Callable[[], Corpus]:
     step = arguments["step"]
     if step == "ingest":
-        return partial(ours.read, Path(arguments["data"]))
-    before = Corpus.load(kept / STEPS[STEPS.index(step) - 1])
+        return partial(ours.ingest_file, Path(arguments["data"]))
+    previous = Corpus.load(store / STEPS[STEPS.index(step) - 1])
     if step == "tokenize_pack":
-        return partial(ours.rows, before, Path(arguments["model"]), arguments["max_length"])
-    return partial(ours.shape if step == "align" else ours.mix, before)
+        return partial(ours.pack_rows, previous, Path(arguments["model"]), arguments["max_length"])
+    return partial(ours.align_records if step == "align" else ours.merge_with_defaults, previous)
 
 
-def _sizes(made: Corpus) -> dict[str, int]:
-    """Return the bytes of the Arrow files behind a corpus, which may be mapped into memory."""
+def _sizes(corpus: Corpus) -> dict[str, int]:
+    """Return the sizes in bytes of the Arrow files of a corpus, which may be memory-mapped."""
     return {
         name: sum(Path(file["filename"]).stat().st_size for file in rows.cache_files)
-        for name, rows in made.splits.items()
+        for name, rows in corpus.splits.items()
     }
 
 
-def _forget_peak() -> None:
-    """Let the peak begin anew, where the kernel does that, so that imports do not hide the work's."""
+def _reset_peak() -> None:
+    """Reset the peak memory if the kernel supports it, so that imports do not hide the peak of the work."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -69,4 +69,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

@@ -1,4 +1,4 @@
-"""One method of training on real rows, as a job whose memory is watched from outside and whose steps are timed."""
+"""Training with one method on real rows, as a job with timed steps whose memory is measured from outside."""
 
 import statistics
 import time
@@ -34,7 +34,7 @@ def work(arguments: process.Result) -> process.Result:
         load,
         method,
         config,
-        listeners=(lambda figures, step: clock.append((process.cpu_seconds(), time.perf_counter())),),
+        listeners=(lambda metrics, step: clock.append((process.cpu_seconds(), time.perf_counter())),),
     )
     (Path(arguments["scratch"]) / "ended").touch()
     later = list(pairwise(clock))
@@ -50,4 +50,4 @@ def work(arguments: process.Result) -> process.Result:
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

@@ -1,14 +1,14 @@
-"""Our data worker as jobs: `whole` from the file to training rows, or `prepare` from records that were read before.
+"""Our data steps as jobs: `whole` from the file to training rows, or `prepare` from loaded records.
 
-`prepare` is what trainers do with data sets that are loaded: bring rows to one shape, render, tokenize, mask, pack.
-`whole` also reads and hashes the file, drops exact copies, holds a part out and looks for it in the rest.
+`prepare` is the work of trainers on loaded datasets: align, render, tokenize, mask and pack. `whole` also reads and
+hashes the file, deduplicates, splits off the validation rows and removes them from the training rows.
 """
 
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import tiktoken  # noqa: F401  imports are not what is measured
+import tiktoken  # noqa: F401  imports are not measured
 
 from benchmarks.peers import process
 from tuneline.config.sections.data import MergeStepConfig, TokenizeStepConfig
@@ -26,63 +26,63 @@ from tuneline.model import source
 NO_EXAMS = Manifest(kind="benchmarks", items=[])
 
 
-def read(path: Path) -> Corpus:
-    """Find a file and read its records."""
-    found = ingest.locate_sources([SourceConfig(name=path.stem, path=path)])
-    return ingest.ingest(found, IngestConfig(name=path.stem))
+def ingest_file(path: Path) -> Corpus:
+    """Locate a file and read its records."""
+    files = ingest.locate_sources([SourceConfig(name=path.stem, path=path)])
+    return ingest.ingest(files, IngestConfig(name=path.stem))
 
 
-def shape(records: Corpus) -> Corpus:
-    """Bring records to examples; those without an answer are dropped and counted."""
+def align_records(records: Corpus) -> Corpus:
+    """Align records to examples; records without an answer are dropped and counted."""
     return align.align(records, AlignConfig(bad_rows="drop"))
 
 
-def mix(examples: Corpus) -> Corpus:
-    """Make a mixture as a recipe's defaults do: copies dropped, a tenth held out, looked for in the rest."""
+def merge_with_defaults(examples: Corpus) -> Corpus:
+    """Merge with the defaults of a recipe: deduplication, a validation split of 10% and its decontamination."""
     return merge.merge([examples], NO_EXAMS, MergeStepConfig())
 
 
-def unmixed(examples: Corpus) -> Corpus:
-    """Hand all examples on as they are, to be trained on."""
-    with corpus.RowWriter(schema.EXAMPLE) as none:
+def without_validation(examples: Corpus) -> Corpus:
+    """Return all examples as training examples, without a validation split."""
+    with corpus.RowWriter(schema.EXAMPLE) as empty:
         pass
-    return Corpus({"train": examples.only(), "validation": none.rows()})
+    return Corpus({"train": examples.only(), "validation": empty.rows()})
 
 
-def rows(mixture: Corpus, model: Path, max_length: int) -> Corpus:
-    """Make packed training rows."""
+def pack_rows(mixture: Corpus, model: Path, max_length: int) -> Corpus:
+    """Tokenize a mixture into packed training rows."""
     return tokenize.tokenize_pack(mixture, source.tokenizer_manifest(model), TokenizeStepConfig(max_length=max_length))
 
 
 def measure(arguments: process.Result) -> process.Result:
-    """Time the steps of `whole` or `prepare`; the tokenizer is loaded before."""
+    """Time the steps of `whole` or `prepare`; loading the tokenizer is not timed."""
     path, model, max_length = Path(arguments["data"]), Path(arguments["model"]), arguments["max_length"]
     loaded = load_tokenizer(source.tokenizer_manifest(model))
     clock = process.Clock()
     with mock.patch.object(tokenize, "load_tokenizer", return_value=loaded):
         if arguments["what"] == "whole":
-            records = clock.timed("ingest", lambda: read(path))
-            examples = clock.timed("align", lambda: shape(records))
-            mixture = clock.timed("merge", lambda: mix(examples))
+            records = clock.measure("ingest", lambda: ingest_file(path))
+            examples = clock.measure("align", lambda: align_records(records))
+            mixture = clock.measure("merge", lambda: merge_with_defaults(examples))
         else:
-            records = read(path)
-            examples = clock.timed("align", lambda: shape(records))
-            mixture = unmixed(examples)
-        made = clock.timed("tokenize_pack", lambda: rows(mixture, model, max_length))
-    return {"cpu": clock.cpu, "wall": clock.wall, "rows": records.only().num_rows, **_told(made)}
+            records = ingest_file(path)
+            examples = clock.measure("align", lambda: align_records(records))
+            mixture = without_validation(examples)
+        rows = clock.measure("tokenize_pack", lambda: pack_rows(mixture, model, max_length))
+    return {"cpu": clock.cpu, "wall": clock.wall, "rows": records.only().num_rows, **_counts(rows)}
 
 
-def _told(made: Corpus) -> dict[str, Any]:
+def _counts(rows: Corpus) -> dict[str, Any]:
     names = ("sequences", "rows", "tokens", "trained_tokens")
-    total = {name: sum(made.counts[split][name] for split in tokenize.SPLITS) for name in names}
+    total = {name: sum(rows.counts[split][name] for split in tokenize.SPLITS) for name in names}
     return {
         "sequences": total["sequences"],
         "rows_out": total["rows"],
         "tokens": total["tokens"],
         "trained_tokens": total["trained_tokens"],
-        "rendering": made.counts["train"]["rendering"],
+        "rendering": rows.counts["train"]["rendering"],
     }
 
 
 if __name__ == "__main__":
-    process.job(measure)
+    process.run_as_job(measure)

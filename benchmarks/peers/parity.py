@@ -1,7 +1,7 @@
-"""Are our packed rows what the tokenizer's own template makes, token by token, and what trl makes?
+"""Compares our packed rows token by token with those of the chat template of the tokenizer, and with those of trl.
 
-The reference is written without our data worker: the template renders prompt and conversation, the tokenizer encodes
-the prompt and what follows it apart, and loss is carried from there up to and with the stop token.
+The reference does not use our data steps: the template renders prompt and conversation, the tokenizer encodes the
+prompt and the rest separately, and the rest up to and including the stop token has a loss.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from tuneline.data.tokenizer.loader import load_tokenizer_from
 Sequence = tuple[list[int], list[int]]
 
 
-def unpacked(rows: Corpus) -> Iterator[tuple[str, list[int], list[int], list[int]]]:
+def unpack_examples(rows: Corpus) -> Iterator[tuple[str, list[int], list[int], list[int]]]:
     """Yield each packed example: id, `input_ids`, `labels`, `position_ids`."""
     names = ("input_ids", "labels", "position_ids")
     for row in rows.splits["train"]:
@@ -31,11 +31,11 @@ def unpacked(rows: Corpus) -> Iterator[tuple[str, list[int], list[int], list[int
             yield example, ids, labels, positions
 
 
-def reference(messages: list[Message], tokenizer: Any) -> tuple[Sequence, bool]:
-    """Return ids and labels of a conversation of one round, and whether encoding it as a whole gives other ids."""
-    said = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
-    prompt = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(said, tokenize=False)
+def reference_encoding(messages: list[Message], tokenizer: Any) -> tuple[Sequence, bool]:
+    """Return ids and labels of a single-turn conversation, and whether encoding it in one piece gives other ids."""
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert whole.startswith(prompt)
     texts = [prompt, whole[len(prompt) :], whole]
     head, answer, joined = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -49,24 +49,28 @@ def compare(arguments: process.Result) -> process.Result:
     disable_progress_bars()
     model = Path(arguments["model"])
     tokenizer = load_tokenizer_from(model)
-    examples = ours.shape(ours.read(Path(arguments["data"])))
-    said = {example["id"]: example["messages"] for example in _examples(examples)}
-    asked = set(examples.only()["id"][:: arguments["trl_every"]])
+    examples = ours.align_records(ours.ingest_file(Path(arguments["data"])))
+    messages = {example["id"]: example["messages"] for example in _examples(examples)}
+    sampled = set(examples.only()["id"][:: arguments["trl_every"]])
     seen, different, otherwise_whole = Counter[str](), list[str](), set[str]()
-    kept: dict[str, list[int]] = {}
-    for name, ids, labels, positions in unpacked(ours.rows(ours.unmixed(examples), model, arguments["max_length"])):
-        expected, otherwise = reference(said[name], tokenizer)
+    ours_by_id: dict[str, list[int]] = {}
+    for name, ids, labels, positions in unpack_examples(
+        ours.pack_rows(ours.without_validation(examples), model, arguments["max_length"])
+    ):
+        expected, otherwise = reference_encoding(messages[name], tokenizer)
         seen[name] += 1
         different += [] if (ids, labels, positions) == (*expected, list(range(len(ids)))) else [name]
         otherwise_whole |= {name} if otherwise else set()
-        kept |= {name: ids} if name in asked else {}
+        ours_by_id |= {name: ids} if name in sampled else {}
     same_rows = seen == Counter(examples.only()["id"])
     return {
         "same_as_template": same_rows and not different,
         "compared": seen.total(),
         "different": different[:5],
         "whole_text_differs": len(otherwise_whole),
-        **_compared_with_trl(arguments, examples, {name: kept[name] for name in kept.keys() - otherwise_whole}),
+        **_compare_with_trl(
+            arguments, examples, {name: ours_by_id[name] for name in ours_by_id.keys() - otherwise_whole}
+        ),
     }
 
 
@@ -75,16 +79,16 @@ def _examples(examples: Corpus) -> Iterator[dict[str, Any]]:
         yield from schema.from_arrow_batch(batch, ("id", "messages"))
 
 
-def _compared_with_trl(arguments: process.Result, examples: Corpus, ours_by_id: dict[str, list[int]]) -> process.Result:
-    """Compare ids where encoding the whole text, as trl does, is no other thing; trl keeps the order of rows."""
+def _compare_with_trl(arguments: process.Result, examples: Corpus, ours_by_id: dict[str, list[int]]) -> process.Result:
+    """Compare ids where encoding the whole text, as trl does, gives the same ids; trl keeps the order of rows."""
     every, tokenizer = arguments["trl_every"], load_tokenizer_from(Path(arguments["model"]))
-    asked = trl_preparation.conversations(examples, every)
+    sampled = trl_preparation.conversations(examples, every)
     scratch = Path(arguments["scratch"])
-    theirs = trl_preparation.prepared(asked, tokenizer, arguments["max_length"], scratch, packing=False)
-    by_name = zip(examples.only()["id"][::every], theirs["input_ids"], strict=True)
-    both = [(ours_by_id[name], ids) for name, ids in by_name if name in ours_by_id]
-    return {"same_as_trl": all(mine == ids for mine, ids in both), "compared_with_trl": len(both)}
+    trl_rows = trl_preparation.prepare_with_trl(sampled, tokenizer, arguments["max_length"], scratch, packing=False)
+    by_name = zip(examples.only()["id"][::every], trl_rows["input_ids"], strict=True)
+    pairs = [(ours_by_id[name], ids) for name, ids in by_name if name in ours_by_id]
+    return {"same_as_trl": all(mine == ids for mine, ids in pairs), "compared_with_trl": len(pairs)}
 
 
 if __name__ == "__main__":
-    process.job(compare)
+    process.run_as_job(compare)

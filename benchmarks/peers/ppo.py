@@ -1,4 +1,4 @@
-"""A job: some steps of PPO, with one base model in all roles or with a model for each."""
+"""Job: a few steps of PPO, with one shared base model or with a separate model per role."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,27 +26,28 @@ from tuneline.train.rollout import GenerationOptions
 LORA = LoraMethod(type="lora", r=8, lora_alpha=16)
 FAMILY = families["lora"]
 Inputs = dict[str, Any]
-Said = Callable[[Inputs], torch.Tensor]
+ValueFunction = Callable[[Inputs], torch.Tensor]
 
 
 @dataclass
 class Layout:
-    """Who plays which role."""
+    """The functions and models of the roles."""
 
     policy: Any
-    said: Said
+    logps: ValueFunction
     """Log-probabilities under the policy [N]."""
 
-    values: Said
+    values: ValueFunction
     """The critic's values [N]."""
 
-    reference: Said
-    judge: RewardFunction
+    reference: ValueFunction
+    reward_function: RewardFunction
     trained: list[Any]
+    """Models with trainable parameters."""
 
 
-def shared(model: Path, reward: Path, objective: PPO) -> Layout:
-    """One base, adapters switched."""
+def shared_layout(model: Path, reward: Path, objective: PPO) -> Layout:
+    """One base model with switched adapters."""
     policy = FAMILY.attach(load_model(model, attention="segment"), LORA)
     objective.attach(policy, 0)
 
@@ -64,18 +65,18 @@ def shared(model: Path, reward: Path, objective: PPO) -> Layout:
     )
 
 
-def four(model: Path, reward: Path, objective: PPO) -> Layout:
-    """A model for each role."""
+def separate_layout(model: Path, reward: Path, objective: PPO) -> Layout:
+    """A separate model per role."""
     policy, critic = (FAMILY.attach(load_model(model, attention="segment"), LORA) for _ in range(2))
     reference = load_model(model, attention="segment").eval()
-    judge = FAMILY.attach_saved(load_model(model, attention="segment"), reward).eval()
+    reward_model = FAMILY.attach_saved(load_model(model, attention="segment"), reward).eval()
     head, reward_head = value_head.build_value_head(critic), value_head.load_value_head(reward)
     critic.add_module(VALUE_HEAD, head)
 
     @torch.no_grad()
     def rewards(spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:
         return value_head.segment_end_values(
-            judge, reward_head, collate([preference_rows.concatenate_segments(spans)])
+            reward_model, reward_head, collate([preference_rows.concatenate_segments(spans)])
         ).tolist()
 
     return Layout(
@@ -95,45 +96,51 @@ def _values(model: Any, head: Any, inputs: Inputs) -> torch.Tensor:
 
 
 def run(arguments: dict[str, Any]) -> process.Result:
-    """Make the layout, take some steps, and say what they cost."""
+    """Build the layout and run a few steps."""
     objective = PPO(PPOConfig(reward_function="none:none", num_ppo_epochs=1))
-    make = shared if arguments["layout"] == "shared" else four
+    build_layout = shared_layout if arguments["layout"] == "shared" else separate_layout
     (Path(arguments["scratch"]) / "began").touch()
-    layout = make(Path(arguments["model"]), Path(arguments["reward"]), objective)
-    trained = [part for model in layout.trained for part in model.parameters() if part.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    drawing = GenerationOptions(arguments["new_tokens"], stop_id=2, pad_id=2)
+    layout = build_layout(Path(arguments["model"]), Path(arguments["reward"]), objective)
+    parameters = [part for model in layout.trained for part in model.parameters() if part.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+    options = GenerationOptions(arguments["new_tokens"], stop_id=2, pad_id=2)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     rewards: list[float] = []
     for _ in range(arguments["steps"]):
-        asked = torch.randint(3, 40_000, (arguments["batch"], arguments["prompt_tokens"]), generator=generator).tolist()
-        rewards += _step(layout, objective, optimizer, asked, drawing)
+        prompts = torch.randint(
+            3, 40_000, (arguments["batch"], arguments["prompt_tokens"]), generator=generator
+        ).tolist()
+        rewards += _step(layout, objective, optimizer, prompts, options)
     (Path(arguments["scratch"]) / "ended").touch()
     return {"mean_reward": sum(rewards) / len(rewards)}
 
 
 def _step(
-    layout: Layout, objective: PPO, optimizer: torch.optim.Optimizer, asked: list[list[int]], drawing: GenerationOptions
+    layout: Layout,
+    objective: PPO,
+    optimizer: torch.optim.Optimizer,
+    prompts: list[list[int]],
+    options: GenerationOptions,
 ) -> list[float]:
     layout.policy.eval()
-    spans = list(zip(asked, rollout.generate_completions(layout.policy, asked, drawing), strict=True))
+    spans = list(zip(prompts, rollout.generate_completions(layout.policy, prompts, options), strict=True))
     inputs = collate([preference_rows.concatenate_segments(spans)])
     with torch.no_grad():
-        rewards = torch.tensor(layout.judge(spans, []))
-        old_N, ref_N, values_N = layout.said(inputs), layout.reference(inputs), layout.values(inputs)
-    made = Experience(spans, rewards, old_N, ref_N, values_N=values_N)
-    objective.judge(made)
-    assert made.returns_N is not None, "judged"
+        rewards = torch.tensor(layout.reward_function(spans, []))
+        old_N, ref_N, values_N = layout.logps(inputs), layout.reference(inputs), layout.values(inputs)
+    experience = Experience(spans, rewards, old_N, ref_N, values_N=values_N)
+    objective.compute_advantages(experience)
+    assert experience.returns_N is not None, "set by compute_advantages"
     layout.policy.train()
-    ratio_N = (layout.said(inputs) - old_N).exp()
-    policy = torch.max(-made.advantages_N * ratio_N, -made.advantages_N * ratio_N.clamp(0.8, 1.2)).mean()
+    ratio_N = (layout.logps(inputs) - old_N).exp()
+    policy = torch.max(-experience.advantages_N * ratio_N, -experience.advantages_N * ratio_N.clamp(0.8, 1.2)).mean()
     policy.backward()
-    (0.05 * ((layout.values(inputs) - made.returns_N) ** 2).mean()).backward()
+    (0.05 * ((layout.values(inputs) - experience.returns_N) ** 2).mean()).backward()
     optimizer.step()
     optimizer.zero_grad()
     return rewards.tolist()
 
 
 if __name__ == "__main__":
-    process.job(run)
+    process.run_as_job(run)

@@ -1,8 +1,8 @@
-"""Jobs: one measurement in a fresh process, so that neither memory nor caches of another reach it.
+"""Jobs: each measurement runs in a new process, so that memory and caches of other measurements do not affect it.
 
     python -m benchmarks.peers.<job> '{"scratch": "...", "result": "...", ...}'
 
-Standard library alone: jobs also run under the interpreters of peers, which have none of our packages.
+Uses the standard library only: jobs also run in the Python environments of peers, without our packages.
 """
 
 import json
@@ -26,10 +26,10 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_OFFLINE": "1",
 }
-"""One thread, no network and no log lines, for everyone alike."""
+"""One thread, no network and no log lines for all jobs."""
 
 Result = dict[str, Any]
-Made = TypeVar("Made")
+ResultType = TypeVar("ResultType")
 
 
 def start(name: str, arguments: Result, scratch: Path, python: str = sys.executable) -> "subprocess.Popen[bytes]":
@@ -37,14 +37,14 @@ def start(name: str, arguments: Result, scratch: Path, python: str = sys.executa
 
     Args:
         name: Module in `benchmarks.peers`.
-        arguments: What the job is told; `scratch` and `result` are added.
-        scratch: Folder for all that the job writes.
+        arguments: Arguments of the job; `scratch` and `result` are added.
+        scratch: Folder for all files that the job writes.
         python: Interpreter to run it with.
     """
-    told = {**arguments, "scratch": str(scratch), "result": str(scratch / "result.json")}
+    job_arguments = {**arguments, "scratch": str(scratch), "result": str(scratch / "result.json")}
     caches = {"TUNELINE_HOME": str(scratch / "home"), "HF_DATASETS_CACHE": str(scratch / "datasets")}
     return subprocess.Popen(
-        [python, "-m", f"benchmarks.peers.{name}", json.dumps(told)],
+        [python, "-m", f"benchmarks.peers.{name}", json.dumps(job_arguments)],
         cwd=ROOT,
         env={**os.environ, **QUIET, **caches},
         stdout=subprocess.DEVNULL,
@@ -53,34 +53,34 @@ def start(name: str, arguments: Result, scratch: Path, python: str = sys.executa
 
 
 def finish(job: "subprocess.Popen[bytes]", name: str, scratch: Path) -> Result:
-    """Wait for a job and return what it found.
+    """Wait for a job and return its result.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The job failed.
     """
     if job.wait():
-        said = (scratch / "stderr.txt").read_text(errors="replace")
-        raise RuntimeError(f"The job {name} failed with code {job.returncode}. Its last words:\n{said[-3000:]}")
-    found: Result = json.loads((scratch / "result.json").read_text())
-    return found
+        log = (scratch / "stderr.txt").read_text(errors="replace")
+        raise RuntimeError(f"The job {name} failed with exit code {job.returncode}. End of its stderr:\n{log[-3000:]}")
+    result: Result = json.loads((scratch / "result.json").read_text())
+    return result
 
 
 def run(name: str, arguments: Result, python: str = sys.executable) -> Result:
-    """Run a job in an empty folder and return what it found."""
+    """Run a job in an empty folder and return its result."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         return finish(start(name, arguments, Path(folder), python), name, Path(folder))
 
 
-def job(work: Callable[[Result], Result]) -> None:
-    """Be a job: read the arguments, work, write the result."""
+def run_as_job(work: Callable[[Result], Result]) -> None:
+    """Read the arguments of the command line, run the job, and write its result."""
     arguments = json.loads(sys.argv[1])
     Path(arguments["result"]).write_text(json.dumps(work(arguments)))
 
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its finished children, user and system."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class Clock:
@@ -90,10 +90,10 @@ class Clock:
         self.cpu: dict[str, float] = {}
         self.wall: dict[str, float] = {}
 
-    def timed(self, name: str, work: Callable[[], Made]) -> Made:
-        """Do a piece of work; pieces of one name add up."""
+    def measure(self, name: str, work: Callable[[], ResultType]) -> ResultType:
+        """Measure a piece of work; times of the same name are added."""
         cpu, wall = cpu_seconds(), time.perf_counter()
-        made = work()
+        result = work()
         self.cpu[name] = self.cpu.get(name, 0.0) + cpu_seconds() - cpu
         self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
-        return made
+        return result

@@ -1,6 +1,6 @@
-"""What trainings are measured by, alike for everyone: CPU time at the end of each optimizer step, and real tokens.
+"""Measurement of all trainings: CPU time at the end of each optimizer step, and tokens without padding.
 
-Imports transformers and torch alone, and only where they are needed: it also runs under the interpreters of peers.
+Imports transformers and torch only, inside functions: the module also runs in the Python environments of peers.
 """
 
 import time
@@ -12,24 +12,24 @@ from benchmarks.peers import process
 ADAPTER = "adapter_model.safetensors"
 
 
-class Clock:
-    """Counts; step 1 is left out, since what happens once (warming up, late imports) happens there."""
+class StepClock:
+    """Measures steps; step 1 is not counted, as it includes warm-up and late imports."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
         self.ends: list[tuple[float, float]] = []
         self.peak_rss = 0
 
     def step(self) -> None:
-        """Note the end of an optimizer step."""
+        """Record the end of an optimizer step."""
         self.ends.append((process.cpu_seconds(), time.perf_counter()))
-        self.peak_rss = high_water()
+        self.peak_rss = peak_rss()
 
-    def found(self, tokens_by_step: list[int]) -> process.Result:
-        """Return what was measured.
+    def result(self, tokens_by_step: list[int]) -> process.Result:
+        """Return the measurements.
 
         Args:
-            tokens_by_step: Real tokens, which padding is not.
+            tokens_by_step: Number of tokens without padding.
         """
         assert len(self.ends) == len(tokens_by_step) > 1, f"{len(self.ends)} steps of {tokens_by_step} tokens"
         (cpu, wall), (last_cpu, last_wall) = self.ends[0], self.ends[-1]
@@ -45,23 +45,23 @@ class Clock:
         }
 
 
-def high_water() -> int:
-    """Return the most memory (bytes, resident) that this process ever held."""
+def peak_rss() -> int:
+    """Return the peak resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def tokens_by_step(rows: Any, rows_a_step: int) -> list[int]:
-    """Count the tokens of rows that are read in order; padding is 0 in the attention mask, where there is one."""
+    """Count the tokens per step of rows in order; padding is 0 in the attention mask, if there is one."""
     columns = rows.column_names
     name = "attention_mask" if "attention_mask" in columns else "input_ids"
-    counted = (lambda row: sum(1 for mark in row if mark)) if name == "attention_mask" else len
-    real = [counted(row) for row in rows[name]]
-    return [sum(real[i : i + rows_a_step]) for i in range(0, len(real), rows_a_step)]
+    count = (lambda row: sum(1 for mark in row if mark)) if name == "attention_mask" else len
+    counts = [count(row) for row in rows[name]]
+    return [sum(counts[i : i + rows_a_step]) for i in range(0, len(counts), rows_a_step)]
 
 
-def read_in_order() -> None:
-    """Let transformers' trainers of this process read their rows in order: everyone trains on the same ones at once."""
+def disable_shuffling() -> None:
+    """Make the trainers of transformers read rows in order, so that all contenders train on the same rows per step."""
     import transformers
     from torch.utils.data import SequentialSampler
 
@@ -71,14 +71,14 @@ def read_in_order() -> None:
     transformers.Trainer._get_train_sampler = in_order
 
 
-def callback(clock: Clock) -> Any:
-    """Return a callback of transformers' trainers that keeps the clock."""
+def clock_callback(clock: StepClock) -> Any:
+    """Return a callback for the trainers of transformers that records each step."""
     from transformers import TrainerCallback
 
-    class AtEachStep(TrainerCallback):  # type: ignore[misc]
-        """Note the end of each step."""
+    class ClockCallback(TrainerCallback):  # type: ignore[misc]
+        """Records the end of each step."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.step()
 
-    return AtEachStep()
+    return ClockCallback()

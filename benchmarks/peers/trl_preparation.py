@@ -1,6 +1,6 @@
-"""trl's own preparation as a job: building an `SFTTrainer` renders, tokenizes, masks and packs its data set.
+"""Data preparation of trl as a job: building an `SFTTrainer` renders, tokenizes, masks and packs its dataset.
 
-What building a trainer costs by itself is taken from one with a handful of rows.
+The cost of building the trainer itself is measured with a few rows and subtracted.
 """
 
 from pathlib import Path
@@ -15,21 +15,21 @@ from tuneline.data import corpus, schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 
-FEW = 16
+NUM_WARMUP_ROWS = 16
 
 
 def conversations(examples: Corpus, every: int = 1) -> Dataset:
-    """Return examples as trl takes them, `prompt` and `completion`; one of so many."""
-    said = [
+    """Return every N-th example in the format of trl, `prompt` and `completion`."""
+    conversations = [
         [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"]]
         for batch in corpus.iter_batches(examples.only())
         for example in schema.from_arrow_batch(batch, ("messages",))
     ]
-    return Dataset.from_list([{"prompt": turns[:-1], "completion": turns[-1:]} for turns in said[::every]])
+    return Dataset.from_list([{"prompt": turns[:-1], "completion": turns[-1:]} for turns in conversations[::every]])
 
 
-def prepared(rows: Dataset, tokenizer: Any, max_length: int, scratch: Path, *, packing: bool) -> Dataset:
-    """Return the data set of a trainer that was built around a model of almost no size."""
+def prepare_with_trl(rows: Dataset, tokenizer: Any, max_length: int, scratch: Path, *, packing: bool) -> Dataset:
+    """Return the prepared dataset of a trainer with a minimal model."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
@@ -48,26 +48,26 @@ def prepared(rows: Dataset, tokenizer: Any, max_length: int, scratch: Path, *, p
 
 
 def measure(arguments: process.Result) -> process.Result:
-    """Time trl on the examples that our alignment made of a file."""
+    """Time trl on the aligned examples of a file."""
     disable_progress_bars()
     tokenizer, scratch = load_tokenizer_from(Path(arguments["model"])), Path(arguments["scratch"])
-    rows = conversations(ours.shape(ours.read(Path(arguments["data"]))), arguments["every"])
-    build = lambda taken: prepared(taken, tokenizer, arguments["max_length"], scratch, packing=True)  # noqa: E731
-    few = rows.select(range(FEW))
-    build(few)  # what is imported late, or made once
+    rows = conversations(ours.align_records(ours.ingest_file(Path(arguments["data"]))), arguments["every"])
+    build = lambda members: prepare_with_trl(members, tokenizer, arguments["max_length"], scratch, packing=True)  # noqa: E731
+    few = rows.select(range(NUM_WARMUP_ROWS))
+    build(few)  # warm-up: late imports and caches
     clock = process.Clock()
-    clock.timed("without rows", lambda: build(few))
-    made = clock.timed("tokenize_pack", lambda: build(rows))
+    clock.measure("without rows", lambda: build(few))
+    prepared = clock.measure("tokenize_pack", lambda: build(rows))
     for seconds in (clock.cpu, clock.wall):
         seconds["tokenize_pack"] -= seconds.pop("without rows")
     return {
         "cpu": clock.cpu,
         "wall": clock.wall,
-        "rows": rows.num_rows - FEW,
-        "rows_out": made.num_rows,
-        "tokens": sum(len(ids) for ids in made["input_ids"]),
+        "rows": rows.num_rows - NUM_WARMUP_ROWS,
+        "rows_out": prepared.num_rows,
+        "tokens": sum(len(ids) for ids in prepared["input_ids"]),
     }
 
 
 if __name__ == "__main__":
-    process.job(measure)
+    process.run_as_job(measure)

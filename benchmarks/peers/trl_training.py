@@ -1,4 +1,4 @@
-"""trl's SFTTrainer as a job: the same conversations, its own preparation, its defaults but for what it is told."""
+"""Training with the SFTTrainer of trl as a job: its own data preparation, and its defaults for unset options."""
 
 import json
 import shutil
@@ -12,19 +12,18 @@ from benchmarks.peers import process, steps
 
 
 def work(arguments: process.Result) -> process.Result:
-    """Train on the conversations in order, once."""
-    steps.read_in_order()
-    said = json.loads(Path(arguments["conversations"]).read_text())
+    """Train one epoch on the conversations in order."""
+    steps.disable_shuffling()
+    conversations = json.loads(Path(arguments["conversations"]).read_text())
     rows = Dataset.from_list(
         [
             {
-                "prompt": [{"role": "user", "content": asked}],
+                "prompt": [{"role": "user", "content": question}],
                 "completion": [{"role": "assistant", "content": answer}],
             }
-            for asked, answer in said
+            for question, answer in conversations
         ]
     )
-    told = arguments["config"]
     config = SFTConfig(
         output_dir=str(Path(arguments["scratch"]) / "output"),
         num_train_epochs=1,
@@ -33,20 +32,20 @@ def work(arguments: process.Result) -> process.Result:
         save_strategy="no",
         logging_steps=1,
         disable_tqdm=True,
-        **told,
+        **arguments["config"],
     )
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **arguments["lora"])
-    clock = steps.Clock()
+    clock = steps.StepClock()
     trainer = SFTTrainer(
-        arguments["model"], config, train_dataset=rows, peft_config=lora, callbacks=[steps.callback(clock)]
+        arguments["model"], config, train_dataset=rows, peft_config=lora, callbacks=[steps.clock_callback(clock)]
     )
     trainer.train()
-    saved = Path(arguments["scratch"]) / "adapter"
-    trainer.model.save_pretrained(saved)
-    shutil.copy(saved / steps.ADAPTER, arguments["adapter"])
+    adapter = Path(arguments["scratch"]) / "adapter"
+    trainer.model.save_pretrained(adapter)
+    shutil.copy(adapter / steps.ADAPTER, arguments["adapter"])
     a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return clock.found(steps.tokens_by_step(trainer.train_dataset, a_step))
+    return clock.result(steps.tokens_by_step(trainer.train_dataset, a_step))
 
 
 if __name__ == "__main__":
-    process.job(work)
+    process.run_as_job(work)

@@ -40,7 +40,7 @@ def test_the_failed_step_goes_on_in_the_same_run_to_the_same_weights(run, ran, m
     tracker.connect()
     report = report_of(resumed)
     assert "merge" not in ran(resumed)
-    assert report.decisions["resume"] == "went on from step 4 of 7"
+    assert report.decisions["resume"] == "resumed from step 4 of 7"
     assert report.mlflow_run_id == died[0]
     assert mlflow.get_run(died[0]).info.status == "FINISHED"
     drawn = [metric.step for metric in mlflow.MlflowClient().get_metric_history(died[0], "loss")]
@@ -66,5 +66,5 @@ def test_a_training_is_kept_until_its_result_is_stored(run, monkeypatch):
 
     resumed = run(train=train)
 
-    assert report_of(resumed).decisions["resume"] == "went on from step 4 of 5"
+    assert report_of(resumed).decisions["resume"] == "resumed from step 4 of 5"
     assert not list(state.root().glob("training/*"))

@@ -1,1 +1,1 @@
-"""Trainer: a stage is a function of rows, model and config that leaves a checkpoint and a report. Tracks nothing."""
+"""Training: functions of rows, base model and config that return a checkpoint and a report. Logs to no tracker."""

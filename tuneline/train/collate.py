@@ -1,4 +1,4 @@
-"""Collation without padding: rows of a batch are laid end to end, each example still attends to itself alone."""
+"""Padding-free collation: the rows of a batch are concatenated, and attention stays within each example."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from tuneline.model import attention
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join rows into one.
+    """Concatenate rows into one.
 
     Returns:
-        `input_ids` and `labels`, both [1, tokens], and what tells a model where examples begin.
+        `input_ids` and `labels`, both [1, tokens], and the arguments that mark the boundaries of the examples.
     """
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in row["labels"]]
@@ -20,5 +20,5 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def move_to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return inputs on a device."""
+    """Return the inputs with all tensors on a device."""
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}

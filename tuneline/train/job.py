@@ -1,4 +1,4 @@
-"""What a training starts from, and what follows from it before any weights are read."""
+"""The inputs of a training, and the properties derived from them before any weights are read."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from tuneline.train.checkpoint.training_state import TrainingState
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a training starts from."""
+    """The inputs of a training."""
 
     rows: Corpus
     base_model: Manifest
@@ -29,26 +29,27 @@ class TrainingJob:
 
     @property
     def family(self) -> MethodFamily:
-        """The method's family."""
+        """The family of the training method."""
         return families[self.method.type]
 
     @cached_property
     def packed(self) -> bool:
-        """Segments stand side by side in one forward pass: examples that share a row, or the answers of a pair."""
+        """Whether a forward pass contains several segments: packed examples, or the answers of a pair."""
         if self.config.per_device_train_batch_size > 1 or not self.has_segment_lengths:
             return True
         return any(len(lengths) > 1 for split in self.rows.splits.values() for lengths in split["lengths"])
 
     @property
     def has_segment_lengths(self) -> bool:
-        """Rows are tokens end to end already, not prompts and answers."""
+        """Whether rows are concatenated tokens with segment lengths, instead of separate prompts and answers."""
         return "lengths" in self.rows.splits["train"].column_names
 
     @property
     def trains_base_weights(self) -> bool:
-        """The base's own weights change while training, so that rounding them to 16 bits would change the model.
+        """Whether training changes weights of the base model, so that rounding them to 16 bits would change the model.
 
-        Frozen layers beside trained ones may be rounded on a GPU, where products of both are computed in one type.
+        With `freeze`, frozen layers may be rounded on a GPU, where autocast computes frozen and trained layers in one
+        dtype.
         """
         if self.method.type == "freeze" and device.device_type() != "cpu":
             return False
@@ -56,12 +57,12 @@ class TrainingJob:
 
     @property
     def continued_adapter(self) -> Path | None:
-        """The adapter that is trained further, if there is one."""
+        """The folder of the adapter that is trained further, or None."""
         return source.adapter_folders(self.base_model)[-1] if "continue" in self.load.uses else None
 
     @cached_property
     def state(self) -> TrainingState:
-        """Where the training state is kept, by what is trained."""
+        """The saved state of this training, identified by its inputs."""
         return TrainingState(
             {
                 "rows": self.rows.content_hash(),
@@ -75,21 +76,21 @@ class TrainingJob:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps, counted as transformers' Trainer does."""
+        """Number of optimizer steps, computed as in transformers' Trainer."""
         if self.config.max_steps > 0:
             return self.config.max_steps
-        passes = -(-len(self.rows.splits["train"]) // self.config.per_device_train_batch_size)
-        per_epoch = max(-(-passes // self.config.gradient_accumulation_steps), 1)
+        num_batches = -(-len(self.rows.splits["train"]) // self.config.per_device_train_batch_size)
+        per_epoch = max(-(-num_batches // self.config.gradient_accumulation_steps), 1)
         return int(-(-per_epoch * self.config.num_train_epochs // 1))
 
     def check_packing_support(self) -> None:
-        """Refuse rows of several segments where the method puts virtual tokens in front of each.
+        """Check that the method supports several segments per row.
 
         Raises:
-            RecipeError: It does, and they have.
+            RecipeError: The method prepends virtual tokens to each row, and rows contain several segments.
         """
         if not self.family.supports_packing and self.packed:
             raise RecipeError(
-                f"method {self.method.type} puts virtual tokens in front of each row, so a row holds one example. Set "
-                "tokenize.packing: false and train.per_device_train_batch_size: 1; accumulate gradients instead."
+                f"method {self.method.type} prepends virtual tokens to each row, so each row must hold one example. "
+                "Set tokenize.packing: false and train.per_device_train_batch_size: 1; use gradient accumulation."
             )

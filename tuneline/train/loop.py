@@ -1,4 +1,4 @@
-"""Make the training loop of a job, and run it to its end from wherever it stands."""
+"""Builds the trainer of a job and runs the training loop, resuming from the latest checkpoint."""
 
 import logging
 from collections.abc import Iterator
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LoopResult:
-    """What a training loop came to."""
+    """The result of a training loop."""
 
     recorder: MetricsRecorder
     decisions: dict[str, str] = field(default_factory=dict)
-    """Where it went on from, why it stopped, which weights were kept."""
+    """Step that the training resumed from, why it stopped early, which weights it returns."""
 
 
 def build_trainer(job: TrainingJob, loaded: LoadedModel, work: Path) -> StageTrainer:
-    """Attach what is trained, or go on with the adapter that the recipe continues, and make the training loop."""
+    """Attach the method to the model, or load the adapter that is trained further, and build the trainer."""
     args = trainer.training_arguments(job.config, loaded.precision, work / "state")
     if job.continued_adapter:
         job.family.check_continuation(job.continued_adapter, job.method, loaded.model)
@@ -53,11 +53,11 @@ def build_trainer(job: TrainingJob, loaded: LoadedModel, work: Path) -> StageTra
         model = job.family.attach(loaded.model, job.method, total_steps=job.num_steps, new_ids=loaded.new_ids)
     objective = build_objective(job.config)
     objective.attach(model, job.config.seed)
-    _hold_trained(model, loaded.precision.trained)
+    _cast_trainable(model, loaded.precision.trained)
     splits = reference_logps.add_reference_columns(job, objective, model, loaded.precision.autocast)
     alpha = job.config.neftune_noise_alpha
-    kind = RLTrainer if isinstance(objective, RLObjective) else StageTrainer
-    loop = kind(
+    trainer_class = RLTrainer if isinstance(objective, RLObjective) else StageTrainer
+    loop = trainer_class(
         job.family,
         job.method,
         objective,
@@ -71,15 +71,16 @@ def build_trainer(job: TrainingJob, loaded: LoadedModel, work: Path) -> StageTra
     if isinstance(loop, RLTrainer):
         configure_rollouts(loop, job)
     loop.add_callback(trainer.AfterStepCallback(job.family, model))
-    loop.kept, loop.keep = None if cannot_resume(job) else job.state, job.config.save_total_limit
-    loop.best = BestWeights(job.state.folder if loop.kept else work / "state")
-    if loop.kept:
-        loop.kept.set_note("dtype", str(loaded.precision.autocast or loaded.precision.weights).removeprefix("torch."))
+    loop.training_state, loop.save_total_limit = None if cannot_resume(job) else job.state, job.config.save_total_limit
+    loop.best = BestWeights(job.state.folder if loop.training_state else work / "state")
+    if loop.training_state:
+        dtype = str(loaded.precision.autocast or loaded.precision.weights).removeprefix("torch.")
+        loop.training_state.set_note("dtype", dtype)
     return loop
 
 
 def enable_levers(job: TrainingJob, loaded: LoadedModel, loop: StageTrainer) -> Levers:
-    """Switch on what makes a step fast, held against the plain model on a short row."""
+    """Enable the levers of the recipe; each is verified against the plain model on a short row."""
     row = preference_rows.flatten_row(job.rows.splits["train"][0])
     lengths = [min(length, CHECKED_TOKENS) for length in row["lengths"][:2]]
     starts = [sum(row["lengths"][:i]) for i in range(len(lengths))]
@@ -91,70 +92,69 @@ def enable_levers(job: TrainingJob, loaded: LoadedModel, loop: StageTrainer) -> 
 
 
 def cannot_resume(job: TrainingJob) -> bool:
-    """Some optimizers that step inside the backward pass keep their state there, out of reach of a checkpoint."""
+    """Whether the optimizer steps inside the backward pass and keeps state that no checkpoint can contain."""
     return not OPTIMIZER_SPECS[job.config.optim].resumable
 
 
 def load_config_for_resume(job: TrainingJob) -> LoadStepConfig:
-    """Keep the number format that a race chose when this training began: another would end in other weights."""
-    before = job.state.told("dtype") if job.load.dtype == "auto" and job.state.latest() else None
-    return job.load.model_copy(update={"dtype": before}) if before else job.load
+    """Return the load options, with the dtype that was chosen when this training started.
+
+    `load.dtype: auto` measures which dtype is faster; another choice on resume would lead to other weights.
+    """
+    dtype = job.state.get_note("dtype") if job.load.dtype == "auto" and job.state.latest() else None
+    return job.load.model_copy(update={"dtype": dtype}) if dtype else job.load
 
 
-def _hold_trained(model: Any, dtype: torch.dtype) -> None:
-    """Give trained weights their precision: float32 beside frozen weights of 16 bits."""
+def _cast_trainable(model: Any, dtype: torch.dtype) -> None:
+    """Cast trainable weights to their dtype: float32 if the frozen weights have 16 bits."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
 def run_training(loop: StageTrainer, job: TrainingJob, listeners: tuple[StepListener, ...]) -> LoopResult:
-    """Train to the end, from the last whole checkpoint where there is one.
+    """Train to the last step, resuming from the latest complete checkpoint if there is one.
 
     Raises:
-        StoppedError: A signal asked to stop; the state is saved.
-        ProofError: The loss or the gradients are no number.
+        StoppedError: The training was stopped by a signal; its state is saved.
+        ProofError: The loss or the gradient norm is not finite.
     """
     from transformers import PrinterCallback
 
     loop.remove_callback(PrinterCallback)
-    latest, decisions = _last_of(job) if loop.kept else None, dict[str, str]()
+    latest, decisions = _find_checkpoint(job) if loop.training_state else None, dict[str, str]()
     if latest:
-        decisions["resume"] = f"went on from step {checkpoint_step(latest)} of {job.num_steps}"
-        logger.warning("This training was begun before: it goes on from step %d.", checkpoint_step(latest))
+        decisions["resume"] = f"resumed from step {checkpoint_step(latest)} of {job.num_steps}"
+        logger.warning("Found a checkpoint of this training: resuming from step %d.", checkpoint_step(latest))
     sampler = build_sampler(job) if job.config.eval_samples else None
-    watch = EvaluationCallback(job.config, loop, sampler)
-    with progress.bar("training", job.num_steps) as advance, stop_on_signals() as stop, _levers_of(loop):
-        recorder = MetricsRecorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.figures)
-        for callback in (watch, recorder, CheckpointCallback(job.config, stop)):
+    evaluation = EvaluationCallback(job.config, loop, sampler)
+    with progress.bar("training", job.num_steps) as advance, stop_on_signals() as stop, _remove_levers_after(loop):
+        recorder = MetricsRecorder(advance, listeners, lambda: loop.tokens_seen, loop.history, loop.pop_metrics)
+        for callback in (evaluation, recorder, CheckpointCallback(job.config, stop)):
             loop.add_callback(callback)
-        with _telling_what_is_whole(job, loop):
+        with _add_checkpoint_to_errors(job, loop):
             loop.train(resume_from_checkpoint=str(latest) if latest else None)
-    if stop.asked and loop.state.global_step < job.num_steps and not watch.stopped:
-        raise StoppedError(_stopped(job, loop, stop.asked), by=stop.asked)
+    if stop.signal_name and loop.state.global_step < job.num_steps and not evaluation.stopped_early:
+        raise StoppedError(_stop_message(job, loop, stop.signal_name), by=stop.signal_name)
     if loop.noise:
         loop.noise.remove()
-    return LoopResult(recorder, decisions | watch.finish())
+    return LoopResult(recorder, decisions | evaluation.finalize())
 
 
 @contextmanager
-def _telling_what_is_whole(job: TrainingJob, loop: StageTrainer) -> Iterator[None]:
-    """Add to a failed proof which checkpoint is left."""
+def _add_checkpoint_to_errors(job: TrainingJob, loop: StageTrainer) -> Iterator[None]:
+    """Add the latest complete checkpoint to the message of a `ProofError`."""
     try:
         yield
     except VerificationError as error:
-        latest = job.state.latest() if loop.kept else None
-        have = (
-            f"The last whole checkpoint is of step {checkpoint_step(latest)}."
-            if latest
-            else "There is no checkpoint yet."
-        )
-        raise VerificationError(f"{error} {have}") from error
+        latest = job.state.latest() if loop.training_state else None
+        checkpoint = f"Latest complete checkpoint: step {checkpoint_step(latest)}." if latest else "No checkpoint yet."
+        raise VerificationError(f"{error} {checkpoint}") from error
 
 
 @contextmanager
-def _levers_of(loop: StageTrainer) -> Iterator[None]:
-    """Leave a plain model behind, however the training ends."""
+def _remove_levers_after(loop: StageTrainer) -> Iterator[None]:
+    """Restore the plain model, also if the training fails."""
     try:
         yield
     finally:
@@ -162,21 +162,21 @@ def _levers_of(loop: StageTrainer) -> Iterator[None]:
             loop.levers.remove()
 
 
-def _last_of(job: TrainingJob) -> Path | None:
-    """Return the checkpoint to go on from; name unfinished trainings that this recipe does not go on with."""
+def _find_checkpoint(job: TrainingJob) -> Path | None:
+    """Return the checkpoint to resume from; warn of other unfinished trainings of the same rows."""
     job.state.discard_unfinished()
     job.state.discard_damaged()
-    for other in job.state.others():
-        logger.warning("Another training of these rows is unfinished and is left alone: %s.", other)
+    for name in job.state.unfinished_trainings():
+        logger.warning("Another training of these rows is unfinished; it is not resumed: %s.", name)
     return job.state.latest()
 
 
-def _stopped(job: TrainingJob, loop: StageTrainer, name: str) -> str:
-    done = f"The training was stopped by {name} after step {loop.state.global_step} of {job.num_steps}"
-    if loop.kept is None:
-        return f"{done}. {job.config.optim} keeps no state that can be saved, so it starts over next time."
+def _stop_message(job: TrainingJob, loop: StageTrainer, name: str) -> str:
+    message = f"The training was stopped by {name} after step {loop.state.global_step} of {job.num_steps}"
+    if loop.training_state is None:
+        return f"{message}. The state of {job.config.optim} cannot be saved, so the next run starts from step 0."
     latest = job.state.latest()
     if latest is None or checkpoint_step(latest) != loop.state.global_step:
-        have = f"goes on from step {checkpoint_step(latest)}" if latest else "starts over"
-        return f"{done}; its state could not be saved, so it {have} next time."
-    return f"{done}; its state is saved. Give the same command again to go on."
+        start = f"resumes from step {checkpoint_step(latest)}" if latest else "starts from step 0"
+        return f"{message}; its state could not be saved, so the next run {start}."
+    return f"{message}; its state is saved. Run the same command again to resume."

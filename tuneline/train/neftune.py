@@ -1,7 +1,7 @@
-"""Noise on the embeddings while training (NEFTune, Jain et al. 2023, arXiv:2310.05914).
+"""NEFTune: noise on the embeddings during training (Jain et al. 2023, arXiv:2310.05914).
 
-transformers has it, and scales it by the length of the row; in a packed row that is the length of all examples
-together, which makes the noise weaker than the paper's. Here each example gets the noise of its own length.
+transformers scales the noise by the length of the row. In a packed row that is the length of all examples together,
+which makes the noise weaker than in the paper. Here the noise is scaled by the length of each example.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class NeftuneNoise:
-    """Uniform noise of +-alpha / sqrt(tokens of the example * width) on what the embeddings return in training."""
+    """Adds uniform noise of +-alpha / sqrt(tokens of the example * width) to the output of the embeddings."""
 
     def __init__(self, model: Any, alpha: float) -> None:
         self._alpha = alpha
@@ -20,7 +20,7 @@ class NeftuneNoise:
         self._hook = embeddings.register_forward_hook(self._add)
 
     def set_example_bounds(self, bounds: torch.Tensor) -> None:
-        """Say where the examples of the next row begin and end.
+        """Set the boundaries of the examples in the next row.
 
         Args:
             bounds: [examples + 1], as `cu_seq_lens_q`.
@@ -29,7 +29,7 @@ class NeftuneNoise:
         self._lengths = lengths.repeat_interleave(lengths)
 
     def remove(self) -> None:
-        """Take the hook away, so that the trained model is a plain one."""
+        """Remove the hook from the model."""
         self._hook.remove()
 
     def _add(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

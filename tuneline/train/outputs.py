@@ -1,4 +1,4 @@
-"""What a training leaves: a checkpoint, and a report of what was done and what it cost."""
+"""Training outputs: the checkpoint, and the report with metrics, decisions and environment."""
 
 import platform
 import shutil
@@ -27,7 +27,7 @@ REPORTED_LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 @torch.no_grad()
 def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> float:
-    """Return the mean cross entropy (nats) over the trained tokens of a split; NaN where it is empty."""
+    """Return the mean cross entropy (nats) over the trained tokens of a split; NaN if it is empty."""
     model.eval()
     total, count = 0.0, 0
     for row in rows.splits[split]:
@@ -39,7 +39,7 @@ def mean_loss(model: Any, rows: Corpus, split: str, method: str = "full") -> flo
 
 
 def save_checkpoint(job: TrainingJob, loop: StageTrainer, work: Path, facts: dict[str, Any]) -> Checkpoint:
-    """Write the trained weights; nothing in the files names this machine."""
+    """Write the trained weights; the files contain no paths of this machine."""
     shutil.rmtree(work / "state", ignore_errors=True)
     head = loop.objective.detach(loop.model)
     job.family.save(loop.model, work, base_name=job.base_model.items[0].name)
@@ -58,7 +58,7 @@ def save_checkpoint(job: TrainingJob, loop: StageTrainer, work: Path, facts: dic
 
 
 def summarize_training(loop: StageTrainer, recorder: MetricsRecorder, start: float) -> dict[str, float]:
-    """Return the figures of a whole training; `start` is of `time.monotonic`."""
+    """Return the metrics of the whole training; `start` is a value of `time.monotonic`."""
     trainable = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
     losses = [entry["loss"] for entry in recorder.history]
     return {
@@ -81,7 +81,7 @@ def build_report(
     samples: list[dict[str, Any]],
     summary: dict[str, float],
 ) -> TrainingReport:
-    """Put together what the tracker needs later."""
+    """Build the report that the tracker logs."""
     environment = {name: version(name) for name in REPORTED_LIBRARIES} | {
         "python": platform.python_version(),
         "device": device.device_name(),

@@ -1,4 +1,4 @@
-"""Before training: examples of the first rows that share a row must not see each other."""
+"""Checks before training that examples packed into one row do not attend to each other."""
 
 from itertools import accumulate, pairwise
 from typing import Any
@@ -8,36 +8,36 @@ from tuneline.data.tokenization import preference_rows
 from tuneline.model import attention
 
 CHECKED_ROWS, CHECKED_EXAMPLES, CHECKED_TOKENS = 2, 3, 64
-"""How much is compared: rows, examples of each, tokens of each."""
+"""Number of rows that are checked, of examples per row and of tokens per example."""
 
 TOLERANCE = {"float32": 1e-2, "half": 0.5}
-"""Largest difference of logits, relative to their spread, that is rounding."""
+"""Largest difference of logits, relative to their spread, that is attributed to rounding."""
 
 
 def check_packing_isolation(
     model: Any, rows: Corpus, *, batch_size: int, exact: bool, may_change: bool
 ) -> tuple[str, str]:
-    """Measure on the first rows whether examples that share a row see each other.
+    """Compare the logits of the first packed examples with those of each example alone.
 
     Args:
         model: The base model.
         rows: Training rows.
-        batch_size: Rows of one pass, which are laid end to end.
+        batch_size: Rows per forward pass, which are concatenated.
         exact: The model computes in float32.
-        may_change: The attention was chosen by itself, so another kind may be tried where this one leaks.
+        may_change: The attention implementation was chosen automatically, so another one may be tried if it leaks.
 
     Returns:
-        The kind of attention that is isolated, and the finding in words.
+        The attention implementation that isolates packed examples, and the result as text.
 
     Raises:
-        ProofError: They see each other.
+        ProofError: Packed examples attend to each other.
     """
     train = rows.splits["train"]
-    shared = [_segments(row) for row in train.select(range(min(CHECKED_ROWS, len(train))))]
-    batches = [segments for segments in shared if len(segments) > 1]
+    checked = [_segments(row) for row in train.select(range(min(CHECKED_ROWS, len(train))))]
+    batches = [segments for segments in checked if len(segments) > 1]
     kind = str(model.config._attn_implementation)
     if not batches and batch_size == 1:
-        return kind, "each example has a row of its own"
+        return kind, "not packed: each row contains one example"
     tolerance = TOLERANCE["float32" if exact else "half"]
     if may_change:
         kind, leak = attention.set_isolating_attention(model, batches, tolerance=tolerance)
@@ -47,8 +47,8 @@ def check_packing_isolation(
 
 
 def _segments(row: dict[str, Any]) -> list[list[int]]:
-    """Return the beginnings of the first examples of a row."""
-    laid = preference_rows.flatten_row(row)
-    ends = [0, *accumulate(laid["lengths"])]
-    ids = laid["input_ids"]
+    """Return the first tokens of the first examples of a row."""
+    packed = preference_rows.flatten_row(row)
+    ends = [0, *accumulate(packed["lengths"])]
+    ids = packed["input_ids"]
     return [ids[a : min(b, a + CHECKED_TOKENS)] for a, b in pairwise(ends[: CHECKED_EXAMPLES + 1])]

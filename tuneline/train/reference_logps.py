@@ -1,6 +1,6 @@
-"""What the model says of the rows as a training starts, computed once and kept with the training state.
+"""Reference log-probabilities: computed once with the initial model, and stored with the training state.
 
-Going on after a kill reads it again, so that it is the same to the bit, and costs its passes once.
+A resumed training reads the stored values, so they stay bitwise identical and are not computed again.
 """
 
 import logging
@@ -28,42 +28,42 @@ def add_reference_columns(
     splits = job.rows.splits
     if not objective.needs_reference_columns:
         return splits
-    kept = job.state.folder / REFERENCE_FILE
-    columns = torch.load(kept, weights_only=True) if kept.is_file() else None
+    path = job.state.folder / REFERENCE_FILE
+    columns = torch.load(path, weights_only=True) if path.is_file() else None
     if columns is None:
-        columns = _computed(job, objective, model, autocast)
-        _keep(columns, kept)
-    return {name: _with(splits[name], columns.get(name, {})) for name in splits}
+        columns = _compute(job, objective, model, autocast)
+        _save(columns, path)
+    return {name: _add_columns(splits[name], columns.get(name, {})) for name in splits}
 
 
-def _computed(
+def _compute(
     job: TrainingJob, objective: Objective, model: Any, autocast: torch.dtype | None
 ) -> dict[str, dict[str, list[Any]]]:
     total = sum(rows.num_rows for rows in job.rows.splits.values())
-    was_training, seen = model.training, 0
+    was_training, num_done = model.training, 0
     model.eval()
     with progress.bar("reference", total) as advance, torch.no_grad():
 
-        def measure(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal seen
-            seen += 1
-            advance(min(seen, total))
+        def compute_losses(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal num_done
+            num_done += 1
+            advance(min(num_done, total))
             with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
                 return token_losses.token_losses(job.family, model, inputs)
 
-        columns = objective.prepare(job.rows.splits, measure, model.device)
+        columns = objective.compute_reference_columns(job.rows.splits, compute_losses, model.device)
     model.train(was_training)
     return columns
 
 
-def _keep(columns: dict[str, dict[str, list[Any]]], path: Path) -> None:
+def _save(columns: dict[str, dict[str, list[Any]]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    torch.save(columns, fresh)
-    fresh.replace(path)
+    unfinished = path.with_suffix(".new")
+    torch.save(columns, unfinished)
+    unfinished.replace(path)
 
 
-def _with(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
+def _add_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:
     for name, values in columns.items():
         rows = rows.add_column(name, values)
     return rows

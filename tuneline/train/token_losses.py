@@ -1,4 +1,4 @@
-"""Cross-entropy of each trained token, summed per row of a batch."""
+"""Cross entropies of the trained tokens of a batch, computed with the model's own logits."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tuneline.model.positions import prediction_positions
 
 
 def token_losses(family: MethodFamily, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropies (nats) [N] of a row's trained tokens, and the positions [N] they are predicted at."""
+    """Return the cross entropies (nats) [N] of the trained tokens, and the positions [N] that predict them."""
     labels = inputs["labels"][0]
     keep = prediction_positions(inputs)
     rest = {name: value for name, value in inputs.items() if name != "labels"}

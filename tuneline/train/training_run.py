@@ -1,4 +1,4 @@
-"""Training on rows: load, prove, attach, train, judge, save; what is minimised is the objective's."""
+"""The training step: load the model, check packing, attach the method, train, evaluate and save."""
 
 import shutil
 import time
@@ -25,7 +25,7 @@ from tuneline.train.monitoring.resource_usage import ResourceUsage
 from tuneline.train.outputs import mean_loss
 from tuneline.train.report import TrainingReport
 
-__all__ = ["Job", "mean_loss", "train"]
+__all__ = ["TrainingJob", "mean_loss", "train"]
 
 
 def train(
@@ -43,71 +43,71 @@ def train(
 
     Args:
         rows: Splits `train` and `validation` of `tuneline.data.tokenization.tokenize`.
-        base_model: Where the weights lie, and behind them the adapters that are attached first.
-        tokenizer: The one that made the rows; it says which tokens are new.
-        load: How the base model is held.
-        method: What is trained.
-        config: The optimisation, and what is minimised.
-        listeners: Called with the figures of each optimizer step.
-        keeps_state: Leave the last checkpoint of the training state to the caller, who drops it by
-            `training_state.forget(report.state)` once the result is stored; else it goes at the end.
+        base_model: Location of the weights, followed by the adapters that are attached first.
+        tokenizer: The tokenizer that encoded the rows; it contains the new tokens.
+        load: Load options of the base model.
+        method: The training method.
+        config: Hyperparameters of the training and its objective.
+        listeners: Called with the metrics of each optimizer step.
+        keeps_state: Keep the last checkpoint of the training state until the caller has stored the result and calls
+            `training_state.delete_state(report.state)`. By default it is deleted at the end of the training.
 
     Returns:
         A checkpoint in a scratch folder under the state root, and a report.
 
     Raises:
-        RecipeError: This machine, this model or this method cannot do what the recipe asks.
-        ProofError: Packed examples see each other in this architecture, or the loss is no number.
-        StoppedError: A signal asked to stop, or another process trains the same.
+        RecipeError: The machine, the model or the method does not support an option of the recipe.
+        ProofError: Packed examples attend to each other in this architecture, or the loss is not finite.
+        StoppedError: The training was stopped by a signal, or another process is running the same training.
     """
     job = TrainingJob(rows, base_model, tokenizer, load, method, config)
     job.check_packing_support()
-    job.state.check(config.resume_from)
-    with job.state.alone():
+    job.state.check_resume_from(config.resume_from)
+    with job.state.exclusive():
         checkpoint, report = _train(job, listeners)
         if not (keeps_state and job.state.latest()):
-            job.state.remove()
+            job.state.delete()
             return checkpoint, report
-        job.state.finish()
+        job.state.mark_finished()
         return checkpoint, report.model_copy(update={"state": job.state.folder.name})
 
 
 def _train(job: TrainingJob, listeners: tuple[StepListener, ...]) -> tuple[Checkpoint, TrainingReport]:
     start = time.monotonic()
-    held = loops.load_config_for_resume(job)
-    phase, footprint = mfu.PhaseTimer(), ResourceUsage()
+    load = loops.load_config_for_resume(job)
+    phase, resources = mfu.PhaseTimer(), ResourceUsage()
     with phase("load"):
         loaded = load_for_training(
-            job.base_model, job.tokenizer, held, trains_all=job.trains_base_weights, packed=job.packed
+            job.base_model, job.tokenizer, load, trains_all=job.trains_base_weights, packed=job.packed
         )
-    computed = loaded.precision.autocast or loaded.precision.weights
+    compute_dtype = loaded.precision.autocast or loaded.precision.weights
     with phase("prove"):
-        kind, isolation = _isolated(job, loaded, exact=computed == torch.float32)
+        attention, isolation = _check_isolation(job, loaded, exact=compute_dtype == torch.float32)
     set_seed(job.config.seed)
     work = _work_folder(job)
     with phase("prepare"):
         loop = loops.build_trainer(job, loaded, work)
     decisions = loaded.decisions | patches.fuse_adapter(loop.model, job.load) | {"isolation": isolation}
-    if kind != loaded.attention:
-        decisions["attention"] = f"{kind}: the first that keeps packed examples apart"
+    if attention != loaded.attention:
+        decisions["attention"] = f"{attention}: the first implementation that isolates packed examples"
     loop.levers = loops.enable_levers(job, loaded, loop)
     decisions |= loop.levers.decisions
-    with phase("train"), footprint():
-        ran = loops.run_training(loop, job, listeners)
-    decisions |= ran.decisions
+    with phase("train"), resources():
+        result = loops.run_training(loop, job, listeners)
+    decisions |= result.decisions
     with phase("evaluate"):
-        held_out = {f"validation_{name}": value for name, value in loop.validate().items()}
-    before = ran.recorder.tokens_before
-    seen, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
-    done = mfu.throughput_metrics(loop.model, seen, seconds, computed, device.device_type(), before=before)
-    summary = outputs.summarize_training(loop, ran.recorder, start) | held_out | done | footprint.figures()
+        validation = {f"validation_{name}": value for name, value in loop.validate().items()}
+    before = result.recorder.tokens_before
+    tokens, seconds = loop.tokens_seen - before, phase.seconds["train_seconds"]
+    throughput = mfu.throughput_metrics(loop.model, tokens, seconds, compute_dtype, device.device_type(), before=before)
+    summary = outputs.summarize_training(loop, result.recorder, start) | validation | throughput | resources.metrics()
     with phase("save"):
-        checkpoint = outputs.save_checkpoint(job, loop, work, {"attention": kind})
-    return checkpoint, outputs.build_report(job, decisions, ran.recorder, loop.samples, summary | phase.seconds)
+        checkpoint = outputs.save_checkpoint(job, loop, work, {"attention": attention})
+    return checkpoint, outputs.build_report(job, decisions, result.recorder, loop.samples, summary | phase.seconds)
 
 
-def _isolated(job: TrainingJob, loaded: LoadedModel, *, exact: bool) -> tuple[str, str]:
-    """Prove that packed examples do not see each other; return the attention of which that is true, and the finding."""
+def _check_isolation(job: TrainingJob, loaded: LoadedModel, *, exact: bool) -> tuple[str, str]:
+    """Check that packed examples are isolated; return the attention implementation, and the result as text."""
     return packing_check.check_packing_isolation(
         loaded.model,
         job.rows,

@@ -1,6 +1,6 @@
-"""What writing tensors raises: torch and safetensors report a failed write each by an error of its own."""
+"""Exceptions of failed tensor writes: torch and safetensors each raise their own types."""
 
 from safetensors import SafetensorError
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What writing tensors raises; `storage_errors.is_full` tells a full disk from other failures."""
+"""Exceptions that writing tensors raises; `storage_errors.is_full` distinguishes a full disk from other failures."""

@@ -1,4 +1,4 @@
-"""LlamaFactory's examples train as they are, but for the model, the length and the number of steps."""
+"""Example configs of LlamaFactory train unmodified, except for the model, the length and the number of steps."""
 
 import math
 from pathlib import Path
@@ -17,16 +17,16 @@ TRAINED = [name for name, blocked in EXPECTED.items() if not blocked and not nam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_an_example_that_is_imported_trains_on_its_own_data(name, test_data, tiny_model, home, tmp_path, monkeypatch):
+def test_an_imported_example_trains_on_its_dataset(name, test_data, tiny_model, home, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(test_data / "llamafactory")
     monkeypatch.chdir(tmp_path)
-    theirs = yaml.safe_load((test_data / "llamafactory_examples" / name).read_text())
+    example = yaml.safe_load((test_data / "llamafactory_examples" / name).read_text())
     small = {"model_name_or_path": str(tiny_model), "cutoff_len": 256, "max_steps": 2}
-    if "template" in theirs:
+    if "template" in example:
         small["template"] = "chatml"
-    Path("theirs.yaml").write_text(yaml.safe_dump(theirs | small))
+    Path("example.yaml").write_text(yaml.safe_dump(example | small))
 
-    recipe = llamafactory.translate(Path("theirs.yaml")).config.recipe
+    recipe = llamafactory.translate(Path("example.yaml")).config.recipe
     tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
     rows = prepare.prepare(recipe, tokenizer)
     resolve.check_inputs(base_model, tokenizer, recipe.for_resolve())

@@ -1,4 +1,4 @@
-"""Noise on embeddings: the paper's size for each example of a packed row, in training only, gone afterwards."""
+"""NEFTune: noise of the size in the paper for each example of a packed row, only during training."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ LENGTHS = [100, 4, 25]
 
 
 def added(model, bounds):
-    """What the hook adds to the embeddings of a packed row, [tokens, width]."""
+    """Return the noise on the embeddings of a packed row, [tokens, width]."""
     ids = torch.arange(3, 3 + sum(LENGTHS))[None]
     plain = model.get_input_embeddings().weight[ids[0]]
     noise = NeftuneNoise(model, ALPHA)
     noise.set_example_bounds(bounds)
-    made = model.get_input_embeddings()(ids)[0]
+    noisy = model.get_input_embeddings()(ids)[0]
     noise.remove()
-    return made - plain
+    return noisy - plain
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def bounds():
     return torch.tensor([0, *LENGTHS]).cumsum(0)
 
 
-def test_each_example_gets_the_noise_of_its_own_length(tiny_model, bounds):
+def test_noise_is_scaled_by_the_length_of_each_example(tiny_model, bounds):
     model = load_model(tiny_model).train()
     width = model.config.hidden_size
 
@@ -39,8 +39,8 @@ def test_each_example_gets_the_noise_of_its_own_length(tiny_model, bounds):
         assert abs(float(part.mean())) < bound / 4
 
 
-def test_a_row_of_one_example_gets_transformers_noise(tiny_model):
-    """The magnitude is that of transformers' own hook, which knows one length a row."""
+def test_noise_of_an_unpacked_row_equals_that_of_transformers(tiny_model):
+    """The hook of transformers scales by the length of the row."""
     from transformers.integrations.neftune import neftune_post_forward_hook
 
     model = load_model(tiny_model).train()
@@ -58,7 +58,7 @@ def test_a_row_of_one_example_gets_transformers_noise(tiny_model):
     assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.02)
 
 
-def test_there_is_none_outside_training_or_afterwards(tiny_model, bounds):
+def test_no_noise_outside_training_or_after_removal(tiny_model, bounds):
     assert added(load_model(tiny_model).eval(), bounds).abs().max() == 0
     model = load_model(tiny_model).train()
     added(model, bounds)

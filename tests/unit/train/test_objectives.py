@@ -1,4 +1,4 @@
-"""Preference stages: losses as trl computes them, a reference that is the model as it starts, and they learn."""
+"""Preference stages: losses equal to those of trl, a reference that is the initial model, and learning."""
 
 import math
 import os
@@ -37,17 +37,17 @@ KINDS = {
 }
 
 
-def said(i, label=None):
+def pair(i, label=None):
     """A question with a good and a bad answer, or with one of them and its label."""
-    asked = [schema.message("user", f"What is {i} and {i}?")]
+    question = [schema.message("user", f"What is {i} and {i}?")]
     good, bad = ([schema.message("assistant", text)] for text in (f"It is {2 * i}.", f"The quick fox {i}!"))
     if label is None:
-        return schema.content(asked, chosen=good, rejected=bad)
-    return schema.content([*asked, *(good if label else bad)], label=label)
+        return schema.content(question, chosen=good, rejected=bad)
+    return schema.content([*question, *(good if label else bad)], label=label)
 
 
 def rows_of(tokenizer, stage, count=12):
-    contents = [said(i, None if stage == "preference" else bool(i % 2)) for i in range(count)]
+    contents = [pair(i, None if stage == "preference" else bool(i % 2)) for i in range(count)]
     examples = [schema.example("s", content) for content in contents]
     split = {
         "train": Dataset.from_list(examples[: count - 4], features=schema.EXAMPLE),
@@ -72,7 +72,7 @@ def trained(parts, kind, method=LORA, listeners=(), **changes):
 
 @pytest.mark.parametrize("method", [LORA, FullMethod(type="full")], ids=["lora", "full"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_objective_learns_what_is_preferred(parts, kind, method):
+def test_each_objective_learns_the_preference(parts, kind, method):
     checkpoint, report = trained(parts, kind, method, learning_rate=1e-2 if method is LORA else 3e-3)
 
     assert report.summary["final_loss"] < report.summary["first_loss"]
@@ -82,16 +82,16 @@ def test_each_objective_learns_what_is_preferred(parts, kind, method):
 
 
 @pytest.mark.parametrize("method", [LORA, PISSA, FullMethod(type="full")], ids=["lora", "pissa", "full"])
-def test_the_first_step_of_dpo_starts_at_the_model_itself(parts, method):
-    """An adapter that is switched off is not the start of PiSSA: its loss would begin at another number than log 2."""
+def test_dpo_starts_at_the_initial_model(parts, method):
+    """With PiSSA, the model with its adapter disabled is not the initial model; its first loss would not be log 2."""
     _, report = trained(parts, "dpo", method, max_steps=1)
 
     assert report.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert report.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
-def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
-    """Elsewhere ORPO and CPO train at a loss of 0.0 where the prompt fills the row; here an answer is never lost."""
+def test_a_long_prompt_never_removes_the_answer(tiny_model, home):
+    """In other trainers, ORPO and CPO have a loss of 0.0 if the prompt fills the row."""
     tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
     long = schema.content(
         [schema.message("user", "What is it? " * 60)],
@@ -107,7 +107,7 @@ def test_an_answer_that_fills_its_row_still_carries_loss(tiny_model, home):
         assert report.history[0]["loss"] > 0.1
 
 
-def test_accumulated_pairs_are_one_batch(parts):
+def test_accumulated_pairs_equal_one_batch(parts):
     settings = {"max_steps": 2, "learning_rate": 1e-3}
 
     _, one = trained(parts, "dpo", per_device_train_batch_size=4, **settings)
@@ -117,20 +117,20 @@ def test_accumulated_pairs_are_one_batch(parts):
         assert [e[name] for e in one.history] == pytest.approx([e[name] for e in four.history], rel=1e-3, abs=1e-6)
 
 
-def test_a_pair_is_scored_as_each_answer_alone(parts, tiny_model):
+def test_a_packed_pair_scores_like_each_answer_alone(parts, tiny_model):
     """The reference sees one answer at a time, with transformers' own loss."""
     row = parts[2]["preference"].splits["train"][0]
     model = load_model(tiny_model, attention="segment").eval()
     objective = build_objective(ORPOConfig())
     inputs = objective.collate([row, row])
-    found = objective.measure(model, inputs, lambda given: plain_losses(model, given))
+    output = objective.compute_loss(model, inputs, lambda batch: plain_losses(model, batch))
 
     for name in ("chosen", "rejected"):
         ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]])
         labels = torch.tensor([[-100] * len(row["prompt_ids"]) + row[f"{name}_ids"]])
         with torch.no_grad():
             alone = -float(model(input_ids=ids, labels=labels, use_cache=False).loss) * len(row[f"{name}_ids"])
-        total, count = found.figures[f"logps/{name}"]
+        total, count = output.metrics[f"logps/{name}"]
         assert total / count == pytest.approx(alone, rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def plain_losses(model, inputs):
     return token_losses.token_losses(families["full"], model, inputs)
 
 
-# -- held against trl
+# -- compared with trl
 
 
 @pytest.fixture(scope="module")
@@ -196,19 +196,19 @@ def test_losses_are_those_of_trl(kind, theirs, tmp_path):
     data = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
     trainer = DPOTrainer(policy, reference, args, train_dataset=data, processing_class=tokenizer)
     batch = trainer.data_collator([dict(row) for row in PAIR_ROWS])
-    theirs_loss = float(trainer.compute_loss(policy, batch).detach())
+    trl_loss = float(trainer.compute_loss(policy, batch).detach())
 
     (chosen, rejected), (n_chosen, n_rejected) = scores_of(policy, PAIR_ROWS, ("chosen", "rejected"))
     (ref_chosen, ref_rejected), _ = scores_of(reference, PAIR_ROWS, ("chosen", "rejected"))
-    found = PairLogps(chosen, rejected, n_chosen, n_rejected, ref_chosen, ref_rejected)
+    pairs = PairLogps(chosen, rejected, n_chosen, n_rejected, ref_chosen, ref_rejected)
 
-    assert float(losses.DPO_LOSSES[kind](found, 0.2, smoothing).mean()) == pytest.approx(theirs_loss, rel=2e-4)
+    assert float(losses.DPO_LOSSES[kind](pairs, 0.2, smoothing).mean()) == pytest.approx(trl_loss, rel=2e-4)
 
 
 def measured(config, policy, rows):
     objective = build_objective(config)
-    found = objective.measure(policy, objective.collate(rows), lambda given: plain_losses(policy, given))
-    return float(found.total.detach()) / found.num_items
+    output = objective.compute_loss(policy, objective.collate(rows), lambda batch: plain_losses(policy, batch))
+    return float(output.total.detach()) / output.num_items
 
 
 @pytest.mark.parametrize("kind", ["orpo", "cpo", "simpo"])
@@ -230,8 +230,8 @@ def test_objectives_without_reference_are_those_of_trl(kind, theirs):
             expected = float(CPOTrainer.cpo_loss(SimpleNamespace(**settings, loss_type="simpo"), *by_length)[0].mean())
             config = SimPOConfig(beta=0.3, simpo_gamma=0.4, label_smoothing=0.1)
         else:
-            found = ORPOTrainer.odds_ratio_loss(SimpleNamespace(**settings), *by_length)[0]
-            expected, config = nll - float(found.mean()), ORPOConfig(beta=0.3)
+            losses_of_pairs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(**settings), *by_length)[0]
+            expected, config = nll - float(losses_of_pairs.mean()), ORPOConfig(beta=0.3)
 
     assert measured(config, policy, PAIR_ROWS) == pytest.approx(expected, rel=1e-4)
 
@@ -244,7 +244,7 @@ LABELLED = [
 
 
 @pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
-def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
+def test_losses_of_labelled_answers_equal_those_of_trl(kind, theirs, tmp_path):
     from trl import KTOConfig as TheirConfig
     from trl import KTOTrainer
 
@@ -263,38 +263,38 @@ def test_labelled_answers_lose_what_they_lose_in_trl(kind, theirs, tmp_path):
 
     objective = build_objective(KTOConfig(loss_type=kind, **weights))
     with torch.no_grad():
-        columns = objective.prepare(
-            {"train": Dataset.from_list(LABELLED)}, lambda given: plain_losses(reference, given), torch.device("cpu")
+        columns = objective.compute_reference_columns(
+            {"train": Dataset.from_list(LABELLED)}, lambda batch: plain_losses(reference, batch), torch.device("cpu")
         )["train"]
     rows = [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(LABELLED)]
 
     assert measured(objective.config, policy, rows) == pytest.approx(expected, rel=2e-4)
 
 
-def test_telemetry_of_trl_is_off_wherever_tests_run(quiet):
-    """Trl tells of itself when a trainer is made, unless one of these is set; Tuneline itself never makes one."""
+def test_telemetry_of_trl_is_off_in_tests(quiet):
+    """Trl sends telemetry when a trainer is created, unless this variable is set; Tuneline does not import trl."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     sources = [path.read_text() for path in (tiny.Path(training_run.__file__).parent).rglob("*.py")]
     assert not any("import trl" in text or "from trl" in text for text in sources)
 
 
-# -- going on, and watching
+# -- resuming and evaluating
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto", "reward"])
-def test_a_killed_training_goes_on_to_the_same_weights(parts, kind):
+def test_a_killed_training_resumes_to_the_same_weights(parts, kind):
     settings = {"max_steps": 7, "save_steps": 3, "eval_steps": 2, "load_best_model_at_end": True}
 
     def weights(checkpoint):
         return {path.name: path.read_bytes() for path in checkpoint.path.glob("*.safetensors")}
 
-    kept = weights(trained(parts, kind, **settings)[0])
+    expected = weights(trained(parts, kind, **settings)[0])
     with pytest.raises(RuntimeError, match="died"):
         trained(parts, kind, listeners=(dying_at_five,), **settings)
     resumed, report = trained(parts, kind, **settings)
 
-    assert report.decisions["resume"] == "went on from step 3 of 7"
-    assert weights(resumed) == kept
+    assert report.decisions["resume"] == "resumed from step 3 of 7"
+    assert weights(resumed) == expected
 
 
 def dying_at_five(figures, step):
@@ -302,8 +302,8 @@ def dying_at_five(figures, step):
         raise RuntimeError("died")
 
 
-def test_the_best_weights_are_kept_and_a_training_stops_where_nothing_gets_better(parts):
-    """At an absurd learning rate it gets worse from some step on."""
+def test_the_best_weights_are_restored_and_a_training_stops_early(parts):
+    """At an absurd learning rate the loss rises from some step on."""
     settings = {"learning_rate": 0.5, "max_steps": 40, "eval_steps": 1}
 
     _, report = trained(parts, "orpo", load_best_model_at_end=True, early_stopping_patience=3, **settings)
@@ -316,13 +316,13 @@ def test_the_best_weights_are_kept_and_a_training_stops_where_nothing_gets_bette
     assert report.summary["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
 
 
-def test_watching_changes_no_weights_and_keeps_answers_to_read(parts):
+def test_evaluations_change_no_weights_and_store_sample_answers(parts):
     plain, _ = trained(parts, "dpo", max_steps=4)
-    kept = (plain.path / "adapter_model.safetensors").read_bytes()
+    expected = (plain.path / "adapter_model.safetensors").read_bytes()
 
-    watched, report = trained(parts, "dpo", max_steps=4, eval_steps=2, eval_samples=2, eval_sample_tokens=5)
+    evaluated, report = trained(parts, "dpo", max_steps=4, eval_steps=2, eval_samples=2, eval_sample_tokens=5)
 
-    assert (watched.path / "adapter_model.safetensors").read_bytes() == kept
+    assert (evaluated.path / "adapter_model.safetensors").read_bytes() == expected
     assert [sample["step"] for sample in report.samples] == [2, 2, 4, 4]
     assert all("What is" in sample["prompt"] for sample in report.samples)
     page = report.samples_to_markdown()

@@ -1,4 +1,4 @@
-"""Training: the right loss, the same weights twice, and a merge that changes nothing."""
+"""Training: correct loss, reproducible weights, and a merge that keeps the outputs."""
 
 import pytest
 import torch
@@ -49,9 +49,9 @@ def weights(checkpoint):
     return (checkpoint.path / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_loss_falls_and_is_told_step_by_step(parts):
+def test_the_loss_falls_and_is_reported_per_step(parts):
     tokenizer, base_model, rows = parts
-    heard = []
+    events = []
 
     _, report = training_run.train(
         rows,
@@ -60,7 +60,7 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
         LOAD,
         LORA,
         config(max_steps=20),
-        (lambda f, step: heard.append((step, f["loss"])),),
+        (lambda f, step: events.append((step, f["loss"])),),
     )
 
     assert report.summary["final_loss"] < report.summary["first_loss"] - 0.3
@@ -68,35 +68,35 @@ def test_the_loss_falls_and_is_told_step_by_step(parts):
     assert report.summary["trained_tokens"] / report.summary["tokens"] == pytest.approx(
         sum(label != -100 for row in marks for label in row) / sum(len(row) + 1 for row in marks), rel=0.2
     )
-    assert heard == [(int(entry["step"]), entry["loss"]) for entry in report.history]
+    assert events == [(int(entry["step"]), entry["loss"]) for entry in report.history]
     assert report.decisions["dtype"] == "torch.float32: set in the recipe"
     assert {"load_seconds", "train_seconds", "evaluate_seconds", "save_seconds", "flops"} <= set(report.summary)
     assert 0 < report.summary["mfu"] < 1
     assert {"learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"} <= set(report.history[0])
 
 
-def test_training_twice_gives_the_same_weights_bit_by_bit(parts):
+def test_training_twice_gives_bitwise_identical_weights(parts):
     tokenizer, base_model, rows = parts
 
     first, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
-    kept, digest = weights(first), first.content_hash()
+    expected, digest = weights(first), first.content_hash()
     second, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
-    assert weights(second) == kept
+    assert weights(second) == expected
     assert second.content_hash() == digest
 
 
 def test_another_seed_gives_other_weights(parts):
     tokenizer, base_model, rows = parts
 
-    kept = [
+    results = [
         weights(training_run.train(rows, base_model, tokenizer, LOAD, LORA, config(seed=seed))[0]) for seed in (0, 1)
     ]
 
-    assert kept[0] != kept[1]
+    assert results[0] != results[1]
 
 
-def test_accumulation_weighs_tokens_not_rows(parts):
+def test_accumulation_weights_tokens_not_rows(parts):
     """Four micro-batches of one are one batch of four, however long the rows (DESIGN, obligation 6)."""
     tokenizer, base_model, rows = parts
     settings = {"learning_rate": 1e-3, "max_steps": 2}
@@ -115,7 +115,7 @@ def test_accumulation_weighs_tokens_not_rows(parts):
     assert grads[0] == pytest.approx(grads[1], rel=1e-4)
 
 
-def test_the_packed_loss_is_transformers_own_on_each_example_alone(parts):
+def test_the_packed_loss_equals_that_of_transformers_on_each_example_alone(parts):
     """The reference sees one example at a time, with its own loss over all positions."""
     _, base_model, rows = parts
     model = load_model(rows_dir(base_model), attention="segment").eval()
@@ -140,7 +140,7 @@ def rows_dir(manifest):
 
 @settings(deadline=None, max_examples=25)
 @given(shape=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3))
-def test_collation_adds_no_padding_and_keeps_every_bound(shape):
+def test_collation_adds_no_padding_and_keeps_example_boundaries(shape):
     rows = [{"input_ids": [7] * sum(n), "labels": [7] * sum(n), "lengths": n} for n in shape]
 
     batch = collate(rows)
@@ -163,7 +163,7 @@ def test_the_merged_model_answers_like_the_adapter(parts):
     assert load_tokenizer_from(model.path).chat_template == tiny.CHATML
 
 
-def test_a_merge_that_strays_is_refused(parts, monkeypatch):
+def test_a_merge_that_changes_the_outputs_is_refused(parts, monkeypatch):
     tokenizer, base_model, rows = parts
     checkpoint, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
     monkeypatch.setattr(merge, "compare_distributions", lambda before, after: {"kl": 0.5})
@@ -172,7 +172,7 @@ def test_a_merge_that_strays_is_refused(parts, monkeypatch):
         merge.merge_adapter(checkpoint, base_model, tokenizer, rows, LOAD, MergeAdapterConfig())
 
 
-def test_a_fully_trained_model_goes_on_whole(parts):
+def test_a_fully_trained_model_is_passed_on_unmerged(parts):
     tokenizer, base_model, rows = parts
     checkpoint, report = training_run.train(rows, base_model, tokenizer, LOAD, FullMethod(type="full"), config())
 
@@ -183,22 +183,22 @@ def test_a_fully_trained_model_goes_on_whole(parts):
     load_model(model.path)
 
 
-def test_no_file_of_a_checkpoint_names_this_machine(parts):
+def test_no_file_of_a_checkpoint_contains_a_path_of_this_machine(parts):
     tokenizer, base_model, rows = parts
     checkpoint, _ = training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
     assert str(rows_dir(base_model)) not in (checkpoint.path / "adapter_config.json").read_text()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(parts, monkeypatch):
+def test_a_nan_loss_stops_the_training(parts, monkeypatch):
     tokenizer, base_model, rows = parts
     monkeypatch.setattr(token_losses, "cross_entropy", lambda *a, **k: cross_entropy(*a, **k) * float("nan"))
 
-    with pytest.raises(VerificationError, match="The loss became NaN"):
+    with pytest.raises(VerificationError, match="The loss is NaN at step 1"):
         training_run.train(rows, base_model, tokenizer, LOAD, LORA, config())
 
 
-def test_a_4_bit_base_goes_on_learning_after_an_evaluation(parts):
+def test_a_4_bit_base_keeps_learning_after_an_evaluation(parts):
     """Elsewhere an evaluation rewrites the weights for a product that has no gradient, and training stops there."""
     tokenizer, base_model, rows = parts
     load = LOAD.model_copy(update={"quantization": Bnb4bit(type="bnb_4bit")})
@@ -210,7 +210,7 @@ def test_a_4_bit_base_goes_on_learning_after_an_evaluation(parts):
     assert [entry["step"] for entry in report.history if "validation_loss" in entry] == [5, 10, 15, 20]
 
 
-def test_rows_are_not_sorted_by_length_beside_packing():
+def test_group_by_length_is_refused():
     """The key is refused by name: packed rows are all as long as they can be, and sorting would undo the shuffle."""
     with pytest.raises(ValidationError, match="group_by_length"):
         config(group_by_length=True)

@@ -1,1 +1,1 @@
-"""Training state: checkpoints, exact resume and best weights."""
+"""Checkpoints of the training state, exact resume and the weights of the best evaluation."""

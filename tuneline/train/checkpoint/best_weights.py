@@ -1,4 +1,4 @@
-"""Weights of the best evaluation, kept in a file named by its step."""
+"""The weights of the best evaluation, stored in a file that is named after its step."""
 
 import logging
 import os
@@ -22,99 +22,99 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BestEvaluation:
-    """The best evaluation so far."""
+    """The best evaluation so far; stored in each checkpoint."""
 
     loss: float = float("inf")
     step: int = 0
     worse_since: int = 0
-    """Evaluations since the best."""
+    """Number of evaluations since the best one."""
 
     sha256: str = ""
-    """Of the file that holds its weights; empty where they are not kept."""
+    """Hash of the file with its weights; empty if they are not stored."""
 
 
 class BestWeights:
-    """The weights of the best evaluation, in a file named by its step, and where that evaluation stands.
+    """The weights of the best evaluation, with the loss and step of that evaluation.
 
-    Each checkpoint takes a link to the file along, so that its hashes cover the file, and a training that goes on from
-    it has the weights of the very evaluation that it records.
+    Each checkpoint contains a hard link to the file, so the hashes of the checkpoint cover it, and a resumed training
+    has exactly the weights of the evaluation that the checkpoint records.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.standing = BestEvaluation()
+        self.evaluation = BestEvaluation()
         self._warned = False
 
     @property
     def file(self) -> Path:
-        """Where the weights of the best evaluation lie, if they are kept."""
-        return self._folder / f"best-{self.standing.step}.safetensors"
+        """Path of the weights of the best evaluation; the file exists only if they are stored."""
+        return self._folder / f"best-{self.evaluation.step}.safetensors"
 
     def state(self) -> dict[str, Any]:
-        """Return where it stands, for a checkpoint."""
-        return asdict(self.standing)
+        """Return the best evaluation as a dictionary, for a checkpoint."""
+        return asdict(self.evaluation)
 
     def save(self, checkpoint: Path) -> None:
-        """Put the weights into a checkpoint, as a link where the file system has links."""
-        if self.standing.sha256:
+        """Link the weights into a checkpoint; copy them if the file system does not support hard links."""
+        if self.evaluation.sha256:
             _link(self.file, checkpoint / self.file.name)
 
     def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Go on from where a checkpoint stood, with the weights that it holds."""
-        self.standing = BestEvaluation(**state)
-        _drop(self._folder.glob("best*"))
-        if self.standing.sha256:
+        """Restore the best evaluation of a checkpoint, with its weights."""
+        self.evaluation = BestEvaluation(**state)
+        _delete(self._folder.glob("best*"))
+        if self.evaluation.sha256:
             _link(checkpoint / self.file.name, self.file)
 
     def record(self, loss: float, step: int) -> None:
-        """Note an evaluation that is better than those before; its weights are not kept yet."""
-        self.standing = BestEvaluation(loss, step)
+        """Record a new best evaluation; its weights are not stored yet."""
+        self.evaluation = BestEvaluation(loss, step)
 
-    def keep(self, trained: dict[str, torch.Tensor]) -> None:
-        """Write the weights, whole or not at all; a full disk is reported once, and training goes on without them."""
+    def save_weights(self, trainable: dict[str, torch.Tensor]) -> None:
+        """Write the weights atomically; if the disk is full, warn once and continue without them."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.file.with_suffix(".new")
+        unfinished = self.file.with_suffix(".new")
         try:
-            save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
-            fsync_path(fresh)
-            fresh.replace(self.file)
+            save_file({name: part.detach().contiguous() for name, part in trainable.items()}, unfinished)
+            fsync_path(unfinished)
+            unfinished.replace(self.file)
             fsync_path(self._folder)
-            self.standing.sha256 = sha256_of(self.file)
+            self.evaluation.sha256 = sha256_of(self.file)
         except WRITE_ERRORS as error:
             if not is_full(error, self._folder):
                 raise
             self._warn()
-        kept = [self.file] if self.standing.sha256 else []
-        _drop(path for path in self._folder.glob("best*") if path not in kept)
+        current = [self.file] if self.evaluation.sha256 else []
+        _delete(path for path in self._folder.glob("best*") if path not in current)
 
-    def restore_weights(self, trained: dict[str, torch.Tensor]) -> None:
-        """Give the trained parameters their best values.
+    def restore_weights(self, trainable: dict[str, torch.Tensor]) -> None:
+        """Copy the best weights into the trainable parameters.
 
         Raises:
-            ProofError: The file was changed since it was written.
+            ProofError: The file is missing or was modified.
         """
-        if not self.file.is_file() or sha256_of(self.file) != self.standing.sha256:
+        if not self.file.is_file() or sha256_of(self.file) != self.evaluation.sha256:
             raise VerificationError(
-                f"train.load_best_model_at_end: {self.file} with the weights of step {self.standing.step} is missing "
-                "or not as it was written. Give the command again: the training goes on from a whole checkpoint."
+                f"train.load_best_model_at_end: {self.file} with the weights of step {self.evaluation.step} is missing "
+                "or was modified. Run the same command again: the training resumes from the latest complete checkpoint."
             )
-        saved = load_file(self.file)
+        weights = load_file(self.file)
         with torch.no_grad():
-            for name, part in trained.items():
-                part.copy_(saved[name])
+            for name, part in trainable.items():
+                part.copy_(weights[name])
 
     def _warn(self) -> None:
         if not self._warned:
             logger.warning(
-                "The disk of %s is full, so the weights of step %d, the best so far, could not be kept. Training goes "
-                "on: free some space before the next evaluation.",
+                "The disk of %s is full, so the weights of step %d, the best so far, could not be saved. Training "
+                "continues; free some space before the next evaluation.",
                 self._folder,
-                self.standing.step,
+                self.evaluation.step,
             )
         self._warned = True
 
 
-def _drop(paths: Iterable[Path]) -> None:
+def _delete(paths: Iterable[Path]) -> None:
     for path in list(paths):
         path.unlink()
 

@@ -1,7 +1,7 @@
-"""A transformers Trainer that can be killed: what it adds to save, to find, and to go on from checkpoints.
+"""A transformers Trainer with checkpoints that survive a killed process: saving, loading and stopping on signals.
 
-A stage's trainer inherits from `Resumable` first. Trained parameters are kept by name, so that every method goes on
-alike; what a method keeps beside (AdaLoRA's ranks) its family says.
+The trainer of a stage inherits from `ResumableTrainer`. Trainable parameters are stored by name, so every method
+resumes the same way; further state of a method (the ranks of AdaLoRA) is stored by its family.
 """
 
 import json
@@ -34,134 +34,141 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Set by a signal; the training stops after the step that it is in."""
+    """Records the signal that asks the training to stop after the current step."""
 
-    asked = ""
+    signal_name = ""
 
 
 class ResumableTrainer(Trainer):
-    """Checkpoints that are whole or not there."""
+    """Writes and loads checkpoints; a checkpoint is either complete or absent."""
 
     family: MethodFamily
-    kept: TrainingState | None = None
-    """Where checkpoints go; None saves none."""
+    training_state: TrainingState | None = None
+    """Where checkpoints are stored; None disables checkpoints."""
 
-    keep = 2
+    save_total_limit = 2
     history: list[dict[str, float]]
     samples: list[dict[str, Any]]
     tokens_seen = 0
     tokens_trained = 0
-    """Those of them that carried loss."""
+    """Number of seen tokens with a loss."""
+
     objective: Objective
     best: BestWeights
-    """The best evaluation so far."""
-    names: frozenset[str] | None = None
-    """What is trained, from before an optimizer set parts of it aside (BAdam)."""
+    """The weights of the best evaluation so far."""
+
+    trainable_names: frozenset[str] | None = None
+    """Names of the trainable parameters, taken before an optimizer freezes some of them (BAdam)."""
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.kept.unfinished_folder) if self.kept else str(super()._get_output_dir(trial))
+        return str(self.training_state.unfinished_folder if self.training_state else super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint aside and give it its name once it is whole; a full disk is told, and training goes on."""
-        if self.kept is None:
+        """Write a checkpoint into a temporary folder and rename it when complete; a full disk only logs a warning."""
+        state = self.training_state
+        if state is None:
             return
-        self.kept.discard_unfinished()
-        self.kept.unfinished_folder.mkdir(parents=True)
+        state.discard_unfinished()
+        state.unfinished_folder.mkdir(parents=True)
         try:
             super()._save_checkpoint(model, trial)
-            self.kept.finalize(self.kept.unfinished_folder / f"{CHECKPOINT_PREFIX}{self.state.global_step}", self.keep)
+            folder = state.unfinished_folder / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
+            state.finalize(folder, self.save_total_limit)
         except WRITE_ERRORS as error:
-            full = is_full(error, self.kept.folder)
-            self.kept.discard_unfinished()
+            full = is_full(error, state.folder)
+            state.discard_unfinished()
             if not full:
                 raise
-            latest = self.kept.latest()
-            have = f"the last whole one is of step {checkpoint_step(latest)}" if latest else "there is none yet"
+            latest = state.latest()
+            previous = (
+                f"the latest complete one is of step {checkpoint_step(latest)}" if latest else "there is none yet"
+            )
             logger.warning(
-                "The disk of %s is full, so the checkpoint of step %d could not be written; %s. Training goes on: free "
-                "some space before the next one.",
-                self.kept.folder,
+                "The disk of %s is full, so the checkpoint of step %d could not be written; %s. Training continues; "
+                "free some space before the next checkpoint.",
+                state.folder,
                 self.state.global_step,
-                have,
+                previous,
             )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write what is trained, by name, and the figures so far."""
-        folder = Path(output_dir or self.kept.unfinished_folder)  # type: ignore[union-attr]
+        """Write the trainable parameters by name, and the metrics so far."""
+        folder = Path(output_dir or self.training_state.unfinished_folder)  # type: ignore[union-attr]
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: part.detach().contiguous() for name, part in self.trained().items()}
-        save_file(trained, folder / WEIGHTS_FILE)
+        weights = {name: part.detach().contiguous() for name, part in self.trainable_parameters().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
         torch.save(self.family.extra_state(self.model), folder / EXTRA_STATE_FILE)
-        figures = {
+        metrics = {
             "history": self.history,
             "tokens_seen": self.tokens_seen,
             "tokens_trained": self.tokens_trained,
             "best": self.best.state(),
         }
-        figures |= {"objective": self.objective.state(), "samples": self.samples}
-        (folder / METRICS_FILE).write_text(json.dumps(figures))
+        metrics |= {"objective": self.objective.state(), "samples": self.samples}
+        (folder / METRICS_FILE).write_text(json.dumps(metrics))
         self.best.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Give the trained parameters the values that were saved."""
+        """Restore the trainable parameters, the metrics and the best weights."""
         folder = Path(resume_from_checkpoint)
-        saved, own = load_file(folder / WEIGHTS_FILE), self.trained()
-        assert saved.keys() == own.keys(), "a checkpoint is found by what is trained"
+        weights, parameters = load_file(folder / WEIGHTS_FILE), self.trainable_parameters()
+        assert weights.keys() == parameters.keys(), "the identity of the training state fixes what is trained"
         with torch.no_grad():
-            for name, part in own.items():
-                part.copy_(saved[name])
+            for name, part in parameters.items():
+                part.copy_(weights[name])
         self.family.load_extra_state(self.model, torch.load(folder / EXTRA_STATE_FILE, weights_only=True))
-        figures = json.loads((folder / METRICS_FILE).read_text())
-        self.history[:] = figures["history"]
-        self.tokens_seen, self.tokens_trained = figures["tokens_seen"], figures["tokens_trained"]
-        self.best.restore(figures["best"], folder)
-        self.objective.restore(figures["objective"])
-        self.samples[:] = figures["samples"]
+        metrics = json.loads((folder / METRICS_FILE).read_text())
+        self.history[:] = metrics["history"]
+        self.tokens_seen, self.tokens_trained = metrics["tokens_seen"], metrics["tokens_trained"]
+        self.best.restore(metrics["best"], folder)
+        self.objective.restore(metrics["objective"])
+        self.samples[:] = metrics["samples"]
 
-    def trained(self) -> dict[str, torch.Tensor]:
-        """Return what is trained, by name."""
-        parts = self.model.named_parameters()
-        return {name: part for name, part in parts if (name in self.names if self.names else part.requires_grad)}
+    def trainable_parameters(self) -> dict[str, torch.Tensor]:
+        """Return the trainable parameters by name."""
+        names = self.trainable_names
+        parameters = self.model.named_parameters()
+        return {name: part for name, part in parameters if (name in names if names else part.requires_grad)}
 
 
 class CheckpointCallback(TrainerCallback):
-    """Say when to save: after so many steps, after so much time, and when told to stop."""
+    """Requests a checkpoint every `save_steps` steps, every `save_seconds` seconds, and on a stop request."""
 
     def __init__(self, config: TrainingConfig, stop: StopRequest) -> None:
         self._config, self._stop = config, stop
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint; after the last step none is due, as what was trained is saved next."""
+        """Request a checkpoint if one is due; not after the last step, as the result is saved next."""
         if state.global_step >= state.max_steps:
             return
         by_steps = self._config.save_steps and state.global_step % self._config.save_steps == 0
-        by_time = time.monotonic() - self._last >= self._config.save_seconds
-        if by_steps or by_time or self._stop.asked:
+        by_time = time.monotonic() - self._last_save >= self._config.save_seconds
+        if by_steps or by_time or self._stop.signal_name:
             control.should_save = True
-            self._last = time.monotonic()
-        if self._stop.asked:
+            self._last_save = time.monotonic()
+        if self._stop.signal_name:
             control.should_training_stop = True
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Let SIGTERM and SIGINT stop the training after its step; a second one ends the process at once.
+    """Stop the training after its current step on SIGTERM or SIGINT; a second signal ends the process at once.
 
-    Only the main thread can listen; elsewhere signals do what they did before.
+    Python delivers signals to the main thread only; in other threads this does nothing.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        stop.signal_name = signal.Signals(number).name
+        signal.signal(number, previous[signal.Signals(number)])
 
-    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

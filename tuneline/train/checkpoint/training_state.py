@@ -1,8 +1,9 @@
-"""Training state that survives the process: whole checkpoints under the state root, found by what is trained.
+"""Training state that survives the process: checkpoints under the state root, identified by the inputs of the training.
 
-A checkpoint is written aside, hashed file by file, and renamed: there is a whole one or none. It is read only after its
-hashes were compared. It holds what was trained by name, whatever the method, beside what transformers' Trainer keeps
-(optimizer, schedule, random numbers, place in the data), so that going on ends in the same weights bit by bit on a CPU.
+A checkpoint is written into a temporary folder, hashed file by file and renamed, so it is either complete or absent. It
+is loaded only after its hashes are verified. It stores the trainable parameters by name for every method, and the state
+of transformers' Trainer (optimizer, schedule, random number generators, position in the data), so a resumed training
+ends with bitwise identical weights on a CPU.
 """
 
 import json
@@ -30,148 +31,147 @@ CHECKPOINT_PREFIX, FINISHED_NOTE = "checkpoint-", "finished"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The folder of one training; two trainings of the same rows, model and recipe share it."""
+    """The state folder of one training; trainings with the same rows, model and recipe share it."""
 
     identity: dict[str, Any]
-    """What is trained, and how: hashes of rows and base model, and the configs that shape the weights."""
+    """Inputs of the training: hashes of rows and base model, and the configs that affect the weights."""
 
     @cached_property
     def folder(self) -> Path:
-        """Where it lies; made with the first checkpoint."""
+        """Path of the folder; created with the first checkpoint or note."""
         return state.root() / "training" / digest(self.identity)[:32]
 
     @property
     def unfinished_folder(self) -> Path:
-        """Where a checkpoint is written before it is whole."""
+        """Path of the folder that contains a checkpoint until it is complete."""
         return self.folder / UNFINISHED_FOLDER
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint."""
-        return next((path for path in self._checkpoints() if _broken(path) is None), None)
+        """Return the latest complete checkpoint, or None."""
+        return next((path for path in self._checkpoints() if _find_damage(path) is None), None)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from training the same; a process that dies lets go.
+    def exclusive(self) -> Iterator[None]:
+        """Lock the training, so that no other process runs it; the lock of a dead process is released.
 
         Raises:
-            StoppedError: One does.
+            StoppedError: Another process is running this training.
         """
         lock = state.lock(f"training-{self.folder.name}", timeout_seconds=0)
         try:
             lock.acquire()
         except Timeout:
             raise StoppedError(
-                f"Another process on this machine trains this recipe on these rows right now (its state is "
-                f"{self.folder}). Wait until it is done, then give the command again: what it made is taken."
+                "Another process on this machine is running this training (same recipe, same rows; state: "
+                f"{self.folder}). Wait until it finishes, then run the command again: its result is reused."
             ) from None
         try:
             yield
         finally:
             lock.release()
 
-    def check(self, wanted: str | None) -> None:
-        """Refuse to go on with a training that is not this one.
+    def check_resume_from(self, name: str | None) -> None:
+        """Check that the training named by `train.resume_from` is this one.
 
         Args:
-            wanted: Its name, or the beginning of it; None asks for nothing.
+            name: Name of a training or a prefix of it; None skips the check.
 
         Raises:
-            RecipeError: There is none of that name, or it is of another recipe, with what differs.
+            RecipeError: No unfinished training has this name, or its recipe differs.
         """
-        if wanted is None:
+        if name is None:
             return
-        known = sorted(path.parent for path in self.folder.parent.glob(f"*/{STATE_FILE}"))
-        found = [path for path in known if path.name.startswith(wanted)]
-        if len(found) != 1 or not any(found[0].glob(f"{CHECKPOINT_PREFIX}*")):
-            names = ", ".join(path.name for path in known if any(path.glob(f"{CHECKPOINT_PREFIX}*"))) or "none"
+        trainings = sorted(path.parent for path in self.folder.parent.glob(f"*/{STATE_FILE}"))
+        matches = [path for path in trainings if path.name.startswith(name)]
+        if len(matches) != 1 or not any(matches[0].glob(f"{CHECKPOINT_PREFIX}*")):
+            names = ", ".join(path.name for path in trainings if any(path.glob(f"{CHECKPOINT_PREFIX}*"))) or "none"
             raise RecipeError(
-                f"train.resume_from: there is no unfinished training {wanted!r} (there are: {names}). Correct the "
-                "name, or leave it out: a training of this recipe is found by itself."
+                f"train.resume_from: no unfinished training {name!r} (unfinished trainings: {names}). Correct the "
+                "name, or remove it: an unfinished training of this recipe resumes automatically."
             )
-        if found[0] != self.folder:
-            theirs = _read(found[0] / STATE_FILE).get("identity", {})
+        if matches[0] != self.folder:
+            other = _read(matches[0] / STATE_FILE).get("identity", {})
             raise RecipeError(
-                f"train.resume_from: {wanted} was begun with another recipe: "
-                f"{'; '.join(describe_differences(theirs, self.identity))}. Make the recipe equal, or leave resume_from out to "
-                "begin anew."
+                f"train.resume_from: {name} was started with another recipe: "
+                f"{'; '.join(describe_differences(other, self.identity))}. Use the same recipe, or remove resume_from "
+                "to start a new training."
             )
 
     def discard_damaged(self) -> None:
-        """Drop checkpoints that fail their hashes, and say so: they must not count among those that are kept."""
+        """Delete checkpoints whose hashes do not match, with a warning; they must not count towards the limit."""
         for path in self._checkpoints():
-            if wrong := _broken(path):
-                logger.warning(
-                    "%s of %s is not as it was written, so the checkpoint before it is taken.", wrong, path.name
-                )
+            if file := _find_damage(path):
+                logger.warning("Discarded %s: %s is missing or was modified. Using the one before it.", path.name, file)
                 shutil.rmtree(path)
 
-    def finalize(self, written: Path, keep: int) -> Path:
-        """Make a checkpoint whole: hash it, give it its name, and only then drop those beyond `keep`."""
+    def finalize(self, folder: Path, keep: int) -> Path:
+        """Complete a checkpoint: hash its files, rename it, then delete all but the `keep` latest checkpoints."""
         hashes = {
-            str(path.relative_to(written)): sha256_of(path) for path in sorted(written.rglob("*")) if path.is_file()
+            str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         }
-        (written / HASHES_FILE).write_text(json.dumps(hashes))
-        for path in written.rglob("*"):
+        (folder / HASHES_FILE).write_text(json.dumps(hashes))
+        for path in folder.rglob("*"):
             fsync_path(path)
-        target = self.folder / written.name
+        target = self.folder / folder.name
         shutil.rmtree(target, ignore_errors=True)
-        written.rename(target)
+        folder.rename(target)
         fsync_path(self.folder)
-        for old in self._checkpoints()[keep:]:
-            shutil.rmtree(old)
+        for checkpoint in self._checkpoints()[keep:]:
+            shutil.rmtree(checkpoint)
         return target
 
     def discard_unfinished(self) -> None:
-        """Drop what was being written when a process died, or the disk was full."""
+        """Delete an incomplete checkpoint, left by a killed process or a full disk."""
         shutil.rmtree(self.unfinished_folder, ignore_errors=True)
 
-    def told(self, name: str) -> str | None:
-        """Return what was remembered under a name."""
+    def get_note(self, name: str) -> str | None:
+        """Return the note with this name, or None."""
         path = self.folder / STATE_FILE
-        found = _read(path).get("notes", {}).get(name) if path.exists() else None
-        return None if found is None else str(found)
+        note = _read(path).get("notes", {}).get(name) if path.exists() else None
+        return None if note is None else str(note)
 
     def set_note(self, name: str, value: str) -> None:
-        """Keep a short text beside the checkpoints, like the id of the run that shows the curves."""
+        """Store a short text with the checkpoints, for example the id of the MLflow run with the curves."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / STATE_FILE
         notes = _read(path).get("notes", {}) if path.exists() else {}
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
-        fsync_path(fresh)
-        fresh.replace(path)
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
+        fsync_path(unfinished)
+        unfinished.replace(path)
 
-    def others(self) -> list[str]:
-        """Name unfinished trainings of the same rows and base model by what differs in their recipe."""
-        found = []
+    def unfinished_trainings(self) -> list[str]:
+        """Return the other unfinished trainings of the same rows and base model, with the recipe keys that differ."""
+        trainings = []
         for path in sorted(self.folder.parent.glob(f"*/{STATE_FILE}")):
-            theirs = _read(path).get("identity", {})
-            same = all(theirs.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
+            other = _read(path).get("identity", {})
+            same = all(other.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
             finished = FINISHED_NOTE in _read(path).get("notes", {})
-            if same and not finished and path.parent != self.folder and any(path.parent.glob(f"{CHECKPOINT_PREFIX}*")):
-                found.append(f"{path.parent.name} ({'; '.join(describe_differences(theirs, self.identity))})")
-        return found
+            has_checkpoint = any(path.parent.glob(f"{CHECKPOINT_PREFIX}*"))
+            if same and not finished and path.parent != self.folder and has_checkpoint:
+                trainings.append(f"{path.parent.name} ({'; '.join(describe_differences(other, self.identity))})")
+        return trainings
 
-    def finish(self) -> None:
-        """Keep the newest checkpoint until what was trained is stored elsewhere, and no longer count as unfinished."""
-        for old in self._checkpoints()[1:]:
-            shutil.rmtree(old)
+    def mark_finished(self) -> None:
+        """Keep only the latest checkpoint, and no longer list this training as unfinished."""
+        for checkpoint in self._checkpoints()[1:]:
+            shutil.rmtree(checkpoint)
         self.set_note(FINISHED_NOTE, "yes")
 
-    def remove(self) -> None:
-        """Forget the training."""
+    def delete(self) -> None:
+        """Delete the state of this training."""
         delete_state(self.folder.name)
 
     def _checkpoints(self) -> list[Path]:
-        """Return checkpoints, newest first."""
+        """Return all checkpoints, latest first."""
         return sorted(self.folder.glob(f"{CHECKPOINT_PREFIX}*"), key=checkpoint_step, reverse=True)
 
 
 def delete_state(name: str) -> None:
-    """Drop a training's state, once what came of it is stored.
+    """Delete the state of a training, after its result is stored.
 
     Args:
-        name: As in `TrainingReport.state`.
+        name: `TrainingReport.state`.
     """
     shutil.rmtree(state.root() / "training" / Path(name).name, ignore_errors=True)
 
@@ -181,42 +181,42 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
-def describe_differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    """Say in words which keys of two identities differ."""
-    found = []
-    for name in sorted({*theirs, *ours}):
-        one, other = theirs.get(name), ours.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += describe_differences(one, other, f"{prefix}{name}.")
-        elif one != other:
-            found.append(f"{prefix}{name}: {one!r} there, {other!r} here")
-    return found
+def describe_differences(other: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one text per key whose values differ between two identities."""
+    differences = []
+    for name in sorted({*other, *current}):
+        old, new = other.get(name), current.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            differences += describe_differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            differences.append(f"{prefix}{name}: {old!r} there, {new!r} here")
+    return differences
 
 
-def _broken(path: Path) -> str | None:
-    """Return the file that is missing or has other bytes than were written, or None."""
+def _find_damage(path: Path) -> str | None:
+    """Return the first file of a checkpoint that is missing or does not match its hash, or None."""
     if not (path / HASHES_FILE).exists():
         return HASHES_FILE
     hashes = _read(path / HASHES_FILE)
     if not hashes:
         return HASHES_FILE
     return next(
-        (name for name, wanted in hashes.items() if not (path / name).exists() or sha256_of(path / name) != wanted),
+        (name for name, sha256 in hashes.items() if not (path / name).exists() or sha256_of(path / name) != sha256),
         None,
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a small file of ours holds; nothing where it was damaged."""
+    """Return the content of a small JSON file; empty if it is damaged."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def fsync_path(path: Path) -> None:
-    """Have the system write a file or a folder to its disk, so that a power cut finds it."""
+    """Flush a file or a folder to disk, so that it survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

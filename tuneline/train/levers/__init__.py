@@ -1,1 +1,1 @@
-"""What makes a training step fast and changes no number; each steps aside where it cannot, and is checked first."""
+"""Levers: optimizations of the training step (`train.levers`) that are verified against the plain model."""

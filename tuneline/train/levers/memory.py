@@ -1,6 +1,6 @@
-"""Keep the memory of one step for the next.
+"""Keeps the memory of one step for the next.
 
-glibc gives large blocks back to the system after each use, and takes page faults when it asks for them again.
+By default, glibc returns large blocks to the system after each use, and each new allocation causes page faults.
 """
 
 import ctypes
@@ -16,19 +16,19 @@ DEFAULT_SETTINGS = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 * 2**10, TOP_PAD: 128 *
 
 
 def unsupported_reason() -> str:
-    """Return what keeps memory from being kept on this machine, or an empty text."""
+    """Return why freed memory cannot be kept on this machine, or an empty text."""
     if device.device_type() != "cpu":
-        return "tensors live on an accelerator, whose allocator keeps them"
+        return "tensors are on an accelerator, whose allocator keeps freed memory"
     return "" if platform.libc_ver()[0] == "glibc" else "the C library is not glibc"
 
 
 def enable() -> None:
-    """Keep what is freed."""
+    """Keep freed memory in the process."""
     _set(KEEP_MEMORY_SETTINGS)
 
 
 def disable() -> None:
-    """Go back to glibc's ways, and give back what is free."""
+    """Restore the defaults of glibc, and return free memory to the system."""
     _set(DEFAULT_SETTINGS)
     ctypes.CDLL(None).malloc_trim(0)
 

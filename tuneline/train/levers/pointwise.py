@@ -1,9 +1,9 @@
-"""Norms, rotations and gates as one operation of autograd each: fewer passes over memory, fewer tensors kept.
+"""Norms, rotations and gates as one autograd operation each: fewer passes over memory, fewer stored tensors.
 
-Written out, each is a handful of operations of which autograd keeps what every one took in (as Liger Kernel, Hsu et al.
-2024, arXiv:2410.10989, fuses them on GPUs). Modules are known by the names that transformers gives them; that they
-compute what is meant is held against the plain model at the start. In 16 bits each rounds once, at its end; the
-architectures' own code rounds after each of its operations.
+Written in PyTorch, each is several operations, and autograd stores the inputs of all of them (Liger Kernel, Hsu et al.
+2024, arXiv:2410.10989, fuses them on GPUs). Modules are identified by the names in transformers; their results are
+verified against the plain model before the training. In 16 bits, each fused operation rounds once, at its end; the code
+of the architectures rounds after each operation.
 """
 
 import inspect
@@ -34,11 +34,11 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
-        kind, x = gradient.dtype, x.to(accumulation_dtype(x))
-        of_x = gradient.to(x.dtype) * weight_D
-        along = torch.linalg.vecdot(of_x, x).unsqueeze(-1)
-        of_x.mul_(inverse)
-        return of_x.addcmul_(x, along.mul_(inverse.pow(3)).div_(-x.shape[-1])).to(kind), None, None
+        dtype, x = gradient.dtype, x.to(accumulation_dtype(x))
+        grad_x = gradient.to(x.dtype) * weight_D
+        projection = torch.linalg.vecdot(grad_x, x).unsqueeze(-1)
+        grad_x.mul_(inverse)
+        return grad_x.addcmul_(x, projection.mul_(inverse.pow(3)).div_(-x.shape[-1])).to(dtype), None, None
 
 
 class _Rotation(torch.autograd.Function):
@@ -57,14 +57,14 @@ class _Rotation(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         half = gradient.shape[-1] // 2
-        of_x = gradient * cos
-        of_x[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
-        of_x[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
-        return of_x, None, None
+        grad_x = gradient * cos
+        grad_x[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+        grad_x[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+        return grad_x, None, None
 
 
 class _Gate(torch.autograd.Function):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) up; the product is made again from what is kept."""
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): silu(gate) * up; the backward pass recomputes silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate_TI: torch.Tensor, up_TI: torch.Tensor) -> torch.Tensor:
@@ -74,17 +74,17 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate_TI, up_TI = ctx.saved_tensors
-        of_up = nn.functional.silu(gate_TI).mul_(gradient_TI)
-        return torch.ops.aten.silu_backward(gradient_TI * up_TI, gate_TI), of_up
+        grad_up = nn.functional.silu(gate_TI).mul_(gradient_TI)
+        return torch.ops.aten.silu_backward(gradient_TI * up_TI, gate_TI), grad_up
 
 
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
-    """Return the type in which sums over a tensor are held: float32 for 16 bits, else its own."""
+    """Return the dtype of sums over a tensor: float32 for 16 bits, otherwise that of the tensor."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def find_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the norms that are RMSNorm with a frozen weight."""
+    """Return all RMSNorm modules with a frozen weight."""
     return [
         module
         for module in model.modules()
@@ -92,24 +92,24 @@ def find_norms(model: nn.Module) -> list[nn.Module]:
         and isinstance(getattr(module, "variance_epsilon", None), float)
         and [name for name, _ in module.named_parameters()] == ["weight"]
         and not module.weight.requires_grad
-        and _takes_one(module)
+        and _has_single_input(module)
     ]
 
 
 def find_gates(model: nn.Module) -> list[nn.Module]:
-    """Return the feed-forward layers that are SwiGLU."""
+    """Return all SwiGLU feed-forward layers."""
     parts = ("gate_proj", "up_proj", "down_proj")
     return [
         module
         for module in model.modules()
         if {name for name, _ in module.named_children()} == {*parts, "act_fn"}
         and _is_silu(module.act_fn)
-        and _takes_one(module)
+        and _has_single_input(module)
     ]
 
 
 def find_rotation(model: Any) -> Any:
-    """Return the module whose layers call its function for rotations, or None."""
+    """Return the Python module whose layers call `apply_rotary_pos_emb`, or None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     code = sys.modules[type(base).__module__]
     function = getattr(code, ROTARY_FUNCTION, None)
@@ -118,35 +118,35 @@ def find_rotation(model: Any) -> Any:
     return code
 
 
-def unsupported_reason(found: Any) -> str:
-    """Return what keeps an operation from being fused, or an empty text.
+def unsupported_reason(targets: Any) -> str:
+    """Return why an operation cannot be fused, or an empty text.
 
     Args:
-        found: Where it is, if anywhere.
+        targets: The modules that contain the operation; empty or None if there are none.
     """
-    return "" if found else "the architecture has none of the known form"
+    return "" if targets else "the architecture has no module of the supported form"
 
 
-def fuse_norms(found: list[nn.Module]) -> Undo:
-    """Compute norms in one operation; returns what undoes it."""
-    return _replace(found, _norm)
+def fuse_norms(modules: list[nn.Module]) -> Undo:
+    """Compute each norm in one operation; return a function that restores the modules."""
+    return _replace(modules, _norm)
 
 
-def fuse_gates(found: list[nn.Module]) -> Undo:
-    """Compute gates in one operation; returns what undoes it."""
-    return _replace(found, _feed_forward)
+def fuse_gates(modules: list[nn.Module]) -> Undo:
+    """Compute each gate in one operation; return a function that restores the modules."""
+    return _replace(modules, _feed_forward)
 
 
 def fuse_rotation(code: Any) -> Undo:
-    """Rotate queries and keys in one operation each; returns what undoes it."""
+    """Rotate queries and keys in one operation each; return a function that restores the Python module."""
     plain = getattr(code, ROTARY_FUNCTION)
 
     def rotate(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        whole = len({q.dtype, k.dtype, cos.dtype}) == 1 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
-        if more or named or not whole or (q.dim(), cos.dim()) != (4, 3):
-            return plain(q, k, cos, sin, *more, **named)
+        same_type = len({q.dtype, k.dtype, cos.dtype}) == 1 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        if args or kwargs or not same_type or (q.dim(), cos.dim()) != (4, 3):
+            return plain(q, k, cos, sin, *args, **kwargs)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
 
@@ -154,12 +154,12 @@ def fuse_rotation(code: Any) -> Undo:
     return lambda: setattr(code, ROTARY_FUNCTION, plain)
 
 
-def _replace(found: list[nn.Module], forward: Callable[..., torch.Tensor]) -> Undo:
-    for module in found:
+def _replace(modules: list[nn.Module], forward: Callable[..., torch.Tensor]) -> Undo:
+    for module in modules:
         module.forward = MethodType(forward, module)
 
     def undo() -> None:
-        for module in found:
+        for module in modules:
             vars(module).pop("forward", None)
 
     return undo
@@ -175,8 +175,8 @@ def _feed_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
 
 
-def _takes_one(module: nn.Module) -> bool:
-    return len(inspect.signature(type(module).forward).parameters) == 2  # itself and its input
+def _has_single_input(module: nn.Module) -> bool:
+    return len(inspect.signature(type(module).forward).parameters) == 2  # self and the input
 
 
 def _is_silu(activation: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Monitoring of a training: callbacks, evaluation, samples, resource usage and the report."""
+"""Monitoring of a training: evaluation, generated samples, metrics, throughput and resource usage."""

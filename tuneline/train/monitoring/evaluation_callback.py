@@ -1,7 +1,6 @@
-"""Held-out rows while training: figures at evaluation points, the best weights kept, a stop where nothing gets better.
+"""Evaluates the validation rows during training, keeps the best weights and stops early.
 
-An evaluation draws no random numbers and changes no weights, so that a training ends in the same weights with it and
-without.
+An evaluation uses no random numbers and changes no weights, so the training ends with the same weights without it.
 """
 
 import logging
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluatedTrainer(Protocol):
-    """What the callback needs of a trainer."""
+    """The part of a trainer that the callback uses."""
 
     model: Any
     optimizer: Any
@@ -30,58 +29,58 @@ class EvaluatedTrainer(Protocol):
 
     def validate(self) -> dict[str, float]: ...
 
-    def trained(self) -> dict[str, torch.Tensor]: ...
+    def trainable_parameters(self) -> dict[str, torch.Tensor]: ...
 
-    def tell(self, figures: dict[str, float]) -> None: ...
+    def log_scalars(self, scalars: dict[str, float]) -> None: ...
 
     def autocast(self) -> AbstractContextManager[None]: ...
 
 
 class EvaluationCallback(TrainerCallback):
-    """Evaluate every so many steps."""
+    """Evaluates every `eval_steps` steps."""
 
     def __init__(self, config: TrainingConfig, loop: EvaluatedTrainer, sampler: SampleGenerator | None = None) -> None:
         self._config, self._loop, self._sampler = config, loop, sampler
-        self.stopped = False
+        self.stopped_early = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Evaluate where it is time, and stop where nothing has got better for long enough."""
+        """Evaluate if due, and stop the training if the loss has not improved for long enough."""
         if not self._config.eval_steps or state.global_step % self._config.eval_steps:
             return
-        with optimizer_factory.evaluation_weights(self._loop.optimizer, self._loop.trained()):
+        with optimizer_factory.evaluation_weights(self._loop.optimizer, self._loop.trainable_parameters()):
             self._evaluate(state.global_step, control)
 
     def _evaluate(self, step: int, control: TrainerControl) -> None:
-        config, figures = self._config, self._loop.validate()
-        self._loop.tell({f"validation_{name}": value for name, value in figures.items()})
+        config, metrics = self._config, self._loop.validate()
+        self._loop.log_scalars({f"validation_{name}": value for name, value in metrics.items()})
         if self._sampler:
             with self._loop.autocast():
-                self._loop.samples += self._sampler.answers(self._loop.model, step)
-        standing = self._loop.best.standing
-        if figures["loss"] < standing.loss:
-            self._loop.best.record(figures["loss"], step)
+                self._loop.samples += self._sampler.generate(self._loop.model, step)
+        best = self._loop.best
+        if metrics["loss"] < best.evaluation.loss:
+            best.record(metrics["loss"], step)
             if config.load_best_model_at_end:
-                self._loop.best.keep(self._loop.trained())
+                best.save_weights(self._loop.trainable_parameters())
             return
-        standing.worse_since += 1
-        if config.early_stopping_patience and standing.worse_since >= config.early_stopping_patience:
-            self.stopped = True
+        best.evaluation.worse_since += 1
+        if config.early_stopping_patience and best.evaluation.worse_since >= config.early_stopping_patience:
+            self.stopped_early = True
             control.should_training_stop = True
 
-    def finish(self) -> dict[str, str]:
-        """Put the best weights back where the recipe asks for it; return what was done, in words."""
-        standing, step = self._loop.best.standing, self._loop.state.global_step
-        said = {}
-        if self.stopped:
-            said["early_stopping"] = f"stopped after step {step}: the validation loss was best at step {standing.step}"
-        if self._config.load_best_model_at_end and standing.step and standing.step != step:
-            said["best"] = self._best(standing, step)
-        return said
+    def finalize(self) -> dict[str, str]:
+        """Restore the best weights if the recipe says so; return the decisions as text."""
+        best, step = self._loop.best.evaluation, self._loop.state.global_step
+        decisions = {}
+        if self.stopped_early:
+            decisions["early_stopping"] = f"stopped after step {step}: the validation loss was best at step {best.step}"
+        if self._config.load_best_model_at_end and best.step and best.step != step:
+            decisions["best"] = self._restore_best(best, step)
+        return decisions
 
-    def _best(self, standing: BestEvaluation, step: int) -> str:
-        if not standing.sha256:
-            why = f"weights of step {step}, the last: those of step {standing.step}, the best, could not be kept"
-            logger.warning("train.load_best_model_at_end: %s.", why)
-            return why
-        self._loop.best.restore_weights(self._loop.trained())
-        return f"weights of step {standing.step}, whose validation loss {standing.loss:.4f} is the lowest"
+    def _restore_best(self, best: BestEvaluation, step: int) -> str:
+        if not best.sha256:
+            decision = f"weights of step {step}, the last: those of step {best.step}, the best, could not be saved"
+            logger.warning("train.load_best_model_at_end: %s.", decision)
+            return decision
+        self._loop.best.restore_weights(self._loop.trainable_parameters())
+        return f"weights of step {best.step}, which has the lowest validation loss ({best.loss:.4f})"

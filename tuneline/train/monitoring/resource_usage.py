@@ -1,7 +1,7 @@
-"""What a training loop takes of the machine: memory beyond what was held before it, and processor seconds.
+"""Measures the memory of the training loop, beyond the memory used before, and its CPU seconds.
 
-On an accelerator the allocator's own peak is read. On Linux the kernel keeps the high-water mark of a process's pages
-and forgets it on request (`/proc/self/clear_refs`, proc(5)); elsewhere, and for MPS, memory is read twenty times per
+On an accelerator, the peak of its allocator is read. On Linux, the kernel records the peak resident memory of a process
+and resets it on request (`/proc/self/clear_refs`, proc(5)); elsewhere, and for MPS, memory is polled 20 times per
 second.
 """
 
@@ -21,7 +21,7 @@ POLL_SECONDS = 0.05
 
 
 class ResourceUsage:
-    """Made before the model is loaded; used around the loop."""
+    """Memory and CPU time of a block; create it before the model is loaded."""
 
     def __init__(self) -> None:
         self.before_bytes = memory_in_use()
@@ -30,19 +30,19 @@ class ResourceUsage:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Watch the block."""
+        """Measure the block."""
         start = time.process_time()
-        with _watched() as peak:
+        with _measure_peak() as peak:
             yield
             self.peak_bytes = peak()
         self.cpu_seconds = time.process_time() - start
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures.
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics.
 
         Returns:
-            `memory_before_bytes`, held before the model was loaded; `train_memory_bytes`, the loop's peak beyond that;
-            `train_cpu_seconds` of all threads.
+            `memory_before_bytes`, the memory in use before the model was loaded; `train_memory_bytes`, the peak of the
+            loop beyond that; `train_cpu_seconds`, summed over all threads.
         """
         return {
             "memory_before_bytes": float(self.before_bytes),
@@ -52,50 +52,50 @@ class ResourceUsage:
 
 
 def memory_in_use() -> int:
-    """Return the bytes in use now: of the accelerator, else of this process."""
+    """Return the bytes in use now, of the accelerator or else of this process."""
     return device.memory_bytes()
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[], int]]:
-    """Yield what returns the most bytes held since the block began."""
+def _measure_peak() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the peak memory in bytes since the start of the block."""
     if device.tracks_peak_memory():
         torch.accelerator.reset_peak_memory_stats()
         yield device.peak_memory_bytes
     elif device.device_type() == "cpu" and _reset_high_water_mark():
-        yield _high_water
+        yield _read_high_water_mark
     else:
-        with _looked_at() as peak:
+        with _poll() as peak:
             yield peak
 
 
 def _reset_high_water_mark() -> bool:
-    """Make the kernel forget the high-water mark of this process; tell whether it did."""
+    """Reset the peak memory that the kernel records for this process; return whether that is supported."""
     try:
         CLEAR_REFS_FILE.write_text("5")
-        _high_water()
+        _read_high_water_mark()
     except (OSError, LookupError):
         return False
     return True
 
 
-def _high_water() -> int:
+def _read_high_water_mark() -> int:
     lines = dict(line.split(":", 1) for line in STATUS_FILE.read_text().splitlines() if ":" in line)
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
 @contextmanager
-def _looked_at() -> Iterator[Callable[[], int]]:
-    most, done = [memory_in_use()], threading.Event()
+def _poll() -> Iterator[Callable[[], int]]:
+    peak, done = [memory_in_use()], threading.Event()
 
-    def look() -> None:
+    def poll() -> None:
         while not done.wait(POLL_SECONDS):
-            most[0] = max(most[0], memory_in_use())
+            peak[0] = max(peak[0], memory_in_use())
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield lambda: max(most[0], memory_in_use())
+        yield lambda: max(peak[0], memory_in_use())
     finally:
         done.set()
         thread.join()

@@ -1,6 +1,6 @@
-"""What a training minimises: one class an objective, one interface for training and for held-out rows."""
+"""Objectives of training: one class per objective, with one interface for training and validation rows."""
 
 from tuneline.train.objectives import kto, likelihood, preference, reward
 from tuneline.train.objectives.base import Objective, build_objective, objectives
 
-__all__ = ["Objective", "kto", "likelihood", "objective_of", "objectives", "preference", "reward"]
+__all__ = ["Objective", "build_objective", "kto", "likelihood", "objectives", "preference", "reward"]

@@ -14,15 +14,15 @@ from tuneline.train.objectives.base import (
 
 @objectives.register("likelihood")
 class Likelihood(Objective):
-    """The mean over the trained tokens of an optimizer step, whatever the rows that they stand in."""
+    """The mean over all trained tokens of an optimizer step, independent of how they are distributed over rows."""
 
     name = "likelihood"
 
     def num_items(self, inputs: Inputs) -> int:
-        """Count trained tokens."""
+        """Return the number of trained tokens."""
         return count_trained_tokens(inputs)
 
-    def measure(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
-        """Sum the cross entropy (nats)."""
+    def compute_loss(self, model: Any, inputs: Inputs, token_losses: TokenLossFunction) -> LossOutput:
+        """Return the sum of the cross entropies (nats)."""
         losses, _ = token_losses(inputs)
         return LossOutput(losses.sum(), len(losses))

@@ -1,7 +1,7 @@
-"""The losses of preference stages, as functions of log-probabilities; numbers as trl's (tests compare them).
+"""Losses of preference pairs as functions of log-probabilities; tests compare the values with trl.
 
-Each gets the log-probabilities of the answers under the policy and, where it needs one, the reference, and returns one
-loss a pair.
+Each function takes the log-probabilities of the answers under the policy and the reference, and returns one loss per
+pair.
 """
 
 from collections.abc import Callable
@@ -15,35 +15,35 @@ from torch.nn.functional import logsigmoid
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities (nats) of the answers of pairs, each [P]."""
+    """Log-probabilities (nats) of the answers of pairs, summed over tokens; each field is [P]."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor
     chosen_tokens: torch.Tensor
     rejected_tokens: torch.Tensor
     ref_chosen: torch.Tensor
-    """Under the reference; zero for losses without one."""
+    """Under the reference; zero for losses without a reference."""
 
     ref_rejected: torch.Tensor
 
     @property
     def chosen_ratio(self) -> torch.Tensor:
-        """Logarithm of policy over reference, of the chosen answer."""
+        """Log-ratio of policy and reference for the chosen answer."""
         return self.chosen - self.ref_chosen
 
     @property
     def rejected_ratio(self) -> torch.Tensor:
-        """The same of the rejected one."""
+        """Log-ratio of policy and reference for the rejected answer."""
         return self.rejected - self.ref_rejected
 
     @property
     def margin(self) -> torch.Tensor:
-        """By how much the policy prefers the chosen answer more than the reference does."""
+        """Difference of the log-ratios of the chosen and the rejected answer."""
         return self.chosen_ratio - self.rejected_ratio
 
     @property
     def margin_per_token(self) -> torch.Tensor:
-        """The same, each answer by its length."""
+        """Difference of the log-ratios, each divided by the length of its answer."""
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
 
@@ -52,7 +52,7 @@ PairLoss = Callable[[PairLogps, float, float], torch.Tensor]
 
 
 def label_smoothed_loss(logits: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return the logistic loss where a share of the labels is taken for wrong."""
+    """Return the logistic loss with label smoothing: a fraction of the labels is assumed to be wrong."""
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
@@ -62,22 +62,22 @@ def sigmoid(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
 
 
 def sigmoid_norm(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
-    """DPO by answers' lengths (Lambert et al. 2024, arXiv:2411.15124)."""
+    """DPO normalized by answer length (Lambert et al. 2024, arXiv:2411.15124)."""
     return label_smoothed_loss(beta * p.margin_per_token, smoothing)
 
 
 def hinge(p: PairLogps, beta: float, _: float) -> torch.Tensor:
-    """SLiC's hinge (Zhao et al. 2023, arXiv:2305.10425)."""
+    """The hinge loss of SLiC (Zhao et al. 2023, arXiv:2305.10425)."""
     return torch.relu(1 - beta * p.margin)
 
 
 def ipo(p: PairLogps, beta: float, _: float) -> torch.Tensor:
-    """IPO (Azar et al. 2023, arXiv:2310.12036), by answers' lengths."""
+    """IPO (Azar et al. 2023, arXiv:2310.12036), normalized by answer length."""
     return (p.margin_per_token - 1 / (2 * beta)) ** 2
 
 
 def exo_pair(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
-    """EXO (Ji et al. 2024, arXiv:2402.00856), equation 16; needs smoothing above 0."""
+    """EXO (Ji et al. 2024, arXiv:2402.00856), equation 16; requires label smoothing above 0."""
     wins, losses = logsigmoid(beta * p.margin), logsigmoid(-beta * p.margin)
     epsilon = torch.tensor(smoothing, dtype=wins.dtype, device=wins.device)
     return wins.exp() * (wins - torch.log1p(-epsilon)) + losses.exp() * (losses - epsilon.log())
@@ -90,13 +90,13 @@ def nca_pair(p: PairLogps, beta: float, _: float) -> torch.Tensor:
 
 
 def robust(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
-    """Robust DPO for labels of which a share is wrong (Chowdhury et al. 2024, arXiv:2403.00409)."""
+    """Robust DPO for labels of which a fraction is wrong (Chowdhury et al. 2024, arXiv:2403.00409)."""
     logits = beta * p.margin
     return (-(1 - smoothing) * logsigmoid(logits) + smoothing * logsigmoid(-logits)) / (1 - 2 * smoothing)
 
 
 def bco_pair(p: PairLogps, beta: float, _: float) -> torch.Tensor:
-    """BCO's pairs without its running mean, as trl computes it (Jung et al. 2024, arXiv:2404.04656)."""
+    """BCO on pairs without its running mean, as in trl (Jung et al. 2024, arXiv:2404.04656)."""
     return -logsigmoid(beta * p.chosen_ratio) - logsigmoid(-beta * p.rejected_ratio)
 
 
@@ -106,13 +106,13 @@ def sppo_hard(p: PairLogps, beta: float, _: float) -> torch.Tensor:
 
 
 def aot(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
-    """AOT (Melnyk et al. 2024, arXiv:2406.05882): ranks of margins within a batch are compared."""
-    own, reference = p.chosen - p.rejected, p.ref_chosen - p.ref_rejected
-    return label_smoothed_loss(beta * (own.sort()[0] - reference.sort()[0]), smoothing)
+    """AOT (Melnyk et al. 2024, arXiv:2406.05882): compares sorted margins within a batch."""
+    policy, reference = p.chosen - p.rejected, p.ref_chosen - p.ref_rejected
+    return label_smoothed_loss(beta * (policy.sort()[0] - reference.sort()[0]), smoothing)
 
 
 def aot_unpaired(p: PairLogps, beta: float, smoothing: float) -> torch.Tensor:
-    """AOT where chosen and rejected answers are ranked apart."""
+    """AOT with chosen and rejected answers sorted separately."""
     return label_smoothed_loss(beta * (p.chosen_ratio.sort()[0] - p.rejected_ratio.sort()[0]), smoothing)
 
 
@@ -134,13 +134,13 @@ def discopop(p: PairLogps, beta: float, _: float) -> torch.Tensor:
 
 
 def odds_ratio(p: PairLogps, beta: float, _: float) -> torch.Tensor:
-    """ORPO's odds ratio (Hong et al. 2024, arXiv:2403.07691), by answers' lengths."""
+    """The odds ratio of ORPO (Hong et al. 2024, arXiv:2403.07691), normalized by answer length."""
     chosen, rejected = p.chosen / p.chosen_tokens, p.rejected / p.rejected_tokens
     return -beta * logsigmoid((chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected)))
 
 
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """Return log(1 - exp(x)) for x below zero, without cancellation (Maechler 2012)."""
+    """Return log(1 - exp(x)) for x < 0 without cancellation (Maechler 2012)."""
     x = x.clamp(max=-1e-7)
     return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
@@ -161,4 +161,4 @@ DPO_LOSSES: dict[str, PairLoss] = {
     "apo_down": apo_down,
     "discopop": discopop,
 }
-"""`train.loss_type` of stage `dpo` -> its loss."""
+"""`train.loss_type` of stage `dpo` -> loss function."""

@@ -1,1 +1,1 @@
-"""Optimizers that a recipe can name."""
+"""The optimizers of `train.optim`."""

@@ -1,7 +1,7 @@
-"""BAdam (Luo et al. 2024, arXiv:2404.02827) of its own library, made to be resumed.
+"""BAdam (Luo et al. 2024, arXiv:2404.02827): the optimizer of its library, with a state that can be saved.
 
-The library trains one block of layers at a time, with AdamW on float32 copies of it, and freezes all others. What it
-lacks is here: a state that can be saved, weight decay that leaves norms and biases out, and silence.
+The library trains one block of layers at a time with AdamW on float32 copies, and freezes all others. This module adds
+a resumable state, weight decay that excludes norms and biases, and suppresses its output.
 """
 
 import contextlib
@@ -16,60 +16,60 @@ from torch.optim import AdamW
 
 
 class ResumableBAdam(BlockOptimizer):
-    """One block at a time."""
+    """Trains one block of layers at a time."""
 
     def __init__(
         self,
         model: Any,
         groups: list[dict[str, Any]],
         blocks: list[list[str]],
-        of_adamw: dict[str, Any],
+        adamw_options: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        """Begin with the first block.
+        """Initialize the optimizer with its first block.
 
         Args:
-            model: Every parameter of it is trained.
+            model: All its parameters are trained.
             groups: Parameters and their weight decay.
-            blocks: For each block, what the names of its parameters begin with.
-            of_adamw: Options of AdamW.
+            blocks: For each block, the prefixes of its parameter names.
+            adamw_options: Options of AdamW.
             options: Options of the library: `switch_block_every`, `switch_mode`, `start_block`.
         """
         self._decay = {id(part): group["weight_decay"] for group in groups for part in group["params"]}
         self._active = 0
         fixed = {"start_block": 0} if options.get("switch_mode") == "fixed" else {}
-        with _quiet():
+        with _suppress_output():
             super().__init__(
-                base_optimizer=AdamW(groups, **of_adamw),
+                base_optimizer=AdamW(groups, **adamw_options),
                 named_parameters_list=list(model.named_parameters()),
                 block_prefix_list=blocks,
                 **{"switch_mode": "random", **fixed, **options},
                 verbose=0,
             )
-        del self.__dict__["state_dict"]  # that of AdamW alone
+        del self.__dict__["state_dict"]  # bound to the state of AdamW alone
 
     def switch_trainable_params(self, verbose: int | None = None) -> None:
-        """Go to the next block, in groups by weight decay."""
+        """Switch to the next block, with parameter groups by weight decay."""
         self._active = self.current_block_idx
-        with _quiet():
+        with _suppress_output():
             super().switch_trainable_params(verbose=0)
         groups: dict[float, list[torch.Tensor]] = {}
-        for index, copied in self.param_idx2hp.items():
-            groups.setdefault(self._decay[id(self.param_idx2lp[index])], []).append(copied)
+        for index, copy in self.param_idx2hp.items():
+            groups.setdefault(self._decay[id(self.param_idx2lp[index])], []).append(copy)
         self.base_optimizer.param_groups = [
             {**self.defaults, "weight_decay": decay, "params": parts} for decay, parts in groups.items()
         ]
 
     def eval(self) -> None:
-        """Let all weights be trained again, as they were before."""
+        """Mark all parameters as trainable, as before the training."""
         for _, part in self.named_parameters_list:
             part.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where it stands, and AdamW's state of the block."""
+        """Return the active block, its AdamW state and float32 copies, and the order of blocks."""
         return {
             "adamw": self.base_optimizer.state_dict(),
-            "copies": [copied.detach() for copied in self.param_idx2hp.values()],
+            "copies": [copy.detach() for copy in self.param_idx2hp.values()],
             "active": self._active,
             "next": self.current_block_idx,
             "order": list(getattr(self, "block_order", [])),
@@ -78,16 +78,16 @@ class ResumableBAdam(BlockOptimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the block of a state, and on from there."""
+        """Switch to the block of a state and restore it."""
         if state_dict["active"] != self._active:
             mode: str = self.switch_mode
-            self.switch_mode: str = "fixed"  # no other block is drawn
+            self.switch_mode: str = "fixed"  # prevents a random choice of the next block
             self.current_block_idx = state_dict["active"]
             self.switch_trainable_params()
             self.switch_mode = mode
         with torch.no_grad():
-            for copied, saved in zip(self.param_idx2hp.values(), state_dict["copies"], strict=True):
-                copied.copy_(saved)
+            for copy, value in zip(self.param_idx2hp.values(), state_dict["copies"], strict=True):
+                copy.copy_(value)
         self.base_optimizer.load_state_dict(state_dict["adamw"])
         self.current_block_idx, self.global_step = state_dict["next"], state_dict["step"]
         self.block_order = list(state_dict["order"])
@@ -96,8 +96,8 @@ class ResumableBAdam(BlockOptimizer):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the library neither print its blocks nor warn of float32."""
+def _suppress_output() -> Iterator[None]:
+    """Suppress the library's prints of its blocks and its warnings about float32."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
-"""Muon (Jordan et al. 2024) on matrices, AdamW on the rest, as one optimizer.
+"""Muon (Jordan et al. 2024) for hidden matrices and AdamW for all other parameters, as one optimizer.
 
-Muon makes the update of a hidden matrix orthogonal; embeddings, the head and vectors are AdamW's. With
-`adjust_lr_fn: match_rms_adamw` its steps are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one
-learning rate does for both.
+Muon orthogonalizes the update of a hidden matrix; embeddings, the head and vectors are trained by AdamW. With
+`adjust_lr_fn: match_rms_adamw` its steps are as long as those of AdamW (Liu et al. 2025, arXiv:2502.16982), so one
+learning rate suits both.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,35 +13,35 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimizers that share their groups with this one, so that a schedule reaches them."""
+    """Two optimizers that share their parameter groups with this one, so that a scheduler updates both."""
 
     def __init__(
         self,
         model: Any,
         groups: list[dict[str, Any]],
-        of_muon: dict[str, Any],
-        of_adamw: dict[str, Any],
+        muon_options: dict[str, Any],
+        adamw_options: dict[str, Any],
     ) -> None:
-        """Part the groups.
+        """Split the parameter groups between the two optimizers.
 
         Args:
-            model: It says what are its embeddings and its head.
+            model: Defines which parameters are embeddings and head.
             groups: Parameters and their weight decay.
-            of_muon: Options of `torch.optim.Muon`.
-            of_adamw: Options of `torch.optim.AdamW`.
+            muon_options: Options of `torch.optim.Muon`.
+            adamw_options: Options of `torch.optim.AdamW`.
         """
-        outside = {id(part) for part in _outside(model)}
+        outer = {id(part) for part in _embeddings_and_head(model)}
         hidden: list[dict[str, Any]] = []
         rest: list[dict[str, Any]] = []
         for group in groups:
-            for taken, wanted in ((hidden, True), (rest, False)):
-                parts = [part for part in group["params"] if (_is_matrix(part) and id(part) not in outside) is wanted]
-                taken.append({**group, "params": parts})
+            for target, by_muon in ((hidden, True), (rest, False)):
+                parts = [part for part in group["params"] if (_is_matrix(part) and id(part) not in outer) is by_muon]
+                target.append({**group, "params": parts})
         self._parts: list[Optimizer] = []
-        for kind, taken, options in ((Muon, hidden, of_muon), (AdamW, rest, of_adamw)):
-            filled = [_with_rate(group, options["lr"], of_muon["lr"]) for group in taken if group["params"]]
-            if filled:
-                self._parts.append(kind(filled, **options))
+        for optimizer, members, options in ((Muon, hidden, muon_options), (AdamW, rest, adamw_options)):
+            non_empty = [_scale_lr(group, options["lr"], muon_options["lr"]) for group in members if group["params"]]
+            if non_empty:
+                self._parts.append(optimizer(non_empty, **options))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()
 
@@ -49,32 +49,32 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for part in self._parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Let both take a step."""
+        """Take a step with both optimizers."""
         for part in self._parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states."""
+        """Return the states of both optimizers."""
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give both their states."""
+        """Restore the states of both optimizers."""
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share()
 
 
-def _with_rate(group: dict[str, Any], own: float, asked: float) -> dict[str, Any]:
-    """Keep the ratio of a group's learning rate to the recipe's (LoRA+)."""
-    return {**group, "lr": own * group["lr"] / asked} if "lr" in group else group
+def _scale_lr(group: dict[str, Any], optimizer_lr: float, recipe_lr: float) -> dict[str, Any]:
+    """Keep the ratio between the learning rate of a group and that of the recipe (LoRA+)."""
+    return {**group, "lr": optimizer_lr * group["lr"] / recipe_lr} if "lr" in group else group
 
 
 def _is_matrix(part: nn.Parameter) -> bool:
     return part.ndim == 2 and min(part.shape) > 1
 
 
-def _outside(model: Any) -> Iterator[nn.Parameter]:
-    """Yield the parameters of embeddings and head, adapters of theirs included."""
+def _embeddings_and_head(model: Any) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the embeddings and the head, including their adapters."""
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         if module is not None:
             yield from module.parameters()

@@ -1,1 +1,1 @@
-"""Learning from rewards on a model's own answers: roles on one base, answers, and what PPO and GRPO make of them."""
+"""Reinforcement learning: rollouts, rewards, PPO and GRPO, with all models as adapters on one base."""

@@ -1,4 +1,4 @@
-"""What PPO and GRPO make of answers and rewards: advantages, and the loss of an update."""
+"""The objectives PPO and GRPO: advantages from rewards, and the loss of an update."""
 
 from typing import Any
 
@@ -15,45 +15,45 @@ VALUE_HEAD = "value_head"
 
 
 class RLObjective(Objective):
-    """What both have in common: rows are prompts, and a step knows how to cut its answers into updates."""
+    """Base class of PPO and GRPO: rows are prompts, and the completions of a step are split into updates."""
 
     @property
     def needs_reference(self) -> bool:
-        """The distance from the reference has a price."""
+        """Whether the KL divergence to the reference is penalized."""
         raise NotImplementedError
 
     @property
     def num_passes(self) -> int:
-        """Passes over a step's answers."""
+        """Number of passes over the completions of a step."""
         raise NotImplementedError
 
     def collate(self, rows: list[dict[str, Any]]) -> Inputs:
-        """Keep prompts and reference answers as they are."""
-        return {"asked": [(row["prompt_ids"], row["completion_ids"]) for row in rows]}
+        """Return the prompts and reference answers as they are."""
+        return {"prompts": [(row["prompt_ids"], row["completion_ids"]) for row in rows]}
 
     def num_items(self, inputs: Inputs) -> int:
-        """Count prompts."""
-        return len(inputs["asked"])
+        """Return the number of prompts."""
+        return len(inputs["prompts"])
 
     def detach(self, model: Any) -> dict[str, torch.Tensor]:
-        """Leave the policy's adapter alone on the base."""
+        """Remove the reward adapter; the adapter of the policy remains."""
         detach_reward_model(model)
         return {}
 
-    def asked(self, inputs: Inputs) -> list[tuple[list[int], list[int]]]:
-        """Return prompts, each as often as it is answered, with reference answers."""
-        return [(list(prompt), list(reference)) for prompt, reference in inputs["asked"]]
+    def expand_prompts(self, inputs: Inputs) -> list[tuple[list[int], list[int]]]:
+        """Return the prompts with reference answers, each repeated once per completion."""
+        return [(list(prompt), list(reference)) for prompt, reference in inputs["prompts"]]
 
     def minibatches(self, count: int) -> list[list[int]]:
-        """Return the answers of each update, in an order drawn anew for each pass."""
+        """Return the completions of each update, in a new random order for each pass."""
         size = self.config.mini_batch_size or count
-        order = [torch.randperm(count).tolist() for _ in range(self.num_passes)]
-        return [sorted(each[i : i + size]) for each in order for i in range(0, count, size)]
+        orders = [torch.randperm(count).tolist() for _ in range(self.num_passes)]
+        return [sorted(order[i : i + size]) for order in orders for i in range(0, count, size)]
 
-    def said(
+    def compute_logps(
         self, model: Any, inputs: Inputs, token_losses: TokenLossFunction, *, values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return log-probabilities [N] of the answers' tokens, and the critic's values before them, if there is one."""
+        """Return the log-probabilities [N] of the completion tokens, and the critic's values before them or None."""
         if self.config.temperature == 1:
             return -token_losses(inputs)[0], None
         return self._logps(model, inputs)[0], None
@@ -66,26 +66,26 @@ class RLObjective(Objective):
         if head is None:
             logits = model(**rest).logits[0]
         else:
-            everywhere, found = value_head.compute_values_and_logits(model, head, **rest)
-            logits, values = found[0], everywhere[0, keep]
+            all_values, all_logits = value_head.compute_values_and_logits(model, head, **rest)
+            logits, values = all_logits[0], all_values[0, keep]
         logits = logits if len(logits) == len(keep) else logits[keep]
         scaled = logits.float() / self.config.temperature
         return -cross_entropy(scaled, labels[keep + 1].long(), reduction="none"), values
 
-    def judge(self, made: Experience) -> None:
-        """Fill in what the rewards mean for each token."""
+    def compute_advantages(self, experience: Experience) -> None:
+        """Set the advantages of an experience from its rewards."""
         raise NotImplementedError
 
-    def update(
+    def update_loss(
         self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
     ) -> LossOutput:
-        """Return the loss of an update on some of a step's answers."""
+        """Return the loss of an update on a part of the completions of a step."""
         raise NotImplementedError
 
 
 @objectives.register("ppo")
 class PPO(RLObjective):
-    """Clipped policy and value losses, with the reference's distance in the reward (arXiv:1707.06347, 2203.02155)."""
+    """Clipped policy and value losses, with a KL penalty in the reward (arXiv:1707.06347, 2203.02155)."""
 
     name = "ppo"
 
@@ -97,120 +97,122 @@ class PPO(RLObjective):
 
     @property
     def num_passes(self) -> int:
-        """As the recipe says."""
+        """`train.num_ppo_epochs`."""
         return int(self.config.num_ppo_epochs)
 
     def attach(self, model: Any, seed: int) -> None:
-        """Put the critic's head on the policy; it starts at zero, so that at first it expects nothing."""
+        """Add the head of the critic to the policy, initialized with zeros."""
         model.add_module(VALUE_HEAD, value_head.build_value_head(model))
 
     def detach(self, model: Any) -> dict[str, torch.Tensor]:
-        """Take the head away; an answering model needs no critic."""
+        """Remove the head of the critic; the trained model does not need it."""
         delattr(model, VALUE_HEAD)
         return super().detach(model)
 
     def state(self) -> dict[str, float]:
-        """The price of distance, where it is adapted."""
+        """Return the KL coefficient, which may be adaptive."""
         return {"kl_coef": self.kl_coef}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on at the price of a checkpoint."""
+        """Restore the KL coefficient of a checkpoint."""
         self.kl_coef = state["kl_coef"]
 
-    def said(
+    def compute_logps(
         self, model: Any, inputs: Inputs, token_losses: TokenLossFunction, *, values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities and values of one pass."""
+        """Return log-probabilities and values of one forward pass."""
         return self._logps(model, inputs, getattr(model, VALUE_HEAD) if values else None)
 
-    def judge(self, made: Experience) -> None:
-        """Spread rewards over tokens, less the price of distance, and compare with what the critic expected."""
-        assert made.ref_logps_N is not None, "computed with the answers"
-        assert made.values_N is not None, "computed with the answers"
-        config, lengths = self.config, made.lengths
-        score = whiten(made.rewards) if config.whiten_rewards else made.rewards
-        distance_N = made.old_logps_N - made.ref_logps_N
-        earned_N = -self.kl_coef * distance_N
+    def compute_advantages(self, experience: Experience) -> None:
+        """Set advantages and returns: rewards at the last token, less the KL penalty, compared with the values."""
+        assert experience.ref_logps_N is not None, "computed with the completions"
+        assert experience.values_N is not None, "computed with the completions"
+        config, lengths = self.config, experience.lengths
+        score = whiten(experience.rewards) if config.whiten_rewards else experience.rewards
+        kl_N = experience.old_logps_N - experience.ref_logps_N
+        rewards_N = -self.kl_coef * kl_N
         last = torch.tensor(lengths).cumsum(0) - 1
-        earned_N[last.to(earned_N.device)] += score.to(earned_N)
-        estimates_N = compute_gae(earned_N, made.values_N, lengths, config.gamma, config.lam)
-        made.returns_N = estimates_N + made.values_N
-        made.advantages_N = whiten(estimates_N)
+        rewards_N[last.to(rewards_N.device)] += score.to(rewards_N)
+        estimates_N = compute_gae(rewards_N, experience.values_N, lengths, config.gamma, config.lam)
+        experience.returns_N = estimates_N + experience.values_N
+        experience.advantages_N = whiten(estimates_N)
         if config.target_kl:
-            error = float(distance_N.sum()) / len(lengths) / config.target_kl - 1
+            error = float(kl_N.sum()) / len(lengths) / config.target_kl - 1
             self.kl_coef *= 1 + 0.1 * max(-0.2, min(0.2, error))
 
-    def update(
+    def update_loss(
         self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
     ) -> LossOutput:
         """Return the clipped losses of policy and critic, each a mean over tokens."""
-        assert part.values_N is not None, "computed with the answers"
-        assert part.returns_N is not None, "judged before"
+        assert part.values_N is not None, "computed with the completions"
+        assert part.returns_N is not None, "set by compute_advantages"
         config = self.config
         logps_N, values_N = self._logps(model, inputs, getattr(model, VALUE_HEAD))
-        assert values_N is not None, "the head was given"
+        assert values_N is not None, "the head is given"
         ratio_N = (logps_N - part.old_logps_N).exp()
         clipped_N = ratio_N.clamp(1 - config.cliprange, 1 + config.cliprange)
-        policy = torch.max(-part.advantages_N * ratio_N, -part.advantages_N * clipped_N).mean()
-        near_N = part.values_N + (values_N - part.values_N).clamp(-config.cliprange_value, config.cliprange_value)
-        value = 0.5 * torch.max((values_N - part.returns_N) ** 2, (near_N - part.returns_N) ** 2).mean()
-        figures = {
-            "policy_loss": (float(policy.detach()), 1.0),
-            "value_loss": (float(value.detach()), 1.0),
+        policy_loss = torch.max(-part.advantages_N * ratio_N, -part.advantages_N * clipped_N).mean()
+        change_N = (values_N - part.values_N).clamp(-config.cliprange_value, config.cliprange_value)
+        clipped_values_N = part.values_N + change_N
+        errors_N = torch.max((values_N - part.returns_N) ** 2, (clipped_values_N - part.returns_N) ** 2)
+        value_loss = 0.5 * errors_N.mean()
+        metrics = {
+            "policy_loss": (float(policy_loss.detach()), 1.0),
+            "value_loss": (float(value_loss.detach()), 1.0),
             "clip_ratio": (float(((ratio_N - 1).abs() > config.cliprange).float().mean()), 1.0),
             "kl_coef": (self.kl_coef, 1.0),
         }
-        return LossOutput(policy + config.vf_coef * value, len(part.spans), figures)
+        return LossOutput(policy_loss + config.vf_coef * value_loss, len(part.spans), metrics)
 
 
 @objectives.register("grpo")
 class GRPO(RLObjective):
-    """Answers to one prompt are judged against each other (Shao et al. 2024, arXiv:2402.03300)."""
+    """Advantages relative to the other completions of the same prompt (Shao et al. 2024, arXiv:2402.03300)."""
 
     name = "grpo"
 
     @property
     def needs_reference(self) -> bool:
-        """Only where the recipe prices the distance."""
+        """Whether `train.beta` is above 0."""
         return bool(self.config.beta > 0)
 
     @property
     def num_passes(self) -> int:
-        """As the recipe says."""
+        """`train.num_iterations`."""
         return int(self.config.num_iterations)
 
-    def asked(self, inputs: Inputs) -> list[tuple[list[int], list[int]]]:
-        """Ask each prompt several times."""
-        return [each for each in super().asked(inputs) for _ in range(self.config.num_generations)]
+    def expand_prompts(self, inputs: Inputs) -> list[tuple[list[int], list[int]]]:
+        """Return each prompt `num_generations` times."""
+        return [prompt for prompt in super().expand_prompts(inputs) for _ in range(self.config.num_generations)]
 
-    def judge(self, made: Experience) -> None:
-        """Compare each reward with its group's mean, by the spread that the recipe names."""
-        groups = made.rewards.view(-1, self.config.num_generations)
-        above = groups - groups.mean(1, keepdim=True)
+    def compute_advantages(self, experience: Experience) -> None:
+        """Set advantages: rewards less the mean of their group, divided by a standard deviation (`scale_rewards`)."""
+        groups = experience.rewards.view(-1, self.config.num_generations)
+        centered = groups - groups.mean(1, keepdim=True)
         if self.config.scale_rewards == "group":
-            above = above / (groups.std(1, keepdim=True) + 1e-4)
+            centered = centered / (groups.std(1, keepdim=True) + 1e-4)
         elif self.config.scale_rewards == "batch":
-            above = above / (made.rewards.std() + 1e-4)
-        lengths = torch.tensor(made.lengths)
-        made.advantages_N = above.flatten().repeat_interleave(lengths).to(made.old_logps_N)
+            centered = centered / (experience.rewards.std() + 1e-4)
+        lengths = torch.tensor(experience.lengths)
+        experience.advantages_N = centered.flatten().repeat_interleave(lengths).to(experience.old_logps_N)
 
-    def update(
+    def update_loss(
         self, model: Any, inputs: Inputs, part: Experience, whole: Experience, token_losses: TokenLossFunction
     ) -> LossOutput:
-        """Return the clipped loss, averaged over tokens as `loss_type` says."""
+        """Return the clipped loss, averaged over tokens according to `loss_type`."""
         config = self.config
-        logps_N, _ = self.said(model, inputs, token_losses)
+        logps_N, _ = self.compute_logps(model, inputs, token_losses)
         ratio_N = (logps_N - part.old_logps_N).exp()
         high = config.epsilon_high or config.epsilon
         clipped_N = ratio_N.clamp(1 - config.epsilon, 1 + high)
         losses_N = -torch.min(part.advantages_N * ratio_N, part.advantages_N * clipped_N)
         if part.ref_logps_N is not None:
-            apart_N = part.ref_logps_N - logps_N
-            losses_N = losses_N + config.beta * (apart_N.exp() - apart_N - 1)
-        figures = {"clip_ratio": (float((ratio_N != clipped_N).float().mean()), 1.0)}
-        return LossOutput(self._averaged(losses_N, part, whole), len(part.spans), figures)
+            difference_N = part.ref_logps_N - logps_N
+            losses_N = losses_N + config.beta * (difference_N.exp() - difference_N - 1)
+        metrics = {"clip_ratio": (float((ratio_N != clipped_N).float().mean()), 1.0)}
+        return LossOutput(self._average(losses_N, part, whole), len(part.spans), metrics)
 
-    def _averaged(self, losses_N: torch.Tensor, part: Experience, whole: Experience) -> torch.Tensor:
+    def _average(self, losses_N: torch.Tensor, part: Experience, whole: Experience) -> torch.Tensor:
         if self.config.loss_type == "grpo":
             return torch.stack([losses.mean() for losses in losses_N.split(part.lengths)]).mean()
         if self.config.loss_type == "bnpo":

@@ -1,4 +1,4 @@
-"""Who judges answers in training: the user's function, or the reward model on the policy's base."""
+"""The rewards of a training: a function of the user, or a reward model on the base of the policy."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ from tuneline.train.rl.roles import PromptCompletion, RewardFunction
 
 
 def build_reward_function(job: TrainingJob, model: Any, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
-    """Return what gives answers their rewards.
+    """Return the function that scores completions.
 
     Args:
-        job: Its recipe names a function, or a reward model stands behind the base.
-        model: The policy; a reward adapter is put beside its own.
-        tokenizer: Turns ids into the texts that a function sees.
+        job: Its recipe names a reward function, or its base model is followed by a reward model.
+        model: The policy; a reward adapter is loaded next to its own.
+        tokenizer: Decodes token ids into the texts that a function receives.
     """
     folder = source.reward_model_folder(job.base_model)
     if folder is not None:
         return roles.attach_reward_model(model, folder)
-    config: RLConfig = job.config  # type: ignore[assignment]  # these judges are of the stages ppo and grpo
-    assert config.reward_function is not None, "a recipe has one of both"
+    config: RLConfig = job.config  # type: ignore[assignment]  # only the stages ppo and grpo have rewards
+    assert config.reward_function is not None, "the recipe has a reward function or a reward model"
     function = reward_function.load_reward_function(config.reward_function, sha256=config.reward_function_hash)
 
-    def judge(spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:
-        prompts, answers = [prompt for prompt, _ in spans], [answer for _, answer in spans]
-        texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (prompts, answers, references)]
+    def score(spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:
+        prompts, completions = [prompt for prompt, _ in spans], [completion for _, completion in spans]
+        texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (prompts, completions, references)]
         return function(texts[0], texts[1], texts[2])
 
-    return judge
+    return score

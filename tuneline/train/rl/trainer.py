@@ -1,7 +1,7 @@
-"""One step of reinforcement learning: draw answers, judge them, and learn from them in a few updates.
+"""Trainer for reinforcement learning: each step generates completions, scores them and makes several updates.
 
-A step of transformers' Trainer is all of that, so that schedule, checkpoints, signals and figures are those of every
-other stage: the last update of a step is the one that the Trainer makes itself.
+One step of transformers' Trainer contains all of this, so schedules, checkpoints, signals and metrics work as in every
+other stage: the last update of a step is the one that the Trainer makes.
 """
 
 from typing import Any
@@ -22,105 +22,107 @@ from tuneline.train.trainer import StageTrainer
 
 
 def configure_rollouts(loop: "RLTrainer", job: TrainingJob) -> None:
-    """Give a loop what it draws answers with, and who judges them."""
+    """Set the generation options and the reward function of a trainer."""
     tokenizer = load_tokenizer(job.tokenizer)
     config = loop.objective.config
-    loop.drawing = generation_options(tokenizer, config.max_completion_length, config.temperature)
-    loop.judge = build_reward_function(job, loop.model, tokenizer)
+    loop.generation = generation_options(tokenizer, config.max_completion_length, config.temperature)
+    loop.reward_function = build_reward_function(job, loop.model, tokenizer)
 
 
 class RLTrainer(StageTrainer):
-    """Learns from rewards on its own answers."""
+    """Trains on the rewards of its own completions."""
 
     objective: RLObjective
-    drawing: GenerationOptions
-    judge: RewardFunction
+    generation: GenerationOptions
+    reward_function: RewardFunction
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Draw, judge, and make all updates but the last, which is left to the Trainer."""
-        experience = self._experience(self.objective.asked(inputs))
+        """Generate, score, and make all updates except the last, which the Trainer makes."""
+        experience = self._collect(self.objective.expand_prompts(inputs))
         model.train()
-        batches = self.objective.minibatches(len(experience.spans))
+        minibatches = self.objective.minibatches(len(experience.spans))
         losses = []
-        for number, members in enumerate(batches):
+        for number, members in enumerate(minibatches):
             with self.compute_loss_context_manager():
-                loss = self._loss(model, experience.part(members), experience)
+                loss = self._update_loss(model, experience.select(members), experience)
             self.accelerator.backward(loss)
             losses.append(loss.detach())
-            if number + 1 < len(batches):
-                if self.args.max_grad_norm:  # 0 stands for no limit, and clipping to it would leave nothing
+            if number + 1 < len(minibatches):
+                if self.args.max_grad_norm:  # 0 means no limit; clipping to it would zero the gradients
                     self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return torch.stack(losses).mean()
 
-    def _loss(self, model: Any, part: Experience, whole: Experience) -> torch.Tensor:
+    def _update_loss(self, model: Any, part: Experience, whole: Experience) -> torch.Tensor:
         inputs = self._inputs(part.spans)
         self.tokens_seen += inputs["input_ids"].numel()
         self.tokens_trained += sum(part.lengths)
-        found = self.objective.update(model, inputs, part, whole, self.token_losses)
-        self.accumulate_metrics(found.figures)
-        return found.total
+        output = self.objective.update_loss(model, inputs, part, whole, self.token_losses)
+        self.accumulate_metrics(output.metrics)
+        return output.total
 
     def _inputs(self, spans: list[PromptCompletion]) -> dict[str, Any]:
         return move_to_device(collate([preference_rows.concatenate_segments(spans)]), self.model.device)
 
     @torch.no_grad()
-    def _experience(self, asked: list[tuple[list[int], list[int]]]) -> Experience:
-        """Draw answers to prompts, and have all roles judge them."""
+    def _collect(self, prompts: list[tuple[list[int], list[int]]]) -> Experience:
+        """Generate completions to prompts (with reference answers), and score them with all models."""
         self.model.eval()
         with self.autocast():
-            prompts = [prompt for prompt, _ in asked]
-            drawn = rollout.generate_completions(self.model, prompts, self.drawing)
-            spans = list(zip(prompts, drawn, strict=True))
-            rewards = torch.tensor(self.judge(spans, [reference for _, reference in asked]))
+            prompt_ids = [prompt for prompt, _ in prompts]
+            completions = rollout.generate_completions(self.model, prompt_ids, self.generation)
+            spans = list(zip(prompt_ids, completions, strict=True))
+            rewards = torch.tensor(self.reward_function(spans, [reference for _, reference in prompts]))
             inputs = self._inputs(spans)
-            old_N, values_N = self.objective.said(self.model, inputs, self.token_losses)
-            ref_N = None
+            old_logps_N, values_N = self.objective.compute_logps(self.model, inputs, self.token_losses)
+            ref_logps_N = None
             if self.objective.needs_reference:
                 with as_reference(self.family, self.model):
-                    ref_N = self.objective.said(self.model, inputs, self.token_losses, values=False)[0]
-        made = Experience(spans, self._penalised(spans, rewards), old_N, ref_N, values_N=values_N)
-        self.accumulate_metrics(self._figures(made, rewards))
-        self.objective.judge(made)
-        return made
+                    ref_logps_N = self.objective.compute_logps(self.model, inputs, self.token_losses, values=False)[0]
+        experience = Experience(
+            spans, self._with_eos_penalty(spans, rewards), old_logps_N, ref_logps_N, values_N=values_N
+        )
+        self.accumulate_metrics(self._metrics(experience, rewards))
+        self.objective.compute_advantages(experience)
+        return experience
 
-    def _penalised(self, spans: list[PromptCompletion], rewards: torch.Tensor) -> torch.Tensor:
+    def _with_eos_penalty(self, spans: list[PromptCompletion], rewards: torch.Tensor) -> torch.Tensor:
         penalty = self.objective.config.missing_eos_penalty
-        unfinished = torch.tensor([answer[-1] != self.drawing.stop_id for _, answer in spans])
-        return rewards if penalty is None else rewards - penalty * unfinished
+        clipped = torch.tensor([completion[-1] != self.generation.stop_id for _, completion in spans])
+        return rewards if penalty is None else rewards - penalty * clipped
 
-    def _figures(self, made: Experience, rewards: torch.Tensor) -> dict[str, tuple[float, float]]:
-        cut = sum(answer[-1] != self.drawing.stop_id for _, answer in made.spans)
-        count = len(made.spans)
-        found = {
+    def _metrics(self, experience: Experience, rewards: torch.Tensor) -> dict[str, tuple[float, float]]:
+        num_clipped = sum(completion[-1] != self.generation.stop_id for _, completion in experience.spans)
+        count = len(experience.spans)
+        metrics = {
             "reward": (float(rewards.sum()), count),
             "reward_std": (float(rewards.std(unbiased=False)), 1.0),
-            "completions/mean_length": (float(sum(made.lengths)), count),
-            "completions/clipped_ratio": (float(cut), count),
+            "completions/mean_length": (float(sum(experience.lengths)), count),
+            "completions/clipped_ratio": (float(num_clipped), count),
         }
-        if made.ref_logps_N is not None:
-            found["kl"] = (float((made.old_logps_N - made.ref_logps_N).sum()), count)
-        return found
+        if experience.ref_logps_N is not None:
+            metrics["kl"] = (float((experience.old_logps_N - experience.ref_logps_N).sum()), count)
+        return metrics
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return the mean reward of greedy answers to held-out prompts; `loss` is its negative, so that less is better.
+        """Return the mean reward of greedy completions to the validation prompts; `loss` is its negative.
 
-        NaN where there are no held-out prompts.
+        Both are NaN without validation prompts.
         """
-        training, total = self.model.training, 0.0
+        was_training, total = self.model.training, 0.0
         self.model.eval()
         rows, size = self.eval_dataset, self.args.per_device_train_batch_size
         for start in range(0, len(rows), size):
             members = [rows[i] for i in range(start, min(start + size, len(rows)))]
             prompts = [row["prompt_ids"] for row in members]
             with self.autocast():
-                drawn = rollout.generate_completions(self.model, prompts, self.drawing, greedy=True)
-                spans = list(zip(prompts, drawn, strict=True))
-                total += sum(self.judge(spans, [row["completion_ids"] for row in members]))
-        self.model.train(training)
+                completions = rollout.generate_completions(self.model, prompts, self.generation, greedy=True)
+                spans = list(zip(prompts, completions, strict=True))
+                total += sum(self.reward_function(spans, [row["completion_ids"] for row in members]))
+        self.model.train(was_training)
         reward = total / len(rows) if len(rows) else float("nan")
         return {"loss": -reward, "reward": reward}

@@ -1,4 +1,4 @@
-"""Levers change no number, step aside where they cannot work, and are switched off where they are wrong."""
+"""Levers keep the results, and are disabled if they are not supported or not correct."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tuneline.train.levers.apply import apply_levers
 
 LORA = families["lora"]
 COMPUTED = ("head_loss", "fused_lora", "blocked_attention", "fused_norms", "fused_rotation", "fused_gates")
-"""Levers that compute; the other keeps memory."""
+"""Levers that change the computation; the other one keeps memory."""
 
 
 def row(trained_from=3):
@@ -46,18 +46,18 @@ def measured(model, loss):
     return float(mean.detach()), torch.cat([g.flatten() for g in torch.autograd.grad(mean, trained)])
 
 
-def switched_on(model, family=LORA, **config):
+def enabled(model, family=LORA, **config):
     return apply_levers(family, model, LeversConfig(keep_memory=False, **config), row(), None)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 384])
 @pytest.mark.parametrize("names", [*((name,) for name in COMPUTED), COMPUTED], ids=str)
-def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
+def test_loss_and_gradients_equal_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
     monkeypatch.setattr(head, "CHUNK_SIZE", chunk)
     model = adapted(tiny_model)
     plain, gradients = measured(model, lambda: token_losses.token_losses(LORA, model, row()))
 
-    levers = switched_on(model, **{name: name in names for name in COMPUTED})
+    levers = enabled(model, **{name: name in names for name in COMPUTED})
     fast, others = measured(model, lambda: levers.token_losses(row()))
 
     assert {name for name in names if levers.decisions[f"levers.{name}"].startswith("on, ")} == set(names)
@@ -65,9 +65,9 @@ def test_loss_and_gradients_are_those_of_the_plain_model(tiny_model, monkeypatch
     assert float((gradients - others).norm() / gradients.norm()) < 1e-5
 
 
-def test_the_loss_is_transformers_own_on_each_example_alone(tiny_model):
+def test_the_loss_equals_that_of_transformers_on_each_example_alone(tiny_model):
     model = adapted(tiny_model)
-    levers = switched_on(model)
+    levers = enabled(model)
     packed = row()
 
     total, count = 0.0, 0
@@ -82,7 +82,7 @@ def test_the_loss_is_transformers_own_on_each_example_alone(tiny_model):
     assert float(ours.detach().sum()) == pytest.approx(total, rel=1e-5)
 
 
-def test_what_was_checked_is_left_as_it_was(tiny_model):
+def test_the_verification_restores_weights_and_random_numbers(tiny_model):
     model = adapted(tiny_model)
     for name, part in model.named_parameters():
         if "lora_B" in name:
@@ -92,17 +92,17 @@ def test_what_was_checked_is_left_as_it_was(tiny_model):
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    switched_on(model)
+    enabled(model)
 
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(before[name], part) for name, part in model.named_parameters())
     assert all(part.grad is None for part in model.parameters())
 
 
-def test_removed_levers_leave_a_plain_model(tiny_model):
+def test_removing_levers_restores_the_plain_model(tiny_model):
     model = adapted(tiny_model)
     rotate = modeling_llama.apply_rotary_pos_emb
-    levers = switched_on(model)
+    levers = enabled(model)
     assert modeling_llama.apply_rotary_pos_emb is not rotate
     assert model.config._attn_implementation == "blocked"
     assert sum("forward" in vars(module) for module in model.modules()) > len(levers.fused_layers) > 0
@@ -116,58 +116,58 @@ def test_removed_levers_leave_a_plain_model(tiny_model):
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_layers_that_are_more_than_plain_lora_are_left_to_peft(tiny_model, options):
-    levers = switched_on(adapted(tiny_model, **options))
+def test_layers_beyond_plain_lora_are_not_fused(tiny_model, options):
+    levers = enabled(adapted(tiny_model, **options))
 
     assert "no layer has a plain LoRA" in levers.decisions["levers.fused_lora"]
     assert levers.decisions["levers.head_loss"].startswith("on, ")
 
 
-def test_the_base_answers_while_adapters_are_off(tiny_model):
+def test_disabled_adapters_give_the_base_model(tiny_model):
     model = adapted(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert switched_on(model).fused_layers
+    assert enabled(model).fused_layers
     ids = torch.arange(3, 23)[None]
 
     with model.disable_adapter(), torch.no_grad():
         assert torch.allclose(model(ids).logits, base(ids).logits, atol=1e-5)
 
 
-def test_a_trained_head_steps_aside(tiny_model):
-    levers = switched_on(load_model(tiny_model, attention="segment").train(), families["full"])
+def test_a_trained_head_disables_the_head_loss(tiny_model):
+    levers = enabled(load_model(tiny_model, attention="segment").train(), families["full"])
 
-    assert levers.decisions["levers.head_loss"] == "stepped aside: the head is trained"
+    assert levers.decisions["levers.head_loss"] == "disabled: the head is trained"
 
 
-def test_a_method_with_virtual_tokens_keeps_its_own_logits(tiny_model):
-    assert head.unsupported_reason(families["prompt"], adapted(tiny_model)) == "method prompt makes its logits itself"
+def test_a_method_with_virtual_tokens_disables_the_head_loss(tiny_model):
+    assert head.unsupported_reason(families["prompt"], adapted(tiny_model)) == "method prompt computes its own logits"
 
 
 @pytest.mark.parametrize("name", head.LOGIT_SCALING_KEYS)
-def test_a_model_that_changes_its_logits_keeps_its_own_loss(tiny_model, name):
+def test_a_model_that_changes_its_logits_disables_the_head_loss(tiny_model, name):
     model = adapted(tiny_model)
     setattr(model.get_base_model().config, name, 0.5)
 
     assert name in head.unsupported_reason(LORA, model)
 
 
-def test_what_computes_something_else_is_switched_off(tiny_model, monkeypatch):
+def test_a_lever_with_wrong_results_is_disabled(tiny_model, monkeypatch):
     plain = fused._FusedLora.apply
 
     def wrong(x, scalings, *tensors):
         return plain(x, tuple(1.5 * scaling for scaling in scalings), *tensors)
 
     monkeypatch.setattr(fused, "_FusedLora", type("Wrong", (), {"apply": staticmethod(wrong)}))
-    levers = switched_on(adapted(tiny_model))
+    levers = enabled(adapted(tiny_model))
 
-    assert levers.decisions["levers.fused_lora"].startswith("switched off: loss or gradients differ")
+    assert levers.decisions["levers.fused_lora"].startswith("disabled: loss or gradients differ")
     assert not levers.fused_layers
     assert levers.head_loss
 
 
-@pytest.mark.parametrize("held", [torch.bfloat16, torch.float32], ids=str)
-def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, held):
-    model = adapted(tiny_model, held)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_float32_adapter_trains_with_computation_in_16_bits(tiny_model, dtype):
+    model = adapted(tiny_model, dtype)
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
     assert levers.decisions["levers.fused_lora"].startswith("on, ")
@@ -177,17 +177,17 @@ def test_weights_computed_in_16_bits_beside_an_adapter_in_32_train(tiny_model, h
     assert all(part.grad.dtype == torch.float32 for part in model.parameters() if part.requires_grad)
 
 
-def test_fused_layers_step_aside_where_products_are_kept(tiny_model):
+def test_selective_checkpointing_disables_fused_layers(tiny_model):
     model = adapted(tiny_model)
 
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), None, recomputes_parts=True)
 
-    assert "stepped aside: load.gradient_checkpointing: selective" in levers.decisions["levers.fused_lora"]
+    assert "disabled: load.gradient_checkpointing: selective" in levers.decisions["levers.fused_lora"]
     assert not levers.fused_layers
 
 
 def counted(monkeypatch):
-    """Count how many layers each operation has."""
+    """Return a list that collects the number of layers per operation."""
     plain, seen = fused._FusedLora.apply, []
 
     def counting(x, scalings, *tensors):
@@ -203,9 +203,9 @@ def counted(monkeypatch):
     [({}, [3, 1, 2, 1]), ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, [2, 1])],
     ids=str,
 )
-def test_layers_of_one_input_are_one_operation(tiny_model, monkeypatch, options, each_layer):
+def test_layers_with_the_same_input_are_one_operation(tiny_model, monkeypatch, options, each_layer):
     model = adapted(tiny_model, **options)
-    switched_on(model)
+    enabled(model)
     seen = counted(monkeypatch)
 
     model(torch.arange(3, 23)[None])
@@ -213,24 +213,24 @@ def test_layers_of_one_input_are_one_operation(tiny_model, monkeypatch, options,
     assert seen == each_layer * model.config.num_hidden_layers
 
 
-def test_layers_that_turn_out_to_read_other_inputs_answer_each_for_itself(tiny_model, monkeypatch):
+def test_layers_with_different_inputs_are_computed_separately(tiny_model, monkeypatch):
     model = adapted(tiny_model).eval()
     attention_of = model.get_base_model().model.layers[0].self_attn
     x, other = torch.randn(2, 1, 5, model.config.hidden_size)
 
-    def asked():
+    def outputs():
         return [layer(y) for layer, y in ((attention_of.q_proj, x), (attention_of.k_proj, other)) for _ in range(2)]
 
-    plain = asked()
-    switched_on(model)
+    plain = outputs()
+    enabled(model)
     seen = counted(monkeypatch)
 
-    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(plain, asked(), strict=True))
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(plain, outputs(), strict=True))
     assert seen == [3, 1, 1, 1]
 
 
-def test_off_means_off(tiny_model):
-    levers = switched_on(adapted(tiny_model), **dict.fromkeys(COMPUTED, False))
+def test_levers_that_are_off_change_nothing(tiny_model):
+    levers = enabled(adapted(tiny_model), **dict.fromkeys(COMPUTED, False))
 
     assert set(levers.decisions.values()) == {"off, as the recipe says"}
     assert not levers.head_loss
@@ -238,11 +238,11 @@ def test_off_means_off(tiny_model):
     assert not levers.undo
 
 
-@pytest.mark.parametrize("kept", [0, 256])
+@pytest.mark.parametrize("max_stored", [0, 256])
 @pytest.mark.parametrize("block", [3, 64])
-def test_blocks_attend_as_torch_does_within_each_example(monkeypatch, block, kept):
+def test_blocked_attention_equals_that_of_torch_within_each_example(monkeypatch, block, max_stored):
     monkeypatch.setattr(attention, "BLOCK_SIZE", block)
-    monkeypatch.setattr(attention, "MAX_STORED_LENGTH", kept)
+    monkeypatch.setattr(attention, "MAX_STORED_LENGTH", max_stored)
     torch.manual_seed(0)
     tokens = [torch.randn(1, 17, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2)]
     q, k, v = (x.transpose(1, 2) for x in tokens)
@@ -265,7 +265,7 @@ def test_blocks_attend_as_torch_does_within_each_example(monkeypatch, block, kep
     ],
     ids=["norm", "rotation", "gate"],
 )
-def test_gradients_are_those_of_small_differences(operation, shapes):
+def test_gradients_equal_finite_differences(operation, shapes):
     def seeded(*inputs):
         torch.manual_seed(1)
         return operation(*inputs)
@@ -276,7 +276,7 @@ def test_gradients_are_those_of_small_differences(operation, shapes):
     assert torch.autograd.gradcheck(seeded, inputs)
 
 
-def test_in_16_bits_all_levers_are_on(tiny_model):
+def test_all_levers_are_on_in_16_bits(tiny_model):
     model = adapted(tiny_model, torch.bfloat16)
 
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
@@ -312,19 +312,19 @@ IN_16_BITS = {
 
 
 @pytest.mark.parametrize("name", IN_16_BITS)
-def test_in_16_bits_an_operation_rounds_no_more_than_the_architectures_own_code(name):
+def test_operations_in_16_bits_round_no_more_than_the_plain_code(name):
     fused, plain, shapes = IN_16_BITS[name]
     torch.manual_seed(0)
     inputs = [torch.randn(shape).bfloat16() for shape in shapes]
-    given = None
+    gradient = None
 
     def measured(operation, kind):
-        nonlocal given
+        nonlocal gradient
         leaves = [x.to(kind).requires_grad_(i == 0 or name == "attention") for i, x in enumerate(inputs)]
         out = operation(*leaves)
-        given = torch.randn(out.shape).bfloat16() if given is None else given
-        grown = torch.autograd.grad(out, [x for x in leaves if x.requires_grad], given.to(kind))
-        return [x.float() for x in (out, *grown)]
+        gradient = torch.randn(out.shape).bfloat16() if gradient is None else gradient
+        gradients = torch.autograd.grad(out, [x for x in leaves if x.requires_grad], gradient.to(kind))
+        return [x.float() for x in (out, *gradients)]
 
     exact = measured(plain, torch.float32)
     ours, theirs = (measured(operation, torch.bfloat16) for operation in (fused, plain))
@@ -334,47 +334,47 @@ def test_in_16_bits_an_operation_rounds_no_more_than_the_architectures_own_code(
         assert (a - whole).norm() <= 0.01 * whole.norm()
 
 
-def test_attention_of_another_kind_or_with_dropout_stays_as_it_is(tiny_model):
+def test_other_attention_or_dropout_disables_blocked_attention(tiny_model):
     model = adapted(tiny_model)
     model.get_base_model().config.attention_dropout = 0.1
-    assert attention.unsupported_reason(model, torch.float32) == "attention drops out (0.1)"
+    assert attention.unsupported_reason(model, torch.float32) == "the model uses attention dropout (0.1)"
 
     model.get_base_model().set_attn_implementation("sdpa")
     assert attention.unsupported_reason(model, torch.float32) == "the attention is sdpa"
 
 
-def test_trained_norms_are_left_alone(tiny_model):
-    levers = switched_on(load_model(tiny_model, attention="segment").train(), families["full"])
+def test_trained_norms_are_not_fused(tiny_model):
+    levers = enabled(load_model(tiny_model, attention="segment").train(), families["full"])
 
-    assert levers.decisions["levers.fused_norms"] == "stepped aside: the architecture has none of the known form"
+    assert levers.decisions["levers.fused_norms"] == "disabled: the architecture has no module of the supported form"
 
 
-def test_a_row_with_padding_is_computed_as_segment_does(tiny_model):
+def test_a_row_with_padding_uses_segment_attention(tiny_model):
     model = adapted(tiny_model).eval()
     ids = torch.arange(3, 23)[None]
     mask = torch.ones_like(ids)
     mask[:, :4] = 0
     plain = model(input_ids=ids, attention_mask=mask).logits
-    switched_on(model)
+    enabled(model)
 
     assert torch.allclose(model(input_ids=ids, attention_mask=mask).logits, plain, atol=1e-5)
 
 
-def test_a_rotation_of_another_form_is_switched_off_by_itself(tiny_model, monkeypatch):
+def test_a_rotation_of_another_form_is_disabled(tiny_model, monkeypatch):
     def interleaved(q, k, cos, sin):
         turned = [torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) for x in (q, k)]
         return tuple(x * cos[:, None] + y * sin[:, None] for x, y in zip((q, k), turned, strict=True))
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", interleaved)
-    levers = switched_on(adapted(tiny_model))
+    levers = enabled(adapted(tiny_model))
 
-    assert levers.decisions["levers.fused_rotation"].startswith("switched off: loss or gradients differ")
+    assert levers.decisions["levers.fused_rotation"].startswith("disabled: loss or gradients differ")
     assert modeling_llama.apply_rotary_pos_emb is interleaved
     assert levers.decisions["levers.fused_norms"].startswith("on, ")
     levers.remove()
 
 
-def test_a_norm_that_takes_more_than_its_input_is_left_alone(tiny_model):
+def test_a_norm_with_further_inputs_is_not_fused(tiny_model):
     class GatedRMSNorm(modeling_llama.LlamaRMSNorm):
         def forward(self, hidden_states, gate=None):
             return super().forward(hidden_states if gate is None else hidden_states * gate)

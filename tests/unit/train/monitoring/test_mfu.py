@@ -1,4 +1,4 @@
-"""What a receipt counts."""
+"""FLOPs per token, throughput and MFU."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from tuneline.model.load import load_model
 from tuneline.train.monitoring import mfu
 
 
-def test_full_training_costs_six_operations_a_weight(tiny_model):
+def test_full_training_costs_six_operations_per_weight(tiny_model):
     model = load_model(tiny_model)
 
     assert mfu.flops_per_token(model) == 6 * model.num_parameters()
 
 
-def test_a_small_adapter_costs_four_and_its_own_share(tiny_model):
+def test_lora_costs_four_operations_per_weight_and_two_per_adapter_weight(tiny_model):
     base = load_model(tiny_model)
     frozen = base.num_parameters()
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
@@ -24,7 +24,7 @@ def test_a_small_adapter_costs_four_and_its_own_share(tiny_model):
     assert mfu.flops_per_token(model) == 4 * (frozen + adapter) + 2 * adapter
 
 
-def test_an_embedding_that_is_only_looked_up_costs_nothing():
+def test_an_untied_embedding_costs_nothing():
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=8,
@@ -38,7 +38,7 @@ def test_an_embedding_that_is_only_looked_up_costs_nothing():
     assert mfu.flops_per_token(model) == 6 * (model.num_parameters() - 50 * 8)
 
 
-def test_phases_add_up_their_own_time():
+def test_phases_measure_their_time():
     phase = mfu.PhaseTimer()
 
     with phase("load"):
@@ -48,7 +48,7 @@ def test_phases_add_up_their_own_time():
     assert phase.seconds["load_seconds"] >= 0
 
 
-def test_twice_the_time_is_half_the_rate(tiny_model, monkeypatch):
+def test_twice_the_time_halves_the_mfu(tiny_model, monkeypatch):
     monkeypatch.setattr(mfu, "measure_peak_flops", lambda dtype, device: 1e9)
     model = load_model(tiny_model)
 
@@ -58,5 +58,5 @@ def test_twice_the_time_is_half_the_rate(tiny_model, monkeypatch):
     assert fast["mfu"] == pytest.approx(2 * slow["mfu"])
 
 
-def test_the_machine_can_do_something():
+def test_the_measured_peak_rate_is_plausible():
     assert mfu.measure_peak_flops(torch.float32, "cpu") > 1e8

@@ -1,4 +1,4 @@
-"""What a training loop takes of the machine."""
+"""Memory and CPU time of a training loop."""
 
 import time
 
@@ -16,8 +16,8 @@ def hold(size):
     return np.ones(size, np.uint8)
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["high-water mark", "looked at"])
-def test_memory_that_is_given_back_counts_and_what_was_held_before_does_not(monkeypatch, kernel):
+@pytest.mark.parametrize("kernel", [True, False], ids=["high-water mark", "polled"])
+def test_freed_memory_counts_and_memory_used_before_does_not(monkeypatch, kernel):
     if kernel and not resource_usage._reset_high_water_mark():
         pytest.skip("this system keeps no high-water mark that can be forgotten")
     if not kernel:
@@ -26,43 +26,43 @@ def test_memory_that_is_given_back_counts_and_what_was_held_before_does_not(monk
         )
     before, gone = hold(SIZE), hold(4 * SIZE)
     del gone
-    watched = resource_usage.ResourceUsage()
+    usage = resource_usage.ResourceUsage()
 
-    with watched():
-        held = hold(2 * SIZE)
-        for _ in range(20):  # long enough to be looked at
-            held = held[::-1].copy()
-        del held
+    with usage():
+        array = hold(2 * SIZE)
+        for _ in range(20):  # long enough to be polled
+            array = array[::-1].copy()
+        del array
 
-    taken = watched.figures()["train_memory_bytes"]
-    assert 2 * SIZE * 0.9 < taken < 4.5 * SIZE, "two copies at once, and not the four that were gone before"
-    assert watched.figures()["memory_before_bytes"] > before.nbytes
-    assert watched.figures()["train_cpu_seconds"] > 0
+    peak = usage.metrics()["train_memory_bytes"]
+    assert 2 * SIZE * 0.9 < peak < 4.5 * SIZE, "two copies at once, not the four that were freed before"
+    assert usage.metrics()["memory_before_bytes"] > before.nbytes
+    assert usage.metrics()["train_cpu_seconds"] > 0
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "npu"])
-def test_on_an_accelerator_its_own_peak_counts_from_the_loop_on(monkeypatch, kind):
-    """What torch says is stood for here; that it says it is for a machine with a GPU to show."""
-    told = {"held": 100, "peak": 9_000}
+def test_on_an_accelerator_the_peak_since_the_start_of_the_loop_counts(monkeypatch, kind):
+    """The functions of torch are replaced; only a machine with a GPU can test them."""
+    memory = {"allocated": 100, "peak": 9_000}
     monkeypatch.setattr(device, "device_type", lambda: kind)
-    monkeypatch.setattr(torch.accelerator, "memory_allocated", lambda: told["held"])
-    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda: told.update(peak=told["held"]))
-    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: told["peak"])
-    watched = resource_usage.ResourceUsage()
+    monkeypatch.setattr(torch.accelerator, "memory_allocated", lambda: memory["allocated"])
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", lambda: memory.update(peak=memory["allocated"]))
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: memory["peak"])
+    usage = resource_usage.ResourceUsage()
 
-    with watched():
-        told["peak"] = 1_500
+    with usage():
+        memory["peak"] = 1_500
 
-    assert watched.figures()["train_memory_bytes"] == 1_400, "the peak of loading is forgotten"
+    assert usage.metrics()["train_memory_bytes"] == 1_400, "the peak of loading does not count"
 
 
-def test_mps_keeps_no_peak_so_its_memory_is_looked_at(monkeypatch):
-    told = iter([100, 100, 900, *[400] * 1000])
+def test_memory_on_mps_is_polled(monkeypatch):
+    values = iter([100, 100, 900, *[400] * 1000])
     monkeypatch.setattr(device, "device_type", lambda: "mps")
-    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: next(told))
-    watched = resource_usage.ResourceUsage()
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: next(values))
+    usage = resource_usage.ResourceUsage()
 
-    with watched():
+    with usage():
         time.sleep(2 * resource_usage.POLL_SECONDS)
 
-    assert watched.figures()["train_memory_bytes"] == 800
+    assert usage.metrics()["train_memory_bytes"] == 800

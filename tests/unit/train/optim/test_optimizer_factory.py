@@ -1,4 +1,4 @@
-"""Optimizers: every one learns and goes on from a checkpoint; what each is named for happens."""
+"""Optimizers: each learns, resumes from a checkpoint, and has the behaviour that it is named for."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from tests import architectures
 from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
-from tests.unit.train.checkpoint import test_training_state as resuming
+from tests.unit.train.checkpoint import trainings
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.training.optimizers import OPTIMIZER_SPECS
 from tuneline.errors import RecipeError
@@ -20,7 +20,7 @@ from tuneline.train.optim import optimizer_factory
 
 FULL = FullMethod(type="full")
 FAST = ("schedule_free_adamw", "muon", "badam", "galore_adamw", "apollo_adamw")
-"""Those whose kind of state is like no other's."""
+"""Optimizers with different kinds of state."""
 ARGUMENTS = {
     "badam": "switch_block_every=5,switch_mode=random,include_embedding=true,include_lm_head=true",
     "apollo_adamw": "rank=1,scale=128,scale_type=tensor,update_proj_gap=2",
@@ -31,7 +31,7 @@ ARGUMENTS = {
 
 
 def options(name):
-    """A recipe's `train` for full tuning, with everything that an optimizer keeps."""
+    """The `train` section for full training, with options that add optimizer state."""
     free = {"lr_scheduler_type": "constant"} if OPTIMIZER_SPECS[name].schedule_free else {}
     args = {"optim_args": ARGUMENTS[name]} if name in ARGUMENTS else {}
     decay = {"weight_decay": 0.1} if OPTIMIZER_SPECS[name].supports_weight_decay else {}
@@ -40,7 +40,7 @@ def options(name):
 
 
 def run(parts, name, method=FULL, listeners=(), **changes):
-    return resuming.trained(parts, method, listeners, **{**options(name), "max_steps": resuming.STEPS, **changes})
+    return trainings.trained(parts, method, listeners, **{**options(name), "max_steps": trainings.STEPS, **changes})
 
 
 def marked(names):
@@ -61,48 +61,48 @@ def model(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def parts(model, home):
-    return resuming.parts_of(model)
+    return trainings.parts_of(model)
 
 
 @pytest.mark.parametrize("name", marked(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
-def test_every_optimizer_learns_and_goes_on_to_the_same_weights(parts, name):
+def test_every_optimizer_learns_and_resumes_to_the_same_weights(parts, name):
     undisturbed, straight = run(parts, name)
-    kept = resuming.weights(undisturbed)
+    expected = trainings.weights(undisturbed)
 
-    with pytest.raises(resuming.DiedError):
-        run(parts, name, FULL, resuming.dying_at(8))
+    with pytest.raises(trainings.DiedError):
+        run(parts, name, FULL, trainings.dying_at(8))
     resumed, report = run(parts, name)
 
-    went_on = "went on from step 6 of 11" if OPTIMIZER_SPECS[name].resumable else None
-    assert report.decisions.get("resume") == went_on
-    assert resuming.weights(resumed) == kept
+    resume = "resumed from step 6 of 11" if OPTIMIZER_SPECS[name].resumable else None
+    assert report.decisions.get("resume") == resume
+    assert trainings.weights(resumed) == expected
     assert straight.summary["final_loss"] < straight.summary["first_loss"]
     assert straight.summary["trainable_parameters"] == straight.summary["parameters"]
 
 
 @pytest.mark.parametrize("name", optimizer_factory.CUDA_OPTIMIZERS)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_what_keeps_its_state_on_a_gpu_says_so_without_one(parts, name):
-    with pytest.raises(RecipeError, match="keeps its state on a CUDA GPU, and there is none. Set train.optim"):
+def test_optimizers_with_state_on_a_gpu_are_refused_without_one(parts, name):
+    with pytest.raises(RecipeError, match="keeps its state on a CUDA GPU, and none is available. Set train.optim"):
         run(parts, name)
 
 
-def seen_at_the_end(monkeypatch):
-    """Return what an optimizer is when a training ends, before it settles."""
+def record_at_the_end(monkeypatch):
+    """Return the optimizer and the weights at the end of a training, before the final weights are set."""
     seen, settle = {}, optimizer_factory.EvalModeCallback.on_train_end
 
-    def look(self, args, state, control, optimizer=None, model=None, **more):
+    def record(self, args, state, control, optimizer=None, model=None, **more):
         seen["optimizer"] = optimizer.optimizer
         seen["before"] = {name: part.detach().clone() for name, part in model.named_parameters()}
         seen["parts"] = dict(model.named_parameters())
         settle(self, args, state, control, optimizer=optimizer, model=model, **more)
 
-    monkeypatch.setattr(optimizer_factory.EvalModeCallback, "on_train_end", look)
+    monkeypatch.setattr(optimizer_factory.EvalModeCallback, "on_train_end", record)
     return seen
 
 
-def test_what_is_saved_of_schedule_free_training_is_the_average(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_schedule_free_training_saves_the_average(parts, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
     checkpoint, report = run(parts, "schedule_free_adamw", learning_rate=1e-2)
     saved = dict(load_model(checkpoint.path).named_parameters())
     optimizer = seen["optimizer"]
@@ -115,30 +115,30 @@ def test_what_is_saved_of_schedule_free_training_is_the_average(parts, monkeypat
     assert report.summary["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_an_evaluation_sees_the_average_and_changes_nothing(parts):
+def test_an_evaluation_uses_the_average_and_changes_no_weights(parts):
     name, rate = "schedule_free_adamw", {"learning_rate": 1e-2}
     plain, _ = run(parts, name, max_steps=6, **rate)
-    kept = resuming.weights(plain)
+    expected = trainings.weights(plain)
 
-    watched, report = run(parts, name, max_steps=6, eval_steps=3, **rate)
+    evaluated, report = run(parts, name, max_steps=6, eval_steps=3, **rate)
     _, short = run(parts, name, max_steps=3, **rate)
 
-    assert resuming.weights(watched) == kept
-    told = [entry["validation_loss"] for entry in report.history if "validation_loss" in entry]
-    assert told == pytest.approx([short.summary["validation_loss"], report.summary["validation_loss"]], rel=1e-5)
+    assert trainings.weights(evaluated) == expected
+    losses = [entry["validation_loss"] for entry in report.history if "validation_loss" in entry]
+    assert losses == pytest.approx([short.summary["validation_loss"], report.summary["validation_loss"]], rel=1e-5)
 
 
-def test_a_head_outside_of_the_layers_is_not_left_untrained_by_badam(model, tmp_path):
+def test_badam_refuses_a_reward_head(model, tmp_path):
     rewarding = load_model(model)
     rewarding.add_module(REWARD_HEAD, torch.nn.Linear(32, 1))
     args = optimizer_factory.StageTrainingArguments(output_dir=str(tmp_path), use_cpu=True, custom_optim="badam")
 
-    with pytest.raises(RecipeError, match="the new head that answers with a number belongs to none"):
+    with pytest.raises(RecipeError, match="the new reward head belongs to no layer"):
         optimizer_factory.CUSTOM_OPTIMIZERS["badam"](rewarding, [], args, {})
 
 
-def test_few_bits_are_few_bits(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_8_bit_optimizers_store_8_bit_state(parts, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, "lion_8bit", max_steps=1)
 
@@ -147,8 +147,8 @@ def test_few_bits_are_few_bits(parts, monkeypatch):
     assert states["model.norm.weight"] == torch.float32
 
 
-def test_muon_takes_hidden_matrices_and_adamw_the_rest(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_muon_trains_hidden_matrices_and_adamw_the_rest(parts, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, "muon", max_steps=1, optim_args="adamw_learning_rate=1e-3,momentum=0.9,beta2=0.95")
 
@@ -164,7 +164,7 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest(parts, monkeypatch):
 
 
 def test_muon_makes_updates_orthogonal(parts, model, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+    seen = record_at_the_end(monkeypatch)
     run(parts, "muon", max_steps=1, weight_decay=0.0, lr_scheduler_type="constant")
     name = "model.layers.0.self_attn.q_proj.weight"
 
@@ -176,7 +176,7 @@ def test_muon_makes_updates_orthogonal(parts, model, monkeypatch):
 
 
 def test_loraplus_keeps_its_ratio_under_muon(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, "muon", LoraMethod(type="lora", r=4, lora_alpha=8, loraplus_lr_ratio=8), max_steps=1)
 
@@ -184,7 +184,7 @@ def test_loraplus_keeps_its_ratio_under_muon(parts, monkeypatch):
     assert {group["initial_lr"] for group in muon.param_groups} == {2e-3, 16e-3}
 
 
-def test_badam_changes_one_block_at_a_time_and_says_nothing(parts, model, capsys):
+def test_badam_changes_one_block_at_a_time_and_prints_nothing(parts, model, capsys):
     checkpoint, _ = run(parts, "badam", max_steps=2, optim_args="switch_block_every=50,start_block=1,switch_mode=fixed")
     before, after = (dict(load_model(path).named_parameters()) for path in (model, checkpoint.path))
 
@@ -194,13 +194,13 @@ def test_badam_changes_one_block_at_a_time_and_says_nothing(parts, model, capsys
     assert "prefix" not in capsys.readouterr().out
 
 
-def test_a_block_that_is_not_there_is_refused(parts):
+def test_a_missing_block_is_refused(parts):
     with pytest.raises(RecipeError, match="start_block 2: this model has 2 blocks"):
         run(parts, "badam", optim_args="start_block=2")
 
 
-def test_adam_mini_keeps_one_second_moment_a_head(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_adam_mini_keeps_one_second_moment_per_head(parts, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, "adam_mini", max_steps=1)
 
@@ -215,7 +215,7 @@ def adam_mini(model, tmp_path):
     return optimizer_factory.CUSTOM_OPTIMIZERS["adam_mini"](model, [], args, {})
 
 
-def test_adam_mini_knows_heads_of_their_own_width(tmp_path):
+def test_adam_mini_supports_heads_with_another_width(tmp_path):
     shape = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10}
     model = LlamaForCausalLM(LlamaConfig(**shape, **heads))
@@ -231,17 +231,17 @@ def test_adam_mini_knows_heads_of_their_own_width(tmp_path):
 
 
 def test_adam_mini_refuses_experts_in_one_parameter(tmp_path):
-    with pytest.raises(RecipeError, match="adam_mini splits .*experts.gate_up_proj by rows, and its shape is"):
+    with pytest.raises(RecipeError, match="adam_mini splits .*experts.gate_up_proj by rows, but its shape is"):
         adam_mini(architectures.build("mixtral"), tmp_path)
 
 
-def test_gradients_that_are_gone_have_no_norm(parts):
+def test_optimizers_in_the_backward_pass_report_no_gradient_norm(parts):
     assert "grad_norm" not in run(parts, "lomo", max_steps=1)[1].history[0]
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "apollo_adamw"])
-def test_weight_decay_reaches_low_rank_optimizers_but_norms_not(parts, name, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_low_rank_optimizers_get_weight_decay_except_for_norms(parts, name, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, name, max_steps=1)
 
@@ -253,20 +253,20 @@ def test_weight_decay_reaches_low_rank_optimizers_but_norms_not(parts, name, mon
     assert {names[id(p)] for group in low for p in group["params"]} == {key for key in decay if "proj" in key}
 
 
-def test_arguments_of_adam_reach_it(parts, monkeypatch):
-    seen = seen_at_the_end(monkeypatch)
+def test_adam_arguments_are_passed_on(parts, monkeypatch):
+    seen = record_at_the_end(monkeypatch)
 
     run(parts, "adamw_torch", max_steps=1, optim_args="beta2=0.95,eps=1e-6")
 
     assert {(group["betas"], group["eps"]) for group in seen["optimizer"].param_groups} == {((0.9, 0.95), 1e-6)}
 
 
-def test_gradients_are_left_as_long_as_they_are(parts):
+def test_gradients_are_not_clipped_without_a_limit(parts):
     clipped, plain = (run(parts, "sgd", max_steps=2, max_grad_norm=norm)[1] for norm in (1e-6, None))
 
     assert clipped.history[1]["loss"] == pytest.approx(clipped.history[0]["loss"], rel=0.1)
     assert plain.history[0]["grad_norm"] == pytest.approx(clipped.history[0]["grad_norm"], rel=1e-5)
 
 
-def test_those_that_are_compiled_are_known():
+def test_compiled_optimizers_are_optimizers():
     assert set(COMPILED) < set(OPTIMIZER_SPECS)

@@ -1,4 +1,4 @@
-"""Learning from rewards: roles that share one base, and rewards that rise."""
+"""Reinforcement learning: rewards rise, and all roles share one base model."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ VOWELS = "tests.rewards:vowels"
 
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
-    """A tiny model that has learned to answer, its manifests, and rows of prompts: noise cannot earn a reward."""
+    """A tiny model that has learned to answer, its manifests, and prompts: a random model would earn no reward."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("state")))
         tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=tiny_model))
@@ -41,15 +41,17 @@ def world(tiny_model, tmp_path_factory):
             "train": Dataset.from_list(rows[:32], features=schema.EXAMPLE),
             "validation": Dataset.from_list(rows[32:], features=schema.EXAMPLE),
         }
-        made = {
+        rows_by_stage = {
             stage: tokenize.tokenize_pack(Corpus(split), tokenizer, TokenizeStepConfig(max_length=64, stage=stage))
             for stage in ("sft", "prompt")
         }
         config = SFTConfig(max_steps=40, learning_rate=5e-3)
-        learned, _ = training_run.train(made["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config)
-        model = merge.merge_adapter(learned, base_model, tokenizer, made["sft"], LOAD, MergeAdapterConfig())
+        learned, _ = training_run.train(
+            rows_by_stage["sft"], base_model, tokenizer, LOAD, FullMethod(type="full"), config
+        )
+        model = merge.merge_adapter(learned, base_model, tokenizer, rows_by_stage["sft"], LOAD, MergeAdapterConfig())
         tokenizer, base_model, _ = source.resolve_model(DirectoryModel(type="directory", path=model.path))
-        yield tokenizer, base_model, made["prompt"]
+        yield tokenizer, base_model, rows_by_stage["prompt"]
 
 
 def trained(world, config, method=LORA, base_model=None, listeners=()):
@@ -89,14 +91,14 @@ def test_grpo_raises_the_reward(world, loss_type):
     assert report.history[-1]["kl"] > 0
 
 
-def test_grpo_trains_a_whole_model(world):
+def test_grpo_supports_full_training(world):
     checkpoint, report = trained(world, GRPO.model_copy(update={"learning_rate": 1e-3}), FullMethod(type="full"))
 
     assert checkpoint.kind == "full"
     assert rise(report) > 0.2
 
 
-def test_two_trainings_draw_the_same_answers(world):
+def test_two_trainings_generate_the_same_answers(world):
     config = PPO.model_copy(update={"max_steps": 3})
 
     first, second = (trained(world, config)[1].history for _ in range(2))
@@ -105,8 +107,8 @@ def test_two_trainings_draw_the_same_answers(world):
     assert [e["loss"] for e in first] == [e["loss"] for e in second]
 
 
-def test_a_killed_ppo_goes_on_to_the_same_weights(world):
-    """Draws, the order of updates, the critic and the adapted price of distance are all part of the state."""
+def test_a_killed_ppo_resumes_to_the_same_weights(world):
+    """Sampling, the order of updates, the critic and the adaptive KL coefficient are part of the state."""
     config = PPO.model_copy(update={"max_steps": 6, "save_steps": 2, "target_kl": 1.0})
 
     def die(figures, step):
@@ -116,27 +118,29 @@ def test_a_killed_ppo_goes_on_to_the_same_weights(world):
     def weights(checkpoint):
         return (checkpoint.path / "adapter_model.safetensors").read_bytes()
 
-    kept = weights(trained(world, config)[0])
+    expected = weights(trained(world, config)[0])
     with pytest.raises(RuntimeError, match="died"):
         trained(world, config, listeners=(die,))
     resumed, report = trained(world, config)
 
-    assert report.decisions["resume"] == "went on from step 4 of 6"
-    assert weights(resumed) == kept
+    assert report.decisions["resume"] == "resumed from step 4 of 6"
+    assert weights(resumed) == expected
     assert len({entry["kl_coef"] for entry in report.history}) == 6
 
 
-def test_without_a_limit_gradients_are_as_long_as_they_are(world):
-    """A step's first update counts: to a limit of 0, only the last one would move anything."""
+def test_gradients_are_not_clipped_without_a_limit(world):
+    """All updates of a step count: clipped to 0, only the last one would change the weights."""
     settings = {"max_steps": 2, "num_ppo_epochs": 2}
 
     bounds = (None, 1e6)
-    kept = [trained(world, PPO.model_copy(update={**settings, "max_grad_norm": bound}))[1].history for bound in bounds]
+    results = [
+        trained(world, PPO.model_copy(update={**settings, "max_grad_norm": bound}))[1].history for bound in bounds
+    ]
 
-    assert [entry["loss"] for entry in kept[0]] == [entry["loss"] for entry in kept[1]]
+    assert [entry["loss"] for entry in results[0]] == [entry["loss"] for entry in results[1]]
 
 
-def test_a_reward_that_is_no_number_each_is_refused(world):
+def test_a_reward_function_with_too_few_values_is_refused(world):
     with pytest.raises(RecipeError, match="must return a finite number for each of 16 answers, got .0.0."):
         trained(world, PPO.model_copy(update={"reward_function": "tests.rewards:too_few"}))
 
@@ -146,7 +150,7 @@ def test_a_reward_that_is_no_number_each_is_refused(world):
 
 @pytest.fixture(scope="module")
 def reward_model(world):
-    """The folder of a reward model: an adapter and a head, with the base beside them."""
+    """The folder of a reward model: an adapter and a head."""
     tokenizer, base_model, _ = world
     rows = rows_of(tokenizer, "preference")
     config = RewardConfig(max_steps=20, learning_rate=1e-2)
@@ -163,7 +167,7 @@ def policy_on(base_model, tokenizer):
     return model.eval()
 
 
-def test_the_reference_is_the_base_to_the_bit(world, reward_model):
+def test_the_reference_is_bitwise_identical_to_the_base(world, reward_model):
     tokenizer, base_model, _ = world
     model = policy_on(base_model, tokenizer)
     roles.attach_reward_model(model, reward_model)
@@ -171,23 +175,23 @@ def test_the_reference_is_the_base_to_the_bit(world, reward_model):
     plain = load_for_training(base_model, tokenizer, LOAD, trains_all=False, packed=True).model.eval()
 
     with roles.as_reference(families["lora"], model):
-        found = model(input_ids=ids).logits
+        result = model(input_ids=ids).logits
 
     with torch.no_grad():
-        assert torch.equal(found, plain(input_ids=ids).logits)
-        assert not torch.equal(model(input_ids=ids).logits, found)
+        assert torch.equal(result, plain(input_ids=ids).logits)
+        assert not torch.equal(model(input_ids=ids).logits, result)
 
 
-def test_the_shared_reward_model_judges_as_the_one_that_stands_alone(world, reward_model):
+def test_the_shared_reward_model_scores_like_a_separate_one(world, reward_model):
     from tuneline.model import value_head
 
     tokenizer, base_model, _ = world
     model = policy_on(base_model, tokenizer)
     trained_before = {name for name, part in model.named_parameters() if part.requires_grad}
-    judge = roles.attach_reward_model(model, reward_model)
+    reward_function = roles.attach_reward_model(model, reward_model)
     spans = [([5, 9, 30, 41], [50, 51, 2]), ([8, 11], [60, 2])]
 
-    shared = judge(spans, [])
+    shared = reward_function(spans, [])
 
     alone, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
     with torch.no_grad():
@@ -198,14 +202,14 @@ def test_the_shared_reward_model_judges_as_the_one_that_stands_alone(world, rewa
     assert {name for name, part in model.named_parameters() if part.requires_grad} == trained_before
 
 
-def test_ppo_learns_what_a_reward_model_likes_and_leaves_it_as_it_was(world, reward_model):
+def test_ppo_raises_the_reward_of_a_reward_model_and_saves_only_its_adapter(world, reward_model):
     base_model = world[1]
     adapters = [AdapterSource(path=reward_model, use="reward")]
-    with_judge = source.add_adapters(base_model, adapters)
-    source.check_same_base(with_judge, reward_model)
+    with_reward_model = source.add_adapters(base_model, adapters)
+    source.check_same_base(with_reward_model, reward_model)
     config = PPO.model_copy(update={"reward_function": None, "kl_coef": 0.0, "max_steps": 25})
 
-    checkpoint, report = trained(world, config, base_model=with_judge)
+    checkpoint, report = trained(world, config, base_model=with_reward_model)
 
     assert rise(report) > 0
     assert sorted(path.name for path in checkpoint.path.iterdir()) == [
@@ -217,28 +221,28 @@ def test_ppo_learns_what_a_reward_model_likes_and_leaves_it_as_it_was(world, rew
 # -- answers and estimates
 
 
-def test_answers_do_not_depend_on_their_neighbours_and_end_at_the_stop_token(world):
+def test_completions_do_not_depend_on_the_batch_and_end_at_the_stop_token(world):
     tokenizer, base_model, rows = world
     model = policy_on(base_model, tokenizer)
-    drawing = GenerationOptions(12, stop_id=2, pad_id=0)
+    options = GenerationOptions(12, stop_id=2, pad_id=0)
     prompts = [rows.splits["train"][i]["prompt_ids"] for i in range(3)] + [[5, 9]]
 
-    together = rollout.generate_completions(model, prompts, drawing, greedy=True)
+    together = rollout.generate_completions(model, prompts, options, greedy=True)
 
-    assert together == [rollout.generate_completions(model, [prompt], drawing, greedy=True)[0] for prompt in prompts]
+    assert together == [rollout.generate_completions(model, [prompt], options, greedy=True)[0] for prompt in prompts]
     assert all(2 not in answer[:-1] for answer in together)
 
 
-def test_advantages_are_discounted_sums_of_errors():
+def test_gae_is_the_discounted_sum_of_errors():
     rewards, values = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, 0.25, 1.0])
 
-    found = experience.compute_gae(rewards, values, [2, 1], gamma=0.9, lam=0.8)
+    result = experience.compute_gae(rewards, values, [2, 1], gamma=0.9, lam=0.8)
 
     last = 1.0 - 0.25
-    assert found.tolist() == pytest.approx([0.9 * 0.25 - 0.5 + 0.72 * last, last, 1.0])
+    assert result.tolist() == pytest.approx([0.9 * 0.25 - 0.5 + 0.72 * last, last, 1.0])
 
 
-def test_parts_of_an_experience_keep_what_belongs_together():
+def test_selected_completions_keep_their_values():
     whole = experience.Experience(
         [([1], [7, 8]), ([2], [9]), ([3], [4, 5, 6])],
         torch.tensor([1.0, 2.0, 3.0]),
@@ -246,7 +250,7 @@ def test_parts_of_an_experience_keep_what_belongs_together():
         advantages_N=torch.arange(6.0) * 10,
     )
 
-    part = whole.part([2, 0])
+    part = whole.select([2, 0])
 
     assert part.old_logps_N.tolist() == [3, 4, 5, 0, 1]
     assert part.advantages_N.tolist() == [30, 40, 50, 0, 10]

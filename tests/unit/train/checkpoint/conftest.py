@@ -1,0 +1,19 @@
+"""Fixtures of the tests of checkpoints."""
+
+import pytest
+
+from tests.unit.train.checkpoint.trainings import parts_of, trained, weights
+
+
+@pytest.fixture
+def parts(tiny_model, home):
+    return parts_of(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
+    """Weights and report of an uninterrupted training."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("whole")))
+        checkpoint, report = trained(parts_of(tiny_model))
+        return weights(checkpoint), report
