@@ -125,7 +125,7 @@ def test_promotion_by_another_gate_on_stored_scores(two_runs, tmp_path):
     result = CliRunner().invoke(app, ["promote", "tiny", "2", "--gate", str(gate)])
     assert "gate.yaml:1: targts: unknown key. Did you mean 'targets'?" in str(result.exception)
     both = CliRunner().invoke(app, ["promote", "tiny", "--force", "--reason", "x", "--gate", str(gate)])
-    assert str(both.exception) == "--force asks no gate, so --gate would do nothing. Leave one of them out."
+    assert str(both.exception) == "--force skips the gate, so --gate has no effect. Remove one of them."
 
 
 def test_an_unknown_run_suggests_the_nearest(two_runs):
@@ -137,7 +137,7 @@ def test_an_unknown_run_suggests_the_nearest(two_runs):
 def test_promotion_by_hand_asks_the_gate_and_force_needs_a_reason(two_runs):
     assert "Kept as challenger" in tuneline("promote", "tiny", "2", code=1)
     unexplained = CliRunner().invoke(app, ["promote", "tiny", "1", "--force"])
-    assert str(unexplained.exception).startswith("--force needs --reason")
+    assert str(unexplained.exception).startswith("--force requires --reason")
 
     tuneline("promote", "tiny", "1", "--force", "--reason", "first of all")
     tuneline("promote", "tiny", "2", "--force", "--reason", "newer")
@@ -170,11 +170,11 @@ def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
     last = as_json("history", "tiny")[-2:]
     assert [(row["alias"], row["from"], row["to"]) for row in last] == [("champion", "2", "1"), ("previous", "1", None)]
     assert last[0]["why"] == "worse on Mondays"
-    assert "The ledger is whole, and the registry agrees" in tuneline("history", "--verify")
+    assert "The ledger is intact and agrees with the registry" in tuneline("history", "--verify")
 
 
 def test_a_reason_with_brackets_breaks_no_command(two_runs):
-    assert "by force: fix [/b] now" in tuneline("promote", "tiny", "1", "--force", "--reason", "fix [/b] now")
+    assert "(forced): fix [/b] now" in tuneline("promote", "tiny", "1", "--force", "--reason", "fix [/b] now")
 
     assert "[/b] now" in tuneline("history", "tiny")
 
@@ -190,7 +190,7 @@ def test_runs_are_listed_page_by_page(two_runs, monkeypatch):
     from tuneline.runner import runs
 
     whole = runs.latest(2)
-    monkeypatch.setattr(runs, "PAGE", 1)
+    monkeypatch.setattr(runs, "PAGE_SIZE", 1)
 
     assert [run["id"] for run in runs.latest(2)] == [run["id"] for run in whole]
     assert len(whole) == 2

@@ -180,7 +180,7 @@ def test_the_command_takes_names_and_folders(first, project):
         (["tiny@7"], "Unknown version of tiny '7'"),
         (["run.yaml"], "tuneline run run.yaml"),
         (["no such/thing at all"], "is neither a folder"),
-        (["tiny", "--public"], "Give --push owner/name"),
+        (["tiny", "--public"], "Add --push owner/name"),
     ):
         assert said in str(CliRunner().invoke(app, ["export", *arguments]).exception)
 
@@ -199,9 +199,9 @@ def test_a_version_with_other_bytes_is_not_exported(trained, export):
 def test_a_model_without_a_merged_form_is_refused(run, export):
     made = run(method={"type": "prompt", "num_virtual_tokens": 4}, tokenize={"max_length": 256, "packing": False})
 
-    with pytest.raises(TunelineError, match="holds an adapter with its base beside it"):
+    with pytest.raises(TunelineError, match="holds an adapter next to its base model"):
         export(model={"type": "registered", "name": "tiny", "version": made.decision.version})
-    with pytest.raises(TunelineError, match="There is no run 'nothing' that made a model"):
+    with pytest.raises(TunelineError, match="No run 'nothing' with a model was found"):
         export(model={"type": "run", "name": "nothing"})
 
 

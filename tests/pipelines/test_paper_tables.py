@@ -90,7 +90,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(rows):
     command.send_signal(signal.SIGTERM)
     _, said = command.communicate(timeout=600)
     assert command.returncode == 2
-    assert said.splitlines()[-1].startswith("Stopped by SIGTERM. What is done is kept; give the same command again")
+    assert said.splitlines()[-1].startswith("Stopped by SIGTERM. Finished cells are kept; repeat the command")
 
     call(rows, *arguments)
 

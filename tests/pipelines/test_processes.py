@@ -93,7 +93,7 @@ def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(pro
 
     assert cached_steps() == (9, 2)
     assert "Nothing has changed" in shown
-    assert "known already, registered once" in shown
+    assert "already registered" in shown
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,12 @@ def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
     early = scheduler.Scheduler(schedules.list_schedules, clock=lambda: datetime.now(UTC) + timedelta(seconds=1))
     due = scheduler.Scheduler(schedules.list_schedules, clock=lambda: tomorrow)
 
-    assert early.once() == []
-    (firing,) = due.once()
+    assert early.run_once() == []
+    (firing,) = due.run_once()
 
     assert firing.exit_code == 0, Path(firing.log).read_text()[-2000:]
     assert Path(firing.log).read_text().splitlines()[-1].startswith("retrain_pipeline-scheduled-")
-    assert due.once() == [], "a firing is remembered"
+    assert due.run_once() == [], "a firing is remembered"
     assert latest_run()["pipeline"] == "retrain_pipeline"
 
 

@@ -276,7 +276,7 @@ def test_such_times_from_python_code_are_refused_and_not_recorded(project):
     when = datetime(2031, 1, 1, tzinfo=UTC)
     for told in ({"run_once_start_time": when}, {"cron_expression": "0 0 30 2 *"}):
         scheduled = sft_pipeline.with_options(schedule=Schedule(name="odd", **told))
-        with pytest.raises(TunelineError, match=r"schedule\.\w+: .* is not kept by the scheduler of this machine"):
+        with pytest.raises(TunelineError, match=r"schedule\.\w+: .* is not supported by the scheduler of this machine"):
             scheduled(recipe=recipe)
         assert "odd" not in [each.name for each in Client().list_schedules().items]
 

@@ -1,1 +1,1 @@
-"""The command line: a face without logic. Heavy things are imported inside the commands that need them."""
+"""The command line: it parses options and prints results. Heavy modules are imported inside the commands."""

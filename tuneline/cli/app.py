@@ -6,10 +6,10 @@ from tuneline.cli import data, doctor, exports, imports, models, runs, schedules
 
 app = typer.Typer(
     name="tuneline",
-    help="Fine-tune language models as cached, versioned, gated pipelines.",
+    help="Fine-tune language models with cached steps, tracked experiments and a statistical promotion gate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room in (setup, train, sweeps, tables, imports, data, runs, models, exports, schedules, doctor):
-    room.add_to(app)
+for module in (setup, train, sweeps, tables, imports, data, runs, models, exports, schedules, doctor):
+    module.add_commands(app)

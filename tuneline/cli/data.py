@@ -1,22 +1,24 @@
-"""`tuneline data`: descriptions of data sets, listed and imported; and a look at a recipe's rows."""
+"""`tuneline data`: list and import data set descriptions, and preview the rows of a recipe."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuneline.cli import preview, show
-from tuneline.config.datasets import dataset_registry, llamafactory_dataset_info
 from tuneline.errors import RecipeError
 
+if TYPE_CHECKING:
+    from tuneline.config.datasets.llamafactory_dataset_info import ImportedDatasets
+
 HUB_KEYS = ("subset", "folder", "split", "revision")
-"""What says which part of a hub's repository is meant."""
+"""Keys that select a part of a Hub repository."""
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the commands under one name."""
-    data = typer.Typer(help="Describe data sets, and look at what the model will see of them.", no_args_is_help=True)
+    """Add the commands to the application."""
+    data = typer.Typer(help="List, import and preview data sets.", no_args_is_help=True)
     data.command("import")(import_)
     data.command("list")(list_)
     data.command("preview")(preview.preview)
@@ -25,58 +27,64 @@ def add_commands(app: typer.Typer) -> None:
 
 def import_(
     file: Annotated[Path, typer.Argument(help="LlamaFactory's dataset_info.json.")],
-    output: Annotated[Path, typer.Option(help="File of descriptions to write.")] = Path("datasets.yaml"),
-    force: Annotated[bool, typer.Option(help="Replace the file.")] = False,
+    output: Annotated[Path, typer.Option(help="Description file to write.")] = Path("datasets.yaml"),
+    force: Annotated[bool, typer.Option(help="Overwrite the output file.")] = False,
     as_json: show.JsonOption = False,
 ) -> None:
-    """Translate a dataset_info.json into dataset entries and report what was left out, with the reason."""
+    """Translate a dataset_info.json into data set descriptions; reports skipped entries with the reason."""
+    from tuneline.config.datasets import dataset_registry, llamafactory_dataset_info
+
     if output.exists() and not force:
-        raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
-    found = llamafactory_dataset_info.read(file)
-    if not found.entries:
-        raise RecipeError(f"{file}: holds nothing that can be used: {_first_reason(found)}. Nothing was written.")
+        raise RecipeError(f"{output} already exists. Choose another --output, or pass --force to overwrite it.")
+    imported = llamafactory_dataset_info.read(file)
+    if not imported.entries:
+        raise RecipeError(f"{file} has no usable entry: {_first_reason(imported)}. No file was written.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    dataset_registry.write(dataset_registry.DatasetRegistry(file, found.entries, found.left_out), output)
-    taken = [_row(name, entry) | {"remark": "; ".join(found.notes[name])} for name, entry in found.entries.items()]
-    left = [{"name": name, "remark": f"left out: {reason}"} for name, reason in found.left_out.items()]
+    dataset_registry.write(dataset_registry.DatasetRegistry(file, imported.entries, imported.left_out), output)
+    translated = [
+        _row(name, entry) | {"remark": "; ".join(imported.notes[name])} for name, entry in imported.entries.items()
+    ]
+    skipped = [{"name": name, "remark": f"skipped: {reason}"} for name, reason in imported.left_out.items()]
     show.print_rows(
-        f"Data sets of {file}", taken + left, ("name", "place", "format", "remark"), as_json=as_json, empty=""
+        f"Data sets of {file}", translated + skipped, ("name", "place", "format", "remark"), as_json=as_json, empty=""
     )
     if not as_json:
         show.console().print(
-            f"Wrote {len(taken)} descriptions to {output}; {len(left)} left out. Columns that an entry does not name "
-            "are read under the format's own names; LlamaFactory skips some of those.",
+            f"Wrote {len(translated)} descriptions to {output}; skipped {len(skipped)}. Columns that an entry does not "
+            "name have the default names of the format; LlamaFactory ignores some of those.",
             soft_wrap=True,
         )
 
 
 def list_(
-    file: Annotated[Path, typer.Argument(help="File of descriptions, or a dataset_info.json.")] = Path(
+    file: Annotated[Path, typer.Argument(help="Description file, or a dataset_info.json.")] = Path(
         "configs/datasets.yaml"
     ),
     as_json: show.JsonOption = False,
 ) -> None:
-    """List the data sets that a file describes."""
-    found = dataset_registry.read(file)
-    rows = [_row(name, entry) for name, entry in found.entries.items()]
-    used = [key for key in ("columns", "tags", "max_rows") if any(row[key] for row in rows)]
-    names = ("name", "place", "format", *used)
-    show.print_rows(f"Data sets of {file}", rows, names, as_json=as_json, empty=f"{file} describes no data set.")
-    if found.left_out and not as_json:
-        show.console().print(f"{len(found.left_out)} entries cannot be used: `tuneline data import` tells why.")
+    """List the data sets of a description file."""
+    from tuneline.config.datasets import dataset_registry
+
+    descriptions = dataset_registry.read(file)
+    rows = [_row(name, entry) for name, entry in descriptions.entries.items()]
+    optional = [key for key in ("columns", "tags", "max_rows") if any(row[key] for row in rows)]
+    names = ("name", "place", "format", *optional)
+    show.print_rows(f"Data sets of {file}", rows, names, as_json=as_json, empty=f"{file} has no data set.")
+    if descriptions.left_out and not as_json:
+        show.console().print(f"{len(descriptions.left_out)} entries skipped; `tuneline data import` shows the reasons.")
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    place = entry.get("hub") or min(entry["path"], os.path.relpath(entry["path"]), key=len)
+    location = entry.get("hub") or min(entry["path"], os.path.relpath(entry["path"]), key=len)
     return {
         "name": name,
-        "place": " · ".join([place, *(str(entry[key]) for key in HUB_KEYS if entry.get(key))]),
+        "place": " · ".join([location, *(str(entry[key]) for key in HUB_KEYS if entry.get(key))]),
         "format": entry.get("format", "auto"),
-        "columns": [f"{ours}: {theirs}" for ours, theirs in (entry.get("columns") or {}).items()],
-        "tags": [f"{ours}: {theirs}" for ours, theirs in (entry.get("tags") or {}).items()],
+        "columns": [f"{field}: {column}" for field, column in (entry.get("columns") or {}).items()],
+        "tags": [f"{field}: {column}" for field, column in (entry.get("tags") or {}).items()],
         "max_rows": entry.get("max_rows"),
     }
 
 
-def _first_reason(found: llamafactory_dataset_info.ImportedDatasets) -> str:
-    return next((f"{name} {reason}" for name, reason in found.left_out.items()), "it has no entries")
+def _first_reason(imported: "Imported") -> str:
+    return next((f"{name} {reason}" for name, reason in imported.left_out.items()), "it has no entries")

@@ -1,4 +1,4 @@
-"""`tuneline doctor`: what is installed, which device, which stack, what is reachable."""
+"""`tuneline doctor`: check the installation, the device, the stack and the network."""
 
 import platform
 import socket
@@ -29,16 +29,16 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the command."""
+    """Add the command to the application."""
     app.command()(doctor)
 
 
 def doctor(as_json: show.JsonOption = False) -> None:
-    """Look at the installation, the device, the stack, and what can be reached; ends with 1 if something is wrong."""
+    """Check the installation, the device, the stack and the network; the exit code is 1 if a check fails."""
     show.silence_logs()
-    found = [*_installed(), *_device(), *_stack(), *_reachable()]
-    show.print_rows("Doctor", found, ("what", "status", "detail"), as_json=as_json, empty="")
-    if any(row["status"] == "wrong" for row in found):
+    results = [*_installed(), *_device(), *_stack(), *_reachable()]
+    show.print_rows("Doctor", results, ("what", "status", "detail"), as_json=as_json, empty="")
+    if any(row["status"] == "wrong" for row in results):
         raise typer.Exit(1)
 
 
@@ -53,7 +53,13 @@ def _installed() -> list[dict[str, Any]]:
             rows.append(_row(name, "ok", version(name)))
         except PackageNotFoundError:
             optional = name in OPTIONAL
-            rows.append(_row(name, "absent" if optional else "wrong", "optional" if optional else "run `make install`"))
+            rows.append(
+                _row(
+                    name,
+                    "absent" if optional else "wrong",
+                    "optional" if optional else "not installed; run `make install`",
+                )
+            )
     return rows
 
 
@@ -63,7 +69,7 @@ def _device() -> list[dict[str, Any]]:
     from tuneline.model import device, precision
 
     if device.device_type() != "cpu":
-        return [_row("device", "ok", f"{device.device_name()}, {torch.accelerator.device_count()} in all")]
+        return [_row("device", "ok", f"{device.device_name()}, {torch.accelerator.device_count()} in total")]
     dtype, reason = precision.benchmark_dtypes()
     capability = torch.backends.cpu.get_cpu_capability()
     return [
@@ -85,7 +91,7 @@ def _stack() -> list[dict[str, Any]]:
     rows.append(_row("stack", "ok", str(Client().active_stack_model.name)))
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("mlflow", tracker.connect),
-        ("ledger", lambda: f"{ledger.verify()} lines, whole"),
+        ("ledger", lambda: f"{ledger.verify()} lines, hashes match"),
         ("killed runs", lambda: "; ".join(abandoned_runs.close()) or "none"),
     )
     for what, check in checks:
@@ -97,7 +103,7 @@ def _stack() -> list[dict[str, Any]]:
 
 
 def _reachable() -> list[dict[str, Any]]:
-    """The hub is optional: catalogue models with another place work without it."""
+    """Check the Hub, which is optional: catalogue models have other sources."""
     from huggingface_hub.constants import ENDPOINT
 
     host = urlsplit(ENDPOINT).hostname or ENDPOINT
@@ -105,6 +111,6 @@ def _reachable() -> list[dict[str, Any]]:
         socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except OSError as error:
         return [
-            _row("model hub", "absent", f"{host} is out of reach ({error}); models from wheels and directories work")
+            _row("model hub", "absent", f"{host} cannot be reached ({error}); models from wheels and directories work")
         ]
     return [_row("model hub", "ok", host)]

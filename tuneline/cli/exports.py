@@ -5,37 +5,41 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from tuneline import identity, state
-from tuneline.cli import train
+from tuneline.cli import show, train
 from tuneline.errors import RecipeError
 
 MODEL_REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the command."""
+    """Add the command to the application."""
     app.command()(export)
 
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="A registered model (demo, demo@champion, models:/demo/2), or the folder of a model.")
+        str,
+        typer.Argument(
+            help="A registered model (demo, demo@champion, models:/demo/2), or a folder that holds a model."
+        ),
     ],
-    to: Annotated[Path | None, typer.Option(help="Folder for the export, in addition to the artifact.")] = None,
-    push: Annotated[str | None, typer.Option(help="Repository of the hub, owner/name; see HF_TOKEN.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder that also receives the export; the artifact stays in the store.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Hub repository to push to, owner/name; needs HF_TOKEN.")] = None,
     public: Annotated[bool, typer.Option(help="Make the repository public.")] = False,
-    revision: Annotated[str, typer.Option(help="Branch to push to.")] = "main",
-    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    dtype: Annotated[str, typer.Option(help="keep, float32, bfloat16 or float16.")] = "keep",
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file of weights, like 5GB.")] = None,
-    modelfile: Annotated[str, typer.Option(help="Ollama's Modelfile: exact, limited or none.")] = "exact",
-    cache: Annotated[bool, typer.Option(help="Take a finished export from the cache.")] = True,
+    revision: Annotated[str, typer.Option(help="Branch that receives the push.")] = "main",
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    dtype: Annotated[str, typer.Option(help="Data type of the weights: keep, float32, bfloat16 or float16.")] = "keep",
+    max_shard_size: Annotated[str | None, typer.Option(help="Maximum size of a weight file, such as 5GB.")] = None,
+    modelfile: Annotated[str, typer.Option(help="Ollama Modelfile: exact, limited or none.")] = "exact",
+    cache: Annotated[bool, typer.Option(help="Reuse a cached export.")] = True,
+    verbose: show.VerboseOption = False,
 ) -> None:
-    """Export a model: safetensors, tokenizer, model card, Modelfile, hashes; optionally push it to a Hub."""
+    """Export a model: safetensors, tokenizer, model card, Modelfile and checksums; optionally push it to the Hub."""
     if not push and (public or revision != "main" or message):
-        raise RecipeError("--public, --revision and --message are about a push. Give --push owner/name, or leave them.")
+        raise RecipeError("--public, --revision and --message require --push. Add --push owner/name, or remove them.")
     recipe: dict[str, Any] = {"stage": "export", "model": _source(model), "dtype": dtype, "modelfile": modelfile}
     if max_shard_size:
         recipe["max_shard_size"] = max_shard_size
@@ -43,31 +47,37 @@ def export(
         recipe["to"] = str(to.resolve())
     if push:
         recipe["push"] = {"repo_id": push, "private": not public, "revision": revision, "commit_message": message}
-    train.run(_written(recipe), cache=cache)
+    train.run(_write_config(recipe), cache=cache, verbose=verbose)
 
 
 def _source(model: str) -> dict[str, str]:
-    """Tell what a name means: a folder that is there, else a registered model.
+    """Parse a model argument: an existing folder, else the name of a registered model.
 
     Raises:
-        RecipeError: It is a recipe, or nothing that can be meant.
+        RecipeError: It is a recipe, or neither of the two.
     """
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"{model}: is a file; `tuneline run {model}` runs it if it is a recipe with stage: export.")
+        raise RecipeError(
+            f"{model} is a YAML file, expected a model. Run a recipe with stage: export by `tuneline run {model}`."
+        )
     if path.is_dir():
         return {"type": "directory", "path": str(path.resolve())}
-    found = MODEL_REFERENCE.match(model)
-    if not found:
+    match = MODEL_REFERENCE.match(model)
+    if not match:
         raise RecipeError(
-            f"{model!r} is neither a folder that is there nor the name of a registered model. Give a folder, or a name "
-            "like demo@champion; `tuneline models` lists them."
+            f"{model!r} is neither a folder nor a valid name of a registered model. Give an existing folder, or a name "
+            "such as demo@champion; `tuneline models` lists the names."
         )
-    return {"type": "registered", "name": found["name"], "version": found["version"] or "champion"}
+    return {"type": "registered", "name": match["name"], "version": match["version"] or "champion"}
 
 
-def _written(recipe: dict[str, Any]) -> Path:
-    """Write the run configuration of a command down, so that it can be run again."""
+def _write_config(recipe: dict[str, Any]) -> Path:
+    """Write the run configuration of the command to the state root, so that it can be run again."""
+    import yaml
+
+    from tuneline import identity, state
+
     content = {"run_name": "export-{date}-{time}", "parameters": {"recipe": recipe}}
     path = state.folder("exports") / f"{identity.digest(recipe)[:12]}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,32 +1,34 @@
-"""`tuneline import`, and configurations of LlamaFactory where `plan`, `run` and `data preview` expect one of ours."""
+"""`tuneline import`, and LlamaFactory configurations given to `plan`, `run` and `data preview`."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
-from tuneline import identity, state
 from tuneline.cli import show
-from tuneline.config import llamafactory, load
-from tuneline.config.run_config import RunConfig
 from tuneline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tuneline.config.llamafactory import ImportedConfig
+    from tuneline.config.run_config import RunConfig
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the command."""
+    """Add the command to the application."""
     app.command("import")(import_)
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="Configuration file of LlamaFactory.")],
+    file: Annotated[Path, typer.Argument(help="LlamaFactory configuration file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run configuration to write.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace the file.")] = False,
+    force: Annotated[bool, typer.Option(help="Overwrite the output file.")] = False,
 ) -> None:
-    """Translate a LlamaFactory configuration into a recipe and report differences; without -o, print the recipe."""
+    """Translate a LlamaFactory configuration into a recipe and report the differences; without -o, print the recipe."""
+    from tuneline.config import llamafactory
+
     if output and output.exists() and not force:
-        raise RecipeError(f"{output}: is there already. Give another --output, or --force to replace it.")
+        raise RecipeError(f"{output} already exists. Choose another --output, or pass --force to overwrite it.")
     imported = llamafactory.translate(file)
     _print_report(imported)
     if output is None:
@@ -37,12 +39,14 @@ def import_(
     typer.echo(f"Wrote {output}. Next: tuneline plan {output}", err=True)
 
 
-def read_config(config: Path) -> RunConfig:
-    """Read a run configuration; one of LlamaFactory is translated, and its report told.
+def read_config(config: Path) -> "RunConfig":
+    """Read a run configuration; translate a LlamaFactory configuration and print its report.
 
     Raises:
-        RecipeError: One line for each mistake, or for each key that has no counterpart.
+        RecipeError: One line per error, or per key without a counterpart.
     """
+    from tuneline.config import llamafactory, load
+
     if not llamafactory.is_llamafactory_config(config):
         return load.load(config)
     imported = llamafactory.translate(config)
@@ -50,8 +54,13 @@ def read_config(config: Path) -> RunConfig:
     return imported.config
 
 
-def ensure_config_file(checked: RunConfig) -> RunConfig:
-    """Return a run configuration that lies in a file of ours, which pipelines are started with."""
+def ensure_config_file(checked: "RunConfig") -> "RunConfig":
+    """Return a configuration whose file a pipeline can start from: a translated one is written to the state root."""
+    import yaml
+
+    from tuneline import identity, state
+    from tuneline.config import llamafactory
+
     if not llamafactory.is_llamafactory_config(checked.path):
         return checked
     text = yaml.safe_dump(checked.content, sort_keys=False, allow_unicode=True)
@@ -60,9 +69,9 @@ def ensure_config_file(checked: RunConfig) -> RunConfig:
     return replace(checked, path=path)
 
 
-def _print_report(imported: llamafactory.ImportedConfig) -> None:
+def _print_report(imported: "Imported") -> None:
     console = show.stderr_console()
-    console.print(f"{imported.path} is a configuration of LlamaFactory.")
+    console.print(f"{imported.path} is a LlamaFactory configuration.")
     for line in imported.report.lines():
         console.print(line, soft_wrap=True)
     console.print()

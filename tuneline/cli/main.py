@@ -1,4 +1,4 @@
-"""How `tuneline` starts and ends; the commands are imported once a signal ends with one line."""
+"""Entry point of `tuneline`: exit codes, and one line for each error and signal."""
 
 import sys
 
@@ -6,7 +6,7 @@ from tuneline import signals
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's, SIGTERM and Ctrl-C end with one line alone."""
+    """Run the command; an error in the input, SIGTERM and Ctrl-C end with one line."""
     sys.exit(signals.run_command(_command))
 
 

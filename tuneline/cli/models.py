@@ -1,4 +1,4 @@
-"""`tuneline models`, `promote`, `rollback` and `history`."""
+"""`tuneline models`, `card`, `promote`, `rollback` and `history`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from tuneline.cli import show
-from tuneline.errors import NotFoundError, TunelineError
+from tuneline.errors import TunelineError
 
 if TYPE_CHECKING:
     from tuneline.tracking.decision import Decision
@@ -15,35 +15,30 @@ if TYPE_CHECKING:
 NUM_SHOWN = 50
 """Rows of the table of versions."""
 
-Name = Annotated[str, typer.Argument(help="Registered model.")]
+Name = Annotated[str, typer.Argument(help="Name of a registered model.")]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the commands."""
+    """Add the commands to the application."""
     for command in (models, card, promote, rollback, history):
         app.command()(command)
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a registered model; default: all.")] = None,
     as_json: show.JsonOption = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many of the newest.  [default: {NUM_SHOWN} in the table, all as JSON]"),
+        typer.Option(min=1, help=f"Number of newest versions.  [default: {NUM_SHOWN} in the table, all as JSON]"),
     ] = None,
 ) -> None:
-    """List registered versions with their aliases: the newest, and those with an alias however old they are."""
+    """List registered versions with their aliases: the newest, and all that have an alias."""
     show.silence_logs()
-    from tuneline.tracking import registry
-    from tuneline.zenml_integration import tracker
+    from tuneline.runner import listings
 
-    tracker.connect()
-    if name and not registry.list_models(name):
-        raise NotFoundError.among("model", name, list(registry.list_models())[: registry.MAX_LISTED])
     most = limit or (None if as_json else NUM_SHOWN)
-    listed = registry.list_recent(name, most + 1) if most else registry.list_versions(name)
-    left_out = [version for version in listed[most:] if not version.aliases] if most else []
-    found = [
+    versions, num_omitted = listings.models(name, most)
+    rows = [
         {
             "name": version.name,
             "version": version.version,
@@ -54,35 +49,34 @@ def models(
             "mlflow_run_id": version.run_id,
             "tags": version.tags,
         }
-        for version in listed
-        if version not in left_out
+        for version in versions
     ]
     columns = ("name", "version", "aliases", "run", "content_hash")
     show.print_rows(
-        "Models", found, columns, as_json=as_json, empty="No model is registered yet. Make one: tuneline run FILE"
+        "Models", rows, columns, as_json=as_json, empty="No model is registered. Train one: tuneline run FILE"
     )
-    if left_out and not as_json:
-        show.console().print(f"The newest {most} versions; older ones without an alias are left out (--limit, --json).")
+    if num_omitted and not as_json:
+        show.console().print(
+            f"Showing the newest {most} versions and those with an alias; see --limit and --json for more."
+        )
 
 
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
-    """Print the model card of a version: data, method, scores, license and limits, as far as known."""
+    """Print the model card of a version: data, method, scores, licence and limitations."""
     show.silence_logs()
-    from tuneline.tracking import registry, run_artifacts
-    from tuneline.zenml_integration import tracker
+    from tuneline.runner import listings
 
-    tracker.connect()
-    typer.echo(run_artifacts.load_card(registry.find_version(name, version)))
+    typer.echo(listings.card(name, version))
 
 
 def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="Version number or alias.")] = "challenger",
-    force: Annotated[bool, typer.Option(help="Skip the gate; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "",
-    gate: Annotated[Path | None, typer.Option(help="File of another gate than its recipe's.")] = None,
+    force: Annotated[bool, typer.Option(help="Skip the gate; requires --reason.")] = False,
+    reason: Annotated[str, typer.Option(help="Reason, which is recorded in the ledger.")] = "",
+    gate: Annotated[Path | None, typer.Option(help="Gate file that replaces the gate of the recipe.")] = None,
 ) -> None:
-    """Put a version before the gate again, on the stored scores; a pass makes it champion."""
+    """Evaluate the gate again on the stored scores of a version, and promote it to champion if it passes."""
     show.silence_logs()
     from tuneline.config.parsing import gate_file
     from tuneline.config.sections.gate import GateConfig
@@ -90,15 +84,15 @@ def promote(
     from tuneline.zenml_integration import model_versions, tracker
 
     if force and gate:
-        raise TunelineError("--force asks no gate, so --gate would do nothing. Leave one of them out.")
+        raise TunelineError("--force skips the gate, so --gate has no effect. Remove one of them.")
     config = GateConfig.model_validate(gate_file.read(gate)) if gate else None
     tracker.connect()
     if force:
         if not reason:
-            raise TunelineError("--force needs --reason, which is written into the ledger. Give --reason WHY.")
+            raise TunelineError("--force requires --reason, which is recorded in the ledger. Add --reason TEXT.")
         promoted = promotion.force(name, version, reason)
         model_versions.mirror(name)
-        show.console().print(f"{name} version {promoted.version} is champion, by force: {reason}")
+        show.console().print(f"{name} version {promoted.version} is champion (forced): {reason}")
         return
     decision = run_artifacts.promote(name, version, config)
     model_versions.mirror(name, decision)
@@ -109,12 +103,12 @@ def promote(
 
 
 def print_findings(decision: "Decision") -> None:
-    """Show what a gate found: a row a comparison, and preconditions that do not hold."""
+    """Print the findings of a gate: one row per comparison, and the preconditions that fail."""
     from tuneline.tracking.decision import COLUMNS
 
     if not decision.findings:
         return
-    table = Table(title="The gate's comparisons", title_justify="left")
+    table = Table(title="Gate comparisons", title_justify="left")
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in decision.table():
@@ -126,9 +120,9 @@ def print_findings(decision: "Decision") -> None:
 
 
 def rollback(
-    name: Name, reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "rolled back"
+    name: Name, reason: Annotated[str, typer.Option(help="Reason, which is recorded in the ledger.")] = "rolled back"
 ) -> None:
-    """Give the alias champion back to the previous one."""
+    """Move the alias champion back to the previous version."""
     show.silence_logs()
     from tuneline.tracking import promotion
     from tuneline.zenml_integration import model_versions, tracker
@@ -136,16 +130,18 @@ def rollback(
     tracker.connect()
     champion = promotion.rollback(name, reason)
     model_versions.mirror(name)
-    state = f"{name} version {champion.version} is champion again." if champion else f"{name} has no champion now."
-    show.console().print(state)
+    message = f"{name} version {champion.version} is champion again." if champion else f"{name} has no champion."
+    show.console().print(message)
 
 
 def history(
-    name: Annotated[str | None, typer.Argument(help="One registered model; all without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a registered model; default: all.")] = None,
     as_json: show.JsonOption = False,
-    verify: Annotated[bool, typer.Option(help="Check that no line was changed, and that the registry agrees.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Verify the hashes of all lines, and compare them with the registry.")
+    ] = False,
 ) -> None:
-    """Show the ledger: every move of an alias, oldest first."""
+    """Show the ledger: every change of an alias, oldest first."""
     from tuneline.tracking import ledger
 
     if verify:
@@ -155,7 +151,7 @@ def history(
 
         tracker.connect()
         count = promotion.verify()
-        show.console().print(f"The ledger is whole, and the registry agrees: {count} lines.")
+        show.console().print(f"The ledger is intact and agrees with the registry: {count} lines.")
         return
     columns = ("when", "who", "model", "alias", "from", "to", "why")
-    show.print_rows("Promotions", ledger.entries(name), columns, as_json=as_json, empty="No alias has moved yet.")
+    show.print_rows("Alias changes", ledger.entries(name), columns, as_json=as_json, empty="No alias has changed.")

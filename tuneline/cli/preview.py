@@ -1,4 +1,4 @@
-"""`tuneline data preview`: what the model will see of a recipe's first rows, before anything is trained."""
+"""`tuneline data preview`: the first rows of a recipe as the model will see them."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneline.cli import imports, show
-from tuneline.config import existence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,59 +19,61 @@ if TYPE_CHECKING:
     from tuneline.data.tokenization.html_preview import DatasetPreview, TextSpan
 
 HEAD_CHARS, TAIL_CHARS = 2000, 1000
-"""Characters shown of the beginning and the end of a long sequence; the HTML page shows all."""
+"""Characters printed of the start and the end of a long sequence; the HTML page shows all."""
 
 MARKERS = ("⟦", "⟧")
-"""Stand around trained text where there are no colours."""
+"""Enclose trained text on output without colours."""
 
 STYLES = {(True, False): "green", (True, True): "bold green", (False, True): "magenta", (False, False): ""}
-"""By whether text is trained, and special."""
+"""Styles by (is trained, is a special token)."""
 
 BAR_WIDTH = 40
 
 
 def preview(
     recipe: Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")],
-    rows: Annotated[int, typer.Option(min=0, help="Rows to show of each data set.")] = 5,
-    source: Annotated[str | None, typer.Option(help="Name of the one data set to look at.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write it as a page, with the sequences in full length.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    rows: Annotated[int, typer.Option(min=0, help="Number of rows to show per data set.")] = 5,
+    source: Annotated[str | None, typer.Option(help="Name of the data set to show; default: all.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML file to write, with sequences in full length.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the first rows of each data set as the model will see them, with lengths and losses; trains nothing."""
+    """Show the first rows of each data set as the model will see them: trained text, lengths, and rejected rows."""
+    from tuneline.config import existence
+
     checked = imports.read_config(recipe)
     existence.check(checked.recipe)
     with show.status(f"Reading the first rows of {recipe}"):
-        from tuneline.data.preview import sample_rows as looking
+        from tuneline.data.preview import sample_rows
         from tuneline.data.tokenizer.loader import load_tokenizer
         from tuneline.model import resolve
 
-        manifest, said = resolve.locate_tokenizer(checked.training.for_resolve())
+        manifest, facts = resolve.locate_tokenizer(checked.training.for_resolve())
         tokenizer = load_tokenizer(manifest)
-        seen = looking.preview_sources(checked.training, tokenizer, num_shown=rows, only=source)
+        result = sample_rows.preview_sources(checked.training, tokenizer, num_shown=rows, only=source)
     if html:
-        _write(html, recipe, said, seen, tokenizer)
+        _write(html, recipe, facts, result, tokenizer)
     if as_json:
-        typer.echo(json.dumps(_as_json(said, seen, tokenizer), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(_as_json(facts, result, tokenizer), indent=1, ensure_ascii=False))
     else:
-        _show(said, seen, tokenizer, html)
-    if seen.problem:
-        raise seen.problem
+        _show(facts, result, tokenizer, html)
+    if result.problem:
+        raise result.problem
 
 
-def _write(
-    html: Path, recipe: Path, said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase"
-) -> None:
+def _write(html: Path, recipe: Path, facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedTokenizerBase") -> None:
     from tuneline.data.tokenization import html_preview as pages
 
-    told = [*said, f"A run would stop: {seen.problem}"] if seen.problem else said
-    html.write_text(pages.render_page(f"Preview of {recipe.name}", told, seen.sections, tokenizer), encoding="utf-8")
+    sentences = [*facts, f"A run would fail: {result.problem}"] if result.problem else facts
+    html.write_text(
+        pages.render_page(f"Preview of {recipe.name}", sentences, result.sections, tokenizer), encoding="utf-8"
+    )
 
 
-def _as_json(said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _as_json(facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     from tuneline.data.tokenization import html_preview as pages
 
-    found = []
-    for section in seen.sections:
+    sources = []
+    for section in result.sections:
         shown = [
             {
                 "name": name,
@@ -83,27 +84,27 @@ def _as_json(said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedToken
             }
             for tokens, name in section.shown
         ]
-        found.append({"name": section.title, **section.counts, "shown": shown})
-    problem = str(seen.problem) if seen.problem else None
-    return {"model": said[0], "template": said[1], "sources": found, "problem": problem}
+        sources.append({"name": section.title, **section.counts, "shown": shown})
+    problem = str(result.problem) if result.problem else None
+    return {"model": facts[0], "template": facts[1], "sources": sources, "problem": problem}
 
 
-def _show(said: list[str], seen: "PreviewResult", tokenizer: "PreTrainedTokenizerBase", html: Path | None) -> None:
+def _show(facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedTokenizerBase", html: Path | None) -> None:
     console = show.console()
-    for sentence in [*said, _legend(console)]:
+    for sentence in [*facts, _legend(console)]:
         console.print(Text(sentence), soft_wrap=True)
-    for section in seen.sections:
+    for section in result.sections:
         console.print()
         console.rule(Text(section.title, "bold"), align="left")
         _show_sequences(console, section, tokenizer)
         _show_facts(console, section)
     if html:
-        console.print(f"\nThe page: {html}", soft_wrap=True)
+        console.print(f"\nPage: {html}", soft_wrap=True)
 
 
 def _legend(console: Console) -> str:
-    how = "is green" if _has_colours(console) else f"stands in {MARKERS[0]} {MARKERS[1]}"
-    return f"what the model sees: trained text {how}"
+    style = "is green" if _has_colours(console) else f"is enclosed in {MARKERS[0]} {MARKERS[1]}"
+    return f"Model input; trained text {style}"
 
 
 def _has_colours(console: Console) -> bool:
@@ -136,7 +137,7 @@ def _marked(parts: "list[TextSpan]") -> str:
 
 
 def _shortened(parts: "list[TextSpan]") -> "Iterator[TextSpan]":
-    """Leave out the middle of a long sequence."""
+    """Omit the middle of a long sequence."""
     total = sum(len(part.text) for part in parts)
     resume = total - TAIL_CHARS if total > 1.5 * (HEAD_CHARS + TAIL_CHARS) else HEAD_CHARS
     start = 0
@@ -152,16 +153,16 @@ def _show_facts(console: Console, section: "DatasetPreview") -> None:
     from tuneline.data.tokenization import html_preview as pages
 
     facts = Table.grid(padding=(0, 3, 0, 0))
-    for name, said in section.facts:
-        facts.add_row(Text(name, "dim"), Text(pages.show_control_characters(said)))
+    for name, value in section.facts:
+        facts.add_row(Text(name, "dim"), Text(pages.show_control_characters(value)))
     console.print()
     console.print(facts)
-    found = pages.histogram_bars(section.counts)
-    most = max([count for *_, count in found], default=0) or 1
+    histogram = pages.histogram_bars(section.counts)
+    most = max([count for *_, count in histogram], default=0) or 1
     bars = Table.grid(padding=(0, 2, 0, 0))
     bars.add_column(justify="right")
     bars.add_column(justify="right")
-    for low, high, count in found:
+    for low, high, count in histogram:
         bars.add_row(f"{low:,} to {high:,}", f"{count:,}", "█" * round(BAR_WIDTH * count / most))
-    console.print("\ntokens a sequence")
+    console.print("\ntokens per sequence")
     console.print(bars)

@@ -10,19 +10,21 @@ from tuneline.errors import RecipeError
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the commands."""
+    """Add the commands to the application."""
     app.command()(schedule)
     app.command()(scheduler)
 
 
 def schedule(
-    config: Annotated[Path | None, typer.Argument(help="Run configuration with `schedule:`; without it, list.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="Run configuration with `schedule:`; without one, list the schedules.")
+    ] = None,
     pause: Annotated[str | None, typer.Option(help="Name of a schedule to pause.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Name of a paused schedule.")] = None,
-    delete: Annotated[str | None, typer.Option(help="Name of a schedule to forget.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Name of a paused schedule to resume.")] = None,
+    delete: Annotated[str | None, typer.Option(help="Name of a schedule to delete.")] = None,
     as_json: show.JsonOption = False,
 ) -> None:
-    """Record a schedule from a run configuration, list schedules, or pause, resume and delete one."""
+    """Record the schedule of a run configuration, list schedules, or pause, resume or delete one."""
     show.silence_logs()
     from tuneline.zenml_integration import schedules
 
@@ -34,13 +36,13 @@ def schedule(
         schedules.set_active(resume, active=True)
     if delete:
         schedules.delete(delete)
-    from tuneline.runner import scheduler_state
+    from tuneline.runner import listings, scheduler_state
 
-    memory = scheduler_state.load(lambda line: typer.echo(line, err=True))
-    found = [each.row() | scheduler_state.row(memory.get(each.id)) for each in schedules.list_schedules()]
+    states = scheduler_state.load(lambda line: typer.echo(line, err=True))
+    rows = [item.row() | scheduler_state.row(states.get(item.id)) for item in listings.list_schedules()]
     columns = ("name", "cron_expression", "active", "last_due", "last_status", "last_log")
     show.print_rows(
-        "Schedules (UTC)", found, columns, as_json=as_json, empty="No schedule. Record one: tuneline schedule FILE"
+        "Schedules (UTC)", rows, columns, as_json=as_json, empty="No schedules. Record one: tuneline schedule FILE"
     )
 
 
@@ -51,43 +53,45 @@ def _record(config: Path) -> None:
 
     checked = load.load(config)
     existence.check(checked.recipe)
-    wanted = checked.content.get("schedule")
-    if not wanted:
-        raise RecipeError(f"{config}: schedule: is required to be scheduled. Add it with a cron_expression.")
+    section = checked.content.get("schedule")
+    if not section:
+        raise RecipeError(f"{config}: schedule: missing. Add it, with a cron_expression.")
     if not stack.is_ready():
         stack.init()
-    if wanted.get("name") in {known.name for known in schedules.list_schedules()}:
-        schedules.delete(wanted["name"])
+    if section.get("name") in {item.name for item in schedules.list_schedules()}:
+        schedules.delete(section["name"])
     start.start(checked)
 
 
 def scheduler(
-    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the clock.")] = 10.0,
-    max_firings: Annotated[int | None, typer.Option(min=1, help="Stop after this many runs; default: never.")] = None,
-    once: Annotated[bool, typer.Option(help="Look once and end, as from a system timer.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; never two of one schedule.")] = 2,
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds between two checks for due schedules.")] = 10.0,
+    max_firings: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this number of runs; default: never.")
+    ] = None,
+    once: Annotated[bool, typer.Option(help="Start what is due, wait for it, and exit; for a system timer.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Maximum number of parallel runs; one per schedule.")] = 2,
     limit_hours: Annotated[
-        float, typer.Option(min=0.0001, help="Time limit of a run; then it saves its state, ends and has failed.")
+        float, typer.Option(min=0.0001, help="Time limit of a run, which then saves its state and fails.")
     ] = 72.0,
 ) -> None:
-    """Fire due schedules of this folder's stack, each in a fresh process, until stopped; its runs end with it."""
+    """Run due schedules of the active stack, each in a new process, until stopped; its runs stop with it."""
     show.silence_logs()
-    from tuneline.runner import scheduler as engine
+    from tuneline.runner.scheduler import Scheduler
     from tuneline.zenml_integration import abandoned_runs
     from tuneline.zenml_integration.schedules import list_schedules
 
     abandoned_runs.close()
     console = show.console()
-    watching = engine.Scheduler(
+    running = Scheduler(
         list_schedules,
-        tell=lambda line: console.print(line, soft_wrap=True, markup=False),
+        report=lambda line: console.print(line, soft_wrap=True, markup=False),
         max_jobs=jobs,
         limit_seconds=limit_hours * 3600,
     )
     if once:
-        fired = watching.once()
+        results = running.run_once()
     else:
-        console.print(f"Watching {len(list_schedules())} schedules, every {poll_seconds:g} s; stop with Ctrl-C.")
-        fired = watching.run(poll_seconds, max_firings)
-    if any(firing.exit_code for firing in fired):
+        console.print(f"Checking {len(list_schedules())} schedules every {poll_seconds:g} s; stop with Ctrl-C.")
+        results = running.run(poll_seconds, max_firings)
+    if any(result.exit_code for result in results):
         raise typer.Exit(1)

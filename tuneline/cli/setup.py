@@ -10,17 +10,17 @@ from tuneline.cli import show
 
 
 def add_commands(app: typer.Typer) -> None:
-    """File the commands."""
+    """Add the commands to the application."""
     app.command()(init)
     app.command()(ui)
 
 
 def init(
     stack: Annotated[
-        str | None, typer.Option(help="Use this ZenML stack of yours instead of the embedded one.")
+        str | None, typer.Option(help="Name of an existing ZenML stack to use instead of the embedded one.")
     ] = None,
 ) -> None:
-    """Make a stack active in this folder: the embedded one (ZenML, MLflow, both on SQLite), or one of yours."""
+    """Activate a stack for this folder: the embedded one (ZenML and MLflow on SQLite), or an existing one."""
     show.silence_logs()
     from tuneline import state
     from tuneline.zenml_integration import stack as stacks
@@ -34,18 +34,18 @@ def init(
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine can then read all runs.")
+        str, typer.Option(help="Address to listen on; with another address, other machines can read all runs.")
     ] = ("127.0.0.1"),
 ) -> None:
-    """Open the MLflow UI on the active stack's store."""
+    """Serve the MLflow UI for the active stack."""
     show.silence_logs()
     from tuneline.zenml_integration import tracker
 
     uri = tracker.connect()
     if uri.startswith("http"):
-        show.console().print(f"The active stack's MLflow is a server already: {uri}")
+        show.console().print(f"MLflow of the active stack runs on a server: {uri}")
         return
     show.console().print(f"MLflow at http://{host}:{port} (store {uri}); stop it with Ctrl-C.", soft_wrap=True)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}

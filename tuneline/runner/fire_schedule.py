@@ -1,7 +1,7 @@
 """`python -m tuneline.runner.fire_schedule SCHEDULE_ID [FILE]`: run a schedule's pipeline now, from the current source.
 
-The exit code is also written to FILE, for a scheduler that was started meanwhile; a run that a signal stopped writes
-none, as it is to be started again.
+The exit code is also written to FILE, so that a scheduler that starts later can read it. A run that was stopped by a
+signal writes none, because the scheduler starts it again.
 """
 
 import sys
@@ -16,14 +16,14 @@ from tuneline.zenml_integration import schedules
 
 
 def fire(schedule_id: str) -> str:
-    """Run the pipeline that was submitted with a schedule, without the schedule.
+    """Run the pipeline that was submitted with a schedule, now.
 
     Returns:
-        What became of it, in one line.
+        The result in one line.
 
     Raises:
-        NotFoundError: The schedule's pipeline is gone.
-        RecipeError: The recipe that was recorded is not valid any more.
+        NotFoundError: The pipeline of the schedule was deleted.
+        RecipeError: The recorded recipe is no longer valid.
     """
     from tuneline.runner import package_resolution
     from tuneline.runner.start import ExportOutcome, read_outcome
@@ -37,10 +37,10 @@ def fire(schedule_id: str) -> str:
         tags=["scheduled"],
     )
     run = options(recipe=recipe)
-    found = read_outcome(run)
-    if isinstance(found, ExportOutcome):
-        return f"{run.name}: {found.sentence()}"
-    decision = found.decision
+    outcome = read_outcome(run)
+    if isinstance(outcome, ExportOutcome):
+        return f"{run.name}: {outcome.sentence()}"
+    decision = outcome.decision
     return f"{run.name}: {decision.model_name} version {decision.version}: {decision.sentence}"
 
 
@@ -49,37 +49,37 @@ def _recipe(raw: object, schedule_id: str) -> RunRecipe:
     try:
         return ALL_RECIPES[stage].model_validate(raw)  # type: ignore[index]
     except KeyError:
-        said = f"stage {stage!r} is unknown"
+        problem = f"stage {stage!r} is unknown"
     except ValidationError as error:
         first = error.errors()[0]
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     raise RecipeError(
-        f"Schedule {schedule_id} was recorded with a recipe that this version does not take: {said}. Record it again: "
+        f"Schedule {schedule_id} has a recipe that is not valid in this version: {problem}. Record it again: "
         "tuneline schedule FILE."
     )
 
 
 def main() -> int:
-    """Fire; an error of the user's is one line and exit code 2."""
-    code = signals.run_command(_fire_and_note)
+    """Run the schedule; an error in the recipe is one line and exit code 2."""
+    code = signals.run_command(_fire_and_record)
     sys.stdout.flush()
     return code
 
 
-def _fire_and_note() -> None:
+def _fire_and_record() -> None:
     try:
         sys.stdout.write(f"{fire(sys.argv[1])}\n")
     except TunelineError as error:
-        if not any(isinstance(each, StoppedError) for each in (error, error.__cause__)):
-            _note(error.exit_code)
+        if not any(isinstance(cause, StoppedError) for cause in (error, error.__cause__)):
+            _write_code(error.exit_code)
         raise
     except Exception:
-        _note(1)
+        _write_code(1)
         raise
-    _note(0)
+    _write_code(0)
 
 
-def _note(code: int) -> None:
+def _write_code(code: int) -> None:
     for path in map(Path, sys.argv[2:3]):
         state.write_whole(path, str(code))
 

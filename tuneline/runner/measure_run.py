@@ -1,7 +1,7 @@
-"""`python -m tuneline.runner.measure_run JOBS`: run pipelines for their figures, at most one of them for real.
+"""`python -m tuneline.runner.measure_run JOBS`: run pipelines and write their measurements; at most one is not cached.
 
-JOBS is a JSON list of [run configuration, file for the figures]. Runs that are all in the cache are read one after the
-other; the process ends with the first that computed something, so that memory and speed are those of a fresh process.
+JOBS is a JSON list of [run configuration, output file]. Runs that are fully cached are read one after the other; the
+process exits after the first run that computed a step, so that memory and speed are measured in a new process.
 """
 
 import json
@@ -24,25 +24,25 @@ from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellScore
 from tuneline.train.report import TrainingReport
 
 UNCACHED_STEPS = ("resolve", "register")
-"""Steps that are never cached."""
+"""Steps that always run."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 MEANS = {"rouge_mean": ROUGE, "llamafactory_mean": tuple(f"llamafactory_{name}" for name in ROUGE)}
-"""The paper's score: the mean of ROUGE-1, 2 and L, as the report's metrics make it, or as LlamaFactory's do."""
+"""Score of the paper: the mean of ROUGE-1, 2 and L, by our metrics or by those of LlamaFactory."""
 
 
 def measure(path: Path) -> CellMeasurement:
     """Run a pipeline and read its artifacts.
 
     Raises:
-        Refusal: Something of the user's is wrong.
+        RunError: The recipe, its data or the stack has an error, or a step failed.
     """
     from zenml.client import Client
 
     config = load.load(path)
     outcome = start.start(config)
     if not isinstance(outcome, Outcome):
-        raise RuntimeError(f"{path}: a cell has no schedule, and this run was not started.")
+        raise RuntimeError(f"{path}: expected a training without a schedule.")
     steps: dict[str, Any] = Client().get_pipeline_run(outcome.run_name).steps
     stage = config.recipe.stage
     training: TrainingReport = steps["train"].outputs[f"{stage}_training_report"][0].load()
@@ -51,7 +51,7 @@ def measure(path: Path) -> CellMeasurement:
     report = outcome.report
     return CellMeasurement(
         run_name=outcome.run_name,
-        steps={each.name: "cached" if each.status == "cached" else "ran" for each in outcome.steps},
+        steps={step.name: "cached" if step.status == "cached" else "ran" for step in outcome.steps},
         parameters=float(count_parameters(base_model)),
         training=training.summary,
         environment=training.environment,
@@ -65,8 +65,8 @@ def measure(path: Path) -> CellMeasurement:
 
 
 def scores(report: Report) -> dict[str, dict[str, CellScore]]:
-    """Return every metric of a report, and the paper's means of three, item by item."""
-    found = {
+    """Return every metric of a report, and the paper's means of three metrics per item."""
+    results = {
         name: {who: CellScore.of(interval) for who, interval in parts.items()}
         for name, parts in report.metrics().items()
     }
@@ -77,12 +77,12 @@ def scores(report: Report) -> dict[str, dict[str, CellScore]]:
                 {item: fmean(table[kind][item] for kind in kinds) for item in table[kinds[0]]}
                 for table in (before, after)
             )
-            found[name] = {who: CellScore.of(interval) for who, interval in reports.compare(one, other).items()}
-    return found
+            results[name] = {who: CellScore.of(interval) for who, interval in reports.compare(one, other).items()}
+    return results
 
 
 def count_parameters(base_model: Manifest) -> int:
-    """Count the parameters in the files of a model, without reading them."""
+    """Count the parameters of a model from the headers of its files."""
     from math import prod
 
     from safetensors import safe_open
@@ -96,18 +96,18 @@ def count_parameters(base_model: Manifest) -> int:
 
 
 def main() -> int:
-    """Measure until something was computed; an error of the user's is a file with its message, and exit code 2."""
+    """Measure until a step was computed; write the message of an error to a file, with exit code 2."""
     for config, result in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         Path(result).with_suffix(STARTED_SUFFIX).touch()
         try:
-            found = measure(Path(config))
+            measured = measure(Path(config))
         except TunelineError as error:
             Path(result).with_suffix(ERROR_SUFFIX).write_text(str(error), encoding="utf-8")
             return 2
         fresh = Path(result).with_suffix(".new")
-        fresh.write_text(found.model_dump_json(), encoding="utf-8")
+        fresh.write_text(measured.model_dump_json(), encoding="utf-8")
         fresh.replace(result)
-        if any(status == "ran" for name, status in found.steps.items() if name not in UNCACHED_STEPS):
+        if any(status == "ran" for name, status in measured.steps.items() if name not in UNCACHED_STEPS):
             break
     return 0
 

@@ -1,7 +1,7 @@
-"""Our root packages, whatever else is called so: a user's folder may hold a `pipelines/` or `steps/` of its own.
+"""Imports the root packages `pipelines`, `steps` and `materializers` of Tuneline, not packages of a user's folder.
 
-`pipelines`, `steps` and `materializers` are imported by these names, which ZenML stores; the folder that Python looks
-into first is often the user's. They are imported here from beside `tuneline`, before anybody else does.
+ZenML stores these import names, and the first folder on Python's path is often the user's, which may have packages of
+the same names. Here they are imported from the folder that holds `tuneline`, before other code imports them.
 """
 
 import importlib
@@ -17,22 +17,22 @@ PACKAGES = ("materializers", "steps", "pipelines")
 
 
 def get_pipeline(name: str) -> Any:
-    """Return one of our pipelines.
+    """Return a pipeline by name.
 
     Raises:
-        RecipeError: This process has imported another package called `pipelines`, `steps` or `materializers`.
+        RecipeError: Another package named `pipelines`, `steps` or `materializers` is already imported.
     """
     return getattr(import_packages()["pipelines"], name)
 
 
 def import_packages() -> dict[str, ModuleType]:
-    """Import our root packages from the folder that holds `tuneline`.
+    """Import the root packages from the folder that holds `tuneline`.
 
-    The working directory goes to the end of Python's path: a file like `evaluate.py` there hides no library from the
-    imports that our steps do later.
+    The working directory moves to the end of Python's path, so that a file such as `evaluate.py` there does not shadow
+    a library that a step imports later.
 
     Raises:
-        RecipeError: This process has imported another package of one of the names.
+        RecipeError: Another package of one of these names is already imported.
     """
     root = str(Path(str(tuneline.__file__)).resolve().parents[1])
     for name in PACKAGES:
@@ -49,9 +49,9 @@ def import_packages() -> dict[str, ModuleType]:
 
 def _refuse_others(name: str, root: str) -> None:
     module = sys.modules.get(name)
-    folders = [str(Path(each).resolve()) for each in getattr(module, "__path__", [])]
+    folders = [str(Path(folder).resolve()) for folder in getattr(module, "__path__", [])]
     if module is not None and folders != [str(Path(root, name))]:
-        where = folders[0] if folders else getattr(module, "__file__", "an unknown place")
+        where = folders[0] if folders else getattr(module, "__file__", "an unknown location")
         raise RecipeError(
             f"The package {name!r} was imported from {where}, and Tuneline has one of that name. Rename yours, or "
             "start from another folder."

@@ -1,6 +1,6 @@
-"""Fill the paper's tables: a pipeline run a cell, each that computes in a process of its own.
+"""Runs the cells of the paper tables: one pipeline run per cell, each in a new process unless it is cached.
 
-ZenML's cache is the memory: the same cell again is read from it, an interrupted one goes on with its training state.
+A finished cell is read from ZenML's cache; an interrupted one resumes from its training state.
 """
 
 import json
@@ -19,20 +19,20 @@ from tuneline.errors import SourceError, StoppedError, TunelineError
 from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellResult
 
 STARTED_SUFFIX, ERROR_SUFFIX = ".begun", ".reason"
-"""Beside the file for a cell's figures: its run was begun; the message of an error of the user's."""
+"""Suffixes of files next to the measurements of a cell: its run has started; the message of its error."""
 
 Launcher = Callable[[Path, Path], int]
-"""Gets a list of jobs and a file for the log; returns the exit code."""
+"""Starts a process for a file of jobs and a log file; returns the exit code."""
 
 OnResult = Callable[[list[CellResult], int], None]
-"""Hears all cells as they are now, and which of them has just ended."""
+"""Called with the results of all cells, and the index of the cell that has just finished."""
 
 
 def check(cells: list[Cell]) -> None:
-    """Look at rows, model and tracker of every cell; fetches and converts the model, so that no cell pays for it.
+    """Check the rows, model and tracker of every cell, and download and convert the model before the measurements.
 
     Raises:
-        TunelineError: A run would be refused; its cell is named.
+        TunelineError: A cell cannot run; the message names it.
     """
     from tuneline.runner import preflight
 
@@ -41,100 +41,102 @@ def check(cells: list[Cell]) -> None:
             preflight.check_content(cell.config.recipe)
         except TunelineError as error:
             hint = (
-                " Where the hub is out of reach, give files: --data FOLDER." if isinstance(error, SourceError) else ""
+                " If the Hub cannot be reached, use local files: --data FOLDER."
+                if isinstance(error, SourceError)
+                else ""
             )
             raise type(error)(f"{cell.task}, {cell.method}: {error}{hint}") from error
 
 
-def run(cells: list[Cell], logs: Path, told: OnResult, launch: Launcher | None = None) -> list[CellResult]:
+def run(cells: list[Cell], logs: Path, on_result: OnResult, launch: Launcher | None = None) -> list[CellResult]:
     """Run the cells one after the other.
 
     Args:
-        cells: Of `tuneline.config.experiments.paper_tables`.
-        logs: Folder for what the runs say.
-        told: Called with every cell that ends.
-        launch: Starts a process that measures; left out, a fresh interpreter.
+        cells: Cells of `tuneline.config.experiments.paper_tables`.
+        logs: Folder for the logs of the runs.
+        on_result: Called after each cell.
+        launch: Starts a measuring process; default: a new interpreter.
 
     Raises:
-        StoppedError: A signal asked to stop; what is done stays done.
+        StoppedError: A signal stopped the command; finished cells are kept.
     """
     launch = launch or start_process
     logs.mkdir(parents=True, exist_ok=True)
-    results = [_waiting(cell) for cell in cells]
+    results = [_unfinished(cell) for cell in cells]
     with tempfile.TemporaryDirectory(prefix="tuneline-tables-") as scratch:
-        places = [Path(scratch) / f"{number}.json" for number in range(len(cells))]
+        outputs = [Path(scratch) / f"{number}.json" for number in range(len(cells))]
         while open_ := [number for number, result in enumerate(results) if result.status == "waiting"]:
             jobs, log = Path(scratch) / "jobs", logs / f"{cells[open_[0]].name}.log"
-            jobs.write_text(json.dumps([[str(cells[number].config.path), str(places[number])] for number in open_]))
+            jobs.write_text(json.dumps([[str(cells[number].config.path), str(outputs[number])] for number in open_]))
             code = launch(jobs, log)
-            ended = [number for number in open_ if places[number].is_file()]
+            ended = [number for number in open_ if outputs[number].is_file()]
             for number in ended:
-                measured = CellMeasurement.model_validate_json(places[number].read_text(encoding="utf-8"))
+                measured = CellMeasurement.model_validate_json(outputs[number].read_text(encoding="utf-8"))
                 results[number] = results[number].model_copy(update={"status": "done", "measured": measured})
-                told(results, number)
+                on_result(results, number)
             rest = [number for number in open_ if number not in ended]
-            if rest and (not ended or places[rest[0]].with_suffix(STARTED_SUFFIX).is_file()):
-                reason = failure_reason(places[rest[0]], log, code)
+            if rest and (not ended or outputs[rest[0]].with_suffix(STARTED_SUFFIX).is_file()):
+                reason = failure_reason(outputs[rest[0]], log, code)
                 results[rest[0]] = results[rest[0]].model_copy(update={"status": "failed", "reason": reason})
-                told(results, rest[0])
+                on_result(results, rest[0])
     return results
 
 
-def _waiting(cell: Cell) -> CellResult:
+def _unfinished(cell: Cell) -> CellResult:
     recipe = cell.config.recipe.model_dump(mode="json")
     return CellResult(table=cell.table, task=cell.task, method=cell.method, status="waiting", recipe=recipe)
 
 
-def failure_reason(place: Path, log: Path, code: int) -> str:
-    """Say why a process left no figures: its own words, its last line, or the signal that ended it."""
-    said = place.with_suffix(ERROR_SUFFIX)
-    if said.is_file():
-        return said.read_text(encoding="utf-8").strip()
+def failure_reason(output: Path, log: Path, code: int) -> str:
+    """Return why a process wrote no measurements: its error, its last output line, or the signal that ended it."""
+    message = output.with_suffix(ERROR_SUFFIX)
+    if message.is_file():
+        return message.read_text(encoding="utf-8").strip()
     if code < 0:
         name = signal.Signals(-code).name
-        beside = ", as a system does that runs out of memory" if name == "SIGKILL" else ""
-        return f"The process was ended by {name}{beside}."
+        hint = ", as when the system runs out of memory" if name == "SIGKILL" else ""
+        return f"The process was ended by {name}{hint}."
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'The process said nothing.'} (exit code {code}; {log.name} has the whole)"
+    return f"{lines[-1] if lines else 'The process said nothing.'} (exit code {code}; full log: {log.name})"
 
 
 def start_process(jobs: Path, log: Path) -> int:
-    """Measure in a fresh interpreter; a signal to this process is handed on, and the child's state is saved first.
+    """Measure in a new interpreter; signals are forwarded to it, so that it saves its state.
 
     Raises:
-        StoppedError: There was such a signal.
+        StoppedError: A signal stopped the measurement.
     """
     command = [sys.executable, "-P", "-m", "tuneline.runner.measure_run", str(jobs)]
-    with log.open("w", encoding="utf-8") as output, _handed_on() as (asked, children):
-        # A session of its own, so that Ctrl-C reaches it once, through this process.
+    with log.open("w", encoding="utf-8") as output, _forward_signals() as (received, children):
+        # A new session, so that Ctrl-C reaches it once, through this process.
         child = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
         )
         children.append(child)
         code = child.wait()
-    if asked:
+    if received:
         raise StoppedError(
-            f"Stopped by {asked[0]}. What is done is kept; give the same command again to go on.", by=asked[0]
+            f"Stopped by {received[0]}. Finished cells are kept; repeat the command to continue.", by=received[0]
         )
     return code
 
 
 @contextmanager
-def _handed_on() -> Iterator[tuple[list[str], list["subprocess.Popen[bytes]"]]]:
-    """Hand SIGINT and SIGTERM on to children; yield the names of those that came, and the list of the children."""
-    asked: list[str] = []
+def _forward_signals() -> Iterator[tuple[list[str], list["subprocess.Popen[bytes]"]]]:
+    """Forward SIGINT and SIGTERM to child processes; yield the names of received signals, and the list of children."""
+    received: list[str] = []
     children: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        asked.append(signal.Signals(number).name)
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
         for child in children:
             child.send_signal(number)
 
     before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield asked, children
+        yield received, children
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

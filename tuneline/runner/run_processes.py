@@ -1,8 +1,8 @@
-"""The scheduler's runs as processes: each leads a session of its own, is found again, and is ended as a whole.
+"""Runs of the scheduler as processes: each leads a new session, can be found again, and is killed as a group.
 
-A process inherits the lock of its schedule, so the kernel says whether a run lives, whatever became of the scheduler
-and of the clock. The lock's file names the process; a number that went to another process since then is told by the
-time of its start, counted from the start of the system.
+A process inherits the lock of its schedule, so that the kernel knows whether a run is alive, independent of the
+scheduler and of the clock. The lock file names the process; a process number that was reused is recognized by the
+start time of the process, relative to the start of the system.
 """
 
 import fcntl
@@ -26,14 +26,14 @@ from tuneline.zenml_integration.schedules import Schedule
 
 PREFIX = "schedule-"
 EXIT_CODE_SUFFIX = ".exit"
-"""Beside the log: the exit code that a run wrote down, for a scheduler that did not see it end."""
+"""Suffix of the file next to the log with the exit code of a run, for a scheduler that started after its end."""
 
 SIGKILL_CODE = -int(signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run that was started."""
+    """A run that was started."""
 
     schedule_id: str
     name: str
@@ -43,69 +43,69 @@ class RunRecord:
     log: str
     pid: int = 0
     birth: str = ""
-    """When the process started; see `birth_of`."""
+    """Start time of the process; see `process_start_time`."""
 
 
 class Job(Protocol):
-    """A run that was started."""
+    """A running or finished run."""
 
     record: RunRecord
 
     def code(self) -> int | None:
-        """Return the exit code once the run has ended, else None."""
+        """Return the exit code, or None while the run is alive."""
 
     def age_seconds(self) -> float:
-        """Return how long the run has lived."""
+        """Return the time since the run started."""
 
     def terminate(self) -> None:
-        """Ask the run to save its state and end."""
+        """Ask the run to save its state and exit."""
 
     def kill(self) -> None:
-        """End the run, and whatever it started, at once."""
+        """Kill the run and all its child processes."""
 
 
 class ProcessJob:
-    """A run in a process, started here or found alive."""
+    """A run in a process, started here or by an earlier scheduler."""
 
-    def __init__(self, ticket: RunRecord, process: "subprocess.Popen[bytes] | None" = None) -> None:
-        self.record, self._process = ticket, process
+    def __init__(self, record: RunRecord, process: "subprocess.Popen[bytes] | None" = None) -> None:
+        self.record, self._process = record, process
 
     def code(self) -> int | None:
-        """Return the exit code once the run has ended; processes that it left behind are ended then."""
+        """Return the exit code, or None while the run is alive; kill processes that it left behind."""
         if self._process is not None:
             code = self._process.poll()
-        elif self._lives():
+        elif self._is_alive():
             code = None
         else:
-            known = exit_code(self.record.log)
-            code = SIGKILL_CODE if known is None else known
+            recorded = exit_code(self.record.log)
+            code = SIGKILL_CODE if recorded is None else recorded
         if code is not None:
             self._kill_session()
         return code
 
     def age_seconds(self) -> float:
-        """Return how long the run has lived; 0 where its process is not known."""
-        if not self._lives():
+        """Return the time since the run started; 0 if its process is unknown."""
+        if not self._is_alive():
             return 0.0
         with suppress(psutil.Error):
             return max(0.0, time.time() - psutil.Process(self.record.pid).create_time())
         return 0.0
 
     def terminate(self) -> None:
-        """Send SIGTERM to the leading process, which ends its own children once its state is saved."""
-        if self._lives() and self.record.pid:
+        """Send SIGTERM to the session leader, which saves its state and stops its children."""
+        if self._is_alive() and self.record.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.record.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL to every process of the session."""
-        if self._lives() and self.record.pid:
+        if self._is_alive() and self.record.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.record.pid, signal.SIGKILL)
         self._kill_session()
 
-    def _lives(self) -> bool:
-        if not self.record.pid:  # its scheduler was killed before it could write the number down
+    def _is_alive(self) -> bool:
+        if not self.record.pid:  # its scheduler was killed before it wrote the number
             return owner.is_locked(lock_path(self.record.schedule_id))
         return process_start_time(self.record.pid) == self.record.birth
 
@@ -117,15 +117,15 @@ class ProcessJob:
 
 
 def command(schedule: Schedule, ended: Path) -> list[str]:
-    """Return what runs a schedule's pipeline; `-P` keeps the modules of the working directory from hiding ours."""
+    """Return the command that runs a schedule; `-P` keeps modules of the working directory from shadowing others."""
     return [sys.executable, "-P", "-m", "tuneline.runner.fire_schedule", schedule.id, str(ended)]
 
 
 def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
-    """Start a run in a fresh process.
+    """Start a run in a new process.
 
     Raises:
-        OSError: No process could be started, or a run of this schedule lives.
+        OSError: The process could not be started, or a run of this schedule is alive.
     """
     ended = Path(log).with_suffix(EXIT_CODE_SUFFIX)
     ended.unlink(missing_ok=True)
@@ -141,21 +141,21 @@ def launch(schedule: Schedule, due: datetime, log: Path) -> ProcessJob:
                 start_new_session=True,
                 pass_fds=(handle,),
             )
-        ticket = RunRecord(
+        record = RunRecord(
             schedule.id, schedule.name, due.isoformat(), str(log), process.pid, process_start_time(process.pid)
         )
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(ticket)).encode(), 0)
+        os.pwrite(handle, json.dumps(asdict(record)).encode(), 0)
     finally:
         os.close(handle)  # the process keeps the lock
-    return ProcessJob(ticket, process)
+    return ProcessJob(record, process)
 
 
 def find_running() -> Iterator[ProcessJob]:
-    """Find runs that an earlier scheduler started and that still live."""
+    """Find runs that an earlier scheduler started and that are still alive."""
     for path in sorted(state.folder("locks").glob(f"{PREFIX}*.lock")):
         if owner.is_locked(path):
-            yield ProcessJob(_ticket(path))
+            yield ProcessJob(_read_record(path))
 
 
 def lock_path(schedule_id: str) -> Path:
@@ -163,11 +163,11 @@ def lock_path(schedule_id: str) -> Path:
     return state.folder("locks") / f"{PREFIX}{schedule_id}.lock"
 
 
-def _ticket(path: Path) -> RunRecord:
+def _read_record(path: Path) -> RunRecord:
     try:
-        ticket = RunRecord(**json.loads(path.read_bytes()))
-        datetime.fromisoformat(ticket.due)
-        return ticket
+        record = RunRecord(**json.loads(path.read_bytes()))
+        datetime.fromisoformat(record.due)
+        return record
     except (ValueError, TypeError):
         schedule_id = path.stem.removeprefix(PREFIX)
         return RunRecord(
@@ -176,7 +176,7 @@ def _ticket(path: Path) -> RunRecord:
 
 
 def exit_code(log: str) -> int | None:
-    """Return the exit code that a run wrote beside its log, or None."""
+    """Return the exit code that a run wrote next to its log, or None."""
     try:
         return int(Path(log).with_suffix(EXIT_CODE_SUFFIX).read_text())
     except (OSError, ValueError):
@@ -184,7 +184,7 @@ def exit_code(log: str) -> int | None:
 
 
 def process_start_time(pid: int) -> str:
-    """Return when a living process started, in a form that no change of the clock touches; else an empty string."""
+    """Return the start time of a live process, independent of clock changes; an empty string if it is not alive."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         fields = stat.read_text().rpartition(")")[2].split()

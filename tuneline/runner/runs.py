@@ -1,4 +1,4 @@
-"""Runs as ZenML knows them."""
+"""Pipeline runs, read with ZenML's client."""
 
 from itertools import islice
 from typing import Any
@@ -10,7 +10,7 @@ from tuneline.zenml_integration.stack import PAGE_SIZE, open_store
 
 
 def latest(num_runs: int) -> list[dict[str, Any]]:
-    """Return the newest runs of our pipelines, newest first: name, pipeline, status, times, steps run and cached."""
+    """Return the newest runs, newest first: name, pipeline, status, times, and numbers of steps run and cached."""
     open_store()
     listed = depaginate_stream(
         Client().list_pipeline_runs, sort_by="desc:created", size=min(num_runs, PAGE_SIZE), hydrate=True

@@ -1,10 +1,10 @@
-"""The scheduler: fires due schedules of this stack, each in a fresh process.
+"""The scheduler: runs due schedules of the active stack, each in a new process.
 
-A fresh process imports and compiles the pipeline anew, so that edited code and changed data are seen; a stored
-snapshot would keep the old hashes of the code. Times are UTC. Times that passed while nobody looked are made up for
-by one run. One scheduler a state root; its memory is `scheduler.json`, so a restart neither repeats a run nor loses
-one. Runs go on side by side up to a limit, never two of one schedule; a run whose scheduler was killed is found again,
-and a scheduler that is stopped ends its runs first, which go on when it starts again.
+A new process imports and compiles the pipeline again, so that it uses the current code and data; a stored snapshot
+would keep the old hashes of the code. Times are UTC. Due times that passed while no scheduler ran lead to one run.
+There is one scheduler per state root; its state is `scheduler.json`, so that a restart neither repeats nor loses a
+run. Runs are parallel up to a limit, at most one per schedule. A run whose scheduler was killed is found again. A
+scheduler that is stopped stops its runs first, and resumes them when it starts again.
 """
 
 import re
@@ -34,16 +34,16 @@ from tuneline.zenml_integration.schedules import Schedule
 MAX_JOBS = 2
 TIME_LIMIT_HOURS = 72.0
 GRACE_SECONDS = 90.0
-"""For a run that is asked to end: a training saves its state after the step that it is in."""
+"""Time that a run gets to stop: a training saves its state after the current step."""
 
 SLICE_SECONDS = 0.2
 MAX_ATTEMPTS = 2
-"""Starts of one due time whose run was cut off; one that takes the machine down with it must not do so for ever."""
+"""Maximum number of starts for one due time, so that a run that crashes the machine is not restarted for ever."""
 
 
 @dataclass(frozen=True)
 class FiringResult:
-    """One run that has ended: its exit code, and where its output lies."""
+    """A finished run: its exit code and its log file."""
 
     schedule: str
     due: str
@@ -57,61 +57,61 @@ def _now() -> datetime:
 
 @dataclass
 class Scheduler:
-    """Looks at the clock and at ZenML's schedules; what it is given can be replaced in tests."""
+    """Compares the clock with ZenML's schedules and starts runs; tests replace its functions."""
 
     schedules: Callable[[], list[Schedule]]
     launch: Callable[[Schedule, datetime, Path], Job] = run_processes.launch
-    found: Callable[[], Iterable[Job]] = run_processes.find_running
-    """Runs of an earlier scheduler that still live."""
+    find_running: Callable[[], Iterable[Job]] = run_processes.find_running
+    """Returns the runs of an earlier scheduler that are still running."""
 
     clock: Callable[[], datetime] = _now
-    tell: Callable[[str], None] = lambda line: None
+    report: Callable[[str], None] = lambda line: None
     max_jobs: int = MAX_JOBS
     limit_seconds: float = TIME_LIMIT_HOURS * 3600
     grace_seconds: float = GRACE_SECONDS
     _jobs: dict[str, Job] | None = None
     _ending: dict[str, tuple[float, str]] = field(default_factory=dict)
-    """Runs that were asked to end: until when they may, and why."""
+    """Runs that are being stopped: the deadline and the reason."""
 
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
-    def look(self, max_starts: int | None = None) -> list[FiringResult]:
-        """Start what is due, once each; end what takes too long; return the runs that have ended."""
+    def poll(self, max_starts: int | None = None) -> list[FiringResult]:
+        """Start due schedules, stop runs above the time limit, and return the runs that have finished."""
         self._adopt()
         ended = self._collect()
         self._start_due(max_starts)
         return ended + self._collect()
 
-    def once(self) -> list[FiringResult]:
-        """Look once, and wait for what was started.
+    def run_once(self) -> list[FiringResult]:
+        """Poll once, and wait for the runs that were started.
 
         Raises:
-            TunelineError: Another scheduler works on this state root.
-            KeyboardInterrupt: A signal asked to stop; the runs were ended.
+            TunelineError: Another scheduler runs on this state root.
+            KeyboardInterrupt: A signal stopped the scheduler; its runs were stopped.
         """
         with exclusive_lock(), self._stoppable() as stop:
-            ended = self.look()
+            ended = self.poll()
             while self._running() and not stop:
                 _wait(SLICE_SECONDS, stop)
                 ended += self._collect()
         return ended
 
     def run(self, poll_seconds: float, max_firings: int | None = None) -> list[FiringResult]:
-        """Look again and again.
+        """Poll repeatedly.
 
         Args:
-            poll_seconds: Seconds between two looks.
-            max_firings: Stop after so many runs; None goes on until the process is stopped.
+            poll_seconds: Seconds between two polls.
+            max_firings: Stop after this number of runs; None runs until the process is stopped.
 
         Raises:
-            TunelineError: Another scheduler works on this state root.
-            KeyboardInterrupt: A signal asked to stop; the runs were ended.
+            TunelineError: Another scheduler runs on this state root.
+            KeyboardInterrupt: A signal stopped the scheduler; its runs were stopped.
         """
         ended: list[FiringResult] = []
         with exclusive_lock(), self._stoppable() as stop:
             while not stop and (max_firings is None or len(ended) < max_firings):
                 left = None if max_firings is None else max(0, max_firings - len(ended) - len(self._running()))
-                ended += self.look(left)
+                ended += self.poll(left)
                 if max_firings is None or len(ended) < max_firings:
                     _wait(poll_seconds, stop)
         return ended
@@ -121,66 +121,64 @@ class Scheduler:
             self._jobs = {}
         return self._jobs
 
-    def _say_once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self.tell(line)
+    def _report_once(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
+            self.report(line)
 
     def _adopt(self) -> None:
         if self._jobs is not None:
             return
-        self._jobs = {job.record.schedule_id: job for job in self.found()}
+        self._jobs = {job.record.schedule_id: job for job in self.find_running()}
         for job in self._jobs.values():
-            ticket = job.record
-            process = f"process {ticket.pid}" if ticket.pid else "its process is not known, so no time limit holds"
-            self.tell(
-                f"{ticket.name}: the run of {ticket.due} still lives ({process}); it is watched, not started again"
-            )
+            record = job.record
+            process = f"process {record.pid}" if record.pid else "its process is unknown, so it has no time limit"
+            self.report(f"{record.name}: the run of {record.due} is still running ({process}); it is not started again")
 
     def _collect(self) -> list[FiringResult]:
-        """Note the runs that have ended, and ask those to end that take too long."""
+        """Record finished runs, and stop those above the time limit."""
         ended = []
         for schedule_id, job in list(self._running().items()):
             code = job.code()
             if code is None:
-                self._hold_to_limit(schedule_id, job)
+                self._enforce_limit(schedule_id, job)
                 continue
             del self._running()[schedule_id]
             _, why = self._ending.pop(schedule_id, (0.0, ""))
             status = why or ("completed" if code == 0 else f"failed with exit code {code}")
-            self._note(schedule_id, job, status)
+            self._record_result(schedule_id, job, status)
             ended.append(FiringResult(job.record.name, job.record.due, code, job.record.log))
         return ended
 
-    def _hold_to_limit(self, schedule_id: str, job: Job) -> None:
+    def _enforce_limit(self, schedule_id: str, job: Job) -> None:
         until, _ = self._ending.get(schedule_id, (None, ""))
         if until is not None:
             if time.monotonic() > until:
                 job.kill()
         elif job.age_seconds() > self.limit_seconds:
             hours = f"{self.limit_seconds / 3600:.3g} hours"
-            self.tell(f"{job.record.name}: still runs after {hours}, the time limit of a run; it is ended")
-            self._ask_to_end(schedule_id, job, f"failed: ended after the time limit of {hours}")
+            self.report(f"{job.record.name}: still running after {hours}, the time limit of a run; stopping it")
+            self._stop_run(schedule_id, job, f"failed: stopped after the time limit of {hours}")
 
-    def _ask_to_end(self, schedule_id: str, job: Job, why: str) -> None:
+    def _stop_run(self, schedule_id: str, job: Job, why: str) -> None:
         self._ending[schedule_id] = (time.monotonic() + self.grace_seconds, why)
         job.terminate()
 
-    def _note(self, schedule_id: str, job: Job, status: str) -> None:
-        ticket, known = job.record, scheduler_state.load().get(schedule_id)
-        if known is None or not known.unfinished:  # the memory was lost while the run went on
+    def _record_result(self, schedule_id: str, job: Job, status: str) -> None:
+        record, known = job.record, scheduler_state.load().get(schedule_id)
+        if known is None or not known.unfinished:  # the state file was lost during the run
             known = ScheduleState(
-                name=ticket.name, due=datetime.fromisoformat(ticket.due), status=status, log=ticket.log
+                name=record.name, due=datetime.fromisoformat(record.due), status=status, log=record.log
             )
-        self._remember(schedule_id, known.model_copy(update={"status": status, "pid": None}))
-        self.tell(f"{known.name}: {status}, output in {known.log}")
+        self._save(schedule_id, known.model_copy(update={"status": status, "pid": None}))
+        self.report(f"{known.name}: {status}, output in {known.log}")
 
-    def _remember(self, schedule_id: str, entry: ScheduleState) -> bool:
+    def _save(self, schedule_id: str, entry: ScheduleState) -> bool:
         try:
             scheduler_state.save(schedule_id, entry)
         except OSError as error:
-            self._say_once(
-                f"{entry.name}: {state.root() / scheduler_state.FILE} cannot be written ({error}). Free some space."
+            self._report_once(
+                f"{entry.name}: {state.root() / scheduler_state.FILE} cannot be written ({error}). Free disk space."
             )
             return False
         return True
@@ -189,45 +187,47 @@ class Scheduler:
         due = sorted(self._all_due(), key=lambda pair: pair[1])
         for schedule, moment in due[:max_starts]:
             if len(self._running()) >= self.max_jobs:
-                self._say_once(
-                    f"{schedule.name}: due {moment:%Y-%m-%d %H:%M} UTC, waits for one of {self.max_jobs} runs"
+                self._report_once(
+                    f"{schedule.name}: due {moment:%Y-%m-%d %H:%M} UTC, waiting: {self.max_jobs} runs are active"
                 )
                 continue
             self._start(schedule, moment)
 
     def _all_due(self) -> Iterator[tuple[Schedule, datetime]]:
-        """Yield what is due; a schedule that cannot be read stops no other."""
+        """Yield due schedules; one that cannot be read does not affect the others."""
         try:
-            found = self.schedules()
-        except Exception as error:  # a store that is locked or out of reach for a moment
-            self._say_once(f"The schedules cannot be read: {' '.join(str(error).split())}. The next look tries again.")
+            schedules = self.schedules()
+        except Exception as error:  # the store may be locked or unreachable for a moment
+            self._report_once(
+                f"The schedules cannot be read: {' '.join(str(error).split())}. The next poll tries again."
+            )
             return
-        for schedule in found:
+        for schedule in schedules:
             if not schedule.active or schedule.id in self._running():
                 continue
             try:
                 moment = self._due(schedule)
             except (ValueError, ArithmeticError) as error:
-                self._say_once(f"{schedule.name}: cannot be read ({error}) and is passed over. Record it again.")
+                self._report_once(f"{schedule.name}: cannot be read ({error}) and is skipped. Record it again.")
                 continue
             if moment:
                 yield schedule, moment
 
     def _due(self, schedule: Schedule) -> datetime | None:
-        """Return the last time of the schedule that has passed and was not fired yet."""
+        """Return the last due time that has passed and has no run yet."""
         now = self.clock()
         if wrong := cron_error(schedule.cron_expression):
             raise ValueError(wrong.rstrip("."))
-        last = scheduler_state.load(self._say_once).get(schedule.id)
+        last = scheduler_state.load(self._report_once).get(schedule.id)
         if last and last.unfinished and not self._has_ended(schedule, last):
             return last.due
         since = last.due if last else schedule.created
-        if since > now:  # the clock stood in the future when this was written
-            self.tell(
-                f"{schedule.name}: {since:%Y-%m-%d %H:%M} UTC, counted as done, lies ahead; times count from now on"
+        if since > now:  # the clock was ahead when this was written
+            self.report(
+                f"{schedule.name}: {since:%Y-%m-%d %H:%M} UTC, the last due time, is in the future; continuing from now"
             )
             entry = last or ScheduleState(name=schedule.name, due=now, status="recorded", log="")
-            self._remember(schedule.id, entry.model_copy(update={"due": now}))
+            self._save(schedule.id, entry.model_copy(update={"due": now}))
             return None
         if croniter(schedule.cron_expression, since).get_next(datetime) > now:
             return None
@@ -236,16 +236,16 @@ class Scheduler:
         return now if exact else times.get_prev(datetime)
 
     def _has_ended(self, schedule: Schedule, last: ScheduleState) -> bool:
-        """Tell whether a run that no scheduler saw end is over; one that was cut off is started again."""
+        """Return whether an unfinished run has ended without a scheduler; an interrupted one is started again."""
         code = None if last.status == STOPPED else run_processes.exit_code(last.log)
         if code is not None:
             status = "completed" if code == 0 else f"failed with exit code {code}"
         elif last.status == RUNNING and last.attempts >= MAX_ATTEMPTS:
-            status = f"failed: cut off {last.attempts} times"
+            status = f"failed: interrupted {last.attempts} times"
         else:
             return False
-        self._remember(schedule.id, last.model_copy(update={"status": status, "pid": None}))
-        self.tell(f"{schedule.name}: {status}, output in {last.log}")
+        self._save(schedule.id, last.model_copy(update={"status": status, "pid": None}))
+        self.report(f"{schedule.name}: {status}, output in {last.log}")
         return True
 
     def _start(self, schedule: Schedule, due: datetime) -> None:
@@ -253,54 +253,54 @@ class Scheduler:
         again = last.attempts + 1 if last and last.status == RUNNING and last.due == due else 1
         log = state.folder("logs") / f"{re.sub(r'[^A-Za-z0-9._-]', '_', schedule.name)}-{due:%Y%m%dT%H%M%SZ}.log"
         entry = ScheduleState(name=schedule.name, due=due, status=RUNNING, log=str(log), attempts=again)
-        if not self._remember(schedule.id, entry):
+        if not self._save(schedule.id, entry):
             return
-        self.tell(f"{schedule.name}: due {due:%Y-%m-%d %H:%M} UTC, started")
+        self.report(f"{schedule.name}: due {due:%Y-%m-%d %H:%M} UTC, started")
         try:
             job = self.launch(schedule, due, log)
-        except OSError as error:  # the other schedules must still be looked at
+        except OSError as error:  # the other schedules must still run
             log.write_text(f"The run could not be started: {error}\n")
             job = _NotStarted(run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log)))
         self._running()[schedule.id] = job
         if job.record.pid:
-            self._remember(schedule.id, entry.model_copy(update={"pid": job.record.pid}))
+            self._save(schedule.id, entry.model_copy(update={"pid": job.record.pid}))
 
     @contextmanager
     def _stoppable(self) -> Iterator[list[int]]:
-        """Stop at SIGTERM and SIGINT between two looks; end the runs first. A second signal does not wait for them.
+        """Stop at SIGTERM and SIGINT between two polls, after stopping the runs; a second signal kills them.
 
         Yields:
-            The signals that came.
+            The received signals.
 
         Raises:
-            KeyboardInterrupt: A signal came.
+            KeyboardInterrupt: A signal was received.
         """
-        asked: list[int] = []
+        received: list[int] = []
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
+        def receive(number: int, frame: FrameType | None) -> None:
+            received.append(number)
 
         main = threading.current_thread() is threading.main_thread()
-        wanted = (signal.SIGTERM, signal.SIGINT) if main else ()
-        before: dict[signal.Signals, Any] = {number: signal.signal(number, ask) for number in wanted}
+        handled = (signal.SIGTERM, signal.SIGINT) if main else ()
+        before: dict[signal.Signals, Any] = {number: signal.signal(number, receive) for number in handled}
         try:
-            yield asked
+            yield received
         finally:
             try:
-                self._end_all(hurry=lambda: len(asked) > 1)
+                self._end_all(kill_now=lambda: len(received) > 1)
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
-        if asked:
-            raise signals.Terminated if asked[0] == signal.SIGTERM else KeyboardInterrupt
+        if received:
+            raise signals.Terminated if received[0] == signal.SIGTERM else KeyboardInterrupt
 
-    def _end_all(self, hurry: Callable[[], bool]) -> None:
+    def _end_all(self, kill_now: Callable[[], bool]) -> None:
         for schedule_id, job in self._running().items():
-            self._ask_to_end(schedule_id, job, STOPPED)
-            self.tell(f"{job.record.name}: is asked to end with the scheduler, which starts it again")
+            self._stop_run(schedule_id, job, STOPPED)
+            self.report(f"{job.record.name}: stopping with the scheduler, which resumes it when it starts again")
         while self._running():
             self._collect()
-            for job in self._running().values() if hurry() else ():
+            for job in self._running().values() if kill_now() else ():
                 job.kill()
             time.sleep(0.05)
 
@@ -308,8 +308,8 @@ class Scheduler:
 class _NotStarted:
     """A run whose process could not be started."""
 
-    def __init__(self, ticket: run_processes.RunRecord) -> None:
-        self.record = ticket
+    def __init__(self, record: run_processes.RunRecord) -> None:
+        self.record = record
 
     def code(self) -> int | None:
         return 127
@@ -318,26 +318,26 @@ class _NotStarted:
         return 0.0
 
     def terminate(self) -> None:
-        """Nothing runs."""
+        """Do nothing."""
 
     def kill(self) -> None:
-        """Nothing runs."""
+        """Do nothing."""
 
 
 def _wait(seconds: float, stop: list[int]) -> None:
-    """Sleep in slices, so that a signal is answered soon."""
+    """Sleep in slices, so that a signal takes effect soon."""
     for _ in range(max(1, ceil(seconds / SLICE_SECONDS))):
         if not stop:
             time.sleep(min(seconds, SLICE_SECONDS))
 
 
 def exclusive_lock() -> AbstractContextManager[object]:
-    """Return the lock of this state root's scheduler.
+    """Acquire the scheduler lock of the state root.
 
     Raises:
-        TunelineError: Another one holds it.
+        TunelineError: Another scheduler holds it.
     """
     try:
         return state.lock("scheduler", timeout_seconds=0).acquire()
     except Timeout:
-        raise TunelineError(f"Another scheduler works on {state.root()}. Stop it first.") from None
+        raise TunelineError(f"Another scheduler is running on {state.root()}. Stop it first.") from None

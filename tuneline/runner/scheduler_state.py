@@ -1,7 +1,7 @@
-"""The scheduler's memory, `scheduler.json`: for each schedule, what was fired last and how it ended.
+"""The scheduler's state file, `scheduler.json`: the last run of each schedule and its result.
 
-A damaged memory costs no schedule: the file is set aside, and each schedule whose time has passed since it was recorded
-fires once, from the cache where nothing changed.
+A damaged file does not stop any schedule: it is moved aside, and each schedule whose due time has passed since it was
+recorded runs once, from the cache where nothing changed.
 """
 
 import json
@@ -53,26 +53,26 @@ def load(tell: Callable[[str], None] = lambda line: None) -> dict[str, ScheduleS
     if not isinstance(found, dict):
         aside = path.with_suffix(".damaged")
         path.replace(aside)
-        tell(f"{path} is damaged and was set aside as {aside.name}: each schedule that is due fires once more.")
+        tell(f"{path} is damaged and was moved to {aside.name}: each due schedule runs once more.")
         return {}
     entries = {}
     for schedule_id, entry in found.items():
         try:
             entries[schedule_id] = ScheduleState.model_validate(entry)
         except ValidationError:
-            tell(f"{path}: the entry {schedule_id} is damaged, so its schedule fires once more if it is due.")
+            tell(f"{path}: the entry {schedule_id} is damaged, so its schedule runs once more if it is due.")
     return entries
 
 
 def save(schedule_id: str, entry: ScheduleState) -> None:
-    """Write down what was fired, whole or not at all."""
+    """Save the state of a schedule, atomically."""
     entries = load() | {schedule_id: entry}
-    found = {key: value.model_dump(mode="json") for key, value in entries.items()}
-    state.write_whole(state.root() / FILE, json.dumps(found, indent=1))
+    content = {key: value.model_dump(mode="json") for key, value in entries.items()}
+    state.write_whole(state.root() / FILE, json.dumps(content, indent=1))
 
 
 def row(entry: ScheduleState | None) -> dict[str, str | None]:
-    """Return what a table shows of the last firing."""
+    """Return the columns of a table about the last run."""
     if entry is None:
         return {"last_due": None, "last_status": None, "last_log": None}
     due: datetime = entry.due

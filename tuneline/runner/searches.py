@@ -1,6 +1,6 @@
-"""Run a search: trial after trial as pipeline runs, then the best with fresh seeds against the recipe's own values.
+"""Runs a search: one pipeline run per trial, then the best values and the recipe's own values with new seeds.
 
-The best of many trials is partly the luckiest of them, so its own score is no measure of it; the re-runs are.
+The score of the best of many trials is biased upwards, so that only the new runs measure its gain.
 """
 
 from collections.abc import Callable
@@ -21,90 +21,90 @@ from tuneline.zenml_integration import tracker
 from tuneline.zenml_integration.strict_pipeline import RunError
 
 OnRun = Callable[[str, Outcome | None], None]
-"""Hears what one run was, and what it came to; None where it failed."""
+"""Called with the description of a run and its results; None if it failed."""
 
 FAILURES = (RecipeError, SourceError, VerificationError)
-"""What values can be at fault for; anything else ends the search, which goes on when it is started again."""
+"""Errors that the values of a trial can cause; any other error ends the search, which can be resumed."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search."""
+    """Results of a search."""
 
     trials: list[Trial]
     best: Trial
     lines: list[SettingResult]
-    """The best and the recipe's own values with fresh seeds, the better first."""
+    """The best values and the recipe's own values with new seeds, the better first."""
 
     verdict: str
     run_id: str
-    """Its MLflow run."""
+    """MLflow run of the search."""
 
 
-def run(title: str, asked: Search, num_seeds: int, told: OnRun = lambda name, outcome: None) -> SearchResult:
-    """Run what is left of a search's trials, then confirm the best.
+def run(title: str, plan: Search, num_seeds: int, on_run: OnRun = lambda name, outcome: None) -> SearchResult:
+    """Run the remaining trials of a search, then confirm the best.
 
     Args:
-        title: Of the search's own run.
-        asked: What is searched.
-        num_seeds: Runs of the best, and of the recipe's own values, with seeds that no trial had.
-        told: Called after each run.
+        title: Name of the MLflow run of the search.
+        plan: The search.
+        num_seeds: Number of runs of the best values and of the recipe's own values, with seeds that no trial used.
+        on_run: Called after each run.
 
     Raises:
-        Refusal: A run met something that its values are not at fault for; trials before it stay.
+        RunError: A run failed for a reason other than its values; earlier trials are kept.
         TrackingError: No trial has a score, or another process runs this search.
     """
     tracker.connect()
     with (
-        optuna_study.exclusive_study(asked) as study,
-        sweep.open_parent_run(title, asked.base.pipeline, kind="search", run_id=study.parent_run) as parent,
+        optuna_study.exclusive_study(plan) as study,
+        sweep.open_parent_run(title, plan.base.pipeline, kind="search", run_id=study.parent_run) as parent,
     ):
         study.parent_run = parent.run_id
-        while len(study.trials()) < asked.trials:
-            _try(study, asked, parent, told)
+        while len(study.trials()) < plan.trials:
+            _try(study, plan, parent, on_run)
         best = study.best()
-        lines = [_confirm(values, asked, num_seeds, parent, told) for values in (best.values, {})]
+        lines = [_confirm(values, plan, num_seeds, parent, on_run) for values in (best.values, {})]
         trials = study.trials()
-        _close(title, asked, parent, trials, best, lines)
-    ranked = sweep.rank(lines, asked.direction)
-    return SearchResult(trials, best, ranked, optuna_study.describe_confirmation(asked, *lines), parent.run_id)
+        _close(title, plan, parent, trials, best, lines)
+    ranked = sweep.rank(lines, plan.direction)
+    return SearchResult(trials, best, ranked, optuna_study.describe_confirmation(plan, *lines), parent.run_id)
 
 
-def _try(study: Study, asked: Search, parent: ParentRun, told: OnRun) -> None:
+def _try(study: Study, plan: Search, parent: ParentRun, on_run: OnRun) -> None:
     trial, values = study.draw()
-    name = f"trial {len(study.trials()) + 1} of {asked.trials}: {describe_values(values)}"
+    name = f"trial {len(study.trials()) + 1} of {plan.trials}: {describe_values(values)}"
     try:
-        outcome, score = sweeps.run_child(parent, asked.run(values), asked.objective)
+        outcome, score = sweeps.run_child(parent, plan.run(values), plan.objective)
     except (RunError, *FAILURES) as error:
         if isinstance(error, RunError) and not isinstance(error.__cause__, FAILURES):
             raise
         study.fail(trial, " ".join(str(error).split()))
-        told(f"{name}: failed: {error}", None)
+        on_run(f"{name}: failed: {error}", None)
         return
     study.tell(trial, score, outcome.run_name)
-    told(f"{name}: {asked.objective} {score:.4f}", outcome)
+    on_run(f"{name}: {plan.objective} {score:.4f}", outcome)
 
 
-def _confirm(values: dict[str, Any], asked: Search, num_seeds: int, parent: ParentRun, told: OnRun) -> SettingResult:
-    """Run some values with seeds behind the recipe's own, which the trials had."""
-    first = asked.base.training.train.seed + 1
+def _confirm(values: dict[str, Any], plan: Search, num_seeds: int, parent: ParentRun, on_run: OnRun) -> SettingResult:
+    """Run some values with the seeds that follow the recipe's seed, which the trials used."""
+    first = plan.base.training.train.seed + 1
     name = f"best: {describe_values(values)}" if values else describe_values(values)
     scores, names = [], []
     for seed in range(first, first + num_seeds):
-        outcome, score = sweeps.run_child(parent, asked.run(values, seed), asked.objective)
-        told(f"{name}, seed {seed}: {asked.objective} {score:.4f}", outcome)
+        outcome, score = sweeps.run_child(parent, plan.run(values, seed), plan.objective)
+        on_run(f"{name}, seed {seed}: {plan.objective} {score:.4f}", outcome)
         scores.append(score)
         names.append(outcome.run_name)
     return SettingResult(name, names, scores)
 
 
 def _close(
-    title: str, asked: Search, parent: ParentRun, trials: list[Trial], best: Trial, lines: list[SettingResult]
+    title: str, plan: Search, parent: ParentRun, trials: list[Trial], best: Trial, lines: list[SettingResult]
 ) -> None:
-    """Log the tables, and each trial's score."""
+    """Log the tables and the score of each trial."""
     client = MlflowClient()
-    client.log_text(parent.run_id, optuna_study.to_html(title, asked, trials, best, lines), "search.html")
-    for each in trials:
-        if each.score is not None:
-            client.log_metric(parent.run_id, f"search.{asked.objective}", each.score, step=each.number)
+    client.log_text(parent.run_id, optuna_study.to_html(title, plan, trials, best, lines), "search.html")
+    for trial in trials:
+        if trial.score is not None:
+            client.log_metric(parent.run_id, f"search.{plan.objective}", trial.score, step=trial.number)
     client.set_tag(parent.run_id, "tuneline.best", best.name)

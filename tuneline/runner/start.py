@@ -1,4 +1,4 @@
-"""Start a pipeline by its import string, and tell what became of the run."""
+"""Starts the pipeline of a run configuration, and reads the results of the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run left."""
+    """Results of a finished training run."""
 
     run_name: str
     pipeline: str
@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ExportOutcome:
-    """What a finished export left."""
+    """Results of a finished export run."""
 
     run_name: str
     pipeline: str
@@ -45,28 +45,28 @@ class ExportOutcome:
     delivery: Delivery
 
     def sentence(self) -> str:
-        """Say where the export lies."""
-        places = [self.delivery.to or self.delivery.folder]
+        """Return where the export was written."""
+        locations = [self.delivery.to or self.delivery.folder]
         if self.delivery.commit:
-            places.append(f"{self.delivery.repo_id} at commit {self.delivery.commit}")
-        return f"exported to {' and '.join(places)}"
+            locations.append(f"{self.delivery.repo_id} at commit {self.delivery.commit}")
+        return f"exported to {' and '.join(locations)}"
 
 
 def start(
     config: RunConfig, *, use_cache: bool = True, recompute: Sequence[str] = ()
 ) -> Outcome | ExportOutcome | None:
-    """Run the pipeline that a checked configuration names.
+    """Run the pipeline of a run configuration.
 
     Args:
-        config: What `tuneline.config.load` returned.
-        use_cache: False runs every step again.
-        recompute: Steps to run again, whatever is cached.
+        config: Result of `tuneline.config.load.load`.
+        use_cache: Reuse cached steps.
+        recompute: Names of steps to run again even if they are cached.
 
     Returns:
-        What the run left; None where the configuration has a schedule, which was recorded instead.
+        The results; None if the configuration has a schedule, which is recorded instead.
 
     Raises:
-        Refusal: Something of the user's is wrong.
+        RunError: The recipe, its data or the stack has an error, or a step failed.
     """
     pipeline = package_resolution.get_pipeline(config.pipeline)
     options: dict[str, Any] = {} if use_cache else {"enable_cache": False}
@@ -77,7 +77,7 @@ def start(
 
 
 def read_outcome(run: PipelineRunResponse) -> Outcome | ExportOutcome:
-    """Read a finished run of any pipeline."""
+    """Read the results of a finished run."""
     if "publish" not in run.steps:
         return read_training_outcome(run)
     name = run.pipeline.name if run.pipeline else ""
@@ -85,7 +85,7 @@ def read_outcome(run: PipelineRunResponse) -> Outcome | ExportOutcome:
 
 
 def read_training_outcome(run: PipelineRunResponse) -> Outcome:
-    """Read a finished training."""
+    """Read the results of a finished training run."""
     steps = _steps(run)
     return Outcome(
         run_name=run.name,

@@ -1,4 +1,4 @@
-"""Run a sweep: pipeline after pipeline, so that what they share is computed once and taken from the cache."""
+"""Runs a sweep: one pipeline run per setting and seed; steps with equal inputs are computed once and cached."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from tuneline.tracking.experiments.sweep import ParentRun, SettingResult
 from tuneline.zenml_integration import tracker
 
 OnRun = Callable[[str, Outcome], None]
-"""Hears the name of a setting and what one of its runs came to."""
+"""Called with the name of a setting and the results of one of its runs."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep."""
+    """Results of a sweep."""
 
     metric: str
     lines: list[SettingResult]
     run_id: str
-    """Its MLflow run."""
+    """MLflow run of the sweep."""
 
 
-def run(title: str, settings: list[Setting], told: OnRun = lambda name, outcome: None) -> SweepResult:
+def run(title: str, settings: list[Setting], on_run: OnRun = lambda name, outcome: None) -> SweepResult:
     """Run every setting with every seed.
 
     Args:
-        title: Of the sweep's own run.
-        settings: Of `tuneline.config.experiments.sweep`.
-        told: Called after each run.
+        title: Name of the MLflow run of the sweep.
+        settings: Settings of `tuneline.config.experiments.sweep`.
+        on_run: Called after each run.
 
     Raises:
-        Refusal: A run was refused; those before it stay.
+        RunError: A run failed; earlier runs are kept.
     """
     tracker.connect()
     metric = settings[0].runs[0].training.gate().all_targets()[0].metric
@@ -46,7 +46,7 @@ def run(title: str, settings: list[Setting], told: OnRun = lambda name, outcome:
             scores, names = [], []
             for config in setting.runs:
                 outcome, score = run_child(parent, config, metric)
-                told(setting.name, outcome)
+                on_run(setting.name, outcome)
                 names.append(outcome.run_name)
                 scores.append(score)
             lines.append(SettingResult(setting.name, names, scores))
@@ -56,15 +56,15 @@ def run(title: str, settings: list[Setting], told: OnRun = lambda name, outcome:
 
 
 def run_child(parent: ParentRun, config: RunConfig, metric: str) -> tuple[Outcome, float]:
-    """Run a pipeline as a child of a sweep's or a search's run; return what it came to, and the new model's score.
+    """Run a pipeline as a child of the run of a sweep or search; return its results and the score of the new model.
 
     Raises:
-        RecipeError: The run has a schedule, so that there is nothing to wait for.
-        Refusal: It was refused.
+        RecipeError: The configuration has a schedule.
+        RunError: The run failed.
     """
     outcome = start.start(config)
     if not isinstance(outcome, Outcome):
-        raise RecipeError(f"{config.path}: a {parent.kind} runs now. Leave schedule out.")
-    tracker.connect()  # ZenML's tracker takes its address along when a step ends
+        raise RecipeError(f"{config.path}: schedule: not supported in a {parent.kind}. Remove it.")
+    tracker.connect()  # ZenML's tracker resets the address of MLflow after each step
     parent.add_child(compare.find_run(outcome.run_name).info.run_id)
     return outcome, outcome.report.metrics()[metric]["model"].mean

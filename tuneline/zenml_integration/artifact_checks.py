@@ -1,8 +1,8 @@
-"""Stored outputs of steps: checked before the cache hands them on, and named by the step that made them.
+"""Checks of stored step outputs before a cached step is reused; errors name the step that made the output.
 
-ZenML takes a finished step from its cache without a look at the files, so that a missing or damaged one would be found
-by the step that reads it, maybe after hours of training, or by none. There is no hook for a look of our own, so
-`checked_cache` wraps the function that finds the cached step (canary: `tests/pipelines/test_damage.py`).
+ZenML reuses a cached step without checking its files, so that a missing or damaged file would fail a later step,
+possibly after hours of training, or stay unnoticed. ZenML has no hook for such a check, so `verify_cached_steps` wraps
+the function that finds the cached step (canary: `tests/pipelines/test_damage.py`).
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tuneline.errors import ArtifactError
 
 @contextmanager
 def verify_cached_steps() -> Iterator[None]:
-    """Refuse a cached step whose outputs are missing or damaged, as long as this is open."""
+    """Raise an error for a cached step whose outputs are missing or damaged, while the block runs."""
     find = cache_utils.get_cached_step_run
 
     def find_intact(cache_key: str) -> StepRunResponse | None:
@@ -39,13 +39,13 @@ def verify_cached_steps() -> Iterator[None]:
 
 
 def check_outputs(step: StepRunResponse) -> None:
-    """Check that the outputs of a finished step are stored as they were written.
+    """Check that the stored outputs of a finished step are unchanged.
 
     Raises:
         ArtifactError: One is missing or damaged.
     """
     store = Client().active_stack.artifact_store
-    for artifact in (each for outputs in step.outputs.values() for each in outputs):
+    for artifact in (artifact for outputs in step.outputs.values() for artifact in outputs):
         try:
             _check(artifact, store)
         except ArtifactError as error:
@@ -53,9 +53,9 @@ def check_outputs(step: StepRunResponse) -> None:
 
 
 def recompute_hint(uri: str) -> str:
-    """Say which step made an artifact and how to compute it again, as far as ZenML knows."""
-    found = Client().list_artifact_versions(uri=uri, hydrate=True).items
-    producer = found[0].producer_step_run_id if found else None
+    """Return which step made an artifact and how to compute it again, as recorded by ZenML."""
+    versions = Client().list_artifact_versions(uri=uri, hydrate=True).items
+    producer = versions[0].producer_step_run_id if versions else None
     return checksums.recovery_advice(Client().get_run_step(producer).name if producer else "")
 
 
@@ -76,7 +76,7 @@ def _check(artifact: ArtifactVersionResponse, store: BaseArtifactStore) -> None:
 
 
 def _remote_checksums(uri: str, store: BaseArtifactStore) -> Checksums | None:
-    """Look for each file and its size; the bytes are compared when they are downloaded."""
+    """Check that each file exists and has its size; the bytes are compared when they are downloaded."""
     text = read_remote_text(uri, checksums.FILE, store)
     if text is None:
         if not store.exists(uri):
@@ -94,7 +94,7 @@ def _remote_checksums(uri: str, store: BaseArtifactStore) -> Checksums | None:
 
 
 def read_remote_text(uri: str, name: str, store: BaseArtifactStore) -> str | None:
-    """Read a small file of an artifact; None where there is none."""
+    """Read a small file of an artifact; None if it does not exist."""
     address = f"{uri.rstrip('/')}/{name}"
     if not store.exists(address):
         return None

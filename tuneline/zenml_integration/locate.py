@@ -1,4 +1,4 @@
-"""Find the model of an export: in the registry, in a run, or where base models come from; checked before any work."""
+"""Locates the model of an export: in the registry, in a run, or at the location of a base model."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ EMPTY_VALUES = ("None", "")
 
 
 def locate(config: LocateConfig) -> ModelParts:
-    """Find a model, with its tokenizer and what is known of it.
+    """Locate a model with its tokenizer and origin.
 
     Raises:
-        TunelineError: It is not there, or not what was registered, cannot stand alone, or cannot go where it should.
+        TunelineError: The model does not exist, was changed, is not a complete model, or the destination is not valid.
     """
     if config.to:
         place.check_folder(config.to)
@@ -44,48 +44,48 @@ def locate(config: LocateConfig) -> ModelParts:
 
 def _find(config: LocateConfig) -> ModelParts:
     match config.model:
-        case RegisteredModel(name=name, version=asked):
-            return _registered(registry.find_version(name, asked))
+        case RegisteredModel(name=name, version=version):
+            return _registered(registry.find_version(name, version))
         case RunModel(name=name):
             return _of_run(name)
         case place_of_base:
             holding = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
-            tokenizer, base_model, said = source.resolve_model(place_of_base, holding)
+            tokenizer, base_model, description = source.resolve_model(place_of_base, holding)
             item = base_model.items[0]
-            return tokenizer, base_model, Origin(name=item.name, source=said, licence=item.licence)
+            return tokenizer, base_model, Origin(name=item.name, source=description, licence=item.licence)
 
 
 def _registered(version: Version) -> ModelParts:
     folder = integrity.verified_folder(version)
-    said = f"registered model {version.name} version {version.version}"
-    about = Origin(
+    description = f"registered model {version.name} version {version.version}"
+    origin = Origin(
         name=version.name,
         version=version.version,
         content_hash=version.content_hash,
-        source=said,
+        source=description,
         card=_card(version),
         system=_system(version.run_id),
         mlflow_run_id=version.run_id,
     )
-    return *source.folder_manifests(folder, said), about
+    return *source.folder_manifests(folder, description), origin
 
 
 def _of_run(name: str) -> ModelParts:
-    """Return what a run made; where it was registered, that version."""
+    """Return the model of a run; if it was registered, that version."""
     try:
         run = Client().get_pipeline_run(name)
         model = run.steps["merge_adapter"].output
     except KeyError as error:
         raise NotFoundError(
-            f"There is no run {name!r} that made a model. `tuneline runs` lists runs; give the name of one that went "
-            "through merge_adapter."
+            f"No run {name!r} with a model was found. `tuneline runs` lists runs; give the name of one that finished "
+            "merge_adapter."
         ) from error
     content_hash = str(model.run_metadata.get("sha256", ""))
     if content_hash and (known := registry.find_by_content(content_hash)):
         return _registered(known[0])
-    said, made = f"run {run.name}", model.load()
-    found = source.folder_manifests(made.path, said)
-    return *found, Origin(name=run.name, content_hash=content_hash, source=said, system=_system_of_run(run.name))
+    description = f"run {run.name}"
+    parts = source.folder_manifests(model.load().path, description)
+    return *parts, Origin(name=run.name, content_hash=content_hash, source=description, system=_system_of_run(run.name))
 
 
 def _card(version: Version) -> str:
@@ -96,12 +96,12 @@ def _card(version: Version) -> str:
 
 
 def _system(run_id: str) -> str | None:
-    """Return the default system message that a run gave to rows without one."""
+    """Return the default system message of a run."""
     try:
-        said = MlflowClient().get_run(run_id).data.params.get(SYSTEM_PARAM)
+        text = MlflowClient().get_run(run_id).data.params.get(SYSTEM_PARAM)
     except MlflowException:
         return None
-    return None if said in EMPTY_VALUES else said
+    return None if text in EMPTY_VALUES else text
 
 
 def _system_of_run(name: str) -> str | None:
@@ -112,15 +112,15 @@ def _system_of_run(name: str) -> str | None:
 
 
 def _refuse_parts(folder: Path) -> None:
-    """Refuse a model in two parts.
+    """Raise an error for a folder that is not a complete chat model.
 
     Raises:
-        RecipeError: It has no form that stands alone.
+        RecipeError: It is a reward model, or an adapter without a merged form.
     """
     if (folder / value_head.HEAD_FILE).is_file():
-        raise RecipeError(f"model: {folder} is a reward model, which judges answers and gives none. Name a chat model.")
+        raise RecipeError(f"model: {folder} is a reward model, which cannot generate. Name a chat model.")
     if adapter_bundle.is_adapter_bundle(folder):
         raise RecipeError(
-            f"model: {folder} holds an adapter with its base beside it, as its method has no merged form. Export one "
-            "of another method, or serve this folder through MLflow."
+            f"model: {folder} holds an adapter next to its base model, because its method has no merged form. Export a "
+            "model of another method, or serve this folder with MLflow."
         )

@@ -1,4 +1,4 @@
-"""ZenML's log without tracebacks of errors that are told in one line anyway."""
+"""Filters of ZenML's log: tracebacks of errors that end with one line, and the copy on standard output."""
 
 import logging
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ LOGGERS = (
     "zenml.orchestrators.local.local_orchestrator",
     "zenml.log_stores.artifact.artifact_log_exporter",
 )
-"""Loggers that write the traceback of a failed step, each once, or of their own failure on a full disk."""
+"""Loggers that write the traceback of a failed step, or of their own failure on a full disk."""
 
 
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
-    """Leave out the tracebacks of our own errors, full disks and locked databases, as long as this is open."""
+    """Drop the tracebacks of Tuneline's errors, full disks and locked databases while the block runs."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
         logger.addFilter(_leave_out)
@@ -34,3 +34,18 @@ def _leave_out(record: logging.LogRecord) -> bool:
     if error is not None and (isinstance(error, TunelineError) or translate(error)):
         record.exc_info = None
     return True
+
+
+@contextmanager
+def without_console() -> Iterator[None]:
+    """Remove ZenML's log from standard output while the block runs; other handlers still receive it."""
+    from zenml.logger import ZenMLConsoleHandler
+
+    handlers = [handler for handler in logging.root.handlers if isinstance(handler, ZenMLConsoleHandler)]
+    for handler in handlers:
+        logging.root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logging.root.addHandler(handler)

@@ -1,8 +1,8 @@
-"""A local orchestrator that can be scheduled, which ZenML's own `local` flavor cannot.
+"""A local orchestrator that supports schedules, which ZenML's `local` flavor does not.
 
-Submitting a run configuration with `schedule:` records a native ZenML schedule, to be listed, paused and deleted with
-ZenML's own commands; `tuneline scheduler` fires it. Without a schedule it is the local orchestrator. The same file runs
-unchanged on Kubernetes, as a CronJob.
+A run configuration with `schedule:` records a native ZenML schedule, which ZenML's commands list, pause and delete, and
+which `tuneline scheduler` runs. Without a schedule it is the local orchestrator. On Kubernetes, the same file creates a
+CronJob.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScheduledLocalOrchestratorConfig(LocalOrchestratorConfig):
-    """Says that schedules are understood."""
+    """Configuration of an orchestrator that supports schedules."""
 
     @property
     def is_schedulable(self) -> bool:
@@ -33,45 +33,45 @@ class ScheduledLocalOrchestratorConfig(LocalOrchestratorConfig):
 
 
 class ScheduledLocalOrchestrator(LocalOrchestrator):
-    """Runs pipelines in this process; with a schedule it only records them."""
+    """Runs pipelines in this process; a pipeline with a schedule is only recorded."""
 
     def submit_pipeline(self, snapshot: Any, *args: Any, **kwargs: Any) -> SubmissionResult | None:
         if snapshot.schedule and kwargs.get("placeholder_run") is None:
-            _refuse_other_times(snapshot.schedule)
-            logger.info("The schedule is recorded: `tuneline scheduler` fires it.")
+            _check_cron_only(snapshot.schedule)
+            logger.info("The schedule is recorded: `tuneline scheduler` runs it.")
             return SubmissionResult(metadata={"fired_by": "tuneline scheduler"})
         return super().submit_pipeline(snapshot, *args, **kwargs)
 
     def update_schedule(self, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
-        """Nothing to do: the scheduler reads ZenML's own record at each look."""
+        """Do nothing: the scheduler reads ZenML's record at each poll."""
 
     def delete_schedule(self, schedule: ScheduleResponse) -> None:
-        """Nothing to do: the scheduler reads ZenML's own record at each look."""
+        """Do nothing: the scheduler reads ZenML's record at each poll."""
 
 
 class UnsupportedScheduleError(PipelineSubmissionError, RecipeError):
-    """A schedule from Python code that `tuneline scheduler` would not keep; ZenML drops its record again."""
+    """A schedule from Python code that `tuneline scheduler` does not support; ZenML deletes its record."""
 
 
-def _refuse_other_times(schedule: ScheduleResponse) -> None:
-    """Refuse what a file would have been refused for already.
+def _check_cron_only(schedule: ScheduleResponse) -> None:
+    """Check a schedule as `with_options` checks one from a file.
 
     Raises:
-        ScheduleRefused: The schedule has no cron expression that fires, or more than that.
+        ScheduleRefused: The schedule has no valid cron expression, or other keys.
     """
     cron = schedule.cron_expression
-    asked = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
-    wrong = [key for key in asked if getattr(schedule, key)]
+    unsupported = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
+    wrong = [key for key in unsupported if getattr(schedule, key)]
     wrong += ["cron_expression"] if not cron or cron_error(cron) else []
     if wrong:
         raise UnsupportedScheduleError(
-            f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not kept by the scheduler of this machine, which "
-            "knows a cron_expression of five fields alone. Write the times as one."
+            f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not supported by the scheduler of this machine, "
+            "which takes a cron_expression with five fields only. Write the times as one."
         )
 
 
 class ScheduledLocalOrchestratorFlavor(LocalOrchestratorFlavor):
-    """How ZenML finds the orchestrator."""
+    """Registers the orchestrator in ZenML."""
 
     @property
     def name(self) -> str:

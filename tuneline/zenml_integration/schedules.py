@@ -1,22 +1,19 @@
-"""Schedules as ZenML knows them: read, paused and deleted through its own records."""
+"""Schedules in ZenML: list, pause, resume and delete them."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zenml.client import Client
-from zenml.enums import StackComponentType
-from zenml.utils.pagination_utils import depaginate
-
-from tuneline.config import load, run_config
 from tuneline.errors import NotFoundError, RecipeError
-from tuneline.zenml_integration import orchestrator
 from tuneline.zenml_integration.stack import PAGE_SIZE, open_store
+
+if TYPE_CHECKING:
+    from tuneline.config.run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A pipeline that is to run at the times of a cron expression (UTC)."""
+    """A pipeline that runs at the times of a cron expression (UTC)."""
 
     id: str
     name: str
@@ -30,30 +27,33 @@ class Schedule:
         return asdict(self) | {"created": self.created.isoformat()}
 
 
-def check_schedule(checked: run_config.RunConfig) -> None:
-    """Refuse a schedule that the active stack cannot keep.
+def check_schedule(checked: "RunConfig") -> None:
+    """Check that the active stack supports a schedule.
 
     Raises:
-        RecipeError: Its orchestrator takes no schedules, or is the one of this machine, which knows fewer keys.
+        RecipeError: Its orchestrator supports no schedules, or not all keys.
     """
-    stack = Client().active_stack
+    from tuneline.config import load
+    from tuneline.zenml_integration import orchestrator
+
+    stack = _client().active_stack
     if not stack.orchestrator.config.is_schedulable:
         raise RecipeError(
-            f"{checked.path}: schedule: the orchestrator of stack {stack.name!r} takes no schedules. Run `tuneline "
-            "init` for a stack that does, or leave schedule out."
+            f"{checked.path}: schedule: the orchestrator of stack {stack.name!r} does not support schedules. Run "
+            "`tuneline init` for a stack that does, or remove schedule."
         )
     if isinstance(stack.orchestrator, orchestrator.ScheduledLocalOrchestrator):
         load.check_local_schedule(checked)
 
 
 def list_schedules() -> list[Schedule]:
-    """List the schedules of the active stack; other stacks' schedules are not ours to fire.
+    """List the schedules of the active stack, including those without a cron expression."""
+    from zenml.enums import StackComponentType
+    from zenml.utils.pagination_utils import depaginate
 
-    One without a cron expression is listed too: the scheduler says that it cannot fire it.
-    """
     open_store()
-    ours = Client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    found = depaginate(Client().list_schedules, size=PAGE_SIZE, hydrate=True, orchestrator_id=ours.id)
+    ours = _client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
+    schedules = depaginate(_client().list_schedules, size=PAGE_SIZE, hydrate=True, orchestrator_id=ours.id)
     return [
         Schedule(
             id=str(schedule.id),
@@ -63,7 +63,7 @@ def list_schedules() -> list[Schedule]:
             created=schedule.created.replace(tzinfo=UTC),
             pipeline_id=str(schedule.pipeline_id),
         )
-        for schedule in found
+        for schedule in schedules
     ]
 
 
@@ -71,7 +71,7 @@ def find(name: str) -> Schedule:
     """Return the schedule of that name.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: No schedule has that name.
     """
     known = {schedule.name: schedule for schedule in list_schedules()}
     if name not in known:
@@ -80,24 +80,32 @@ def find(name: str) -> Schedule:
 
 
 def set_active(name: str, *, active: bool) -> None:
-    """Pause a schedule, or let it run again."""
-    Client().update_schedule(find(name).id, active=active)
+    """Pause or resume a schedule."""
+    _client().update_schedule(find(name).id, active=active)
 
 
 def delete(name: str) -> None:
-    """Forget a schedule; its runs stay."""
-    Client().delete_schedule(find(name).id)
+    """Delete a schedule; its runs are kept."""
+    _client().delete_schedule(find(name).id)
 
 
 def latest_snapshot(schedule_id: str) -> Any:
     """Return the newest snapshot that was submitted with a schedule: pipeline and parameters.
 
     Raises:
-        NotFoundError: ZenML has none: the schedule or its pipeline was deleted.
+        NotFoundError: The schedule or its pipeline was deleted.
     """
-    found = Client().list_snapshots(schedule_id=schedule_id, named_only=False, size=1, sort_by="desc:created").items
-    if not found:
+    snapshots = (
+        _client().list_snapshots(schedule_id=schedule_id, named_only=False, size=1, sort_by="desc:created").items
+    )
+    if not snapshots:
         raise NotFoundError(
-            f"Schedule {schedule_id} has no pipeline in ZenML any more. Record it again: tuneline schedule FILE."
+            f"Schedule {schedule_id} has no pipeline in ZenML. Record it again: tuneline schedule FILE."
         )
-    return Client().get_snapshot(found[0].id)
+    return _client().get_snapshot(snapshots[0].id)
+
+
+def _client() -> Any:
+    from zenml.client import Client  # takes seconds to import
+
+    return Client()

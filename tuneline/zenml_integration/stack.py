@@ -1,8 +1,8 @@
 """The embedded stack: artifacts, MLflow and its registry under the state root, and a local orchestrator with schedules.
 
-It is registered in whatever ZenML the user has, under a name of its own, and made active for one folder only: the
-folder's `.zen/config.yaml` says so, and the user's other folders keep their stack. The name carries an id that lies
-in the state root, so a state root that was deleted and made anew never meets cache entries of the old one.
+It is registered in the ZenML store of the user and activated for one folder only, by the folder's `.zen/config.yaml`;
+other folders keep their stack. Its name contains an id from the state root, so that a state root that was deleted and
+created again never reuses cache entries of the old one.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ from tuneline.errors import NotFoundError, TrackingError
 
 STACK_FILE = "stack.json"
 PAGE_SIZE = 1000
-"""Rows that ZenML is asked for at once."""
+"""Number of rows per request to ZenML."""
 
 
 def init(existing: str | None = None) -> str:
-    """Make the embedded stack, or one that exists, active in this folder. Doing it again changes nothing.
+    """Activate the embedded stack, or an existing one, for this folder; idempotent.
 
     Args:
-        existing: Name of a stack that the user already has.
+        existing: Name of an existing stack.
 
     Returns:
-        The active stack's name.
+        Name of the active stack.
 
     Raises:
-        NotFoundError: There is no stack called `existing`.
+        NotFoundError: No stack is named `existing`.
     """
-    with _one_at_a_time():
+    with _init_lock():
         from zenml.client import Client
         from zenml.utils.pagination_utils import depaginate
 
-        _keep_analytics_off()
+        _disable_analytics()
         state.root().mkdir(parents=True, exist_ok=True)
         folder = _folder()
         if not Client.is_repository_directory(folder):
@@ -55,7 +55,7 @@ def init(existing: str | None = None) -> str:
 
 
 def is_ready() -> bool:
-    """Say whether a stack was chosen for this folder and its store is there."""
+    """Return whether a stack is active for this folder and its artifact store exists."""
     from zenml.client import Client
 
     root = Client.find_repository()
@@ -68,17 +68,17 @@ def is_ready() -> bool:
 
 def open_store() -> None:
     """Open ZenML's store under a lock: create its tables on the first use, update entries of earlier releases."""
-    with _one_at_a_time():
+    with _init_lock():
         from zenml.client import Client
 
-        _keep_analytics_off()
+        _disable_analytics()
         client = Client()
         _ = client.zen_store
         _update_flavor(client)
 
 
-def _one_at_a_time() -> FileLock:
-    """ZenML's first start creates a database, which two processes at once break: one lock for all of a user's ZenML."""
+def _init_lock() -> FileLock:
+    """Return the lock for ZenML's first start, which fails if two processes create the database at the same time."""
     folder = _zenml_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "tuneline-init.lock", timeout=600)
@@ -90,8 +90,8 @@ def _zenml_folder() -> Path:
     return Path(get_global_config_directory())
 
 
-def _keep_analytics_off() -> None:
-    """Where this is ZenML's first start, write down that nothing is sent; a choice that was made before stays."""
+def _disable_analytics() -> None:
+    """Disable analytics at ZenML's first start; an existing setting is kept."""
     if (_zenml_folder() / "config.yaml").exists():
         return
     from zenml.config.global_config import GlobalConfiguration
@@ -100,7 +100,7 @@ def _keep_analytics_off() -> None:
 
 
 def _folder() -> Path:
-    """Return the folder that gets the stack: that of the state root in a checkout, else the working directory."""
+    """Return the folder of the stack: that of the state root in a checkout, else the working directory."""
     root, here = state.root(), Path.cwd()
     in_checkout = root.name == ".tuneline" and here.is_relative_to(root.parent)
     return root.parent if in_checkout else here
@@ -116,13 +116,15 @@ def _ensure(client: Any) -> str:
     store = state.folder("artifacts")
     with contextlib.suppress(EntityExistsError):
         client.create_flavor(_flavor_source(), Kind.ORCHESTRATOR)
-    wanted: dict[Kind, tuple[str, dict[str, Any]]] = {
+    components_by_kind: dict[Kind, tuple[str, dict[str, Any]]] = {
         Kind.ORCHESTRATOR: (orchestrator.FLAVOR, {}),
         Kind.ARTIFACT_STORE: ("local", {"path": str(store)}),
         Kind.EXPERIMENT_TRACKER: ("mlflow", {}),
         Kind.MODEL_REGISTRY: ("mlflow", {}),
     }
-    components = {kind: _component(client, name, kind, flavor, config) for kind, (flavor, config) in wanted.items()}
+    components = {
+        kind: _component(client, name, kind, flavor, config) for kind, (flavor, config) in components_by_kind.items()
+    }
     try:
         client.get_stack(name)
     except KeyError:
@@ -137,7 +139,7 @@ def _flavor_source() -> str:
 
 
 def _update_flavor(client: Any) -> None:
-    """Point the flavor of a stack that an earlier release registered at the module that defines it now."""
+    """Update the source of a flavor that an earlier release registered."""
     from zenml.models import FlavorUpdate
 
     from tuneline.zenml_integration import orchestrator
@@ -155,14 +157,14 @@ def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str,
 
 
 def _name() -> str:
-    mark = state.root() / STACK_FILE
-    if not mark.exists():
-        state.write_whole(mark, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
+    path = state.root() / STACK_FILE
+    if not path.exists():
+        state.write_whole(path, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
     try:
-        return str(json.loads(mark.read_text(encoding="utf-8"))["stack"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["stack"])
     except (ValueError, LookupError, TypeError) as error:
         raise TrackingError(
-            f"{mark} is damaged ({error}), so the stack of this state root is not known. Put its name back, as `zenml "
-            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`, which makes '
-            "a new stack, in which every step runs again."
+            f"{path} is damaged ({error}), so the stack of this state root is unknown. Restore its name, as `zenml "
+            'stack list` shows it: {"stack": "tuneline-..."}. Or delete the file and run `tuneline init`: a new '
+            "stack, in which every step runs again."
         ) from error

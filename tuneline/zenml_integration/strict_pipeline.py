@@ -1,8 +1,8 @@
-"""Pipelines that check their configuration as a whole before they run.
+"""Pipelines that validate their whole configuration before they run.
 
-ZenML drops unknown keys of a run configuration without a word and reports bad parameters as a long traceback. Here
-`with_options`, which `zenml pipeline run --config` calls, answers with one line a mistake and exit code 2; an error of
-ours inside a step ends the same way.
+ZenML silently ignores unknown keys of a run configuration and reports wrong parameters as a long traceback. Here
+`with_options`, which `zenml pipeline run --config` calls, reports one line per error with exit code 2; an error of
+Tuneline inside a step ends in the same way.
 """
 
 import tempfile
@@ -26,23 +26,23 @@ from tuneline.zenml_integration import abandoned_runs, artifact_checks, log_filt
 
 
 class RunError(click.ClickException, TunelineError):
-    """A mistake of the user's: the command line shows the message and exits with 2; in Python, an ordinary error."""
+    """A run that cannot start or has failed: the command line prints the message and exits with 2."""
 
-    exit_code = 2  # type: ignore[misc]  # click's is of the class, ours of the error
+    exit_code = 2  # type: ignore[misc]  # click defines it on the class
 
     def show(self, file: Any = None) -> None:
-        """Write the message as it is, so that its first word is the place of the mistake."""
+        """Print the message without a prefix, so that it begins with the location of the error."""
         click.echo(self.format_message(), err=True, file=file)
 
 
 class StrictPipeline(Pipeline):
-    """A pipeline whose configuration file and inputs are checked first."""
+    """A pipeline that checks its configuration file and inputs first."""
 
     def with_options(self, *args: Any, config_path: str | None = None, **kwargs: Any) -> Pipeline:
         """Check the file, then configure the pipeline with its paths made absolute.
 
         Raises:
-            Refusal: The file is wrong, or names something that is not there.
+            RunError: The file has errors, or names a file that does not exist.
         """
         if config_path is None:
             return super().with_options(*args, **kwargs)
@@ -65,8 +65,8 @@ class StrictPipeline(Pipeline):
         """Run on the active stack.
 
         Raises:
-            KeyboardInterrupt: A signal came before, and a library swallowed it.
-            Refusal: MLflow is out of reach, its registry would not take a model, or a step refused its input.
+            KeyboardInterrupt: A signal was received before, and a library suppressed it.
+            RunError: MLflow cannot be reached, its registry accepts no model, or a step failed.
         """
         try:
             with signals.raise_on_signal() as stop:
@@ -101,42 +101,42 @@ class StrictPipeline(Pipeline):
             raise refusal from error
 
     def log_pipeline_snapshot_metadata(self, snapshot: Any, stack: Any) -> None:  # type: ignore[override]
-        """Note the run, which ZenML begins next, as one of this process."""
+        """Record the run that ZenML starts next as a run of this process."""
         super().log_pipeline_snapshot_metadata(snapshot, stack)
         if not snapshot.schedule:
             abandoned_runs.record_run(stack, str(snapshot.id))
 
 
 def _check_stage(name: str, checked: run_config.RunConfig) -> None:
-    """Refuse the recipe of another stage.
+    """Check that this pipeline runs the stage of a recipe.
 
     Raises:
-        RecipeError: This pipeline does not run it.
+        RecipeError: It does not.
     """
-    able = PIPELINES_BY_STAGE[checked.recipe.stage]
-    if name not in able:
+    pipelines = PIPELINES_BY_STAGE[checked.recipe.stage]
+    if name not in pipelines:
         raise RecipeError(
-            f"{checked.path}: stage: {checked.recipe.stage} is not run by {name}. Run {' or '.join(able)}, or set the "
-            "stage that you mean."
+            f"{checked.path}: stage: {checked.recipe.stage} is not run by {name}. Run {' or '.join(pipelines)}, or set "
+            "another stage."
         )
 
 
 def strict_pipeline(stage: str) -> Callable[[Callable[..., None]], StrictPipeline]:
-    """Make a function a strict pipeline of the same name that stops at the first failed step.
+    """Decorate a function as a strict pipeline of the same name, which stops at the first failed step.
 
     Args:
-        stage: What the names of trained artifacts begin with, like `sft_model`: names are global in a ZenML project.
-            Data carry no stage in their names, so that stages share what was cached.
+        stage: Prefix of the names of trained artifacts, such as `sft_model`: names are global in a ZenML project.
+            Data artifacts have no prefix, so that stages share cached data steps.
     """
 
-    def make(function: Callable[..., None]) -> StrictPipeline:
-        made = StrictPipeline(
+    def decorate(function: Callable[..., None]) -> StrictPipeline:
+        pipeline = StrictPipeline(
             name=function.__name__,
             entrypoint=function,
             execution_mode=ExecutionMode.FAIL_FAST,
             substitutions={"stage": stage},
         )
-        made.__doc__ = function.__doc__
-        return made
+        pipeline.__doc__ = function.__doc__
+        return pipeline
 
-    return make
+    return decorate

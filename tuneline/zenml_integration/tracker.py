@@ -1,4 +1,4 @@
-"""The active stack's MLflow: is it there, does it answer, and which address has it."""
+"""Connects to the MLflow server or database of the active stack."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from tuneline.zenml_integration import stack as stacks
 
 
 def connect() -> str:
-    """Point MLflow at the active stack's tracker, and look whether it answers.
+    """Set MLflow's tracking URI to the tracker of the active stack, and check that it responds.
 
     Returns:
         The tracking URI.
 
     Raises:
-        TrackingError: The stack has no MLflow tracker, its store is gone, or MLflow does not answer.
+        TrackingError: The stack has no MLflow tracker, its artifact store does not exist, or MLflow does not respond.
     """
     stacks.open_store()
     stack = Client().active_stack
@@ -31,7 +31,7 @@ def connect() -> str:
     store = stack.artifact_store
     if store.config.is_local and not Path(store.path).is_dir():
         raise TrackingError(
-            f"The artifact store of stack {stack.name!r} is gone from {store.path}. Run `tuneline init`."
+            f"The artifact store of stack {stack.name!r} is missing at {store.path}. Run `tuneline init`."
         )
     uri = tracker.get_tracking_uri()
     server_check.check_reachable(uri)
@@ -41,16 +41,16 @@ def connect() -> str:
 
 
 def connect_to_registry(*experiments: str) -> str:
-    """Do what `connect` does, and ask whether the registry will take a model.
+    """Connect, and check that the registry accepts models.
 
     Args:
-        experiments: Names of the experiments that runs will belong to; ZenML calls them after the pipeline.
+        experiments: Names of the experiments of the runs; ZenML names them after the pipeline.
 
     Returns:
         The tracking URI.
 
     Raises:
-        TrackingError: It would not.
+        TrackingError: It does not.
     """
     uri = connect()
     server_check.check_registry(experiments)

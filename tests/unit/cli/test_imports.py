@@ -54,7 +54,7 @@ def test_a_file_that_is_there_is_not_replaced_unasked(theirs):
     error = run("import", theirs, "-o", "ours.yaml").exception
 
     assert isinstance(error, RecipeError)
-    assert "ours.yaml: is there already" in str(error)
+    assert "ours.yaml already exists" in str(error)
     assert run("import", theirs, "-o", "ours.yaml", "--force").exit_code == 0
 
 
@@ -62,7 +62,7 @@ def test_plan_shows_the_recipe_and_tells_the_report_apart(theirs):
     result = run("plan", theirs, "--json")
 
     assert json.loads(result.stdout)["registry"]["model_name"] == "it"
-    assert "theirs.yaml is a configuration of LlamaFactory." in result.stderr
+    assert "theirs.yaml is a LlamaFactory configuration." in result.stderr
     assert "Not set in the file" in result.stderr
 
 

@@ -10,8 +10,11 @@ from tuneline.errors import RecipeError
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--search", "method.r={2,4}"], "--search needs --trials, the number of draws"),
-        (["--search", "method.r={2,4}", "--set", "method.r=2", "--trials", "3"], "Give one of both"),
+        (["--search", "method.r={2,4}"], "--search needs --trials, the number of trials"),
+        (
+            ["--search", "method.r={2,4}", "--set", "method.r=2", "--trials", "3"],
+            "--search and --set cannot be combined. Remove one of them.",
+        ),
         (["--set", "method.r=2,4", "--sampler", "tpe"], "--sampler is for a search"),
         (["--set", "method.r=2,4", "--trials", "3"], "--trials is for a search"),
         (["--seeds", "0"], "--seeds 0: a setting needs one run at least"),

@@ -41,7 +41,7 @@ def test_the_root_modules_find_our_packages(folder):
 
 def test_a_package_that_was_imported_before_is_named(folder):
     (folder / "steps" / "__init__.py").write_text("")
-    code = "import steps; from tuneline.runner import package_resolution; package_resolution.load()"
+    code = "import steps; from tuneline.runner import package_resolution; package_resolution.import_packages()"
 
     run = python(code, folder)
 

@@ -84,13 +84,13 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path):
 
     assert [each.status for each in results] == ["done", "failed", "failed", "done"]
     assert results[1].reason == "Set method.r lower."
-    assert results[2].reason == "RuntimeError: out of luck (exit code 1; pubmed-qlora.log has the whole)"
+    assert results[2].reason == "RuntimeError: out of luck (exit code 1; full log: pubmed-qlora.log)"
 
 
 def test_a_process_that_was_killed_is_told_by_its_signal(tmp_path):
     (only,) = run(tmp_path, Processes(({"full": ""}, -signal.SIGKILL)), "full")
 
-    assert only.reason == "The process was ended by SIGKILL, as a system does that runs out of memory."
+    assert only.reason == "The process was ended by SIGKILL, as when the system runs out of memory."
 
 
 def test_a_process_that_falls_after_its_cell_is_done_costs_no_other_cell(tmp_path):
@@ -137,7 +137,7 @@ def test_a_signal_is_handed_on_and_waited_for(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with pytest.raises(StoppedError, match="Stopped by SIGTERM.*same command again"):
+        with pytest.raises(StoppedError, match="Stopped by SIGTERM.*repeat the command"):
             running.start_process(tmp_path / "jobs", tmp_path / "log")
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

@@ -52,8 +52,8 @@ def started(folder):
 
 
 def engine(**changes):
-    told = {"grace_seconds": 0.3, **changes}
-    return Scheduler(lambda: [YEARLY], tell=lambda line: None, **told)
+    options = {"grace_seconds": 0.3, **changes}
+    return Scheduler(lambda: [YEARLY], report=lambda line: None, **options)
 
 
 def in_a_process(folder, **changes):
@@ -97,19 +97,19 @@ def test_the_run_of_a_killed_scheduler_is_watched_and_not_started_twice(folder, 
         (home / "scheduler.json").write_text("{")
     lines = []
     second = engine()
-    second.tell = lines.append
+    second.report = lines.append
 
-    assert second.look() == []
+    assert second.poll() == []
     assert started(folder) == [run, child]
-    assert any(f"the run of 2026-01-01T00:00:00+00:00 still lives (process {run})" in line for line in lines)
+    assert any(f"the run of 2026-01-01T00:00:00+00:00 is still running (process {run})" in line for line in lines)
 
     (folder / "go").touch()
     wait_for(lambda: not lives(run))
-    (firing,) = second.look()
+    (firing,) = second.poll()
     assert (firing.exit_code, firing.due) == (3, "2026-01-01T00:00:00+00:00")
     assert scheduler_state.load()[YEARLY.id].status == "failed with exit code 3"
     wait_for(lambda: not lives(child))
-    assert second.look() == []
+    assert second.poll() == []
     assert started(folder) == [run, child]
 
 
@@ -140,7 +140,7 @@ def test_a_run_beyond_its_time_is_ended_with_its_children(folder):
 
     assert firing.exit_code in (-signal.SIGKILL, -signal.SIGTERM)
     wait_for(lambda: not any(map(lives, started(folder))))
-    assert scheduler_state.load()[YEARLY.id].status.startswith("failed: ended after the time limit of ")
+    assert scheduler_state.load()[YEARLY.id].status.startswith("failed: stopped after the time limit of ")
 
 
 def test_a_killed_run_of_a_killed_scheduler_is_started_again(folder):
@@ -172,7 +172,7 @@ def test_a_number_that_went_to_another_process_is_left_alone(folder):
 def test_once_waits_for_what_it_started(folder):
     (folder / "go").touch()
 
-    (firing,) = engine().once()
+    (firing,) = engine().run_once()
 
     assert firing.exit_code == 3
 

@@ -59,13 +59,13 @@ class World:
         return self.jobs[schedule.name]
 
     def scheduler(self, **changes):
-        told = {"clock": lambda: self.now, "tell": self.lines.append, "launch": self.launch, **changes}
-        return Scheduler(lambda: self.schedules, **told)
+        options = {"clock": lambda: self.now, "report": self.lines.append, "launch": self.launch, **changes}
+        return Scheduler(lambda: self.schedules, **options)
 
-    def look(self, now):
-        """Look with a fresh scheduler, as after a restart."""
+    def poll(self, now):
+        """Poll with a new scheduler, as after a restart."""
         self.now = now
-        return self.scheduler().look()
+        return self.scheduler().poll()
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def dues(firings):
 
 @pytest.mark.parametrize("now", [CREATED, TWO - timedelta(hours=3), TWO - timedelta(microseconds=1)], ids=str)
 def test_a_schedule_does_not_fire_before_its_time(world, now):
-    assert world.look(now) == []
+    assert world.poll(now) == []
     assert scheduler_state.load() == {}
 
 
@@ -89,35 +89,35 @@ def test_a_due_schedule_fires_once(world, late):
     world.now = TWO + late
     one = world.scheduler()
 
-    fired = one.look()
+    fired = one.poll()
 
     assert dues(fired) == [TWO]
-    assert [one.look(), one.look()] == [[], []]
+    assert [one.poll(), one.poll()] == [[], []]
     assert world.launched == ["nightly"]
 
 
 def test_a_schedule_fires_again_at_its_next_time(world):
-    first = world.look(TWO)
+    first = world.poll(TWO)
 
-    assert world.look(TWO + timedelta(hours=23, minutes=59)) == []
-    assert dues(first + world.look(TWO + timedelta(days=1))) == [TWO, TWO + timedelta(days=1)]
+    assert world.poll(TWO + timedelta(hours=23, minutes=59)) == []
+    assert dues(first + world.poll(TWO + timedelta(days=1))) == [TWO, TWO + timedelta(days=1)]
 
 
 def test_missed_times_are_made_up_for_by_one_run(world):
-    fired = world.look(TWO + timedelta(days=3, hours=5))
+    fired = world.poll(TWO + timedelta(days=3, hours=5))
 
     assert dues(fired) == [TWO + timedelta(days=3)]
-    assert world.look(TWO + timedelta(days=3, hours=6)) == []
+    assert world.poll(TWO + timedelta(days=3, hours=6)) == []
 
 
 def test_a_time_before_the_schedule_was_made_is_not_missed(world):
-    assert world.look(CREATED + timedelta(minutes=5)) == []
+    assert world.poll(CREATED + timedelta(minutes=5)) == []
 
 
 def test_a_paused_schedule_does_not_fire(home):
     world = World(make_schedule(active=False), make_schedule("other"))
 
-    world.look(TWO)
+    world.poll(TWO)
 
     assert world.launched == ["other"]
 
@@ -133,24 +133,24 @@ def test_a_restart_neither_repeats_nor_loses_a_time(home):
         expected = [hour] if hour > last else []
         last = max(hour, last)
 
-        assert dues(world.look(now)) == expected, now
+        assert dues(world.poll(now)) == expected, now
 
 
 def test_a_run_that_failed_is_written_down_and_stops_no_other(home):
     world = World(make_schedule("broken"), make_schedule("sound"), exit_codes={"broken": 2})
 
-    ended = world.look(TWO)
+    ended = world.poll(TWO)
 
     assert [(firing.schedule, firing.exit_code) for firing in ended] == [("broken", 2), ("sound", 0)]
     memory = scheduler_state.load()
     assert memory["id of broken"].status == "failed with exit code 2"
     log = str(home / "logs" / "sound-20260302T020000Z.log")
     assert memory["id of sound"] == scheduler_state.ScheduleState(name="sound", due=TWO, status="completed", log=log)
-    assert world.look(TWO + timedelta(minutes=1)) == []
+    assert world.poll(TWO + timedelta(minutes=1)) == []
 
 
 def test_what_happens_is_told(world):
-    (firing,) = world.look(TWO)
+    (firing,) = world.poll(TWO)
 
     assert world.lines == [
         "nightly: due 2026-03-02 02:00 UTC, started",
@@ -161,7 +161,7 @@ def test_what_happens_is_told(world):
 def test_a_deleted_schedule_is_forgotten_by_the_next_look(world):
     world.schedules.clear()
 
-    assert world.look(TWO) == []
+    assert world.poll(TWO) == []
 
 
 def test_it_runs_until_it_has_fired_enough_and_looks_again_until_then(world, monkeypatch):
@@ -177,7 +177,10 @@ def test_it_runs_until_it_has_fired_enough_and_looks_again_until_then(world, mon
 
 @pytest.mark.usefixtures("home")
 def test_a_second_scheduler_is_refused():
-    with scheduler.exclusive_lock(), pytest.raises(TunelineError, match=r"Another scheduler works on .*Stop it first"):
+    with (
+        scheduler.exclusive_lock(),
+        pytest.raises(TunelineError, match=r"Another scheduler is running on .*Stop it first"),
+    ):
         scheduler.exclusive_lock()
     with scheduler.exclusive_lock():
         pass
@@ -190,7 +193,7 @@ def test_a_scheduler_at_work_refuses_another(world):
         with pytest.raises(TunelineError, match="Another scheduler"):
             world.scheduler().run(poll_seconds=0, max_firings=0)
         with pytest.raises(TunelineError, match="Another scheduler"):
-            world.scheduler().once()
+            world.scheduler().run_once()
         return world.launch(schedule, due, log)
 
     first = world.scheduler(launch=second)
@@ -205,31 +208,31 @@ def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monke
     with monkeypatch.context() as patch:
         patch.setattr(world, "launch", killed)
         with pytest.raises(KeyboardInterrupt):
-            world.look(TWO)
+            world.poll(TWO)
 
-    assert dues(world.look(TWO + timedelta(hours=1))) == [TWO]
-    assert world.look(TWO + timedelta(hours=2)) == []
+    assert dues(world.poll(TWO + timedelta(hours=1))) == [TWO]
+    assert world.poll(TWO + timedelta(hours=2)) == []
 
 
 def test_a_run_that_is_cut_off_again_and_again_is_given_up_until_its_next_time(world):
     world.exit_codes["nightly"] = None  # it never ends: each scheduler is gone before
     for hours in range(3):
-        assert world.look(TWO + timedelta(hours=hours)) == []
+        assert world.poll(TWO + timedelta(hours=hours)) == []
 
     assert world.launched == ["nightly", "nightly"]
-    assert scheduler_state.load()["id of nightly"].status == "failed: cut off 2 times"
+    assert scheduler_state.load()["id of nightly"].status == "failed: interrupted 2 times"
     world.exit_codes["nightly"] = 0
-    assert dues(world.look(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
+    assert dues(world.poll(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
 
 
 @pytest.mark.parametrize(("code", "status"), [("0", "completed"), ("2", "failed with exit code 2")])
 def test_a_run_that_ended_without_its_scheduler_is_not_started_again(world, code, status):
     world.exit_codes["nightly"] = None
-    world.look(TWO)
+    world.poll(TWO)
     (log,) = [entry.log for entry in scheduler_state.load().values()]
     Path(log).with_suffix(".exit").write_text(code)
 
-    assert world.look(TWO + timedelta(hours=1)) == []
+    assert world.poll(TWO + timedelta(hours=1)) == []
     assert scheduler_state.load()["id of nightly"].status == status
     assert world.launched == ["nightly"]
 
@@ -239,7 +242,7 @@ def test_a_hanging_run_holds_no_other_and_is_not_started_twice(home):
     one = world.scheduler()
     for hour in range(3):
         world.now = TWO + timedelta(hours=hour)
-        one.look()
+        one.poll()
 
     assert world.launched == ["hangs", "hourly", "hourly", "hourly"]
 
@@ -248,34 +251,34 @@ def test_runs_side_by_side_are_bounded_and_the_first_due_goes_first(home):
     world = World(*(make_schedule(str(i), f"{9 - i} 2 * * *") for i in range(4)), exit_codes={"3": None, "2": None})
     world.now = TWO + timedelta(minutes=30)
     one = world.scheduler(max_jobs=2)
-    one.look()
+    one.poll()
     assert world.launched == ["3", "2"]
-    assert "1: due 2026-03-02 02:08 UTC, waits for one of 2 runs" in world.lines
+    assert "1: due 2026-03-02 02:08 UTC, waiting: 2 runs are active" in world.lines
 
     world.jobs["3"].exit = 0
-    one.look()
+    one.poll()
     assert world.launched == ["3", "2", "1"]
-    one.look()
+    one.poll()
     assert world.launched == ["3", "2", "1", "0"], "what waited is not lost"
 
 
 def test_a_run_beyond_the_time_limit_is_asked_to_end_and_then_ended(world):
     world.exit_codes["nightly"], world.now = None, TWO
     one = world.scheduler(limit_seconds=3600, grace_seconds=0.0)
-    one.look()
+    one.poll()
     job = world.jobs["nightly"]
     assert job.asked == []
 
     job.age = 3601
-    one.look()
-    one.look()
+    one.poll()
+    one.poll()
     assert job.asked[:2] == ["terminate", "kill"]
     job.exit = -9
-    (firing,) = one.look()
+    (firing,) = one.poll()
 
     assert firing.exit_code == -9
-    assert scheduler_state.load()["id of nightly"].status == "failed: ended after the time limit of 1 hours"
-    assert one.look() == [], "its time is over"
+    assert scheduler_state.load()["id of nightly"].status == "failed: stopped after the time limit of 1 hours"
+    assert one.poll() == [], "its time is over"
 
 
 @pytest.mark.parametrize("cron", ["0 0 30 2 *", "garbage", "", "99 * * * *"])
@@ -283,12 +286,12 @@ def test_a_schedule_that_cannot_fire_stops_no_other_and_is_told_once(home, cron)
     world = World(make_schedule("bad", cron), make_schedule("sound"))
     one = world.scheduler()
     world.now = TWO
-    one.look()
-    one.look()
+    one.poll()
+    one.poll()
 
     assert world.launched == ["sound"]
     (line,) = [line for line in world.lines if line.startswith("bad: ")]
-    assert "is passed over. Record it again." in line
+    assert "is skipped. Record it again." in line
 
 
 def test_a_store_that_does_not_answer_is_asked_again(world):
@@ -298,46 +301,46 @@ def test_a_store_that_does_not_answer_is_asked_again(world):
     one = world.scheduler()
     one.schedules = broken
     world.now = TWO
-    assert one.look() == []
+    assert one.poll() == []
     one.schedules = lambda: world.schedules
 
-    assert dues(one.look()) == [TWO]
-    assert "The schedules cannot be read: database is locked somewhere. The next look tries again." in world.lines
+    assert dues(one.poll()) == [TWO]
+    assert "The schedules cannot be read: database is locked somewhere. The next poll tries again." in world.lines
 
 
 @pytest.mark.parametrize("text", ["", '{"id of nightly": {"due"', "[]", "null", "\xff"])
 def test_a_torn_memory_is_set_aside_with_a_line(world, home, text):
-    world.look(TWO)
+    world.poll(TWO)
     (home / "scheduler.json").write_bytes(text.encode("latin-1"))
 
-    fired_again = world.look(TWO + timedelta(hours=1))
+    fired_again = world.poll(TWO + timedelta(hours=1))
 
     assert dues(fired_again) == [TWO], "nobody knows that it was fired"
     assert (home / "scheduler.damaged").read_bytes() == text.encode("latin-1")
-    assert sum("is damaged and was set aside" in line for line in world.lines) == 1
-    assert world.look(TWO + timedelta(hours=2)) == []
+    assert sum("is damaged and was moved to" in line for line in world.lines) == 1
+    assert world.poll(TWO + timedelta(hours=2)) == []
 
 
 @pytest.mark.parametrize("entry", [{}, None, {"name": "nightly", "due": "soon", "status": "completed", "log": ""}])
 def test_a_torn_entry_costs_no_other_its_memory(home, entry):
     world = World(make_schedule(), make_schedule("other"))
-    world.look(TWO)
+    world.poll(TWO)
     memory = json.loads((home / "scheduler.json").read_text())
     (home / "scheduler.json").write_text(json.dumps(memory | {"id of nightly": entry}))
 
-    world.look(TWO + timedelta(hours=1))
+    world.poll(TWO + timedelta(hours=1))
 
     assert sorted(world.launched) == ["nightly", "nightly", "other"]
 
 
 def test_a_clock_that_stood_in_the_future_is_survived(home):
     world = World(make_schedule())
-    world.look(datetime(2031, 5, 5, 5, 0, tzinfo=UTC))
+    world.poll(datetime(2031, 5, 5, 5, 0, tzinfo=UTC))
     assert world.launched == ["nightly"]
 
-    world.look(TWO + timedelta(hours=1))
-    assert any("2031-05-05 02:00 UTC, counted as done, lies ahead" in line for line in world.lines)
-    world.look(TWO + timedelta(days=1))
+    world.poll(TWO + timedelta(hours=1))
+    assert any("2031-05-05 02:00 UTC, the last due time, is in the future" in line for line in world.lines)
+    world.poll(TWO + timedelta(days=1))
 
     assert world.launched == ["nightly", "nightly"]
 
@@ -346,9 +349,9 @@ def test_a_schedule_that_was_recorded_in_the_future_fires_from_now_on(home):
     from dataclasses import replace
 
     world = World(replace(make_schedule(), created=datetime(2031, 1, 1, tzinfo=UTC)))
-    world.look(TWO - timedelta(hours=1))
+    world.poll(TWO - timedelta(hours=1))
 
-    assert dues(world.look(TWO)) == [TWO]
+    assert dues(world.poll(TWO)) == [TWO]
 
 
 def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monkeypatch):
@@ -357,16 +360,16 @@ def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(scheduler_state, "save", full)
-        assert world.look(TWO) == []
+        assert world.poll(TWO) == []
 
     assert "cannot be written" in world.lines[-1]
-    assert dues(world.look(TWO)) == [TWO]
+    assert dues(world.poll(TWO)) == [TWO]
 
 
 def test_a_name_that_is_no_file_name_is_no_trouble(home):
     world = World(make_schedule(name="team/nightly"))
 
-    (firing,) = world.look(TWO)
+    (firing,) = world.poll(TWO)
 
     assert firing.log.endswith("team_nightly-20260302T020000Z.log")
 
@@ -382,5 +385,5 @@ def test_a_process_that_cannot_be_started_stops_no_other(home, monkeypatch):
 
     monkeypatch.setattr(world, "launch", refuse_first)
 
-    assert [firing.exit_code for firing in world.look(TWO)] == [127, 0]
-    assert world.look(TWO + timedelta(minutes=1)) == []
+    assert [firing.exit_code for firing in world.poll(TWO)] == [127, 0]
+    assert world.poll(TWO + timedelta(minutes=1)) == []

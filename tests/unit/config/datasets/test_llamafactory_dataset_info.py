@@ -292,7 +292,7 @@ def test_import_replaces_nothing_without_force(tmp_path):
     target.write_text("mine: {path: x.json}\n")
 
     kept = run("import", source, "--output", target)
-    assert "is there already" in str(kept.exception)
+    assert "already exists" in str(kept.exception)
     assert target.read_text() == "mine: {path: x.json}\n"
     assert run("import", source, "--output", target, "--force").exit_code == 0
     assert list(yaml.safe_load(target.read_text())) == ["one"]
