@@ -1,4 +1,4 @@
-"""One way to show that something is going on: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, periodic lines elsewhere."""
 
 import sys
 import time
@@ -10,15 +10,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Advance(Protocol):
-    """Tell the bar how far the work is, and what else is worth seeing."""
+    """Update a progress bar, with an optional note."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Show `done` of the total."""
+        """Show that `done` of the total units are finished."""
 
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
-    """Show progress for the time of the block; call what it yields after each piece of work."""
+    """Show progress for the duration of the block; call the yielded function after each unit of work."""
     if sys.stderr.isatty():
         with _rich_bar(description, total) as advance:
             yield advance

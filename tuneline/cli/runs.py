@@ -42,6 +42,7 @@ def compare(
     """Compare runs: parameters that differ, metrics, paired gains, items won and lost, loss curves; text and HTML."""
     show.silence_logs()
     from tuneline.tracking import compare as comparing
+    from tuneline.tracking import html_reports
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
@@ -64,7 +65,7 @@ def compare(
                 table.add_row(key, *(str(value) if value is not None else "" for value in values))
             console.print(table)
     _print_examples(found.examples, dict(zip(found.names, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)), console)
-    html.write_text(found.to_html())
+    html.write_text(html_reports.comparison_page(found))
     console.print(f"These tables, the items that changed most and the loss curves: {html}", soft_wrap=True)
 
 

@@ -92,7 +92,7 @@ def _search(asked: searches.Search, seeds: int) -> None:
     console.print(f"MLflow   run {found.run_id}: search.html, and the runs as its children", soft_wrap=True)
 
 
-def _table(title: str, metric: str, lines: "list[Line]") -> Table:
+def _table(title: str, metric: str, lines: "list[SettingResult]") -> Table:
     from tuneline.tracking.experiments.sweep import format_band
 
     table = Table("setting", metric, "noise band", "against the best", title=title, title_justify="left")

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
-from tuneline import owner
+from tuneline import filesystem, owner
 from tuneline.identity import canonical_json
 
 METADATA_FILE = "corpus.json"
@@ -42,8 +42,8 @@ class Corpus:
     splits: dict[str, Dataset]
     identity: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
-    preview_html: str = ""
-    """HTML that shows some rows, or empty; no part of the content."""
+    preview: list[dict[str, Any]] = field(default_factory=list)
+    """Some token sequences to show on a page, JSON-able (`html_preview.preview`); not part of the content hash."""
 
     folder: Path | None = field(default=None, compare=False)
     """The stored artifact that the rows were read from."""
@@ -66,12 +66,7 @@ class Corpus:
         """Keep one Arrow file a split, and what the corpus says of itself."""
         for name, rows in self.splits.items():
             _keep(rows, folder / f"{name}.arrow")
-        about = {
-            "splits": list(self.splits),
-            "identity": self.identity,
-            "counts": self.counts,
-            "page": self.preview_html,
-        }
+        about = {"splits": list(self.splits), "identity": self.identity, "counts": self.counts, "preview": self.preview}
         (folder / METADATA_FILE).write_text(json.dumps(about, indent=1))
 
     @classmethod
@@ -79,7 +74,7 @@ class Corpus:
         """Open what `save` kept; rows are memory-mapped where they lie."""
         about = json.loads((folder / METADATA_FILE).read_text())
         splits = {name: Dataset.from_file(str(folder / f"{name}.arrow")) for name in about["splits"]}
-        return cls(splits, about["identity"], about["counts"], about["page"])
+        return cls(splits, about["identity"], about["counts"], about.get("preview", []))
 
 
 class RowWriter:
@@ -197,10 +192,7 @@ def _keep(rows: Dataset, target: Path) -> None:
     """Put rows into a file: by a link to their own where that can be made, else by writing them."""
     path = _own_file(rows)
     if path is not None:
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copyfile(path, target)
+        filesystem.link_or_copy(path, target)
         return
     with RowWriter(rows.features, target) as writer:
         for batch in iter_batches(rows):

@@ -5,7 +5,6 @@ is folded in, or they are rounded) the model is compared with itself before, as 
 safetensors, whatever they were.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tuneline import owner
+from tuneline import filesystem, owner
 from tuneline.config.sections.export import ExportStepConfig
 from tuneline.config.sections.load import LoadStepConfig, ModelLoadOptions
 from tuneline.config.training.base import MergeAdapterConfig
@@ -202,9 +201,4 @@ def _link_files(paths: Iterable[Path], folder: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists():
             continue
-        try:
-            if path.suffix != ".safetensors":
-                raise OSError("copy it")
-            os.link(path.resolve(), place)
-        except OSError:
-            shutil.copy2(path, place)
+        (filesystem.link_or_copy if path.suffix == ".safetensors" else shutil.copy2)(path, place)

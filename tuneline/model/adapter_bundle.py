@@ -5,11 +5,11 @@ are hard links where the file system has them, so that they take no room.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from tuneline import filesystem
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.identity import Manifest
 from tuneline.model import source
@@ -56,7 +56,4 @@ def _link(paths: Iterable[Path], base: Path, target: Path) -> None:
     for path in paths:
         place = target / path.relative_to(base)
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path.resolve(), place)
-        except OSError:
-            shutil.copy2(path, place)
+        filesystem.link_or_copy(path, place)

@@ -65,12 +65,12 @@ def test_a_written_file_is_linked_not_copied(tmp_path):
 @pytest.mark.parametrize("chosen", [[1], [2, 0], [0, 1, 2]])
 def test_a_selection_is_kept_as_what_it_shows(tmp_path, chosen):
     rows = written(["a", "b", "c"]).select(chosen)
-    kept = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, "<html>")
+    kept = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, [{"title": "1"}])
     kept.save(tmp_path)
     back = Corpus.load(tmp_path)
 
     assert back.only()["record"][:] == ["abc"[i] for i in chosen]
-    assert (back.identity, back.counts, back.preview_html) == ({"who": "me"}, {"n": 1}, "<html>")
+    assert (back.identity, back.counts, back.preview) == ({"who": "me"}, {"n": 1}, [{"title": "1"}])
     assert back.content_hash() == kept.content_hash()
 
 

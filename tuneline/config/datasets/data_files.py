@@ -112,8 +112,8 @@ def _one_kind(found: DataFiles) -> None:
     for path in found.paths:
         if not path.is_file():
             raise SourceError(
-                f"{path} is {limits.special_file_kind(path)}, and rows are read from plain files. Fetch the file, or remove it "
-                "from the folder."
+                f"{path} is {limits.special_file_kind(path)}, and rows are read from plain files. Fetch the file, or "
+                "remove it from the folder."
             )
         by_kind.setdefault(file_kind(path) or "", []).append(path.relative_to(found.folder).as_posix())
     if len(by_kind) > 1:

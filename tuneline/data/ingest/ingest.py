@@ -70,7 +70,7 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
             counts["rows_beyond_max_rows"] += len(chunk.lines) - len(texts)
             counts["blank_lines"] += chunk.num_blank
     if not counts["rows"]:
-        raise _no_rows(found)
+        raise no_rows_error(found)
     return Corpus({"records": writer.rows()}, {"source": config.name}, counts)
 
 
@@ -82,7 +82,7 @@ def read_first_rows(found: Located, num_rows: int) -> list[tuple[str, int, dict[
     """
     rows = list(islice(_records(found), num_rows))
     if not rows:
-        raise _no_rows(found)
+        raise no_rows_error(found)
     return rows
 
 
@@ -96,7 +96,8 @@ def _unchanged(found: Located) -> Iterator[None]:
         file_check.check_unchanged(found)
 
 
-def _no_rows(found: Located) -> DataError:
+def no_rows_error(found: Located) -> DataError:
+    """Return the error of a data set without rows."""
     return DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
 
 

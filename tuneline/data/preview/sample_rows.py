@@ -21,7 +21,7 @@ from tuneline.data.ingest import ingest, readers
 from tuneline.data.preview.dry_run import DryRun
 from tuneline.data.tokenization.html_preview import DatasetPreview
 from tuneline.data.tokenization.items import resolve_kind
-from tuneline.errors import DataError, NotFoundError, TunelineError
+from tuneline.errors import NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 
 NUM_SAMPLE_ROWS = 2000
@@ -96,7 +96,7 @@ def _first_records(found: Located, source: SourceConfig) -> tuple[Corpus, bool]:
     read = list(_records(found, wanted + 1))
     taken = read[:wanted]
     if not taken:
-        raise DataError(f"sources.{found.name}: {found.paths()[0]} holds no rows. Give a file with at least one.")
+        raise ingest.no_rows_error(found)
     files, lines, texts = (list(column) for column in zip(*taken, strict=True))
     with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": files, "line": lines, "record": pa.array(texts, pa.large_string())})

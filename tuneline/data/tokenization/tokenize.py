@@ -70,8 +70,7 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         "chat_template": digest(tokenizer.chat_template),
         **config.model_dump(),
     }
-    page = html_preview.render_split(shown, tokenizer, counts["train"]) if shown else ""
-    return Corpus(splits, identity, counts, page)
+    return Corpus(splits, identity, counts, html_preview.preview(shown, tokenizer))
 
 
 def _other_cut(config: TokenizeConfig) -> str:

@@ -1,8 +1,6 @@
 """Weights of the best evaluation, kept in a file named by its step."""
 
 import logging
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tuneline import filesystem
 from tuneline.errors import VerificationError
 from tuneline.identity import sha256_of
 from tuneline.storage_errors import is_full
-from tuneline.train.checkpoint.training_state import fsync_path
 from tuneline.train.write_errors import WRITE_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -57,14 +55,14 @@ class BestWeights:
     def save(self, checkpoint: Path) -> None:
         """Put the weights into a checkpoint, as a link where the file system has links."""
         if self.standing.sha256:
-            _link(self.file, checkpoint / self.file.name)
+            filesystem.link_or_copy(self.file, checkpoint / self.file.name)
 
     def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Go on from where a checkpoint stood, with the weights that it holds."""
         self.standing = BestEvaluation(**state)
         _drop(self._folder.glob("best*"))
         if self.standing.sha256:
-            _link(checkpoint / self.file.name, self.file)
+            filesystem.link_or_copy(checkpoint / self.file.name, self.file)
 
     def record(self, loss: float, step: int) -> None:
         """Note an evaluation that is better than those before; its weights are not kept yet."""
@@ -72,13 +70,10 @@ class BestWeights:
 
     def keep(self, trained: dict[str, torch.Tensor]) -> None:
         """Write the weights, whole or not at all; a full disk is reported once, and training goes on without them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.file.with_suffix(".new")
         try:
-            save_file({name: part.detach().contiguous() for name, part in trained.items()}, fresh)
-            fsync_path(fresh)
-            fresh.replace(self.file)
-            fsync_path(self._folder)
+            with filesystem.atomic_path(self.file) as unfinished:
+                save_file({name: part.detach().contiguous() for name, part in trained.items()}, unfinished)
+            filesystem.fsync(self._folder)
             self.standing.sha256 = sha256_of(self.file)
         except WRITE_ERRORS as error:
             if not is_full(error, self._folder):
@@ -117,10 +112,3 @@ class BestWeights:
 def _drop(paths: Iterable[Path]) -> None:
     for path in list(paths):
         path.unlink()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

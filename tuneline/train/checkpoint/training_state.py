@@ -7,7 +7,6 @@ hashes were compared. It holds what was trained by name, whatever the method, be
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from tuneline import state
+from tuneline import filesystem, state
 from tuneline.errors import RecipeError, StoppedError
 from tuneline.identity import digest, sha256_of
 
@@ -112,11 +111,11 @@ class TrainingState:
         }
         (written / HASHES_FILE).write_text(json.dumps(hashes))
         for path in written.rglob("*"):
-            fsync_path(path)
+            filesystem.fsync(path)
         target = self.folder / written.name
         shutil.rmtree(target, ignore_errors=True)
         written.rename(target)
-        fsync_path(self.folder)
+        filesystem.fsync(self.folder)
         for old in self._checkpoints()[keep:]:
             shutil.rmtree(old)
         return target
@@ -133,13 +132,11 @@ class TrainingState:
 
     def set_note(self, name: str, value: str) -> None:
         """Keep a short text beside the checkpoints, like the id of the run that shows the curves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / STATE_FILE
         notes = _read(path).get("notes", {}) if path.exists() else {}
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
-        fsync_path(fresh)
-        fresh.replace(path)
+        filesystem.write_atomic(
+            path, json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1)
+        )
 
     def others(self) -> list[str]:
         """Name unfinished trainings of the same rows and base model by what differs in their recipe."""
@@ -213,12 +210,3 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def fsync_path(path: Path) -> None:
-    """Have the system write a file or a folder to its disk, so that a power cut finds it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
