@@ -22,6 +22,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 	$(BIN)/python scripts/prose/lint.py README.md CONTRIBUTING.md docs
 	$(BIN)/hadolint infra/Dockerfile
 	@# it asks for Delegate=, a privilege that the scheduler has no use for

@@ -1,6 +1,6 @@
-"""How our artifact types are stored in ZenML: once, by content, read where they lie.
+"""ZenML materializers of our artifact types: stored once, identified by content, read in place.
 
-Steps name them by import path, because ZenML opens its store when it is given the class.
+Steps refer to them by import path, because ZenML opens its store when a step gets the class.
 """
 
 CORPUS = "materializers.dataset.CorpusMaterializer"

@@ -1,11 +1,10 @@
-"""Store a model directory without reading it into memory, and without a second copy on a local store.
+"""Store a model directory without loading it into memory and, on a local store, without a second copy.
 
-A scratch folder of the step is moved in, anything else is hard-linked. Beside the files lies an `MLmodel`, so that the
-artifact's own folder is what the model registry points at.
+The scratch folder of a step is moved, other files are hard-linked. The artifact has an `MLmodel` file, so that the
+model registry can point at the folder of the artifact.
 """
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any, ClassVar
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers.folders import FolderMaterializer, table_html
+from materializers.folders import MAX_CELL_CHARACTERS, FolderMaterializer
+from tuneline import filesystem
 from tuneline.checksums import Checksums
+from tuneline.html import render
 from tuneline.identity import canonical_json
 from tuneline.model import adapter_bundle
 from tuneline.model.checkpoint import METADATA_FILE, NON_CONTENT_FILES, Checkpoint, compute_content_hash
@@ -23,7 +24,7 @@ from tuneline.tracking import flavor
 
 
 class CheckpointMaterializer(FolderMaterializer):
-    """`files/` as transformers or peft left it, `checkpoint.json`, `MLmodel`."""
+    """`files/` as transformers or peft wrote them, `checkpoint.json`, `MLmodel`."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Checkpoint,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.MODEL
@@ -50,8 +51,9 @@ class CheckpointMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Checkpoint) -> dict[str, VisualizationType]:
         facts = {"kind": data.kind, "bytes": self._bytes, **data.facts, **data.identity}
-        rows = [{"what": name, "value": canonical_json(value)} for name, value in facts.items()]
-        return {self.keep_text("checkpoint.html", table_html("Model directory", rows)): VisualizationType.HTML}
+        rows = [(name, canonical_json(value)[:MAX_CELL_CHARACTERS]) for name, value in facts.items()]
+        page = render.page("table", title="Model directory", tables=[("", ["name", "value"], rows)], texts=[])
+        return {self.keep_text("checkpoint.html", page): VisualizationType.HTML}
 
     def content_hash_of(self, data: Checkpoint) -> str:
         return self._stored.sha256
@@ -62,12 +64,8 @@ class CheckpointMaterializer(FolderMaterializer):
 
 
 def _place(source: Path, target: Path, *, move: bool) -> None:
-    """Move a folder of ours; link the files of anybody else's, or copy them where links cannot be made."""
+    """Move a scratch folder; link the files of any other folder, or copy them if links are not supported."""
     if move:
         shutil.move(source, target)
         return
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except (shutil.Error, OSError):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
+    shutil.copytree(source, target, copy_function=filesystem.link_or_copy)

@@ -1,23 +1,23 @@
-"""Store a corpus: Arrow written once where it stays, read memory-mapped, known by a hash of its values."""
+"""Store a corpus as Arrow files, read memory-mapped and identified by a hash of their values."""
 
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
 from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
-from materializers.folders import FolderMaterializer, table_html
+from materializers.folders import MAX_CELL_CHARACTERS, FolderMaterializer
 from tuneline.checksums import Checksums
 from tuneline.data.corpus import Corpus
+from tuneline.html import render
 from tuneline.identity import canonical_json
 
 PREVIEW_ROWS = 20
 
 
 class CorpusMaterializer(FolderMaterializer):
-    """One Arrow file a split, with what the corpus says of itself."""
+    """One Arrow file per split, with the identity and the counts of the corpus."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Corpus,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
@@ -40,14 +40,21 @@ class CorpusMaterializer(FolderMaterializer):
         return plain | {f"count.{name}": _small(value) for name, value in data.counts.items()}
 
     def save_visualizations(self, data: Corpus) -> dict[str, VisualizationType]:
-        if data.preview_html:
-            return {self.keep_text("preview.html", data.preview_html): VisualizationType.HTML}
-        pages = []
-        for name, rows in data.splits.items():
-            first = [rows[i] for i in range(min(PREVIEW_ROWS, rows.num_rows))]
-            pages.append(table_html(f"{name}: the first {len(first)} of {rows.num_rows} rows", first))
-        counts = f"<h1>Counts</h1><pre>{escape(canonical_json(data.counts))}</pre>"
-        return {self.keep_text("preview.html", "".join([*pages, counts])): VisualizationType.HTML}
+        return {self.keep_text("preview.html", _page(data)): VisualizationType.HTML}
+
+
+def _page(data: Corpus) -> str:
+    """Return the preview of token sequences if there is one, or the first rows of each split."""
+    if data.preview:
+        from tuneline.data.tokenization import html_preview
+
+        return html_preview.render_split(data.preview, data.counts["train"])
+    tables = []
+    for name, rows in data.splits.items():
+        first = [rows[i] for i in range(min(PREVIEW_ROWS, rows.num_rows))]
+        cells = [[str(value)[:MAX_CELL_CHARACTERS] for value in row.values()] for row in first]
+        tables.append((f"{name}: the first {len(first)} of {rows.num_rows} rows", rows.column_names, cells))
+    return render.page("table", title="Rows", tables=tables, texts=[("Counts", canonical_json(data.counts))])
 
 
 def _small(value: Any) -> MetadataType:

@@ -1,4 +1,4 @@
-"""Store small documents as JSON: manifests, reports, decisions, exports. A manifest is known by the bytes it names."""
+"""Store small documents as JSON: manifests, reports, decisions, exports."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +9,9 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers.folders import FolderMaterializer
 from tuneline.export.origin import Delivery, Origin
 from tuneline.identity import Manifest, digest
+from tuneline.tracking import html_reports
 from tuneline.tracking.decision import Decision
+from tuneline.train import html_report as training_pages
 from tuneline.train.report import TrainingReport
 
 Document = Manifest | TrainingReport | Decision | Origin | Delivery
@@ -31,9 +33,9 @@ class DocumentMaterializer(FolderMaterializer):
     def extract_metadata(self, data: Document) -> dict[str, MetadataType]:
         match data:
             case Manifest():
-                found: dict[str, MetadataType] = {item.name: item.source for item in data.items}
+                sources: dict[str, MetadataType] = {item.name: item.source for item in data.items}
                 size = sum(file.size for item in data.items for file in item.files)
-                return {"sha256": data.content_hash(), "bytes": size, **found}
+                return {"sha256": data.content_hash(), "bytes": size, **sources}
             case TrainingReport():
                 return dict(data.summary)
             case Decision():
@@ -45,9 +47,12 @@ class DocumentMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Document) -> dict[str, VisualizationType]:
         if isinstance(data, Decision):
-            pages = {"decision.html": data.to_html(), "decision.md": data.to_markdown()}
-            kinds = (VisualizationType.HTML, VisualizationType.MARKDOWN)
-            return {self.keep_text(*page): kind for page, kind in zip(pages.items(), kinds, strict=True)}
+            return {
+                self.keep_text("decision.html", html_reports.decision_page(data)): VisualizationType.HTML,
+                self.keep_text("decision.md", data.to_markdown()): VisualizationType.MARKDOWN,
+            }
+        if isinstance(data, TrainingReport):
+            return {self.keep_text("training.html", training_pages.to_html(data)): VisualizationType.HTML}
         page = f"```json\n{data.model_dump_json(indent=1)}\n```\n"
         return {self.keep_text("document.md", page): VisualizationType.MARKDOWN}
 

@@ -1,13 +1,13 @@
-"""What directory artifacts share: on a local store the files are written and read in place; elsewhere they travel.
+"""Base of directory artifacts: written and read in place on a local store, uploaded and downloaded on a remote one.
 
-Checksums are written beside the files. What is read is compared with them, and they with the content hash that ZenML
-recorded. Of a remote store, one copy for the same content is kept on this machine (`tuneline.artifact_cache`).
+Checksums are stored with the files. Files that are read are compared with the checksums, and the checksums with the
+content hash that ZenML recorded. For a remote store, this machine keeps one copy per content
+(`tuneline.artifact_cache`).
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,15 @@ from tuneline.identity import digest
 from tuneline.storage_errors import is_full
 from tuneline.zenml_integration import artifact_checks
 
+MAX_CELL_CHARACTERS = 600
+"""Characters of a value that a page shows."""
+
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
-"""What readers raise on files that were damaged before there were checksums."""
+"""Errors of readers for damaged files of artifacts without checksums."""
 
 
 class FolderMaterializer(BaseMaterializer):
-    """Base of materializers whose artifact is a directory."""
+    """Base class of materializers whose artifact is a directory."""
 
     SKIP_REGISTRATION = True
     _content_hash: str | None = None
@@ -39,16 +42,16 @@ class FolderMaterializer(BaseMaterializer):
 
     @abstractmethod
     def read(self, data_type: type[Any], folder: Path) -> Any:
-        """Open what `write` wrote."""
+        """Read what `write` wrote."""
 
     @abstractmethod
     def content_hash_of(self, data: Any) -> str:
         """Compute the content hash of a value."""
 
     def stored_content_hash(self, data: Any, sums: Checksums | None) -> str | None:
-        """Return the content hash of what was read, from checksums that were just compared or from the values.
+        """Return the content hash of the artifact, from its verified checksums or from the values.
 
-        None where neither tells it: documents of an earlier version hash differently after a field was added.
+        None if neither is reliable: documents of an earlier version hash differently after a field was added.
         """
         return sums.content_hash if sums else None
 
@@ -59,10 +62,10 @@ class FolderMaterializer(BaseMaterializer):
             checksums.write(folder, self.compute_content_hash(data), _step_name())
 
     def load(self, data_type: type[Any]) -> Any:
-        """Open the files once they were compared with their checksums.
+        """Compare the files with their checksums and read them.
 
         Raises:
-            ArtifactError: A file is missing or was changed.
+            ArtifactError: A file is missing or changed.
         """
         try:
             folder = self.reading()
@@ -91,12 +94,12 @@ class FolderMaterializer(BaseMaterializer):
 
     @property
     def is_local(self) -> bool:
-        """Whether the artifact store is a plain directory of this machine."""
+        """Whether the artifact store is a directory on this machine."""
         return bool(self.artifact_store.config.is_local)
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Yield the folder to write into; on a remote store it is uploaded afterwards."""
+        """Yield the folder to write to; for a remote store it is uploaded at the end."""
         if self.is_local:
             yield Path(self.uri)
             return
@@ -105,10 +108,10 @@ class FolderMaterializer(BaseMaterializer):
             io_utils.copy_dir(scratch, self.uri, overwrite=True)
 
     def reading(self) -> Path:
-        """Return the folder to read from; of a remote store, the copy on this machine.
+        """Return the folder to read from; for a remote store, the copy on this machine.
 
         Raises:
-            ArtifactError: What was downloaded is not what was stored.
+            ArtifactError: The downloaded files differ from the stored ones.
         """
         if self.is_local:
             return Path(self.uri)
@@ -122,31 +125,16 @@ class FolderMaterializer(BaseMaterializer):
         )
 
     def keep_text(self, name: str, text: str) -> str:
-        """Write a text beside the artifact and return its address."""
-        address = f"{self.uri.rstrip('/')}/{name}"
-        with self.artifact_store.open(address, "w") as file:
+        """Write a text next to the artifact and return its URI."""
+        uri = f"{self.uri.rstrip('/')}/{name}"
+        with self.artifact_store.open(uri, "w") as file:
             file.write(text)
-        return address
+        return uri
 
 
 def _step_name() -> str:
-    """Return the name of the step that runs, or an empty text outside of one."""
+    """Return the name of the running step, or an empty string outside of a step."""
     try:
         return get_step_context().step_run.name
     except RuntimeError:
         return ""
-
-
-def table_html(title: str, rows: list[dict[str, Any]]) -> str:
-    """Write rows as a small page."""
-    names = list(rows[0]) if rows else []
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(row[name])[:600])}</td>" for name in names) + "</tr>" for row in rows
-    )
-    style = "body{font:14px system-ui;margin:2em}td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top}"
-    return (
-        "<!doctype html><meta "
-        f"charset=utf-8><title>{escape(title)}</title><style>{style}table{{border-collapse:collapse}}"
-        f"</style><h1>{escape(title)}</h1><table><tr>{head}</tr>{body}</table>"
-    )

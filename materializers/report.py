@@ -1,4 +1,4 @@
-"""Store an evaluation: per-item scores as Parquet for machines, HTML and Markdown for people."""
+"""Store an evaluation report: per-item scores as Parquet, pages as HTML and Markdown."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,19 @@ from zenml.enums import ArtifactType, VisualizationType
 from zenml.metadata.metadata_types import MetadataType
 
 from materializers.folders import FolderMaterializer
+from tuneline.evaluation.html_report import to_html
 from tuneline.evaluation.report import Report
 from tuneline.evaluation.score_store import from_table, read_table, to_table, write_table
 from tuneline.identity import digest
 
 WHO = ("base", "model")
 ABOUT = "report.json"
-TOLD = ("base_hash", "model_hash", "totals", "methods", "noise")
-"""Fields of a report beside the scores."""
+FIELDS = ("base_hash", "model_hash", "totals", "methods", "noise")
+"""Fields of a report other than the scores."""
 
 
 class ReportMaterializer(FolderMaterializer):
-    """`base.parquet`, `model.parquet`, and whose they are."""
+    """`base.parquet`, `model.parquet`, and `report.json` with the other fields."""
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (Report,)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
@@ -27,7 +28,7 @@ class ReportMaterializer(FolderMaterializer):
     def write(self, data: Report, folder: Path) -> None:
         for who in WHO:
             write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
-        (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in TOLD}, ensure_ascii=False))
+        (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in FIELDS}, ensure_ascii=False))
 
     def read(self, data_type: type[Report], folder: Path) -> Report:
         base, model = (from_table(read_table(folder / f"{who}.parquet")) for who in WHO)
@@ -41,7 +42,7 @@ class ReportMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
         return {
-            self.keep_text("report.html", data.to_html()): VisualizationType.HTML,
+            self.keep_text("report.html", to_html(data)): VisualizationType.HTML,
             self.keep_text("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
         }
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs, against the model as it starts: the line of `sft_pipeline`.
+"""Direct preference optimization on pairs, with the initial model as reference, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.dpo_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("dpo")
 def dpo_pipeline(recipe: DPORecipe) -> None:
-    """Train on pairs as `recipe` says."""
+    """Train on preference pairs."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""A model in the form that others take: merged weights, tokenizer, card, Modelfile; in a folder, and on a hub.
+"""Export of a model: merged weights, tokenizer, model card and Modelfile, in a folder and on the Hub.
 
 `zenml pipeline run pipelines.export_pipeline --config configs/<recipe>.yaml`
 """
@@ -12,7 +12,7 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("export")
 def export_pipeline(recipe: ExportRecipe) -> None:
-    """Export as `recipe` says."""
+    """Export a model."""
     tokenizer, base_model, origin = locate(recipe.for_locate())
     exported = export(tokenizer, base_model, origin, recipe.for_export())
     publish(exported, origin, recipe.for_publish())

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation on prompts: the line of `sft_pipeline`; answers judge each other.
+"""Group-relative policy optimization on prompts, with the steps of `sft_pipeline`; rewards are relative to the group.
 
 `zenml pipeline run pipelines.grpo_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("grpo")
 def grpo_pipeline(recipe: GRPORecipe) -> None:
-    """Learn from rewards as `recipe` says."""
+    """Train on rewards."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation on single answers with a label: the line of `sft_pipeline`.
+"""Kahneman-Tversky optimization on single answers with a label, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.kto_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("kto")
 def kto_pipeline(recipe: KTORecipe) -> None:
-    """Train on labelled answers as `recipe` says."""
+    """Train on labelled answers."""
     train_and_register(recipe)

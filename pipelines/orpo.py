@@ -1,4 +1,4 @@
-"""Odds-ratio preference optimisation on pairs, without a reference: the line of `sft_pipeline`.
+"""Odds-ratio preference optimization on pairs, without a reference, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.orpo_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("orpo")
 def orpo_pipeline(recipe: ORPORecipe) -> None:
-    """Train on pairs as `recipe` says."""
+    """Train on preference pairs."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation on prompts: the line of `sft_pipeline`; one base model plays all roles.
+"""Proximal policy optimization on prompts, with the steps of `sft_pipeline`; one base model serves all roles.
 
 `zenml pipeline run pipelines.ppo_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("ppo")
 def ppo_pipeline(recipe: PPORecipe) -> None:
-    """Learn from rewards as `recipe` says."""
+    """Train on rewards."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""Continued pre-training on texts: the line of `sft_pipeline`, judged by the likelihood of held-out texts.
+"""Continued pre-training on texts, with the steps of `sft_pipeline`, evaluated by the log-likelihood of held-out texts.
 
 `zenml pipeline run pipelines.pretrain_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("pretrain")
 def pretrain_pipeline(recipe: PretrainRecipe) -> None:
-    """Go on pre-training as `recipe` says."""
+    """Continue pre-training."""
     train_and_register(recipe)

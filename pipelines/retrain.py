@@ -1,7 +1,7 @@
-"""Retraining: the same line as `sft_pipeline`, on the data as they are when it fires.
+"""Retraining: the steps of `sft_pipeline`, on the data at the time of the run.
 
-Everything is known by content, so unchanged data is a run of cached steps that ends in one line; changed data is
-aligned, trained, judged and promoted or kept. With `schedule:` in its YAML it is fired by the scheduler.
+Inputs are identified by content: with unchanged data, all steps come from the cache; with changed data, a new model is
+trained and compared. With `schedule:` in its YAML, the scheduler starts it.
 """
 
 from pipelines.sft import sft_pipeline
@@ -11,5 +11,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("sft")
 def retrain_pipeline(recipe: SFTRecipe) -> None:
-    """Fine-tune again if anything that `recipe` names has changed."""
+    """Fine-tune again if the data, the base model or the recipe changed."""
     sft_pipeline.entrypoint(recipe)

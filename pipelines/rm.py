@@ -1,4 +1,4 @@
-"""Reward modelling on pairs: an adapter, and a head beside it: the line of `sft_pipeline`.
+"""Reward modelling on pairs: an adapter and a value head, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.rm_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("rm")
 def rm_pipeline(recipe: RewardRecipe) -> None:
-    """Train a reward model as `recipe` says."""
+    """Train a reward model."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, from the bytes of the data to a judged, registered model."""
+"""Supervised fine-tuning, from data files to a registered model with a gate decision."""
 
 from steps.align import align
 from steps.evaluate import evaluate
@@ -16,12 +16,12 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("sft")
 def sft_pipeline(recipe: SFTRecipe) -> None:
-    """Fine-tune as `recipe` says."""
+    """Run supervised fine-tuning."""
     train_and_register(recipe)
 
 
 def train_and_register(recipe: Recipe) -> None:
-    """Call the steps in their order; stages that train on rows of tokens differ in their recipe alone."""
+    """Call the steps in order; the training stages differ only in their recipe."""
     sources, benchmarks, tokenizer, base_model = resolve(recipe.for_resolve())
     examples = []
     for source in recipe.unique_sources():
@@ -29,8 +29,8 @@ def train_and_register(recipe: Recipe) -> None:
         examples.append(align(records, recipe.for_align(source), id=f"align_{source.name}"))
     mixture = merge(examples, benchmarks, recipe.for_merge())
     rows = tokenize_pack(mixture, tokenizer, recipe.for_tokenize())
-    load, optimisation = recipe.for_load(), recipe.for_train()
-    checkpoint, training_report = train(rows, base_model, tokenizer, load, recipe.method, optimisation)
+    load, optimization = recipe.for_load(), recipe.for_train()
+    checkpoint, training_report = train(rows, base_model, tokenizer, load, recipe.method, optimization)
     model = merge_adapter(checkpoint, base_model, tokenizer, rows, load, recipe.merge_adapter)
     report = evaluate(model, base_model, tokenizer, mixture, benchmarks, recipe.for_evaluate())
     register(report, model, training_report, sources, benchmarks, base_model, mixture, rows, recipe)

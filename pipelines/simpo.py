@@ -1,4 +1,4 @@
-"""Simple preference optimisation on pairs, without a reference: the line of `sft_pipeline`.
+"""Simple preference optimization on pairs, without a reference, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.simpo_pipeline --config configs/<recipe>.yaml`
 """
@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("simpo")
 def simpo_pipeline(recipe: SimPORecipe) -> None:
-    """Train on pairs as `recipe` says."""
+    """Train on preference pairs."""
     train_and_register(recipe)

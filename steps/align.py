@@ -1,4 +1,4 @@
-"""Step: records of one data set -> examples of the one schema."""
+"""Step: records of one dataset -> examples in the common schema."""
 
 from typing import Annotated
 
@@ -13,13 +13,13 @@ from tuneline.data.corpus import Corpus
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     return library_source_hash("data.align.align", "data.corpus", libraries=("datasets",))
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CORPUS)
 def align(records: Corpus, config: AlignConfig) -> Annotated[Corpus, "examples"]:
-    """Give every record the one shape."""
+    """Convert every record to an example."""
     examples = alignment.align(records, config)
     alignment.warn_about_unknown_keys(examples)
     return examples

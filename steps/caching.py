@@ -1,10 +1,11 @@
-"""What a step's cache key must see beyond the step itself: the library behind it.
+"""Hashes of library source files for the cache keys of steps.
 
-ZenML hashes the source of the step function only. Our steps are thin, so a changed library function would go unseen
-and a stale artifact be reused. Every cached step therefore names a `cache_func` that returns `code_behind(...)`.
+ZenML hashes the source of the step function alone. Steps here are thin, so a change in a library function would leave
+the key unchanged and ZenML would reuse a stale artifact. Every cached step therefore has a `cache_func` that returns
+`library_source_hash(...)`.
 
-Imports are followed in the text of the files: an import inside a function counts, a template or table beside the code
-counts, nothing heavy is imported to know it, and the digest is the same for a checkout, a wheel and any directory.
+Imports are resolved from the text of the files: imports inside functions count, as do the templates and YAML tables
+next to the code. Nothing is imported, and the hash is the same for a checkout, a wheel and any working directory.
 """
 
 import ast
@@ -18,7 +19,7 @@ LIBRARY = Path(tuneline.__file__).parent
 
 
 def library_source_hash(*modules: str, libraries: tuple[str, ...] = ()) -> str:
-    """Digest of everything that decides what a step computes.
+    """Return a hash of everything that decides what a step computes.
 
     Args:
         modules: Library modules that the step calls, as dotted names below `tuneline`.
@@ -34,17 +35,18 @@ def library_source_hash(*modules: str, libraries: tuple[str, ...] = ()) -> str:
 
 
 def source_files(*modules: str) -> list[Path]:
-    """Files of `modules`, of every library module that they import, and the templates beside them."""
-    todo = {_file(f"{LIBRARY.name}.{name}") for name in modules}
-    seen: set[Path] = set()
-    while todo:
-        file = todo.pop()
-        seen.add(file)
-        todo |= _read_by(file) - seen
-    return sorted(seen)
+    """Return the files of `modules`, of every library module that they import, and the templates next to them."""
+    pending = {_file(f"{LIBRARY.name}.{name}") for name in modules}
+    visited: set[Path] = set()
+    while pending:
+        file = pending.pop()
+        visited.add(file)
+        pending |= _dependencies(file) - visited
+    return sorted(visited)
 
 
-def _read_by(file: Path) -> set[Path]:
+def _dependencies(file: Path) -> set[Path]:
+    """Return the library files that a file imports or reads."""
     if file.suffix != ".py":
         return set()
     names: set[str] = set()
@@ -60,10 +62,10 @@ def _read_by(file: Path) -> set[Path]:
 
 
 def _file(name: str) -> Path:
-    """Where the module `tuneline...` lies; found without importing it."""
+    """Return the file of the module `tuneline...` without importing it."""
     candidates = _candidates(name)
     if not candidates:
-        raise LookupError(f"The library has no module {name!r}, so nothing could watch it.")
+        raise LookupError(f"The library has no module {name!r}, so its source cannot be hashed.")
     return candidates[0]
 
 

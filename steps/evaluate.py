@@ -1,4 +1,4 @@
-"""Step: model and base model -> scores of both, item by item."""
+"""Step: model and base model -> per-item scores of both."""
 
 from typing import Annotated
 
@@ -18,14 +18,14 @@ from tuneline.model.checkpoint import Checkpoint
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source, package versions, hardware if it matters."""
     libraries = (*setting.GENERATION_PACKAGES, *setting.METRIC_PACKAGES, "lm-eval")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
     device = f"{hardware.device_type()} {precision.inference_dtype('auto')}"
     return f"{library_source_hash(*modules, libraries=libraries)} {device}"
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=REPORT)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=REPORT)
 def evaluate(
     model: Checkpoint,
     base_model: Manifest,
@@ -34,7 +34,7 @@ def evaluate(
     benchmarks: Manifest,
     config: EvaluateStepConfig,
 ) -> Annotated[Report, "{stage}_report"]:
-    """Ask both models the same questions; answers that are known already are not asked for again."""
+    """Score both models on the same items; stored scores are reused."""
     verification.check_manifests(base_model, tokenizer)
     before = model_under_test.base_model(base_model, tokenizer, config)
     after = model_under_test.trained_model(model, config)

@@ -1,4 +1,4 @@
-"""Step: a model -> the folder that others take: weights, tokenizer, card, Modelfile, hashes."""
+"""Step: model -> export folder with weights, tokenizer, model card, Modelfile and hashes."""
 
 from typing import Annotated
 
@@ -17,17 +17,17 @@ from tuneline.tracking import model_card
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
     modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.model_card")
     return library_source_hash(*modules, libraries=libraries)
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CHECKPOINT)
 def export(
     tokenizer: Manifest, base_model: Manifest, origin: Origin, config: ExportStepConfig
 ) -> Annotated[Checkpoint, "exported_model"]:
-    """Merge or take as it is, and prove that what comes out is what went in."""
+    """Merge the adapter or copy the model, and check that its outputs stay the same."""
     verification.verify_hashes(tokenizer, base_model)
     made = write.export_model(tokenizer, base_model, origin, config)
     return write.write_card_and_checksums(

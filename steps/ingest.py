@@ -1,4 +1,4 @@
-"""Step: one data set's files -> records with their places."""
+"""Step: files of one dataset -> records with file and line."""
 
 from typing import Annotated
 
@@ -14,11 +14,11 @@ from tuneline.identity import Manifest
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     return library_source_hash("data.ingest.ingest", "data.corpus", libraries=("datasets",))
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CORPUS)
 def ingest(sources: Manifest, config: IngestConfig) -> Annotated[Corpus, "records"]:
-    """Read exactly the bytes that were resolved."""
+    """Read the files whose hashes the step `resolve` recorded."""
     return data_sources.ingest(sources, config)

@@ -1,4 +1,4 @@
-"""Step: the name of a model -> manifests of its bytes, and what is known of it. Never cached: it looks at the world."""
+"""Step: name of a model -> manifests of its files, and its origin. Never cached: it reads the outside world."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from tuneline.zenml_integration import tracker
 def locate(
     config: LocateConfig,
 ) -> tuple[Annotated[Manifest, "tokenizer"], Annotated[Manifest, "base_model"], Annotated[Origin, "origin"]]:
-    """Find the model, see that its bytes are those that were registered, and that it may go where it should."""
+    """Find the model, check its files against the registered hashes, and check the target of the export."""
     tracker.connect()
     tokenizer, base_model, origin = locate_module.locate(config)
     return tokenizer, base_model, origin

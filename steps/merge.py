@@ -1,4 +1,4 @@
-"""Step: examples of all data sets -> one mixture with a held-out part."""
+"""Step: examples of all datasets -> one mixture, split into training and validation rows."""
 
 from typing import Annotated
 
@@ -14,11 +14,11 @@ from tuneline.identity import Manifest
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     return library_source_hash("data.mixture.merge", "data.corpus", libraries=("datasets", "numpy"))
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CORPUS)
 def merge(examples: list[Corpus], benchmarks: Manifest, config: MergeStepConfig) -> Annotated[Corpus, "mixture"]:
-    """Mix the data sets, hold some examples out, look for all evaluation sets in the rest."""
+    """Mix the datasets, hold out validation examples, search the training rows for evaluation items."""
     return merging.merge(examples, benchmarks, config)

@@ -1,4 +1,4 @@
-"""Step: checkpoint -> a whole model that transformers loads, proven to be the same."""
+"""Step: checkpoint -> merged model that transformers loads, with its divergence from the adapter measured."""
 
 from typing import Annotated
 
@@ -17,13 +17,13 @@ from tuneline.model.checkpoint import Checkpoint
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     libraries = ("torch", "transformers", "peft", "bitsandbytes")
     modules = ("model.merge", "model.checkpoint", "model.verification", "data.corpus")
     return library_source_hash(*modules, libraries=libraries)
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CHECKPOINT)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CHECKPOINT)
 def merge_adapter(
     checkpoint: Checkpoint,
     base_model: Manifest,
@@ -32,6 +32,6 @@ def merge_adapter(
     load: LoadStepConfig,
     config: MergeAdapterConfig,
 ) -> Annotated[Checkpoint, "{stage}_model"]:
-    """Fold the adapter into the base and measure that nothing else changed."""
+    """Merge the adapter into the base model and check that the outputs stay the same."""
     verification.check_manifests(base_model, tokenizer)
     return merging.merge_adapter(checkpoint, base_model, tokenizer, rows, load, config)

@@ -1,4 +1,4 @@
-"""Step: an export -> a folder of the user's, a repository of a hub. Never cached: it changes the outside world."""
+"""Step: exported model -> target folder and Hub repository. Never cached: it changes the outside world."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,15 @@ from tuneline.tracking import runs
 
 @step(enable_cache=False, experiment_tracker=True, output_materializers=DOCUMENT)
 def publish(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Annotated[Delivery, "delivery"]:
-    """Lay the export where it should go, push it, and tell ZenML and MLflow what became of it."""
+    """Copy the export to its folder, push it to the Hub, and log the delivery to ZenML and MLflow."""
     verification.verify_hashes(exported)
     delivery = deliver.deliver(exported, origin, config)
     context = get_step_context()
     runs.log_params({"model": origin.model_dump(exclude={"card"}), "publish": config.model_dump(mode="json")})
     runs.log_metrics({name: float(value) for name, value in exported.facts.items() if isinstance(value, int | float)})
     runs.log_text("model_card.md", (Path(exported.path) / deliver.CARD_FILE).read_text(encoding="utf-8"))
-    told = {"tuneline.kind": "export", "zenml.run": context.pipeline_run.name}
+    tags = {"tuneline.kind": "export", "zenml.run": context.pipeline_run.name}
     pushed = {"tuneline.push.repo": delivery.repo_id, "tuneline.push.commit": delivery.commit}
-    runs.set_tags(told | pushed | {"tuneline.push.url": delivery.url, "tuneline.exported_to": delivery.to})
+    runs.set_tags(tags | pushed | {"tuneline.push.url": delivery.url, "tuneline.exported_to": delivery.to})
     log_metadata({name: value for name, value in delivery.model_dump(exclude={"facts"}).items() if value})
     return delivery

@@ -1,4 +1,4 @@
-"""Step: report and model -> a registered version, judged. Never cached: it closes every run, whatever was cached."""
+"""Step: evaluation report and model -> registered version and gate decision. Never cached: it completes every run."""
 
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,11 @@ from tuneline.config.recipe import Recipe
 from tuneline.config.stages import AnyRecipe
 from tuneline.data.corpus import Corpus
 from tuneline.errors import TrackingError
+from tuneline.evaluation import html_report as report_pages
 from tuneline.evaluation import model_under_test, score, score_store
-from tuneline.evaluation import report as reports
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest, digest
+from tuneline.metric_tables import by_metric
 from tuneline.model import source, verification
 from tuneline.model.checkpoint import Checkpoint
 from tuneline.tracking import (
@@ -33,6 +34,7 @@ from tuneline.tracking.evidence import Check, Evidence
 from tuneline.tracking.model_card import CardInputs
 from tuneline.tracking.registry import Version
 from tuneline.tracking.training_rows import TrainingRows
+from tuneline.train import html_report as training_pages
 from tuneline.train.checkpoint import training_state
 from tuneline.train.report import TrainingReport
 from tuneline.zenml_integration import model_versions
@@ -50,27 +52,26 @@ def register(
     rows: Corpus,
     recipe: AnyRecipe,
 ) -> Annotated[Decision, "{stage}_decision"]:
-    """Complete the MLflow run, judge the model, register it once, and move the aliases that it earned."""
+    """Complete the MLflow run, evaluate the gate, register the model once per content, and move its aliases."""
     verification.verify_hashes(model)
     _log_run(report, training_report, sources, mixture, rows, recipe)
     champion = registry.get_champion(recipe.registry.model_name)
-    itself = champion is not None and champion.content_hash == model.content_hash()
     config = recipe.gate()
     facts = evidence.collect(model, mixture, rows, config, recipe.merge_adapter.max_kl, report.methods)
     run_artifacts.log_evidence(facts)
-    seen = training_rows.from_mixture(mixture, recipe.merge.split_by)
-    run_artifacts.log_training_rows(seen)
-    findings, checks = ([], []) if itself else _judge(report, champion, mixture, benchmarks, recipe, facts, seen)
+    trained_on = training_rows.from_mixture(mixture, recipe.merge.split_by)
+    run_artifacts.log_training_rows(trained_on)
+    findings, checks = list[gate.Finding](), list[Check]()
+    if champion is None or champion.content_hash != model.content_hash():
+        findings, checks = _compare(report, champion, mixture, benchmarks, recipe, facts, trained_on)
     version, new = _register_version(model, sources, training_report, recipe)
     if not new:
-        _check_known(version, model)
+        _check_stored(version, model)
     checks = [*evidence.check_preconditions(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     run_artifacts.log_decision(decision)
-    known = CardInputs(
-        recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash()
-    )
-    run_artifacts.log_card(model_card.render(known), version if new else None)
+    known = (recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
+    run_artifacts.log_card(model_card.render(CardInputs(*known)), version if new else None)
     model_versions.mirror(decision.model_name, decision)
     if training_report.state:
         training_state.delete_state(training_report.state)
@@ -78,17 +79,17 @@ def register(
     return decision
 
 
-def _judge(
+def _compare(
     report: Report,
     champion: Version | None,
     mixture: Corpus,
     benchmarks: Manifest,
     recipe: Recipe,
     facts: Evidence,
-    seen: TrainingRows,
+    trained_on: TrainingRows,
 ) -> tuple[list[gate.Finding], list[Check]]:
-    """Compare with the base and, where there is one, with the champion, which is scored on items that it lacks."""
-    candidate, base = reports.by_metric(report.model), reports.by_metric(report.base)
+    """Compare with the base model and, if there is one, with the champion, which is scored on the same items."""
+    candidate, base = by_metric(report.model), by_metric(report.base)
     findings = gate.evaluate(candidate, base, "the base model", facts.gate, facts.contaminated_items())
     if champion is None:
         return findings, []
@@ -101,8 +102,8 @@ def _judge(
         benchmarks,
         config,
     )
-    both = candidate, reports.by_metric(scores)
-    more, checks = run_artifacts.compare_with_champion(both, champion, facts, seen, facts.gate)
+    both = candidate, by_metric(scores)
+    more, checks = run_artifacts.compare_with_champion(both, champion, facts, trained_on, facts.gate)
     return findings + more, checks
 
 
@@ -127,16 +128,16 @@ def _register_version(
     return registry.register(recipe.registry.model_name, model.content_hash(), uri, runs.active_run_id(), tags)
 
 
-def _check_known(version: Version, model: Checkpoint) -> None:
-    """Check the files of a version that was registered earlier with the content of this model.
+def _check_stored(version: Version, model: Checkpoint) -> None:
+    """Check the files of a version that is already registered with the content of this model.
 
     Raises:
-        TrackingError: They were damaged since.
+        TrackingError: The files are damaged.
     """
     try:
         integrity.check_stored(version)
     except TrackingError as error:
-        raise TrackingError(f"{error} The same content lies in {model.path}: it can be copied from there.") from error
+        raise TrackingError(f"{error} {model.path} has the same content; copy it from there.") from error
 
 
 def _log_run(
@@ -160,11 +161,8 @@ def _log_run(
         figures |= {f"total.{name}{suffix}": value for name, value in report.totals.get(who, {}).items()}
     runs.log_metrics(figures | _counts(mixture, rows))
     runs.log_inputs(sources, "training")
-    runs.log_text("evaluation/report.html", report.to_html())
-    runs.log_text("evaluation/report.md", report.to_markdown())
-    for who, scores in (("base", report.base), ("model", report.model)):
-        runs.log_file("evaluation", f"{who}.parquet", partial(score_store.write_table, score_store.to_table(scores)))
-    inputs = {f"zenml.artifact.{name}": str(found[0].id) for name, found in context.inputs.items()}
+    _log_reports(report, training_report)
+    inputs = {f"zenml.artifact.{name}": str(artifacts[0].id) for name, artifacts in context.inputs.items()}
     runs.set_tags(
         {
             "tuneline.kind": "pipeline",
@@ -177,12 +175,20 @@ def _log_run(
     )
 
 
+def _log_reports(report: Report, training_report: TrainingReport) -> None:
+    runs.log_text("evaluation/report.html", report_pages.to_html(report))
+    runs.log_text("evaluation/report.md", report.to_markdown())
+    runs.log_text("training/report.html", training_pages.to_html(training_report))
+    for who, scores in (("base", report.base), ("model", report.model)):
+        runs.log_file("evaluation", f"{who}.parquet", partial(score_store.write_table, score_store.to_table(scores)))
+
+
 def _counts(mixture: Corpus, rows: Corpus) -> dict[str, float]:
-    """What happened to the rows on the way: nothing dropped goes unseen."""
+    """Return how many rows were dropped, are contaminated, or remain, as metrics."""
     dropped = sum(sum(source["dropped"].values()) for source in mixture.counts["sources"])
     plain = {"data.rows_dropped": dropped, "data.exact_copies_dropped": mixture.counts["exact_copies_dropped"]}
-    for name, found in mixture.counts["contamination"].items():
-        plain[f"data.contaminated.{name}"] = found["exact"] + found["ngram"]
+    for name, matches in mixture.counts["contamination"].items():
+        plain[f"data.contaminated.{name}"] = matches["exact"] + matches["ngram"]
     for split, counts in rows.counts.items():
         plain |= {f"data.{split}.{name}": value for name, value in counts.items() if isinstance(value, int | float)}
         plain[f"data.{split}.beyond_max_tokens"] = sum(counts.get("beyond_max_tokens", {}).values())

@@ -1,4 +1,4 @@
-"""Step: what the recipe names -> manifests of the bytes it means. Never cached: it looks at the outside world."""
+"""Step: names in the recipe -> manifests of files. Never cached: it reads the outside world."""
 
 import logging
 from typing import Annotated
@@ -26,10 +26,10 @@ def resolve(
     Annotated[Manifest, "tokenizer"],
     Annotated[Manifest, "base_model"],
 ]:
-    """Find data sets, exams and base model; refuse early what would fail late."""
+    """Find datasets, exams and base model; raise early the errors that a later step would raise."""
     tracker.connect()
     integrity.check_champion(config.model_name)
-    found, exams = ingest.locate_sources(config.sources), exam_files.locate_exams(config.exams)
+    sources, exams = ingest.locate_sources(config.sources), exam_files.locate_exams(config.exams)
     tokenizer, base_model, sentence = resolve_module.resolve_inputs(config)
     logger.info("%s", sentence)
-    return found, exams, tokenizer, base_model
+    return sources, exams, tokenizer, base_model

@@ -1,4 +1,4 @@
-"""Step: mixture -> packed token rows with exact masks."""
+"""Step: mixture -> packed token rows with loss masks."""
 
 from typing import Annotated
 
@@ -14,13 +14,13 @@ from tuneline.identity import Manifest
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step."""
+    """Return what decides the result besides the inputs: library source and package versions."""
     return library_source_hash(
         "data.tokenization.tokenize", "data.corpus", libraries=("datasets", "transformers", "tokenizers", "jinja2")
     )
 
 
-@step(cache_policy=CachePolicy(cache_func=f"{__name__}.watched"), output_materializers=CORPUS)
+@step(cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"), output_materializers=CORPUS)
 def tokenize_pack(mixture: Corpus, tokenizer: Manifest, config: TokenizeStepConfig) -> Annotated[Corpus, "rows"]:
-    """Render by the model's own template, encode, mask, pack."""
+    """Render with the chat template, encode, mask, pack."""
     return tokenize.tokenize_pack(mixture, tokenizer, config)

@@ -1,4 +1,4 @@
-"""Step: token rows and base model -> checkpoint, with the report of its training."""
+"""Step: token rows and base model -> checkpoint and training report."""
 
 from typing import Annotated
 
@@ -20,14 +20,14 @@ from tuneline.train.report import TrainingReport
 
 
 def cache_key() -> str:
-    """What the cache key sees beside this step; the tracker does not change what is learned."""
+    """Return what decides the result besides the inputs: library source and package versions; not the tracker."""
     libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
     modules = ("train.training_run", "train.report", "model.checkpoint", "model.verification", "data.corpus")
     return library_source_hash(*modules, libraries=libraries)
 
 
 @step(
-    cache_policy=CachePolicy(cache_func=f"{__name__}.watched"),
+    cache_policy=CachePolicy(cache_func=f"{__name__}.cache_key"),
     experiment_tracker=True,
     output_materializers={"{stage}_checkpoint": CHECKPOINT, "{stage}_training_report": DOCUMENT},
 )
@@ -39,11 +39,11 @@ def train(
     method: Method,
     config: AnyTrainingConfig,
 ) -> tuple[Annotated[Checkpoint, "{stage}_checkpoint"], Annotated[TrainingReport, "{stage}_training_report"]]:
-    """Fine-tune, with live curves in a child of the MLflow run."""
+    """Fine-tune; a child of the MLflow run gets the metrics while training runs."""
     verification.verify_hashes(rows, base_model, tokenizer)
     state = training_run.TrainingJob(rows, base_model, tokenizer, load, method, config).state
     name = f"{get_step_context().pipeline_run.name}-training"
-    with runs.start_training_run(name, went_on=state.get_note(runs.TRAINING_RUN_NOTE)) as (run_id, listener):
+    with runs.start_training_run(name, resume_run_id=state.get_note(runs.TRAINING_RUN_NOTE)) as (run_id, listener):
         state.set_note(runs.TRAINING_RUN_NOTE, run_id)
         checkpoint, report = training_run.train(
             rows, base_model, tokenizer, load, method, config, listeners=(listener,), keeps_state=True

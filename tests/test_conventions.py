@@ -39,7 +39,9 @@ def library_modules_called(module: ast.Module) -> set[str]:
 
 def library_modules_watched(module: ast.Module) -> set[str]:
     calls = [
-        node for node in ast.walk(module) if isinstance(node, ast.Call) and ast.unparse(node.func) == "code_behind"
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "library_source_hash"
     ]
     named = {argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)}
     lists = [

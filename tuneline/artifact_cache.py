@@ -1,7 +1,7 @@
-"""Copies of remote artifacts under the state root: fetched once for the same content, shared by all processes.
+"""Local copies of remote artifacts, downloaded once per content and shared by all processes.
 
-The least recently used copies are removed where all together exceed `TUNELINE_DOWNLOADS_GB` (default 50); one that a
-process uses stays, whatever the limit: each user holds a shared lock on it until it ends.
+The least recently used copies are removed when all together exceed `TUNELINE_DOWNLOADS_GB` (default 50). A copy in use
+is never removed: each process that uses it holds a shared lock until it exits.
 """
 
 import fcntl
@@ -14,30 +14,30 @@ from typing import IO
 
 from filelock import Timeout
 
-from tuneline import state
+from tuneline import filesystem, state
 from tuneline.errors import ArtifactError, RecipeError
 from tuneline.identity import digest
 
 SIZE_VARIABLE = "TUNELINE_DOWNLOADS_GB"
 DEFAULT_GB = 50.0
 WAIT_SECONDS = 24 * 3600
-"""How long to wait for another process that fetches the same copy."""
+"""Time to wait for another process that downloads the same copy."""
 
 logger = logging.getLogger(__name__)
 _in_use: dict[Path, IO[str]] = {}
-"""Lock files that this process holds until it ends."""
+"""Lock files that this process holds until it exits."""
 
 
 def cached_folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path], object]) -> Path:
-    """Return the copy that a key names; it is fetched where it is missing or damaged.
+    """Return the local copy for a key; it is downloaded if missing or damaged.
 
     Args:
         key: Hash of the content.
-        fetch: Writes the files into an empty folder.
-        check: Raises ArtifactError where a folder does not hold what was fetched.
+        fetch: Writes the files to an empty folder.
+        check: Raises ArtifactError if the files of a folder are not as stored.
 
     Raises:
-        ArtifactError: What was fetched is not what was stored.
+        ArtifactError: The downloaded files differ from the stored ones.
         RecipeError: `TUNELINE_DOWNLOADS_GB` is not a number.
     """
     limit = _limit_bytes()
@@ -54,7 +54,7 @@ def cached_folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path
 
 
 def artifact_key(checksums: str) -> str:
-    """Return the key of an artifact with these checksums."""
+    """Return the cache key of an artifact with these checksums."""
     return digest(["artifact", checksums])
 
 
@@ -65,34 +65,28 @@ def _limit_bytes() -> float:
     except ValueError:
         size = -1.0
     if not size >= 0:
-        raise RecipeError(f"{SIZE_VARIABLE}={text!r} is not a size. Give a number of gigabytes, 0 or more.")
+        raise RecipeError(f"{SIZE_VARIABLE}={text!r} is not a size. Set a number of gigabytes, 0 or more.")
     return size * 1e9
 
 
 def _fetch(target: Path, fetch: Callable[[Path], None], check: Callable[[Path], object]) -> None:
-    """Fetch beside the target and move the copy there as a whole."""
-    fresh = target.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        fetch(fresh)
-        check(fresh)
-        fresh.replace(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    """Download to an unfinished folder, check it, and rename it to the target."""
+    with filesystem.atomic_folder(target) as unfinished:
+        fetch(unfinished)
+        check(unfinished)
 
 
 def _is_whole(target: Path, check: Callable[[Path], object]) -> bool:
     try:
         check(target)
     except ArtifactError as error:
-        logger.warning("%s This is a local copy of a remote artifact, which is downloaded again.", error)
+        logger.warning("%s This local copy of a remote artifact is downloaded again.", error)
         return False
     return True
 
 
 def _use(target: Path) -> None:
-    """Hold the copy until this process ends."""
+    """Hold the lock of the copy until this process exits."""
     mark = _mark(target)
     if mark not in _in_use:
         file = mark.open("a")
@@ -101,10 +95,11 @@ def _use(target: Path) -> None:
 
 
 def _make_room(base: Path, limit: float) -> None:
-    """Remove unfinished copies that nobody writes and, beyond the limit, those that were used longest ago."""
-    for fresh in base.glob("*.new"):
+    """Remove abandoned unfinished copies and, beyond the limit, the least recently used copies."""
+    for fresh in base.glob(f"*{filesystem.UNFINISHED}"):
         _remove_unfinished(fresh)
-    copies = [path for path in base.iterdir() if path.is_dir() and path.suffix != ".new" and _mark(path).exists()]
+    folders = [path for path in base.iterdir() if path.is_dir() and path.suffix != filesystem.UNFINISHED]
+    copies = [path for path in folders if _mark(path).exists()]
     sizes = {path: _num_bytes(path) for path in copies}
     excess = sum(sizes.values()) - limit
     for path in sorted(copies, key=lambda path: _mark(path).stat().st_mtime_ns):
@@ -115,7 +110,7 @@ def _make_room(base: Path, limit: float) -> None:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a copy unless a process uses or fetches it."""
+    """Remove a copy unless a process uses or downloads it."""
     try:
         with state.lock(_lock_name(path), 0), _mark(path).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,7 +139,7 @@ def _num_bytes(path: Path) -> int:
 
 
 def _mark(target: Path) -> Path:
-    """Return the file beside a copy whose lock says that it is in use, and whose time says when it was last."""
+    """Return the lock file of a copy; its modification time is the time of the last use."""
     return target.with_suffix(".used")
 
 

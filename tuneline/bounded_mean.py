@@ -1,15 +1,15 @@
 """A one-sided test of the mean of scores with a known range (Gaffke 2005; Learned-Miller and Thomas 2019).
 
-Scores that were not seen count: to the items one more is added that has the worst possible score, each item draws a
-weight from an exponential distribution, and the p-value is the probability that the weighted mean does not exceed the
-bound. So 71 items without a loss still leave room for one of 4.1 points (arXiv:1905.06208), where a bootstrap of equal
-differences has no width. For scores that are either worst or one other value this is the exact binomial bound of
-Clopper and Pearson. For all other distributions the level is a conjecture, without a counterexample since 2005; the
-tests enumerate thousands of distributions with three values, and draw the others.
+Unseen scores count: one item with the worst possible score is added, each item gets a weight from an exponential
+distribution, and the p-value is the probability that the weighted mean does not exceed the bound. So 71 items without a
+loss still allow a loss of 4.1 points (arXiv:1905.06208), where a bootstrap of equal differences has no width. For
+scores with two values, one of them the worst, this is the exact binomial bound of Clopper and Pearson. For all other
+distributions the level is a conjecture without a counterexample since 2005; the tests enumerate thousands of
+distributions with three values, and sample others.
 
 The probability is an integral of the weights' moment generating function along a line in the complex plane (Bromwich
-1926), through its saddle point, so that small p-values are exact, too, and nothing depends on draws or on the order of
-items.
+1926), through its saddle point, so that small p-values are exact, too, and the result depends neither on random numbers
+nor on the order of items.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_ITEMS = 10_000_000
-"""More items than this are not recommended to anyone."""
+"""Largest recommended number of items."""
 
 STEP, BLOCK, NEGLIGIBLE = 0.09, 16, -36.0
-"""Step of the trapezoidal rule, points computed at once, and the logarithm of what it leaves out, relative to the
+"""Step of the trapezoidal rule, points per batch, and the logarithm of the largest neglected term, relative to the
 largest term."""
 
 MAX_VALUES = 2048
-"""Of more different scores, neighbours share their mean, so that 14,000 items take seconds and not minutes; a share of
-less than a millionth of their variance is lost."""
+"""Number of distinct scores beyond which neighbors are replaced by their mean, so that 14,000 items take seconds, not
+minutes; the loss is less than a millionth of their variance."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BoundedMeanTest:
         return self._p(bound)
 
     def low(self, level: float) -> float:
-        """Return what the true mean exceeds with confidence `level`."""
+        """Return the lower confidence limit of the true mean at `level`."""
         highest = max(self.differences)
         if highest <= self.worst:
             return self.worst
@@ -60,7 +60,7 @@ class BoundedMeanTest:
     def detectable(self, needed: float, level: float, power: float) -> float:
         """Return the smallest true mean for which the test rejects `needed` with probability `power`.
 
-        The items are taken to spread around that mean as they do around their own.
+        The spread around that mean is assumed to be the observed one.
         """
         mean, spread = self._moments
         unlucky = NormalDist().inv_cdf(power) * spread / sqrt(len(self.differences))
@@ -74,16 +74,16 @@ class BoundedMeanTest:
         return _root(missing, needed, farthest)
 
     def items_needed(self, true_mean: float, needed: float, level: float, power: float) -> int | None:
-        """Return with how many items like these the test rejects `needed` with probability `power`.
+        """Return the number of items with which the test rejects `needed` with probability `power`.
 
         Args:
-            true_mean: What it is taken to be; the items spread around it as they do around their own mean.
+            true_mean: Assumed true mean; the spread around it is assumed to be the observed one.
             needed: The bound.
             level: Confidence of the test.
             power: Probability of a rejection.
 
         Returns:
-            None where the true mean does not exceed the bound, or more than ten million items were needed.
+            None if the true mean does not exceed the bound, or if more than ten million items are needed.
         """
         mean, spread = self._moments
         quantile = NormalDist().inv_cdf(power)
@@ -112,7 +112,7 @@ class BoundedMeanTest:
 
     @cached_property
     def _counted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the different values, and how many items have each."""
+        """Return the distinct values and their numbers of items."""
         scores = np.asarray(self.differences, dtype=float)
         values, counts = np.unique(scores, return_counts=True)
         if values.size > MAX_VALUES:
@@ -122,7 +122,7 @@ class BoundedMeanTest:
         return values, counts.astype(float)
 
     def _p(self, bound: float, *, shift: float = 0.0, size: int | None = None) -> float:
-        """Return the p-value, were all differences moved by `shift` and as many as `size`."""
+        """Return the p-value for differences moved by `shift` and scaled to `size` items."""
         values, counts = self._counted
         shapes = counts * ((size or len(self.differences)) / len(self.differences))
         centred = np.concatenate([values + shift, [min(self.worst, float(values[0]) + shift)]]) - bound
@@ -130,7 +130,7 @@ class BoundedMeanTest:
 
 
 def _below_zero(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> float:
-    """Return the probability that a sum of gamma variables, each of its shape and times its value, is at most 0."""
+    """Return the probability that a sum of gamma variables with these shapes, times these values, is at most 0."""
     if values.max() <= 0:
         return 1.0
     if values.min() >= 0:
@@ -138,7 +138,7 @@ def _below_zero(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> flo
     values = values / np.abs(values).max()
     line = _saddle_point(values, shapes)
     nearest = 0.5 / sqrt(float(shapes @ values**2))
-    if abs(line) < nearest:  # the pole at 0 is too near
+    if abs(line) < nearest:  # too close to the pole at 0
         line = max(-nearest, 0.5 / float(values.min()))
     log_terms, weights = _along(line, values, shapes)
     tail = float(np.real(np.exp(log_terms - log_terms[0].real) @ weights)) * exp(min(log_terms[0].real, 700.0))
@@ -159,9 +159,9 @@ def _saddle_point(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> f
 def _along(
     line: float, values: NDArray[np.float64], shapes: NDArray[np.float64]
 ) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-    """Return the logarithms of the integrand's moment generating function, and what each of them counts.
+    """Return the logarithms of the integrand's moment generating function along a line, and their weights.
 
-    The line is gone along in steps that grow (`sinh`), since a pole near it makes it steep there.
+    Steps along the line grow (`sinh`), because the integrand is steep near a pole.
     """
     scale = 1 / sqrt(float(shapes @ (values / (1 - values * line)) ** 2))
     terms, weights = list[NDArray[np.complex128]](), list[NDArray[np.complex128]]()
@@ -182,12 +182,12 @@ def _along(
         first += BLOCK
 
 
-def _root(rises: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a function that rises crosses 0, or the end that is nearest to it."""
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return the root of an increasing function, or the nearest end of the interval."""
     from scipy.optimize import brentq
 
-    if rises(low) >= 0:
+    if function(low) >= 0:
         return low
-    if rises(high) <= 0:
+    if function(high) <= 0:
         return high
-    return float(brentq(rises, low, high, xtol=1e-13, rtol=1e-12))
+    return float(brentq(function, low, high, xtol=1e-13, rtol=1e-12))

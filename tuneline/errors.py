@@ -1,16 +1,16 @@
-"""Every error this project raises on purpose.
+"""Errors that Tuneline raises on purpose.
 
 TunelineError
-├── RecipeError      the recipe asks for something that cannot be done        (fix the YAML)
-├── DataError        a row does not have the shape its format promises        (fix the data)
-├── NotFoundError    a name is in no registry                                 (fix the name)
-├── SourceError      a model or data set is missing, or has other bytes       (fix the place)
-├── ProofError       a check of our own failed: masks, packing, merge         (the result is not trustworthy)
-├── ArtifactError    a stored artifact is gone or has other bytes               (restore it or compute it again)
-├── DiskFullError    a disk is full                                            (free some space)
-├── StoppedError     a training was told to stop                              (give the same command again)
-├── DeliveryError    an export cannot go where it should: a folder, a hub     (fix the place or the login)
-└── TrackingError    MLflow, the registry or a registered model is unusable   (fix the stack)
+├── RecipeError        the recipe asks for something that cannot be done          (fix the YAML)
+├── DataError          a row does not have the structure of its format            (fix the data)
+├── NotFoundError      a name is not in its registry                              (fix the name)
+├── SourceError        a model or dataset is missing or changed                   (fix the path)
+├── VerificationError  a check failed: loss masks, packing, merge                 (the result must not be used)
+├── ArtifactError      a stored artifact is missing or changed                    (restore it or compute it again)
+├── DiskFullError      a disk is full                                             (free some space)
+├── StoppedError       a signal stopped a training                                (run the same command again)
+├── DeliveryError      an export cannot be delivered to its folder or the Hub     (fix the path or the login)
+└── TrackingError      MLflow, the registry or a registered model is unusable     (fix the stack)
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ from difflib import get_close_matches
 
 
 class TunelineError(Exception):
-    """Base of all errors raised by this project; catch it to catch them all."""
+    """Base class of all errors that Tuneline raises on purpose."""
 
     exit_code = 2
-    """Of a command that it ends."""
+    """Exit code of a command that ends with this error."""
 
 
 class RecipeError(TunelineError, ValueError):
@@ -29,9 +29,9 @@ class RecipeError(TunelineError, ValueError):
 
 
 class DataError(TunelineError, ValueError):
-    """A row does not have the shape that its declared format promises.
+    """A row does not have the structure of its declared format.
 
-    `reason` names the kind of fault without any value of the row, so that faults can be counted.
+    `reason` is the kind of the error without values of the row, so that errors can be counted.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -40,25 +40,25 @@ class DataError(TunelineError, ValueError):
 
 
 class SourceError(TunelineError, OSError):
-    """A model or a data set is not where the recipe says, or its bytes are not those expected."""
+    """A model or a dataset is missing, or its files differ from those expected."""
 
 
 class VerificationError(TunelineError, RuntimeError):
-    """A proof obligation does not hold, so the result must not be used."""
+    """A check of the result failed, so it must not be used."""
 
 
 class ArtifactError(TunelineError, OSError):
-    """A stored artifact is missing, or its bytes are not those that were stored."""
+    """A stored artifact is missing, or its files changed."""
 
 
 class DiskFullError(TunelineError, OSError):
-    """A disk has no space left for what must be written."""
+    """A disk is full."""
 
 
 class StoppedError(TunelineError, RuntimeError):
-    """A training was told to stop; what it had learned is kept, and the same command goes on.
+    """A signal stopped a training; its state is saved, and the same command resumes it.
 
-    `by` names the signal that asked; Ctrl-C is SIGINT, and ends a command with 130.
+    `by` is the name of the signal. Ctrl-C is SIGINT and ends a command with exit code 130.
     """
 
     def __init__(self, message: str, by: str = "") -> None:
@@ -68,7 +68,7 @@ class StoppedError(TunelineError, RuntimeError):
 
 
 class DeliveryError(TunelineError, OSError):
-    """An export cannot be laid into its folder, or a hub does not take it."""
+    """An export cannot be copied to its folder, or the Hub rejects it."""
 
 
 class TrackingError(TunelineError, RuntimeError):
@@ -76,21 +76,21 @@ class TrackingError(TunelineError, RuntimeError):
 
 
 class NotFoundError(TunelineError, LookupError):
-    """A name was looked up in a registry that does not hold it."""
+    """A name is not in its registry."""
 
     @classmethod
     def among(cls, kind: str, name: str, known: Iterable[str]) -> "NotFoundError":
-        """Say what was asked for, what is nearest, and everything that exists."""
+        """Return the error for a name, with the nearest known name and all known names."""
         known = sorted(known)
         return cls(f"Unknown {kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` where a known name is near, or an empty string."""
+    """Return ` Did you mean 'x'?` if a known name is similar, or an empty string."""
     nearest = get_close_matches(name, sorted(known), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def one_line(error: BaseException) -> str:
-    """Return another library's message as one line that ends like a sentence."""
+    """Return the message of an error on one line that ends with a period."""
     return f"{' '.join(str(error).split()).rstrip('.')}."

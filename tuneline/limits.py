@@ -1,7 +1,7 @@
-"""Limits on what is read and rendered: each has a default, and an environment variable that sets another value.
+"""Limits on input and rendering, each with a default and an environment variable that overrides it.
 
-What goes beyond one is refused with a line that names the variable, so that no file can fill the memory or hang a
-command. Only plain files are opened: a named pipe would wait for a writer, a device never ends.
+Input beyond a limit is an error that names the variable, so that no file can exhaust the memory or hang a command. Only
+regular files are opened: a named pipe waits for a writer, and a device never ends.
 """
 
 import errno
@@ -17,39 +17,39 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit; `variable` sets another value than `default`, a whole number that may end in K, M or G."""
+    """A limit; the environment variable overrides the default with an integer that may end in K, M or G."""
 
     variable: str
     default: int
-    of: str
-    """What is limited, in words."""
+    description: str
+    """What is limited."""
 
     def value(self) -> int:
-        """Return the limit that holds now.
+        """Return the current limit.
 
         Raises:
-            RecipeError: The variable holds no whole number above 0.
+            RecipeError: The variable is not an integer above 0.
         """
-        written = os.environ.get(self.variable)
-        if written is None:
+        text = os.environ.get(self.variable)
+        if text is None:
             return self.default
-        digits = written.strip().upper().removesuffix("B")
+        digits = text.strip().upper().removesuffix("B")
         unit = UNITS.get(digits[-1:], 1)
         digits = digits[:-1] if unit > 1 else digits
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 15 and int(digits)):
-            raise RecipeError(f"{self.variable} is {written!r:.60}. Set a whole number above 0, like 64M or 1000.")
+            raise RecipeError(f"{self.variable} is {text!r:.60}. Set a whole number above 0, like 64M or 1000.")
         return int(digits) * unit
 
     def advice(self) -> str:
-        """Return the sentence that says how to allow more."""
+        """Return the sentence that explains how to raise the limit."""
         return f"To allow more, set the environment variable {self.variable}."
 
     def shown(self) -> str:
-        """Return the limit for a message or a table: `64 MiB`, `1,000,000`."""
-        return _shown(self.value(), is_size=self.variable.endswith("_BYTES"))
+        """Return the limit as text: `64 MiB`, `1,000,000`."""
+        return _format(self.value(), is_size=self.variable.endswith("_BYTES"))
 
 
-def _shown(number: int, *, is_size: bool) -> str:
+def _format(number: int, *, is_size: bool) -> str:
     for name, unit in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if is_size and number >= unit and number % unit == 0:
             return f"{number // unit} {name}"
@@ -90,16 +90,16 @@ ALL = (
 
 
 def to_markdown() -> str:
-    """Render the limits as a table for readers."""
+    """Return the limits as a Markdown table."""
     lines = ["| Variable | Default | Limits |", "|---|---|---|"]
-    for each in ALL:
-        default = _shown(each.default, is_size="_BYTES" in each.variable)
-        lines.append(f"| `{each.variable}` | {default} | {each.of} |")
+    for limit in ALL:
+        default = _format(limit.default, is_size="_BYTES" in limit.variable)
+        lines.append(f"| `{limit.variable}` | {default} | {limit.description} |")
     return "\n".join(lines) + "\n"
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder; one that no file system can hold is none."""
+    """Return whether a path is a folder; False for a path that is not valid."""
     try:
         return path.is_dir()
     except OSError:
@@ -107,13 +107,13 @@ def is_folder(path: Path) -> bool:
 
 
 def special_file_kind(path: Path) -> str:
-    """Say what lies at a path that is neither a file nor a folder, or return an empty string; nothing is opened."""
+    """Describe a path that is neither a file nor a folder, without opening it; an empty string for other paths."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG or not path.is_symlink():
             return ""
-        return "a link that leads to itself" if error.errno == errno.ELOOP else "a link to a file that is not there"
+        return "a link to itself" if error.errno == errno.ELOOP else "a link to a missing file"
     except ValueError:  # a zero byte in the name
         return ""
     kinds = {
@@ -126,7 +126,7 @@ def special_file_kind(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is a plain file; one that no file system can hold is none."""
+    """Return whether a path is a regular file; False for a path that is not valid."""
     try:
         return path.is_file()
     except OSError:
@@ -134,33 +134,33 @@ def is_file(path: Path) -> bool:
 
 
 def why_not_a_file(path: Path) -> str:
-    """Say in words why a path is no file: `there is no file X`, or what it is instead."""
-    if odd := special_file_kind(path):
-        return f"{path} is {odd}"
+    """Return why a path is not a file: `there is no file X`, or what it is instead."""
+    if kind := special_file_kind(path):
+        return f"{path} is {kind}"
     if is_folder(path):
         return f"{path} is a folder, not a file"
     return f"there is no file {path!s:.300}"
 
 
 def check_file(path: Path) -> None:
-    """Check that a path is a plain file, before it is opened.
+    """Check that a path is a regular file, before it is opened.
 
     Raises:
-        SourceError: It is not there, or is a folder, a named pipe, a socket or a device.
+        SourceError: It is missing, or a folder, a named pipe, a socket or a device.
     """
     if not is_file(path):
         raise SourceError(f"{why_not_a_file(path)}. Give the path of a file.")
 
 
 def read_text(path: Path, limit: Limit) -> str:
-    """Read a small file of text.
+    """Read a small text file.
 
     Raises:
-        SourceError: It is no plain file, larger than the limit, or no UTF-8.
+        SourceError: It is not a regular file, larger than the limit, or not UTF-8.
     """
     check_file(path)
     if (size := path.stat().st_size) > limit.value():
-        raise SourceError(f"{path} has {size:,} bytes, and at most {limit.shown()} are read. {limit.advice()}")
+        raise SourceError(f"{path} has {size:,} bytes, and the limit is {limit.shown()}. {limit.advice()}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

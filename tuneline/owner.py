@@ -1,8 +1,8 @@
-"""Which processes work on a state root, and what they have begun: so that what a killed one left is found.
+"""Records of the processes on a state root and what they have started, to clean up after killed processes.
 
-Each process that needs it has a file `runs/<id>.json` with its host and user and the runs that it has not ended yet,
-and beside it a lock that the kernel holds as long as the process lives. A file whose lock is free is of a process that
-was killed; files of other hosts and users are left to them.
+A process has a file `runs/<id>.json` with its host, its user and the runs that it has not ended, and a lock file that
+it holds until it exits. A record whose lock is free belongs to a killed process. Records of other hosts and users are
+ignored.
 """
 
 import atexit
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneline import state
+from tuneline import filesystem, state
 
 FOLDER, WORK = "runs", "work"
 WEEK_SECONDS = 7 * 24 * 3600
-"""A process of another host counts as living for so long, where nothing tells that it does."""
+"""Age up to which a record of another host counts as a running process."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,44 +33,44 @@ _mine: dict[tuple[Path, int], "Owner"] = {}
 
 @dataclass
 class Owner:
-    """This process, as an owner of what it begins."""
+    """The record of this process."""
 
     path: Path
     handle: int
-    """Of the lock; never closed."""
+    """File descriptor of the lock; never closed."""
 
     pid: int
     notes: dict[str, list[str]] = field(default_factory=dict)
-    """Kind of thing -> ids of what was begun and has not ended."""
+    """Kind -> ids of what was started and has not ended."""
 
-    works: bool = False
-    """It has used the scratch folder."""
+    uses_scratch: bool = False
+    """Whether it has used the scratch folder."""
 
-    def add(self, kind: str, thing: str) -> None:
-        """Note that something was begun."""
-        self.notes.setdefault(kind, []).append(thing)
+    def add(self, kind: str, item_id: str) -> None:
+        """Record that something was started."""
+        self.notes.setdefault(kind, []).append(item_id)
         self._write()
 
-    def drop(self, kind: str, thing: str) -> None:
-        """Note that it has ended."""
-        self.notes[kind].remove(thing)
+    def drop(self, kind: str, item_id: str) -> None:
+        """Record that it has ended."""
+        self.notes[kind].remove(item_id)
         self._write()
 
     @contextmanager
-    def registered(self, kind: str, thing: str) -> Iterator[None]:
-        """Own something for the time of a block."""
-        self.add(kind, thing)
+    def registered(self, kind: str, item_id: str) -> Iterator[None]:
+        """Record something for the duration of a block."""
+        self.add(kind, item_id)
         try:
             yield
         finally:
-            self.drop(kind, thing)
+            self.drop(kind, item_id)
 
     def _write(self) -> None:
-        """A run goes on where this fails: the worst is that a kill is not noticed, or noticed in vain."""
+        """Write the record; a failure is a warning, as it only affects the cleanup after a kill."""
         try:
             _write(self.path, self.notes)
         except OSError as error:
-            logger.warning("What this process works on could not be noted in %s: %s.", self.path, error)
+            logger.warning("The record of this process could not be written to %s: %s.", self.path, error)
 
     def _leave(self) -> None:
         if os.getpid() == self.pid and not any(self.notes.values()):
@@ -79,13 +79,13 @@ class Owner:
 
 @dataclass(frozen=True)
 class DeadOwner:
-    """A process of this host and user that is gone, and what it had begun."""
+    """The record of a killed process of this host and user."""
 
     path: Path
     notes: dict[str, list[str]]
 
     def keep(self, notes: dict[str, list[str]]) -> None:
-        """Note what is still to be closed; drop the file where nothing is."""
+        """Save what is still to be cleaned up; remove the record if nothing is."""
         if not any(notes.values()):
             _remove(self.path)
             return
@@ -93,12 +93,12 @@ class DeadOwner:
 
 
 def current_owner() -> Owner:
-    """Return this process as an owner on the current state root."""
+    """Return the record of this process on the current state root."""
     key = (state.root(), os.getpid())
     if key not in _mine:
         with _lock():
             path = state.folder(FOLDER) / f"{uuid.uuid4().hex}.json"
-            handle = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _mine[key] = Owner(path, handle, key[1])
             _mine[key]._write()
@@ -107,25 +107,25 @@ def current_owner() -> Owner:
 
 
 def scratch_folder() -> Path:
-    """Return the scratch folder; while this process lives, nobody clears it."""
-    current_owner().works = True
+    """Return the scratch folder, which is not cleared while this process runs."""
+    current_owner().uses_scratch = True
     return state.folder(WORK)
 
 
 def dead_owners() -> list[DeadOwner]:
-    """Return the processes of this host and user that are gone without having ended what they began."""
-    found = []
-    for path, about in _all():
-        if about is not None and _is_ours(about) and not is_locked(_lock_of(path)):
-            found.append(DeadOwner(path, about["notes"]))
-    return found
+    """Return the records of killed processes of this host and user."""
+    return [
+        DeadOwner(path, record["notes"])
+        for path, record in _records()
+        if record is not None and _is_ours(record) and not is_locked(_lock_path(path))
+    ]
 
 
 def clear_scratch() -> int:
-    """Remove what killed processes left in the scratch folder, where no living one uses it.
+    """Remove leftovers of killed processes from the scratch folder, unless a running process uses it.
 
     Returns:
-        Bytes that were freed.
+        Number of bytes freed.
     """
     folder = state.root() / WORK
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -143,39 +143,39 @@ def clear_scratch() -> int:
 
 
 def _is_used() -> bool:
-    """Tell whether a living process may use the scratch folder: this one, another one, or one of another host."""
+    """Return whether a running process may use the scratch folder: this one, another one, or one of another host."""
     mine = _mine.get((state.root(), os.getpid()))
-    if mine and mine.works:
+    if mine and mine.uses_scratch:
         return True
-    for path, about in _all():
+    for path, record in _records():
         if mine and path == mine.path:
             continue
-        foreign = about is not None and not _is_ours(about)
-        young = time.time() - path.stat().st_mtime < WEEK_SECONDS
-        if is_locked(_lock_of(path)) or (foreign and young):
+        foreign = record is not None and not _is_ours(record)
+        recent = time.time() - path.stat().st_mtime < WEEK_SECONDS
+        if is_locked(_lock_path(path)) or (foreign and recent):
             return True
     return False
 
 
-def _all() -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Yield every owner's file with what it says; None where it was torn."""
+def _records() -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Yield the file and the content of every record; None as content of a truncated file."""
     for path in sorted((state.root() / FOLDER).glob("*.json")):
         try:
-            found = json.loads(path.read_bytes())
+            record = json.loads(path.read_bytes())
         except FileNotFoundError:
             continue
         except ValueError:
-            found = None
-        whole = isinstance(found, dict) and isinstance(found.get("notes"), dict)
-        yield path, found if whole else None
+            record = None
+        complete = isinstance(record, dict) and isinstance(record.get("notes"), dict)
+        yield path, record if complete else None
 
 
-def _is_ours(about: dict[str, Any]) -> bool:
-    return (about.get("host"), about.get("user")) == (socket.gethostname(), os.getuid())
+def _is_ours(record: dict[str, Any]) -> bool:
+    return (record.get("host"), record.get("user")) == (socket.gethostname(), os.getuid())
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a living process holds a lock."""
+    """Return whether a running process holds a lock."""
     try:
         handle = os.open(path, os.O_RDWR)
     except OSError:
@@ -190,20 +190,20 @@ def is_locked(path: Path) -> bool:
 
 
 def _write(path: Path, notes: dict[str, list[str]]) -> None:
-    about = {"host": socket.gethostname(), "user": os.getuid(), "pid": os.getpid(), "notes": notes}
-    state.write_whole(path, json.dumps(about))
+    record = {"host": socket.gethostname(), "user": os.getuid(), "pid": os.getpid(), "notes": notes}
+    filesystem.write_atomic(path, json.dumps(record))
 
 
-def _lock_of(path: Path) -> Path:
+def _lock_path(path: Path) -> Path:
     return path.with_suffix(".lock")
 
 
 def _lock() -> Any:
-    """Return the lock under which owners come, and the scratch folder is cleared."""
+    """Return the lock for new records and for clearing the scratch folder."""
     return state.lock("owners")
 
 
 def _remove(path: Path) -> None:
-    for each in (path, _lock_of(path)):
+    for file in (path, _lock_path(path)):
         with suppress(OSError):
-            each.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)

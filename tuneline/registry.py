@@ -1,4 +1,4 @@
-"""One registry type for everything that a recipe picks by name."""
+"""Registries of objects that a recipe selects by name."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Named things of one kind, filled by decorator when their module is imported.
+    """Named objects of one kind, registered by decorator when their module is imported.
 
     >>> greetings = Registry("greeting")
     >>> @greetings.register("plain")
@@ -23,7 +23,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its target under `name`."""
+        """Return a decorator that registers its target as `name`."""
 
         def add(entry: T) -> T:
             if name in self._entries:

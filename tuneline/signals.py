@@ -1,6 +1,6 @@
-"""How every command ends: one line and an exit code for an error of ours, for SIGTERM (2) and for Ctrl-C (130).
+"""How commands end: one line and an exit code for our errors, for SIGTERM (2) and for Ctrl-C (130).
 
-A training step takes these signals itself, saves its state and ends with `StoppedError`.
+A training step handles these signals itself: it saves its state and raises `StoppedError`.
 """
 
 import signal
@@ -17,22 +17,22 @@ EXIT_CODES = {"SIGTERM": 2, "SIGINT": 130}
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: libraries end what they do as they end it at Ctrl-C, and do not take it for an error to handle."""
+    """SIGTERM was received; a KeyboardInterrupt, so that libraries stop as they do for Ctrl-C."""
 
 
-_open: list["Stop"] = []
+_open: list["ReceivedSignal"] = []
 
 
 class ReceivedSignal:
-    """The name of the signal that came, or an empty string."""
+    """The received signal; `name` is empty if there was none."""
 
     name = ""
 
     @property
     def line(self) -> str:
-        """What the user reads."""
+        """The message for the user."""
         shown = "Ctrl-C" if self.name == "SIGINT" else self.name
-        return f"Stopped by {shown}. What is finished is kept."
+        return f"Stopped by {shown}. Finished steps are kept."
 
     @property
     def code(self) -> int:
@@ -42,53 +42,53 @@ class ReceivedSignal:
 
 @contextmanager
 def raise_on_signal() -> Iterator[ReceivedSignal]:
-    """Turn the first SIGTERM or SIGINT into an exception; a second one ends the process at once.
+    """Raise an exception for the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    Handlers that somebody else installed stay. Only the main thread can listen.
+    Handlers installed by others stay. Signals are handled only in the main thread.
     """
-    stop = ReceivedSignal()
+    received = ReceivedSignal()
 
     def end(number: int, frame: FrameType | None) -> None:
-        stop.name = signal.Signals(number).name
-        for mine in before:
-            signal.signal(mine, signal.SIG_DFL)
+        received.name = signal.Signals(number).name
+        for handled in before:
+            signal.signal(handled, signal.SIG_DFL)
         raise_if_received()
 
     usual: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
     before = {number: how for number, how in usual.items() if main and signal.getsignal(number) is how}
-    _open.append(stop)
+    _open.append(received)
     for number in before:
         signal.signal(number, end)
     try:
-        yield stop
+        yield received
     finally:
-        _open.remove(stop)
+        _open.remove(received)
         for number, how in before.items():
             signal.signal(number, how)
 
 
 def raise_if_received() -> None:
-    """Raise the exception of a signal that came, once more; libraries swallow it where they try to import others."""
-    for stop in _open:
-        if stop.name:
-            raise Terminated if stop.name == "SIGTERM" else KeyboardInterrupt
+    """Raise the exception of a received signal again, because libraries swallow it while they try imports."""
+    for received in _open:
+        if received.name:
+            raise Terminated if received.name == "SIGTERM" else KeyboardInterrupt
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; print the one line of what ended it.
+    """Run a command, print the line for the error or signal that ended it, and return the exit code.
 
     Args:
         command: Raises SystemExit for an exit code other than 0.
     """
-    with raise_on_signal() as stop:
+    with raise_on_signal() as received:
         try:
             command()
             return 0
         except BaseException as error:
-            stop.name = stop.name or _signal_behind(error)
-            if stop.name:
-                line, code = stop.line, stop.code
+            received.name = received.name or _signal_behind(error)
+            if received.name:
+                line, code = received.line, received.code
             elif isinstance(error, TunelineError):
                 line, code = str(error), error.exit_code
             else:
@@ -98,7 +98,7 @@ def run_command(command: Callable[[], object]) -> int:
 
 
 def _signal_behind(error: BaseException | None) -> str:
-    """Name the signal of an interrupt, also of one that typer made an exit code of; else an empty string."""
+    """Return the signal of an interrupt, even if typer turned it into an exit code; otherwise an empty string."""
     if isinstance(error, SystemExit) and error.code == EXIT_CODES["SIGINT"]:
         while error is not None and not isinstance(error, KeyboardInterrupt):
             error = error.__cause__ or error.__context__

@@ -1,7 +1,7 @@
-"""Intervals for means of per-item scores, paired where the same items were answered twice; one-sided paired tests.
+"""Confidence intervals for means of per-item scores, and one-sided tests of paired differences.
 
-A test answers two questions about the true mean difference: how likely the data are were it no more than a bound
-(`p`), and what it exceeds with some confidence (`low`). They agree: `p(bound) < 1 - level` where `low(level) > bound`.
+A test gives the p-value of a true mean difference of at most a bound (`p`), and the lower confidence limit of the true
+mean difference (`low`). They agree: `p(bound) < 1 - level` exactly if `low(level) > bound`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over items with the ends of its interval."""
+    """A mean over items with its confidence interval."""
 
     mean: float
     low: float
@@ -24,10 +24,7 @@ class Interval:
 
 
 def format_score(metric: str, value: float, *, signed: bool = False) -> str:
-    """Write a value of a metric: in points of a hundred, or as it is where it has no such range.
-
-    Log-likelihoods are nats a token, rewards what the judge makes them.
-    """
+    """Format a value of a metric in percentage points; log-likelihoods (nats per token) and rewards unscaled."""
     sign, whole = "+" if signed else "", metric.removesuffix("_clean")
     plain = whole == "reward" or whole.endswith("log_likelihood")
     return f"{value:{sign}z.3f}" if plain else f"{100 * value:{sign}z.1f}"
@@ -38,19 +35,19 @@ def bootstrap_mean(
 ) -> Interval:
     """Return the mean with its percentile bootstrap interval (Efron 1979).
 
-    With few items the plain percentiles lie too near; the tails are widened to those of Student's t (Hesterberg 2015,
-    "What teachers should know about the bootstrap", expanded percentile).
+    With few items the plain percentile interval is too narrow; its tails are widened to those of Student's t
+    (Hesterberg 2015, "What teachers should know about the bootstrap", expanded percentile).
 
     Args:
-        values: One score an item; for a paired comparison, one difference an item.
-        level: Confidence of the interval; of its lower end alone where `one_sided`.
-        num_resamples: Draws of as many items, with replacement.
-        seed: Of the draws.
-        one_sided: The lower end leaves `1 - level` below it, rather than half of that.
+        values: One score per item; for a paired comparison, one difference per item.
+        level: Confidence of the interval; of its lower end if `one_sided`.
+        num_resamples: Number of resamples, each of as many items with replacement.
+        seed: Seed of the resamples.
+        one_sided: The lower end excludes `1 - level`, rather than half of that.
     """
     scores = np.asarray(values, dtype=float)
     if scores.size == 0:
-        raise ValueError("There are no items, so there is no mean.")
+        raise ValueError("The mean of no items is not defined.")
     tail = _expanded((1 - level) if one_sided else (1 - level) / 2, scores.size)
     low, high = np.quantile(_resampled_means(scores, num_resamples, seed), [tail, 1 - tail])
     return Interval(float(scores.mean()), float(low), float(high), int(scores.size))
@@ -69,32 +66,32 @@ def _resampled_means(scores: NDArray[np.float64], num_resamples: int, seed: int)
 def bootstrap_macro(
     strata: Sequence[Sequence[float]], level: float = 0.95, num_resamples: int = 5000, seed: int = 0
 ) -> Interval:
-    """Return the mean of the means of strata, with its interval from resamples within each stratum.
+    """Return the mean of the stratum means, with its interval from resamples within each stratum.
 
     Args:
-        strata: Scores of the items of each stratum, like the subjects of an exam.
+        strata: Scores of the items of each stratum, such as the subjects of an exam.
         level: Confidence of the two-sided interval.
-        num_resamples: Draws of as many items in each stratum, with replacement.
-        seed: Of the draws.
+        num_resamples: Number of resamples, each of as many items per stratum with replacement.
+        seed: Seed of the resamples.
     """
-    groups = [np.asarray(each, dtype=float) for each in strata]
-    if not groups or any(each.size == 0 for each in groups):
-        raise ValueError("A stratum has no items, so it has no mean.")
+    groups = [np.asarray(scores, dtype=float) for scores in strata]
+    if not groups or any(group.size == 0 for group in groups):
+        raise ValueError("A stratum has no items, so its mean is not defined.")
     generator = np.random.default_rng(seed)
     total = np.zeros(num_resamples)
-    for each in groups:
-        rows = max(1, 2_000_000 // each.size)
+    for group in groups:
+        rows = max(1, 2_000_000 // group.size)
         for done in range(0, num_resamples, rows):
             count = min(rows, num_resamples - done)
-            total[done : done + count] += each[generator.integers(0, each.size, (count, each.size))].mean(axis=1)
+            total[done : done + count] += group[generator.integers(0, group.size, (count, group.size))].mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(total / len(groups), [tail, 1 - tail])
-    mean = float(np.mean([each.mean() for each in groups]))
-    return Interval(mean, float(low), float(high), sum(each.size for each in groups))
+    mean = float(np.mean([group.mean() for group in groups]))
+    return Interval(mean, float(low), float(high), sum(group.size for group in groups))
 
 
 def _expanded(tail: float, num_items: int) -> float:
-    """Return the share of resamples to leave out on one side, so that the interval is as wide as Student's t."""
+    """Return the share of resamples to exclude on one side, so that the interval is as wide as Student's t."""
     if num_items < 2:
         return tail
     from scipy.stats import norm, t
@@ -107,22 +104,22 @@ class PairedTest(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in a decision."""
+        """Name of the test in a decision."""
 
     def p(self, bound: float) -> float:
-        """Return how likely a mean this large or larger is, were the true one `bound`; in [0, 1]."""
+        """Return the p-value of a true mean of at most `bound`, in [0, 1]."""
 
     def low(self, level: float) -> float:
-        """Return what the true mean exceeds with confidence `level`."""
+        """Return the lower confidence limit of the true mean at `level`."""
 
 
 class PairedBootstrapTest:
     """The expanded percentile bootstrap of `bootstrap_mean`, as a test.
 
     Args:
-        differences: One an item, at least two.
-        num_resamples: Draws; no p-value is smaller than one in as many.
-        seed: Of the draws.
+        differences: One per item, at least two.
+        num_resamples: Number of resamples; the smallest p-value is about its inverse.
+        seed: Seed of the resamples.
     """
 
     name = "bootstrap"
@@ -136,7 +133,7 @@ class PairedBootstrapTest:
         return _resampled_means(self._scores, self._num_resamples, self._seed)
 
     def p(self, bound: float) -> float:
-        """Return the level at which `low` would reach the bound."""
+        """Return the p-value: 1 minus the level at which `low` equals the bound."""
         from scipy.stats import norm, t
 
         share = (np.count_nonzero(self._means <= bound) + 1) / (self._num_resamples + 1)
@@ -144,7 +141,7 @@ class PairedBootstrapTest:
         return float(t.cdf(np.sqrt((size - 1) / size) * norm.ppf(share), size - 1)) if share < 1 else 1.0
 
     def low(self, level: float) -> float:
-        """Return the lower end of the one-sided interval."""
+        """Return the lower end of the one-sided interval at `level`."""
         return float(np.quantile(self._means, _expanded(1 - level, self._scores.size)))
 
 
@@ -152,14 +149,14 @@ class PairedBootstrapTest:
 class McNemarTest:
     """The exact test for right and wrong answers, against no difference (McNemar 1947; exact: Cochran 1950).
 
-    Only items answered differently count: were neither better, each would fall to either side like a coin.
+    Only items with different results count; under the null hypothesis each goes to either side with probability 1/2.
     """
 
     won: int
-    """Items that were wrong and are right."""
+    """Items that only the candidate answered correctly."""
 
     lost: int
-    """Items that were right and are wrong."""
+    """Items that only the opponent answered correctly."""
 
     num_items: int
     name: str = "mcnemar"
@@ -168,16 +165,16 @@ class McNemarTest:
         """Return the p-value.
 
         Raises:
-            ValueError: The bound is not 0, the only one that the coin speaks of.
+            ValueError: The bound is not 0.
         """
         if bound != 0:
-            raise ValueError(f"The exact test of McNemar asks for a difference of 0, not {bound}.")
+            raise ValueError(f"The exact test of McNemar tests a difference of 0, not {bound}.")
         from scipy.stats import binom
 
         return float(binom.sf(self.won - 1, self.won + self.lost, 0.5))
 
     def low(self, level: float) -> float:
-        """Return the lower end by Clopper and Pearson (1934), given how many items were answered differently."""
+        """Return the lower end by Clopper and Pearson (1934), given the number of items with different results."""
         from scipy.stats import beta
 
         different = self.won + self.lost
@@ -187,21 +184,21 @@ class McNemarTest:
 
 @dataclass(frozen=True)
 class SignFlipTest:
-    """The exact test of paired differences against answers that are alike (Fisher 1935; Pitman 1937).
+    """The exact sign-flip permutation test of paired differences (Fisher 1935; Pitman 1937).
 
-    Were neither better, each difference would have either sign like a coin: all ways to set the signs are counted, not
-    drawn, so no p-value has a floor. Of right and wrong answers it is the exact test of McNemar.
+    Under the null hypothesis each difference has either sign with probability 1/2. All sign patterns are counted, not
+    sampled, so p-values have no lower limit. For right and wrong answers it equals the exact test of McNemar.
 
     Args:
-        differences: One per item. They count in steps of a ten-thousandth of the largest, or, of many items, of what
-            lets all of them reach over 100,000 steps; rounding both signs alike keeps the test exact.
+        differences: One per item. They are rounded to steps of a ten-thousandth of the largest, or, with many items, to
+            steps such that their sum is at most `most_steps`; rounding both signs alike keeps the test exact.
     """
 
     differences: Sequence[float]
     most_steps: int = 100_000
 
     def two_sided_p(self) -> float:
-        """Return how likely a sum this far from 0 is, were every sign a coin."""
+        """Return the p-value of a sum at least this far from 0."""
         scores = np.asarray(self.differences, dtype=float)
         sizes = np.abs(scores)
         if not sizes.any():
@@ -209,7 +206,7 @@ class SignFlipTest:
         unit = max(sizes.max() / 10_000, sizes.sum() / self.most_steps)
         steps = np.rint(sizes / unit).astype(int)
         observed = abs(int(np.sign(scores) @ steps))
-        ways = np.ones(1)  # probability of each sum of those that are positive
+        ways = np.ones(1)  # probability of each sum of the positive differences
         for step in np.sort(steps[steps > 0]):
             longer = np.zeros(len(ways) + step)
             longer[: len(ways)] = ways / 2
@@ -220,20 +217,20 @@ class SignFlipTest:
 
 
 def is_binary(scores: Sequence[float]) -> bool:
-    """Tell whether every score is 0 or 1."""
+    """Return whether every score is 0 or 1."""
     return set(scores) <= {0.0, 1.0}
 
 
 def holm_levels(p_values: Sequence[float], level: float) -> list[float]:
-    """Return the confidence at which each of several tests is made, so that all claims hold together (Holm 1979).
+    """Return the confidence level of each of several tests for a common level (Holm 1979).
 
-    The smallest p-value of `m` meets `1 - (1 - level) / m`, the next `1 - (1 - level) / (m - 1)`, and so on. They are
-    gone through in this order, and with the first that fails all that follow have failed.
+    The smallest of `m` p-values is tested at `1 - (1 - level) / m`, the next at `1 - (1 - level) / (m - 1)`, and so on.
+    After the first test that fails, all later ones fail.
 
     Args:
-        p_values: One a test.
-        level: Confidence that no claim is false, in (0, 1).
+        p_values: One per test.
+        level: Confidence that no rejected hypothesis is true, in (0, 1).
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    ranks = {place: rank for rank, place in enumerate(order)}
-    return [1 - (1 - level) / (len(p_values) - ranks[place]) for place in range(len(p_values))]
+    ranks = {index: rank for rank, index in enumerate(order)}
+    return [1 - (1 - level) / (len(p_values) - ranks[index]) for index in range(len(p_values))]

@@ -1,4 +1,4 @@
-"""Full disks and locked databases, recognized in the words of every library that writes, and told in one line."""
+"""Detect full disks and locked databases in the errors of other libraries, and raise one-line errors instead."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ DISK_FULL_MESSAGES = (
     "os error 28",
     "errno 28",
 )
-"""What SQLite, SQLAlchemy, pyarrow, safetensors and MLflow's server say of a full disk, in lower case."""
+"""Messages of SQLite, SQLAlchemy, pyarrow, safetensors and MLflow's server about a full disk, in lower case."""
 
 AMBIGUOUS_MESSAGES = (
     "write failed",
@@ -27,19 +27,19 @@ AMBIGUOUS_MESSAGES = (
     "enforce fail at inline_container",
     "disk i/o error",
 )
-"""What torch and SQLite say of a full disk and of other failures: the free space, or a write, decides."""
+"""Messages of torch and SQLite about a full disk or another failure; the free space, or a test write, decides."""
 
 LOCKED_MESSAGES = ("database is locked", "database table is locked", "database schema is locked")
 FULL_BYTES = 2**20
-"""Less free space than this is a full disk; so much is written to see whether a quota is used up."""
+"""A disk with less free space is full; a test write of this size detects an exhausted quota."""
 
 DATA_ERRORS = (TunelineError, ValueError, LookupError, TypeError)
-"""Errors whose text may quote data; they mean a full disk only where they come from another error."""
+"""Errors whose message may quote data; they indicate a full disk only through the error that caused them."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise the one-line error in place of one that means a full disk or a locked database.
+    """Replace errors that mean a full disk or a locked database by one-line errors.
 
     Raises:
         DiskFullError: A disk is full.
@@ -48,15 +48,15 @@ def translated() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = translate(error)
-        if told is None or told is error:
+        translation = translate(error)
+        if translation is None or translation is error:
             raise
-        raise told from error
+        raise translation from error
 
 
 def translate(error: BaseException) -> TunelineError | None:
-    """Return the one-line error that tells what is wrong with a disk or a database; None where that is not the case."""
-    if any(isinstance(each, DiskFullError) for each in _chain(error)):
+    """Return a one-line error for a full disk or a locked database; None for any other error."""
+    if any(isinstance(cause, DiskFullError) for cause in _chain(error)):
         return error if isinstance(error, TunelineError) else DiskFullError(_full_sentence(error))
     if is_full(error):
         return DiskFullError(_full_sentence(error))
@@ -68,45 +68,45 @@ def translate(error: BaseException) -> TunelineError | None:
 
 
 LOCKED_ADVICE = (
-    "A database is locked by another process ({error}). Nothing is wrong with it: wait until the other command has "
-    "written, then give the same command again; finished steps are cached."
+    "A database is locked by another process ({error}). It is not damaged: wait until the other command has "
+    "written, then run the same command again; finished steps are cached."
 )
 
 
 def is_full(error: BaseException, folder: Path | None = None) -> bool:
-    """Tell whether an error, or one that it came from, means that a disk is full; call it before anything is deleted.
+    """Return whether an error, or one of its causes, means that a disk is full; call it before deleting anything.
 
     Args:
-        error: As it was caught.
-        folder: Where something was written; default: the state root.
+        error: The error as it was caught.
+        folder: Folder of the failed write; default: the state root.
     """
-    return any(_says_full(each, folder) for each in _chain(error))
+    return any(_means_full(cause, folder) for cause in _chain(error))
 
 
 def _full_sentence(error: BaseException) -> str:
-    errors = [each for each in _chain(error) if isinstance(each, OSError) and each.filename]
-    named = [str(each.filename2 or each.filename) for each in errors]  # the second is where a copy goes
-    places = dict.fromkeys([*named[-1:], str(state.root()), tempfile.gettempdir()])
-    free = ", ".join(f"{_free(Path(place)) / 1e9:.2f} GB at {place}" for place in places)
-    what = f": {named[-1]} could not be written" if named else ""
-    before = f"{error} " if isinstance(error, TunelineError) else ""
+    errors = [cause for cause in _chain(error) if isinstance(cause, OSError) and cause.filename]
+    paths = [str(cause.filename2 or cause.filename) for cause in errors]  # filename2 is the target of a copy
+    folders = dict.fromkeys([*paths[-1:], str(state.root()), tempfile.gettempdir()])
+    free = ", ".join(f"{_free(Path(folder)) / 1e9:.2f} GB at {folder}" for folder in folders)
+    what = f": {paths[-1]} could not be written" if paths else ""
+    prefix = f"{error} " if isinstance(error, TunelineError) else ""
     return (
-        f"{before}A disk is full{what}. Free: {free}. Free some space, or move TUNELINE_HOME or TMPDIR to a larger "
-        "disk; then give the same command again: finished steps are cached."
+        f"{prefix}A disk is full{what}. Free: {free}. Free some space, or move TUNELINE_HOME or TMPDIR to a larger "
+        "disk; then run the same command again: finished steps are cached."
     )
 
 
-def _says_full(error: BaseException, folder: Path | None) -> bool:
+def _means_full(error: BaseException, folder: Path | None) -> bool:
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return True
     text = "" if isinstance(error, DATA_ERRORS) else _text(error)
-    if any(word in text for word in DISK_FULL_MESSAGES):
+    if any(message in text for message in DISK_FULL_MESSAGES):
         return True
-    return any(word in text for word in AMBIGUOUS_MESSAGES) and not _has_room(folder or state.root())
+    return any(message in text for message in AMBIGUOUS_MESSAGES) and not _has_room(folder or state.root())
 
 
 def _has_room(folder: Path) -> bool:
-    """Look at the free space, then write a megabyte, as free space alone does not show a quota."""
+    """Check the free space, then write a megabyte, because free space does not show a quota."""
     if _free(folder) < FULL_BYTES:
         return False
     probe = folder / "room.new"
@@ -124,13 +124,13 @@ def _has_room(folder: Path) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it came from, newest first."""
+    """Yield an error and its causes, newest first."""
     seen: set[int] = set()
-    now: BaseException | None = error
-    while now is not None and id(now) not in seen:
-        seen.add(id(now))
-        yield now
-        now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def _text(error: BaseException) -> str:
@@ -142,6 +142,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _free(path: Path) -> int:
-    """Return the free bytes where a path lies or would lie."""
-    there = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
-    return shutil.disk_usage(there).free
+    """Return the free bytes of the disk of a path that may not exist."""
+    existing = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), Path("/"))
+    return shutil.disk_usage(existing).free

@@ -116,7 +116,7 @@ def test_promotion_by_another_gate_on_stored_scores(two_runs, tmp_path):
 
     text = tuneline("promote", "tiny", "2", "--gate", gate, code=1)
 
-    assert "not above the 50.0 asked for" in text
+    assert "not above the required +50.0" in text
     assert "rouge1" in text
     gate.write_text("targets:\n  - metric: mmlu_accuracy\n")
     result = CliRunner().invoke(app, ["promote", "tiny", "2", "--gate", str(gate)])

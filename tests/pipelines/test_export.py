@@ -175,7 +175,7 @@ def test_the_command_takes_names_and_folders(first, project):
     assert "conversations give the" in result.stdout
     assert (project / "by_name" / "Modelfile").is_file()
     assert CliRunner().invoke(app, ["export", "model", "--to", "by_folder"]).exit_code == 0
-    assert "Nothing else was recorded of it" in (project / "by_folder" / "README.md").read_text()
+    assert "Nothing else was recorded: training method" in (project / "by_folder" / "README.md").read_text()
     for arguments, said in (
         (["tiny@7"], "Unknown version of tiny '7'"),
         (["run.yaml"], "tuneline run run.yaml"),

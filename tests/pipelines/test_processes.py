@@ -62,7 +62,7 @@ from tuneline.zenml_integration import stack, tracker
 
 stack.is_ready() or stack.init()
 tracker.connect()
-print(registry.versions(), runs.latest(1))
+print(registry.list_versions(), runs.latest(1))
 """
 
 

@@ -180,8 +180,8 @@ def test_an_mlflow_server_that_does_not_answer_is_told(project, refused):
         client.activate_stack(ours.name)
 
     assert code == zenml_code == 2
-    assert "MLflow does not answer at http://127.0.0.1:9" in lines[-1]
-    assert "MLflow does not answer at http://127.0.0.1:9" in zenml_lines[-1]
+    assert "MLflow does not respond at http://127.0.0.1:9" in lines[-1]
+    assert "MLflow does not respond at http://127.0.0.1:9" in zenml_lines[-1]
 
 
 def test_a_stack_without_a_tracker_is_told(project, refused):
@@ -225,8 +225,8 @@ def test_a_champion_with_other_bytes_or_none_is_told_before_training(project, re
     (code, lines), (zenml_code, zenml_lines) = refused()
 
     assert code == zenml_code == 2
-    assert "The files of tiny version 1 (champion) are gone from" in lines[-1]
-    assert "The files of tiny version 1 (champion) are gone from" in zenml_lines[-1]
+    assert "The files of tiny version 1 (champion) are missing in" in lines[-1]
+    assert "The files of tiny version 1 (champion) are missing in" in zenml_lines[-1]
     tracker.connect()
     assert [each.version for each in registry.list_versions("tiny")] == ["1"], "nothing half-registered"
 

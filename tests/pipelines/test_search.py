@@ -50,7 +50,7 @@ def test_a_search_that_was_cut_off_goes_on_and_confirms_its_best(project):
     assert found.best.score == max(scores) > min(scores)
     assert [line.name.startswith("best: learning_rate") for line in found.lines] == [True, False]
     assert all(len(line.scores) == 2 for line in found.lines)
-    assert "is really better than the recipe's own values" in found.verdict
+    assert "are significantly better than those of the recipe" in found.verdict
     _held_in_mlflow(found, outcomes)
 
 

@@ -53,7 +53,7 @@ def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, 
             {"messages": [{"role": "user", "content": "What is 1 and 1?"}]}, params={"max_tokens": 2}
         )
         assert isinstance(answer, str)
-    with pytest.raises(TrackingError, match="does not answer"):
+    with pytest.raises(TrackingError, match="does not respond"):
         tracker.connect()
     mlflow.set_tracking_uri(None)
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:

@@ -269,6 +269,9 @@ def test_what_the_champion_was_trained_on_is_left_out_on_both_sides(first, run):
     assert (base.against, base.num_trained) == ("the base model", 0)
     assert champion.num_trained > 0
     assert champion.num_items == base.num_items - champion.num_trained >= 5
-    assert f"{champion.num_trained} left out that one of the two was trained on" in outcome.decision.to_markdown()
+    assert (
+        f"{champion.num_trained} left out because one of the two models was trained on them"
+        in outcome.decision.to_markdown()
+    )
     tracker.connect()  # the run has let go of it
     promotion.rollback("tiny")

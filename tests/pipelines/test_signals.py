@@ -109,7 +109,7 @@ def test_a_signal_outside_training_marks_the_run_failed_and_says_so_in_one_line(
     found, lines = command.end(number)
 
     assert found == code, "\n".join(lines)
-    assert lines[-1] == f"Stopped by {said}. What is finished is kept."
+    assert lines[-1] == f"Stopped by {said}. Finished steps are kept."
     assert not [line for line in lines if "Traceback" in line]
     status, steps, in_mlflow = latest()
     assert status == "failed"

@@ -153,7 +153,7 @@ def test_a_damaged_copy_of_a_tokenizer_is_made_again(tiny_model, caplog):
     flip(first.only().paths()[0])
 
     assert make() == first
-    assert "The folder is only a copy, and is made again." in caplog.text
+    assert "The folder is a copy and is created again." in caplog.text
     assert make() == first
 
 

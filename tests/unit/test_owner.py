@@ -104,7 +104,8 @@ def test_an_owner_that_ends_leaves_nothing(home):
     import subprocess
     import sys
 
-    code = "from tuneline import owner; owner.work(); o = owner.own(); o.add('a', 'b'); o.drop('a', 'b')"
+    code = "from tuneline import owner; owner.scratch_folder(); o = owner.current_owner()"
+    code += "; o.add('a', 'b'); o.drop('a', 'b')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
     assert list((home / "runs").iterdir()) == []

@@ -34,7 +34,7 @@ def test_a_signal_is_one_line_and_a_code(wrap, number, code, said, capfd):
     def work() -> None:
         send(number)
 
-    assert ended(wrap(work), capfd) == (code, f"Stopped by {said}. What is finished is kept.\n")
+    assert ended(wrap(work), capfd) == (code, f"Stopped by {said}. Finished steps are kept.\n")
 
 
 @pytest.mark.parametrize("wrap", [lambda work: work, in_typer], ids=["plain", "typer"])
@@ -53,7 +53,7 @@ def test_an_error_that_follows_from_a_signal_shows_no_traceback(capfd):
         except KeyboardInterrupt:
             raise RuntimeError("a library says it in its own words") from None
 
-    assert ended(work, capfd) == (2, "Stopped by SIGTERM. What is finished is kept.\n")
+    assert ended(work, capfd) == (2, "Stopped by SIGTERM. Finished steps are kept.\n")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_signal_that_a_library_swallowed_ends_the_command_at_the_next_check(ca
             signals.raise_if_received()
         raise AssertionError("it went on")
 
-    assert ended(work, capfd) == (130, "Stopped by Ctrl-C. What is finished is kept.\n")
+    assert ended(work, capfd) == (130, "Stopped by Ctrl-C. Finished steps are kept.\n")
 
 
 def test_a_signal_while_the_commands_are_imported_is_one_line_and_a_code():
@@ -118,7 +118,7 @@ def test_a_signal_while_the_commands_are_imported_is_one_line_and_a_code():
 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert (run.returncode, run.stderr) == (130, "Stopped by Ctrl-C. What is finished is kept.\n")
+    assert (run.returncode, run.stderr) == (130, "Stopped by Ctrl-C. Finished steps are kept.\n")
 
 
 def test_a_second_signal_ends_the_process_at_once():

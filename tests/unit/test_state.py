@@ -76,18 +76,8 @@ def test_a_cache_file_that_was_cut_off_counts_as_missing_with_a_warning(tmp_path
 
     assert state.read_cached_json(path) is None
     assert not caplog.text
-    state.write_whole(path, '{"a": 1}')
+    path.write_text('{"a": 1}')
     assert state.read_cached_json(path) == {"a": 1}
     path.write_bytes(b'{"a": "\xff')
     assert state.read_cached_json(path) is None
     assert f"{path} is not valid JSON" in caplog.text
-
-
-def test_a_text_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    path = tmp_path / "cache.json"
-    state.write_whole(path, "before")
-
-    with pytest.raises(UnicodeEncodeError):
-        state.write_whole(path, "after \ud800")
-
-    assert path.read_text() == "before"

@@ -145,10 +145,10 @@ def test_a_damaged_database_and_one_that_cannot_be_opened_are_told_apart(tmp_pat
     from tuneline.tracking import server_check
 
     (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
-    with pytest.raises(TrackingError, match=r"Its bytes are damaged: restore it from a backup"):
+    with pytest.raises(TrackingError, match=r"The file is damaged: restore it from a backup"):
         server_check.check_reachable(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "folder.db").mkdir()
-    with pytest.raises(TrackingError, match=r"Check that the file and its folder can be read and written"):
+    with pytest.raises(TrackingError, match=r"Check that the file and its folder are readable and writable"):
         server_check.check_reachable(f"sqlite:///{tmp_path / 'folder.db'}")
 
 

@@ -42,6 +42,7 @@ def compare(
     """Compare runs: differing parameters, metrics, paired gains, items won and lost, and loss curves."""
     show.silence_logs()
     from tuneline.tracking import compare as comparing
+    from tuneline.tracking import html_reports
     from tuneline.zenml_integration import tracker
 
     tracker.connect()
@@ -66,7 +67,7 @@ def compare(
     _print_examples(
         comparison.examples, dict(zip(comparison.names, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)), console
     )
-    html.write_text(comparison.to_html())
+    html.write_text(html_reports.comparison_page(comparison))
     console.print(f"Page with these tables, example items and loss curves: {html}", soft_wrap=True)
 
 

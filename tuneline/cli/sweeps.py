@@ -111,7 +111,7 @@ def _view(name: str, config: "RunConfig", *, verbose: bool) -> AbstractContextMa
     return run_view.open_view(f"sweep-{name}", config.recipe.step_names(), verbose=verbose, show_cached=False)
 
 
-def _table(title: str, metric: str, lines: "list[Line]") -> Table:
+def _table(title: str, metric: str, lines: "list[SettingResult]") -> Table:
     from tuneline.tracking.experiments.sweep import format_band
 
     table = Table("setting", metric, "noise band", "difference from the best", title=title, title_justify="left")

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
-from tuneline import owner
+from tuneline import filesystem, owner
 from tuneline.identity import canonical_json
 
 METADATA_FILE = "corpus.json"
@@ -42,8 +42,8 @@ class Corpus:
     splits: dict[str, Dataset]
     identity: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
-    preview_html: str = ""
-    """HTML preview of some rows, or empty; not part of the content hash."""
+    preview: list[dict[str, Any]] = field(default_factory=list)
+    """Some token sequences to show on a page, JSON-able (`html_preview.preview`); not part of the content hash."""
 
     folder: Path | None = field(default=None, compare=False)
     """Folder of the stored artifact from which the rows were loaded."""
@@ -70,7 +70,7 @@ class Corpus:
             "splits": list(self.splits),
             "identity": self.identity,
             "counts": self.counts,
-            "page": self.preview_html,
+            "preview": self.preview,
         }
         (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
 
@@ -79,7 +79,7 @@ class Corpus:
         """Open a saved corpus; rows are memory-mapped."""
         metadata = json.loads((folder / METADATA_FILE).read_text())
         splits = {name: Dataset.from_file(str(folder / f"{name}.arrow")) for name in metadata["splits"]}
-        return cls(splits, metadata["identity"], metadata["counts"], metadata["page"])
+        return cls(splits, metadata["identity"], metadata["counts"], metadata.get("preview", []))
 
 
 class RowWriter:
@@ -197,10 +197,7 @@ def _save_rows(rows: Dataset, target: Path) -> None:
     """Save rows to a file: by a hard link or a copy of their Arrow file if possible, otherwise by writing them."""
     path = _arrow_file(rows)
     if path is not None:
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copyfile(path, target)
+        filesystem.link_or_copy(path, target)
         return
     with RowWriter(rows.features, target) as writer:
         for batch in iter_batches(rows):

@@ -3,18 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from math import nan
 from statistics import mean, stdev
 
 from tuneline import statistics
 from tuneline.evaluation.score_store import Score
+from tuneline.metric_tables import HELD_OUT, by_metric
 from tuneline.statistics import Interval, format_score
-
-HELD_OUT = "held_out"
-
-Scores = dict[str, dict[str, float]]
-"""Metric -> item -> score."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +57,19 @@ class Report:
     def to_markdown(self) -> str:
         """Render the metric table, then how each metric is computed."""
         lines = ["| metric | items | base | model | gain |", "|---|---:|---:|---:|---:|"]
-        for name, parts in self.metrics().items():
-            lines.append(f"| {name} | {parts['model'].num_items} | {' | '.join(format_cells(name, parts))} |")
-        for title, rows in self._details():
+        lines += [f"| {' | '.join(row)} |" for row in self.table()]
+        for title, rows in self.details():
             if rows:
                 lines += ["", f"{title}:", "", *(f"- {name}: {text}" for name, text in rows)]
         return "\n".join(lines) + "\n"
 
-    def _details(self) -> list[tuple[str, list[tuple[str, str]]]]:
+    def table(self) -> list[list[str]]:
+        """Return a row per metric: its name, number of items, base model, new model, gain."""
+        return [
+            [name, str(parts["model"].num_items), *format_cells(name, parts)] for name, parts in self.metrics().items()
+        ]
+
+    def details(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Return the sections below the table: title and rows."""
         before, after = (self.totals.get(role, {}) for role in ("base", "model"))
         totals = [(name, f"base {before.get(name, nan):.4g}, model {value:.4g}") for name, value in after.items()]
@@ -91,56 +91,6 @@ class Report:
             ("Contamination", contaminated),
             ("Subjects", subjects),
         ]
-
-    def to_html(self) -> str:
-        """Write the table and, where answers were given, the first of them side by side."""
-        rows = []
-        for name, parts in self.metrics().items():
-            columns = "".join(f"<td>{each}</td>" for each in format_cells(name, parts))
-            rows.append(f"<tr><td>{escape(name)}</td><td>{parts['model'].num_items}</td>{columns}</tr>")
-        texts = [
-            "<tr>"
-            + "".join(f"<td>{escape(text)}</td>" for text in (b.prompt, b.reference, b.output, m.output))
-            + "</tr>"
-            for b, m in list(zip(self.base, self.model, strict=True))[:20]
-            if b.output or m.output or b.reference
-        ]
-        answers = "<h2>First answers</h2><table><tr><th>prompt<th>reference<th>base<th>model</tr>"
-        return (
-            "<!doctype html><meta charset=utf-8><title>Evaluation</title><style>body{font:14px system-ui;margin:2em}"
-            "td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top;white-space:pre-wrap}"
-            "table{border-collapse:collapse;margin-bottom:2em}</style>"
-            "<h1>Evaluation</h1><table><tr><th>metric<th>items<th>base<th>model<th>gain</tr>"
-            + "".join(rows)
-            + "</table>"
-            + "".join(_html_list(title, rows) for title, rows in self._details() if rows)
-            + (answers + "".join(texts) + "</table>" if texts else "")
-        )
-
-
-def _html_list(title: str, rows: list[tuple[str, str]]) -> str:
-    items = "".join(f"<li>{escape(name)}: {escape(text)}</li>" for name, text in rows)
-    return f"<h2>{escape(title)}</h2><ul>{items}</ul>"
-
-
-def by_metric(scores: list[Score]) -> Scores:
-    """Group scores by metric.
-
-    Metrics of a benchmark start with its name, those of a category also with the category (`mmlu_stem_accuracy`).
-    Where some items are contaminated, `<metric>_clean` holds the scores of the other items.
-    """
-    table: Scores = {}
-    contaminated = {score.benchmark for score in scores if score.contamination}
-    for score in scores:
-        prefix = "" if score.benchmark == HELD_OUT else f"{score.benchmark}_"
-        category = score.group.partition("/")[0].lower().replace(" ", "_") if "/" in score.group else ""
-        for metric, value in score.metrics.items():
-            names = [f"{prefix}{metric}"]
-            names += [f"{prefix}{category}_{metric}"] if category else []
-            names += [f"{prefix}{metric}_clean"] if score.benchmark in contaminated and not score.contamination else []
-            for name in names:
-                table.setdefault(name, {})[score.item] = value
-    return table
 
 
 def _subjects(scores: list[Score]) -> dict[str, dict[str, list[str]]]:

@@ -15,11 +15,12 @@ from tuneline.evaluation.generation import generate
 from tuneline.evaluation.generation.generate import SamplingConfig
 from tuneline.evaluation.metrics import corpus_level, metric_registry, text_tokenizer
 from tuneline.evaluation.model_under_test import EvaluatedModel
-from tuneline.evaluation.report import HELD_OUT, Report, by_metric
+from tuneline.evaluation.report import Report
 from tuneline.evaluation.score_store import Item, Score, score_answer, score_with_cache
 from tuneline.evaluation.tasks import lm_eval, log_likelihood, reward
 from tuneline.evaluation.tasks import multiple_choice as taking
 from tuneline.identity import Manifest, digest
+from tuneline.metric_tables import HELD_OUT, by_metric
 
 GENERATION_VERSION = 3
 """Version of answer generation; part of the protocol, so a change generates all answers again."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuneline import state
+from tuneline import filesystem, state
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,5 @@ def _read(path: Path) -> list[Score]:
 
 
 def _write(path: Path, scores: Iterable[Score]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    write_table(to_table(scores), fresh)
-    fresh.replace(path)
+    with filesystem.atomic_path(path, sync=False) as unfinished:  # written often, and only a cache
+        write_table(to_table(scores), unfinished)

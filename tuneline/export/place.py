@@ -1,9 +1,9 @@
 """Copy an export into a user's folder atomically, without overwriting other files."""
 
-import os
 import shutil
 from pathlib import Path
 
+from tuneline import filesystem
 from tuneline.errors import DeliveryError
 from tuneline.export.write import CHECKSUMS_FILE
 from tuneline.identity import sha256_of
@@ -55,14 +55,8 @@ def copy_export(folder: Path, to: Path) -> None:
         raise DeliveryError(f"to: {to} cannot be written: {error}. The export remains in {folder}.") from error
 
 
-def _copy(source: str, target: str) -> str:
-    if source.endswith(".safetensors"):
-        try:
-            os.link(source, target)
-            return target
-        except OSError:
-            pass
-    return shutil.copy2(source, target)
+def _copy(source: str, target: str) -> None:
+    (filesystem.link_or_copy if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
 
 def _read_checksums(path: Path) -> dict[str, str]:

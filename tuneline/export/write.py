@@ -4,7 +4,6 @@ Unchanged weights are hard-linked. If weights change (an adapter is merged, or w
 and after are compared, as in `merge_adapter`. The format is always safetensors.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tuneline import owner
+from tuneline import filesystem, owner
 from tuneline.config.sections.export import ExportStepConfig
 from tuneline.config.sections.load import LoadStepConfig, ModelLoadOptions
 from tuneline.config.training.base import MergeAdapterConfig
@@ -201,9 +200,4 @@ def _link_files(paths: Iterable[Path], folder: Path, target: Path) -> None:
         destination.parent.mkdir(parents=True, exist_ok=True)
         if destination.exists():
             continue
-        try:
-            if path.suffix != ".safetensors":
-                raise OSError("copy it")
-            os.link(path.resolve(), destination)
-        except OSError:
-            shutil.copy2(path, destination)
+        (filesystem.link_or_copy if path.suffix == ".safetensors" else shutil.copy2)(path, destination)

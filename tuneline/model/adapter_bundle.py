@@ -5,11 +5,11 @@ system supports them, so they take no space.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from tuneline import filesystem
 from tuneline.config.sections.load import LoadStepConfig
 from tuneline.identity import Manifest
 from tuneline.model import source
@@ -56,7 +56,4 @@ def _link(paths: Iterable[Path], base: Path, target: Path) -> None:
     for path in paths:
         destination = target / path.relative_to(base)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path.resolve(), destination)
-        except OSError:
-            shutil.copy2(path, destination)
+        filesystem.link_or_copy(path, destination)

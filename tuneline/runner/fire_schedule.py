@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tuneline import signals, state
+from tuneline import filesystem, signals
 from tuneline.config.stages import ALL_RECIPES, RunRecipe
 from tuneline.errors import RecipeError, StoppedError, TunelineError
 from tuneline.zenml_integration import schedules
@@ -81,7 +81,7 @@ def _fire_and_record() -> None:
 
 def _write_code(code: int) -> None:
     for path in map(Path, sys.argv[2:3]):
-        state.write_whole(path, str(code))
+        filesystem.write_atomic(path, str(code))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tuneline import signals
+from tuneline import filesystem, signals
 from tuneline.config import load
 from tuneline.data.corpus import Corpus
 from tuneline.errors import TunelineError
 from tuneline.evaluation import report as reports
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
+from tuneline.metric_tables import by_metric
 from tuneline.runner import start
 from tuneline.runner.paper_tables import ERROR_SUFFIX, STARTED_SUFFIX
 from tuneline.runner.start import Outcome
@@ -70,7 +71,7 @@ def scores(report: Report) -> dict[str, dict[str, CellScore]]:
         name: {who: CellScore.of(interval) for who, interval in parts.items()}
         for name, parts in report.metrics().items()
     }
-    before, after = reports.by_metric(report.base), reports.by_metric(report.model)
+    before, after = by_metric(report.base), by_metric(report.model)
     for name, kinds in MEANS.items():
         if all(kind in after for kind in kinds):
             one, other = (
@@ -104,9 +105,7 @@ def main() -> int:
         except TunelineError as error:
             Path(result).with_suffix(ERROR_SUFFIX).write_text(str(error), encoding="utf-8")
             return 2
-        fresh = Path(result).with_suffix(".new")
-        fresh.write_text(measured.model_dump_json(), encoding="utf-8")
-        fresh.replace(result)
+        filesystem.write_atomic(Path(result), measured.model_dump_json())
         if any(status == "ran" for name, status in measured.steps.items() if name not in UNCACHED_STEPS):
             break
     return 0

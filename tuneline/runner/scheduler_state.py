@@ -10,7 +10,7 @@ from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from tuneline import state
+from tuneline import filesystem, state
 
 FILE = "scheduler.json"
 RUNNING, STOPPED = "running", "stopped with the scheduler"
@@ -68,7 +68,7 @@ def save(schedule_id: str, entry: ScheduleState) -> None:
     """Save the state of a schedule, atomically."""
     entries = load() | {schedule_id: entry}
     content = {key: value.model_dump(mode="json") for key, value in entries.items()}
-    state.write_whole(state.root() / FILE, json.dumps(content, indent=1))
+    filesystem.write_atomic(state.root() / FILE, json.dumps(content, indent=1))
 
 
 def row(entry: ScheduleState | None) -> dict[str, str | None]:

@@ -1,13 +1,10 @@
-"""Compare runs: parameters that differ, metrics with significance, items won and lost, loss curves as a picture."""
+"""Comparison of runs: different parameters, metrics with significance, items won and lost, loss curves."""
 
-import base64
-import io
 import json
 import re
 import sys
 import tempfile
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,112 +14,70 @@ from mlflow.entities import Run
 
 from tuneline import statistics
 from tuneline.errors import NotFoundError, TrackingError
+from tuneline.metric_tables import MetricTable, by_metric
 from tuneline.tracking import registry, text_summary
 
 NOT_COMPARED = (".low", ".high", ".base", ".gain")
 LAST_STEP = ("grad_norm", "learning_rate", "loss", "memory_bytes", "tokens_per_second")
-"""Histories whose last point says little; the curves and the training's own figures stand for them."""
+"""Histories whose last value is not shown, because the curves and the training summary cover them."""
 LEVEL = 0.95
 MAX_EXAMPLES = 5
-"""Items shown with their answers, of those that gained most, and of those that lost most."""
+"""Number of items shown with their answers, of the largest gains and of the largest losses."""
 
 RUN_ID_PREFIX = re.compile("[0-9a-f]{6,32}")
-"""Of a run's id."""
-
-Table = dict[str, dict[str, float]]
-"""Metric -> item -> score."""
+"""Pattern of the first characters of a run id."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side; every list has one entry a run, in the order asked for."""
+    """Runs side by side; every list has one entry per run, in the requested order."""
 
     names: list[str]
     params: dict[str, list[str | None]]
-    """Those that differ."""
+    """Parameters that differ."""
 
     metrics: dict[str, list[str]]
-    """Means of the models' scores, with their intervals, and the base model's where all runs began with one."""
+    """Mean scores of the models with their intervals, and those of the base model."""
 
     figures: dict[str, list[str]]
-    """What else the runs noted, of data, training and totals, where it differs."""
+    """Other metrics of data, training and totals that differ."""
 
     num_equal: int
-    """Figures that are equal in all runs, and left out."""
+    """Number of other metrics that are equal in all runs and left out."""
 
     gains: dict[str, list[str]]
-    """Paired difference to the first run with its interval and p-value, where the items are the same; a star where two
-    models that answer alike would not differ so much, at 95 % for all stars together (Holm)."""
+    """Paired difference from the first run with its interval and p-value, if the items are the same; a star marks a
+    significant difference at 95 % for all differences together (Holm)."""
 
     wins: dict[str, list[str]]
-    """Items won, lost and equal against the first run."""
+    """Items won, lost and equal compared with the first run."""
 
     examples: list[dict[str, str]]
-    """Items that changed most: metric, run, both scores, prompt, and both answers."""
+    """Items with the largest changes: metric, run, both scores, prompt, and both answers."""
 
     curves: list[list[tuple[int, float]]]
     """Step and training loss."""
 
-    def to_html(self) -> str:
-        """Write one page that needs nothing beside it."""
-        picture = base64.b64encode(self.to_png()).decode()
-        tables: list[tuple[str, dict[str, Any]]] = [
-            ("Parameters that differ", self.params),
-            ("Scores", self.metrics),
-            ("Gain over the first", self.gains),
-            ("Items won, lost, equal against the first", self.wins),
-            (f"Other figures that differ ({self.num_equal} are equal)", self.figures),
-            ("Training loss, mean over each fifth of the steps", self.losses()),
-        ]
-        style = (
-            "body{font:14px system-ui;margin:2em}"
-            "td,th{border:1px solid #ccc;padding:4px 8px}table{border-collapse:collapse}"
-        )
-        return (
-            f"<!doctype html><meta charset=utf-8><title>Comparison</title><style>{style}</style><h1>Comparison</h1>"
-            + "".join(_html_table(title, self.names, rows) for title, rows in tables if rows)
-            + _html_examples(self.examples)
-            + f"<h2>Training loss</h2><img alt='training loss' src='data:image/png;base64,{picture}'>"
-        )
-
     def losses(self) -> dict[str, list[str]]:
-        """Return the mean training loss of each fifth of the steps, which a picture would show where one is shown."""
+        """Return the mean training loss of each fifth of the steps."""
         parts = [text_summary.fifth_means([loss for _, loss in curve]) for curve in self.curves]
         names = ("first fifth", "second", "third", "fourth", "last fifth")
         return {name: [f"{part[i]:.3f}" if part else "" for part in parts] for i, name in enumerate(names)}
 
-    def to_png(self) -> bytes:
-        """Draw the loss curves."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        for name, curve in zip(self.names, self.curves, strict=True):
-            axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("training loss (nats a token)")
-        axes.legend(fontsize=8)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        pyplot.close(figure)
-        return picture.getvalue()
-
 
 def compare(names: list[str]) -> Comparison:
-    """Compare pipeline runs by name, id, the beginning of an id, or a model that they made, like `demo@champion`.
+    """Compare pipeline runs, given by name, id, prefix of an id, or a model that they produced, like `demo@champion`.
 
     Raises:
-        NotFoundError: There is no such run.
+        NotFoundError: A run does not exist.
     """
     runs = [find_run(name) for name in names]
     answers = [_answers(run) for run in runs]
-    tables = [_by_metric(each) for each in answers]
+    tables = [_table(rows) for rows in answers]
     params = [run.data.params for run in runs]
-    keys = sorted({key for each in params for key in each})
+    keys = sorted({key for run_params in params for key in run_params})
     metrics = sorted({key for run in runs for key in run.data.metrics if not key.endswith(NOT_COMPARED)})
     scored = [key for key in metrics if any(f"{key}.low" in run.data.metrics for run in runs)]
     others = {
@@ -149,7 +104,7 @@ def find_run(name: str) -> Run:
     """Return a finished pipeline run.
 
     Raises:
-        NotFoundError: There is none of that name or id, or no such version of a model.
+        NotFoundError: No run has this name or id, or the model version does not exist.
     """
     model, _, version = name.removeprefix("models:/").replace("/", "@", 1).partition("@")
     if version:
@@ -158,29 +113,29 @@ def find_run(name: str) -> Run:
     if RUN_ID_PREFIX.fullmatch(name):
         queries.append(f"attributes.run_id LIKE '{name}%'")
     for query in queries:
-        if runs := list_pipeline_runs(query, most=1):
+        if runs := list_pipeline_runs(query, max_results=1):
             return runs[0]
     raise NotFoundError.among(
-        "run", name, [str(run.info.run_name) for run in list_pipeline_runs(most=registry.MAX_LISTED)]
+        "run", name, [str(run.info.run_name) for run in list_pipeline_runs(max_results=registry.MAX_LISTED)]
     )
 
 
-def list_pipeline_runs(query: str = "", most: int = sys.maxsize) -> list[Run]:
-    """List the parent runs, newest first.
+def list_pipeline_runs(query: str = "", max_results: int = sys.maxsize) -> list[Run]:
+    """List the pipeline runs, newest first.
 
     Args:
-        query: A filter of MLflow's.
-        most: How many, from the newest; default: every one.
+        query: MLflow filter string.
+        max_results: Number of runs; default: all.
     """
     conditions = ["tags.`tuneline.kind` = 'pipeline'", *filter(None, [query])]
-    listed: list[Run] = mlflow.search_runs(
+    runs: list[Run] = mlflow.search_runs(
         filter_string=" and ".join(conditions),
-        max_results=most,
+        max_results=max_results,
         order_by=["attributes.start_time DESC"],
         output_format="list",
         search_all_experiments=True,
     )
-    return listed
+    return runs
 
 
 def _history(run: Run, metric: str) -> list[Any]:
@@ -199,44 +154,44 @@ def _with_interval(run: Run, key: str) -> str:
 
 
 def _plain_number(value: float | None) -> str:
-    """Write a figure as people do: whole numbers whole, others to four digits."""
+    """Format a number: integers in full, others with four significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def _pairs(tables: list[Table], metric: str, place: int) -> list[tuple[float, float]] | None:
-    """Return the scores of the first run and of another, item by item; None where the items are others."""
-    first, other = tables[0][metric], tables[place].get(metric, {})
+def _pairs(tables: list[MetricTable], metric: str, index: int) -> list[tuple[float, float]] | None:
+    """Return the scores of the first run and of another per item; None if the items differ."""
+    first, other = tables[0][metric], tables[index].get(metric, {})
     return [(first[item], other[item]) for item in sorted(first)] if set(other) == set(first) else None
 
 
-def _gains(tables: list[Table]) -> dict[str, list[str]]:
-    """Compare item by item with the first run; answers to other items are no pairs."""
+def _gains(tables: list[MetricTable]) -> dict[str, list[str]]:
+    """Return the paired difference of each run from the first, per metric."""
     rows: dict[str, list[str]] = {metric: ["(first)"] * len(tables) for metric in tables[0]}
-    places, found = list[tuple[str, int]](), list[tuple[statistics.Interval, float]]()
+    cell_keys, tests = list[tuple[str, int]](), list[tuple[statistics.Interval, float]]()
     for metric, cells in rows.items():
-        for place in range(1, len(tables)):
-            pairs = _pairs(tables, metric, place)
+        for index in range(1, len(tables)):
+            pairs = _pairs(tables, metric, index)
             if pairs is None:
-                cells[place] = "other items"
+                cells[index] = "other items"
                 continue
             differences = [after - before for before, after in pairs]
-            places.append((metric, place))
-            found.append((statistics.bootstrap_mean(differences, LEVEL), _two_sided_p(pairs)))
-    levels = statistics.holm_levels([p for _, p in found], LEVEL)
-    still = True
-    for i in sorted(range(len(found)), key=lambda i: found[i][1]):
-        interval, p = found[i]
-        still = still and p < 1 - levels[i]
-        metric, place = places[i]
+            cell_keys.append((metric, index))
+            tests.append((statistics.bootstrap_mean(differences, LEVEL), _two_sided_p(pairs)))
+    levels = statistics.holm_levels([p for _, p in tests], LEVEL)
+    significant = True
+    for i in sorted(range(len(tests)), key=lambda i: tests[i][1]):
+        interval, p = tests[i]
+        significant = significant and p < 1 - levels[i]
+        metric, index = cell_keys[i]
         text = f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] p={p:.2g}"
-        rows[metric][place] = text + (" *" if still else "")
+        rows[metric][index] = text + (" *" if significant else "")
     return rows
 
 
 def _two_sided_p(pairs: list[tuple[float, float]]) -> float:
-    """Return how likely a difference this large in either direction is, were both models alike."""
+    """Return the two-sided p-value of the hypothesis that both models are equal."""
     return statistics.SignFlipTest([after - before for before, after in pairs]).two_sided_p()
 
 
@@ -244,78 +199,65 @@ def _won_and_lost(pairs: list[tuple[float, float]]) -> tuple[int, int]:
     return sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
 
 
-def _wins(tables: list[Table]) -> dict[str, list[str]]:
+def _wins(tables: list[MetricTable]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for metric in tables[0]:
         cells = ["(first)"]
-        for place in range(1, len(tables)):
-            pairs = _pairs(tables, metric, place)
+        for index in range(1, len(tables)):
+            pairs = _pairs(tables, metric, index)
             won, lost = _won_and_lost(pairs or [])
             cells.append(f"{won} won, {lost} lost, {len(pairs) - won - lost} equal" if pairs else "other items")
         rows[metric] = cells
     return rows
 
 
-def _examples(answers: list[list[Row]], tables: list[Table], names: list[str]) -> list[dict[str, str]]:
-    """Return the items that gained and lost most, with what was asked and answered."""
+def _examples(answers: list[list[Row]], tables: list[MetricTable], names: list[str]) -> list[dict[str, str]]:
+    """Return the items with the largest gains and losses, with prompts and answers."""
     first = {row["item"]: row for row in answers[0]}
     shown = []
-    for place in range(1, len(tables)):
-        theirs = {row["item"]: row for row in answers[place]}
+    for index in range(1, len(tables)):
+        others = {row["item"]: row for row in answers[index]}
         for metric in tables[0]:
-            if _pairs(tables, metric, place) is None:
+            if _pairs(tables, metric, index) is None:
                 continue
-            before, after = tables[0][metric], tables[place][metric]
-            moved = sorted((after[item] - before[item], item) for item in before)
-            most = [*moved[: -MAX_EXAMPLES - 1 : -1], *moved[:MAX_EXAMPLES][::-1]]
-            for item in dict.fromkeys(item for change, item in most if change):
+            before, after = tables[0][metric], tables[index][metric]
+            changes = sorted((after[item] - before[item], item) for item in before)
+            largest = [*changes[: -MAX_EXAMPLES - 1 : -1], *changes[:MAX_EXAMPLES][::-1]]
+            for item in dict.fromkeys(item for change, item in largest if change):
                 shown.append(
                     {
                         "metric": metric,
-                        "run": names[place],
+                        "run": names[index],
                         "change": "won" if after[item] > before[item] else "lost",
                         "scores": f"{before[item]:.3f} to {after[item]:.3f}",
                         "prompt": first[item]["prompt"],
                         "first": first[item]["output"],
-                        "this": theirs[item]["output"],
+                        "this": others[item]["output"],
                     }
                 )
     return shown
 
 
-def _html_examples(examples: list[dict[str, str]]) -> str:
-    if not examples:
-        return ""
-    head = "".join(f"<th>{name}</th>" for name in examples[0])
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td style='white-space:pre-wrap'>{escape(text[-1500:])}</td>" for text in each.values())
-        + "</tr>"
-        for each in examples
-    )
-    return f"<h2>Items that changed most</h2><table><tr>{head}</tr>{body}</table>"
-
-
 def get_run(run_id: str) -> Run:
-    """Return the run of that id."""
+    """Return the run with an id."""
     return MlflowClient().get_run(run_id)
 
 
-def load_scores(run: Run, who: str = "model") -> dict[str, dict[str, float]]:
-    """Read the per-item scores that a run keeps: metric -> item -> score.
+def load_scores(run: Run, who: str = "model") -> MetricTable:
+    """Load the per-item scores stored with a run: metric -> item -> score.
 
     Args:
         run: A finished pipeline run.
         who: `model` or `base`.
 
     Raises:
-        TrackingError: The run keeps none.
+        TrackingError: The run has no scores.
     """
-    return _by_metric(_answers(run, who))
+    return _table(_answers(run, who))
 
 
 def _answers(run: Run, who: str = "model") -> list[Row]:
-    """Read what a run's model answered: one row an item."""
+    """Load the answers of the model of a run, one row per item."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from mlflow.exceptions import MlflowException
@@ -324,30 +266,30 @@ def _answers(run: Run, who: str = "model") -> list[Row]:
         try:
             path = MlflowClient().download_artifacts(run.info.run_id, f"evaluation/{who}.parquet", scratch)
         except (MlflowException, OSError) as error:
-            raise TrackingError(f"Run {run.info.run_name} keeps no scores: {error}. Was it finished?") from error
+            raise TrackingError(
+                f"Run {run.info.run_name} has no scores: {error}. Check that it is finished."
+            ) from error
         try:
             rows: list[Row] = pq.read_table(Path(path), page_checksum_verification=True).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise TrackingError(
-                f"evaluation/{who}.parquet of run {run.info.run_name} is damaged: {error}. Run its recipe again: only "
-                "register runs, as the rest is cached."
+                f"evaluation/{who}.parquet of run {run.info.run_name} is damaged: {error}. Run its recipe again: "
+                "the step register stores it anew, and the other steps are cached."
             ) from error
     return rows
 
 
-def _by_metric(rows: list[Row]) -> Table:
-    table: Table = {}
-    for row in rows:
-        for metric, value in json.loads(row["metrics"]).items():
-            name = metric if row["benchmark"] == "held_out" else f"{row['benchmark']}_{metric}"
-            table.setdefault(name, {})[row["item"]] = value
-    return table
+@dataclass(frozen=True)
+class _StoredScore:
+    """The scores of one answer, as a run stores them."""
+
+    benchmark: str
+    item: str
+    metrics: dict[str, float]
+    group: str = ""
+    contamination: str = ""
 
 
-def _html_table(title: str, names: list[str], rows: dict[str, Any]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr><th>{escape(key)}</th>" + "".join(f"<td>{escape(str(value))}</td>" for value in values) + "</tr>"
-        for key, values in rows.items()
-    )
-    return f"<h2>{title}</h2><table><tr><th></th>{head}</tr>{body}</table>"
+def _table(rows: list[Row]) -> MetricTable:
+    """Group the scores by metric; categories and clean items get no metric of their own."""
+    return by_metric(_StoredScore(row["benchmark"], row["item"], json.loads(row["metrics"])) for row in rows)

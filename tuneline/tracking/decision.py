@@ -1,26 +1,33 @@
-"""A decision as a small document: what became of a model, and in one sentence why; JSON, Markdown and HTML."""
-
-from html import escape
+"""The decision of the gate on a model, with the reason in one sentence, and its Markdown document."""
 
 from pydantic import BaseModel, ConfigDict
 
 from tuneline.tracking.evidence import Check
 from tuneline.tracking.gate import Finding
 
-COLUMNS = ("metric", "role", "against", "test", "items", "theirs", "ours", "gain", "at least", "asked", "p", "verdict")
-STYLE = (
-    "body{font:14px system-ui;margin:2em;max-width:70em}td,th{border:1px solid #ccc;padding:4px 8px;text-align:left}"
-    "table{border-collapse:collapse;margin-bottom:2em}.no{background:#fdd}.yes{background:#dfd}"
+COLUMNS = (
+    "metric",
+    "role",
+    "against",
+    "test",
+    "items",
+    "theirs",
+    "ours",
+    "gain",
+    "at least",
+    "required",
+    "p",
+    "result",
 )
 NOTE = (
-    "Gains are means of differences item by item; `at least` is the lower end of their one-sided interval. `items` in "
-    "brackets: how many would let a gain as large as this one pass in 8 of 10 tries, or an equal model past a guard. "
-    "Points of a hundred, but for likelihoods (nats a token) and rewards."
+    "A gain is the mean of per-item differences; `at least` is the lower end of its one-sided interval. In brackets "
+    "behind `items`: the number of items with which a gain of this size passes with a power of 80 %, or an equal model "
+    "passes a guard. Percentage points, except log-likelihoods (nats per token) and rewards."
 )
 
 
 class Decision(BaseModel):
-    """What became of a model: registered or known, promoted or not, and why."""
+    """The decision on a model: newly registered or not, promoted or not, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,63 +39,42 @@ class Decision(BaseModel):
     sentence: str
     findings: list[Finding] = []
     checks: list[Check] = []
-    """Preconditions."""
+    """Results of the preconditions."""
 
     def table(self) -> list[dict[str, str]]:
-        """Return one row a finding, by `COLUMNS`."""
+        """Return one row per finding, by `COLUMNS`."""
         return [_row(finding) for finding in self.findings]
 
     def to_markdown(self) -> str:
-        """Write the document that people read first."""
-        lines = [f"# {self._title()}", "", self.sentence, ""]
+        """Return the decision as Markdown."""
+        lines = [f"# {self.title()}", "", self.sentence, ""]
         if self.findings:
             lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
             lines += ["| " + " | ".join(row.values()) + " |" for row in self.table()]
             lines += ["", NOTE, ""]
-        if trained := self._trained_on():
-            lines += ["Training rows among the items:", "", *(f"- {each}" for each in trained), ""]
-        if excluded := [finding for finding in self.findings if finding.all_items]:
-            lines += ["Contaminated items decide nothing. With them:", ""]
-            lines += [f"- {_with_all(finding)}" for finding in excluded] + [""]
+        if in_training := self.training_row_notes():
+            lines += ["Training rows among the items:", "", *(f"- {note}" for note in in_training), ""]
+        if excluded := self.contamination_notes():
+            lines += ["Contaminated items do not count. With them:", "", *(f"- {note}" for note in excluded), ""]
         if self.checks:
             lines += ["Preconditions:", ""]
-            lines += [f"- {each.name}: {'holds' if each.passed else 'FAILS'}, {each.sentence}" for each in self.checks]
+            lines += [
+                f"- {check.name}: {'holds' if check.passed else 'FAILS'}, {check.sentence}" for check in self.checks
+            ]
             lines.append("")
         return "\n".join(lines)
 
-    def to_html(self) -> str:
-        """Write one page that needs nothing beside it."""
-        head = "".join(f"<th>{name}" for name in COLUMNS)
-        rows = "".join(
-            f"<tr class={'yes' if finding.passed else 'no'}>"
-            + "".join(f"<td>{escape(cell)}" for cell in _row(finding).values())
-            for finding in self.findings
-        )
-        parts = [f"<p>{escape(self.sentence)}"]
-        if rows:
-            parts.append(f"<table><tr>{head}{rows}</table><p>{escape(NOTE)}")
-        if trained := "".join(f"<li>{escape(each)}" for each in self._trained_on()):
-            parts.append(f"<h2>Training rows among the items</h2><ul>{trained}</ul>")
-        if excluded := "".join(f"<li>{escape(_with_all(each))}" for each in self.findings if each.all_items):
-            parts.append(f"<h2>With contaminated items, which decide nothing</h2><ul>{excluded}</ul>")
-        if self.checks:
-            checks = "".join(
-                f"<tr class={'yes' if each.passed else 'no'}><td>{escape(each.name)}<td>{escape(each.sentence)}"
-                for each in self.checks
-            )
-            parts.append(f"<h2>Preconditions</h2><table>{checks}</table>")
-        title = escape(self._title())
-        return (
-            f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-            + "".join(parts)
-        )
+    def training_row_notes(self) -> list[str]:
+        """Return, for each comparison, the items that were training rows of one of the two models."""
+        texts = ((finding, finding.trained_on()) for finding in self.findings)
+        return [f"{finding.metric} against {finding.against}: {text}" for finding, text in texts if text]
 
-    def _trained_on(self) -> list[str]:
-        """Say of each comparison which items were training rows of one of the two models."""
-        said = ((finding, finding.trained_on()) for finding in self.findings)
-        return [f"{finding.metric} against {finding.against}: {text}" for finding, text in said if text]
+    def contamination_notes(self) -> list[str]:
+        """Return, for each comparison that left out contaminated items, the result on all items."""
+        return [_with_all(finding) for finding in self.findings if finding.all_items]
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """Return the model name and the version."""
         return f"{self.model_name} version {self.version}"
 
 

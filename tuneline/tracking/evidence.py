@@ -1,6 +1,6 @@
-"""What a gate must know beside the scores: is the model what was trained, and which items had it seen?
+"""Evidence for the gate besides the scores: fidelity of the merge, template parity, mask coverage, contamination.
 
-It is kept with the run, so that a promotion by hand asks the same questions, or those of another gate.
+It is stored with the run, so that a manual promotion checks the same preconditions, or those of another gate.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from tuneline.model import source
 from tuneline.model.checkpoint import Checkpoint
 
 CONTAMINATION_SPLIT = "contamination"
-"""Split of a mixture with a row for each item that a training example holds."""
+"""Split of a mixture with one row per item that a training example contains."""
 
 
 class Check(BaseModel):
-    """One precondition, and why it holds or does not."""
+    """The result of one precondition, with its reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,36 +28,36 @@ class Check(BaseModel):
 
 
 class Evidence(BaseModel):
-    """Facts of a model and of the rows that it was trained on."""
+    """Facts about a model and its training rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: GateConfig
-    """The gate of its recipe."""
+    """Gate of the recipe."""
 
     kind: str
-    """Of the model: merged, full or adapter."""
+    """Kind of the model: merged, full or adapter."""
 
     fidelity: dict[str, Any]
-    """What the merge measured: `kl` (nats a token), `greedy_agreement`, `positions`."""
+    """Measurements of the merge: `kl` (nats per token), `greedy_agreement`, `positions`."""
 
     max_kl: float
-    """Bound of the recipe's merge."""
+    """Limit of the KL divergence in the recipe, nats per token."""
 
     tokenizer_of_rows: str
-    """Hash of tokenizer and template that the training rows were made with."""
+    """Hash of the tokenizer and chat template of the training rows."""
 
     tokenizer_of_model: str
-    """Hash of those beside the weights."""
+    """Hash of the tokenizer and chat template stored with the weights."""
 
     coverage: float | None
-    """Share of training tokens that carry loss; None where training makes its own answers."""
+    """Share of training tokens with loss; None if training generates the answers."""
 
     contaminated: dict[str, list[str]]
-    """Items found in the training rows, by evaluation set; of held-out examples, `held_out`."""
+    """Items found in the training rows, by evaluation set; `held_out` for validation examples."""
 
     scored_with: dict[str, str] = {}
-    """dtype, device and libraries of its scores; empty where an earlier release made them."""
+    """dtype, device and libraries of the scores; empty for scores of an earlier release."""
 
     def contaminated_items(self) -> set[str]:
         """Return the contaminated items of all evaluation sets."""
@@ -65,27 +65,27 @@ class Evidence(BaseModel):
 
 
 SCORING_SETTINGS = ("dtype", "device", "libraries")
-"""Methods of a report that say under what its scores were made."""
+"""Keys of `Report.methods` that describe how the scores were computed."""
 
 
 def collect(
     model: Checkpoint, mixture: Corpus, rows: Corpus, gate: GateConfig, max_kl: float, methods: Mapping[str, str]
 ) -> Evidence:
-    """Read what the artifacts of a run say.
+    """Collect the evidence from the artifacts of a run.
 
     Args:
-        model: What `merge_adapter` made.
-        mixture: What `merge` made.
-        rows: What `tokenize_pack` made.
-        gate: The recipe's gate.
-        max_kl: The recipe's bound of a merge, nats a token.
-        methods: Of the report.
+        model: Output of `merge_adapter`.
+        mixture: Output of `merge`.
+        rows: Output of `tokenize_pack`.
+        gate: Gate of the recipe.
+        max_kl: Limit of the KL divergence in the recipe, nats per token.
+        methods: `Report.methods`.
     """
-    found: dict[str, list[str]] = {}
+    contaminated: dict[str, list[str]] = {}
     if CONTAMINATION_SPLIT in mixture.splits:
         columns = mixture.splits[CONTAMINATION_SPLIT].select_columns(["benchmark", "item"])
         for row in columns:
-            found.setdefault(row["benchmark"], []).append(row["item"])
+            contaminated.setdefault(row["benchmark"], []).append(row["item"])
     return Evidence(
         gate=gate,
         kind=model.kind,
@@ -94,48 +94,52 @@ def collect(
         tokenizer_of_rows=rows.identity["tokenizer"],
         tokenizer_of_model=source.tokenizer_manifest(model.path).content_hash(),
         coverage=None if rows.identity.get("stage") == "prompt" else rows.counts["train"]["coverage"],
-        contaminated=found,
+        contaminated=contaminated,
         scored_with={name: methods[name] for name in SCORING_SETTINGS if name in methods},
     )
 
 
-def check_preconditions(evidence: Evidence, asked: PreconditionsConfig) -> list[Check]:
-    """Say of each precondition whether it holds."""
-    checks = [_merge_fidelity(evidence, asked)]
-    if asked.template_parity:
+def check_preconditions(evidence: Evidence, config: PreconditionsConfig) -> list[Check]:
+    """Check each precondition."""
+    checks = [_merge_fidelity(evidence, config)]
+    if config.template_parity:
         checks.insert(0, _template_parity(evidence))
     if evidence.coverage is not None:
-        enough = evidence.coverage >= asked.min_coverage
-        told = f"{evidence.coverage:.2%} of the training tokens carry loss, {asked.min_coverage:.2%} asked for"
-        checks.append(Check(name="mask_coverage", passed=enough, sentence=told))
+        enough = evidence.coverage >= config.min_coverage
+        sentence = f"{evidence.coverage:.2%} of the training tokens carry loss; required: {config.min_coverage:.2%}"
+        checks.append(Check(name="mask_coverage", passed=enough, sentence=sentence))
     return checks
 
 
 def _template_parity(evidence: Evidence) -> Check:
     same = evidence.tokenizer_of_model == evidence.tokenizer_of_rows
-    words = "are those" if same else "are not those"
+    verb = "equal" if same else "differ from"
     return Check(
         name="template_parity",
         passed=same,
-        sentence=f"tokenizer and chat template beside the weights {words} that the training rows were made with",
+        sentence=f"tokenizer and chat template of the weights {verb} those of the training rows",
     )
 
 
-def _merge_fidelity(evidence: Evidence, asked: PreconditionsConfig) -> Check:
+def _merge_fidelity(evidence: Evidence, config: PreconditionsConfig) -> Check:
     name, facts = "merge_fidelity", evidence.fidelity
     if evidence.kind != "merged":
-        why = "all weights were trained" if evidence.kind == "full" else f"{facts.get('reason', 'an adapter goes on')}"
+        why = (
+            "all weights were trained"
+            if evidence.kind == "full"
+            else f"{facts.get('reason', 'an adapter is trained further')}"
+        )
         return Check(name=name, passed=True, sentence=f"nothing was merged: {why}")
     if "kl" not in facts:
-        return Check(name=name, passed=False, sentence="no held-out row was there to measure the merge on")
-    bound = asked.max_kl if asked.max_kl is not None else evidence.max_kl
+        return Check(name=name, passed=False, sentence="there was no held-out row to measure the merge on")
+    bound = config.max_kl if config.max_kl is not None else evidence.max_kl
     kl, agreement = facts["kl"], facts["greedy_agreement"]
     return Check(
         name=name,
-        passed=kl <= bound and agreement >= asked.min_greedy_agreement,
+        passed=kl <= bound and agreement >= config.min_greedy_agreement,
         sentence=(
-            f"the merged model strays from the adapter's by {kl:.1e} nats a token, at most {bound:.1e} asked for, and "
-            f"its likeliest tokens agree at {agreement:.1%} of {facts['positions']} positions, "
-            f"{asked.min_greedy_agreement:.1%} asked for"
+            f"KL divergence between adapter and merged model: {kl:.1e} nats per token; allowed: {bound:.1e}; most "
+            f"likely tokens agree at {agreement:.1%} of {facts['positions']} positions; required: "
+            f"{config.min_greedy_agreement:.1%}"
         ),
     )

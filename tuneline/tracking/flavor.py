@@ -1,6 +1,6 @@
-"""Make a model directory an MLflow model: an `MLmodel` file beside it, and the loader that the file names.
+"""MLflow flavor of a model directory: its `MLmodel` file, and the loader that the file names.
 
-Nothing is copied and nothing is loaded to write it, whatever the size of the weights.
+Writing it neither copies nor loads the weights.
 """
 
 import json
@@ -13,13 +13,13 @@ from tuneline.errors import DataError
 FILES = "files"
 COLUMNS = ("messages", "prompt", "text")
 MAX_TOKENS = 64
-"""Length of an answer where a request does not say it."""
+"""Default number of tokens of an answer."""
 
 EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 
 
 class ChatModel:
-    """Answers chats; what `mlflow.pyfunc.load_model` wraps."""
+    """A model that answers chats, as `mlflow.pyfunc.load_model` wraps it."""
 
     def __init__(self, folder: str) -> None:
         from transformers import AutoTokenizer
@@ -34,15 +34,15 @@ class ChatModel:
 
         Args:
             model_input: A chat, `{"messages": [{"role", "content"}, ...]}`, or rows with one of these columns:
-                `messages`, a chat; `prompt`, the question of a user; `text`, a text to go on with. Rows are a
+                `messages`, a chat; `prompt`, a user message; `text`, a text to continue. Rows are a
                 DataFrame, a mapping of columns, a list of records, or a list of prompts.
-            params: `max_tokens`, 64 where it is not given.
+            params: `max_tokens`, default 64.
 
         Returns:
-            The answer to one chat; a list of answers where rows are given.
+            The answer to one chat, or a list of answers for rows.
 
         Raises:
-            DataError: A row has none of the columns, or no chat where there should be one.
+            DataError: A row has none of the columns, or `messages` is not a chat.
         """
         max_tokens = int((params or {}).get("max_tokens", MAX_TOKENS))
         if _is_one(model_input):
@@ -51,8 +51,8 @@ class ChatModel:
 
     def _answer(self, row: Any, max_tokens: int) -> str:
         inputs = self._encode(row).to(self.model.device)
-        made = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        text = self.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        text = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return str(text).strip()
 
     def _encode(self, row: Any) -> Any:
@@ -65,23 +65,23 @@ class ChatModel:
 
 
 def to_rows(model_input: Any) -> list[Any]:
-    """Return the rows of what `mlflow models serve` hands on: a frame, an array, columns, records or prompts."""
+    """Return the rows of a request to `mlflow models serve`: a DataFrame, an array, columns, records or prompts."""
     if hasattr(model_input, "to_dict") and hasattr(model_input, "columns"):
         return list(model_input.to_dict(orient="records"))
     if isinstance(model_input, Mapping):
         return _from_columns({str(name): _listed(column) for name, column in model_input.items()})
-    found = _listed(model_input)
-    return found if isinstance(found, list) else [found]
+    values = _listed(model_input)
+    return values if isinstance(values, list) else [values]
 
 
 def parse_request(row: Any) -> tuple[str, Any]:
-    """Return what a row asks: `messages` and a chat, or `text` and a text.
+    """Return the request of a row: `messages` and a chat, or `text` and a text.
 
     Raises:
-        DataError: It asks nothing.
+        DataError: The row has no request.
     """
     record = row if isinstance(row, Mapping) else {"prompt": row}
-    name = next((name for name in COLUMNS if _is_given(record.get(name))), None)
+    name = next((name for name in COLUMNS if _has_value(record.get(name))), None)
     if name is None:
         raise DataError(
             f"A row has the columns {sorted(map(str, record))} and none of {list(COLUMNS)}, like {EXAMPLE}."
@@ -95,14 +95,14 @@ def parse_request(row: Any) -> tuple[str, Any]:
 
 
 def _is_one(model_input: Any) -> bool:
-    """Tell whether an input is one chat or one text, not rows of them."""
+    """Return whether an input is a single chat or text instead of rows."""
     if isinstance(model_input, str):
         return True
     if not isinstance(model_input, Mapping):
         return False
     values = {name: _listed(model_input[name]) for name in COLUMNS if name in model_input}
     messages = values.get("messages")
-    chat = isinstance(messages, list) and all(isinstance(each, Mapping) for each in messages)
+    chat = isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages)
     return chat or any(isinstance(value, str) for value in values.values())
 
 
@@ -110,25 +110,28 @@ def _from_columns(columns: dict[str, Any]) -> list[dict[str, Any]]:
     lists = {name: column if isinstance(column, list) else [column] for name, column in columns.items()}
     length = max((len(column) for column in lists.values()), default=0)
     if any(len(column) != length for column in lists.values()):
-        raise DataError(f"Columns have the lengths { {name: len(column) for name, column in lists.items()} }, not one.")
+        raise DataError(
+            f"Columns have different lengths: { {name: len(column) for name, column in lists.items()} }. "
+            "Give columns of equal length."
+        )
     return [{name: column[i] for name, column in lists.items()} for i in range(length)]
 
 
 def _chat(value: Any) -> list[Any]:
-    """Return a chat; one in a CSV file is JSON."""
+    """Return a chat; in a CSV file it is JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
             value = None
     chat = value if isinstance(value, list) else []
-    if not chat or not all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in chat):
+    if not chat or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in chat):
         raise DataError(f"messages: got {value!r}, expected a list of role and content, like {EXAMPLE}.")
     return chat
 
 
-def _is_given(value: Any) -> bool:
-    """Tell a value from the NaN that pandas puts where a record has none."""
+def _has_value(value: Any) -> bool:
+    """Return whether a value is present; pandas represents missing values by NaN."""
     return value is not None and value == value if isinstance(value, float) else value is not None
 
 
@@ -137,15 +140,15 @@ def _listed(value: Any) -> Any:
 
 
 def _load_pyfunc(path: str) -> ChatModel:
-    """Load the model; MLflow calls this by its name."""
+    """Load the model; MLflow calls this function by name."""
     return ChatModel(path)
 
 
 def mlmodel_text() -> str:
-    """Return the `MLmodel` file for a folder whose weights lie in `files/` beside it.
+    """Return the `MLmodel` file for a folder whose weights are in `files/`.
 
-    Its signature names the parameters alone: MLflow drops those that a signature does not name, and would refuse rows
-    of other columns than it names.
+    Its signature has only parameters: MLflow drops parameters that a signature lacks, and would reject rows with
+    columns that it lacks.
     """
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
@@ -158,5 +161,5 @@ def mlmodel_text() -> str:
 
 
 def write_mlmodel(folder: Path) -> None:
-    """Write `MLmodel` into a folder that holds `files/`."""
+    """Write `MLmodel` to a folder that contains `files/`."""
     (folder / "MLmodel").write_text(mlmodel_text())

@@ -1,8 +1,8 @@
-"""Are the files of a registered version those that were registered?
+"""Integrity of registered versions: their files are compared with the registered content hash.
 
-The version's tag holds the hash of its content: kind, identity, names and hashes of all files. `checkpoint.json` beside
-the files lists them, and counts only as far as it gives that hash. A file is read again where its size, time or inode
-changed since it was hashed, so looking costs next to nothing; before a promotion all bytes are read.
+A tag of the version has the hash of its content: kind, identity, names and hashes of all files. `checkpoint.json` next
+to the files lists them and is trusted only if it gives that hash. A file is hashed again only if its size, times or
+inode changed, so a check is cheap; before a promotion all files are hashed.
 """
 
 import json
@@ -16,40 +16,40 @@ from tuneline.tracking import registry
 from tuneline.tracking.registry import Version
 
 FileHashes = list[list[str]]
-"""Name and sha256 of each file, in order."""
+"""Name and sha256 of each file, sorted."""
 
 
 def check_champion(name: str) -> None:
-    """Check that the champion's files are there and unchanged, since a new model will be measured against it.
+    """Check that the files of the champion are present and unchanged, since a new model will be compared with it.
 
     Raises:
-        TrackingError: They are not.
+        TrackingError: A file is missing or changed.
     """
-    if present := registry.get_champion(name):
-        verified_folder(present)
+    if champion := registry.get_champion(name):
+        verified_folder(champion)
 
 
 def check_stored(version: Version) -> None:
-    """Read all bytes of a version where they are stored: a good copy on this machine says nothing of a remote store.
+    """Hash all files of a version in its store, because a good local copy proves nothing about a remote store.
 
     Raises:
-        TrackingError: A file is gone, was changed, or was put in.
+        TrackingError: A file is missing, changed, or was added.
     """
     with registry.stored_folder(version) as folder:
         _compare(version, folder, full=True)
 
 
 def verified_folder(version: Version, *, full: bool = False) -> Path:
-    """Return the directory of a version, as transformers loads it, once its bytes were held against its content hash.
+    """Return the directory of a version, as transformers loads it, after comparing it with its content hash.
 
-    A version that another program registered has no content hash, and is taken as it is.
+    A version registered by another program has no content hash and is not checked.
 
     Args:
         version: The version.
-        full: Read all bytes, also of files whose size, times and inode did not change.
+        full: Hash all files, including those whose size, times and inode did not change.
 
     Raises:
-        TrackingError: A file is gone, was changed, or was put in.
+        TrackingError: A file is missing, changed, or was added.
     """
     folder = version.folder()
     _compare(version, folder, full=full)
@@ -59,61 +59,61 @@ def verified_folder(version: Version, *, full: bool = False) -> Path:
 def _compare(version: Version, folder: Path, *, full: bool) -> None:
     if not version.content_hash:
         return
-    about = _about(version, folder.parent / METADATA_FILE)
+    record = _record(version, folder.parent / METADATA_FILE)
     paths = tree_paths(folder, NON_CONTENT_FILES)
     entries = {entry.name: entry.sha256 for entry in file_entries(folder, paths, full=full)}
-    found = [[name := path.relative_to(folder).as_posix(), entries[name]] for path in paths]
-    if compute_content_hash(about.get("kind"), about.get("identity"), found) == version.content_hash:
+    files = [[name := path.relative_to(folder).as_posix(), entries[name]] for path in paths]
+    if compute_content_hash(record.get("kind"), record.get("identity"), files) == version.content_hash:
         return
-    if not full:  # the cache of hashes may be wrong itself: the bytes decide
+    if not full:  # the cache of hashes may be wrong
         _compare(version, folder, full=True)
         return
-    told = _difference(version, about, found, folder)
-    raise TrackingError(f"{_called(version)}: {told} Restore it from a backup, or {_instead(version)}.")
+    difference = _difference(version, record, files, folder)
+    raise TrackingError(f"{_label(version)}: {difference} Restore it from a backup, or {_alternative(version)}.")
 
 
-def _about(version: Version, path: Path) -> dict[str, Any]:
+def _record(version: Version, path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise TrackingError(
-            f"{_called(version)}: {path} {why}, so its files cannot be told from others (content hash "
-            f"{version.content_hash}). Restore it from a backup, or {_instead(version)}."
+            f"{_label(version)}: {path} {why}, so its files cannot be verified (content hash "
+            f"{version.content_hash}). Restore it from a backup, or {_alternative(version)}."
         ) from error
-    return about if isinstance(about, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _difference(version: Version, about: dict[str, Any], found: FileHashes, folder: Path) -> str:
-    """Name the first file that differs, and say how many do."""
-    known: FileHashes = about.get("files") or []
-    if compute_content_hash(about.get("kind"), about.get("identity"), known) != version.content_hash:
-        now = compute_content_hash(about.get("kind"), about.get("identity"), found)
+def _difference(version: Version, record: dict[str, Any], files: FileHashes, folder: Path) -> str:
+    """Describe the first file that differs, and how many differ."""
+    registered: FileHashes = record.get("files") or []
+    if compute_content_hash(record.get("kind"), record.get("identity"), registered) != version.content_hash:
+        now = compute_content_hash(record.get("kind"), record.get("identity"), files)
         return (
-            f"the files in {folder}, or what {METADATA_FILE} beside them says, have the content hash {now}, expected "
+            f"the files in {folder}, or {METADATA_FILE} next to them, have the content hash {now}, expected "
             f"{version.content_hash} as registered."
         )
-    expected: dict[str, str] = dict(known)  # type: ignore[arg-type]
-    there: dict[str, str] = dict(found)  # type: ignore[arg-type]
-    told = [
-        *(_changed(folder / name, sha, there.get(name)) for name, sha in known if there.get(name) != sha),
-        *(f"{folder / name} is there and was not registered" for name in there if name not in expected),
+    expected: dict[str, str] = dict(registered)  # type: ignore[arg-type]
+    present: dict[str, str] = dict(files)  # type: ignore[arg-type]
+    differences = [
+        *(_changed(folder / name, sha, present.get(name)) for name, sha in registered if present.get(name) != sha),
+        *(f"{folder / name} was not registered" for name in present if name not in expected),
     ]
-    more = f"; {len(told) - 1} more differ" if len(told) > 1 else ""
-    return f"{told[0]}{more}."
+    more = f"; {len(differences) - 1} more differ" if len(differences) > 1 else ""
+    return f"{differences[0]}{more}."
 
 
-def _changed(path: Path, expected: str, found: str | None) -> str:
-    if found is None:
-        return f"{path} is gone (sha256 {expected} was registered)"
-    return f"{path} has the sha256 {found}, expected {expected} as registered"
+def _changed(path: Path, expected: str, actual: str | None) -> str:
+    if actual is None:
+        return f"{path} is missing (sha256 {expected} was registered)"
+    return f"{path} has the sha256 {actual}, expected {expected} as registered"
 
 
-def _called(version: Version) -> str:
+def _label(version: Version) -> str:
     return f"{version.name} version {version.version} ({', '.join(version.aliases) or 'no alias'})"
 
 
-def _instead(version: Version) -> str:
+def _alternative(version: Version) -> str:
     if "champion" in version.aliases:
-        return f"take the alias away: `tuneline rollback {version.name}`"
-    return f"take another version: `tuneline models {version.name}` lists them"
+        return f"remove the alias: `tuneline rollback {version.name}`"
+    return f"use another version: `tuneline models {version.name}` lists them"

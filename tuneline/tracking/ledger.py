@@ -1,17 +1,16 @@
-"""The ledger of promotions: one line per move of an alias, only ever appended, each line holding the hash of the last.
+"""The ledger of promotions: an append-only hash chain with one line per move of an alias.
 
-Guarantee. Changing, inserting or removing a line breaks the chain behind it, which `verify` finds by reading every
-line. Beside the ledger lies a marker: number and hash of the last line, and the file's size, times and inode at the
-moment when the chain was last known to be whole. An append trusts the lines before it without reading them only if the
-file still has exactly these; otherwise it reads and checks the whole chain, and that the line of the marker is still in
-its place, and refuses to write where either fails. So an edit through the file system (which sets the inode's change
-time) stops the next append, and appending costs the same whatever the number of lines. What the marker cannot tell, an
-edit that leaves size, times and inode as they were (past the file system, or within the same tick of its clock as the
-last append), is left to `verify`; somebody who rewrites both ledger and marker is found by the hash that the registry
-keeps (`promotion.verify`).
+Guarantee: changing, inserting or removing a line breaks the chain, which `verify` detects by reading every line. A
+marker file has the number and hash of the last line, and the size, times and inode of the ledger when the chain was
+last verified. If the ledger still has these values, an append does not read the earlier lines. Otherwise it verifies
+the whole chain and the position of the marked line, and refuses to write if either fails. So an edit through the file
+system, which changes the ctime, stops the next append, and the cost of an append does not depend on the number of
+lines. An edit that leaves size, times and inode unchanged (bypassing the file system, or within the clock tick of the
+last append) is only detected by `verify`. A rewrite of both ledger and marker is detected by the hash that the registry
+stores (`promotion.verify`).
 
-A line is written by one call and is whole only with its newline. What a stopped process or a full disk left of a last
-line is moved into a file of its own (`ledger.torn-*`), with a warning.
+A line is written by one call and is complete only with its newline. A partial last line, left by a killed process or a
+full disk, is moved to a separate file (`ledger.torn-*`) with a warning.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tuneline import state
+from tuneline import filesystem, state
 from tuneline.errors import TrackingError
 from tuneline.identity import digest
 
@@ -37,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 Stamp = tuple[int, int, int, int]
-"""Of a file: size, time of modification and time of change in ns, inode."""
+"""Size, modification and change time in ns, and inode of a file."""
 
 
 class _Line(BaseModel):
-    """What every line must hold; it may hold more."""
+    """Required fields of a line; it may have more."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -57,12 +56,12 @@ class _Line(BaseModel):
 
 
 class _Marker(BaseModel):
-    """A chain that was whole: its file, its last line, and where it says that the aliases stand."""
+    """A verified chain: the stamp of its file, its last line, and the positions of the aliases."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stamp: Stamp | None = None
-    """None without a file."""
+    """None if there is no file."""
 
     num_lines: int = 0
     last: str = GENESIS_HASH
@@ -71,25 +70,25 @@ class _Marker(BaseModel):
 
 
 def path() -> Path:
-    """Return where the ledger lies."""
+    """Return the path of the ledger."""
     return state.root() / "ledger.jsonl"
 
 
 def append(model: str, alias: str, before: str | None, after: str | None, why: str, **more: Any) -> Entry:
-    """Write down a move; call it while holding the lock of promotions.
+    """Append a move; hold the lock of promotions.
 
     Args:
         model: Registered model.
-        alias: Which alias moved.
-        before: Version that it pointed at, if any.
-        after: Version that it points at now, if any.
-        why: In one sentence.
-        more: Anything else worth keeping, JSON-able.
+        alias: The alias.
+        before: Previous version, if any.
+        after: New version, if any.
+        why: Reason in one sentence.
+        more: Additional JSON-able fields.
 
     Raises:
-        TrackingError: The ledger was changed, or the line cannot be written; nothing of it is left then.
+        TrackingError: The ledger was changed, or the line cannot be written; then the ledger is unchanged.
     """
-    marker = _checked()
+    marker = _verified_marker()
     entry = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "who": _user(),
@@ -106,110 +105,112 @@ def append(model: str, alias: str, before: str | None, after: str | None, why: s
         path().parent.mkdir(parents=True, exist_ok=True)
         stamp = _write((json.dumps(entry) + "\n").encode())
     except UnicodeEncodeError as error:
-        raise TrackingError(f"{model}: the reason {why!r} is not valid Unicode text. Give another one.") from error
+        raise TrackingError(f"{model}: the reason {why!r} is not valid Unicode text. Give a valid one.") from error
     except OSError as error:
         raise TrackingError(
-            f"{path()}: the move of {alias} of {model} to version {after or 'none'} could not be written down: {error}."
-            " The alias was not moved. Free space or mend the permissions, then give the command again."
+            f"{path()}: the move of {alias} of {model} to version {after or 'none'} could not be recorded: {error}. "
+            "The alias was not moved. Free space or fix the permissions, then run the command again."
         ) from error
-    places = marker.positions | {model: marker.positions.get(model, {}) | {alias: after}}
-    _keep(_Marker(stamp=stamp, num_lines=marker.num_lines + 1, last=entry["hash"], positions=places))
+    positions = marker.positions | {model: marker.positions.get(model, {}) | {alias: after}}
+    _save_marker(_Marker(stamp=stamp, num_lines=marker.num_lines + 1, last=entry["hash"], positions=positions))
     return entry
 
 
 def entries(model: str | None = None) -> list[Entry]:
-    """Return the moves, oldest first; of one model, or of all.
+    """Return the moves of one model or of all models, oldest first.
 
     Raises:
-        TrackingError: A line is not one of a ledger.
+        TrackingError: A line is not valid.
     """
     return [entry for entry in _entries() if model in (None, entry["model"])]
 
 
 def alias_positions(model: str) -> dict[str, str | None]:
-    """Return at which versions the ledger says that a model's aliases stand; hold the lock of promotions.
+    """Return alias -> version of a model according to the ledger; hold the lock of promotions.
 
     Raises:
         TrackingError: The ledger was changed.
     """
-    return dict(_checked().positions.get(model, {}))
+    return dict(_verified_marker().positions.get(model, {}))
 
 
 def verify() -> int:
-    """Check the chain by reading every line: that none was changed, put in, or taken out before the last one.
+    """Verify the chain by reading every line: none was changed, inserted, or removed before the last one.
 
     Returns:
         The number of lines.
 
     Raises:
-        TrackingError: A line was changed, taken out or put in.
+        TrackingError: A line was changed, removed or inserted.
     """
     return _chain().num_lines
 
 
 def repair() -> None:
-    """Move a torn last line aside; hold the lock of promotions.
+    """Move a partial last line to a separate file; hold the lock of promotions.
 
     Raises:
-        TrackingError: The torn bytes cannot be kept.
+        TrackingError: The partial line cannot be saved.
     """
     data = _read()
     tail = data[data.rfind(b"\n") + 1 :]
     if not tail:
         return
     try:
-        if _is_whole(tail):
+        if _is_complete(tail):
             _write(b"\n")
             return
-        aside = path().with_name(f"ledger.torn-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-        aside.write_bytes(tail)
+        torn = path().with_name(f"ledger.torn-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        torn.write_bytes(tail)
         os.truncate(path(), len(data) - len(tail))
     except OSError as error:
         raise TrackingError(
-            f"{path()}: the last line is torn and cannot be moved aside: {error}. Free space or mend the permissions, "
-            "then give the command again."
+            f"{path()}: the last line is incomplete and cannot be moved to a separate file: {error}. Free space or fix "
+            "the permissions, then run the command again."
         ) from error
-    logger.warning("%s: the last line was torn; its %d bytes are kept in %s.", path(), len(tail), aside)
+    logger.warning("%s: the last line was incomplete; its %d bytes were moved to %s.", path(), len(tail), torn)
 
 
-def _checked() -> _Marker:
-    """Return what the ledger comes to; it is read only if it is not the file that the marker speaks of."""
+def _verified_marker() -> _Marker:
+    """Return the marker; the ledger is read only if its stamp differs from the marker."""
     marker = _marker()
     if marker.stamp == _stamp():
         return marker
     repair()
-    fresh = _chain()
-    _keep(fresh)
-    return fresh
+    verified = _chain()
+    _save_marker(verified)
+    return verified
 
 
 def _chain() -> _Marker:
-    """Check every line."""
-    known, stamp = _marker(), _stamp()
+    """Verify every line and return the marker of the chain."""
+    marker, stamp = _marker(), _stamp()
     num_lines, last = 0, GENESIS_HASH
-    places: dict[str, dict[str, str | None]] = {}
+    positions: dict[str, dict[str, str | None]] = {}
     for num_lines, line in enumerate(_entries(), start=1):
-        misplaced = num_lines == known.num_lines and line["hash"] != known.last
+        misplaced = num_lines == marker.num_lines and line["hash"] != marker.last
         if line["last"] != last or _hash_of(line) != line["hash"] or misplaced:
             raise TrackingError(f"{path()}:{num_lines}: the ledger was changed here. Restore it from a backup.")
         last = line["hash"]
-        places.setdefault(line["model"], {})[line["alias"]] = line["to"]
-    if num_lines < known.num_lines:
+        positions.setdefault(line["model"], {})[line["alias"]] = line["to"]
+    if num_lines < marker.num_lines:
         raise TrackingError(
-            f"{path()}: has {num_lines} lines, and had {known.num_lines}: the last ones were taken out. Restore it "
-            f"from a backup; if there is none, delete {MARKER} beside it to go on from the lines that are left."
+            f"{path()}: has {num_lines} lines, and had {marker.num_lines}: the last lines were removed. Restore it "
+            f"from a backup; without a backup, delete {MARKER} in its folder to continue from the remaining lines."
         )
-    return _Marker(stamp=stamp, num_lines=num_lines, last=last, positions=places)
+    return _Marker(stamp=stamp, num_lines=num_lines, last=last, positions=positions)
 
 
 def _entries() -> Iterator[Entry]:
     *whole, tail = _read().split(b"\n")
     for number, line in enumerate(whole, start=1):
         yield _parse(number, line)
-    if tail and _is_whole(tail):
+    if tail and _is_complete(tail):
         yield _parse(len(whole) + 1, tail)
     elif tail:
-        logger.warning("%s: the last line is torn and left out; the next promotion moves it aside.", path())
+        logger.warning(
+            "%s: the last line is incomplete and ignored; the next promotion moves it to a separate file.", path()
+        )
 
 
 def _parse(number: int, line: bytes) -> Entry:
@@ -218,8 +219,8 @@ def _parse(number: int, line: bytes) -> Entry:
         _Line.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _bad_line(number, f"{place}: {first['msg']}" if place else first["msg"]) from error
+        field = ".".join(map(str, first["loc"]))
+        raise _bad_line(number, f"{field}: {first['msg']}" if field else first["msg"]) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise _bad_line(number, str(error)) from error
     return entry
@@ -227,13 +228,13 @@ def _parse(number: int, line: bytes) -> Entry:
 
 def _bad_line(number: int, why: str) -> TrackingError:
     return TrackingError(
-        f"{path()}:{number}: not a line of the ledger ({why}); expected one JSON object as Tuneline wrote it. Restore "
+        f"{path()}:{number}: not a line of the ledger ({why}); expected one JSON object written by Tuneline. Restore "
         "it from a backup."
     )
 
 
-def _is_whole(tail: bytes) -> bool:
-    """Whether a last line lacks its newline alone."""
+def _is_complete(tail: bytes) -> bool:
+    """Return whether a last line only lacks its newline."""
     try:
         entry = _parse(0, tail)
     except TrackingError:
@@ -242,7 +243,7 @@ def _is_whole(tail: bytes) -> bool:
 
 
 def _hash_of(entry: Entry) -> str:
-    """Hash a line; text that is no Unicode, which was never written here, has none."""
+    """Return the hash of a line; an empty string for text that is not valid Unicode."""
     try:
         return digest({key: value for key, value in entry.items() if key != "hash"})
     except UnicodeEncodeError:
@@ -259,17 +260,17 @@ def _read() -> bytes:
 
 
 def _write(data: bytes) -> Stamp:
-    """Append by one call and wait for the disk; a failure leaves the file as it was.
+    """Append by one call and flush to the disk; after a failure the file is unchanged.
 
     Returns:
-        The stamp of the file behind it.
+        The stamp of the file after the write.
     """
     file = os.open(path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(file).st_size
         try:
-            if (done := os.write(file, data)) < len(data):
-                raise OSError(f"the disk took {done} of {len(data)} bytes")
+            if (written := os.write(file, data)) < len(data):
+                raise OSError(f"only {written} of {len(data)} bytes were written")
             os.fsync(file)
         except BaseException:
             os.ftruncate(file, size)
@@ -291,19 +292,17 @@ def _stamp_of(stat: os.stat_result) -> Stamp:
 
 
 def _marker() -> _Marker:
-    """Return the marker; one that is gone or torn says nothing, and costs a reading of the ledger."""
+    """Return the marker file's content; if it is missing or damaged, an empty marker, so that the ledger is read."""
     try:
         return _Marker.model_validate_json((state.root() / MARKER).read_bytes())
     except (OSError, ValidationError):
         return _Marker()
 
 
-def _keep(marker: _Marker) -> None:
-    """Keep a marker, whole or not at all; without it the next append reads the ledger."""
-    fresh = state.root() / f"{MARKER}.new"
+def _save_marker(marker: _Marker) -> None:
+    """Save the marker; without it, the next append reads the whole ledger."""
     with contextlib.suppress(OSError):
-        fresh.write_text(marker.model_dump_json())
-        fresh.replace(state.root() / MARKER)
+        filesystem.write_atomic(state.root() / MARKER, marker.model_dump_json(), sync=False)  # one write per append
 
 
 def _user() -> str:

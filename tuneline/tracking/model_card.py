@@ -1,6 +1,6 @@
-"""A model card (Mitchell et al. 2019, arXiv:1810.03993), written from what a run knows and from nothing else.
+"""Model cards (Mitchell et al. 2019, arXiv:1810.03993), generated only from the records of a run.
 
-It begins with the keys that the Hugging Face hub reads. What nobody recorded is said to be unknown, never guessed.
+A card starts with the keys that the Hugging Face Hub reads. Facts that were not recorded are given as unknown.
 """
 
 import json
@@ -16,18 +16,18 @@ from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 
 MAX_DESCRIPTION_LENGTH = 5000
-"""Characters that a registry on a database surely keeps of a description."""
+"""Maximum number of characters of a description in a registry database."""
 
 
 @dataclass(frozen=True)
 class CardInputs:
-    """All that a card tells of."""
+    """The facts of a model card."""
 
     recipe: Recipe
     sources: Manifest
     base_model: Manifest
     counts: Mapping[str, Any]
-    """Of the mixture."""
+    """Counts of the mixture."""
 
     metrics: Mapping[str, Mapping[str, Interval]]
     """Metric -> `base`, `model`, `gain`."""
@@ -35,11 +35,11 @@ class CardInputs:
     evidence: Evidence
     decision: Decision
     content_hash: str
-    """Of the model."""
+    """Content hash of the model."""
 
 
 def render(known: CardInputs) -> str:
-    """Write the card as Markdown."""
+    """Return the card as Markdown."""
     decision, base = known.decision, known.base_model.items[0]
     parts = [
         _front(known),
@@ -58,9 +58,9 @@ def render(known: CardInputs) -> str:
 
 
 def shorten(card: str) -> str:
-    """Return what of a card fits a registry's description: whole sections, without the hub's keys."""
+    """Return the sections of a card that fit into a registry description, without the keys for the Hub."""
     text = card.split("---\n", 2)[-1].strip()
-    more = "\n\nThe whole card is `model_card.md` of the run."
+    more = "\n\nThe full card is `model_card.md` of the run."
     while len(text) > MAX_DESCRIPTION_LENGTH - len(more):
         text = text.rpartition("\n\n" if "\n\n" in text else " ")[0]
     return text if text == card.split("---\n", 2)[-1].strip() else text + more
@@ -84,13 +84,13 @@ def _repository(item: Located) -> str | None:
 
 
 def _identifier(licence: str) -> str:
-    """Return a licence as the hub takes it, which refuses a card with any other word."""
+    """Return a licence identifier that the Hub accepts."""
     return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
 def _what(known: CardInputs) -> str:
     recipe = known.recipe
-    return f"{known.base_model.items[0].name}, trained further: stage {recipe.stage}, method {recipe.method.type}."
+    return f"{known.base_model.items[0].name}, fine-tuned: stage {recipe.stage}, method {recipe.method.type}."
 
 
 def _data(known: CardInputs) -> str:
@@ -102,12 +102,12 @@ def _data(known: CardInputs) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} | {item.content_hash()[:16]} |")
     dropped = sum(sum(source["dropped"].values()) for source in known.counts["sources"])
     copies = known.counts["exact_copies_dropped"]
-    return "\n".join(lines) + f"\n\n{copies} exact copies and {dropped} unusable rows were left out."
+    return "\n".join(lines) + f"\n\n{copies} exact copies and {dropped} unusable rows were dropped."
 
 
 def _method(recipe: Recipe) -> str:
     method, train = (part.model_dump(mode="json", exclude_unset=True) for part in (recipe.method, recipe.train))
-    return f"Method: `{json.dumps(method)}`. Training: `{json.dumps(train)}`; what is not named has its default."
+    return f"Method: `{json.dumps(method)}`. Training: `{json.dumps(train)}`; other values are defaults."
 
 
 def _scores(known: CardInputs) -> str:
@@ -123,16 +123,16 @@ def _licence(known: CardInputs) -> str:
     data = {item.licence for item in known.sources.items}
     unknown = ["base model"] if known.base_model.items[0].licence == "unknown" else []
     unknown += [item.name for item in known.sources.items if item.licence == "unknown"]
-    told = f"Base model: {known.base_model.items[0].licence}. Data: {', '.join(sorted(data))}."
-    return f"{told} Not recorded: {', '.join(unknown)}; look them up before this is passed on." if unknown else told
+    summary = f"Base model: {known.base_model.items[0].licence}. Data: {', '.join(sorted(data))}."
+    return f"{summary} Not recorded: {', '.join(unknown)}; check them before redistribution." if unknown else summary
 
 
 def _limits(known: CardInputs) -> list[str]:
-    limits = ["Measured on the held-out rows and exams above only; nothing was measured on safety or bias."]
+    limits = ["Measured only on the held-out rows and exams above; nothing was measured on safety or bias."]
     for finding in known.decision.findings:
         if finding.role == "target":
             detect = finding.show(finding.detectable)
-            limits.append(f"{finding.metric}, {finding.num_items} items: gains below {detect} would go unseen.")
+            limits.append(f"{finding.metric}, {finding.num_items} items: gains below {detect} are not detectable.")
     for name, items in known.evidence.contaminated.items():
         limits.append(f"{len(items)} items of {name} were found in the training rows.")
     limits += [f"{check.name}: {check.sentence}." for check in known.decision.checks if not check.passed]
@@ -140,20 +140,20 @@ def _limits(known: CardInputs) -> list[str]:
 
 
 def render_export(card: str, name: str, source: str, licence: str, facts: Mapping[str, Any]) -> str:
-    """Write the card of an export: the one that a model was registered with, or what is known, and what was made of it.
+    """Return the card of an export: that of the registered version, or the known facts, and a section on the export.
 
     Args:
-        card: Of the registered version; empty where there is none.
-        name: What the model is called.
-        source: Where it came from, in words.
-        licence: As far as it is known.
-        facts: Of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
+        card: Card of the registered version; empty if there is none.
+        name: Name of the model.
+        source: Origin of the model.
+        licence: Licence, if known.
+        facts: Facts of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
     """
     keys = {"license": _identifier(licence), "tags": ["tuneline"]}
     front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
     known = card.rstrip("\n") or (
-        f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded of it: how it was "
-        "trained, on what, and how well it answers, are not known here."
+        f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded: training "
+        "method, data and scores are unknown."
     )
     return f"{known}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
 
@@ -162,7 +162,7 @@ def _exported(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"Weights: {facts['weights']}, {facts['dtype']}, as safetensors."]
     if "kl" in facts:
         lines.append(
-            f"Against the model before: KL {facts['kl']:.1e} nats a token, likeliest tokens equal at "
+            f"Compared with the original model: KL {facts['kl']:.1e} nats per token, equal most likely tokens at "
             f"{facts['greedy_agreement']:.1%} of {facts['positions']} positions."
         )
     if "modelfile.sentence" in facts:

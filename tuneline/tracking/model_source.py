@@ -1,15 +1,13 @@
-"""Give a model registry a source that it accepts.
+"""Source URIs of model versions that a registry accepts.
 
-A registry that is a database on this machine takes any address, so versions point at the artifact store and nothing is
-copied. One behind an MLflow server refuses the address of a folder (`Invalid model version source`) unless the folder
-lies among the artifacts of the run that made it: there the files join the run's artifacts. They go over the network
-where the run's artifacts do, and the version's source is `runs:/RUN/model`; where these lie in a folder of this machine
-they become hard links in it, and the source is their own folder. Other addresses, like those of an object store, a
-server takes as they are.
+A registry in a local database accepts any URI, so versions point at the artifact store and nothing is copied. An MLflow
+server rejects a local folder (`Invalid model version source`) unless it is among the artifacts of the run that produced
+the model. There, the files are added to the artifacts of the run: uploaded if the artifacts are remote (the source is
+`runs:/RUN/model`), hard-linked if they are in a folder of this machine (the source is that folder). A server accepts
+other URIs, such as those of an object store, as they are.
 """
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,10 +16,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tuneline import filesystem
 from tuneline.errors import TrackingError, one_line
 
 ARTIFACT = "model"
-"""Folder among the artifacts of a run."""
+"""Folder of the model among the artifacts of a run."""
 
 LOCAL = ("", "file")
 SERVED = ("http", "https")
@@ -30,22 +29,22 @@ logger = logging.getLogger(__name__)
 
 
 def is_served() -> bool:
-    """Whether the model registry stands behind a server."""
+    """Return whether the model registry is an MLflow server."""
     return urlsplit(mlflow.get_registry_uri()).scheme in SERVED
 
 
 def local_folder(uri: str) -> Path | None:
-    """Return the folder that an address names; None where it names no folder of this machine."""
+    """Return the local folder of a URI; None for a remote URI."""
     parts = urlsplit(uri)
     return Path(unquote(parts.path)) if parts.scheme in LOCAL else None
 
 
 def resolve_source(source: str, run_id: str) -> str:
-    """Return an address of a model directory that the registry accepts; uploads the files where there is none yet.
+    """Return a URI of a model directory that the registry accepts; upload the files if necessary.
 
     Args:
-        source: Address of the folder that holds `MLmodel`.
-        run_id: MLflow run that made it.
+        source: URI of the folder with `MLmodel`.
+        run_id: MLflow run that produced it.
 
     Raises:
         TrackingError: The files cannot be uploaded.
@@ -66,20 +65,13 @@ def resolve_source(source: str, run_id: str) -> str:
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"{folder} could not be uploaded to the artifacts of MLflow run {run_id}: {one_line(error)} A registry "
-            "behind a server takes only what lies there. Mend the server's artifact store, then run again: finished "
-            "steps come from the cache."
+            "on a server only accepts files there. Fix the artifact store of the server, then run again: finished "
+            "steps are cached."
         ) from error
     return f"runs:/{run_id}/{ARTIFACT}"
 
 
 def _link(folder: Path, target: Path) -> Path:
-    shutil.rmtree(target, ignore_errors=True)  # what an interrupted try left
-    shutil.copytree(folder, target, copy_function=_link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)  # leftovers of an interrupted attempt
+    shutil.copytree(folder, target, copy_function=filesystem.link_or_copy)
     return target
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -1,7 +1,7 @@
-"""Versions in the MLflow model registry: found by the content of their weights, pointed at by aliases.
+"""Versions in the MLflow model registry, identified by content hash, number or alias.
 
-Their files are never copied on a local store; see `tuneline.tracking.model_source` for a registry behind a server.
-A version is looked up by its number, alias or content, so the cost of a look-up does not grow with their number.
+On a local store their files are never copied; see `tuneline.tracking.model_source` for a registry on a server. Look-ups
+query a number, alias or content hash, so their cost does not grow with the number of versions.
 """
 
 import shutil
@@ -27,17 +27,17 @@ from tuneline.tracking.flavor import FILES
 CONTENT_HASH_TAG = "tuneline.content_hash"
 ALIASES = ("challenger", "champion", "previous")
 MAX_LISTED = 20
-"""Versions named in an error, from the newest."""
+"""Maximum number of names in an error message."""
 
 MAX_VERSION_DIGITS = 18
-"""Digits that a database's integers hold."""
+"""Maximum number of digits of a version number, which must fit into a database integer."""
 
 SERVING_FILES = {
     "weights": ("*.safetensors",),
     "config": ("config.json", "adapter_config.json", "bottleneck_config.json"),
     "tokenizer": ("tokenizer*",),
 }
-"""What serving a model takes, by file patterns; chat template and generation config lie beside, where it has them."""
+"""File patterns required to serve a model; chat template and generation config are optional."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Version:
     tags: dict[str, str]
 
     def is_remote(self) -> bool:
-        """Tell whether the files are where only MLflow reaches them."""
+        """Return whether the files are in a remote store."""
         return urlsplit(self.source).scheme not in ("", "file")
 
     def folder(self) -> Path:
         """Return the directory with the weights, as transformers loads it.
 
         Raises:
-            TrackingError: The files are gone.
+            TrackingError: The files are missing.
         """
         if self.is_remote():
             return _download(self)
@@ -68,59 +68,59 @@ class Version:
         if not any(folder.glob("*.safetensors")):
             raise TrackingError(
                 f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are "
-                "gone from "
-                f"{folder}. Restore them, or take the alias away: `tuneline rollback {self.name}`."
+                "missing in "
+                f"{folder}. Restore them, or remove the alias: `tuneline rollback {self.name}`."
             )
         return folder
 
 
 def register(name: str, content_hash: str, source: str, run_id: str, tags: Mapping[str, str]) -> tuple[Version, bool]:
-    """Register a model directory, once for the same content.
+    """Register a model directory, once per content.
 
     Args:
         name: Registered model.
-        content_hash: Of weights, tokenizer and template.
-        source: URI of the folder that holds `MLmodel`; behind a server, its files are uploaded where need be.
-        run_id: MLflow run that made it.
-        tags: Lineage.
+        content_hash: Hash of weights, tokenizer and chat template.
+        source: URI of the folder with `MLmodel`; its files are uploaded to a server if necessary.
+        run_id: MLflow run that produced it.
+        tags: Lineage tags.
 
     Returns:
         The version, and whether it is new.
 
     Raises:
-        TrackingError: The registry does not take it.
+        TrackingError: The registry rejects it.
     """
     client = MlflowClient()
-    if known := find_by_content(content_hash, name):
-        return known[0], False
+    if existing := find_by_content(content_hash, name):
+        return existing[0], False
     accepted = model_source.resolve_source(source, run_id)  # before the lock, as it may take long
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise _refusal(name, accepted, error) from error
+            raise _rejection(name, accepted, error) from error
     with state.lock("registry"):
-        if known := find_by_content(content_hash, name):
-            return known[0], False
+        if existing := find_by_content(content_hash, name):
+            return existing[0], False
         try:
-            made = client.create_model_version(
+            version = client.create_model_version(
                 name, accepted, run_id=run_id, tags={CONTENT_HASH_TAG: content_hash, **tags}
             )
         except MlflowException as error:
-            raise _refusal(name, accepted, error) from error
-    return find_version(name, str(made.version)), True
+            raise _rejection(name, accepted, error) from error
+    return find_version(name, str(version.version)), True
 
 
-def _refusal(name: str, source: str, error: MlflowException) -> TrackingError:
+def _rejection(name: str, source: str, error: MlflowException) -> TrackingError:
     return TrackingError(
-        f"The model registry at {mlflow.get_registry_uri()} does not take {source} as a version of {name}: "
-        f"{one_line(error)} Change its settings or your permissions, then run again: finished steps come "
-        "from the cache."
+        f"The model registry at {mlflow.get_registry_uri()} rejects {source} as a version of {name}: "
+        f"{one_line(error)} Check its settings and your permissions, then run again: finished steps "
+        "are cached."
     )
 
 
 def check_servable(folder: Path) -> None:
-    """Check that a version would hold what serving it takes.
+    """Check that a version has the files required to serve it.
 
     Raises:
         TrackingError: Weights, config or tokenizer are missing.
@@ -128,32 +128,32 @@ def check_servable(folder: Path) -> None:
     for what, patterns in SERVING_FILES.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             raise TrackingError(
-                f"{folder} has no {what} ({' or '.join(patterns)}), so the model could not be served, and is not "
+                f"{folder} has no {what} ({' or '.join(patterns)}), so the model cannot be served and is not "
                 "registered. Run its recipe again."
             )
 
 
 def list_versions(name: str | None = None, most: int | None = None) -> list[Version]:
-    """List versions, newest first; of one model, or of all.
+    """List versions of one model or of all models, newest first.
 
     Args:
-        name: Registered model.
-        most: How many, from the newest; default: every one.
+        name: Registered model; default: all.
+        most: Number of versions; default: all.
     """
     query = f"name = {quote(name)}" if name else None
     return _with_aliases(mlflow.search_model_versions(most, query, order_by=["version_number DESC"]))
 
 
 def list_recent(name: str | None, most: int) -> list[Version]:
-    """List the newest versions and, behind them, older ones that hold an alias; of one model, or of all."""
+    """List the newest versions, then older versions with an alias, of one model or of all models."""
     newest = list_versions(name, most)
     listed = {(version.name, version.version) for version in newest}
-    standing = {(model.name, str(number)) for model in list_models(name).values() for number in model.aliases.values()}
-    return newest + [find_version(*each) for each in sorted(standing - listed)]
+    aliased = {(model.name, str(number)) for model in list_models(name).values() for number in model.aliases.values()}
+    return newest + [find_version(*key) for key in sorted(aliased - listed)]
 
 
 def find_by_content(content_hash: str, name: str | None = None) -> list[Version]:
-    """List the versions with a content, newest first; of one model, or of all."""
+    """List the versions with a content hash, newest first, of one model or of all models."""
     query = f"tags.`{CONTENT_HASH_TAG}` = {quote(content_hash)}"
     if name:
         query += f" and name = {quote(name)}"
@@ -161,13 +161,13 @@ def find_by_content(content_hash: str, name: str | None = None) -> list[Version]
 
 
 def list_models(name: str | None = None) -> dict[str, RegisteredModel]:
-    """Return registered models with their aliases and tags, by name; the one of that name, or all."""
+    """Return name -> registered model with aliases and tags, for one name or for all."""
     query = f"name = {quote(name)}" if name else None
     return {model.name: model for model in mlflow.search_registered_models(filter_string=query)}
 
 
 def get_aliases(name: str) -> dict[str, str]:
-    """Return at which versions the aliases of a model stand; none where there is no such model."""
+    """Return alias -> version of a model; empty if the model does not exist."""
     return {alias: str(number) for model in list_models(name).values() for alias, number in model.aliases.items()}
 
 
@@ -175,7 +175,7 @@ def find_version(name: str, version_or_alias: str) -> Version:
     """Return a version by number or alias.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: It does not exist.
     """
     client = MlflowClient()
     try:
@@ -192,7 +192,7 @@ def find_version(name: str, version_or_alias: str) -> Version:
 
 
 def get_champion(name: str) -> Version | None:
-    """Return the version with the alias `champion`, if there is one."""
+    """Return the version with the alias `champion`, or None."""
     try:
         return _version(MlflowClient().get_model_version_by_alias(name, "champion"))
     except MlflowException as error:
@@ -202,23 +202,23 @@ def get_champion(name: str) -> Version | None:
 
 
 def quote(text: str) -> str:
-    """Quote a text for one of MLflow's filters.
+    """Quote a text for an MLflow filter string.
 
     Raises:
-        NotFoundError: MLflow's filters have no way to write it.
+        NotFoundError: MLflow filter strings cannot contain it.
     """
     if "'" not in text:
         return f"'{text}'"
     if '"' not in text:
         return f'"{text}"'
-    raise NotFoundError(f"Nothing is called {text!r}: MLflow cannot look for a name with both kinds of quotes.")
+    raise NotFoundError(f"{text!r} does not exist: MLflow cannot search for a name with both kinds of quotes.")
 
 
 def _with_aliases(matches: Sequence[ModelVersion]) -> list[Version]:
-    """Add the aliases, which a search of versions leaves out."""
+    """Add the aliases, which a search of versions does not return."""
     names = {version.name for version in matches}
-    known = list_models(names.pop()) if len(names) == 1 else list_models() if names else {}
-    return [_version(version, known[version.name].aliases) for version in matches]
+    registered = list_models(names.pop()) if len(names) == 1 else list_models() if names else {}
+    return [_version(version, registered[version.name].aliases) for version in matches]
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) -> Version:
@@ -237,7 +237,7 @@ def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) ->
 
 
 def _download(version: Version) -> Path:
-    """Return the copy of a version's files on this machine; the artifact that was registered has the same one."""
+    """Return the local copy of a version's files, shared with the registered artifact."""
     text = _checksums_text(version)
     key = artifact_cache.artifact_key(text) if text else digest(["version", version.source, version.content_hash])
     return artifact_cache.cached_folder(key, lambda folder: _fetch(version, folder), checksums.check) / FILES
@@ -245,7 +245,7 @@ def _download(version: Version) -> Path:
 
 @contextmanager
 def stored_folder(version: Version) -> Iterator[Path]:
-    """Give the directory with the weights as it is stored; of a remote store, a fresh copy that is removed behind."""
+    """Yield the stored directory with the weights; for a remote store, a temporary copy."""
     if not version.is_remote():
         yield version.folder()
         return
@@ -255,7 +255,7 @@ def stored_folder(version: Version) -> Iterator[Path]:
 
 
 def _checksums_text(version: Version) -> str | None:
-    """Return the checksums beside a version's files, where it has some."""
+    """Return the checksums file of a version, or None."""
     import mlflow.artifacts
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -270,12 +270,12 @@ def _fetch(version: Version, folder: Path) -> None:
     import mlflow.artifacts
 
     try:
-        place = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder)))
+        downloaded = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"The files of {version.name} version {version.version} cannot be had from {version.source}: {error}. "
-            f"Restore them, or take the alias away: `tuneline rollback {version.name}`."
+            f"The files of {version.name} version {version.version} cannot be downloaded from {version.source}: "
+            f"{error}. Restore them, or remove the alias: `tuneline rollback {version.name}`."
         ) from error
-    if place != folder and place.is_dir():  # some stores lay the last part of the address into the folder
-        shutil.copytree(place, folder, dirs_exist_ok=True, copy_function=shutil.move)
-        shutil.rmtree(place)
+    if downloaded != folder and downloaded.is_dir():  # some stores add the last part of the URI as a folder
+        shutil.copytree(downloaded, folder, dirs_exist_ok=True, copy_function=shutil.move)
+        shutil.rmtree(downloaded)

@@ -1,4 +1,4 @@
-"""What a gate reads and leaves beside an MLflow run, and promotion by hand on it: nothing is computed anew."""
+"""Artifacts of the gate in MLflow runs, and manual promotion from these artifacts without new evaluation."""
 
 import tempfile
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import TrackingError
-from tuneline.tracking import compare, evidence, gate, integrity, model_card, promotion, registry, runs
+from tuneline.tracking import compare, evidence, gate, html_reports, integrity, model_card, promotion, registry, runs
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Check, Evidence
 from tuneline.tracking.gate import Finding, Scores
@@ -23,25 +23,25 @@ DECISION = "gate/decision"
 
 
 def log_evidence(facts: Evidence) -> None:
-    """Keep beside the active run what a later gate must know."""
+    """Log the evidence for a later gate to the active run."""
     runs.log_text(EVIDENCE, facts.model_dump_json(indent=1))
 
 
 def log_training_rows(rows: TrainingRows) -> None:
-    """Keep beside the active run which examples its model was trained on."""
+    """Log the hashes of the training rows to the active run."""
     folder, _, name = TRAINING_ROWS.partition("/")
     runs.log_file(folder, name, rows.save)
 
 
 def log_decision(decision: Decision) -> None:
-    """Keep a decision beside the active run, as JSON, Markdown and HTML, and its sentence as a tag."""
+    """Log a decision to the active run as JSON, Markdown and HTML, and its sentence as a tag."""
     for kind, text in _documents(decision):
         runs.log_text(f"{DECISION}.{kind}", text)
     runs.set_tags({"tuneline.version": decision.version, "tuneline.decision": decision.sentence})
 
 
 def log_card(text: str, version: Version | None) -> None:
-    """Keep a model card beside the active run and, of a version that is new, as its description in the registry."""
+    """Log a model card to the active run and, for a new version, set it as the description in the registry."""
     runs.log_text(CARD, text)
     if version:
         MlflowClient().update_model_version(version.name, version.version, model_card.shorten(text))
@@ -51,26 +51,26 @@ def load_card(version: Version) -> str:
     """Return the model card of a version.
 
     Raises:
-        TrackingError: The run that made it keeps none.
+        TrackingError: The run that produced it has none.
     """
     return _text(version, CARD, "Run its recipe again.")
 
 
 def promote(name: str, version: str, config: GateConfig | None = None) -> Decision:
-    """Judge a version against the base model and, where there is one, the champion.
+    """Compare a version with the base model and, if there is one, the champion, and promote it if it passes.
 
-    The decision is kept beside the run that made the version, and takes the place of that run's own.
+    The decision replaces that of the run that produced the version.
 
     Args:
         name: Registered model.
         version: Number or alias.
-        config: The gate; default: that of the run which made the version.
+        config: The gate; default: that of the run that produced the version.
 
     Raises:
-        NotFoundError: There is no such version.
-        RecipeError: The gate asks for a metric that a report lacks.
-        TrackingError: The two were scored on other items or under other libraries, a run keeps no scores, or the
-            version's files are not those that were registered.
+        NotFoundError: The version does not exist.
+        RecipeError: A metric of the gate has no scores.
+        TrackingError: The two were scored on different items or with different libraries, a run has no scores, or the
+            files of the version are missing or changed.
     """
     candidate, champion = registry.find_version(name, version), registry.get_champion(name)
     integrity.check_stored(candidate)
@@ -98,7 +98,7 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
 
 
 def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) -> None:
-    """Check that the scores of two runs were made in one type, on one kind of device, by the same libraries."""
+    """Check that the scores of two runs have the same dtype, device and libraries."""
     try:
         mine, theirs = facts.scored_with, load_evidence(champion).scored_with
     except TrackingError:
@@ -108,7 +108,7 @@ def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) 
         raise TrackingError(
             f"Version {candidate.version} was scored with {key} {mine.get(key)}, and champion version "
             f"{champion.version} with {theirs.get(key)}, so their stored scores cannot be compared. Run the recipe of "
-            f"version {candidate.version} again: it scores both here."
+            f"version {candidate.version} again: it scores both models."
         )
 
 
@@ -119,31 +119,31 @@ def compare_with_champion(
     rows: TrainingRows | None,
     config: GateConfig,
 ) -> tuple[list[Finding], list[Check]]:
-    """Compare a new model with the champion on the items that neither was trained on.
+    """Compare a new model with the champion on items that neither was trained on.
 
     Args:
-        scores: Of the new model and of the champion, by metric and item.
+        scores: Scores of the new model and of the champion, by metric and item.
         champion: The champion.
-        facts: Of the new model.
-        rows: What the new model was trained on, and what it held out, where that is known.
+        facts: Evidence of the new model.
+        rows: Training and held-out rows of the new model, if known.
         config: The gate.
 
     Returns:
-        A finding for each metric that the gate asks for. Where too few items are left, none, and a check that fails.
+        A finding per metric of the gate; if too few items are left, no finding and a failed check.
     """
-    against, theirs = f"champion version {champion.version}", load_training_rows(champion)
-    trained = rows.seen_by(theirs) | rows.seen_by(rows) if rows and theirs else None
+    against, champion_rows = f"champion version {champion.version}", load_training_rows(champion)
+    trained = rows.seen_by(champion_rows) | rows.seen_by(rows) if rows and champion_rows else None
     try:
-        found = gate.evaluate(
+        findings = gate.evaluate(
             *scores, against, config, facts.contaminated_items() | contaminated_items(champion), trained
         )
     except gate.TooFewItemsError as error:
         return [], [Check(name="clean_items", passed=False, sentence=f"compared with {against}: {error}")]
-    return found, []
+    return findings, []
 
 
 def load_training_rows(version: Version) -> TrainingRows | None:
-    """Read which examples a version was trained on; None where its run keeps no list, as those of older releases."""
+    """Load the training rows of a version; None if its run has none, as in older releases."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return TrainingRows.load(Path(MlflowClient().download_artifacts(version.run_id, TRAINING_ROWS, scratch)))
@@ -152,17 +152,17 @@ def load_training_rows(version: Version) -> TrainingRows | None:
 
 
 def load_evidence(version: Version) -> Evidence:
-    """Read what the run that made a version left for a gate.
+    """Load the evidence of the run that produced a version.
 
     Raises:
-        TrackingError: It left nothing.
+        TrackingError: The run has none.
     """
     advice = "Run its recipe again, or promote it with --force --reason."
     return Evidence.model_validate_json(_text(version, EVIDENCE, advice))
 
 
 def contaminated_items(version: Version) -> set[str]:
-    """Return the items that a version had seen in training, as far as its run tells."""
+    """Return the contaminated items of a version, as far as its run recorded them."""
     try:
         return load_evidence(version).contaminated_items()
     except TrackingError:
@@ -175,7 +175,7 @@ def _text(version: Version, name: str, advice: str) -> str:
             path = MlflowClient().download_artifacts(version.run_id, name, scratch)
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"The run that made {version.name} version {version.version} keeps no {name}: {error}. {advice}"
+                f"The run that produced {version.name} version {version.version} has no {name}: {error}. {advice}"
             ) from error
         return Path(path).read_text()
 
@@ -184,5 +184,5 @@ def _documents(decision: Decision) -> Iterable[tuple[str, str]]:
     return (
         ("json", decision.model_dump_json(indent=1)),
         ("md", decision.to_markdown()),
-        ("html", decision.to_html()),
+        ("html", html_reports.decision_page(decision)),
     )

@@ -1,7 +1,7 @@
-"""MLflow runs: one parent a pipeline run, one child a training.
+"""MLflow runs: one parent run per pipeline run, one child run per training.
 
-The child holds the live curves of a training. What a cached step did travels in its artifacts and is logged into the
-parent at the end, so that each parent is complete and can be compared, whatever was cached.
+The child run has the metrics of a training while it runs. The results of cached steps are in their artifacts and are
+logged to the parent run at the end, so that every parent run is complete and comparable.
 """
 
 import logging
@@ -24,7 +24,7 @@ from tuneline.identity import Manifest
 
 TRAINING_RUN_NOTE = "tuneline.training_run"
 MLFLOW_RUNS = "mlflow_runs"
-"""Under which a process notes the MLflow runs that it has not ended yet."""
+"""Kind under which a process records the MLflow runs that it has not ended."""
 
 DIGEST_LENGTH = 36
 SECONDS_BETWEEN_TRIES = 10.0
@@ -33,71 +33,71 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def start_training_run(name: str, went_on: str | None = None) -> Iterator[tuple[str, "Curves"]]:
-    """Open a child of the active run for the live curves of a training; a crash marks it failed.
+def start_training_run(name: str, resume_run_id: str | None = None) -> Iterator[tuple[str, "MetricBuffer"]]:
+    """Open a child of the active run for the metrics of a training; a crash marks it as failed.
 
     Args:
-        name: Name of a new child.
-        went_on: Id of the child that an interrupted training drew; its curves are continued.
+        name: Name of a new child run.
+        resume_run_id: Id of the child run of an interrupted training, which is continued.
 
     Yields:
-        The child's id, and what to call with the figures of a step.
+        The id of the child run, and a function that takes the metrics of a step.
     """
-    about: dict[str, Any] = {"run_name": name, "tags": {"tuneline.kind": "training"}}
-    if went_on and _is_there(went_on):
-        about = {"run_id": went_on}
+    arguments: dict[str, Any] = {"run_name": name, "tags": {"tuneline.kind": "training"}}
+    if resume_run_id and _exists(resume_run_id):
+        arguments = {"run_id": resume_run_id}
     with (
-        mlflow.start_run(**about, nested=True, log_system_metrics=True) as run,
+        mlflow.start_run(**arguments, nested=True, log_system_metrics=True) as run,
         owner.current_owner().registered(MLFLOW_RUNS, owner_note(run.info.run_id)),
     ):
-        curves = MetricBuffer(run.info.run_id)
-        yield run.info.run_id, curves
-        curves.finish()
+        buffer = MetricBuffer(run.info.run_id)
+        yield run.info.run_id, buffer
+        buffer.finish()
 
 
 def owner_note(run_id: str) -> str:
-    """Return how a process notes an MLflow run that it has begun: behind the address of its store."""
+    """Return the record of an MLflow run for `owner`: the URI of its store and its id."""
     return f"{mlflow.get_tracking_uri()} {run_id}"
 
 
 class MetricBuffer:
-    """Deliver the figures of a training; what cannot be delivered waits, and is tried again.
+    """Send the metrics of a training; metrics that cannot be sent are buffered and sent later.
 
-    A tracking server that is out of reach costs a training some curves, never the training.
+    An unreachable tracking server never stops a training.
     """
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._waiting: list[Metric] = []
+        self._pending: list[Metric] = []
         self._next_try = 0.0
 
     def __call__(self, figures: dict[str, float], step: int) -> None:
-        """Take the figures of a step."""
+        """Add the metrics of a step."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(name, value, now, step) for name, value in figures.items() if value == value]
+        self._pending += [Metric(name, value, now, step) for name, value in figures.items() if value == value]
         if time.monotonic() >= self._next_try:
-            self._deliver()
+            self._send()
 
     def finish(self) -> None:
-        """Try once more, and tell what was lost."""
-        if self._waiting and not self._deliver():
-            logger.warning("MLflow did not take %d figures of the training's curves.", len(self._waiting))
+        """Try once more, and warn about metrics that were lost."""
+        if self._pending and not self._send():
+            logger.warning("Metric values of the training that could not be sent to MLflow: %d.", len(self._pending))
 
-    def _deliver(self) -> bool:
+    def _send(self) -> bool:
         try:
-            for chunk in _chunks(list(self._waiting), 1000):
+            for chunk in _chunks(list(self._pending), 1000):
                 mlflow.MlflowClient().log_batch(self._run_id, metrics=chunk)
-                del self._waiting[: len(chunk)]
-        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+                del self._pending[: len(chunk)]
+        except (MlflowException, OSError) as error:  # errors of requests are OSErrors
             if not self._next_try:
-                logger.warning("MLflow is out of reach (%s). Training goes on; its curves wait.", error)
+                logger.warning("MLflow cannot be reached (%s). Training continues; its metrics are sent later.", error)
             self._next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
             return False
         self._next_try = 0.0
         return True
 
 
-def _is_there(run_id: str) -> bool:
+def _exists(run_id: str) -> bool:
     try:
         return str(mlflow.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException:
@@ -105,22 +105,22 @@ def _is_there(run_id: str) -> bool:
 
 
 def log_params(recipe: Mapping[str, Any]) -> None:
-    """Log the resolved recipe, one parameter a value."""
+    """Log the resolved recipe, one parameter per value."""
     flat = {key: str(value)[:6000] for key, value in _flatten(recipe)}
     for names in _chunks(sorted(flat), 100):
         mlflow.log_params({name: flat[name] for name in names})
 
 
 def try_logging(log: Callable[[], None]) -> None:
-    """Log something that a finished training can do without, should MLflow be out of reach."""
+    """Log something optional; a warning if MLflow cannot be reached."""
     try:
         log()
     except (MlflowException, OSError) as error:
-        logger.warning("MLflow did not take what was to be logged (%s). The artifact holds it too.", error)
+        logger.warning("Logging to MLflow failed (%s). The artifact has the same values.", error)
 
 
 def log_history(history: list[dict[str, float]]) -> None:
-    """Log the curves of a training into the active run."""
+    """Log the history of a training to the active run."""
     run = _active()
     now = int(run.info.start_time)
     metrics = [
@@ -134,12 +134,12 @@ def log_history(history: list[dict[str, float]]) -> None:
 
 
 def log_metrics(metrics: Mapping[str, float]) -> None:
-    """Log plain figures; what is no number is left out."""
+    """Log metrics, except NaN."""
     mlflow.log_metrics({name: value for name, value in metrics.items() if value == value})
 
 
 def log_inputs(manifest: Manifest, context: str) -> None:
-    """Log data sets by name and digest, so that MLflow shows which bytes a run used."""
+    """Log datasets by name and digest, so that MLflow shows which content a run used."""
     for item in manifest.items:
         source = LocalArtifactDatasetSource(str(item.paths()[0]))
         dataset = MetaDataset(source, name=item.name, digest=item.content_hash()[:DIGEST_LENGTH])
@@ -147,12 +147,12 @@ def log_inputs(manifest: Manifest, context: str) -> None:
 
 
 def log_text(name: str, text: str) -> None:
-    """Keep a text beside the run."""
+    """Log a text file to the active run."""
     mlflow.log_text(text, name)
 
 
 def log_file(folder: str, name: str, write: Callable[[Path], None]) -> None:
-    """Keep a file beside the run that `write` makes."""
+    """Log a file that `write` creates to the active run."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
         write(path)
@@ -160,20 +160,20 @@ def log_file(folder: str, name: str, write: Callable[[Path], None]) -> None:
 
 
 def set_tags(tags: Mapping[str, str | None]) -> None:
-    """Tag the active run; what is not known is left out."""
+    """Set tags of the active run, except empty ones."""
     mlflow.set_tags({name: value for name, value in tags.items() if value})
 
 
 def git_commit() -> str | None:
-    """Return the commit of the working directory, marked where files differ from it; None outside a repository."""
+    """Return the commit of the working directory, with `+changes` if files differ; None outside a repository."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(
+        changes = subprocess.run(
             ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+changes" if dirty.strip() else commit
+    return f"{commit}+changes" if changes.strip() else commit
 
 
 def active_run_id() -> str:

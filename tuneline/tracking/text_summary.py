@@ -1,4 +1,4 @@
-"""Short forms for a terminal: texts cut to what was asked last, curves cut to five numbers."""
+"""Short forms for a terminal: prompts, answers, and curves as five numbers."""
 
 import re
 from itertools import pairwise
@@ -10,11 +10,11 @@ _TURN = re.compile(r"\buser\n")
 
 
 def summarize_prompt(prompt: str, width: int = 160) -> str:
-    """Return what was asked last, without the marks of a template; of a long text its end.
+    """Return the last user message without template markers; the end of it if it is long.
 
     Args:
-        prompt: As the model saw it.
-        width: Characters, at most.
+        prompt: Rendered prompt.
+        width: Maximum number of characters.
     """
     last = _TURN.split(prompt)[-1]
     plain = " ".join(_MARKS.sub(" ", _ROLES.sub(" ", last)).split())
@@ -22,7 +22,7 @@ def summarize_prompt(prompt: str, width: int = 160) -> str:
 
 
 def summarize_answer(answer: str, width: int = 200) -> str:
-    """Return the beginning of an answer, at most `width` characters."""
+    """Return the start of an answer, at most `width` characters."""
     plain = " ".join(answer.split())
     if not plain:
         return "(empty)"
@@ -30,7 +30,7 @@ def summarize_answer(answer: str, width: int = 200) -> str:
 
 
 def fifth_means(values: list[float]) -> list[float]:
-    """Return the mean of each fifth of some values; nothing where there are fewer than five."""
+    """Return the mean of each fifth of the values; an empty list for fewer than five."""
     if len(values) < 5:
         return []
     edges = [round(i * len(values) / 5) for i in range(6)]

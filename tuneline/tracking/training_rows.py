@@ -1,7 +1,7 @@
-"""Which examples a version was trained on, and which it held out: known by 16 bytes of their hash each.
+"""Hashes of the training and held-out examples of a version, 16 bytes each.
 
-A champion may have been trained on what a new model holds out, after another share, seed or source. Both are then
-compared on the other items alone, so that memory is not taken for skill.
+A champion may have been trained on examples that a new model holds out, after a change of fraction, seed or source.
+Both are then compared on the other items only, so that memorized items do not count.
 """
 
 from collections.abc import Iterator
@@ -16,24 +16,24 @@ from tuneline.data.corpus import Corpus, iter_batches
 from tuneline.data.mixture import merge
 
 HASH_BYTES = 16
-"""Of each hash; two of a billion examples share theirs with a probability of 1e-21."""
+"""Bytes per hash; among a billion examples, the probability of a collision is about 1e-21."""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Hashes of the examples behind a version."""
+    """Hashes of the examples of a version."""
 
     ids: NDArray[np.bytes_]
-    """Of the examples in the training split; sorted, each once."""
+    """Ids of the training examples, sorted and unique."""
 
     prompts: NDArray[np.bytes_]
-    """Of their prompts; a text, which has none, is its own."""
+    """Hashes of their prompts; for a text without a prompt, of the text."""
 
     held_out: NDArray[np.uint8]
-    """Ids of the held-out examples [rows, 32], whole, as reports name them."""
+    """Full ids of the held-out examples [rows, 32], as in reports."""
 
     keys: NDArray[np.bytes_]
-    """Of each held-out example: its id, or, where the split goes by it, its prompt."""
+    """For each held-out example its id, or the hash of its prompt if the split is by prompt."""
 
     def save(self, path: Path) -> None:
         """Write the hashes."""
@@ -46,9 +46,9 @@ class TrainingRows:
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def seen_by(self, other: "TrainingRows") -> set[str]:
-        """Return the ids of the held-out examples that another version was trained on, itself or its prompt."""
-        short = _shortened(self.held_out)
-        seen = np.isin(short, other.ids) | np.isin(self.keys, other.prompts)
+        """Return the ids of held-out examples whose id or prompt is in the training rows of another version."""
+        short_ids = _shortened(self.held_out)
+        seen = np.isin(short_ids, other.ids) | np.isin(self.keys, other.prompts)
         return {row.tobytes().hex() for row in self.held_out[seen]}
 
 
@@ -56,7 +56,7 @@ def from_mixture(mixture: Corpus, split_by: str) -> TrainingRows:
     """Read the hashes from a mixture.
 
     Args:
-        mixture: What `merge` made.
+        mixture: Output of `merge`.
         split_by: The recipe's `merge.split_by`.
     """
     train, held_out = mixture.splits["train"], mixture.splits["validation"]
@@ -66,7 +66,7 @@ def from_mixture(mixture: Corpus, split_by: str) -> TrainingRows:
 
 
 def _collected(rows: Dataset, split_by: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the ids of all rows, and what decides about the side of each, whole [rows, 32]."""
+    """Return the ids of all rows and the keys of the split, in full [rows, 32]."""
     parts = list(_hashes(rows, split_by)) or [(np.empty((0, 32), np.uint8), np.empty((0, 32), np.uint8))]
     ids, keys = zip(*parts, strict=True)
     return np.concatenate(ids), np.concatenate(keys)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from tuneline import progress
+from tuneline import filesystem, progress
 from tuneline.train import token_losses
 from tuneline.train.job import TrainingJob
 from tuneline.train.objectives import Objective
@@ -57,10 +57,8 @@ def _compute(
 
 
 def _save(columns: dict[str, dict[str, list[Any]]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".new")
-    torch.save(columns, unfinished)
-    unfinished.replace(path)
+    with filesystem.atomic_path(path) as unfinished:
+        torch.save(columns, unfinished)
 
 
 def _add_columns(rows: Dataset, columns: dict[str, list[Any]]) -> Dataset:

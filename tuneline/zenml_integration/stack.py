@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tuneline import state
+from tuneline import filesystem, state
 from tuneline.errors import NotFoundError, TrackingError
 
 STACK_FILE = "stack.json"
@@ -159,7 +159,7 @@ def _component(client: Any, name: str, kind: Any, flavor: str, config: dict[str,
 def _name() -> str:
     path = state.root() / STACK_FILE
     if not path.exists():
-        state.write_whole(path, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
+        filesystem.write_atomic(path, json.dumps({"stack": f"tuneline-{uuid.uuid4().hex[:8]}"}))
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["stack"])
     except (ValueError, LookupError, TypeError) as error:

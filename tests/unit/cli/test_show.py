@@ -18,7 +18,7 @@ CLI = sorted(Path(show.__file__).parent.glob("*.py"))
 
 
 def decision():
-    from tests.unit.tracking.test_promotion import finding
+    from tests.promotions import finding
 
     checks = [Check(name=NASTY, passed=False, sentence=NASTY)]
     found = finding(against=NASTY)

@@ -65,12 +65,12 @@ def test_saving_links_the_file_instead_of_copying_it(tmp_path):
 @pytest.mark.parametrize("indices", [[1], [2, 0], [0, 1, 2]])
 def test_a_selection_is_saved_with_exactly_its_rows(tmp_path, indices):
     rows = write(["a", "b", "c"]).select(indices)
-    original = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, "<html>")
+    original = Corpus({"records": rows}, {"who": "me"}, {"n": 1}, [{"title": "1"}])
     original.save(tmp_path)
     loaded = Corpus.load(tmp_path)
 
     assert loaded.only()["record"][:] == ["abc"[i] for i in indices]
-    assert (loaded.identity, loaded.counts, loaded.preview_html) == ({"who": "me"}, {"n": 1}, "<html>")
+    assert (loaded.identity, loaded.counts, loaded.preview) == ({"who": "me"}, {"n": 1}, [{"title": "1"}])
     assert loaded.content_hash() == original.content_hash()
 
 

@@ -391,7 +391,7 @@ def test_an_invalid_path_of_a_recipe_is_refused():
 def test_a_template_that_is_huge_or_not_text_is_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("a" * (2 * MIB))
-    with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and at most 1 MiB are read"):
+    with pytest.raises(SourceError, match=r"template: .*mine.jinja has 2,097,152 bytes, and the limit is 1 MiB"):
         selection.read_template(str(path))
 
     path.write_bytes(b"caf\xe9")

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tuneline.evaluation import report as reports
+from tuneline.evaluation.html_report import to_html
 from tuneline.evaluation.report import Report
 from tuneline.evaluation.score_store import Score
+from tuneline.metric_tables import by_metric
 from tuneline.statistics import Interval, bootstrap_mean
 
 
@@ -25,7 +27,7 @@ def make_report(base=(0.1, 0.5, 0.9), gain=0.05, accuracy=(0.0, 1.0)):
 def test_metrics_of_an_exam_carry_its_name():
     scores = [make_score(1, rouge1=0.5, rougeL=0.25), make_score(2, benchmark="mmlu", accuracy=1.0)]
 
-    assert reports.by_metric(scores) == {
+    assert by_metric(scores) == {
         "rouge1": {"held_out-1": 0.5},
         "rougeL": {"held_out-1": 0.25},
         "mmlu_accuracy": {"mmlu-2": 1.0},
@@ -63,8 +65,8 @@ def test_likelihoods_and_rewards_have_no_points_and_texts_no_answers():
 
     assert row.startswith("| log_likelihood | 2 | -3.000 [")
     assert row.endswith("| +0.016 [+0.016, +0.016] |")
-    assert "First answers" not in report.to_html()
-    assert "+0.016 [+0.016, +0.016]" in report.to_html()
+    assert "First answers" not in to_html(report)
+    assert "+0.016 [+0.016, +0.016]" in to_html(report)
 
 
 def test_markdown_has_a_row_for_each_metric():
@@ -80,17 +82,17 @@ def test_html_shows_text_as_text():
     wicked = "<script>alert('x')</script> & co"
     base, model = (make_score(1, output=text, rougeL=0.5) for text in ("quiet", wicked))
 
-    page = Report(base=[base], model=[model], base_hash="a", model_hash="b").to_html()
+    page = to_html(Report(base=[base], model=[model], base_hash="a", model_hash="b"))
 
     assert "<script" not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; co" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in page
     assert "<td>rougeL</td><td>1</td><td>50.0 [50.0, 50.0]</td>" in page
 
 
 def test_html_shows_the_first_answers_only():
     many = [make_score(i, rougeL=0.5) for i in range(25)]
 
-    page = Report(base=many, model=many, base_hash="a", model_hash="b").to_html()
+    page = to_html(Report(base=many, model=many, base_hash="a", model_hash="b"))
 
     assert "prompt 19<" in page
     assert "prompt 20<" not in page
@@ -129,7 +131,7 @@ def test_what_contaminated_items_leave_is_scored_by_itself():
     scores = [make_score(1, rougeL=1.0), make_score(2, rougeL=0.25)]
     scores[0] = replace(scores[0], contamination="exact")
 
-    found = reports.by_metric(scores)
+    found = by_metric(scores)
 
     assert list(found["rougeL"]) == ["held_out-1", "held_out-2"]
     assert found["rougeL_clean"] == {"held_out-2": 0.25}
@@ -144,4 +146,4 @@ def test_methods_totals_and_noise_stand_below_the_table():
     assert "- perplexity: base 20, model 10" in said
     assert "- bleu: tok:13a" in said
     assert "- rougeL of model: 50.0 ± 35.4 [25.0, 75.0], 2 seeds" in said
-    assert "tok:13a" in report.to_html()
+    assert "tok:13a" in to_html(report)

@@ -3,7 +3,7 @@
 import pytest
 
 from tuneline.config.sections.gate import GateConfig, PreconditionsConfig
-from tuneline.tracking import evidence, gate
+from tuneline.tracking import evidence, gate, html_reports
 from tuneline.tracking.decision import Decision
 from tuneline.tracking.evidence import Evidence
 
@@ -96,7 +96,7 @@ def make_decision():
 def test_the_documents_say_why_and_show_both_numbers():
     decision = make_decision()
 
-    text, page = decision.to_markdown(), decision.to_html()
+    text, page = decision.to_markdown(), html_reports.decision_page(decision)
 
     assert text.splitlines()[:3] == ["# m version 1", "", "Kept as challenger: so it is."]
     assert (

@@ -107,7 +107,7 @@ def test_right_and_wrong_answers_without_a_difference_claim_no_gain_that_they_de
     sentence = judge(same, same).sentence()
 
     assert "detect" not in sentence
-    assert "not above the 0.0 asked for (10 items; exact test of McNemar)" in sentence
+    assert "not above the required +0.0 (10 items; exact test of McNemar)" in sentence
 
 
 def test_the_finding_holds_the_ends_of_its_test():
@@ -151,8 +151,8 @@ def test_answers_to_different_items_are_refused(candidate, opponent, message):
 @pytest.mark.parametrize(
     ("min_gain", "words"),
     [
-        (0.0, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, above the 0.0 asked for"),
-        (0.25, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, not above the 25.0 asked"),
+        (0.0, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, above the required +0.0"),
+        (0.25, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, not above the required +25.0"),
     ],
 )
 def test_a_finding_can_be_read(min_gain, words):
@@ -160,7 +160,7 @@ def test_a_finding_can_be_read(min_gain, words):
 
     assert finding.sentence().startswith(words)
     assert finding.sentence().endswith(
-        f"(60 items, which detect {finding.show(finding.detectable)}; test of a bounded mean, scores 0 to 1)"
+        f"(60 items; minimum detectable gain {finding.show(finding.detectable)}; test of a bounded mean, scores 0 to 1)"
     )
     needed = {0.0: 5.1, 0.25: 31.4}[min_gain]
     assert 100 * finding.detectable == pytest.approx(needed, abs=0.1), "equal gains pass from here on"
@@ -313,7 +313,8 @@ def test_contaminated_items_decide_nothing_and_both_numbers_are_shown():
     assert (clean.gain, clean.num_items, clean.num_excluded) == (0.0, 18, 2)
     assert clean.all_items.gain == pytest.approx(0.05)
     told = (
-        "(18 items, which detect 18.1; test of a bounded mean, scores 0 to 1; 2 contaminated ones left out, with them "
+        "(18 items; minimum detectable gain 18.1; test of a bounded mean, scores 0 to 1; 2 contaminated "
+        "items left out; with them "
         "+5.0)"
     )
     assert told in clean.sentence()
@@ -324,7 +325,9 @@ def test_contaminated_items_decide_nothing_and_both_numbers_are_shown():
 def test_too_few_clean_items_are_told():
     scores = by_item([0.5] * 6)
 
-    with pytest.raises(TrackingError, match=r"Of the 6 items of rougeL 2 were found in the training rows, and 5 clean"):
+    with pytest.raises(
+        TrackingError, match=r"Of the 6 items of rougeL 2 were found in the training rows, and at least 5 clean"
+    ):
         judge_all(gate_config(), {"item-0", "item-1"}, rougeL=(scores, scores))
 
 
@@ -335,8 +338,8 @@ def test_a_guard_can_be_read():
         judge_all(config, rougeL=won, mmlu_accuracy=answers(*counts))[1] for counts in ((400, 10, 10), (400, 0, 20))
     )
 
-    assert "within the loss of 5.0 tolerated (400 items; an equal model needs " in kept.sentence()
-    assert "not within the loss of 5.0 tolerated" in fell.sentence()
+    assert "within the tolerated loss of 5.0 (400 items; an equal model needs " in kept.sentence()
+    assert "not within the tolerated loss of 5.0" in fell.sentence()
 
 
 def test_few_items_without_a_difference_prove_nothing():

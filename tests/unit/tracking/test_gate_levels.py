@@ -80,11 +80,11 @@ def pass_rate(draw, num_items, shift, asked, num_trials=TRIALS, right_or_wrong=F
 
 
 def guard(metric="rougeL"):
-    return gate._Asked("guards.0.metric", metric, "guard", -MARGIN, None)
+    return gate._GateCriterion("guards.0.metric", metric, "guard", -MARGIN, None)
 
 
 def target(needed=0.0, metric="rougeL"):
-    return gate._Asked("targets.0.metric", metric, "target", needed, None)
+    return gate._GateCriterion("targets.0.metric", metric, "target", needed, None)
 
 
 @pytest.mark.parametrize("num_items", SIZES)
@@ -148,4 +148,4 @@ def test_scores_without_a_range_keep_it_as_far_as_losses_are_like_those_seen(kin
         passed += test.p(0.0) < 1 - LEVEL
 
     assert low <= passed / 500 <= high
-    assert words.endswith("as far as seen")
+    assert words.endswith("as observed")

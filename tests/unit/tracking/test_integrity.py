@@ -66,14 +66,14 @@ def test_a_flipped_bit_of_the_weights_is_told_with_both_hashes(version):
     assert f"{weights} has the sha256 {sha256_of(weights)}, expected {expected} as registered." in told
     assert "version 1 (no alias)" in told
     assert told.endswith(
-        f"Restore it from a backup, or take another version: `tuneline models {version.name}` lists them."
+        f"Restore it from a backup, or use another version: `tuneline models {version.name}` lists them."
     )
 
 
 def test_a_removed_file_is_told(version):
     (version.folder() / "tokenizer_config.json").unlink()
 
-    assert "tokenizer_config.json is gone (sha256 " in refusal(version)
+    assert "tokenizer_config.json is missing (sha256 " in refusal(version)
 
 
 def test_a_replaced_tokenizer_is_told(version):
@@ -97,7 +97,7 @@ def test_an_edited_chat_template_is_told_and_the_number_of_others(version):
 def test_a_file_that_was_put_in_is_told(version):
     (version.folder() / "model-00002.safetensors").write_text("more")
 
-    assert "model-00002.safetensors is there and was not registered." in refusal(version)
+    assert "model-00002.safetensors was not registered." in refusal(version)
 
 
 def test_a_model_card_or_mlmodel_beside_it_is_no_content(version):
@@ -125,7 +125,7 @@ def test_a_list_that_is_gone_or_torn_is_told(version, spoil):
     path = version.folder().parent / ABOUT
     path.unlink() if spoil == "remove" else path.write_text("")
 
-    assert f"{path} {'is gone' if spoil == 'remove' else 'cannot be read'}" in refusal(version)
+    assert f"{path} {'is missing' if spoil == 'remove' else 'cannot be read'}" in refusal(version)
 
 
 def test_a_version_of_another_program_is_taken_as_it_is(tmp_path):
@@ -172,7 +172,7 @@ def test_a_spoiled_champion_is_told_before_a_training_and_can_be_rolled_back(mak
     promotion.force(first.name, "2", "second")
     flip(second.folder() / "tokenizer.json")
 
-    with pytest.raises(TrackingError, match=rf"take the alias away: `tuneline rollback {first.name}`"):
+    with pytest.raises(TrackingError, match=rf"remove the alias: `tuneline rollback {first.name}`"):
         integrity.check_champion(first.name)
     assert promotion.rollback(first.name).version == "1"
     integrity.check_champion(first.name)

@@ -126,14 +126,14 @@ def test_a_torn_last_line_is_moved_aside_with_a_warning_and_the_chain_goes_on(to
     tear(torn)
 
     assert (len(ledger.entries()), ledger.verify()) == (2, 2)
-    assert "the last line is torn and left out" in caplog.text
+    assert "the last line is incomplete and ignored" in caplog.text
     ledger.append("m", "champion", "2", "3", "after the repair")
 
     assert [line["to"] for line in ledger.entries()] == ["1", "2", "3"]
     assert ledger.verify() == 3
     (aside,) = ledger.path().parent.glob("ledger.torn-*")
     assert aside.read_bytes() == torn
-    assert f"the last line was torn; its {len(torn)} bytes are kept in {aside}" in caplog.text
+    assert f"the last line was incomplete; its {len(torn)} bytes were moved to {aside}" in caplog.text
 
 
 def test_a_last_line_that_lacks_only_its_newline_stays(home):
@@ -192,7 +192,7 @@ def test_lines_taken_out_at_the_end_stop_the_next_append(left):
     change_lines(lambda lines: lines[:left])
 
     for act in (ledger.verify, lambda: ledger.append("m", "champion", "4", "5", "next")):
-        with pytest.raises(TrackingError, match=rf"has {left} lines, and had 4: the last ones were taken out"):
+        with pytest.raises(TrackingError, match=rf"has {left} lines, and had 4: the last lines were removed"):
             act()
 
 

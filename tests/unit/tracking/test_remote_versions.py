@@ -95,6 +95,6 @@ def test_files_that_are_gone_there_are_told(register):
     version = register()
     shutil.rmtree(place_of(version))
 
-    with pytest.raises(TrackingError, match=r"cannot be had from runs:/"):
+    with pytest.raises(TrackingError, match=r"cannot be downloaded from runs:/"):
         version.folder()
     assert not list((state.root() / "downloads").glob("*/"))

@@ -13,7 +13,7 @@ from tests.unit.tracking.test_evidence import make_evidence
 from tuneline.config.sections.gate import GateConfig
 from tuneline.errors import RecipeError, TrackingError
 from tuneline.evaluation.score_store import Score, to_table
-from tuneline.tracking import compare, promotion, registry, run_artifacts, runs
+from tuneline.tracking import compare, html_reports, promotion, registry, run_artifacts, runs
 from tuneline.tracking.training_rows import TrainingRows
 
 pytestmark = pytest.mark.usefixtures("own_server", "home")
@@ -82,7 +82,7 @@ def test_a_gate_that_names_a_metric_the_report_lacks_is_told(make_version):
 def test_a_run_without_evidence_is_told(make_version):
     version = make_version("one", scores(0.6), kept=False)
 
-    with pytest.raises(TrackingError, match=r"version 1 keeps no gate/evidence.json: .* Run its recipe again"):
+    with pytest.raises(TrackingError, match=r"version 1 has no gate/evidence.json: .* Run its recipe again"):
         run_artifacts.promote(version.name, "1")
 
 
@@ -130,10 +130,10 @@ def test_a_better_model_does_not_lose_to_a_champion_that_was_trained_on_its_held
     assert decision.promoted
     assert [(found.num_items, found.num_trained) for found in decision.findings] == [(160, 0), (100, 60)]
     assert decision.findings[1].gain == pytest.approx(0.1)
-    assert "; 60 left out that one of the two was trained on" in decision.sentence
-    told = "rougeL against champion version 1: 60 left out that one of the two was trained on"
+    assert "; 60 left out because one of the two models was trained on them" in decision.sentence
+    told = "rougeL against champion version 1: 60 left out because one of the two models was trained on them"
     assert f"- {told}" in decision.to_markdown()
-    assert f"<li>{told}" in decision.to_html()
+    assert f"<li>{told}" in html_reports.decision_page(decision)
 
 
 def test_a_champion_of_an_older_release_is_compared_on_all_items_and_that_is_told(make_version):
@@ -141,7 +141,7 @@ def test_a_champion_of_an_older_release_is_compared_on_all_items_and_that_is_tol
 
     assert not decision.promoted, "it is better on the items that it was trained on"
     assert [found.num_trained for found in decision.findings] == [0, None]
-    assert "champion version 1 keeps no list of its training rows, so those among the items still" in decision.sentence
+    assert "champion version 1 has no list of its training rows, so those among the items still" in decision.sentence
 
 
 def test_a_champion_that_was_trained_on_nearly_all_held_out_items_is_no_opponent(make_version):
@@ -169,7 +169,7 @@ def test_stored_scores_of_other_libraries_are_not_compared(make_version):
 
     assert str(caught.value) == (
         "Version 2 was scored with libraries transformers 5, and champion version 1 with transformers 4, so their "
-        "stored scores cannot be compared. Run the recipe of version 2 again: it scores both here."
+        "stored scores cannot be compared. Run the recipe of version 2 again: it scores both models."
     )
     assert run_artifacts.promote(champion.name, "3").promoted
 

@@ -38,7 +38,7 @@ def test_a_training_that_goes_on_draws_in_the_same_child():
     run_id = crashed()
     assert mlflow.get_run(run_id).info.status == "FAILED"
 
-    with runs.start_training_run("second", went_on=run_id) as (again, tell):
+    with runs.start_training_run("second", resume_run_id=run_id) as (again, tell):
         tell({"loss": 2.0}, 2)
 
     assert again == run_id
@@ -47,7 +47,7 @@ def test_a_training_that_goes_on_draws_in_the_same_child():
 
 
 def test_a_child_that_is_gone_is_replaced():
-    with runs.start_training_run("new", went_on="0" * 32) as (run_id, _):
+    with runs.start_training_run("new", resume_run_id="0" * 32) as (run_id, _):
         assert mlflow.get_run(run_id).info.run_name == "new"
 
 
@@ -69,7 +69,7 @@ def test_figures_wait_while_mlflow_is_out_of_reach_and_arrive_later(monkeypatch,
         tell({"loss": 1.0}, 3)
 
     assert curve(run_id) == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert caplog.text.count("MLflow is out of reach (connection refused). Training goes on") == 1
+    assert caplog.text.count("MLflow cannot be reached (connection refused). Training continues") == 1
 
 
 def test_what_never_arrived_is_counted(monkeypatch, caplog):
@@ -80,4 +80,4 @@ def test_what_never_arrived_is_counted(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING), runs.start_training_run("it") as (_, tell):
         tell({"loss": 3.0, "grad_norm": float("nan")}, 1)
 
-    assert "MLflow did not take 1 figures" in caplog.text
+    assert "could not be sent to MLflow: 1" in caplog.text

@@ -21,7 +21,7 @@ from tuneline.tracking import server_check
 mlflow.set_tracking_uri(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-server_check.make_schema(sys.argv[1])
+server_check.create_schema(sys.argv[1])
 mlflow.MlflowClient().create_registered_model(sys.argv[2])
 mlflow.create_experiment(sys.argv[2])
 """
@@ -159,7 +159,7 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
         with pytest.raises(TrackingError, match="a folder that is not on this machine"):
             server_check.check_registry(["elsewhere"])
         client.create_experiment("unproxied", artifact_location="mlflow-artifacts:/unproxied")
-        with pytest.raises(TrackingError, match="where nothing can be written from here"):
+        with pytest.raises(TrackingError, match="which is not writable from here"):
             server_check.check_registry(["unproxied"])
 
 

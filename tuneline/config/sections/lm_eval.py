@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuneline import limits, state
+from tuneline import filesystem, limits, state
 from tuneline.config.base import MAX_BATCH_SIZE, MAX_ROWS, MAX_SEED, Config, LocalPath, PlainName
 from tuneline.errors import NotFoundError, RecipeError, SourceError, did_you_mean
 
@@ -224,9 +224,7 @@ def _built_in() -> dict[str, dict[str, Any]]:
     if not path.is_file():
         import lm_eval.tasks
 
-        new_path = path.with_suffix(".new")
-        new_path.write_text(json.dumps(_index(Path(lm_eval.tasks.__file__).parent)), encoding="utf-8")
-        new_path.replace(path)
+        filesystem.write_atomic(path, json.dumps(_index(Path(lm_eval.tasks.__file__).parent)))
     index: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     if any(entry["path"] and not Path(entry["path"]).is_file() for entry in index.values()):
         path.unlink()  # written by another Python environment

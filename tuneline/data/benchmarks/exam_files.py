@@ -12,7 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from tuneline import checksums, state
+from tuneline import checksums, filesystem, state
 from tuneline.config.sections import exams
 from tuneline.config.sections.exams import AnyExam, ExamConfig, QuestionFile
 from tuneline.config.sections.lm_eval import LmEvalConfig
@@ -67,14 +67,12 @@ def _copy(question_files: list[QuestionFile]) -> Path:
     folder = state.folder("exams") / digest(entries)[:16]
     with state.lock(f"exams-{folder.name}", LOCK_TIMEOUT_SECONDS):
         if not checksums.is_usable_copy(folder):
-            fresh = folder.with_suffix(".new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            for question_file in question_files:
-                path = fresh / question_file.split / f"{question_file.subject}.csv"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write(question_file, path)
-            checksums.write_for_copy(fresh, folder)
-            fresh.replace(folder)
+            with filesystem.atomic_folder(folder) as unfinished:
+                for question_file in question_files:
+                    path = unfinished / question_file.split / f"{question_file.subject}.csv"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _write(question_file, path)
+                checksums.write_for_copy(unfinished, folder)
     return folder
 
 

@@ -7,7 +7,6 @@ cached copy of any commit. Code from the Hub never runs (`datasets` does not sup
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow as pa
 from datasets import load_dataset_builder
 from huggingface_hub import HfApi
 
-from tuneline import checksums, state
+from tuneline import checksums, filesystem, state
 from tuneline.config.sections.sources import SourceConfig
 from tuneline.data.ingest.readers import arrow
 from tuneline.errors import SourceError, TunelineError
@@ -78,21 +77,16 @@ def _resolve_commit(source: SourceConfig) -> tuple[str, str]:
 
 def _copy(source: SourceConfig, metadata: dict[str, Any], folder: Path) -> None:
     """Write the rows to a temporary folder and move it into place."""
-    fresh = folder.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     try:
-        with (fresh / ROWS_FILE).open("wb") as file:
-            file.writelines(text + b"\n" for text in _rows(source, metadata["commit"]))
-        (fresh / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
-        checksums.write_for_copy(fresh, folder)
-        fresh.replace(folder)
+        with filesystem.atomic_folder(folder) as unfinished:
+            with (unfinished / ROWS_FILE).open("wb") as file:
+                file.writelines(text + b"\n" for text in _rows(source, metadata["commit"]))
+            (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
+            checksums.write_for_copy(unfinished, folder)
     except TunelineError:
         raise
     except Exception as error:
         raise _download_error(source, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _rows(source: SourceConfig, commit: str) -> Iterator[bytes]:

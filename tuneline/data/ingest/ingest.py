@@ -71,7 +71,7 @@ def ingest(sources: Manifest, config: IngestConfig) -> Corpus:
             counts["rows_beyond_max_rows"] += len(chunk.lines) - len(texts)
             counts["blank_lines"] += chunk.num_blank
     if not counts["rows"]:
-        raise _no_rows_error(source)
+        raise no_rows_error(source)
     return Corpus({"records": writer.rows()}, {"source": config.name}, counts)
 
 
@@ -83,7 +83,7 @@ def read_first_rows(source: Located, num_rows: int) -> list[tuple[str, int, dict
     """
     rows = list(islice(_records(source), num_rows))
     if not rows:
-        raise _no_rows_error(source)
+        raise no_rows_error(source)
     return rows
 
 
@@ -97,7 +97,8 @@ def _check_unchanged(source: Located) -> Iterator[None]:
         file_check.check_unchanged(source)
 
 
-def _no_rows_error(source: Located) -> DataError:
+def no_rows_error(source: Located) -> DataError:
+    """Return the error for a dataset without rows."""
     return DataError(f"sources.{source.name}: {source.paths()[0]} holds no rows. Use a file with at least one row.")
 
 

@@ -21,7 +21,7 @@ from tuneline.data.ingest import ingest, readers
 from tuneline.data.preview.dry_run import DryRun
 from tuneline.data.tokenization.html_preview import DatasetPreview
 from tuneline.data.tokenization.items import resolve_kind
-from tuneline.errors import DataError, NotFoundError, TunelineError
+from tuneline.errors import NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 
 NUM_SAMPLE_ROWS = 2000
@@ -96,9 +96,7 @@ def _first_records(located: Located, source: SourceConfig) -> tuple[Corpus, bool
     available = list(_records(located, num_requested + 1))
     records = available[:num_requested]
     if not records:
-        raise DataError(
-            f"sources.{located.name}: {located.paths()[0]} holds no rows. Use a file with at least one row."
-        )
+        raise ingest.no_rows_error(located)
     files, lines, texts = (list(column) for column in zip(*records, strict=True))
     with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": files, "line": lines, "record": pa.array(texts, pa.large_string())})

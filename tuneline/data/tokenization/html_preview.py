@@ -2,33 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.tokenization.loss_mask import TokenizedSequence
+from tuneline.html import render
 
-STYLE = """
-:root { color-scheme: light dark; --trained: #c9f2d0; --special: #7a3fb5; --line: #8886 }
-@media (prefers-color-scheme: dark) { :root { --trained: #14532d; --special: #cfa8f7 } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1.5rem }
-h2 { border-bottom: 1px solid var(--line); margin-top: 2.5rem }
-h3 { font-size: 1rem; font-weight: 600; margin: 1.4rem 0 .3rem }
-pre { border: 1px solid var(--line); border-radius: 6px; font-size: 13px; line-height: 1.55; margin: 0;
-  overflow-wrap: anywhere; padding: .7rem .9rem; white-space: pre-wrap }
-mark { background: var(--trained); border-radius: 2px; color: inherit }
-b { color: var(--special); font-weight: 600 }
-i::before { color: #999; content: "↵"; font-style: normal }
-table { border-collapse: collapse }
-td { padding: .1rem 1rem .1rem 0; vertical-align: top }
-td:first-child { color: #888; white-space: nowrap }
-.bars td { font-variant-numeric: tabular-nums; text-align: right }
-.bars td:last-child { text-align: left }
-.bar { background: #3b9a63; display: inline-block; height: .8rem }
-.over .bar { background: #c2554d }
-"""
 BAR_WIDTH_PX = 500
 """Width of the longest bar of the histogram, in pixels."""
 
@@ -101,23 +82,37 @@ def _decode_span(ids: list[int], start: int, end: int, tokenizer: PreTrainedToke
     return str(tokenizer.decode(before + ids[start:end], **options))[len(tokenizer.decode(before, **options)) :]
 
 
-def render_split(shown: list[PreviewSequence], tokenizer: PreTrainedTokenizerBase, counts: dict[str, Any]) -> str:
-    """Render an HTML page for one split: its first sequences, a histogram of lengths, and the counts."""
-    return render_page("Training rows", [], [DatasetPreview("", shown, counts, format_counts(counts))], tokenizer)
+def preview(shown: list[PreviewSequence], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return sequences as JSON-able values: `title`, and `parts` with `text`, `trained` and `special`."""
+    return [
+        {"title": each.title, "parts": [part._asdict() for part in text_spans(each.tokens, tokenizer)]}
+        for each in shown
+    ]
+
+
+def render_split(sequences: list[dict[str, Any]], counts: dict[str, Any]) -> str:
+    """Return an HTML page: the first sequences with trained text marked, a histogram of lengths, and the counts.
+
+    Args:
+        sequences: From `preview`.
+        counts: Counts of the split, with `lengths`.
+    """
+    return _page("Training rows", [], [_section("", format_counts(counts), counts, sequences)])
 
 
 def render_page(
     title: str, sentences: Iterable[str], sections: Iterable[DatasetPreview], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """Render an HTML page with some sentences and a section per dataset."""
-    body = "".join(_section(section, tokenizer) for section in sections)
-    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1>{paragraphs}"
-        "<p>The text as the model receives it: <mark>marked</mark> text has loss, <b>special tokens</b> are coloured, "
-        f"and <i></i> is a line break.</p>{body}</html>\n"
+    """Return an HTML page with some sentences and a section for each data set."""
+    return _page(
+        title,
+        sentences,
+        [_section(each.title, each.facts, each.counts, preview(each.shown, tokenizer)) for each in sections],
     )
+
+
+def _page(title: str, sentences: Iterable[str], sections: list[dict[str, Any]]) -> str:
+    return render.page("data_preview", title=title, sentences=sentences, sections=sections)
 
 
 def format_counts(counts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -143,34 +138,18 @@ def _format_value(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _section(section: DatasetPreview, tokenizer: PreTrainedTokenizerBase) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value).replace(chr(10), '<br>')}</td></tr>"
-        for name, value in section.facts
-    )
-    heading = f"<h2>{escape(section.title)}</h2>" if section.title else ""
-    sequences = "".join(_sequence(number, shown, tokenizer) for number, shown in enumerate(section.shown, start=1))
-    return f"{heading}<table>{rows}</table><h3>Tokens per sequence</h3>{_bars(section.counts)}{sequences}"
-
-
-def _sequence(number: int, shown: PreviewSequence, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = "".join(map(_span, text_spans(shown.tokens, tokenizer)))
-    return f"<h3>{number}: {escape(shown.title)}</h3><pre>{text}</pre>"
-
-
-def _span(span: TextSpan) -> str:
-    text = escape(span.text).replace("\n", "<i></i>\n")
-    text = f"<b>{text}</b>" if span.special else text
-    return f"<mark>{text}</mark>" if span.trained else text
-
-
-def _bars(counts: dict[str, Any]) -> str:
-    bars = histogram_bars(counts)
-    highest = max([count for *_, count in bars], default=0) or 1
-    max_length = counts.get("max_length", bars[-1][1] if bars else 0)
-    lines = [
-        f"<tr{' class=over' if low > max_length else ''}><td>{low:,} to {high:,}</td><td>{count:,}</td>"
-        f"<td><span class=bar style='width:{round(BAR_WIDTH_PX * count / highest)}px'></span></td></tr>"
-        for low, high, count in bars
-    ]
-    return f"<table class=bars>{''.join(lines)}</table>"
+def _section(
+    title: str, lines: list[tuple[str, str]], counts: dict[str, Any], sequences: list[dict[str, Any]]
+) -> dict[str, Any]:
+    histogram = histogram_bars(counts)
+    most = max([count for *_, count in histogram], default=0) or 1
+    longest = counts.get("max_length", histogram[-1][1] if histogram else 0)
+    return {
+        "title": title,
+        "facts": [(name, text.split("\n")) for name, text in lines],
+        "bars": [
+            (f"{low:,}", f"{high:,}", f"{count:,}", round(BAR_WIDTH_PX * count / most), low > longest)
+            for low, high, count in histogram
+        ],
+        "sequences": sequences,
+    }

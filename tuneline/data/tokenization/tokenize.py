@@ -69,8 +69,7 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         "chat_template": digest(tokenizer.chat_template),
         **config.model_dump(),
     }
-    page = html_preview.render_split(preview, tokenizer, counts["train"]) if preview else ""
-    return Corpus(splits, identity, counts, page)
+    return Corpus(splits, identity, counts, html_preview.preview(preview, tokenizer))
 
 
 def _alternative(config: TokenizeConfig) -> str:

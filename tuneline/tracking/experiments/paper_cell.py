@@ -1,4 +1,4 @@
-"""What a cell of the paper's tables came to: the figures of one run, or why there are none."""
+"""The result of a cell of the paper's tables: the figures of one run, or the reason of its failure."""
 
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ class CellScore(BaseModel):
     num_items: int
 
     @classmethod
-    def of(cls, interval: Interval) -> "Scored":
-        """Take over an interval."""
+    def of(cls, interval: Interval) -> "CellScore":
+        """Convert an interval."""
         return cls(mean=interval.mean, low=interval.low, high=interval.high, num_items=interval.num_items)
 
 
 class CellMeasurement(BaseModel):
-    """A finished run, as its own artifacts tell it."""
+    """The figures of a finished run, from its artifacts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,16 +33,16 @@ class CellMeasurement(BaseModel):
     """Step -> `ran` or `cached`."""
 
     parameters: float
-    """Of the base model, as its files hold them."""
+    """Number of parameters in the files of the base model."""
 
     training: dict[str, float]
     """`summary` of the training report."""
 
     environment: dict[str, str]
-    """Versions, device, threads, instruction set, of the process that trained."""
+    """Versions, device, threads and instruction set of the training process."""
 
     decisions: dict[str, str]
-    """What the training chose by itself, with its reasons."""
+    """Automatic choices of the training, with reasons."""
 
     scores: dict[str, dict[str, CellScore]]
     """Metric -> `base`, `model` and their paired `gain`; `rouge_mean` is the mean of ROUGE-1, 2 and L of an item."""
@@ -51,13 +51,13 @@ class CellMeasurement(BaseModel):
     """`base` and `model` -> `perplexity`, `scored_tokens`, ..."""
 
     methods: dict[str, str]
-    """Metric -> how it is made."""
+    """Metric -> how it is computed."""
 
     rows: dict[str, int]
     """Examples: `train` and `validation`."""
 
     contaminated: int
-    """Held-out items that stand in the training rows."""
+    """Number of held-out items found in the training rows."""
 
 
 class CellResult(BaseModel):
@@ -70,7 +70,7 @@ class CellResult(BaseModel):
     method: str
     status: Literal["done", "failed", "waiting"]
     reason: str = ""
-    """Why it failed."""
+    """Reason of a failure."""
 
     recipe: dict[str, Any] = Field(default_factory=dict)
     measured: CellMeasurement | None = None

@@ -1,6 +1,6 @@
-"""The paper's tables from measured cells, beside the numbers of Zheng et al. 2024 (arXiv:2403.13372).
+"""The paper's tables from measured cells, next to the numbers of Zheng et al. 2024 (arXiv:2403.13372).
 
-Memory is in GB of 10^9 bytes, perplexity is exp of the mean loss over scored tokens, ROUGE is in points of a hundred.
+Memory is in GB of 10^9 bytes, perplexity is exp of the mean loss over scored tokens, ROUGE is in percentage points.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ GB = 1e9
 EMPTY_CELL = "-"
 TASK_TITLES = {"cnn_dm": "CNN/DM", "xsum": "XSum", "adgen": "AdGen", "pubmed": "PubMed"}
 REFERENCE_MODELS = {"efficiency": "Gemma-2B", "downstream": "Llama2-7B"}
-"""Whose numbers stand beside ours where ours is none of the paper's models."""
+"""The model of the paper to compare with if ours is not in the paper."""
 
 METHOD_ORDER = {
     "efficiency": ("full", "freeze", "galore", "lora", "qlora"),
@@ -26,7 +26,7 @@ METHOD_ORDER = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be written down; cells are text."""
+    """A table of text cells."""
 
     title: str
     head: list[str]
@@ -34,7 +34,7 @@ class Table:
 
 
 def summary_line(result: CellResult) -> str:
-    """Say in a line what a cell came to."""
+    """Return the result of a cell in one line."""
     name = f"{TASK_TITLES[result.task]}, {result.method}"
     if result.measured is None:
         return f"{name}: {result.status}{': ' if result.reason else ''}{result.reason}"
@@ -49,26 +49,28 @@ def summary_line(result: CellResult) -> str:
 
 
 def reference_model(results: Iterable[CellResult], table: str) -> str:
-    """Return the paper's model whose numbers stand beside: the same one where there is one."""
+    """Return the model of the paper to compare with: the same model if the paper has it."""
     repo = next((each.recipe["model"].get("repo_id") for each in results if each.table == table), None)
-    named = tables.numbers()["repositories"].get(repo)
-    return named if named in tables.numbers()[table] else REFERENCE_MODELS[table]
+    name = tables.numbers()["repositories"].get(repo)
+    return name if name in tables.numbers()[table] else REFERENCE_MODELS[table]
 
 
 def all_tables(results: list[CellResult]) -> list[Table]:
-    """Return the tables of what was asked for, and one for each scorer."""
-    made = []
+    """Return the requested tables, with one downstream table per scorer."""
+    measured_tables = []
     if any(each.table == "efficiency" for each in results):
-        made.append(_efficiency(results))
+        measured_tables.append(_efficiency(results))
     if any(each.table == "downstream" for each in results):
-        made.append(_downstream(results, "rouge_mean", "Downstream: mean of ROUGE-1, 2 and L"))
+        measured_tables.append(_downstream(results, "rouge_mean", "Downstream: mean of ROUGE-1, 2 and L"))
         if any(each.measured and "llamafactory_mean" in each.measured.scores for each in results):
-            made.append(_downstream(results, "llamafactory_mean", "Downstream, with LlamaFactory's own scorer"))
-    return made
+            measured_tables.append(
+                _downstream(results, "llamafactory_mean", "Downstream, with LlamaFactory's own scorer")
+            )
+    return measured_tables
 
 
-def _of(results: Iterable[CellResult], **wanted: str) -> list[CellResult]:
-    return [each for each in results if all(getattr(each, key) == value for key, value in wanted.items())]
+def _of(results: Iterable[CellResult], **values: str) -> list[CellResult]:
+    return [each for each in results if all(getattr(each, key) == value for key, value in values.items())]
 
 
 def _efficiency(results: list[CellResult]) -> Table:
@@ -77,8 +79,12 @@ def _efficiency(results: list[CellResult]) -> Table:
     cells = {each.method: each for each in _of(results, table="efficiency")}
     measured = [each.measured for each in cells.values() if each.measured]
     full = cells["full"].measured if "full" in cells else None
-    head = ["method", "trained parameters", "memory", "of full", "bytes a parameter", "tokens/s", "of full"]
-    head += ["tokens/CPU-s", "perplexity", *(f"{name}: {what}" for what in ("memory", "of full", "bytes a parameter"))]
+    head = ["method", "trained parameters", "memory", "of full", "bytes per parameter", "tokens/s", "of full"]
+    head += [
+        "tokens/CPU-s",
+        "perplexity",
+        *(f"{name}: {what}" for what in ("memory", "of full", "bytes per parameter")),
+    ]
     head += [f"{name}: {what}" for what in ("tokens/s", "of full", "perplexity")]
     before = measured[0].totals["base"].get("perplexity") if measured else None
     rows = [["base (untrained)", *[EMPTY_CELL] * 7, _number(before), *_published(paper, BASE_ROW)]]
@@ -86,15 +92,15 @@ def _efficiency(results: list[CellResult]) -> Table:
         if method in cells:
             own = _spent(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
             rows.append([method, *own, *_published(paper, method)])
-    return Table(f"Training efficiency: {base_model_name(results, 'efficiency')} beside the paper's {name}", head, rows)
+    return Table(f"Training efficiency: {base_model_name(results, 'efficiency')} and the paper's {name}", head, rows)
 
 
 def _spent(cell: CellMeasurement | None, full: CellMeasurement | None) -> list[str]:
     assert cell
     spent, whole = cell.training, full.training if full else {}
     memory, speed = spent["train_memory_bytes"], spent["tokens_per_second"]
-    seen = speed * spent["train_seconds"]  # by this process: a training that went on has seen others before
-    by_processor = seen / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
+    num_tokens = speed * spent["train_seconds"]  # in this process; a resumed training has seen more before
+    by_processor = num_tokens / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
     return [
         _count(spent["trainable_parameters"]),
         f"{memory / GB:.2f} GB",
@@ -108,15 +114,15 @@ def _spent(cell: CellMeasurement | None, full: CellMeasurement | None) -> list[s
 
 
 def _published(paper: Mapping[str, Any], method: str) -> list[str]:
-    """Return the paper's figures in the order of ours."""
+    """Return the figures of the paper in the order of ours."""
     _, memory, speed, perplexity = paper[method]
     _, whole_memory, whole_speed, _ = paper["full"]
-    each = memory / paper["parameters"] if memory else None
+    per_parameter = memory / paper["parameters"] if memory else None
     shares = _share(memory, whole_memory), _share(speed, whole_speed)
     return [
         f"{memory:.2f} GB" if memory else EMPTY_CELL,
         shares[0],
-        _number(each, 1),
+        _number(per_parameter, 1),
         _number(speed, 0),
         shares[1],
         _number(perplexity),
@@ -130,22 +136,22 @@ def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
     tasks = list(dict.fromkeys(task for task, _ in cells))
     head = ["method", *(text for task in tasks for text in (TASK_TITLES[task], f"{name}: {TASK_TITLES[task]}"))]
     rows = []
-    for place, method in enumerate((BASE_ROW, *METHOD_ORDER["downstream"])):
+    for index, method in enumerate((BASE_ROW, *METHOD_ORDER["downstream"])):
         if method != BASE_ROW and not any((task, method) in cells for task in tasks):
             continue
         row = ["base (untrained)" if method == BASE_ROW else method]
         for task in tasks:
             published = paper[task]
-            gain = f" ({published[place] - published[0]:+.2f})" if place and published[place] else ""
-            row += [_score(cells, task, method, metric), f"{_number(published[place])}{gain}"]
+            gain = f" ({published[index] - published[0]:+.2f})" if index and published[index] else ""
+            row += [_score(cells, task, method, metric), f"{_number(published[index])}{gain}"]
         rows.append(row)
-    return Table(f"{title}: {base_model_name(results, 'downstream')} beside the paper's {name}", head, rows)
+    return Table(f"{title}: {base_model_name(results, 'downstream')} and the paper's {name}", head, rows)
 
 
 def _score(cells: Mapping[tuple[str, str], CellResult], task: str, method: str, metric: str) -> str:
     if method == BASE_ROW:
-        found = [each.measured.scores[metric] for (one, _), each in cells.items() if one == task and each.measured]
-        return _interval(found[0]["base"]) if found else EMPTY_CELL
+        scores = [each.measured.scores[metric] for (one, _), each in cells.items() if one == task and each.measured]
+        return _interval(scores[0]["base"]) if scores else EMPTY_CELL
     cell = cells.get((task, method))
     if cell is None:
         return EMPTY_CELL
@@ -182,7 +188,7 @@ def base_model_name(results: Iterable[CellResult], table: str) -> str:
 
 
 def paper_own_tables() -> list[Table]:
-    """Return the paper's own two tables, whole."""
+    """Return the complete two tables of the paper."""
     numbers = tables.numbers()
     rows = [
         [name, method, *(_number(value) for value in paper[method])]
@@ -190,11 +196,11 @@ def paper_own_tables() -> list[Table]:
         for method in (BASE_ROW, *METHOD_ORDER["efficiency"])
     ]
     head = ["model", "method", "trained parameters (B)", "memory (GB)", "tokens/s", "perplexity"]
-    made = [Table("Table 4 of the paper", head, rows)]
+    result = [Table("Table 4 of the paper", head, rows)]
     methods = (BASE_ROW, *METHOD_ORDER["downstream"])
     rows = [
         [name, *(_number(value) for task in paper for value in paper[task])]
         for name, paper in numbers["downstream"].items()
     ]
     head = ["model", *(f"{TASK_TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
-    return [*made, Table("Table 5 of the paper", head, rows)]
+    return [*result, Table("Table 5 of the paper", head, rows)]

@@ -1,13 +1,12 @@
-"""What a sweep came to: each setting's score over its seeds, and which differences are more than the seeds' noise.
+"""Results of a sweep: the score of each setting over its seeds, and the statistically significant differences.
 
-A setting is the mean of its seeds' scores. Two settings differ where Welch's t test of their seeds does (Welch 1947),
-held to a level of 5 % together with all others by Holm's steps (Holm 1979). With one seed there is no noise to tell.
+The score of a setting is the mean over its seeds. Two settings differ if Welch's t test of their seeds is significant
+(Welch 1947), at a level of 5 % for all settings together by Holm's method (Holm 1979). A test needs two seeds.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from itertools import takewhile
 from math import isnan, nan, sqrt
 from statistics import fmean, stdev
@@ -16,6 +15,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from tuneline import owner
+from tuneline.html import render
 from tuneline.statistics import holm_levels
 from tuneline.tracking.runs import MLFLOW_RUNS, owner_note
 
@@ -24,26 +24,26 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class SettingResult:
-    """One setting."""
+    """The result of one setting."""
 
     name: str
     runs: list[str]
-    """Names of its pipeline runs."""
+    """Names of the pipeline runs."""
 
     scores: list[float]
-    """A score a seed."""
+    """One score per seed."""
 
     differs: str = ""
-    """In words: is it another one than the best?"""
+    """Comparison with the best setting, in words."""
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return fmean(self.scores)
 
     @property
     def band(self) -> float:
-        """Half the width of the 95 % interval of the mean over seeds; NaN with one seed."""
+        """Half the width of the 95 % confidence interval of the mean; NaN with one seed."""
         if len(self.scores) < 2:
             return nan
         from scipy.stats import t
@@ -52,23 +52,25 @@ class SettingResult:
 
 
 def rank(lines: list[SettingResult], direction: str = "maximize") -> list[SettingResult]:
-    """Return the settings from the best to the worst, and say of each whether it is really worse than the best."""
+    """Return the settings from best to worst, each compared with the best."""
     ranked = sorted(lines, key=lambda line: line.mean, reverse=direction == "maximize")
     best, others = ranked[0], ranked[1:]
     if any(len(line.scores) < 2 for line in ranked):
-        said = ["best" if line is best else "unknown: one seed tells no noise" for line in ranked]
-        return [SettingResult(line.name, line.runs, line.scores, text) for line, text in zip(ranked, said, strict=True)]
-    chances = [_chance(best.scores, line.scores) for line in others]
-    fallen = _fallen(chances)
-    made = [SettingResult(best.name, best.runs, best.scores, "best")]
-    for i, (line, chance) in enumerate(zip(others, chances, strict=True)):
-        text = f"{'really worse' if i in fallen else 'within the noise of the seeds'} (p {chance:.2g})"
-        made.append(SettingResult(line.name, line.runs, line.scores, text))
-    return made
+        texts = ["best" if line is best else "unknown: one seed has no variance" for line in ranked]
+        return [
+            SettingResult(line.name, line.runs, line.scores, text) for line, text in zip(ranked, texts, strict=True)
+        ]
+    p_values = [_p_value(best.scores, line.scores) for line in others]
+    rejected = _rejected(p_values)
+    results = [SettingResult(best.name, best.runs, best.scores, "best")]
+    for i, (line, p) in enumerate(zip(others, p_values, strict=True)):
+        text = f"{'significantly worse' if i in rejected else 'not significantly different'} (p {p:.2g})"
+        results.append(SettingResult(line.name, line.runs, line.scores, text))
+    return results
 
 
-def _chance(one: list[float], other: list[float]) -> float:
-    """Return the p value of Welch's test; scores without any spread differ where they are not equal."""
+def _p_value(one: list[float], other: list[float]) -> float:
+    """Return the p-value of Welch's test; scores without variance differ if they are not equal."""
     from scipy.stats import ttest_ind
 
     if stdev(one) == stdev(other) == 0:
@@ -76,45 +78,40 @@ def _chance(one: list[float], other: list[float]) -> float:
     return float(ttest_ind(one, other, equal_var=False).pvalue)
 
 
-def _fallen(chances: list[float]) -> set[int]:
-    """Return the hypotheses that fall, at a level that holds for all of them together."""
-    confidences = holm_levels(chances, 1 - LEVEL)
-    order = sorted(range(len(chances)), key=chances.__getitem__)
-    return set(takewhile(lambda i: chances[i] <= 1 - confidences[i], order))
+def _rejected(p_values: list[float]) -> set[int]:
+    """Return the rejected hypotheses, at a level for all of them together."""
+    confidences = holm_levels(p_values, 1 - LEVEL)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    return set(takewhile(lambda i: p_values[i] <= 1 - confidences[i], order))
 
 
 def to_html(title: str, metric: str, lines: list[SettingResult]) -> str:
-    """Write the table as a page that needs nothing beside it."""
-    rows = "".join(
-        f"<tr><td>{escape(line.name)}<td>{line.mean:.4f}<td>{format_band(line)}<td>{len(line.scores)}"
-        f"<td>{escape(line.differs)}</tr>"
-        for line in lines
-    )
-    style = "body{font:14px system-ui;margin:2em}td,th{border:1px solid #ccc;padding:4px 8px}"
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{style}"
-        f"table{{border-collapse:collapse}}</style><h1>{escape(title)}</h1>"
-        f"<table><tr><th>setting<th>{escape(metric)}<th>noise band<th>seeds<th>against the best</tr>{rows}</table>"
-    )
+    """Return the page of a sweep."""
+    return render.page("sweep", title=title, metric=metric, rows=table_rows(lines))
+
+
+def table_rows(lines: list[SettingResult]) -> list[tuple[str, ...]]:
+    """Return a row per setting: its name, mean, noise band, number of seeds, comparison with the best."""
+    return [(line.name, f"{line.mean:.4f}", format_band(line), str(len(line.scores)), line.differs) for line in lines]
 
 
 def format_band(line: SettingResult) -> str:
-    """Return the noise band in words."""
+    """Return the confidence band as text."""
     return "-" if isnan(line.band) else f"±{line.band:.4f}"
 
 
 class ParentRun:
-    """The MLflow run above all runs of a sweep or a search."""
+    """The MLflow parent run of a sweep or a search."""
 
     def __init__(self, run_id: str, kind: str) -> None:
         self.run_id, self.kind = run_id, kind
 
     def add_child(self, run_id: str) -> None:
-        """Make a pipeline's run a child."""
+        """Make the run of a pipeline a child run."""
         MlflowClient().set_tag(run_id, "mlflow.parentRunId", self.run_id)
 
     def close(self, title: str, metric: str, lines: list[SettingResult]) -> None:
-        """Log the table, and each setting's score."""
+        """Log the table and the score of each setting."""
         client = MlflowClient()
         client.log_text(self.run_id, to_html(title, metric, lines), "sweep.html")
         for number, line in enumerate(lines, start=1):
@@ -126,9 +123,9 @@ class ParentRun:
 def open_parent_run(
     title: str, experiment: str, *, kind: str = "sweep", run_id: str | None = None
 ) -> Iterator[ParentRun]:
-    """Open a run for a sweep, or go on with one; it fails where the block does."""
+    """Open or resume the parent run of a sweep; it is marked as failed if the block raises."""
     client = MlflowClient()
-    experiment_id = mlflow.set_experiment(experiment).experiment_id  # of two first sweeps one makes it
+    experiment_id = mlflow.set_experiment(experiment).experiment_id  # two concurrent sweeps: one creates it
     if run_id is None:
         run_id = client.create_run(experiment_id, run_name=title, tags={"tuneline.kind": kind}).info.run_id
     else:

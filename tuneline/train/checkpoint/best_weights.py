@@ -1,8 +1,6 @@
 """The weights of the best evaluation, stored in a file that is named after its step."""
 
 import logging
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tuneline import filesystem
 from tuneline.errors import VerificationError
 from tuneline.identity import sha256_of
 from tuneline.storage_errors import is_full
-from tuneline.train.checkpoint.training_state import fsync_path
 from tuneline.train.write_errors import WRITE_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -57,14 +55,14 @@ class BestWeights:
     def save(self, checkpoint: Path) -> None:
         """Link the weights into a checkpoint; copy them if the file system does not support hard links."""
         if self.evaluation.sha256:
-            _link(self.file, checkpoint / self.file.name)
+            filesystem.link_or_copy(self.file, checkpoint / self.file.name)
 
     def restore(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Restore the best evaluation of a checkpoint, with its weights."""
         self.evaluation = BestEvaluation(**state)
         _delete(self._folder.glob("best*"))
         if self.evaluation.sha256:
-            _link(checkpoint / self.file.name, self.file)
+            filesystem.link_or_copy(checkpoint / self.file.name, self.file)
 
     def record(self, loss: float, step: int) -> None:
         """Record a new best evaluation; its weights are not stored yet."""
@@ -72,13 +70,10 @@ class BestWeights:
 
     def save_weights(self, trainable: dict[str, torch.Tensor]) -> None:
         """Write the weights atomically; if the disk is full, warn once and continue without them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(".new")
         try:
-            save_file({name: part.detach().contiguous() for name, part in trainable.items()}, unfinished)
-            fsync_path(unfinished)
-            unfinished.replace(self.file)
-            fsync_path(self._folder)
+            with filesystem.atomic_path(self.file) as unfinished:
+                save_file({name: part.detach().contiguous() for name, part in trainable.items()}, unfinished)
+            filesystem.fsync(self._folder)
             self.evaluation.sha256 = sha256_of(self.file)
         except WRITE_ERRORS as error:
             if not is_full(error, self._folder):
@@ -117,10 +112,3 @@ class BestWeights:
 def _delete(paths: Iterable[Path]) -> None:
     for path in list(paths):
         path.unlink()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -8,7 +8,6 @@ ends with bitwise identical weights on a CPU.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from tuneline import state
+from tuneline import filesystem, state
 from tuneline.errors import RecipeError, StoppedError
 from tuneline.identity import digest, sha256_of
 
@@ -111,11 +110,11 @@ class TrainingState:
         }
         (folder / HASHES_FILE).write_text(json.dumps(hashes))
         for path in folder.rglob("*"):
-            fsync_path(path)
+            filesystem.fsync(path)
         target = self.folder / folder.name
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
-        fsync_path(self.folder)
+        filesystem.fsync(self.folder)
         for checkpoint in self._checkpoints()[keep:]:
             shutil.rmtree(checkpoint)
         return target
@@ -132,13 +131,11 @@ class TrainingState:
 
     def set_note(self, name: str, value: str) -> None:
         """Store a short text with the checkpoints, for example the id of the MLflow run with the curves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / STATE_FILE
         notes = _read(path).get("notes", {}) if path.exists() else {}
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1))
-        fsync_path(unfinished)
-        unfinished.replace(path)
+        filesystem.write_atomic(
+            path, json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1)
+        )
 
     def unfinished_trainings(self) -> list[str]:
         """Return the other unfinished trainings of the same rows and base model, with the recipe keys that differ."""
@@ -213,12 +210,3 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def fsync_path(path: Path) -> None:
-    """Flush a file or a folder to disk, so that it survives a power failure."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -123,5 +123,5 @@ def test_a_dangling_link_is_refused(lay):
     folder = lay("a.jsonl")
     (folder / "b.jsonl").symlink_to("gone")
 
-    with pytest.raises(SourceError, match=r"b.jsonl is a link to a file that is not there"):
+    with pytest.raises(SourceError, match=r"b.jsonl is a link to a missing file"):
         data_files.find(folder)

@@ -57,9 +57,10 @@ def test_the_page_of_a_split_contains_its_counts(tiny_model):
     tokenizer = load_tokenizer_from(tiny_model)
     counts = {"coverage": 0.4321, "tokens": 12345, "dropped": {"empty": 2}, "lengths": {"edges": [0, 9], "counts": [1]}}
 
-    page = html_preview.render_split(
-        [PreviewSequence(TokenizedSequence("00", tokenizer("a b")["input_ids"], [], []))], tokenizer, counts
+    sequences = html_preview.preview(
+        [PreviewSequence(TokenizedSequence("00", tokenizer("a b")["input_ids"], [], []))], tokenizer
     )
+    page = html_preview.render_split(sequences, counts)
 
     for value in ("43.2%", "12,345", "empty 2", "0 to 9"):
         assert f"<td>{value}</td>" in page

@@ -12,9 +12,9 @@ from tuneline.data.benchmarks import exam_files
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import SourceError
 from tuneline.evaluation import model_under_test, setting
-from tuneline.evaluation.report import by_metric
 from tuneline.evaluation.tasks import lm_eval
 from tuneline.identity import Located, Manifest, file_entries
+from tuneline.metric_tables import by_metric
 from tuneline.model.load import load_model
 
 pytestmark = pytest.mark.usefixtures("home")

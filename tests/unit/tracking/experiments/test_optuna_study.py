@@ -92,11 +92,15 @@ def test_guided_draws_come_nearer_to_the_best_than_random_ones(make):
         (
             [0.30, 0.31, 0.32],
             [0.10, 0.11, 0.12],
-            "really better than the recipe's own values, which are really worse",
+            "significantly better than those of the recipe, which are significantly worse",
         ),
-        ([0.30, 0.31, 0.32], [0.29, 0.32, 0.30], "is not surely better than the recipe's own values: within the noise"),
-        ([0.10, 0.11, 0.12], [0.30, 0.31, 0.32], "is worse than the recipe's own values: really worse"),
-        ([0.30], [0.10], "One seed tells no noise"),
+        (
+            [0.30, 0.31, 0.32],
+            [0.29, 0.32, 0.30],
+            "are not significantly better than those of the recipe: not significantly different",
+        ),
+        ([0.10, 0.11, 0.12], [0.30, 0.31, 0.32], "are worse than those of the recipe: significantly worse"),
+        ([0.30], [0.10], "One seed has no variance"),
     ],
 )
 def test_the_verdict_holds_the_best_against_fresh_seeds(make, best, own, told):
@@ -114,4 +118,4 @@ def test_where_less_is_better_the_verdict_turns(make):
         SettingResult("as it is", [], [0.30, 0.31, 0.32]),
     )
 
-    assert "is really better" in told
+    assert "are significantly better" in told

@@ -72,7 +72,7 @@ def test_our_figures_stand_beside_those_of_the_paper(results):
         *("7.91 GB", "0.46", "3.2", "3,521", "1.14", "10.19"),
     ]
     assert row(text, "base (untrained)")[7:] == ["25.00", "-", "-", "-", "-", "-", "11.83"]
-    assert "smollm2-135m-instruct beside the paper's Gemma-2B" in text
+    assert "smollm2-135m-instruct and the paper's Gemma-2B" in text
 
 
 def test_rouge_is_told_with_interval_and_gain_beside_the_papers():
@@ -123,8 +123,8 @@ def test_a_training_that_went_on_and_known_items_are_told():
 
     text = "\n".join(pages.differences([cell("xsum", "full", found)]))
 
-    assert "the training went on from step 3 of 9, and its memory and speed are those from there on" in text
-    assert "XSum: held-out rows that stand in the training rows, too: 2." in text
+    assert "the training went on from step 3 of 9, and its memory and speed are measured from that step" in text
+    assert "XSum: held-out rows that are also in the training rows: 2." in text
 
 
 def test_the_figures_hold_everything(results, tmp_path):

@@ -18,14 +18,14 @@ def test_settings_are_ranked_and_told_apart_from_noise():
 
     assert [each.name for each in found] == ["b", "c", "a"]
     assert found[0].differs == "best"
-    assert found[1].differs.startswith("within the noise")
-    assert found[2].differs.startswith("really worse")
+    assert found[1].differs.startswith("not significantly different")
+    assert found[2].differs.startswith("significantly worse")
 
 
 def test_one_seed_tells_no_noise():
     found = sweep.rank([line("a", 0.1), line("b", 0.3)])
 
-    assert [each.differs for each in found] == ["best", "unknown: one seed tells no noise"]
+    assert [each.differs for each in found] == ["best", "unknown: one seed has no variance"]
     assert math.isnan(found[0].band)
 
 
@@ -39,7 +39,7 @@ def test_equal_settings_seldom_seem_to_differ():
     trials, wrong = 1000, 0
     for _ in range(trials):
         lines = [line(str(i), *generator.normal(size=4)) for i in range(2)]
-        wrong += any(each.differs.startswith("really") for each in sweep.rank(lines))
+        wrong += any(each.differs.startswith("significantly") for each in sweep.rank(lines))
     assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
