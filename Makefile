@@ -3,19 +3,26 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all check docs install clean-state
+.PHONY: demo test test-matrices test-all check docs install clean-state
 
 demo: .venv/installed
 	$(BIN)/tuneline init
 	$(BIN)/tuneline run configs/demo.yaml
 
+# Tests run in parallel, one worker per CPU (WORKERS=0 runs them in one process). `make test` samples the exhaustive
+# matrices (architectures, methods, optimizers, ...), `make test-matrices` runs the cases that it leaves out.
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-matrices: .venv/installed
+	$(PYTEST) -m "matrix and not slow" --matrix=rest
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST) --matrix=whole
 
 check: .venv/installed
 	$(BIN)/ruff check .

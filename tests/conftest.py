@@ -19,6 +19,47 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it 
 from tests import tiny
 
 DATA = "TUNELINE_TEST_DATA"
+MAX_WORKERS = 8
+"""Each test process holds torch, transformers, ZenML and MLflow: about 1.5 GB."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--matrix",
+        choices=("sample", "rest", "whole"),
+        default="sample",
+        help="cases of tests marked `matrix`: each n-th (sample), the others (rest), or all (whole)",
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Select cases of exhaustive matrices by a fixed rule: the number of a case in its file, modulo `every`.
+
+    `rest` selects the cases that `sample` leaves out. A matrix with `table=True` ends with tests that compare a table
+    of all results, so `rest` selects the whole file.
+    """
+    mode = config.getoption("--matrix")
+    numbers: dict[Path, int] = {}
+    selected, deselected = [], []
+    for item in items:
+        marker = item.get_closest_marker("matrix")
+        if marker is None or mode == "whole":
+            selected.append(item)
+            continue
+        is_sampled = not hasattr(item, "callspec")
+        if not is_sampled:
+            number = numbers[item.path] = numbers.get(item.path, -1) + 1
+            is_sampled = number % marker.kwargs["every"] == 0
+        runs = is_sampled if mode == "sample" else not is_sampled or marker.kwargs.get("table", False)
+        (selected if runs else deselected).append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = selected
 
 
 @pytest.fixture(scope="session")

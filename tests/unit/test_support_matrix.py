@@ -17,6 +17,8 @@ from tuneline.model.load import load_model
 from tuneline.model.methods import families
 from tuneline.train import training_run
 
+pytestmark = pytest.mark.matrix(every=6)
+
 DOCS = Path("docs/support-matrix.md")
 HEAD = """# Support matrix
 

@@ -26,6 +26,8 @@ from tuneline.model.load import load_model
 from tuneline.model.logit_distance import max_relative_diff
 from tuneline.model.methods import families
 
+pytestmark = pytest.mark.matrix(every=8, table=True)
+
 DOCS = Path(__file__).parents[3] / "docs" / "models.md"
 WRITE = "TUNELINE_WRITE_DOCS"
 

@@ -12,6 +12,8 @@ from tuneline.errors import RecipeError
 from tuneline.model.methods import adapter_method, check_fits, families
 from tuneline.model.methods.base import MethodFamily
 
+pytestmark = pytest.mark.matrix(every=4)
+
 LAYERS = ["q_proj", "v_proj", "down_proj"]
 LORA = {"type": "lora", "r": 4, "lora_alpha": 8}
 

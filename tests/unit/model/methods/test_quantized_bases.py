@@ -13,6 +13,8 @@ from tuneline.model import quantize
 from tuneline.model.methods import families
 from tuneline.model.methods.base import model_quantization
 
+pytestmark = pytest.mark.matrix(every=4)
+
 CONFIGS = {
     "bnb_4bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
     "bnb_8bit": lambda: BitsAndBytesConfig(load_in_8bit=True),
