@@ -86,5 +86,5 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first_reason(imported: "Imported") -> str:
+def _first_reason(imported: "ImportedDatasets") -> str:
     return next((f"{name} {reason}" for name, reason in imported.left_out.items()), "it has no entries")

@@ -69,7 +69,7 @@ def ensure_config_file(checked: "RunConfig") -> "RunConfig":
     return replace(checked, path=path)
 
 
-def _print_report(imported: "Imported") -> None:
+def _print_report(imported: "ImportedConfig") -> None:
     console = show.stderr_console()
     console.print(f"{imported.path} is a LlamaFactory configuration.")
     for line in imported.report.lines():

@@ -60,7 +60,9 @@ def preview(
         raise result.problem
 
 
-def _write(html: Path, recipe: Path, facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _write(
+    html: Path, recipe: Path, facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     from tuneline.data.tokenization import html_preview as pages
 
     sentences = [*facts, f"A run would fail: {result.problem}"] if result.problem else facts

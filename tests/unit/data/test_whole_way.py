@@ -177,7 +177,9 @@ def check_file(name, case, first, num_rows, examples_of, tokenizer):
 
 
 def test_one_object_keyed_by_ids_is_refused(examples_of):
-    with pytest.raises(DataError, match="got one object with keys such as '21645374' and objects as values. Convert it to a list"):
+    with pytest.raises(
+        DataError, match="got one object with keys such as '21645374' and objects as values. Convert it to a list"
+    ):
         examples_of("pubmed/ori_pqal.json.gz")
 
 

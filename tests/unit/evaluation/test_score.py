@@ -127,7 +127,7 @@ def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, mon
     protocols = []
     monkeypatch.setattr(multiple_choice.multiple_choice, "read_exam", lambda _: Exam("e", {}, {}))
     monkeypatch.setattr(
-        multiple_choice, "remembered", lambda model, protocol, items, answer: protocols.append(protocol) or []
+        multiple_choice, "score_with_cache", lambda model, protocol, items, answer: protocols.append(protocol) or []
     )
     found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
     real = setting.evaluation_setting

@@ -73,9 +73,9 @@ HEAD = """# Models
 This page lists the architectures behind `AutoModelForCausalLM` of transformers {version} and the features that work
 with each.
 
-{num_ok} of {num} architectures pass all adapter tests. {excluded} more are not decoder-only text models, and {unsupported}
-do not work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates this page: it
-runs a tiny random model of each architecture on a CPU in float32, and fails if the page differs.
+{num_ok} of {num} architectures pass all adapter tests. {excluded} more are not decoder-only text models, and
+{unsupported} do not work yet, for the reason in the last column. `tests/unit/model/test_architectures.py` generates
+this page: it runs a tiny random model of each architecture on a CPU in float32, and fails if the page differs.
 
 - **LoRA**: an adapter on every linear layer that `method.target_modules: all` selects, two steps on two packed
   examples (one example if packing is refused), a finite loss, and changed weights in every adapter.
@@ -243,4 +243,4 @@ def document() -> str:
         version=".".join(transformers.__version__.split(".")[:2]),
     )
     table = [TITLES, ["---"] * len(TITLES), *([f"`{name}`", *astuple(rows[name])] for name in sorted(rows))]
-    return about + "".join(f"| {' | '.join(line)} |\n" for line in table)
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in table)

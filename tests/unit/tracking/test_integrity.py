@@ -6,11 +6,10 @@ import shutil
 import mlflow
 import pytest
 
-from materializers.checkpoint import ABOUT
 from tests import tiny
 from tuneline.errors import TrackingError
 from tuneline.identity import sha256_of
-from tuneline.model.checkpoint import Checkpoint
+from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 from tuneline.tracking import integrity, promotion, registry, run_artifacts
 
 pytestmark = pytest.mark.usefixtures("own_server", "home")
@@ -26,7 +25,7 @@ def make_version(tmp_path, tiny_model):
         (folder / "files" / "note.txt").write_text(name)
         made = Checkpoint(folder / "files", "merged", {"base_model": "x"})
         about = {"kind": made.kind, "identity": made.identity, "files": made.files(), "sha256": made.content_hash()}
-        (folder / ABOUT).write_text(json.dumps(about))
+        (folder / METADATA_FILE).write_text(json.dumps(about))
         with mlflow.start_run() as run:
             pass
         return registry.register(tmp_path.name, made.content_hash(), folder.as_uri(), run.info.run_id, {})[0]
@@ -110,7 +109,7 @@ def test_the_list_of_files_is_believed_only_as_far_as_the_registry_says(version)
     """Who changes a file and the list beside it is found by the tag."""
     path = version.folder() / "config.json"
     path.write_text("{}")
-    beside = version.folder().parent / ABOUT
+    beside = version.folder().parent / METADATA_FILE
     about = json.loads(beside.read_text())
     about["files"] = [[name, sha256_of(path) if name == "config.json" else sha] for name, sha in about["files"]]
     beside.write_text(json.dumps(about))
@@ -122,7 +121,7 @@ def test_the_list_of_files_is_believed_only_as_far_as_the_registry_says(version)
 
 @pytest.mark.parametrize("spoil", ["remove", "empty"])
 def test_a_list_that_is_gone_or_torn_is_told(version, spoil):
-    path = version.folder().parent / ABOUT
+    path = version.folder().parent / METADATA_FILE
     path.unlink() if spoil == "remove" else path.write_text("")
 
     assert f"{path} {'is missing' if spoil == 'remove' else 'cannot be read'}" in refusal(version)

@@ -113,8 +113,8 @@ def _check_kind(files: DataFiles) -> None:
     for path in files.paths:
         if not path.is_file():
             raise SourceError(
-                f"expected plain files, but {path} is {limits.special_file_kind(path)}. Download the file, or remove it from "
-                "the folder."
+                f"expected plain files, but {path} is {limits.special_file_kind(path)}. Download the file, or remove "
+                "it from the folder."
             )
         by_kind.setdefault(file_kind(path) or "", []).append(path.relative_to(files.folder).as_posix())
     if len(by_kind) > 1:

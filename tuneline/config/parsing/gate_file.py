@@ -33,7 +33,8 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
     path = Path(located_yaml.absolute_path(gate, document.path.resolve().parent))
     if not limits.is_file(path):
         del registry["gate"]
-        text = f"{limits.why_not_a_file(path)}. Set the path of a gate file, relative to the recipe, or the keys of a gate."
+        reason = limits.why_not_a_file(path)
+        text = f"{reason}. Set the path of a gate file, relative to the recipe, or the keys of a gate."
         return document.format_errors([(gate_key, text)])
     registry["gate"], errors = _validated(path)
     return errors

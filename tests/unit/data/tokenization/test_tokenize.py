@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tuneline.config.sections.data import TokenizeConfig, TokenizeStepConfig
 from tuneline.data import schema
 from tuneline.data.corpus import Corpus
-from tuneline.data.tokenization import tokenize
+from tuneline.data.tokenization import html_preview, tokenize
 from tuneline.data.tokenization.sequencer import Sequencer
 from tuneline.data.tokenization.template_compiler import CompiledTemplate, RolePattern
 from tuneline.data.tokenizer.loader import load_tokenizer_from
@@ -395,6 +395,8 @@ def test_a_stage_refuses_examples_of_another_kind(manifest):
 
 
 def test_the_preview_page_marks_trained_text(manifest):
-    page = tokenize.tokenize_pack(corpus("one <b>"), manifest, config()).preview_html
+    rows = tokenize.tokenize_pack(corpus("one <b>"), manifest, config())
+
+    page = html_preview.render_split(rows.preview, rows.counts["train"])
 
     assert "<mark>one &lt;b&gt;</mark><mark><b>&lt;|im_end|&gt;</b></mark>" in page

@@ -30,7 +30,8 @@ def load_format(name: str, sha256: str = "") -> Format:
             raise
         except SystemExit as error:
             raise RecipeError(
-                f"{FORMAT_KEY} {name!r}: {user_code.describe_failure(error, path)}. Return a row, or raise an exception."
+                f"{FORMAT_KEY} {name!r}: {user_code.describe_failure(error, path)}. Return a row, or raise an "
+                "exception."
             ) from error
         except BaseException as error:
             kind = type(error).__name__
