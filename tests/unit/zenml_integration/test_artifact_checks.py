@@ -45,8 +45,13 @@ def look(request, monkeypatch, artifact):
     return lambda: artifact_checks.check_outputs(step)
 
 
-def test_whole_outputs_pass(look):
+def test_intact_outputs_are_compared_with_their_hash(look, monkeypatch):
+    compared = []
+    monkeypatch.setattr(artifact_checks, "compare_hashes", lambda *hashes: compared.append(hashes[1:]))
+
     look()
+
+    assert compared == [("content", "content")]
 
 
 def test_a_missing_file_is_told(look, artifact):

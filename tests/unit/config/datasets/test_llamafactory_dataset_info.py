@@ -280,7 +280,7 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     shown = run("import", source, "--output", target)
 
     assert shown.exit_code == 0, shown.output
-    assert "left out: has images" in " ".join(shown.stdout.split())
+    assert "skipped: has images" in " ".join(shown.stdout.split())
     assert "Wrote 2 descriptions" in shown.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"

@@ -265,7 +265,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malformed(located, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malfo
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_that_is_gone_when_it_is_to_be_read_is_reported(located):
@@ -290,4 +290,4 @@ def test_a_file_that_is_gone_when_it_is_to_be_read_is_reported(located):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == f"d: {path} is gone since it was resolved. Restore it, or run again."
+    assert str(caught.value) == f"d: {path} was removed after it had been located. Restore it, or start the run again."
