@@ -1,7 +1,7 @@
 """Interface of inference engines: token ids in, tokens out.
 
-The front renders prompts, finds stop strings, parses tool calls and thoughts, and writes responses. An engine sees token
-ids and sampling parameters, so every engine answers the same prompt for the same request.
+The front renders prompts, finds stop strings, parses tool calls and thoughts, and writes responses. An engine sees
+token ids and sampling parameters, so every engine answers the same prompt for the same request.
 """
 
 from collections.abc import AsyncIterator

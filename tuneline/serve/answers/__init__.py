@@ -1,0 +1,1 @@
+"""From tokens to answers: text, stop strings, thoughts, tool calls."""

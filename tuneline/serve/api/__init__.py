@@ -1,0 +1,1 @@
+"""The HTTP front: routes, schemas, streaming, keys, limits, metrics."""

@@ -1,0 +1,1 @@
+"""Served versions: find, load, verify, follow an alias."""
