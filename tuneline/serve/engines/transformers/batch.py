@@ -1,8 +1,8 @@
 """Requests that are decoded together, one token per step.
 
-A request first computes the cache of its prompt, in chunks, so that a long prompt delays the running answers only by one
-chunk. Then it joins the batch. Models whose output depends on padding, or whose cache is not one of keys and values, are
-decoded one request at a time; `verify_batching` finds that out before the first request.
+A request first computes the cache of its prompt: short prompts together, a long one in chunks, so that it delays the
+running answers only by one chunk. Then it joins the batch. Models whose output depends on padding, or whose cache is
+not one of keys and values, are decoded one request at a time; `verify_batching` finds that out before the first request.
 """
 
 import logging
@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tuneline.evaluation.generation.batching import logit_tolerance, uses_sparse_attention
+from tuneline.model import padding
 from tuneline.model.logit_distance import max_relative_diff
 from tuneline.serve.engines.interface import FinishReason, GenerationRequest, Token
 from tuneline.serve.engines.transformers import sampler
@@ -56,6 +57,24 @@ class Batch:
     rows: list[Slot] = field(default_factory=list)
     _cache: BatchCache | None = None
 
+    def prefill_together(self, slots: list[Slot]) -> None:
+        """Compute several short prompts in one forward pass; their requests join the batch, or end."""
+        prompts = [slot.request.prompt_ids for slot in slots]
+        ids, mask = padding.pad_left(prompts, 0, self.model.device)
+        cache = DynamicCache()
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._advance(slots, output.logits[:, -1])
+        for row, slot in enumerate(slots):
+            if not self._has_ended(slot):
+                self._join(slot, cache, row)
+
     def prefill(self, slot: Slot) -> bool:
         """Compute one chunk of a prompt; return whether the request has joined the batch, or ended."""
         ids = slot.request.prompt_ids
@@ -68,7 +87,7 @@ class Batch:
             return False
         self._advance([slot], logits)
         if not self._has_ended(slot):
-            self._join(slot)
+            self._join(slot, slot.cache, 0)
         return True
 
     def step(self) -> None:
@@ -101,14 +120,14 @@ class Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1]
+        last: torch.Tensor = output.logits[:, -1]
+        return last
 
-    def _join(self, slot: Slot) -> None:
+    def _join(self, slot: Slot, prefilled: DynamicCache, row: int) -> None:
         if self.together:
-            if self._cache is None or not self.rows:
-                assert slot.cache is not None
-                self._cache = BatchCache(len(slot.cache.layers))
-            self._cache.add(slot.cache)
+            if self._cache is None:
+                self._cache = BatchCache(len(prefilled.layers))
+            self._cache.add(prefilled, row, len(slot.request.prompt_ids))
             slot.cache = None
         self.rows.append(slot)
 

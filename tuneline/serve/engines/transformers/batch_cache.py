@@ -104,10 +104,16 @@ class BatchCache(DynamicCache):
         self.layers = [BatchLayer(self.window) for _ in range(num_layers)]
         self.lengths: list[int] = []
 
-    def add(self, prefilled: DynamicCache) -> None:
-        """Append a row with the states of a prompt [1, heads, tokens, head_dim] per layer."""
+    def add(self, prefilled: DynamicCache, row: int = 0, length: int | None = None) -> None:
+        """Append a row with the states of a prompt.
+
+        Args:
+            prefilled: States [prompts, heads, tokens, head_dim] per layer, padded on the left.
+            row: The prompt.
+            length: Its number of tokens; by default all.
+        """
         window = self.window
-        length = prefilled.get_seq_length()
+        length = length or prefilled.get_seq_length()
         if not self.lengths:
             window.start = window.end = max(length, HEADROOM)
         self._make_room(rows=window.num_rows + 1, columns=max(length, window.end - window.start) + 1)
@@ -115,7 +121,7 @@ class BatchCache(DynamicCache):
             self._shift(length - (window.end - window.start))
         start = window.end - length
         for layer, states in zip(self.layers, prefilled.layers, strict=True):
-            layer.put(window.num_rows, start, states.keys[0], states.values[0])
+            layer.put(window.num_rows, start, states.keys[row, :, -length:], states.values[row, :, -length:])
         window.num_rows += 1
         self.lengths.append(length)
         self._trim()

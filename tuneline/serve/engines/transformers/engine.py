@@ -19,6 +19,8 @@ from tuneline.serve.engines.transformers.batch import Batch, Slot, verify_batchi
 from tuneline.serve.engines.transformers.sampler import Constraint, Sampler
 
 MAX_BATCH_SIZE = 32
+MAX_PREFILL_TOKENS = 1024
+"""Tokens, with padding, of the prompts that are computed together."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class TransformersEngine:
         vocab_size = model.get_output_embeddings().weight.shape[0]
 
         def compile_grammar(grammar: Grammar) -> Constraint:
-            from tuneline.serve.engines import constraint
+            from tuneline.serve.engines import constraint  # type: ignore[attr-defined]
 
             return constraint.Constraint(tokenizer, grammar, vocab_size)
 
@@ -146,9 +148,11 @@ class TransformersEngine:
         def compute() -> list[float]:
             row = torch.tensor([ids], device=self._model.device)
             states = self._model(input_ids=row, output_hidden_states=True, use_cache=False).hidden_states[-1]
-            return torch.nn.functional.normalize(states[0].float().mean(0), dim=0).tolist()
+            mean = torch.nn.functional.normalize(states[0].float().mean(0), dim=0)
+            return [float(value) for value in mean]
 
-        return await self._call(compute)
+        embedding: list[float] = await self._call(compute)
+        return embedding
 
     async def score(self, ids: list[int]) -> float:
         """Refuse: this engine serves language models.
@@ -180,8 +184,8 @@ class TransformersEngine:
             raise ValueError("the prompt is empty")
         if len(request.prompt_ids) + request.max_tokens > self.max_length:
             raise ValueError(
-                f"the prompt has {len(request.prompt_ids)} tokens and max_tokens is {request.max_tokens}, more than the "
-                f"{self.max_length} tokens of the model"
+                f"the prompt has {len(request.prompt_ids)} tokens and max_tokens is {request.max_tokens}, more than "
+                f"the {self.max_length} tokens of the model"
             )
         if request.adapter is not None and request.adapter not in self.adapters:
             raise ValueError(f"the engine has no adapter {request.adapter!r}")
@@ -239,25 +243,39 @@ class TransformersEngine:
                     future.set_exception(error)
 
     def _prefill(self) -> None:
-        """Compute a chunk of a waiting prompt, if there is a free slot."""
-        slot = self._prefilling or self._next_waiting()
+        """Compute waiting prompts, or a chunk of a long one, if there are free slots."""
+        slots = [self._prefilling] if self._prefilling else self._next_waiting()
+        slots = [slot for slot in slots if not slot.cancelled]
         self._prefilling = None
-        if slot is None or slot.cancelled:
+        if not slots:
             return
-        batch = self._batches.setdefault(slot.request.adapter, Batch(self._model, self._together))
-        with self._select(slot.request.adapter):
-            if not batch.prefill(slot):
-                self._prefilling = slot
+        adapter = slots[0].request.adapter
+        batch = self._batches.setdefault(adapter, Batch(self._model, self._together))
+        with self._select(adapter):
+            if len(slots) > 1:
+                batch.prefill_together(slots)
+            elif not batch.prefill(slots[0]):
+                self._prefilling = slots[0]
 
-    def _next_waiting(self) -> Slot | None:
+    def _next_waiting(self) -> list[Slot]:
+        """Take the requests from the queue whose prompts are computed next: one, or several short ones."""
+        slots: list[Slot] = []
         with self._wake:
-            if sum(len(batch.rows) for batch in self._batches.values()) >= self._max_batch_size:
-                return None
-            while self._waiting:
-                slot = self._waiting.popleft()
+            num_free = self._max_batch_size - sum(len(batch.rows) for batch in self._batches.values())
+            while self._waiting and len(slots) < num_free:
+                slot = self._waiting[0]
+                if not slot.cancelled and slots and not self._fits(slots, slot):
+                    break
+                self._waiting.popleft()
                 if not slot.cancelled:
-                    return slot
-        return None
+                    slots.append(slot)
+        return slots
+
+    def _fits(self, slots: list[Slot], slot: Slot) -> bool:
+        """Return whether a prompt can be computed together with others."""
+        longest = max(len(each.request.prompt_ids) for each in [*slots, slot])
+        same_adapter = slots[0].request.adapter == slot.request.adapter
+        return self._together and same_adapter and longest * (len(slots) + 1) <= MAX_PREFILL_TOKENS
 
     def _select(self, adapter: str | None) -> Any:
         """Activate an adapter, or none, while the block runs."""

@@ -1,8 +1,8 @@
 """Choose the next token of a request from its logits.
 
-Order, as in transformers: repetition penalty, presence and frequency penalties, logit bias, grammar, temperature, top_k,
-top_p, min_p. Log-probabilities are those of the unmodified logits. A seeded request draws from its own random generator,
-so that its answer does not depend on other requests, up to rounding.
+Order, as in transformers: repetition penalty, presence and frequency penalties, logit bias, grammar, temperature,
+top_k, top_p, min_p. Log-probabilities are those of the unmodified logits. A seeded request draws from its own random
+generator, so that its answer does not depend on other requests, up to rounding.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ class Sampler:
         else:
             self._generator.manual_seed(seed % 2**63)
         self._counts: Counter[int] = Counter()
-        self._prompt = torch.tensor(sorted(set(request.prompt_ids)), dtype=torch.long)
+        self._prompt = set(request.prompt_ids)
 
     def is_plain_greedy(self) -> bool:
         """Return whether the next token is the largest logit, whatever came before."""
@@ -74,7 +74,7 @@ class Sampler:
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
         sampling, scores = self._sampling, logits
         if sampling.repetition_penalty != 1:
-            ids = torch.cat([self._prompt, torch.tensor(list(self._counts), dtype=torch.long)]).unique()
+            ids = torch.tensor(sorted(self._prompt | self._counts.keys()))
             old = scores[ids]
             factor = sampling.repetition_penalty
             scores = scores.index_put((ids,), torch.where(old < 0, old * factor, old / factor))

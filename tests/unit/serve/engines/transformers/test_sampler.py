@@ -76,7 +76,7 @@ def test_penalties_follow_the_openai_definition():
         ({"presence_penalty": gap + 0.01}, 1),
         ({"frequency_penalty": (gap + 0.01) / 2}, 2),
     ):
-        chooser = Sampler(GenerationRequest(PROMPT + [best], 5, Sampling(**greedy, **sampling)))
+        chooser = Sampler(GenerationRequest([*PROMPT, best], 5, Sampling(**greedy, **sampling)))
         for _ in range(times):
             assert chooser.choose(LOGITS) == best
             chooser.accept(best)
