@@ -1,8 +1,8 @@
 """Requests that are decoded together, one token per step.
 
 A request first computes the cache of its prompt: short prompts together, a long one in chunks, so that it delays the
-running answers only by one chunk. Then it joins the batch. Models whose output depends on padding, or whose cache is
-not one of keys and values, are decoded one request at a time; `verify_batching` finds that out before the first request.
+running answers only by one chunk. Then it joins the batch. Models whose output depends on padding, or whose cache
+is not one of keys and values, are decoded one request at a time, which `verify_batching` finds out at the start.
 """
 
 import logging
