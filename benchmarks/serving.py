@@ -3,8 +3,7 @@
     python -m benchmarks.serving [--json] [--clients 1 4 16] [--rounds 3] [--llamafactory .../bin/python]
 
 SmolLM2-135M-Instruct in float32 on all cores (llama.cpp: the same model as GGUF f16). Each client sends chats
-one after the other, streamed, decoded greedily. Servers are measured in turns; figures are medians over the rounds. The cost
-of the front is the CPU time of our process per request, with an engine that costs nothing.
+one after the other, streamed, decoded greedily. Servers are measured in turns; figures are medians over the rounds.
 """
 
 import argparse
@@ -76,6 +75,24 @@ async def load(address: str, model: str, num_clients: int, per_client: int) -> d
     }
 
 
+def link_files(folder: Path, target: Path) -> None:
+    """Link the files of a folder into another one."""
+    for path in folder.iterdir():
+        if path.is_file() and not (target / path.name).exists():
+            (target / path.name).symlink_to(path.resolve())
+
+
+def contenders(folder: Path, args: argparse.Namespace) -> list[servers.Server]:
+    """Return the servers to measure."""
+    servers_to_measure = [
+        servers.ours(folder),
+        *(servers.transformers_serve(folder, batching=each) for each in (False, True)),
+    ]
+    servers_to_measure += [servers.llama_cpp(args.gguf)] if args.gguf else []
+    servers_to_measure += [servers.llamafactory(folder, args.llamafactory)] if args.llamafactory else []
+    return [server for server in servers_to_measure if server.name not in (args.without or [])]
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure all servers, in turns."""
     tokenizer, base_model, _ = source.resolve_model(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
@@ -83,18 +100,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         folder = Path(scratch) / "smollm2"
         folder.mkdir()
         for manifest in (base_model, tokenizer):
-            for path in source.manifest_folder(manifest).iterdir():
-                if path.is_file() and not (folder / path.name).exists():
-                    (folder / path.name).symlink_to(path.resolve())
-        contenders = [servers.ours(folder), *(servers.transformers_serve(folder, batching=b) for b in (False, True))]
-        if args.gguf:
-            contenders.append(servers.llama_cpp(args.gguf))
-        if args.llamafactory:
-            contenders.append(servers.llamafactory(folder, args.llamafactory))
-        contenders = [each for each in contenders if not args.without or each.name not in args.without]
+            link_files(source.manifest_folder(manifest), folder)
         addresses = {
             server.name: (stack.enter_context(servers.running(server, Path(scratch) / f"{i}.log"))[0], server.model)
-            for i, server in enumerate(contenders)
+            for i, server in enumerate(contenders(folder, args))
         }
         rounds: dict[str, dict[int, list[dict[str, float]]]] = {name: {} for name in addresses}
         for address, model in addresses.values():

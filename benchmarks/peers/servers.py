@@ -44,7 +44,7 @@ def running(server: Server, log: Path) -> Iterator[tuple[str, int]]:
     port = free_port()
     command = [part.format(port=port) for part in server.command]
     with log.open("wb") as file:
-        environment = {**os.environ, **server.environment}
+        environment = os.environ | {key: value.format(port=port) for key, value in server.environment.items()}
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{port}"
