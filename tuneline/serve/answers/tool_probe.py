@@ -30,6 +30,9 @@ TYPED: Call = (
 )
 """Arguments of all types, for the proof that the derived syntax parses what the template writes."""
 
+PLAIN: Call = (FIRST, {**TYPED[1], "text": "plain"})
+"""The same without special characters: some templates write Python strings without escaping them."""
+
 
 def derive_format(render: Renderer) -> ToolFormat | None:
     """Derive the syntax of tool calls; None if the template writes none, or in no known syntax.
@@ -45,8 +48,9 @@ def derive_format(render: Renderer) -> ToolFormat | None:
         if derived is None:
             continue
         derived = _with_several_calls(derived, render)
-        if all(_parses([call], derived, render) for call in (MARKED, EMPTY, TYPED)):
-            return replace(derived, is_parallel=_parses([TYPED, OTHER], derived, render))
+        typed = PLAIN if derived.kind == "python" else TYPED
+        if all(_parses([call], derived, render) for call in (MARKED, EMPTY, typed)):
+            return replace(derived, is_parallel=_parses([typed, OTHER], derived, render))
     return None
 
 
