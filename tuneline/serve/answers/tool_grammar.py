@@ -51,7 +51,8 @@ def _single(lark: Lark, tools: ToolFormat, functions: Functions) -> str:
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", **(function.get("parameters") or {})}
+    parameters = function.get("parameters")
+    return {"type": "object", **parameters} if parameters else _object({})
 
 
 def _json_call(tools: ToolFormat, function: Mapping[str, Any]) -> dict[str, Any]:
