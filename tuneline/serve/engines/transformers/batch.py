@@ -157,16 +157,23 @@ class Batch:
         )
         values = logits.float().cpu() if needs_logits else None
         for i, slot in enumerate(slots):
-            plain = slot.sampler.is_plain_greedy()
-            token = greedy[i] if plain or values is None else slot.sampler.choose(values[i])
-            slot.sampler.accept(token)
-            slot.last_token = token
-            slot.num_tokens += 1
-            logprob: float | None = None
-            top: tuple[tuple[int, float], ...] = ()
-            if slot.request.top_logprobs is not None and values is not None:
-                logprob, top = sampler.top_logprobs(values[i], token, slot.request.top_logprobs)
-            slot.emit(Token(token, logprob, top, self._finish(slot)))
+            try:
+                self._accept(slot, greedy[i], values[i] if values is not None else None)
+            except ValueError as error:  # its grammar failed; the other requests go on
+                slot.cancelled = True
+                slot.emit(error)
+
+    def _accept(self, slot: Slot, greedy: int, logits: torch.Tensor | None) -> None:
+        plain = slot.sampler.is_plain_greedy()
+        token = greedy if plain or logits is None else slot.sampler.choose(logits)
+        slot.sampler.accept(token)
+        slot.last_token = token
+        slot.num_tokens += 1
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        if slot.request.top_logprobs is not None and logits is not None:
+            logprob, top = sampler.top_logprobs(logits, token, slot.request.top_logprobs)
+        slot.emit(Token(token, logprob, top, self._finish(slot)))
 
     @staticmethod
     def _finish(slot: Slot) -> FinishReason | None:

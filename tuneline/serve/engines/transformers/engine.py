@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneline.model.load import load_model
+from tuneline.serve.engines import constraint
 from tuneline.serve.engines.interface import EngineFailedError, EngineLoad, GenerationRequest, Grammar, Token
 from tuneline.serve.engines.transformers.batch import Batch, Slot, verify_batching
 from tuneline.serve.engines.transformers.sampler import Constraint, Sampler
@@ -93,8 +94,6 @@ class TransformersEngine:
         vocab_size = model.get_output_embeddings().weight.shape[0]
 
         def compile_grammar(grammar: Grammar) -> Constraint:
-            from tuneline.serve.engines import constraint  # type: ignore[attr-defined]
-
             return constraint.Constraint(tokenizer, grammar, vocab_size)
 
         return cls(
@@ -113,10 +112,10 @@ class TransformersEngine:
             ValueError: The request does not fit, or its grammar is invalid.
         """
         self._check(request)
-        constraint = None
+        grammar = None
         if request.grammar is not None:
             assert self._make_constraint is not None
-            constraint = await asyncio.to_thread(self._make_constraint, request.grammar)
+            grammar = await asyncio.to_thread(self._make_constraint, request.grammar)
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[Token | BaseException]()
 
         def emit(item: Token | BaseException) -> None:
@@ -125,7 +124,7 @@ class TransformersEngine:
             except RuntimeError:  # the event loop is closed
                 slot.cancelled = True
 
-        slot = Slot(request, Sampler(request, constraint), emit)
+        slot = Slot(request, Sampler(request, grammar), emit)
         with self._wake:
             if self._closed or self._failure:
                 raise EngineFailedError("The engine is stopped.")

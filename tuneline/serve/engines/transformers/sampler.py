@@ -8,7 +8,9 @@ generator, so that its answer does not depend on other requests, up to rounding.
 from collections import Counter
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tuneline.serve.engines.interface import GenerationRequest
 
@@ -19,8 +21,8 @@ NUM_CANDIDATES = 1024
 class Constraint(Protocol):
     """The tokens that a grammar allows."""
 
-    def mask(self) -> torch.Tensor:
-        """Return which tokens are allowed next [vocabulary], as booleans."""
+    def mask(self) -> NDArray[np.bool_]:
+        """Return which tokens are allowed next [vocabulary]."""
         ...
 
     def accept(self, token: int) -> None:
@@ -59,6 +61,9 @@ class Sampler:
 
         Args:
             logits: Unmodified logits [vocabulary], float32, on the CPU; they are not changed.
+
+        Raises:
+            ValueError: The grammar failed.
         """
         scores = self._adjusted(logits)
         if self._sampling.temperature == 0:
@@ -87,7 +92,7 @@ class Sampler:
             ids = torch.tensor(list(sampling.logit_bias))
             scores = scores.index_put((ids,), scores[ids] + torch.tensor(list(sampling.logit_bias.values())))
         if self._constraint is not None:
-            scores = scores.masked_fill(~self._constraint.mask(), -torch.inf)
+            scores = scores.masked_fill(~torch.from_numpy(self._constraint.mask()), -torch.inf)
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:

@@ -1,15 +1,18 @@
 """The decode loop: its answers are those of `generate`, whatever runs next to them."""
 
 import asyncio
+import json
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests import architectures
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.model.load import load_model
-from tuneline.serve.engines.interface import EngineFailedError, GenerationRequest, Sampling
+from tuneline.serve.engines.interface import EngineFailedError, GenerationRequest, Grammar, Sampling
 from tuneline.serve.engines.transformers.batch import verify_batching
 from tuneline.serve.engines.transformers.engine import TransformersEngine
 
@@ -242,3 +245,48 @@ def test_the_cache_is_freed_after_the_last_answer(engine):
 
     assert wait_until_idle(engine)
     assert all(batch._cache is None for batch in engine._batches.values())
+
+
+def test_a_grammar_constrains_one_answer_of_a_batch(tiny_model, model):
+    tokenizer = load_tokenizer_from(tiny_model)
+    engine = TransformersEngine.load(tiny_model, tokenizer=tokenizer)
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema |= {"additionalProperties": False}
+    grammar = Grammar("json_schema", json.dumps(schema))
+    stop = (tokenizer.eos_token_id,)
+    requests = [
+        GenerationRequest(ids, 40, Sampling(temperature=1.0, seed=i), stop_ids=stop, grammar=grammar if i else None)
+        for i, ids in enumerate(prompts(3))
+    ]
+
+    free, *constrained = asyncio.run(answer_all(engine, requests))
+    with pytest.raises(ValueError, match="not supported"):
+        asyncio.run(answer(engine, replace(requests[1], grammar=Grammar("regex", "(a"))))
+    engine.close()
+
+    texts = [tokenizer.decode([token.id for token in tokens[:-1]]) for tokens in constrained]
+    assert all(set(json.loads(text)) == {"ok"} for text in texts)
+    assert [tokens[-1].finish for tokens in constrained] == ["stop", "stop"]
+    assert len(free) == 40 or free[-1].finish == "stop"
+
+
+def test_a_grammar_that_fails_ends_its_answer_alone(model):
+    class Failing:
+        def mask(self):
+            raise ValueError("the grammar became too complex")
+
+        def accept(self, token):
+            raise AssertionError
+
+    engine = TransformersEngine(model, make_constraint=lambda grammar: Failing())
+    ids = prompts(2)
+    requests = [GenerationRequest(ids[0], 6, grammar=Grammar("json_object")), GenerationRequest(ids[1], 6, GREEDY)]
+
+    async def session():
+        return await asyncio.gather(*(answer(engine, each) for each in requests), return_exceptions=True)
+
+    failed, tokens = asyncio.run(session())
+    engine.close()
+
+    assert str(failed) == "the grammar became too complex"
+    assert [token.id for token in tokens] == generated(model, ids[1], 6)
