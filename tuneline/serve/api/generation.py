@@ -65,9 +65,16 @@ class Run:
             param = None if request.grammar is None else "response_format"
             raise bad_request(f"{str(error).rstrip('.')}.", param, "invalid_value") from error
 
-    def _build_parser(self, request: GenerationRequest) -> Any:
-        tokenizer, plan = self.version.tokenizer, self.plan
-        return parsers.AnswerParser(tokenizer, request.prompt_ids, plan.stop, plan.parse_tools)
+    def _build_parser(self, request: GenerationRequest) -> parsers.AnswerParser:
+        plan = self.plan
+        return parsers.AnswerParser(
+            self.version.tokenizer,
+            request.prompt_ids,
+            plan.stop,
+            parse_tools=bool(plan.tools),
+            tools=plan.tools,
+            parse_reasoning=plan.parse_reasoning,
+        )
 
     async def _merge(self) -> AsyncGenerator[IndexedDelta, None]:
         queue: asyncio.Queue[IndexedDelta | BaseException | None] = asyncio.Queue(QUEUE_SIZE)

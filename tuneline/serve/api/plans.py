@@ -28,8 +28,11 @@ class Plan:
 
     prompt_tokens: int
     stop: list[str] = field(default_factory=list)
-    parse_tools: bool = False
+    tools: list[dict[str, Any]] | None = None
+    """Tools whose calls are parsed."""
+
     parse_reasoning: bool = False
+    """Whether thinking blocks are parsed; in text completions they are text."""
 
 
 async def plan_chat(front: Front, version: ServedVersion, body: ChatRequest) -> Plan:
@@ -43,7 +46,7 @@ async def plan_chat(front: Front, version: ServedVersion, body: ChatRequest) -> 
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     grammar = find_grammar(version, body, tools)
     requests = [build_request(version, body, ids, limit, logprobs, grammar, i) for i in range(body.n or 1)]
-    return Plan(requests, len(ids), body.stop_strings, parse_tools=tools is not None, parse_reasoning=True)
+    return Plan(requests, len(ids), body.stop_strings, tools, parse_reasoning=True)
 
 
 async def plan_completion(front: Front, version: ServedVersion, body: CompletionRequest) -> Plan:
