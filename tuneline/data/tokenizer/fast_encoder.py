@@ -110,6 +110,19 @@ class Encoder:
             start = match.end()
         return [piece for piece in [*pieces, text[start:]] if piece]
 
+    def split(self, text: str, split_points: list[int]) -> list[str]:
+        """Split the text of a conversation into the pieces that are encoded separately.
+
+        Args:
+            text: The rendered text.
+            split_points: Where answers start, ascending: the prompt ends there at inference.
+        """
+        if not self.is_piecewise:
+            return [text]
+        bounds = [0, *split_points, len(text)]
+        chunks = [text[a:b] for a, b in itertools.pairwise(bounds) if a < b]
+        return [piece for chunk in chunks for piece in self.pieces(chunk)]
+
 
 def build_encoder(tokenizer: PreTrainedTokenizerBase, *, allow_tiktoken: bool = True) -> Encoder:
     """Return the encoder of a tokenizer: tiktoken if it is proven to be equal, otherwise the tokenizer itself."""

@@ -1,6 +1,7 @@
 """Grammars: which tokens may follow, for one answer, by llguidance (numpy only: its torch module compiles kernels)."""
 
 import json
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import llguidance
@@ -41,7 +42,7 @@ def compile_grammar(grammar: Grammar) -> str:
     match grammar.kind:
         case "json_object" | "json_schema":
             schema = json.loads(grammar.text) if grammar.kind == "json_schema" else {"type": "object"}
-            options = {"whitespace_pattern": JSON_WHITE_SPACE}
+            options: Any = {"whitespace_pattern": JSON_WHITE_SPACE}
             compiled = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
         case "lark":
             compiled = llguidance.LLMatcher.grammar_from_lark(grammar.text)
