@@ -1,10 +1,14 @@
 """From a validated body to the requests of an engine."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneline.errors import DataError, SourceError
 from tuneline.serve.answers import grammars, prompts
-from tuneline.serve.api.bodies import check_supported
+from tuneline.serve.api.bodies import FIELD_NAMES, check_supported
 from tuneline.serve.api.errors import bad_request
 from tuneline.serve.api.front import Front, get_vocabulary_size
 from tuneline.serve.api.schemas import MAX_SEED, ChatRequest, CompletionRequest, Generation, Message
@@ -81,15 +85,30 @@ def encode_messages(
 ) -> list[int]:
     """Return the token ids of a conversation, rendered with the chat template of the version."""
     plain = [message.plain() for message in messages]
-    return prompts.encode_chat(version.tokenizer, plain, tools, template_kwargs)
+    with prompt_errors("messages"):
+        return prompts.encode_chat(version.tokenizer, plain, tools, template_kwargs)
+
+
+@contextmanager
+def prompt_errors(param: str) -> Iterator[None]:
+    """Convert errors of a template or a conversation to errors of the request."""
+    try:
+        yield
+    except (DataError, SourceError) as error:
+        path = re.match(r"[a-z_]+(\[\d+\]|\.[a-z_]+)*", str(error))
+        is_field = path is not None and re.split(r"[.\[]", path.group())[0] in FIELD_NAMES
+        raise bad_request(str(error), path.group() if path and is_field else param, "invalid_prompt") from error
 
 
 async def encode_text(front: Front, version: ServedVersion, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Return the token ids of a text."""
+    """Return the token ids of a text; special tokens are those that start a prompt."""
     tokenizer = version.tokenizer
 
     def encode() -> list[int]:
-        return list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+        if add_special_tokens:
+            with prompt_errors("prompt"):
+                return prompts.encode_text(tokenizer, text)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     return await front.encode(len(text), encode)
 
@@ -112,7 +131,11 @@ def find_grammar(version: ServedVersion, body: Generation, tools: list[dict[str,
     tool_choice = dump(choice) if choice is not None and not isinstance(choice, str) else choice
     if response_format is None and tool_choice in (None, "auto", "none"):
         return None
-    return grammars.grammar_for(response_format, tools, tool_choice, version.tokenizer)
+    try:
+        return grammars.grammar_for(response_format, tools, tool_choice, version.tokenizer)
+    except ValueError as error:
+        param = "response_format" if tool_choice in (None, "auto", "none") else "tool_choice"
+        raise bad_request(f"{str(error).rstrip('.')}.", param, "invalid_value") from error
 
 
 def build_request(

@@ -92,11 +92,20 @@ async def encode_chat(front: Front, version: ServedVersion, body: TokenizeReques
 async def encode_scored(
     front: Front, version: ServedVersion, item: str | list[Message], template_kwargs: dict[str, Any] | None
 ) -> list[int]:
-    """Return the token ids of a text, or of a complete conversation without the start of a next answer."""
+    """Return the token ids of a rendered text, or of a conversation as reward models are trained on it.
+
+    A row of the training is the prompt for generation, the answer and the stop token.
+    """
     if isinstance(item, str):
-        return await encode_text(front, version, item)
-    kwargs = {**(template_kwargs or {}), "add_generation_prompt": False}
-    return await front.encode(count_characters(item), lambda: encode_messages(version, item, None, kwargs))
+        return await encode_text(front, version, item, add_special_tokens=False)
+    answer = item[-1]
+    if answer.role != "assistant" or not answer.text() or len(item) < 2:
+        message = "A scored conversation is a prompt and, as its last message, a text of the role 'assistant'. Add it."
+        raise bad_request(message, "messages", "invalid_value")
+    kwargs, size = template_kwargs or {}, count_characters(item)
+    prompt = await front.encode(size, lambda: encode_messages(version, item[:-1], None, kwargs))
+    ids = await encode_text(front, version, answer.text(), add_special_tokens=False)
+    return [*prompt, *ids, version.tokenizer.eos_token_id]
 
 
 def count_characters(messages: list[Message]) -> int:
