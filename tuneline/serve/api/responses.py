@@ -1,6 +1,7 @@
 """Responses that run while they are sent: disconnects, time limits, streams and their errors."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ class GenerationResponse(Response):
             record.error = api_error.code
             await writer.write(event(api_error.body))
             await writer.end()
+        finally:
+            writer.close()
 
     async def _answer(self, record: Record, writer: "StreamWriter", send: Send) -> None:
         acquired: AbstractAsyncContextManager[ServedVersion] = self.front.acquire(self.model, record)
@@ -135,6 +138,10 @@ class StreamWriter:
     def __init__(self, scope: Scope, send: Send, timeout: float) -> None:
         self._send, self._timeout = send, timeout
         self._abort: Callable[[], None] | None = scope.get("state", {}).get(ABORT)
+        self._timer: asyncio.TimerHandle | None = None
+        self._since: float | None = None
+        """Time at which the running write began."""
+
         self.is_started = False
 
     async def write(self, data: bytes) -> None:
@@ -142,20 +149,33 @@ class StreamWriter:
         if not self.is_started:
             self.is_started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            self._watch()
         await self._send_in_time({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         """Complete the response."""
         await self._send_in_time({"type": "http.response.body", "body": b"", "more_body": False})
 
+    def close(self) -> None:
+        """Stop watching the client."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def _send_in_time(self, message: Message) -> None:
-        try:
+        if self._abort is None:  # another server: it closes the connection after an error
             async with asyncio.timeout(self._timeout):
                 await self._send(message)
-        except TimeoutError:
-            if self._abort is not None:
-                self._abort()
-            raise ClientClosedError from None
+            return
+        self._since = time.monotonic()
+        await self._send(message)
+        self._since = None
+
+    def _watch(self) -> None:
+        """Close the connection if a write takes too long. One timer per stream costs less than one per write."""
+        if self._since is not None and time.monotonic() - self._since >= self._timeout and self._abort is not None:
+            self._abort()
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._timeout / 2, self._watch)
 
 
 async def send_json(send: Send, data: Any) -> None:

@@ -25,6 +25,42 @@ class ServerError(TunelineError, OSError):
     """The server cannot listen."""
 
 
+class JoinedWrites:
+    """A transport that joins the writes of one turn of the event loop to one system call.
+
+    uvicorn writes the headers, the first part of a body and its end separately.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write soon."""
+        if not self._parts and data:
+            self._loop.call_soon(self._flush)
+        if data:
+            self._parts.append(data)
+
+    def close(self) -> None:
+        """Write the rest, and close."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close without writing the rest."""
+        self._parts = []
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
 class GuardedProtocol(H11Protocol):
     """HTTP/1.1 with a time limit for the headers, TCP probes, and closing that does not wait for the client."""
 
@@ -33,7 +69,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start a connection."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
         self.app_state = {**self.app_state, ABORT: transport.abort}
         self._unread = 0
         self._header_timer = self.loop.call_later(self.header_timeout, self._close_without_request)
