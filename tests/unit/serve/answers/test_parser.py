@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from benchmarks import chat_templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import chat_templates
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.serve.answers import markup, parser, probes, prompts
 from tuneline.serve.answers.parser import AnswerParser
@@ -168,7 +168,8 @@ def test_a_call_that_is_cut_stays_text_and_calls_are_text_without_tools(tokenize
     cut = parse(tokenizers["hermes"], ids[:-6], finish="length", parse_tools=True)
 
     assert cut.finish == "length"
-    assert text.startswith(cut.content) and not cut.tool_calls
+    assert text.startswith(cut.content)
+    assert not cut.tool_calls
     assert parse(tokenizers["hermes"], ids).content == text
 
 

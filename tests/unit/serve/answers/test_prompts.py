@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from benchmarks import chat_templates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import chat_templates
 from tuneline.config.sections.data import TokenizeConfig
 from tuneline.data import schema
 from tuneline.data.tokenization import tokenize
