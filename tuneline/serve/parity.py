@@ -8,7 +8,7 @@ with transformers' own rendering of a few conversations.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +21,9 @@ from tuneline.errors import NotFoundError, VerificationError
 from tuneline.export import chat as template_analysis
 from tuneline.serve.answers import prompts
 from tuneline.serve.answers.messages import PromptError
-from tuneline.tracking.registry import Version
-from tuneline.zenml_integration import training_data
+
+if TYPE_CHECKING:
+    from tuneline.tracking.registry import Version
 
 NUM_EXAMPLES = 32
 """Number of stored examples that are compared; loading and comparing them takes less than a second."""
@@ -95,8 +96,10 @@ class ParityReport:
         return f"Prompt format verified: {compared} have the ids of {self.source}.{note}"
 
 
-def stored_rows(version: Version, num_examples: int = NUM_EXAMPLES) -> StoredRows:
+def stored_rows(version: "Version", num_examples: int = NUM_EXAMPLES) -> StoredRows:
     """Load some training examples of a version with their rows; none, with the reason, if they are not available."""
+    from tuneline.zenml_integration import training_data  # ZenML is only loaded for registered versions
+
     try:
         data = training_data.load_training_data(version)
     except NotFoundError as error:
