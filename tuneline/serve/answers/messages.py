@@ -15,6 +15,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 KEYS = frozenset(("role", "content", "tool_calls", "tool_call_id", "name", "refusal", "annotations"))
 """Keys of a message. A name and the id of a call only link messages, and training drops them."""
 
+FUNCTION_NAME = re.compile(r"[\w.-]{1,64}")
+"""Names of functions, as in the OpenAI API."""
+
 
 class PromptError(DataError):
     """A request has no prompt: its messages are malformed, or the chat template refuses them."""

@@ -78,8 +78,7 @@ class Constraint:
         if self._matcher.is_error():
             raise ValueError(f"The {grammar.kind} is not supported: {self._matcher.get_error()}")
         self._vocab_size = vocab_size
-        size = max(vocab_size, self._tokenizer.vocab_size)
-        self._bits = np.zeros(llguidance.numpy.get_bitmask_shape(1, size), np.int32)
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
 
     def mask(self) -> NDArray[np.bool_]:
         """Return which tokens may follow [vocab_size]; after the end of the grammar, only the end-of-sequence token.
@@ -87,11 +86,13 @@ class Constraint:
         Raises:
             ValueError: The grammar became too complex.
         """
-        self._bits.fill(0)
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
         if self._matcher.is_error():
             raise ValueError(f"The grammar failed: {self._matcher.get_error()}")
-        return np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocab_size].astype(np.bool_)
+        num_known = min(self._vocab_size, self._tokenizer.vocab_size)
+        allowed = np.zeros(self._vocab_size, np.bool_)
+        allowed[:num_known] = np.unpackbits(self._bits.view(np.uint8)[0], count=num_known, bitorder="little")
+        return allowed
 
     def accept(self, token: int) -> None:
         """Advance by a token.
