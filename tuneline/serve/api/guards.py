@@ -144,10 +144,11 @@ def _digest(secret: str) -> bytes:
 
 
 class BodyGuard:
-    """Limit the size of bodies, and the time between two parts of a body."""
+    """Limit the size of bodies, the time between two parts of a body, and the time of a whole body."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float) -> None:
-        self.app, self.max_bytes, self.read_timeout = app, max_bytes, read_timeout
+    def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float, total_timeout: float) -> None:
+        self.app, self.max_bytes = app, max_bytes
+        self.read_timeout, self.total_timeout = read_timeout, total_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,13 +161,13 @@ class BodyGuard:
         if length is not None and int(length) > self.max_bytes:
             is_waiting = get_header(scope, b"expect") is not None  # the client sends nothing before our answer
             await self._reject(receive, f"{length} bytes", is_complete=is_waiting)
-        size, is_complete = 0, False
+        size, is_complete, record = 0, False, get_record(scope)
 
         async def receive_limited() -> Message:
             nonlocal size, is_complete
             if is_complete:  # the message after the body is the end of the connection
                 return await receive()
-            message = await self._receive_part(receive)
+            message = await self._receive_part(receive, record.seconds)
             size += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if size > self.max_bytes:
@@ -175,12 +176,15 @@ class BodyGuard:
 
         await self.app(scope, receive_limited, send)
 
-    async def _receive_part(self, receive: Receive) -> Message:
+    async def _receive_part(self, receive: Receive, seconds: float) -> Message:
+        timeout = min(self.read_timeout, self.total_timeout - seconds)
         try:
-            async with asyncio.timeout(self.read_timeout):
+            async with asyncio.timeout(timeout):
                 message = await receive()
         except TimeoutError:
-            reason = f"No part of the body arrived for {self.read_timeout:g} s. Send the request again."
+            reason = f"The body is incomplete, and no part of it arrived for {self.read_timeout:g} s. Send it again."
+            if timeout < self.read_timeout:
+                reason = f"The body is not complete after {self.total_timeout:g} s. Send it faster."
             raise ApiError(408, reason, code="read_timeout", close=True) from None
         if message["type"] == "http.disconnect":
             raise ClientClosedError

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -90,10 +89,10 @@ class GuardedProtocol(H11Protocol):
         if self.cycle is None:
             self.transport.abort()
 
-    def _unset_keepalive_if_required(self) -> None:
-        """Keep the timer while the headers of the next request are incomplete: its first bytes do not stop it."""
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            super()._unset_keepalive_if_required()
+    def data_received(self, data: bytes) -> None:
+        """Read a part of a request. Only complete headers stop the timer of an idle connection."""
+        self.conn.receive_data(data)
+        self.handle_events()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; a client that still reads its last response gets more time."""
@@ -103,7 +102,7 @@ class GuardedProtocol(H11Protocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        elif self.conn.their_state is h11.IDLE or self.transport.is_closing():
+        else:
             self.transport.abort()
 
 

@@ -221,7 +221,8 @@ CASES = [
         400,
         "messages",
         "context_length_exceeded",
-        "The context length of demo/7 is 512 tokens, and the request needs 618 (18 of the prompt, 600 of the answer). Shorten one.",
+        "The context length of demo/7 is 512 tokens, and the request needs 618 (18 of the prompt, "
+        "600 of the answer). Shorten one.",
     ),
     (
         chat(max_tokens=3, max_completion_tokens=4),
@@ -301,14 +302,16 @@ CASES = [
         400,
         "response_format",
         "invalid_value",
-        "Invalid value of 'response_format': the type 'json_schema' needs the field 'json_schema', and the other types have none.",
+        "Invalid value of 'response_format': the type 'json_schema' needs the field 'json_schema', "
+        "and the other types have none.",
     ),
     (
         chat(chat_template_kwargs={"chat_template": "x"}),
         400,
         "chat_template_kwargs.chat_template",
         "invalid_prompt",
-        "chat_template_kwargs.chat_template is not a variable of this model's chat template, or the template sets it itself. It has none.",
+        "chat_template_kwargs.chat_template is not a variable of this model's chat template, or "
+        "the template sets it itself. It has none.",
     ),
     (
         chat(chat_template_kwargs=5),
@@ -408,7 +411,8 @@ CASES = [
         400,
         "prompt",
         "context_length_exceeded",
-        "The context length of demo/7 is 512 tokens, and the request needs 1216 (1200 of the prompt, 16 of the answer). Shorten one.",
+        "The context length of demo/7 is 512 tokens, and the request needs 1216 (1200 of the "
+        "prompt, 16 of the answer). Shorten one.",
     ),
     (
         complete(prompt=["a"] * 129),
