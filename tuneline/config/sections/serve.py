@@ -39,7 +39,8 @@ class ServeLimits(Config):
 
 class GenerationDefaults(Config):
     """Sampling parameters of requests that omit them. A parameter that is omitted here too has the value in the model's
-    generation config, or no effect."""
+    generation config, or no effect.
+    """
 
     temperature: float | None = Field(None, ge=0, le=100)
     """Sampling temperature; 0 decodes greedily."""
