@@ -13,7 +13,8 @@ from tuneline.errors import RecipeError
 
 MODEL_NAME = re.compile(r"^(?P<scheme>models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
 REPOSITORY = re.compile(r"^(hf:)?(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$")
-ADAPTER_CONFIG, LOAD_CONFIG, WHOLE_MODEL = "adapter_config.json", "adapter_base.json", "config.json"
+ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
+LOAD_CONFIG, WHOLE_MODEL = "adapter_base.json", "config.json"
 CHECKPOINT_NAME = re.compile(r"^checkpoint-\d+$")
 TRAINED_WEIGHTS = "trained.safetensors"
 
@@ -52,8 +53,9 @@ def parse_registered(text: str) -> RegisteredModel | None:
 def parse(text: str) -> ModelReference:
     """Parse a model argument.
 
-    In this order: an existing path; a name with an alias or a number (`demo@champion`, `demo/7`, `models:/demo/7`); a Hub
-    repository (`owner/name`, with a revision `owner/name@main`); a catalogue name; the champion of a registered model.
+    In this order: an existing path; a name with an alias or a number (`demo@champion`, `demo/7`, `models:/demo/7`);
+    a Hub repository (`owner/name`, with a revision `owner/name@main`); a catalogue name; the champion of a registered
+    model.
 
     Raises:
         RecipeError: It is none of these.
@@ -85,7 +87,7 @@ def _folder(path: Path) -> ModelReference:
         return TrainingCheckpoint(path)
     if (path / LOAD_CONFIG).is_file():
         return DirectoryModel(type="directory", path=path)
-    if (path / ADAPTER_CONFIG).is_file() and not (path / WHOLE_MODEL).is_file():
+    if any((path / name).is_file() for name in ADAPTER_CONFIGS) and not (path / WHOLE_MODEL).is_file():
         return AdapterFolder(path)
     return DirectoryModel(type="directory", path=path)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.base import MAX_BATCH_SIZE, MAX_TOKENS, Config, LocalPath, Name, TemplateArguments
+from tuneline.config.base import MAX_BATCH_SIZE, MAX_TOKENS, Config, LocalPath, Name, TemplateArguments, TemplateName
 
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 
@@ -38,8 +38,9 @@ class ServeLimits(Config):
 
 
 class GenerationDefaults(Config):
-    """Sampling parameters of requests that omit them. A parameter that is omitted here too has the value in the model's
-    generation config, or no effect.
+    """Sampling parameters of requests that omit them.
+
+    A parameter that is omitted here too has the value in the model's generation config, or no effect.
     """
 
     temperature: float | None = Field(None, ge=0, le=100)
@@ -145,6 +146,11 @@ class ServeConfig(Config):
 
     generation: GenerationDefaults = GenerationDefaults()
     """Sampling parameters of requests that omit them."""
+
+    template: TemplateName = "auto"
+    """Chat template of a model that is not registered. `auto` uses the model's own template, or that of its model
+    family. Otherwise the name of a built-in template or the path of a Jinja file. A registered version or a checkpoint
+    keeps the template of its training."""
 
     system: str | None = Field(None, max_length=1 << 20)
     """System message of conversations that have none."""
