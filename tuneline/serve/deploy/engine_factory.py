@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.config.sections.serve import ServeConfig
 from tuneline.errors import SourceError
+from tuneline.model import precision
 from tuneline.serve.engines.interface import Engine
 
 
@@ -59,12 +60,14 @@ def _transformers(spec: EngineSpec) -> Engine:
     from tuneline.serve.engines.transformers.engine import TransformersEngine
 
     config = spec.config
+    allowed = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
+    options = {} if allowed == ModelLoadOptions() else {"options": allowed}
     engine: Engine = TransformersEngine.load(
         spec.folder,
         tokenizer=spec.tokenizer,
-        options=ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle),
+        **options,
         adapters=spec.adapters,
-        dtype=config.dtype,
+        dtype=precision.inference_dtype(config.dtype),
         max_batch_size=config.max_batch_size,
         max_length=config.max_length,
     )
