@@ -19,7 +19,6 @@ PROMPTS = (
     "List three colors.",
     "Translate 'good morning' into German.",
 )
-MAX_FILE_BYTES = 1 << 20
 MIN_REPETITIONS = 4
 """Number of equal tokens after which an answer without any other token counts as a repetition."""
 
@@ -51,7 +50,7 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
         return PROMPTS
     if not limits.is_file(path):
         raise RecipeError(f"canary_prompts: {limits.why_not_a_file(path)}. Set the path of a text file.")
-    prompts = tuple(line for line in limits.read_text(path, MAX_FILE_BYTES).splitlines() if line.strip())
+    prompts = tuple(line for line in limits.read_text(path, limits.CONFIG_BYTES).splitlines() if line.strip())
     if not prompts:
         raise RecipeError(f"canary_prompts: {path} has no prompt. Write one prompt per line.")
     return prompts

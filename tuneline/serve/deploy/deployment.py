@@ -61,10 +61,10 @@ class RegistryDeployment:
         self._current: LoadedVersion | None = None
         self._names: dict[str, str | None] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._follower: AliasFollower | None = None
         self._shadow: Shadow | None = None
         if self.alias and config.shadow > 0:
             self._shadow = Shadow(self.alias.name, config.shadow, config.shadow_bytes, self._is_busy)
+        self._follower = AliasFollower(self, self._shadow) if self.alias else None
 
     @property
     def current(self) -> LoadedVersion:
@@ -95,8 +95,7 @@ class RegistryDeployment:
             prompt, reason = next(iter(loaded.canary.degenerate.items()))
             logger.warning("%s: its answer to the canary prompt %r %s.", located.name, prompt, reason)
         self._switch_to(loaded)
-        if self.alias and self.config.follow:
-            self._follower = AliasFollower(self, self._shadow)
+        if self._follower and self.config.follow:
             self._follower.start()
         return loaded
 
@@ -125,8 +124,8 @@ class RegistryDeployment:
 
     async def refresh(self) -> None:
         """Look the alias up now, and switch if it has moved."""
-        if self.alias:
-            await (self._follower or AliasFollower(self, self._shadow)).refresh()
+        if self._follower:
+            await self._follower.refresh()
 
     async def close(self) -> None:
         """Stop all engines."""
@@ -190,7 +189,7 @@ class RegistryDeployment:
         logger.warning("%s is stopped to free memory for %s.", old.served.name, located.name)
         try:
             await old.drain(self.config.drain_seconds)
-            await asyncio.to_thread(old.served.engine.close)
+            await old.close()
             try:
                 loaded = await self._preparation.prepare(located, old.canary)
             except Exception:

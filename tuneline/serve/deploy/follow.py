@@ -1,4 +1,4 @@
-"""Follow the aliases of a registered model: `champion` (or another alias) for answers, `challenger` for shadow requests.
+"""Follow the aliases of a registered model: `champion` or another one for answers, `challenger` for shadow requests.
 
 The registry is looked up in the background, so no request waits for it. A version that fails is not tried again until
 the alias moves.
@@ -53,7 +53,9 @@ class AliasFollower:
         self._rejected: dict[str, str] = {}
         """Alias -> version that failed and is not tried again."""
 
-        self._last_problem = ""
+        self._problems: dict[str, str] = {}
+        """Alias -> the last problem of its look-up, which is logged once."""
+
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -75,14 +77,17 @@ class AliasFollower:
                 await self._follow_challenger(self._shadow)
 
     async def _run(self) -> None:
+        if self._shadow:
+            await self._try_refresh()
         while True:
-            if self._shadow is None or self._last_problem or self._rejected or self._shadow.challenger:
-                await asyncio.sleep(self._deployment.config.follow)
-            try:
-                await self.refresh()
-            except Exception:
-                logger.exception("The alias %s could not be followed; the next look-up is later.", self._alias.version)
-            await asyncio.sleep(0 if self._shadow is None else self._deployment.config.follow)
+            await asyncio.sleep(self._deployment.config.follow)
+            await self._try_refresh()
+
+    async def _try_refresh(self) -> None:
+        try:
+            await self.refresh()
+        except Exception:  # the served version stays
+            logger.exception("The aliases of %s could not be followed; the next look-up follows.", self._alias.name)
 
     async def _follow_alias(self) -> None:
         alias, served = self._alias, self._served_number()
@@ -137,11 +142,11 @@ class AliasFollower:
             version = await asyncio.to_thread(registry.find_version, self._alias.name, alias)
         except (TunelineError, MlflowException, OSError) as error:
             problem = one_line(error)
-            if problem != self._last_problem and not (quiet and isinstance(error, NotFoundError)):
+            if self._problems.get(alias) != problem and not (quiet and isinstance(error, NotFoundError)):
                 logger.warning("%s@%s: %s Still serving %s.", self._alias.name, alias, problem, self._served_number())
-                self._last_problem = problem
+            self._problems[alias] = problem
             return None
-        self._last_problem = ""
+        self._problems.pop(alias, None)
         return version
 
 

@@ -5,12 +5,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from tuneline.errors import NotFoundError
 from tuneline.model import device
 from tuneline.serve.deploy.canary import CanaryResult
 from tuneline.serve.deploy.interface import ServedVersion
 from tuneline.serve.deploy.located import LocatedModel
+from tuneline.serve.engines.interface import Engine, EngineFailedError, EngineLoad, GenerationRequest, Token
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,31 @@ class LoadedVersion:
 
     async def close(self) -> None:
         """Stop the engine and free its memory; running answers fail."""
-        await asyncio.to_thread(self.served.engine.close)
+        engine = self.served.engine
+        self.served = replace(self.served, engine=cast(Engine, ClosedEngine(engine.name)))
+        await asyncio.to_thread(engine.close)
+        del engine  # the last reference to the weights
         self.located.discard()
         await asyncio.to_thread(device.release_memory)
+
+
+@dataclass(frozen=True)
+class ClosedEngine:
+    """Takes the place of an engine that was closed, so that its weights can be freed."""
+
+    name: str
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
+        """Raise an error: the engine is closed."""
+        raise EngineFailedError("The version was closed. Send the request again.")
+
+    def load(self) -> EngineLoad:
+        """Return an empty load."""
+        return EngineLoad(0, 0)
+
+    def is_healthy(self) -> bool:
+        """Return False."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Preparation:
         Raises:
             TunelineError: The version must not be served; its memory is free again.
         """
-        served, parity = await asyncio.to_thread(self.load, located) if in_thread else self.load(located)
+        served, parity = await self._load_in_thread(located) if in_thread else self.load(located)
         try:
             result = await self.check(served)
             if previous is not None:
@@ -83,6 +84,22 @@ class Preparation:
             return loaded
         except BaseException:
             await asyncio.to_thread(served.engine.close)
+            raise
+
+    async def _load_in_thread(self, located: LocatedModel) -> tuple[ServedVersion, str]:
+        """Load a model in a thread; if the task is cancelled meanwhile, the engine is closed after it is loaded."""
+        cancelled = threading.Event()
+
+        def load() -> tuple[ServedVersion, str]:
+            served, parity = self.load(located)
+            if cancelled.is_set():
+                served.engine.close()
+            return served, parity
+
+        try:
+            return await asyncio.to_thread(load)
+        except asyncio.CancelledError:
+            cancelled.set()
             raise
 
     async def _check_adapters(self, loaded: LoadedVersion) -> None:

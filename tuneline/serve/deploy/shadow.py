@@ -2,7 +2,8 @@
 
 The answer to the client is unchanged and not delayed: its tokens are copied while they pass. The challenger gets the
 same prompt ids and sampling parameters after the answer ended, one request at a time, and only while the served version
-is idle: a request that arrives interrupts the challenger, which starts again later. Both answers are appended to `shadow/NAME.jsonl` in the state root.
+is idle: a request that arrives interrupts the challenger, which starts again later. Both answers are appended to
+`shadow/NAME.jsonl` in the state root.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from tuneline import state
 from tuneline.serve.deploy.interface import ServedVersion
@@ -35,7 +38,9 @@ CLOSE_SECONDS = 5.0
 class ShadowRequest:
     """An answered request that the challenger will answer too."""
 
-    version: ServedVersion
+    version: str
+    """Name of the served version; the version itself may be closed before the comparison."""
+
     request: GenerationRequest
     tokens: list[Token]
     seconds: float
@@ -152,8 +157,8 @@ class Shadow:
             "prompt_ids": item.request.prompt_ids,
             "max_tokens": item.request.max_tokens,
             "sampling": asdict(item.request.sampling),
-            "served": _describe(item.version, item.tokens, item.seconds),
-            "challenger": _describe(challenger, tokens, seconds),
+            "served": _describe(item.version, challenger.tokenizer, item.tokens, item.seconds),
+            "challenger": _describe(challenger.name, challenger.tokenizer, tokens, seconds),
         }
         data = f"{json.dumps(line, ensure_ascii=False)}\n".encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,13 +178,13 @@ class Shadow:
         self.num_written += 1
 
 
-def _describe(version: ServedVersion, tokens: list[Token], seconds: float) -> dict[str, Any]:
-    """Return an answer as JSON-able fields."""
+def _describe(name: str, tokenizer: PreTrainedTokenizerBase, tokens: list[Token], seconds: float) -> dict[str, Any]:
+    """Return an answer as JSON-able fields; both versions have the same tokenizer."""
     ids = [token.id for token in tokens]
     return {
-        "version": version.name,
+        "version": name,
         "ids": ids,
-        "text": version.tokenizer.decode(ids, skip_special_tokens=True),
+        "text": tokenizer.decode(ids, skip_special_tokens=True),
         "finish": tokens[-1].finish if tokens else None,
         "seconds": round(seconds, 4),
     }
@@ -207,7 +212,7 @@ class ShadowedEngine:
                 tokens.append(token)
                 if token.finish is not None:
                     seconds = time.monotonic() - start
-                    self._shadow.submit(ShadowRequest(self._version, request, tokens, seconds))
+                    self._shadow.submit(ShadowRequest(self._version.name, request, tokens, seconds))
                 yield token
 
     def load(self) -> EngineLoad:
