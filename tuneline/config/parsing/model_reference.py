@@ -15,6 +15,7 @@ MODEL_NAME = re.compile(r"^(?P<scheme>models:/)?(?P<name>[\w.-]+)(?:[@/](?P<vers
 REPOSITORY = re.compile(r"^(hf:)?(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$")
 ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
 LOAD_CONFIG, WHOLE_MODEL = "adapter_base.json", "config.json"
+PATH_PREFIXES = ("./", "../", "/", "~")
 CHECKPOINT_NAME = re.compile(r"^checkpoint-\d+$")
 TRAINED_WEIGHTS = "trained.safetensors"
 
@@ -62,12 +63,15 @@ def parse(text: str) -> ModelReference:
     """
     path = Path(text)
     try:
-        if path.is_dir():
-            return _folder(path.resolve())
-        if path.is_file():
-            return _file(path.resolve())
+        is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError):  # too long, or a null byte
         raise _error(text) from None
+    if is_folder:
+        return _folder(path.resolve())
+    if is_file:
+        return _file(path.resolve())
+    if text.startswith(PATH_PREFIXES) or text.endswith(".gguf"):
+        raise RecipeError(f"{text[:200]} does not exist. Give the path of a model folder or a .gguf file.")
     registered = parse_registered(text)
     repository = REPOSITORY.match(text)
     is_number = registered is not None and registered.version.isdecimal()

@@ -222,7 +222,7 @@ class RegistryDeployment:
         task.add_done_callback(self._retiring.discard)
 
     def _is_busy(self) -> bool:
-        load = self._current.served.engine.load() if self._current else None
+        load = self._current.served.engine.current_load() if self._current else None
         return load is not None and bool(load.running or load.waiting)
 
 

@@ -89,7 +89,7 @@ class ClosedEngine:
         """Raise an error: the engine is closed."""
         raise EngineFailedError("The version was closed. Send the request again.")
 
-    def load(self) -> EngineLoad:
+    def current_load(self) -> EngineLoad:
         """Return an empty load."""
         return EngineLoad(0, 0)
 

@@ -215,6 +215,6 @@ class ShadowedEngine:
                     self._shadow.submit(ShadowRequest(self._version.name, request, tokens, seconds))
                 yield token
 
-    def load(self) -> EngineLoad:
+    def current_load(self) -> EngineLoad:
         """Return the load of the engine."""
-        return self._engine.load()
+        return self._engine.current_load()

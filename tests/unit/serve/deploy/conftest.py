@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from tests import tiny
 from tests.unit.serve.deploy.scripted import Factory
 from tuneline.config.sections.serve import ServeConfig
+from tuneline.model import device
 from tuneline.model.checkpoint import METADATA_FILE, Checkpoint
 from tuneline.serve.deploy.deployment import RegistryDeployment
 from tuneline.serve.deploy.prepare import Preparation
@@ -30,6 +31,12 @@ def run_id(tmp_path_factory) -> Iterator[str]:
         pass
     yield run.info.run_id
     mlflow.set_tracking_uri(uri)
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage_collection(monkeypatch) -> None:
+    """Scripted engines have no weights to free, and a collection takes half a second here."""
+    monkeypatch.setattr(device, "release_memory", lambda: None)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class ScriptedEngine:
     async def score(self, ids):
         return float(self.logprob)
 
-    def load(self):
+    def current_load(self):
         return EngineLoad(self.running, 0)
 
     def is_healthy(self):
