@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from tuneline.config.sections.serve import ServeConfig
 from tuneline.errors import TunelineError
@@ -79,6 +80,11 @@ class RegistryDeployment:
                 "again later."
             )
         return self._current
+
+    @property
+    def shadow_path(self) -> Path | None:
+        """File with the answers of the challenger."""
+        return self._shadow.path if self._shadow else None
 
     async def start(self) -> LoadedVersion:
         """Load, verify and check the model, then follow its alias.

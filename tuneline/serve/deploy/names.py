@@ -18,6 +18,12 @@ def followed_alias(config: ServeConfig) -> RegisteredModel | None:
     return None
 
 
+def is_registered(config: ServeConfig) -> bool:
+    """Return whether the registry is needed to find the model or its base."""
+    texts = [text for text in (config.model, config.base) if text]
+    return any(isinstance(model_reference.parse(text), RegisteredModel) for text in texts)
+
+
 def served_names(loaded: LoadedVersion, config: ServeConfig, alias: RegisteredModel | None) -> dict[str, str | None]:
     """Return name -> adapter of all names that requests may use, the default model first."""
     located = loaded.located

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from tuneline.identity import digest
 from tuneline.serve.deploy import canary, engine_factory, parity_check
 from tuneline.serve.deploy.canary import CanaryResult
 from tuneline.serve.deploy.engine_factory import EngineFactory, EngineSpec
-from tuneline.serve.deploy.interface import ServedVersion
+from tuneline.serve.deploy.interface import RequestDefaults, ServedVersion
 from tuneline.serve.deploy.loaded import LoadedVersion
 from tuneline.serve.deploy.located import LocatedModel
 from tuneline.serve.engines.interface import Engine
@@ -24,6 +25,9 @@ from tuneline.serve.engines.interface import Engine
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_LENGTH = 16
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters of a generation config that become defaults of requests."""
+
 Verify = Callable[[ServedVersion, LocatedModel], str]
 """Compares the chat template of a version with its training; returns the result in one sentence, or raises."""
 
@@ -46,7 +50,7 @@ class Preparation:
         spec = EngineSpec(located.folder, tokenizer, self.config, located.adapters, located.gguf)
         engine = self.make_engine(spec)
         try:
-            served = _served_version(located, tokenizer, engine)
+            served = _served_version(located, tokenizer, engine, self.config)
             return served, self.verify(served, located)
         except BaseException:
             engine.close()
@@ -110,7 +114,9 @@ class Preparation:
                 await canary.run_canary(loaded.with_adapter(name), prompts, self.config.canary_tokens)
 
 
-def _served_version(located: LocatedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> ServedVersion:
+def _served_version(
+    located: LocatedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine, config: ServeConfig
+) -> ServedVersion:
     name = located.base_name or located.name
     return ServedVersion(
         name=name,
@@ -120,6 +126,7 @@ def _served_version(located: LocatedModel, tokenizer: PreTrainedTokenizerBase, e
         fingerprint=fingerprint(located.content_hash, engine),
         stop_ids=stop_ids(located.folder, tokenizer),
         is_reward_model=located.is_reward_model,
+        defaults=request_defaults(located.folder, config),
     )
 
 
@@ -128,10 +135,23 @@ def fingerprint(content_hash: str, engine: Engine) -> str:
     return f"fp_{digest([content_hash, engine_factory.engine_versions(engine)])[:FINGERPRINT_LENGTH]}"
 
 
+def request_defaults(folder: Path, config: ServeConfig) -> RequestDefaults:
+    """Return the values of fields that a request omits: those of the settings, else of the generation config."""
+    stored = _generation_config(folder)
+    own = config.generation.model_dump(exclude={"max_tokens"}, exclude_none=True)
+    sampling = {name: stored[name] for name in SAMPLING_KEYS if isinstance(stored.get(name), int | float)} | own
+    return RequestDefaults(sampling, config.generation.max_tokens, config.system, dict(config.chat_template_kwargs))
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
 def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the tokens that end an answer: those of the generation config, and the tokenizer's end token."""
-    path = folder / "generation_config.json"
-    stored = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    stored = _generation_config(folder).get("eos_token_id")
     ids = stored if isinstance(stored, list) else [stored] if stored is not None else []
     end = tokenizer.eos_token_id
     return tuple(dict.fromkeys([*ids, *([end] if isinstance(end, int) else [])]))
