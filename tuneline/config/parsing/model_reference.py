@@ -61,6 +61,8 @@ def parse(text: str) -> ModelReference:
     Raises:
         RecipeError: It is none of these.
     """
+    if not text.strip():
+        raise _error(text)
     path = Path(text)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()

@@ -114,7 +114,7 @@ def _base_model(reference: ModelReference | DirectoryModel, config: ServeConfig,
                 name,
                 folder,
                 digest([tokenizer.content_hash(), base_model.content_hash()]),
-                description,
+                _origin(description),
                 _created(folder),
                 gguf=_find_gguf(folder, config),
                 tokenizer_folder=source.manifest_folder(tokenizer),
@@ -162,7 +162,7 @@ def _gguf(reference: GgufModel, config: ServeConfig) -> LocatedModel:
         content_hash = digest([tokenizer.content_hash(), base_model.content_hash()])
         folder = source.manifest_folder(base_model)
     gguf = path if config.engine == "llama_cpp" else None
-    return LocatedModel(path.stem, folder, content_hash, description, int(path.stat().st_mtime), gguf=gguf)
+    return LocatedModel(path.stem, folder, content_hash, _origin(description), int(path.stat().st_mtime), gguf=gguf)
 
 
 def _file_hash(reference: GgufModel) -> str:
@@ -293,6 +293,11 @@ def _download_adapter(reference: HubModel) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise SourceError(f"{reference.repo_id} could not be downloaded from the Hub: {reason}") from error
+
+
+def _origin(description: str) -> str:
+    """Return a description of `resolve_model` without its prefix."""
+    return description.removeprefix("base model: ")
 
 
 def _folder_hash(folder: Path, origin: str) -> str:
