@@ -132,7 +132,9 @@ def build_deployment(tokenizer: Any, engine: ScriptedEngine, *, is_reward_model:
 
 
 @contextmanager
-def serve(tokenizer: Any, *, engine: ScriptedEngine | None = None, reward: bool = False, **settings: Any) -> Iterator[Server]:
+def serve(
+    tokenizer: Any, *, engine: ScriptedEngine | None = None, reward: bool = False, **settings: Any
+) -> Iterator[Server]:
     """Run the API with a scripted engine until the block ends."""
     engine = engine or ScriptedEngine(tokenizer)
     deployment = build_deployment(tokenizer, engine, is_reward_model=reward)

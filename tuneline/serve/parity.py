@@ -8,23 +8,28 @@ with transformers' own rendering of a few conversations.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data import corpus, schema
+from tuneline.data.chat_template import render
 from tuneline.data.corpus import Corpus
 from tuneline.errors import NotFoundError, VerificationError
 from tuneline.export import chat as template_analysis
 from tuneline.serve.answers import prompts
-from tuneline.serve.answers.prompts import PromptError
-from tuneline.tracking.registry import Version
-from tuneline.zenml_integration import training_data
+from tuneline.serve.answers.messages import PromptError
+
+if TYPE_CHECKING:
+    from tuneline.tracking.registry import Version
 
 NUM_EXAMPLES = 32
 """Number of stored examples that are compared; loading and comparing them takes less than a second."""
+
+NUM_SPARE_TOKENS = 16
+"""Tokens by which the number in a row may differ, as answers are encoded separately."""
 
 _ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 _CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
@@ -66,6 +71,9 @@ class StoredRows:
     each_turn: bool = False
     """Whether each answer became a row."""
 
+    is_wrapped: bool = False
+    """Whether texts were cut into rows, so that the first example is only compared up to the end of its row."""
+
 
 @dataclass(frozen=True)
 class ParityReport:
@@ -88,8 +96,10 @@ class ParityReport:
         return f"Prompt format verified: {compared} have the ids of {self.source}.{note}"
 
 
-def stored_rows(version: Version, num_examples: int = NUM_EXAMPLES) -> StoredRows:
+def stored_rows(version: "Version", num_examples: int = NUM_EXAMPLES) -> StoredRows:
     """Load some training examples of a version with their rows; none, with the reason, if they are not available."""
+    from tuneline.zenml_integration import training_data  # ZenML is only loaded for registered versions
+
     try:
         data = training_data.load_training_data(version)
     except NotFoundError as error:
@@ -113,6 +123,7 @@ def select_rows(mixture: Corpus, rows: Corpus, source: str, num_examples: int = 
         max_length=int(config.get("max_length", 0)),
         trains_last_only=config.get("train_on") == "last_assistant" or history != "refuse",
         each_turn=history == "each_turn",
+        is_wrapped=config.get("packing") == "wrapped",
     )
 
 
@@ -170,7 +181,7 @@ def verify_template(tokenizer: PreTrainedTokenizerBase, rows: StoredRows | None 
         for length in counts or ():
             num_prompts, num_tokens = num_prompts + 1, num_tokens + length
         num_examples += counts is not None
-    if not num_examples:
+    if not num_examples and tokenizer.chat_template:
         return _verify_rendering(tokenizer, f"All compared rows of {rows.source} are truncated.")
     return ParityReport(rows.source, num_examples, num_prompts, num_tokens, num_truncated)
 
@@ -183,16 +194,16 @@ def _verify_example(
     if content["text"]:
         ids = prompts.encode_text(tokenizer, content["text"])
         row = example.sequences[0]
-        if len(ids) >= rows.max_length:
+        if len(ids) >= rows.max_length and not rows.is_wrapped:
             return None
         _compare(ids[: len(row)], row, tokenizer, where)
         return [len(ids)]
+    if rows.max_length and _full_length(tokenizer, content) > rows.max_length:
+        return None
     messages, lengths = _to_openai(content["messages"]), list[int]()
     tools = json.loads(content["tools"]) if content["tools"] else None
     for end in _prompt_ends(content, rows):
         ids = _encode(tokenizer, messages[:end], tools, where, splits=not rows.trains_last_only)
-        if rows.max_length and len(ids) + _answer_length(tokenizer, content, end) > rows.max_length:
-            return None
         row = max(example.sequences, key=lambda sequence: _num_equal(ids, sequence))
         _compare(ids, row, tokenizer, f"{where}, prompt before message {end + 1}")
         _compare_rendering(tokenizer, messages[:end], tools, where)
@@ -211,11 +222,10 @@ def _prompt_ends(content: schema.Content, rows: StoredRows) -> list[int]:
     return ends[-1:] if rows.trains_last_only and not rows.each_turn else ends
 
 
-def _answer_length(tokenizer: PreTrainedTokenizerBase, content: schema.Content, end: int) -> int:
-    """Return the approximate number of tokens after a prompt, to recognize truncated rows."""
-    rest = [*content["messages"][end:], *content["chosen"]]
-    text = "".join(turn["content"] + (turn["tool_calls"] or "") for turn in rest)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 8 * len(rest)
+def _full_length(tokenizer: PreTrainedTokenizerBase, content: schema.Content) -> int:
+    """Return the number of tokens of a conversation, at least; a longer one than a row was truncated."""
+    text = render.apply_chat_template([*content["messages"], *content["chosen"]], content["tools"], tokenizer)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + NUM_SPARE_TOKENS
 
 
 def _to_openai(messages: Sequence[schema.Message]) -> list[dict[str, Any]]:

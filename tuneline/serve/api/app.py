@@ -58,6 +58,8 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
         message = f"{path} does not accept {request.method}. Use {allowed or 'another method'}."
     else:
         message = f"Unknown path {path!r}. The routes are listed in /openapi.json."
-    api_error = ApiError(error.status_code, message, code="method_not_allowed" if error.status_code == 405 else "not_found")
+    api_error = ApiError(
+        error.status_code, message, code="method_not_allowed" if error.status_code == 405 else "not_found"
+    )
     api_error.headers |= error.headers or {}
     return api_error.response()

@@ -1,7 +1,7 @@
 """Reading and validating request bodies."""
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from tuneline.serve.api import schemas, text_schemas
 from tuneline.serve.api.access import ClientClosedError
-from tuneline.serve.api.errors import bad_request, from_validation_error, unknown_field
+from tuneline.serve.api.errors import ApiError, bad_request, from_validation_error, unknown_field
 from tuneline.serve.engines.interface import Engine
 
 Body = TypeVar("Body", bound=schemas.Strict)
@@ -21,13 +21,26 @@ def _schemas(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from _schemas(schema)
 
 
-_MODULES = (schemas.__name__, text_schemas.__name__)
-FIELD_NAMES = frozenset(
-    field.alias or name
-    for schema in _schemas(schemas.Strict)
-    if schema.__module__ in _MODULES
+def _names(schema: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _parts_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the schemas inside the type of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _parts_of(argument)
+
+
+_SCHEMAS = [s for s in _schemas(schemas.Strict) if s.__module__ in (schemas.__name__, text_schemas.__name__)]
+FIELD_NAMES = frozenset(name for schema in _SCHEMAS for name in _names(schema))
+CHILDREN = {
+    field.alias or name: [child for part in _parts_of(field.annotation) for child in _names(part)]
+    for schema in _SCHEMAS
     for name, field in schema.model_fields.items()
-)
+}
+"""Names of the fields inside each field."""
 
 
 async def read_body(request: Request, schema: type[Body]) -> Body:
@@ -57,17 +70,17 @@ def parse_body(content: bytes, schema: type[Body]) -> Body:
     try:
         return schema.model_validate_json(content)
     except ValidationError as error:
-        names = FIELD_NAMES
         if not _has_openai_field(error):
-            unknown = [item["loc"][0] for item in error.errors() if _is_unknown(item)]
-            if unknown:
-                raise unknown_field(str(unknown[0]), _names(schema)) from None
-            raise from_validation_error(error, names) from None
+            raise _first_error(error, schema) from None
     return _parse_without_openai_fields(content, schema)
 
 
-def _names(schema: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in schema.model_fields.items()]
+def _first_error(error: ValidationError, schema: type[BaseModel]) -> ApiError:
+    """Return the error to show: an unknown field of the body explains a field that is missing."""
+    unknown = [str(details["loc"][0]) for details in error.errors() if _is_unknown(details)]
+    if unknown:
+        return unknown_field(unknown[0], _names(schema))
+    return from_validation_error(error, FIELD_NAMES, CHILDREN)
 
 
 def _is_unknown(details: Any) -> bool:

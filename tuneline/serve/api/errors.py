@@ -1,7 +1,7 @@
 """Errors of the API in the shape of OpenAI: `{"error": {"message", "type", "param", "code"}}`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -83,7 +83,9 @@ def format_path(location: Iterable[int | str], names: Iterable[str]) -> str:
     return path
 
 
-def from_validation_error(error: ValidationError, names: Iterable[str]) -> ApiError:
+def from_validation_error(
+    error: ValidationError, names: Iterable[str], children: Mapping[str, Iterable[str]]
+) -> ApiError:
     """Return the API error for the most specific of pydantic's errors.
 
     A union reports the errors of all its members. The error that is deepest inside the request belongs to the member
@@ -92,6 +94,7 @@ def from_validation_error(error: ValidationError, names: Iterable[str]) -> ApiEr
     Args:
         error: Error of a request model.
         names: Names of all fields of the schemas.
+        children: Names of the fields inside each field; those of the body inside the empty name.
     """
     known = list(names)
     problems = [(_depth(item, known), item) for item in error.errors(include_url=False)]
@@ -100,7 +103,9 @@ def from_validation_error(error: ValidationError, names: Iterable[str]) -> ApiEr
     if details["type"] == "json_invalid":
         return bad_request(f"The body is not valid JSON: {_reason(details)}. Send a JSON object.", code="invalid_json")
     if details["type"] == "extra_forbidden":
-        return unknown_field(f"{path}.{details['loc'][-1]}" if path else str(details["loc"][-1]), known)
+        parent = re.sub(r"\[\d+\]", "", path.rpartition(".")[2])
+        unknown = str(details["loc"][-1])
+        return unknown_field(f"{path}.{unknown}" if path else unknown, children.get(parent, ()))
     if details["type"] == "missing":
         return bad_request(f"The field {path!r} is missing. Add it.", path, "missing_field")
     if not path and details["type"] != "value_error":
@@ -119,15 +124,18 @@ def _disagreement(message: str, known: list[str]) -> ApiError:
     return bad_request(f"{message}.", param, "invalid_value")
 
 
-def _depth(details: Any, known: list[str]) -> tuple[int, bool]:
+def _depth(details: Any, known: list[str]) -> tuple[int, int]:
+    """Return how deep an error is, and its rank at that depth: a wrong type explains the fields that it brings."""
     is_unknown = details["type"] == "extra_forbidden"
-    return sum(isinstance(part, int) or part in known for part in details["loc"]) + is_unknown, is_unknown
+    depth = sum(isinstance(part, int) or part in known for part in details["loc"])
+    is_new = is_unknown and details["loc"][-1] not in known
+    return depth + is_new, 2 if details["type"] == "literal_error" else int(is_unknown)
 
 
 def _reason(details: Any) -> str:
     reason = str(details.get("ctx", {}).get("error", details["msg"])).rstrip(".")
     reason = reason.removeprefix("Invalid JSON: ").removesuffix(" after validation, not 0")
-    return reason.replace("Input should be", "expected", 1).replace("List should have", "expected", 1)
+    return re.sub("^(Input should be|(List|String) should have)", "expected", reason)
 
 
 def _shorten(value: Any) -> str:

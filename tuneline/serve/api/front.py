@@ -60,7 +60,8 @@ class Front:
             raise bad_request(f"{param!r} has no tokens. Send a text.", param, "invalid_value")
         largest = max(ids)
         if largest >= (size := get_vocabulary_size(version)):
-            raise bad_request(f"{param!r} has the token id {largest}; the vocabulary has {size}.", param, "invalid_value")
+            message = f"{param!r} has the token id {largest}; the vocabulary has {size} tokens. Correct it."
+            raise bad_request(message, param, "invalid_value")
         limit = self.settings.max_prompt_tokens
         if limit is not None and len(ids) > limit:
             message = f"The prompt has {len(ids)} tokens; this server accepts {limit}. Shorten it."

@@ -60,7 +60,9 @@ def add_route(app: FastAPI, path: str, method: str, endpoint: Endpoint, schema: 
 
     extra = None
     if schema is not None:
-        content = {"application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}}
+        content = {
+            "application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}
+        }
         extra = {"requestBody": {"content": content, "required": True}}
     app.add_api_route(path, handle, methods=[method], response_class=Response, openapi_extra=extra, name=path)
 

@@ -141,7 +141,7 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _has_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type 'json_schema', and only to it")
+            raise ValueError("the type 'json_schema' needs the field 'json_schema', and the other types have none")
         return self
 
 

@@ -1,6 +1,7 @@
 """Running an app with uvicorn: limits of connections, time limits, graceful stop."""
 
 import asyncio
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ def build_server(app: FastAPI, settings: ApiSettings, stop_seconds: float = STOP
         server_header=False,
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=max(1, round(settings.keep_alive_seconds)),
-        timeout_graceful_shutdown=round(stop_seconds),
+        timeout_graceful_shutdown=math.ceil(stop_seconds),
         h11_max_incomplete_event_size=settings.max_header_bytes,
         backlog=1024,
     )

@@ -85,4 +85,6 @@ class ApiSettings:
     def __post_init__(self) -> None:
         names = [key.name for key in self.keys]
         if len(set(names)) < len(names) or len({key.secret for key in self.keys}) < len(names):
-            raise ValueError(f"API keys need distinct names and secrets; the names are {names}. Rename or replace keys.")
+            raise ValueError(
+                f"API keys need distinct names and secrets; the names are {names}. Rename or replace keys."
+            )

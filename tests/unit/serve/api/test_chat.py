@@ -1,16 +1,26 @@
 """Chat answers through the official client: whole, streamed, asynchronous, cancelled."""
 
 import asyncio
+import copy
 import json
 import time
 
 import openai
 import pytest
 
+from tests import api_server
 from tests.api_server import TEXT
 
 MESSAGES = [{"role": "user", "content": "What is one and two?"}]
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m.get('reasoning_content') %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}{{ m['content'] }}"
+    "{% for c in m.get('tool_calls') or [] %}\n<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def chat(client, **fields):
@@ -158,10 +168,28 @@ def test_an_empty_model_is_the_default(server, client):
     assert client.chat.completions.create(model="", messages=MESSAGES).model == "demo/7"
 
 
-def test_thoughts_are_their_own_field(server, client, tokenizer):
-    server.engine.text = "<think>It is 1.</think>Three."
-    tokenizer.chat_template += "{# <think> </think> #}"
-    message = chat(client).choices[0].message
+def test_thoughts_and_tool_calls_have_their_own_fields(tokenizer):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = TOOL_TEMPLATE
+    engine = api_server.ScriptedEngine(thinking, f"<think>\nIt is 1.\n</think>\n\nThree.\n{call}")
+    with (
+        api_server.serve(thinking, engine=engine) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        choice = chat(client, tools=[tool]).choices[0]
+        deltas = [chunk.choices[0].delta for chunk in chat(client, tools=[tool], stream=True)]
+        plain = chat(client, tools=[tool], tool_choice="none").choices[0]
 
-    assert message.content == "Three."
-    assert message.reasoning_content == "It is 1."
+    message = choice.message
+    assert (message.content.strip(), message.reasoning_content.strip()) == ("Three.", "It is 1.")
+    assert [(item.function.name, json.loads(item.function.arguments)) for item in message.tool_calls] == [
+        ("add", {"a": 1})
+    ]
+    assert choice.finish_reason == "tool_calls"
+    calls = [item for delta in deltas for item in delta.tool_calls or ()]
+    assert [(item.index, item.type, item.function.name) for item in calls] == [(0, "function", "add")]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas).strip() == "It is 1."
+    assert plain.message.tool_calls is None
+    assert "<tool_call>" in plain.message.content
