@@ -153,7 +153,7 @@ def compare_outputs(model: Any, rows: list[list[int]], client: LlamaClient) -> d
         expected = model(input_ids=torch.tensor([row], device=model.device)).logits[0].float().log_softmax(-1).cpu()
         for length in sorted({round(len(row) * (i + 1) / POSITIONS) or 1 for i in range(POSITIONS)}):
             p = expected[length - 1]
-            ids, q = next_token(client, row[:length], min(CANDIDATES, len(p)))
+            ids, q = next_token(client, row[:length], min(CANDIDATES, len(p)), rows[0][-1])
             divergences.append(_divergence(p, ids, q))
             likely = p[ids].exp() > 1e-3
             differences.append(float((p[ids] - q)[likely].abs().max()) if likely.any() else 0.0)
@@ -169,9 +169,13 @@ def compare_outputs(model: Any, rows: list[list[int]], client: LlamaClient) -> d
     }
 
 
-def next_token(client: LlamaClient, ids: list[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the most probable next tokens, and their log-probabilities before sampling."""
+def next_token(client: LlamaClient, ids: list[int], count: int, forced: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the most probable next tokens, and their log-probabilities before sampling.
+
+    llama.cpp reports nothing if it generates a stop token or a part of a character, so `forced` is generated.
+    """
     body = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": 0.0, "cache_prompt": True}
+    body["logit_bias"] = [[forced, 1000.0]]
     top = client.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
     values = [float("nan") if item["logprob"] is None else item["logprob"] for item in top]
     return torch.tensor([item["id"] for item in top]), torch.tensor(values)
