@@ -43,9 +43,9 @@ class Bounds:
 
 
 BOUNDS: dict[Kind, Bounds] = {
-    "f16": Bounds(1e-4, 1e-3),
-    "q8_0": Bounds(5e-3, 5e-2),
-    "q4_k_m": Bounds(0.5, 3.0),
+    "f16": Bounds(3e-4, 3e-3),
+    "q8_0": Bounds(2e-2, 0.1),
+    "q4_k_m": Bounds(0.2, 1.0),
 }
 """Bounds by file type; docs/log.md has the measurements."""
 

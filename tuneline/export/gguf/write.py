@@ -42,15 +42,15 @@ def write_gguf(
     options = options or ModelLoadOptions()
     config = read_config(folder, options)
     try:
-        context = _write(folder, target, kind, config, name or folder.name)
+        context = convert(folder, target, kind, config, name or folder.name)
         return proof.verify(folder, target, kind, options, context)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
 
 
-def _write(folder: Path, target: Path, kind: Kind, config: Any, name: str) -> int:
-    """Write the file; returns the context length."""
+def convert(folder: Path, target: Path, kind: Kind, config: Any, name: str) -> int:
+    """Write a GGUF file without verification; returns the context length."""
     entry, blocks = find_architecture(config), block_count(config)
     if quantized := quantized_models.quantization_kind(config.to_dict()):
         raise SourceError(f"gguf: the model is quantized ({quantized}), expected float weights. Set gguf: none.")

@@ -1,8 +1,10 @@
 """Streams of JSON from an engine in a child process."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx2
 
@@ -13,7 +15,22 @@ READ_SECONDS = 600.0
 """Maximum time between two tokens, with the time in the queue."""
 
 
-def new_client(child: ChildProcess) -> httpx2.AsyncClient:
+class Clients:
+    """HTTP clients of an engine, one per event loop."""
+
+    def __init__(self, child: ChildProcess) -> None:
+        self._child = child
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+
+    def current(self) -> httpx2.AsyncClient:
+        """Return the client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            self._clients[loop] = _new_client(self._child)
+        return self._clients[loop]
+
+
+def _new_client(child: ChildProcess) -> httpx2.AsyncClient:
     """Create a client; connections are limited by the engine, not by the client."""
     return httpx2.AsyncClient(
         headers={"Authorization": f"Bearer {child.key}"},
@@ -23,7 +40,7 @@ def new_client(child: ChildProcess) -> httpx2.AsyncClient:
     )
 
 
-async def post(client: httpx2.AsyncClient, child: ChildProcess, path: str, body: dict[str, Any]) -> Any:
+async def post(clients: Clients, child: ChildProcess, path: str, body: dict[str, Any]) -> Any:
     """Send a request and return the parsed response.
 
     Raises:
@@ -32,7 +49,7 @@ async def post(client: httpx2.AsyncClient, child: ChildProcess, path: str, body:
     """
     child.check()
     try:
-        response = await client.post(f"{child.url}{path}", json=body)
+        response = await clients.current().post(f"{child.url}{path}", json=body)
     except httpx2.HTTPError as error:
         raise child.failure() from error
     if response.status_code != 200:
@@ -41,7 +58,7 @@ async def post(client: httpx2.AsyncClient, child: ChildProcess, path: str, body:
 
 
 async def stream(
-    client: httpx2.AsyncClient, child: ChildProcess, path: str, body: dict[str, Any]
+    clients: Clients, child: ChildProcess, path: str, body: dict[str, Any]
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield the events of a response; closing the iterator closes the connection, which cancels the request.
 
@@ -51,7 +68,7 @@ async def stream(
     """
     child.check()
     try:
-        async with client.stream("POST", f"{child.url}{path}", json=body) as response:
+        async with clients.current().stream("POST", f"{child.url}{path}", json=body) as response:
             if response.status_code != 200:
                 raise _error(response.status_code, (await response.aread()).decode(errors="replace"))
             async for line in response.aiter_lines():
