@@ -33,8 +33,17 @@ FILE_TYPES: dict[Kind, gguf.LlamaFileType] = {
 FLOAT32_TENSORS = (Name.POS_EMBD, Name.ROPE_FREQS, Name.FFN_GATE_INP)
 """Tensors that llama.cpp reads in float32, in addition to vectors and norms."""
 
+CHECKED_ROWS = 64
+MAX_RELATIVE_ERROR = 0.2
+"""Maximum norm of the quantization error relative to the norm of the weights; 4-bit types have 0.07 on normal weights."""
+
 FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0, Type.Q8_0: Type.F16}
 """Types for rows that are not a multiple of the block size, as in llama.cpp."""
+
+
+def gguf_file_name(kind: Kind) -> str:
+    """Return the name of the GGUF file in an export folder."""
+    return f"model-{kind}.gguf"
 
 
 def tensor_type(source: Source, kind: Kind, config: Any, *, tied: bool, blocks: int) -> gguf.GGMLQuantizationType:
@@ -114,7 +123,23 @@ def _quantize(values: npt.NDArray[np.float32], data_type: gguf.GGMLQuantizationT
     )
     if size != result.nbytes:
         raise VerificationError(f"gguf: llama.cpp wrote {size} bytes of {data_type.name}, expected {result.nbytes}.")
+    _check_rows(values.reshape(rows, columns), result.reshape(rows, -1), data_type)
     return result
+
+
+def _check_rows(
+    values: npt.NDArray[np.float32], encoded: npt.NDArray[np.uint8], data_type: gguf.GGMLQuantizationType
+) -> None:
+    """Compare some rows with what the encoded rows mean to the `gguf` package, which is another implementation."""
+    picked = np.unique(np.linspace(0, len(values) - 1, CHECKED_ROWS).astype(int))
+    expected, actual = values[picked], gguf.quants.dequantize(encoded[picked], data_type)
+    norm = float(np.linalg.norm(expected))
+    error = float(np.linalg.norm(actual - expected))
+    if not error <= MAX_RELATIVE_ERROR * norm:
+        raise VerificationError(
+            f"gguf: {data_type.name} changes weights by {error / max(norm, 1e-30):.0%}, at most {MAX_RELATIVE_ERROR:.0%} "
+            "expected. Install another version of xllamacpp, or set gguf: q8_0."
+        )
 
 
 @functools.cache
