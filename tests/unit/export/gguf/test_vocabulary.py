@@ -9,21 +9,33 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from tests.gguf_models import build_gguf_model
+from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import SourceError, VerificationError
 from tuneline.export.gguf import proof, vocabulary, write
+from tuneline.export.gguf.llama_server import running_server
 from tuneline.export.gguf.vocabulary import CASE_PATTERN, CONTRACTION, GPT4_PATTERN
+from tuneline.model.load import read_config
 
 CORPUS = [tiny.TEXT, "It's 2026, they'll ISN'T naïve Straße 你好 世界 " * 20, "CamelCase 12345 !!! \n\n  x = y\n" * 20]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return build_gguf_model(tmp_path_factory.mktemp("vocabulary") / "model", vocab_size=512)
+    return build_gguf_model(tmp_path_factory.mktemp("vocabulary") / "model", vocab_size=512, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
 
 
 @pytest.fixture
 def folder(source, tmp_path):
     return shutil.copytree(source, tmp_path / "copy")
+
+
+def compare_tokens(folder, tmp_path):
+    """Convert a model; returns the number of texts that llama.cpp tokenizes like the tokenizer, and notes."""
+    notes = []
+    write.convert(folder, tmp_path / "model.gguf", "f16", read_config(folder, ModelLoadOptions()), "tiny")
+    with running_server(tmp_path / "model.gguf", context=64) as client:
+        return proof.compare_tokens(load_tokenizer_from(folder), client, notes), notes
 
 
 def save_byte_level(folder, pre, normalizer=None, ignore_merges=False, **keys):
@@ -69,17 +81,15 @@ def test_llama_cpp_splits_texts_like_the_tokenizer(folder, tmp_path, name):
     save_byte_level(folder, pre, ignore_merges=ignore_merges)
     assert vocabulary.read_vocabulary(folder, 512).pre == name
 
-    report = write.write_gguf(folder, tmp_path / "model.gguf", "f16")
-
-    assert report.texts >= len(proof.TEXTS)
+    assert compare_tokens(folder, tmp_path)[0] >= len(proof.TEXTS)
 
 
 def test_normalization_to_nfc_is_noted(folder, tmp_path):
     save_byte_level(folder, PRE_TOKENIZERS["qwen2"][0], normalizers.NFC())
 
-    report = write.write_gguf(folder, tmp_path / "model.gguf", "f16")
+    _, notes = compare_tokens(folder, tmp_path)
 
-    assert any("NFC" in note for note in report.notes)
+    assert any("NFC" in note for note in notes)
 
 
 def test_another_pre_tokenizer_is_refused(folder):
@@ -92,11 +102,11 @@ def test_another_pre_tokenizer_is_refused(folder):
 
 
 def test_a_wrong_pre_tokenizer_is_detected_by_its_tokens(folder, tmp_path, monkeypatch):
-    save_byte_level(folder, PRE_TOKENIZERS["smollm"][0])
-    monkeypatch.setattr(vocabulary, "_pre_tokenizer", lambda content: "gpt-2")
+    save_byte_level(folder, PRE_TOKENIZERS["gpt-2"][0])
+    monkeypatch.setattr(vocabulary, "_pre_tokenizer", lambda content: "smollm")
 
     with pytest.raises(VerificationError, match="llama.cpp tokenizes '0 1 12 123"):
-        write.write_gguf(folder, tmp_path / "model.gguf", "f16")
+        compare_tokens(folder, tmp_path)
 
 
 def save_sentencepiece(folder, *, prefix):
@@ -122,9 +132,7 @@ def save_sentencepiece(folder, *, prefix):
 def test_sentencepiece_without_a_space_prefix_gives_the_same_tokens(folder, tmp_path):
     save_sentencepiece(folder, prefix=False)
 
-    report = write.write_gguf(folder, tmp_path / "model.gguf", "f16")
-
-    assert report.texts >= len(proof.TEXTS)
+    assert compare_tokens(folder, tmp_path)[0] >= len(proof.TEXTS)
     assert vocabulary.read_vocabulary(folder, 512).model == "llama"
 
 
@@ -137,7 +145,7 @@ def test_a_chat_template_that_llama_cpp_renders_differently_is_detected(folder, 
     original = vocabulary.add_vocabulary
 
     def add_other_template(writer, known, tokenizer):
-        tokenizer.chat_template = tiny.CHATML.replace("'\\n'", "'\\n\\n'")
+        tokenizer.chat_template = tiny.CHATML.replace("<|im_end|>'", "<|im_end|> '")
         original(writer, known, tokenizer)
 
     monkeypatch.setattr(vocabulary, "add_vocabulary", add_other_template)
