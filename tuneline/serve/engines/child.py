@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tuneline import state
 from tuneline.export.gguf.llama_server import LOG_TAIL, free_port
@@ -26,6 +27,7 @@ STABLE_SECONDS = 60.0
 """A child that was healthy for this long starts again without delay."""
 
 POLL_SECONDS = 0.05
+HEALTH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -167,16 +169,31 @@ class ChildProcess:
                 process.kill()
                 process.wait()
 
-    def _answers(self) -> bool:
+    def get(self, path: str) -> Any:
+        """Send a GET request and return the parsed response, None if it is empty.
+
+        Raises:
+            EngineFailedError: The child does not answer with status 200.
+        """
         import requests
 
         headers = {"Authorization": f"Bearer {self.key}"}
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                return bool(session.get(f"{self.url}/health", headers=headers, timeout=5).status_code == 200)
-        except requests.RequestException:
+                response = session.get(f"{self.url}{path}", headers=headers, timeout=HEALTH_SECONDS)
+        except requests.RequestException as error:
+            raise EngineFailedError(f"The engine {self._spec.name} does not answer to {path}: {error}.") from error
+        if response.status_code != 200:
+            raise EngineFailedError(f"The engine {self._spec.name} answers {response.status_code} to {path}.")
+        return response.json() if response.content else None
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/health")
+        except EngineFailedError:
             return False
+        return True
 
     def log_tail(self) -> str:
         """Return the end of the child's log."""
