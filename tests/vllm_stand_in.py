@@ -26,7 +26,10 @@ ADAPTERS = os.environ.get("VLLM_LORA_RESOLVER_CACHE_DIR", "")
 def adapter_exists(name):
     """Resolve an adapter like vLLM's filesystem resolver."""
     path = Path(ADAPTERS) / name / "adapter_config.json"
-    return bool(ADAPTERS) and path.is_file() and json.loads(path.read_text())["base_model_name_or_path"] == OPTIONS.model
+    if not ADAPTERS or not path.is_file():
+        return False
+    config = json.loads(path.read_text())
+    return config["peft_type"] == "LORA" and config["base_model_name_or_path"] == OPTIONS.model
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -47,14 +50,14 @@ class Handler(BaseHTTPRequestHandler):
     def refused(self):
         return self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}"
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         if self.refused():
             return self.answer({"error": "Unauthorized"}, 401)
         if self.path == "/v1/models":
             return self.answer({"data": [{"id": "model", "max_model_len": int(OPTIONS.max_model_len or 777)}]})
         return self.answer({"version": "0.33.0"} if self.path == "/version" else {})
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with RECORD.open("a") as record:
             record.write(json.dumps({"path": self.path, "options": vars(OPTIONS), "body": body}) + "\n")
@@ -96,7 +99,10 @@ def events(body):
         reason = ("stop" if part[-1] in body["stop_token_ids"] else "length") if last else None
         choice = {"index": 0, "text": "x" * len(part), "token_ids": part, "finish_reason": reason, "logprobs": None}
         if body.get("logprobs") is not None:
-            tops = [{f"token_id:{i}": -0.5, **{f"token_id:{i + 1 + k}": -1.0 - k for k in range(body["logprobs"])}} for i in part]
+            tops = [
+                {f"token_id:{i}": -0.5, **{f"token_id:{i + 1 + k}": -1.0 - k for k in range(body["logprobs"])}}
+                for i in part
+            ]
             names = [f"token_id:{i}" for i in part]
             choice["logprobs"] = {"tokens": names, "token_logprobs": [-0.5] * len(part), "top_logprobs": tops}
         yield {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]}

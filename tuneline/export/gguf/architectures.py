@@ -45,8 +45,8 @@ def find_architecture(config: Any) -> Architecture:
     name = str(config.model_type)
     if name not in architectures:
         raise SourceError(
-            f"gguf: the architecture {name!r} cannot be exported to GGUF. Supported: {', '.join(sorted(architectures))}. "
-            "Set gguf: none to export safetensors only."
+            f"gguf: the architecture {name!r} cannot be exported to GGUF. Supported: {', '.join(architectures)}. Set "
+            "gguf: none to export safetensors only."
         )
     return architectures[name]
 

@@ -164,7 +164,7 @@ def running_server(model: Path, *, context: int, slots: int = 1, exact: bool = T
 
 def serve(settings: ServerSettings, key: str) -> Any:
     """Start the server in this process; it stops when the returned object is deleted."""
-    import xllamacpp
+    import xllamacpp  # type: ignore[import-untyped]
 
     params = xllamacpp.CommonParams()
     params.model.path = settings.model

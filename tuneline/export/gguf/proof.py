@@ -23,7 +23,7 @@ from tuneline.model.load import load_model
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue, and why a sunset is red.",
-    "def largest(a, b, c):\n    \"\"\"Return the largest number.\"\"\"\n    return max(a, b, c)\n\n\nassert largest(1, 22, 333)",
+    'def largest(a, b, c):\n    """Return the largest number."""\n    return max(a, b, c)\n\nassert largest(1, 22, 3)',
     "Übersetze: Das Treffen wurde von Montag auf Donnerstag, halb zehn, verlegt. 会议改到星期四。",
     "The planets by distance from the sun: Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and",
 )
@@ -56,12 +56,12 @@ TEXTS = (
     "line one\nline two\r\n\r\n\n  indented\n\n\n",
     "It's what we're/they'll/I'd/you've ISN'T it? CamelCaseWord snake_case_word",
     "0 1 12 123 1234 12345 3.14159 1e-9 0x1F ١٢٣ ½ ²",
-    "你好，世界！日本語のテキスト 한국어 텍스트 ภาษาไทย हिन्दी العربية עברית",
+    "你好，世界。日本語のテキスト 한국어 텍스트 ภาษาไทย हिन्दी العربية עברית",
     "naïve café Ångström Straße ﬁ ĳ İstanbul ǅ",
     "👩‍👩‍👧 🇩🇪 👍🏽 🏴‍☠️ 😀😀",
     "<b>tag</b> & \"quotes\" 'single' `code` $x^2$ {% raw %} {{ y }} \\n \\ // ## @@",
     "\u00a0nbsp\u2003em\u3000wide\u200bzero\ufeffbom\u202edir",
-    "def f(x):\n    return [i**2 for i in range(10)]  # comment\n\nprint(f\"{f(3)!r}\")\n",
+    'def f(x):\n    return [i**2 for i in range(10)]  # comment\n\nprint(f"{f(3)!r}")\n',
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!!!!!!!!!!!!!!!!----------------==========",
     "https://example.org/a?b=c&d=%20e#f mail@example.org 2026-11-30T08:42:37Z",
     "\x00\x01\x7f control \x1b[0m",
@@ -138,8 +138,8 @@ def verify(folder: Path, file: Path, kind: Kind, options: ModelLoadOptions, cont
     bounds = BOUNDS[kind]
     if not (report.mean_kl <= bounds.mean_kl and report.max_kl <= bounds.max_kl):
         raise VerificationError(
-            f"gguf: {kind}: llama.cpp and transformers disagree on {report.architecture}: KL divergence {report.mean_kl:.2e} "
-            f"(mean), {report.max_kl:.2e} (max) nats per token at {report.positions} positions, at most "
+            f"gguf: {kind}: llama.cpp and transformers disagree on {report.architecture}: KL divergence "
+            f"{report.mean_kl:.2e} (mean), {report.max_kl:.2e} (max) nats per token at {report.positions} positions, at most "
             f"{bounds.mean_kl:.0e} and {bounds.max_kl:.0e} allowed. Set gguf: none, or another type."
         )
     return report
@@ -219,7 +219,8 @@ def _compare_text(tokenizer: PreTrainedTokenizerBase, client: LlamaClient, text:
         actual = client.post("/tokenize", body)["tokens"]
         if actual != expected:
             raise VerificationError(
-                f"gguf: llama.cpp tokenizes {text!r} as {_clip(actual)}, the tokenizer as {_clip(expected)}. Set gguf: none."
+                f"gguf: llama.cpp tokenizes {text!r} as {_clip(actual)}, the tokenizer as {_clip(expected)}. Set "
+                "gguf: none."
             )
 
 

@@ -35,7 +35,7 @@ FLOAT32_TENSORS = (Name.POS_EMBD, Name.ROPE_FREQS, Name.FFN_GATE_INP)
 
 CHECKED_ROWS = 64
 MAX_RELATIVE_ERROR = 0.2
-"""Maximum norm of the quantization error relative to the norm of the weights; 4-bit types have 0.07 on normal weights."""
+"""Maximum norm of the quantization error, relative to the norm of the weights; 0.07 for 4 bits and normal weights."""
 
 FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0, Type.Q8_0: Type.F16}
 """Types for rows that are not a multiple of the block size, as in llama.cpp."""
@@ -107,7 +107,9 @@ def encode(tensor: torch.Tensor, data_type: gguf.GGMLQuantizationType, name: str
         return values
     if data_type == Type.F16:
         if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-            raise VerificationError(f"gguf: f16: {name} has values above 65504, the maximum of float16. Set gguf: q8_0.")
+            raise VerificationError(
+                f"gguf: f16: {name} has values above 65504, the maximum of float16. Set gguf: q8_0."
+            )
         return values.astype(np.float16)
     if data_type == Type.Q8_0:
         return gguf.quants.quantize(values, data_type)
@@ -137,8 +139,8 @@ def _check_rows(
     error = float(np.linalg.norm(actual - expected))
     if not error <= MAX_RELATIVE_ERROR * norm:
         raise VerificationError(
-            f"gguf: {data_type.name} changes weights by {error / max(norm, 1e-30):.0%}, at most {MAX_RELATIVE_ERROR:.0%} "
-            "expected. Install another version of xllamacpp, or set gguf: q8_0."
+            f"gguf: {data_type.name} changes weights by {error / max(norm, 1e-30):.0%}, expected at most "
+            f"{MAX_RELATIVE_ERROR:.0%}. Install another version of xllamacpp, or set gguf: q8_0."
         )
 
 
@@ -147,7 +149,8 @@ def _library() -> ctypes.CDLL:
     """Load the library of xllamacpp, which exports llama.cpp's C functions."""
     check_installed()
     spec = find_spec("xllamacpp")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     path = next(Path(spec.origin).parent.glob("xllamacpp*.so"))
     library = ctypes.CDLL(str(path))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t

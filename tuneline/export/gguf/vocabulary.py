@@ -78,7 +78,9 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     content = json.loads(path.read_text(encoding="utf-8"))
     model = content["model"]
     if model["type"] != "BPE":
-        raise SourceError(f"gguf: a tokenizer of type {model['type']} cannot be exported; expected BPE. Set gguf: none.")
+        raise SourceError(
+            f"gguf: a tokenizer of type {model['type']} cannot be exported; expected BPE. Set gguf: none."
+        )
     added = {token["id"]: token for token in content["added_tokens"]}
     texts: dict[int, str] = {index: text for text, index in model["vocab"].items()}
     texts |= {index: token["content"] for index, token in added.items()}

@@ -1,7 +1,7 @@
 """Weights of a checkpoint as llama.cpp stores them: names, layouts of heads, stacked experts."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

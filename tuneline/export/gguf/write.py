@@ -78,9 +78,7 @@ def convert(folder: Path, target: Path, kind: Kind, config: Any, name: str) -> i
     factors = _add_rope(writer, config, entry)
     vocabulary.add_vocabulary(writer, known, load_tokenizer_from(folder))
     tied = not any(source.kind == gguf.MODEL_TENSOR.OUTPUT for source in sources)
-    types = {
-        source.name: quantize.tensor_type(source, kind, config, tied=tied, blocks=blocks) for source in sources
-    }
+    types = {source.name: quantize.tensor_type(source, kind, config, tied=tied, blocks=blocks) for source in sources}
     for source in sources:
         _plan(writer, source.name, source.shape, types[source.name])
     if factors is not None:
@@ -97,9 +95,7 @@ def convert(folder: Path, target: Path, kind: Kind, config: Any, name: str) -> i
     return context
 
 
-def _plan(
-    writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], data_type: gguf.GGMLQuantizationType
-) -> None:
+def _plan(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], data_type: gguf.GGMLQuantizationType) -> None:
     """Announce a tensor, which is written later: only one is in memory at a time."""
     import numpy as np
 

@@ -1,7 +1,7 @@
 """Run a command, and end it with its whole process group when the parent process ends.
 
-`python -m tuneline.serve.engines.guard COMMAND...`. The parent holds the other end of the standard input: when the parent
-dies, even by SIGKILL, the input is closed. The command is killed too if the guard itself is killed.
+`python -m tuneline.serve.engines.guard COMMAND...`. The parent holds the other end of the standard input: when the
+parent dies, even by SIGKILL, the input is closed. The command is killed too if the guard itself is killed.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ def main() -> None:
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509 (no threads yet)
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
     signal.signal(signal.SIGTERM, lambda *_: _end(process.pid))
     threading.Thread(target=_wait_for_parent, args=(process.pid,), daemon=True).start()

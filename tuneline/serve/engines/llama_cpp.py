@@ -36,7 +36,9 @@ class LlamaCppEngine:
 
     name = "llama_cpp"
 
-    def __init__(self, child: ChildProcess, tokenizer: PreTrainedTokenizerBase, context: int, *, embeddings: bool) -> None:
+    def __init__(
+        self, child: ChildProcess, tokenizer: PreTrainedTokenizerBase, context: int, *, embeddings: bool
+    ) -> None:
         self.child = child
         self.max_length = context - SPARE_TOKENS
         self.adapters: tuple[str, ...] = ()

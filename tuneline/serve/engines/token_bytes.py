@@ -31,7 +31,6 @@ class TokenBytes:
         self.partial: int = next((index for index, content in self._bytes.items() if not _is_complete(content)), 0)
         """A token that ends within a character; stands for tokens that cannot be recovered."""
 
-
     def find(self, text: bytes, count: int, last: int) -> list[int] | None:
         """Return the tokens of a text.
 

@@ -160,8 +160,8 @@ def find_python(python: Path | str | None) -> Path:
     path = Path(python).expanduser() if python else None
     if path is None or not path.is_file() or not os.access(path, os.X_OK):
         raise SourceError(
-            f"engine_python: found {str(python) if python else 'nothing'!r}, expected the Python of an environment with "
-            f"vLLM. Create one: {SET_UP}; then set engine_python: ~/vllm/bin/python."
+            f"engine_python: found {str(python) if python else 'nothing'!r}, expected the Python of an environment "
+            f"with vLLM. Create one: {SET_UP}; then set engine_python: ~/vllm/bin/python."
         )
     return path.absolute()
 

@@ -22,7 +22,13 @@ CORPUS = [tiny.TEXT, "It's 2026, they'll ISN'T naïve Straße 你好 世界 " * 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return build_gguf_model(tmp_path_factory.mktemp("vocabulary") / "model", vocab_size=512, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
+    return build_gguf_model(
+        tmp_path_factory.mktemp("vocabulary") / "model",
+        vocab_size=512,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
 
 
 @pytest.fixture
@@ -47,9 +53,13 @@ def save_byte_level(folder, pre, normalizer=None, ignore_merges=False, **keys):
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **keys)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **keys
+    )
     fast.chat_template = tiny.CHATML
     fast.save_pretrained(folder)
 

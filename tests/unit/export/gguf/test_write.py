@@ -42,7 +42,8 @@ def tensor_types(path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "matrix", "output"), [("f16", Type.F16, Type.F16), ("q8_0", Type.Q8_0, Type.Q8_0), ("q4_k_m", Type.Q4_K, Type.Q6_K)]
+    ("kind", "matrix", "output"),
+    [("f16", Type.F16, Type.F16), ("q8_0", Type.Q8_0, Type.Q8_0), ("q4_k_m", Type.Q4_K, Type.Q6_K)],
 )
 def test_a_file_of_each_type_computes_what_the_model_computes(source, tmp_path, kind, matrix, output):
     report = write.write_gguf(source, tmp_path / "model.gguf", kind)
@@ -102,7 +103,13 @@ def test_another_rope_base_is_detected(folder, tmp_path, monkeypatch):
     "scaling",
     [
         {"rope_type": "linear", "factor": 4.0},
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
     ],
     ids=lambda scaling: scaling["rope_type"],
 )
@@ -150,7 +157,7 @@ def source_of(kind, layer, shape=(256, 256)):
 
 
 def test_the_4_bit_mixture_is_that_of_llama_cpp():
-    Name = gguf.MODEL_TENSOR  # noqa: N806
+    Name = gguf.MODEL_TENSOR
 
     def chosen(kind, layer=0, shape=(256, 256), tied=False, config=None):
         return quantize.tensor_type(source_of(kind, layer, shape), "q4_k_m", config, tied=tied, blocks=32)

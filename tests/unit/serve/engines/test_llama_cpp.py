@@ -83,9 +83,11 @@ def test_tokens_that_are_parts_of_characters_are_complete(engine, collect, promp
 def test_log_probabilities_are_those_of_the_unmodified_logits(engine, reference, collect, tokenizer):
     prompt = tokenizer("The quick")["input_ids"]
     letters = [tokenizer(letter)["input_ids"][0] for letter in "ABCD"]
-    bias = {letter: 50.0 for letter in letters}
+    bias = dict.fromkeys(letters, 50.0)
 
-    tokens = collect(engine, GenerationRequest(prompt, 3, Sampling(temperature=0, logit_bias=bias), (2,), top_logprobs=4))
+    tokens = collect(
+        engine, GenerationRequest(prompt, 3, Sampling(temperature=0, logit_bias=bias), (2,), top_logprobs=4)
+    )
 
     ids = [token.id for token in tokens]
     assert set(ids) <= set(letters), "the bias decides"
@@ -98,13 +100,13 @@ def test_log_probabilities_are_those_of_the_unmodified_logits(engine, reference,
         assert token.top[0][0] == int(row.argmax())
 
 
-@pytest.mark.parametrize(
-    "sampling", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}], ids=str
-)
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-4}], ids=str)
 def test_each_filter_alone_makes_sampling_greedy(engine, reference, collect, prompt, partial, sampling):
     expected = generate_greedily(reference, prompt, 8, partial)
 
-    assert [token.id for token in collect(engine, GenerationRequest(prompt, 8, biased(partial, **sampling), (2,)))] == expected
+    assert [
+        token.id for token in collect(engine, GenerationRequest(prompt, 8, biased(partial, **sampling), (2,)))
+    ] == expected
 
 
 def test_a_seed_repeats_an_answer_and_another_seed_changes_it(engine, collect, prompt, partial):

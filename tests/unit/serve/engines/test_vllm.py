@@ -13,6 +13,9 @@ from tuneline.serve.engines.interface import EngineFailedError, GenerationReques
 from tuneline.serve.engines.vllm import VllmEngine
 
 
+STAND_IN = Path(__file__).parents[3] / "vllm_stand_in.py"
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, engine_home):
     """A folder with the stand-in as a Python environment, an adapter, and the record of requests."""
@@ -28,7 +31,9 @@ def world(tmp_path_factory, engine_home):
     python.chmod(0o755)
     adapter = folder / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"r": 12, "base_model_name_or_path": "elsewhere"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 12, "base_model_name_or_path": "elsewhere"})
+    )
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     return folder
 
@@ -59,7 +64,13 @@ def test_the_server_gets_the_options_of_the_engine(vllm, world, collect):
 
 def test_tokens_and_finish_reasons_are_read(vllm, collect):
     tokens = collect(vllm, GenerationRequest([10, 20], 5))
-    assert [(token.id, token.finish) for token in tokens] == [(30, None), (31, None), (32, None), (33, None), (34, "length")]
+    assert [(token.id, token.finish) for token in tokens] == [
+        (30, None),
+        (31, None),
+        (32, None),
+        (33, None),
+        (34, "length"),
+    ]
 
     tokens = collect(vllm, GenerationRequest([10, 20], 50, stop_ids=(33,)))
     assert (tokens[-1].id, tokens[-1].finish) == (33, "stop")
@@ -142,6 +153,3 @@ def test_a_missing_environment_is_an_error_with_the_set_up(world):
 def test_a_server_that_does_not_start_is_an_error_with_its_log(world):
     with pytest.raises(EngineFailedError, match=r"exited with code 1[\s\S]*No module named"):
         VllmEngine.load(world / "model", python=sys.executable)
-
-
-STAND_IN = Path(__file__).parents[3] / "vllm_stand_in.py"
