@@ -5,7 +5,7 @@ llguidance, as in the engine `transformers`.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class LlamaCppEngine:
 
     async def _numbered_tokens(
         self, body: dict[str, Any], request: GenerationRequest
-    ) -> AsyncIterator[tuple[int, Token]]:
+    ) -> AsyncGenerator[tuple[int, Token], None]:
         """Yield tokens with their numbers, from 1; one without text, which may be the stop token, waits for an event.
 
         The last token always has a finish reason.
