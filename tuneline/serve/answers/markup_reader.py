@@ -33,7 +33,7 @@ class Markup:
         if self.tool_format:
             tools = self.tool_format
             yield from (tools.open, tools.close, tools.next_open, tools.outer_close, tools.name_end)
-            yield from (tools.parameter_open, tools.parameter_middle, tools.parameter_close)
+            yield from (tools.quote, tools.parameter_open, tools.parameter_middle, tools.parameter_close)
 
 
 class Part(NamedTuple):

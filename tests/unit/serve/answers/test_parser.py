@@ -29,6 +29,7 @@ WITH_CALLS = {
     "llama": TEMPLATES["trl: llama3_1"],
     "python": TEMPLATES["trl: lfm2_v2"],
     "mistral": MISTRAL,
+    "gemma": TEMPLATES["trl: gemma4_v2"],
 }
 PARALLEL = [name for name in WITH_CALLS if name not in ("gptoss", "llama")]
 OPEN_PROMPTS = ("coder", "deepseek")
@@ -36,6 +37,7 @@ KINDS = {"hermes": "json", "thinking": "json", "llama": "json", "mistral": "json
     "glm": "parameters",
     "deepseek": "named_json",
     "gptoss": "named_json",
+    "gemma": "named_json",
     "python": "python",
 }
 CALLS = [
@@ -46,6 +48,7 @@ BROKEN = {
     "hermes": '<tool_call>\n{"name": "add", "arguments": {"a": 1}, oops}\n</tool_call>',
     "coder": "<tool_call>\n<function=add>\n1 and 2\n</function>\n</tool_call>",
     "python": "<|tool_call_start|>[add(1)]<|tool_call_end|>",
+    "gemma": "<|tool_call>call:add{a:}<tool_call|>",
     "llama": '{"answer": 3}',
     "mistral": "[TOOL_CALLS] [add]",
 }
