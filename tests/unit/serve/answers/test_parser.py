@@ -173,7 +173,34 @@ def test_a_call_that_is_cut_stays_text_and_calls_are_text_without_tools(tokenize
     assert cut.finish == "length"
     assert text.startswith(cut.content)
     assert not cut.tool_calls
-    assert parse(tokenizers["hermes"], ids).content == text
+    assert parse(tokenizers["hermes"], ids).content == text.removeprefix("<tool_call>").removesuffix("</tool_call>")
+
+
+def test_tags_may_have_other_white_space_than_in_the_template(tokenizers):
+    answers = {
+        "hermes": '<tool_call>{"name": "now", "arguments": {"zone": "UTC"}}</tool_call>',
+        "coder": "<tool_call><function=now>\n\n<parameter=zone>UTC</parameter></function></tool_call>",
+        "mistral": '[TOOL_CALLS][{"name": "now", "arguments": {"zone": "UTC"}}]',
+        "llama": '\n<|python_tag|>{"name": "now", "parameters": {"zone": "UTC"}}',
+    }
+
+    for name, text in answers.items():
+        assert calls_of(parse(tokenizers[name], encode(tokenizers[name], text), parse_tools=True)) == CALLS[1:], name
+
+
+def test_special_tokens_of_tool_calls_have_no_text_without_tools(tokenizers):
+    ids = encode(tokenizers["python"], written_calls(tokenizers["python"], CALLS[1:]))
+
+    assert parse(tokenizers["python"], ids).content == "[now(zone='UTC')]"
+
+
+def test_an_answer_that_is_not_a_call_is_streamed_as_content(tokenizers):
+    reader = AnswerParser(tokenizers["llama"], [], parse_tools=True)
+
+    deltas = [reader.feed(Token(i)) for i in encode(tokenizers["llama"], "It is 4.")]
+
+    assert deltas[0].content == "It"
+    assert parser.join([delta for delta in deltas if delta]).content == "It is 4."
 
 
 def test_closing_tags_inside_of_arguments_do_not_end_a_call(tokenizers):
