@@ -26,6 +26,8 @@ class Markup:
     """Text before an answer without thoughts."""
 
     tool_format: ToolFormat | None = None
+    shows_thinking: bool = False
+    """Whether the template itself has thinking tags. Other models may write `<think>` as well, if trained on it."""
 
     def texts(self) -> Iterator[str]:
         """Yield all texts of tags."""

@@ -82,7 +82,7 @@ def calls_of(delta):
 
 def written_calls(tokenizer, calls):
     tags = markup.find_markup(tokenizer)
-    pair = (tags.thinking_open, tags.thinking_close) if tags.thinking_open else None
+    pair = (tags.thinking_open, tags.thinking_close) if tags.shows_thinking else None
     return probes.render_calls(tokenizer, calls, pair)
 
 
@@ -119,7 +119,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_reasoning(name, tokenize
     opens = name in OPEN_PROMPTS
     prompt = prompts.encode_chat(tokenizer, [{"role": "user", "content": "Q"}]) if opens else []
     thoughts = (
-        f"{'' if opens else tags.thinking_open}\nI think.\n{tags.thinking_close}\n\n" if tags.thinking_open else ""
+        f"{'' if opens else tags.thinking_open}\nI think.\n{tags.thinking_close}\n\n" if tags.shows_thinking else ""
     )
     text = f"{thoughts}Let me see.\n{written_calls(tokenizer, CALLS[1:])}"
 
@@ -127,7 +127,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_reasoning(name, tokenize
 
     assert calls_of(delta) == CALLS[1:]
     assert delta.content == "Let me see."
-    assert delta.reasoning == ("I think." if tags.thinking_open else "")
+    assert delta.reasoning == ("I think." if tags.shows_thinking else "")
 
 
 def test_channels_of_gpt_oss_become_reasoning_and_content(tokenizers):
@@ -223,7 +223,7 @@ def test_types_of_tagged_parameters_follow_the_schema(tokenizers):
     assert calls_of(delta) == [("find", {"zip": "01234", "count": 2})]
 
 
-def test_a_thinking_block_is_only_read_where_the_template_has_one(tokenizers, tokenizer):
+def test_a_thinking_block_is_read_at_the_start_of_a_chat_answer(tokenizers, tokenizer):
     text = "<think>\nhm\n</think>\n\nyes"
 
     plain = parse(tokenizer, encode(tokenizer, text))
@@ -231,7 +231,7 @@ def test_a_thinking_block_is_only_read_where_the_template_has_one(tokenizers, to
     later = parse(tokenizers["thinking"], encode(tokenizers["thinking"], f"Use {text}"))
     completion = parse(tokenizers["thinking"], encode(tokenizers["thinking"], text), parse_reasoning=False)
 
-    assert (plain.content, plain.reasoning) == (text, "")
+    assert (plain.content, plain.reasoning) == ("yes", "hm")
     assert (thinking.content, thinking.reasoning) == ("yes", "hm")
     assert (later.content, later.reasoning) == (f"Use {text}", "")
     assert completion.reasoning == ""
@@ -314,7 +314,7 @@ def test_any_split_into_tokens_gives_the_same_text(tokenizer, text, stop, data):
 @pytest.mark.parametrize("name", ["thinking", "coder", "deepseek", "python", "llama"])
 def test_any_split_gives_the_same_thoughts_and_calls(tokenizers, name, before, after, data):
     tokenizer, tags = tokenizers[name], markup.find_markup(tokenizers[name])
-    thoughts = f"{tags.thinking_open}{before}{tags.thinking_close}" if tags.thinking_open else ""
+    thoughts = f"{tags.thinking_open}{before}{tags.thinking_close}" if tags.shows_thinking else ""
     call = written_calls(tokenizer, CALLS[1:])
     text = thoughts + call if name == "llama" else f"{thoughts}{before}{call}{after}"
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
