@@ -1,6 +1,7 @@
 """Answers while their tokens arrive: text, thoughts, tool calls and stop strings, however the text is split."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,8 @@ BROKEN = {
     "llama": '{"answer": 3}',
     "mistral": "[TOOL_CALLS] [add]",
 }
+
+HOSTILE = ("<tool_call>" * 2000, "<tool_call>{" * 2000, "<tool_call>\n" + "[" * 9000 + "</tool_call>")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,19 @@ def test_a_call_after_a_malformed_one_is_parsed(tokenizers):
 
     assert calls_of(delta) == CALLS
     assert delta.content == BROKEN["hermes"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>" * 2000, "<tool_call>{" * 2000, "<tool_call>\n" + "[" * 9000 + "</tool_call>"]
+)
+def test_hostile_answers_stay_text_and_take_little_time(text, tokenizers):
+    tokenizer = tokenizers["hermes"]
+    ids, start = encode(tokenizer, text), time.process_time()
+
+    delta = parse(tokenizer, ids, parse_tools=True)
+
+    assert delta.content == text
+    assert time.process_time() - start < 2
 
 
 def test_a_call_that_is_cut_stays_text_and_calls_are_text_without_tools(tokenizers):
