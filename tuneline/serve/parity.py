@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data import corpus, schema
 from tuneline.data.chat_template import render
 from tuneline.data.corpus import Corpus
-from tuneline.errors import NotFoundError, VerificationError
+from tuneline.errors import DataError, NotFoundError, VerificationError
 from tuneline.export import chat as template_analysis
 from tuneline.serve.answers import prompts
 from tuneline.serve.answers.messages import PromptError
@@ -122,7 +122,7 @@ def select_rows(mixture: Corpus, rows: Corpus, source: str, num_examples: int = 
         [StoredExample(key, contents[key], ids) for key, ids in sequences.items() if key in contents],
         max_length=int(config.get("max_length", 0)),
         trains_last_only=config.get("train_on") == "last_assistant" or history != "refuse",
-        each_turn=history == "each_turn",
+        each_turn=history == "each_turn" and "input_ids" in rows.splits["train"].column_names,
         is_wrapped=config.get("packing") == "wrapped",
     )
 
@@ -198,7 +198,7 @@ def _verify_example(
             return None
         _compare(ids[: len(row)], row, tokenizer, where)
         return [len(ids)]
-    if rows.max_length and _full_length(tokenizer, content) > rows.max_length:
+    if rows.max_length and _full_length(tokenizer, content, where) > rows.max_length:
         return None
     messages, lengths = _to_openai(content["messages"]), list[int]()
     tools = json.loads(content["tools"]) if content["tools"] else None
@@ -222,9 +222,12 @@ def _prompt_ends(content: schema.Content, rows: StoredRows) -> list[int]:
     return ends[-1:] if rows.trains_last_only and not rows.each_turn else ends
 
 
-def _full_length(tokenizer: PreTrainedTokenizerBase, content: schema.Content) -> int:
+def _full_length(tokenizer: PreTrainedTokenizerBase, content: schema.Content, where: str) -> int:
     """Return the number of tokens of a conversation, at least; a longer one than a row was truncated."""
-    text = render.apply_chat_template([*content["messages"], *content["chosen"]], content["tools"], tokenizer)
+    try:
+        text = render.apply_chat_template([*content["messages"], *content["chosen"]], content["tools"], tokenizer)
+    except DataError as error:
+        raise VerificationError(f"Prompt format: {where} cannot be rendered: {error}") from error
     return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + NUM_SPARE_TOKENS
 
 

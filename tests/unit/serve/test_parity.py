@@ -104,6 +104,14 @@ def test_tools_and_pairs_and_labelled_answers_are_compared(manifest):
     }
 
 
+def test_prompts_for_generation_are_compared_with_a_template_that_rewrites_history(manifest):
+    rewriting = selection.select_template(manifest, _template_file(manifest, LAST_TURN))[0]
+
+    rows = stored(CHATS[:2], rewriting, stage="prompt", rewritten_history="each_turn")
+
+    assert parity.verify_template(load_tokenizer(rewriting), rows).num_prompts == 2
+
+
 @pytest.mark.parametrize("packing", [True, "wrapped"])
 def test_texts_are_compared_with_the_encoding_of_completions(packing, manifest, tokenizer):
     texts = [schema.example("s", schema.content(text=f"The fox answers {i}. " * 8)) for i in range(3)]

@@ -13,6 +13,9 @@ from tuneline.serve.answers.parts import ToolCall
 from tuneline.serve.answers.text_search import find_first, partial_match_length
 from tuneline.serve.answers.tool_format import IncompleteError, MalformedError, Schemas, ToolFormat
 
+MAX_MALFORMED = 32
+"""Number of malformed tool calls after which the rest of an answer is content."""
+
 State = Literal["start", "reasoning", "content", "tool"]
 
 
@@ -26,6 +29,8 @@ class Markup:
     """Text before an answer without thoughts."""
 
     tool_format: ToolFormat | None = None
+    shows_thinking: bool = False
+    """Whether the template itself has thinking tags. Other models may write `<think>` as well, if trained on it."""
 
     def texts(self) -> Iterator[str]:
         """Yield all texts of tags."""
@@ -33,7 +38,7 @@ class Markup:
         if self.tool_format:
             tools = self.tool_format
             yield from (tools.open, tools.close, tools.next_open, tools.outer_close, tools.name_end)
-            yield from (tools.parameter_open, tools.parameter_middle, tools.parameter_close)
+            yield from (tools.quote, tools.parameter_open, tools.parameter_middle, tools.parameter_close)
 
 
 class Part(NamedTuple):
@@ -75,6 +80,7 @@ class MarkupReader:
         """Whether white space before the next text of this part is dropped."""
 
         self._after_call = False
+        self._num_malformed = 0
         self._can_think = bool(markup.thinking_open) and not is_thinking
 
     def feed(self, text: str) -> list[Part]:
@@ -182,10 +188,16 @@ class MarkupReader:
             self._buffer, self._state = text[length:], "content"
             self._trims = self._after_call = True
             return [Part("tool_calls", tool_calls=tuple(calls))]
+        return self._malformed(tools, text)
+
+    def _malformed(self, tools: ToolFormat, text: str) -> list[Part]:
+        """Return the first word of what is not a call as content, and read on after it."""
         num_white = len(text) - len(text.lstrip())
         word = next((word for word in tools.triggers if text.startswith(word, num_white)), "")
         self._state, self._buffer = "content", text[num_white + len(word) :] if word else text
-        if not word:
-            self._tools = None  # the start of the answer was not a call
+        self._num_malformed += 1
+        if not word or self._num_malformed == MAX_MALFORMED:
+            self._tools = None
+        if not word:  # the start of the answer was not a call
             return []
         return self._part("content", text[: num_white + len(word)])
