@@ -187,6 +187,7 @@ def test_a_body_that_breaks_off_is_no_request(impatient):
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
     ],
 )
 def test_broken_http_is_refused(impatient, data):
@@ -205,5 +206,6 @@ def test_too_many_connections_get_an_answer(tokenizer):
         for connection in idle:
             connection.close()
 
-        assert refused.status_code == 503
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "too_many_connections"
         assert wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
