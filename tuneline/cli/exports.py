@@ -1,6 +1,5 @@
 """`tuneline export`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +7,6 @@ import typer
 
 from tuneline.cli import show, train
 from tuneline.errors import RecipeError
-
-MODEL_REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -34,13 +31,18 @@ def export(
     dtype: Annotated[str, typer.Option(help="Data type of the weights: keep, float32, bfloat16 or float16.")] = "keep",
     max_shard_size: Annotated[str | None, typer.Option(help="Maximum size of a weight file, such as 5GB.")] = None,
     modelfile: Annotated[str, typer.Option(help="Ollama Modelfile: exact, limited or none.")] = "exact",
+    gguf: Annotated[
+        str, typer.Option(help="Also write a GGUF file for llama.cpp: none, f16, q8_0 or q4_k_m.")
+    ] = "none",
     cache: Annotated[bool, typer.Option(help="Reuse a cached export.")] = True,
     verbose: show.VerboseOption = False,
 ) -> None:
-    """Export a model: safetensors, tokenizer, model card, Modelfile and checksums; optionally push it to the Hub."""
+    """Export a model: safetensors, tokenizer, model card, Modelfile, checksums, GGUF; optionally push it to the Hub."""
     if not push and (public or revision != "main" or message):
         raise RecipeError("--public, --revision and --message require --push. Add --push owner/name, or remove them.")
     recipe: dict[str, Any] = {"stage": "export", "model": _source(model), "dtype": dtype, "modelfile": modelfile}
+    if gguf != "none":
+        recipe["gguf"] = gguf
     if max_shard_size:
         recipe["max_shard_size"] = max_shard_size
     if to:
@@ -56,6 +58,8 @@ def _source(model: str) -> dict[str, str]:
     Raises:
         RecipeError: It is a recipe, or neither of the two.
     """
+    from tuneline.config.parsing import model_reference
+
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(
@@ -63,13 +67,13 @@ def _source(model: str) -> dict[str, str]:
         )
     if path.is_dir():
         return {"type": "directory", "path": str(path.resolve())}
-    match = MODEL_REFERENCE.match(model)
-    if not match:
+    registered = model_reference.parse_registered(model)
+    if registered is None:
         raise RecipeError(
             f"{model!r} is neither a folder nor a valid name of a registered model. Give an existing folder, or a name "
             "such as demo@champion; `tuneline models` lists the names."
         )
-    return {"type": "registered", "name": match["name"], "version": match["version"] or "champion"}
+    return registered.model_dump()
 
 
 def _write_config(recipe: dict[str, Any]) -> Path:

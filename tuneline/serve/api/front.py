@@ -49,7 +49,7 @@ class Front:
 
     def check_queue(self, engine: Engine) -> None:
         """Raise an error if too many requests wait."""
-        waiting = engine.load().waiting
+        waiting = engine.current_load().waiting
         if waiting > self.settings.max_waiting:
             message = f"{waiting} requests wait, and at most {self.settings.max_waiting} may. Send the request later."
             raise ApiError(503, message, code="queue_full", retry_after=self.settings.retry_after_seconds)
@@ -78,7 +78,7 @@ class Front:
         for entry in {entry.resolved: entry for entry in self.deployment.models()}.values():
             with suppress(UnknownModelError, EngineFailedError):  # a version that is replaced or restarts
                 async with self.deployment.acquire(entry.id) as version:
-                    loads[version.name] = version.engine.load()
+                    loads[version.name] = version.engine.current_load()
         self.metrics.loads = loads
         return self.metrics.render()
 
