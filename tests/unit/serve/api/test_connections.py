@@ -142,6 +142,20 @@ def test_a_body_that_stops_is_a_timeout(impatient):
     assert impatient.engine.requests == []
 
 
+@pytest.mark.parametrize(("length", "statuses"), [(60, [b"100", b"200"]), (10**9, [b"413"])])
+def test_a_client_that_expects_permission_to_send_gets_it_or_an_answer(impatient, length, statuses):
+    content = body().ljust(60)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+    with connect(impatient) as connection:
+        connection.sendall(head.encode())
+        data = connection.recv(65536)
+        if b"100 Continue" in data:
+            connection.sendall(content)
+            data += connection.recv(65536)
+
+    assert [line.split()[1] for line in data.splitlines() if line.startswith(b"HTTP/1.1")] == statuses
+
+
 def test_a_body_that_trickles_has_a_limited_time(tokenizer):
     with api_server.serve(tokenizer, max_request_seconds=0.5) as server, connect(server) as connection:
         connection.sendall(request(b"{", length=1000))
