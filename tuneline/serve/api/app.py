@@ -43,7 +43,12 @@ def create_app(deployment: Deployment, settings: ApiSettings) -> FastAPI:
         total_timeout=settings.max_request_seconds,
     )
     app.add_middleware(KeyGuard, keys=settings.keys)
-    app.add_middleware(HostGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    app.add_middleware(
+        HostGuard,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+        max_header_bytes=settings.max_header_bytes,
+    )
     app.add_middleware(
         Access,
         metrics=front.metrics,

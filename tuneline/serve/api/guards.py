@@ -29,10 +29,10 @@ def get_header(scope: Scope, name: bytes) -> str | None:
 
 
 class HostGuard:
-    """Reject requests that a web page sends by a name of its own (DNS rebinding) or from another origin."""
+    """Reject long headers, and requests of web pages: by a name of their own (DNS rebinding) or from another origin."""
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...], max_header_bytes: int) -> None:
+        self.app, self.max_header_bytes = app, max_header_bytes
         self.hosts = {host.lower() for host in (*LOOPBACK_HOSTS, *hosts)}
         self.origins = {origin.lower().rstrip("/") for origin in origins}
 
@@ -40,6 +40,7 @@ class HostGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        self.check_size(scope)
         host = (get_header(scope, b"host") or "").lower()
         self.check_host(host)
         origin = get_header(scope, b"origin")
@@ -51,6 +52,14 @@ class HostGuard:
             message = f"Requests of the origin {origin[:200]!r} are not allowed. Add it to the allowed origins."
             raise ApiError(403, message, code="origin_not_allowed")
         await self._answer(scope, receive, send, origin)
+
+    def check_size(self, scope: Scope) -> None:
+        """Raise an error if path and headers are too long; h11 limits only headers that arrive in parts."""
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self.max_header_bytes:
+            message = f"Path and headers have {size} bytes; at most {self.max_header_bytes} are allowed. Shorten them."
+            raise ApiError(431, message, code="headers_too_large", close=True)
 
     def check_host(self, host: str) -> None:
         """Raise an error if the `Host` header, without its port, is not allowed."""

@@ -18,6 +18,9 @@ from tuneline.serve.engines.interface import GenerationRequest, Grammar, Samplin
 COMPLETION_TOKENS = 16
 """Default length of an answer of `/v1/completions`, as in OpenAI's API."""
 
+MESSAGE_CHARACTERS = 50
+"""Characters that a chat template adds to a message, about."""
+
 SAMPLING_FIELDS = tuple(name for name in Sampling.__dataclass_fields__ if name in Generation.model_fields)
 
 
@@ -41,7 +44,7 @@ async def plan_chat(front: Front, version: ServedVersion, body: ChatRequest) -> 
     """Return the plan of a chat request."""
     check_supported(body, version.engine)
     tools = None if body.tool_choice == "none" or not body.tools else [dump(tool) for tool in body.tools]
-    size = sum(len(message.text()) for message in body.messages)
+    size = count_characters(body.messages)
     kwargs = body.chat_template_kwargs or {}
     ids = await front.encode(size, lambda: encode_messages(version, body.messages, tools, kwargs))
     limit = find_limit(front, version, ids, body.max_completion_tokens or body.max_tokens, "messages")
@@ -86,6 +89,11 @@ def encode_messages(
     plain = [message.plain() for message in messages]
     with prompt_errors("messages"):
         return prompts.encode_chat(version.tokenizer, plain, tools, template_kwargs)
+
+
+def count_characters(messages: list[Message]) -> int:
+    """Return about the number of characters of a rendered conversation; a template adds some to each message."""
+    return sum(len(message.text()) + MESSAGE_CHARACTERS for message in messages)
 
 
 @contextmanager

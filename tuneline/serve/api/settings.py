@@ -21,6 +21,8 @@ class ApiKey:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or not self.secret:
             raise ValueError(f"An API key needs a printable name and a secret; its name is {self.name!r}. Set both.")
+        if not self.secret.isascii() or not self.secret.isprintable() or " " in self.secret:
+            raise ValueError(f"The secret of API key {self.name!r} has spaces or non-ASCII characters. Replace it.")
         for limit in ("requests_per_minute", "max_concurrent"):
             value = getattr(self, limit)
             if value is not None and value < 1:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tuneline.serve.api.errors import bad_request
 from tuneline.serve.api.front import Front
-from tuneline.serve.api.plans import dump, encode_messages, encode_text
+from tuneline.serve.api.plans import count_characters, dump, encode_messages, encode_text
 from tuneline.serve.api.record import Record
 from tuneline.serve.api.schemas import Message
 from tuneline.serve.api.text_schemas import EmbeddingRequest, ScoreEvaluationRequest, ScoreRequest, TokenizeRequest
@@ -106,11 +106,6 @@ async def encode_scored(
     prompt = await front.encode(size, lambda: encode_messages(version, item[:-1], None, kwargs))
     ids = await encode_text(front, version, answer.text(), add_special_tokens=False)
     return [*prompt, *ids, version.tokenizer.eos_token_id]
-
-
-def count_characters(messages: list[Message]) -> int:
-    """Return the number of characters of a conversation."""
-    return sum(len(message.text()) for message in messages)
 
 
 def check_number(front: Front, number: int, param: str) -> None:

@@ -23,8 +23,7 @@ def impatient(tokenizer):
 
 @pytest.fixture(autouse=True)
 def reset(impatient):
-    engine = impatient.engine
-    engine.text, engine.delay, engine.generated, engine.requests = api_server.TEXT, 0.0, 0, []
+    impatient.engine.reset()
 
 
 def body(**fields):
@@ -143,6 +142,20 @@ def test_a_body_that_stops_is_a_timeout(impatient):
     assert impatient.engine.requests == []
 
 
+@pytest.mark.parametrize(("length", "statuses"), [(60, [b"100", b"200"]), (10**9, [b"413"])])
+def test_a_client_that_expects_permission_to_send_gets_it_or_an_answer(impatient, length, statuses):
+    content = body().ljust(60)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+    with connect(impatient) as connection:
+        connection.sendall(head.encode())
+        data = connection.recv(65536)
+        if b"100 Continue" in data:
+            connection.sendall(content)
+            data += connection.recv(65536)
+
+    assert [line.split()[1] for line in data.splitlines() if line.startswith(b"HTTP/1.1")] == statuses
+
+
 def test_a_body_that_trickles_has_a_limited_time(tokenizer):
     with api_server.serve(tokenizer, max_request_seconds=0.5) as server, connect(server) as connection:
         connection.sendall(request(b"{", length=1000))
@@ -187,6 +200,7 @@ def test_a_body_that_breaks_off_is_no_request(impatient):
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
     ],
 )
 def test_broken_http_is_refused(impatient, data):
@@ -205,5 +219,6 @@ def test_too_many_connections_get_an_answer(tokenizer):
         for connection in idle:
             connection.close()
 
-        assert refused.status_code == 503
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "too_many_connections"
         assert wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)

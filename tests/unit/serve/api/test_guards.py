@@ -170,6 +170,8 @@ def test_compressed_bodies_are_refused(server):
         lambda: ApiKey("", "secret"),
         lambda: ApiKey("a\n", "secret"),
         lambda: ApiKey("a", ""),
+        lambda: ApiKey("a", "two words"),
+        lambda: ApiKey("a", "gr\u00fcn"),
         lambda: ApiKey("a", "secret", requests_per_minute=0),
         lambda: ApiSettings(keys=(ApiKey("a", "x"), ApiKey("a", "y"))),
         lambda: ApiSettings(keys=(ApiKey("a", "x"), ApiKey("b", "x"))),
