@@ -32,6 +32,10 @@ class ScriptedEngine:
         self.error: Exception = EngineFailedError("The engine died.")
         self.is_closed = False
 
+    def reset(self) -> None:
+        """Forget all requests, and answer as at the start."""
+        type(self).__init__(self, self.tokenizer, max_length=self.max_length)
+
     def script(self, request: GenerationRequest) -> list[int]:
         ids = self.tokenizer(self.text, add_special_tokens=False)["input_ids"]
         return [*ids, self.tokenizer.eos_token_id]

@@ -24,8 +24,7 @@ def module_server(tokenizer: PreTrainedTokenizerBase) -> Iterator[api_server.Ser
 @pytest.fixture
 def server(module_server: api_server.Server) -> api_server.Server:
     """A server that the tests of a module share; each test begins with a fresh engine state."""
-    engine = module_server.engine
-    engine.__init__(engine.tokenizer)
+    module_server.engine.reset()
     return module_server
 
 

@@ -23,8 +23,7 @@ def impatient(tokenizer):
 
 @pytest.fixture(autouse=True)
 def reset(impatient):
-    engine = impatient.engine
-    engine.text, engine.delay, engine.generated, engine.requests = api_server.TEXT, 0.0, 0, []
+    impatient.engine.reset()
 
 
 def body(**fields):

@@ -21,7 +21,7 @@ def limited(tokenizer):
 
 @pytest.fixture(autouse=True)
 def reset(limited):
-    limited.engine.__init__(limited.engine.tokenizer)
+    limited.engine.reset()
 
 
 def events(response):
