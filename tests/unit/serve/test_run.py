@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -142,3 +143,32 @@ def test_limits_and_hosts_of_the_settings_reach_the_api():
     assert settings.allowed_hosts == ("models.example.org", "192.168.1.2")
     (key,) = settings.keys
     assert (key.name, key.secret, key.requests_per_minute, key.max_concurrent) == ("web", KEY, 60, 2)
+
+
+def test_requests_have_the_defaults_of_the_settings_and_of_the_model(tiny_model, home, factory, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "own")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.6, "top_k": 20}')
+    config = ServeConfig(
+        model=str(folder),
+        port=0,
+        generation={"temperature": 0.3, "max_tokens": 3},
+        system="Be brief.",
+    )
+
+    def work(url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY)
+        messages = [{"role": "user", "content": "Hi"}]
+        client.chat.completions.create(model="own", messages=messages)
+        client.chat.completions.create(
+            model="own", messages=[{"role": "system", "content": "x"}, *messages], temperature=1, max_tokens=2
+        )
+
+    serve(config, work)
+
+    (engine,) = factory.made
+    default, explicit = engine.requests[-2:]
+    assert (default.sampling.temperature, default.sampling.top_k, default.max_tokens) == (0.3, 20, 3)
+    assert (explicit.sampling.temperature, explicit.sampling.top_k, explicit.max_tokens) == (1, 20, 2)
+    decode = engine.spec.tokenizer.decode
+    assert "Be brief." in decode(default.prompt_ids)
+    assert "Be brief." not in decode(explicit.prompt_ids)

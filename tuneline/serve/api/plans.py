@@ -85,10 +85,13 @@ def encode_messages(
     tools: list[dict[str, Any]] | None,
     template_kwargs: dict[str, Any],
 ) -> list[int]:
-    """Return the token ids of a conversation, rendered with the chat template of the version."""
+    """Return the token ids of a conversation, rendered with the chat template and the defaults of the version."""
     plain = [message.plain() for message in messages]
+    if version.defaults.system and not any(message["role"] in ("system", "developer") for message in plain):
+        plain = [{"role": "system", "content": version.defaults.system}, *plain]
     with prompt_errors("messages"):
-        return prompts.encode_chat(version.tokenizer, plain, tools, template_kwargs)
+        variables = {**version.defaults.chat_template_kwargs, **template_kwargs}
+        return prompts.encode_chat(version.tokenizer, plain, tools, variables)
 
 
 def count_characters(messages: list[Message]) -> int:
@@ -128,7 +131,7 @@ def find_limit(front: Front, version: ServedVersion, ids: list[int], wanted: int
         raise bad_request(message, "max_tokens", "invalid_value")
     front.check_prompt(ids, version, param, new_tokens=wanted or 1)
     rest = version.engine.max_length - len(ids)
-    return wanted or min(rest, allowed or rest)
+    return wanted or min(rest, allowed or rest, version.defaults.max_tokens or rest)
 
 
 def find_grammar(
@@ -157,7 +160,8 @@ def build_request(
     index: int,
 ) -> GenerationRequest:
     """Return the engine's request for one choice. Choice `i` uses `seed + i`, else all choices were equal."""
-    values = {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
+    values: dict[str, Any] = dict(version.defaults.sampling)
+    values |= {name: value for name in SAMPLING_FIELDS if (value := getattr(body, name)) is not None}
     if values.get("top_k") == -1:
         values["top_k"] = 0
     if "seed" in values:

@@ -50,10 +50,10 @@ def make_version(run_id, home, tmp_path, tiny_model, name):
     """Register a tiny model with other weights per call; returns the version."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
-    def make(seed: int, template: str | None = None) -> registry.Version:
+    def make(seed: int, template: str | None = None, model: Path = tiny_model) -> registry.Version:
         folder = tmp_path / "versions" / str(seed)
         files = folder / "files"
-        shutil.copytree(tiny_model, files)
+        shutil.copytree(model, files)
         config = {"eos_token_id": 2, "seed_of_the_test": seed}
         (files / "generation_config.json").write_text(json.dumps(config))
         if template:
