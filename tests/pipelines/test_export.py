@@ -199,7 +199,7 @@ def test_a_version_with_other_bytes_is_not_exported(trained, export):
 def test_a_model_without_a_merged_form_is_refused(run, export):
     made = run(method={"type": "prompt", "num_virtual_tokens": 4}, tokenize={"max_length": 256, "packing": False})
 
-    with pytest.raises(TunelineError, match="holds an adapter next to its base model"):
+    with pytest.raises(TunelineError, match="contains an adapter next to its base model"):
         export(model={"type": "registered", "name": "tiny", "version": made.decision.version})
     with pytest.raises(TunelineError, match="No run 'nothing' with a model was found"):
         export(model={"type": "run", "name": "nothing"})

@@ -104,7 +104,7 @@ def test_the_documents_say_why_and_show_both_numbers():
         in text
     )
     assert "2 were found in the training rows" in text
-    assert "- mask_coverage: FAILS, 0.00% of the training tokens carry loss" in text
+    assert "- mask_coverage: FAILED, 0.00% of the training tokens carry loss" in text
     assert "the &lt;base&gt; model" in page
     assert "<base>" not in page
     assert "http" not in page, "the page needs nothing from elsewhere"

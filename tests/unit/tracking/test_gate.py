@@ -107,7 +107,7 @@ def test_right_and_wrong_answers_without_a_difference_claim_no_gain_that_they_de
     sentence = judge(same, same).sentence()
 
     assert "detect" not in sentence
-    assert "not above the required +0.0 (10 items; exact test of McNemar)" in sentence
+    assert "not above the required +0.0 (10 items; exact McNemar test)" in sentence
 
 
 def test_the_finding_holds_the_ends_of_its_test():
@@ -326,7 +326,7 @@ def test_too_few_clean_items_are_told():
     scores = by_item([0.5] * 6)
 
     with pytest.raises(
-        TrackingError, match=r"Of the 6 items of rougeL 2 were found in the training rows, and at least 5 clean"
+        TrackingError, match=r"Of the 6 items of rougeL, 2 were found in the training rows; at least 5 clean"
     ):
         judge_all(gate_config(), {"item-0", "item-1"}, rougeL=(scores, scores))
 
