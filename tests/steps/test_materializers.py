@@ -194,7 +194,7 @@ def test_a_flipped_bit_is_told_with_its_file(artifact, any_artifact, load_again,
 
 
 @pytest.mark.parametrize("kind", ["corpus", "checkpoint", "report", "document"])
-def test_a_missing_artifact_is_told(artifact, any_artifact, load_again, kind):
+def test_a_missing_artifact_is_reported(artifact, any_artifact, load_again, kind):
     materializer, data, _ = any_artifact[kind]
     _, content_hash, _, uri = artifact(materializer, data)
     shutil.rmtree(uri)

@@ -83,7 +83,7 @@ def test_cached_steps_can_be_left_out(log):
     ]
 
 
-def test_the_last_note_of_the_progress_stands_on_the_line_of_its_step(log):
+def test_the_line_of_a_step_ends_with_its_last_progress_note(log):
     view = run_view.RunView(log, STEPS)
 
     view.on_step(StepEvent("train", "started"))

@@ -104,9 +104,9 @@ def test_settings_that_differ_from_the_paper_are_listed_with_their_methods(resul
     rows = {(row[0], row[1]): row for row in pages.settings(results).rows}
 
     assert rows["train.learning_rate", "efficiency"][2:] == ["all", "0.0001", "1e-05"]
-    tiny = [cell("pubmed", "full", asked=TableOptions("tiny")), cell("pubmed", "lora", asked=TableOptions("tiny"))]
+    tiny = [cell("pubmed", "full", options=TableOptions("tiny")), cell("pubmed", "lora", options=TableOptions("tiny"))]
     assert {tuple(row) for row in pages.settings(tiny).rows} >= {("method.r", "efficiency", "lora", "8", "128")}
-    paper = [cell("pubmed", "full", asked=TableOptions("paper"))]
+    paper = [cell("pubmed", "full", options=TableOptions("paper"))]
     assert pages.settings(paper).rows[0][0] == "none"
 
 
