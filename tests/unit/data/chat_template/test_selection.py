@@ -56,7 +56,7 @@ def test_a_named_template_is_part_of_the_tokenizers_identity(tiny_model):
     assert "### Instruction:\nQ" in load_tokenizer(alpaca).apply_chat_template(CHAT, tokenize=False)
 
 
-def test_template_arguments_are_written_into_the_template(tiny_model):
+def test_template_arguments_are_inserted_into_the_template(tiny_model):
     manifest = source.tokenizer_manifest(tiny_model)
     own = load_tokenizer(manifest).chat_template
 

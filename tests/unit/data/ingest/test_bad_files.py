@@ -176,7 +176,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_data_is_reported_with_its_line(case, error_of):
+def test_a_file_that_is_not_data_is_reported_with_its_line(case, error_of):
     name, content, expected = FILES[case]
 
     error, message = error_of({name: content})
@@ -211,7 +211,7 @@ def test_the_public_malformed_files_are_refused(name, error_of, test_data):
     assert message.replace(f"HERE/data/{name}", "FILE") == MALFORMED[name]
 
 
-def test_a_public_torn_table_is_refused_even_where_bad_rows_are_dropped(prepare, test_data):
+def test_a_public_damaged_table_is_refused_even_if_bad_rows_are_dropped(prepare, test_data):
     name = "cnn_dailymail_broken.csv.gz"
     columns = {"columns": {"instruction": "article", "output": "highlights"}}
 
@@ -225,13 +225,13 @@ def test_a_public_torn_table_is_refused_even_where_bad_rows_are_dropped(prepare,
     )
 
 
-def test_every_public_malformed_file_is_tried(test_data):
+def test_every_public_malformed_file_is_tested(test_data):
     names = {path.name for path in (test_data / "malformed").iterdir()}
 
     assert names == {*MALFORMED, "cnn_dailymail_broken.csv.gz"}
 
 
-def test_files_with_different_columns_are_no_dataset(error_of):
+def test_files_with_different_columns_are_refused(error_of):
     _, message = error_of({"a.jsonl": ALPACA_LINES, "b.jsonl": QUESTIONS}, {"path": "data"})
 
     assert message == (
@@ -268,7 +268,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malformed(located, monkeypatch):
+def test_a_file_truncated_during_reading_is_reported_as_changed(located, monkeypatch):
     _, sources = located
     read = ingest.readers.read_chunks
 
@@ -283,7 +283,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malfo
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
 
-def test_a_file_that_is_gone_when_it_is_to_be_read_is_reported(located):
+def test_a_file_deleted_before_reading_is_reported(located):
     path, sources = located
     shutil.rmtree(path.parent)
 

@@ -110,7 +110,7 @@ def test_a_tokenizer_without_a_record_copies_none(own, tmp_path):
     assert not (tmp_path / new_tokens.RECORD_FILE).exists()
 
 
-def test_in_the_folder_of_a_whole_model_no_token_is_new(tiny_model, grown, tmp_path):
+def test_a_complete_model_folder_has_no_new_tokens(tiny_model, grown, tmp_path):
     merged = shutil.copytree(tiny_model, tmp_path / "merged")
     shutil.copytree(folder_of(grown), merged, dirs_exist_ok=True)
 

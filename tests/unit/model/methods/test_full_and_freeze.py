@@ -21,7 +21,7 @@ def trained(config, build=llama):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_the_last_layers_are_trained_and_the_first_where_the_number_is_negative():
+def test_the_last_layers_are_trained_or_the_first_if_the_number_is_negative():
     three = {"num_hidden_layers": 3}
 
     last = trained(freeze(layers=2), lambda: llama(**three))
