@@ -82,8 +82,8 @@ def test_every_number_of_a_config_has_bounds():
 def _check(model: type[Config]) -> None:
     result = numbers(model)
     assert model.model_config["allow_inf_nan"] is False
-    assert not [each for each in result if each["type"] == "float" and each.get("allow_inf_nan")]
-    unbounded = [each for each in result if each["type"] == "int" and not has_bounds(each)]
+    assert not [number for number in result if number["type"] == "float" and number.get("allow_inf_nan")]
+    unbounded = [number for number in result if number["type"] == "int" and not has_bounds(number)]
     assert not unbounded or name(model) in UNBOUNDED, name(model)
 
 
@@ -91,7 +91,7 @@ def test_only_models_without_bounds_are_exempt():
     unbounded = {
         name(model)
         for model in models()
-        if any(each["type"] == "int" and not has_bounds(each) for each in numbers(model))
+        if any(number["type"] == "int" and not has_bounds(number) for number in numbers(model))
     }
 
     assert set(UNBOUNDED) <= unbounded
@@ -102,8 +102,8 @@ def problem(tmp_path, recipe, **top) -> str:
     with pytest.raises(RecipeError) as caught:
         load.load(path)
     (line,) = str(caught.value).splitlines()
-    place, number, rest = line.split(":", 2)
-    assert place == str(path)
+    location, number, rest = line.split(":", 2)
+    assert location == str(path)
     assert number.isdigit()
     return rest.strip()
 

@@ -1,4 +1,4 @@
-"""Mistakes in recipes, descriptions and paths: each error is one line with the place, the cause and the fix."""
+"""Errors in recipes, descriptions and paths: each is one line with location, cause and fix."""
 
 import gzip
 

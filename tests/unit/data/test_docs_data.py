@@ -45,9 +45,9 @@ def test_every_row_is_read_by_its_entry(tmp_path, monkeypatch, row, entry):
     monkeypatch.delitem(sys.modules, "my_formats", raising=False)
     source = SourceConfig.model_validate(entry)
 
-    said = align.align_record(row, source.format, tags=source.tags, column_names=source.columns)
+    example = align.align_record(row, source.format, tags=source.tags, column_names=source.columns)
 
-    assert said["text"] or said["messages"][-1]["content"]
+    assert example["text"] or example["messages"][-1]["content"]
 
 
 def test_every_format_has_a_row():

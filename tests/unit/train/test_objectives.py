@@ -129,9 +129,9 @@ def test_a_packed_pair_scores_like_each_answer_alone(parts, tiny_model):
         ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]])
         labels = torch.tensor([[-100] * len(row["prompt_ids"]) + row[f"{name}_ids"]])
         with torch.no_grad():
-            alone = -float(model(input_ids=ids, labels=labels, use_cache=False).loss) * len(row[f"{name}_ids"])
+            single_score = -float(model(input_ids=ids, labels=labels, use_cache=False).loss) * len(row[f"{name}_ids"])
         total, count = output.metrics[f"logps/{name}"]
-        assert total / count == pytest.approx(alone, rel=1e-5)
+        assert total / count == pytest.approx(single_score, rel=1e-5)
 
 
 def plain_losses(model, inputs):
@@ -157,12 +157,12 @@ SMOOTHING = {"exo_pair": 0.1, "robust": 0.2}
 
 
 @pytest.fixture(scope="module")
-def theirs(quiet, tiny_model, tmp_path_factory):
+def trl_models(quiet, tiny_model, tmp_path_factory):
     """A policy, another model as its reference, and trl's trainer around both."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     reference = tiny.build_model(tmp_path_factory.mktemp("reference") / "model", seed=1)
-    policy, other = (AutoModelForCausalLM.from_pretrained(place) for place in (tiny_model, reference))
+    policy, other = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, reference))
     return policy.eval(), other.eval(), AutoTokenizer.from_pretrained(tiny_model)
 
 
@@ -182,11 +182,11 @@ def scores_of(model, rows, names):
 
 
 @pytest.mark.parametrize("kind", losses.DPO_LOSSES)
-def test_losses_are_those_of_trl(kind, theirs, tmp_path):
+def test_losses_are_those_of_trl(kind, trl_models, tmp_path):
     from trl import DPOConfig as TheirConfig
     from trl import DPOTrainer
 
-    policy, reference, tokenizer = theirs
+    policy, reference, tokenizer = trl_models
     smoothing = SMOOTHING.get(kind, 0.0)
     args = TheirConfig(
         output_dir=str(tmp_path), loss_type=[kind], label_smoothing=smoothing, beta=0.2, bf16=False, report_to=[],
@@ -212,11 +212,11 @@ def measured(config, policy, rows):
 
 
 @pytest.mark.parametrize("kind", ["orpo", "cpo", "simpo"])
-def test_objectives_without_reference_are_those_of_trl(kind, theirs):
+def test_objectives_without_reference_are_those_of_trl(kind, trl_models):
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
-    policy = theirs[0]
+    policy = trl_models[0]
     (chosen, rejected), (n_chosen, n_rejected) = scores_of(policy, PAIR_ROWS, ("chosen", "rejected"))
     settings = {"alpha": 0.0, "beta": 0.3, "simpo_gamma": 0.4, "label_smoothing": 0.1, "accelerator": CPU}
     nll = -float(chosen.sum() / n_chosen.sum())
@@ -244,11 +244,11 @@ LABELLED = [
 
 
 @pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
-def test_losses_of_labelled_answers_equal_those_of_trl(kind, theirs, tmp_path):
+def test_losses_of_labelled_answers_equal_those_of_trl(kind, trl_models, tmp_path):
     from trl import KTOConfig as TheirConfig
     from trl import KTOTrainer
 
-    policy, reference, tokenizer = theirs
+    policy, reference, tokenizer = trl_models
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5, "beta": 0.2}
     args = TheirConfig(
         output_dir=str(tmp_path), loss_type=kind, bf16=False, report_to=[], use_cpu=True, gradient_checkpointing=False,
@@ -308,12 +308,12 @@ def test_the_best_weights_are_restored_and_a_training_stops_early(parts):
 
     _, report = trained(parts, "orpo", load_best_model_at_end=True, early_stopping_patience=3, **settings)
 
-    seen = [entry["validation_loss"] for entry in report.history]
-    best = min(range(len(seen)), key=seen.__getitem__)
-    assert len(seen) == best + 1 + 3 < 40
+    losses = [entry["validation_loss"] for entry in report.history]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 1 + 3 < 40
     assert report.decisions["early_stopping"].endswith(f"best at step {best + 1}")
     assert report.decisions["best"].startswith(f"weights of step {best + 1}, ")
-    assert report.summary["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
+    assert report.summary["validation_loss"] == pytest.approx(losses[best], rel=1e-5)
 
 
 def test_evaluations_change_no_weights_and_store_sample_answers(parts):

@@ -61,7 +61,9 @@ def test_every_shipped_registry_entry_is_a_valid_source(name):
 
 def test_the_shipped_registry_entries_name_no_column_that_its_format_has_anyway():
     for name, entry in SHIPPED.items():
-        assert all(ours != theirs for ours, theirs in entry.get("columns", {}).items()), name
+        assert all(
+            name_in_format != name_in_file for name_in_format, name_in_file in entry.get("columns", {}).items()
+        ), name
 
 
 def test_a_source_takes_location_and_format_of_its_registry_entry(project, tmp_path):
@@ -120,8 +122,8 @@ def test_an_unknown_dataset_is_reported_at_its_line_with_the_closest_match(proje
     source = {"name": "first", "path": "x.jsonl", "format": "alpaca"}
     (line,) = refused(path := project(source, {"dataset": "hubset"}))
 
-    place = f"{path}:{line_of(path, 'dataset: hubset')}: sources.1.dataset"
-    assert line == f"{place}: unknown dataset 'hubset'. Did you mean 'hub_set'? Known: chat, hub_set."
+    location = f"{path}:{line_of(path, 'dataset: hubset')}: sources.1.dataset"
+    assert line == f"{location}: unknown dataset 'hubset'. Did you mean 'hub_set'? Known: chat, hub_set."
 
 
 def test_large_registries_are_not_listed(project):

@@ -110,12 +110,12 @@ def test_files_of_the_real_registry_are_found_beside_it(registry):
 
 
 @needs_data
-def test_our_own_file_agrees_with_the_real_registry(registry):
-    ours = dataset_registry.read(Path("configs/datasets.yaml")).entries
+def test_the_shipped_registry_agrees_with_the_real_one(registry):
+    entries = dataset_registry.read(Path("configs/datasets.yaml")).entries
     hub = {name: entry["hub"] for name, entry in registry.entries.items() if "hub" in entry}
 
-    assert set(hub) - set(ours) == {"redpajama_v2"}
-    assert {name: entry["hub"] for name, entry in ours.items()} == {name: hub[name] for name in ours}
+    assert set(hub) - set(entries) == {"redpajama_v2"}
+    assert {name: entry["hub"] for name, entry in entries.items()} == {name: hub[name] for name in entries}
 
 
 def test_a_number_of_samples_becomes_a_random_sample(tmp_path):
@@ -202,7 +202,7 @@ def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "reason"),
+    ("location", "reason"),
     [
         ({"ms_hub_url": "a/b"}, "is on ModelScope only"),
         ({"om_hub_url": "a/b"}, "is on Modelers only"),
@@ -210,8 +210,10 @@ def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
         ({"cloud_file_name": "s3://a"}, "is in a cloud bucket"),
     ],
 )
-def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, place, reason):
-    result = llamafactory_dataset_info.read(written(tmp_path, {"one": place, "two": {"hf_hub_url": "a/b", **place}}))
+def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, location, reason):
+    result = llamafactory_dataset_info.read(
+        written(tmp_path, {"one": location, "two": {"hf_hub_url": "a/b", **location}})
+    )
 
     assert result.left_out["one"].startswith(reason)
     assert list(result.entries) == ["two"]
@@ -277,11 +279,11 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     entries["pic"]["columns"] = {"images": "images"}
     source, target = written(tmp_path, entries), tmp_path / "deep" / "datasets.yaml"
 
-    shown = run("import", source, "--output", target)
+    result = run("import", source, "--output", target)
 
-    assert shown.exit_code == 0, shown.output
-    assert "left out: has images" in " ".join(shown.stdout.split())
-    assert "Wrote 2 descriptions" in shown.stdout
+    assert result.exit_code == 0, result.output
+    assert "left out: has images" in " ".join(result.stdout.split())
+    assert "Wrote 2 descriptions" in result.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"
     assert target.read_text().endswith("# Skipped:\n#   pic: has images; only text is supported.\n")
@@ -291,8 +293,8 @@ def test_import_replaces_nothing_without_force(tmp_path):
     source, target = written(tmp_path, {"one": {"hf_hub_url": "a/b"}}), tmp_path / "datasets.yaml"
     target.write_text("mine: {path: x.json}\n")
 
-    kept = run("import", source, "--output", target)
-    assert "already exists" in str(kept.exception)
+    refused = run("import", source, "--output", target)
+    assert "already exists" in str(refused.exception)
     assert target.read_text() == "mine: {path: x.json}\n"
     assert run("import", source, "--output", target, "--force").exit_code == 0
     assert list(yaml.safe_load(target.read_text())) == ["one"]

@@ -21,7 +21,7 @@ def read(recipe, *ranges, **options):
 def test_ranges_and_choices_are_read_in_their_types(recipe):
     result = read(recipe, "train.learning_rate=log(1e-5,1e-3)", "method.r={2,4}", "method.lora_alpha=int(2,8)")
 
-    assert [(each.kind, each.boundary_values()) for each in result.dimensions] == [
+    assert [(dimension.kind, dimension.boundary_values()) for dimension in result.dimensions] == [
         ("log", (1e-5, 1e-3)),
         ("choice", (2, 4)),
         ("int", (2, 8)),

@@ -141,9 +141,9 @@ def test_a_gate_without_a_metric_uses_the_default_of_the_stage(path):
 
     recipe = type(shipped).model_validate(shipped.model_dump() | {"registry": gate_without})
 
-    wanted = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
+    expected = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
     (target,) = recipe.gate().all_targets()
-    assert (target.metric, target.min_effect) == (wanted.get(recipe.stage, "preference_accuracy"), 0.01)
+    assert (target.metric, target.min_effect) == (expected.get(recipe.stage, "preference_accuracy"), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,6 @@ def test_the_default_target_depends_on_the_measured_metrics(measured, metric):
 
 
 def test_a_gate_with_targets_stored_by_an_earlier_release_is_read():
-    kept = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
+    stored = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
 
-    assert GateConfig.model_validate(kept).all_targets()[1].metric == "exam_accuracy"
+    assert GateConfig.model_validate(stored).all_targets()[1].metric == "exam_accuracy"

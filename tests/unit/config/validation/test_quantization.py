@@ -14,8 +14,8 @@ TABLE = quantization.table()
 ON_THE_FLY = [name for name, entry in TABLE.items() if "on_the_fly" in entry.made]
 
 
-def config_with(**about):
-    return {"model_type": "llama", "quantization_config": about}
+def config_with(**quantization_config):
+    return {"model_type": "llama", "quantization_config": quantization_config}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Alignment: records become examples; what cannot be used is refused with its place, or dropped and counted."""
+"""Alignment of records to examples; unusable records are refused with their location, or dropped and counted."""
 
 import gzip
 
@@ -18,7 +18,7 @@ DROP = {"bad_rows": "drop", "max_bad_fraction": 1.0}
 
 
 def records(rows):
-    """Make a corpus of records as a reader would, one a line of rows.jsonl; text rows are taken as they are."""
+    """Make a corpus of records as a reader does, one per line of rows.jsonl; text rows are not changed."""
     texts = [row if isinstance(row, str) else orjson.dumps(row).decode() for row in rows]
     with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": ["rows.jsonl"] * len(rows), "line": range(1, len(rows) + 1), "record": texts})
@@ -184,13 +184,13 @@ def test_half_a_surrogate_pair_is_a_bad_row():
 def test_more_bad_rows_than_the_recipe_allows_are_an_error_that_counts_them():
     rows = [*tiny.alpaca_rows(6), *[{"instruction": "a"}] * 3, {"instruction": "a", "output": ""}]
     allowed = AlignConfig(format="alpaca", bad_rows="drop", max_bad_fraction=0.4)
-    refused = allowed.model_copy(update={"max_bad_fraction": 0.39})
+    stricter = allowed.model_copy(update={"max_bad_fraction": 0.39})
 
     assert align.align(records(rows), allowed).counts["examples"] == 6
     with pytest.raises(
         DataError, match=r"rows: 4 of 10 .* 0.39 allows \(no 'output': 3; empty assistant turn: 1\).*jsonl:7: "
     ):
-        align.align(records(rows), refused)
+        align.align(records(rows), stricter)
 
 
 def test_a_dataset_without_a_good_row_is_always_an_error():

@@ -172,7 +172,7 @@ def test_an_answer_required_by_a_stage_cannot_be_excluded_from_the_loss(row, los
         ([ASKED, {**OTHER, "weight": 0}, ASKED, OTHER], "none", None),
     ],
 )
-def test_a_refused_loss_switch_has_advice(turns, loss_on, message):
+def test_invalid_loss_switches_are_refused_with_advice(turns, loss_on, message):
     if message is None:
         assert align_rows({"messages": turns}, loss_on=loss_on).counts["examples"] == 1
         return

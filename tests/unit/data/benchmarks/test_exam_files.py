@@ -1,4 +1,4 @@
-"""Exams are found in folders, zip files and datasets of the hub, and read by their columns."""
+"""Exams are located in folders, zip files and Hub datasets, and read by their columns."""
 
 import csv
 import zipfile
@@ -273,9 +273,9 @@ def test_a_zip_file_with_very_many_files_is_refused(tmp_path, monkeypatch):
 def test_a_locked_zip_file_is_refused(tmp_path):
     archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED)])
     content = bytearray(archive.read_bytes())
-    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         for at in [i for i in range(len(content)) if content[i : i + 4] == signature]:
-            content[at + place] |= 1
+            content[at + offset] |= 1
     archive.write_bytes(content)
 
     assert "cannot be unpacked" in error_of(path=archive)

@@ -1,4 +1,4 @@
-"""Files that are not data, or change during a run: each error is one line with the place, the cause and the fix."""
+"""Files that are not data, or change during a run: each error is one line with location, cause and fix."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Datasets of the hub: copied once by commit, read without the network from then on. The hub here is a thread."""
+"""Hub datasets are copied once per commit and then read without the network. The fake Hub is a thread."""
 
 import json
 import time
@@ -34,7 +34,7 @@ def lines(*rows):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """The files of `team/rows` on a hub that both libraries ask; the working directory is empty."""
+    """The files of `team/rows` on a Hub that both libraries use; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "files"))
@@ -78,15 +78,15 @@ def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
     first = ingest_module.locate_sources([source()])
     repository.requests.clear()
 
-    again = ingest_module.locate_sources([source()])
+    second = ingest_module.locate_sources([source()])
     by_commit = ingest_module.locate_sources([source(revision=COMMIT)])
 
     assert repository.requests == ["GET /api/datasets/team/rows"], "only the branch had to be looked up"
-    assert first.content_hash() == again.content_hash() == by_commit.content_hash()
+    assert first.content_hash() == second.content_hash() == by_commit.content_hash()
 
 
 @pytest.mark.parametrize(
-    ("place", "num_rows"),
+    ("options", "num_rows"),
     [
         ({"split": "test"}, 2),
         ({"folder": "more"}, 1),
@@ -94,8 +94,8 @@ def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
         ({"split": "train[:2]"}, 2),
     ],
 )
-def test_a_copy_contains_the_requested_files(repository, place, num_rows):
-    assert ingest(**place).counts["rows"] == num_rows
+def test_a_copy_has_only_the_requested_rows(repository, options, num_rows):
+    assert ingest(**options).counts["rows"] == num_rows
     assert ingest().counts["rows"] == 5
 
 

@@ -1,4 +1,4 @@
-"""Datasets: exact bytes, exact places, counts of all that is left out."""
+"""Ingestion of datasets: exact bytes, exact locations, counts of unused rows."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def ingest(path, **more):
     return ingest_module.ingest(ingest_module.locate_sources([source(path)]), IngestConfig(name="rows", **more))
 
 
-def places(corpus):
+def locations(corpus):
     return [(row["file"], row["line"]) for row in corpus.only()]
 
 
@@ -47,7 +47,7 @@ def test_files_of_a_folder_are_read_in_order_of_their_names(tmp_path):
 
     corpus = ingest(tmp_path)
 
-    assert places(corpus) == [("a/rows.jsonl", 1), ("a/rows.jsonl", 2), ("b.jsonl", 1)]
+    assert locations(corpus) == [("a/rows.jsonl", 1), ("a/rows.jsonl", 2), ("b.jsonl", 1)]
     assert corpus.counts["files"] == 2
 
 
@@ -61,9 +61,9 @@ def test_unused_rows_are_counted(tmp_path):
 def test_a_random_sample_is_ordered_and_reproducible(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(1000))
 
-    first, again = (places(ingest(path, max_rows=300, sample="random")) for _ in range(2))
+    first, second = (locations(ingest(path, max_rows=300, sample="random")) for _ in range(2))
 
-    assert first == again == sorted(first, key=lambda place: place[1])
+    assert first == second == sorted(first, key=lambda location: location[1])
     assert len(set(first)) == 300
     assert 400 < sum(line for _, line in first) / 300 < 600, "drawn from all of the file"
 

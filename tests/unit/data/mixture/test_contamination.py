@@ -1,4 +1,4 @@
-"""Evaluation sets are looked for in the training examples: planted items are found, and no others."""
+"""Evaluation sets are searched in the training examples: exactly the planted items are found."""
 
 import json
 import zipfile
@@ -25,7 +25,7 @@ CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的
 
 @pytest.fixture(scope="module", autouse=True)
 def short_questions_count():
-    """Short questions stand for long ones in these tests."""
+    """Treat short questions like long ones in these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams, "MIN_QUESTION_WORDS", 0)
         yield
@@ -180,13 +180,15 @@ def kinds(training, held_out, **limit):
     ids=["chat", "label", "pair"],
 )
 def test_wording_shared_by_many_rows_is_boilerplate(row):
-    """In the chats the first two words behind the instruction are shared, too, by all rows and by only a few."""
+    """In the chats, all rows or a few rows also share the two words after the instruction."""
     rows = [row(i) for i in range(40)]
 
-    result, num_boilerplate, shown = kinds(rows[:34], rows[34:])
+    result, num_boilerplate, boilerplate = kinds(rows[:34], rows[34:])
 
     assert (result, num_boilerplate) == ([], 6)
-    assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {run["words"]: run["rows"] for run in shown}.items()
+    assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {
+        run["words"]: run["rows"] for run in boilerplate
+    }.items()
     assert kinds(rows[:34], rows[34:], boilerplate_rows=34)[:2] == (["ngram"] * 6, 0)
 
 
@@ -198,10 +200,10 @@ def test_an_ngram_that_begins_in_boilerplate_is_boilerplate():
 
 
 def test_an_exact_copy_is_found_even_if_it_is_frequent(tmp_path):
-    leaked = [chat(f"{i}", LONG) for i in range(30)] + [chat("When?", f"{SHARED}!")] * 30
+    frequent = [chat(f"{i}", LONG) for i in range(30)] + [chat("When?", f"{SHARED}!")] * 30
     copies = [chat(f"{i}.", f"Asked: {LONG} Ever {i}") for i in range(30)]
 
-    assert kinds(leaked, [chat("when", SHARED)])[0] == ["exact"]
+    assert kinds(frequent, [chat("when", SHARED)])[0] == ["exact"]
     assert contamination.find_contamination(mixture_of(copies), mixture_of([]), exam(tmp_path, [LONG])).rows["kind"][
         :
     ] == ["exact"]
@@ -219,8 +221,8 @@ some_words = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
 chats = st.lists(st.lists(some_words, min_size=2, max_size=4), max_size=6)
 
 
-def naive(train, held_out, questions, limit):
-    """Look for everything everywhere, word by word."""
+def plain_search(train, held_out, questions, limit):
+    """Search every item in every text, word by word."""
     texts = [f" {' '.join(' '.join(turns).split())} " for turns in train]
     tails = [" ".join(tail_of(turns).split()) for turns in train]
     kinds = []
@@ -230,11 +232,11 @@ def naive(train, held_out, questions, limit):
     ]:
         words = item.split()
         grams = [f" {' '.join(words[i : i + 3])} " for i in range(len(words) - 2)]
-        whole = any(f" {' '.join(words)} " in text for text in texts) if anywhere else " ".join(words) in tails
+        is_exact = any(f" {' '.join(words)} " in text for text in texts) if anywhere else " ".join(words) in tails
         num_rows = [sum(gram in text for text in texts) for gram in grams]
         covered = {i + j for i, num in enumerate(num_rows) if num > limit for j in range(3)}
-        part = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
-        kinds += ["exact"] if words and whole else ["ngram"] if part else []
+        is_partial = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
+        kinds += ["exact"] if words and is_exact else ["ngram"] if is_partial else []
     return kinds
 
 
@@ -247,22 +249,22 @@ def tail_of(turns):
     train=chats,
     held_out=chats,
     questions=st.lists(some_words, min_size=1, max_size=5),
-    at_once=st.sampled_from([1, 20, 10_000]),
-    portion=st.sampled_from([1, 20, 10_000]),
+    words_per_batch=st.sampled_from([1, 20, 10_000]),
+    max_index_words=st.sampled_from([1, 20, 10_000]),
     limit=st.sampled_from([1, 2, 10]),
 )
 def test_the_result_equals_a_plain_search_for_any_batch_size(
-    tmp_path_factory, train, held_out, questions, at_once, portion, limit
+    tmp_path_factory, train, held_out, questions, words_per_batch, max_index_words, limit
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngram_index, "NGRAM_WORDS", 3)
-        patch.setattr(ngrams, "WORDS_PER_BATCH", at_once)
-        patch.setattr(contamination, "MAX_INDEX_WORDS", portion)
-        located = exam(tmp_path_factory.mktemp("exam"), questions)
+        patch.setattr(ngrams, "WORDS_PER_BATCH", words_per_batch)
+        patch.setattr(contamination, "MAX_INDEX_WORDS", max_index_words)
+        exams = exam(tmp_path_factory.mktemp("exam"), questions)
         rows, items = mixture_of([chat(*turns) for turns in train]), mixture_of([chat(*turns) for turns in held_out])
-        result = contamination.find_contamination(rows, items, located, limit)
+        result = contamination.find_contamination(rows, items, exams, limit)
 
-    assert result.rows["kind"][:] == naive(train, held_out, questions, limit)
+    assert result.rows["kind"][:] == plain_search(train, held_out, questions, limit)
     assert result.counts["held_out"]["items"] == len(held_out)
     assert result.counts["exam"]["items"] == len(questions)
 
@@ -298,13 +300,13 @@ def test_exactly_the_planted_questions_of_a_real_exam_are_found(test_data, tmp_p
     with zipfile.ZipFile(test_data / "exams" / "mmlu.zip") as archive:
         archive.extractall(tmp_path)
     (tests,) = tmp_path.rglob("test")
-    located = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
-    by_subject = multiple_choice.read_exam(located.items[0]).test
+    exams = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
+    by_subject = multiple_choice.read_exam(exams.items[0]).test
     questions = [question for subject in by_subject.values() for question in subject]
     long = [question for question in questions if len(ngrams.split_words(question.text)) >= 20]
     planted = [chat(f"Exam: {question.text}", question.answer) for question in long[::50]]
 
-    result = contamination.find_contamination(mixture_of(planted), mixture_of([]), located)
+    result = contamination.find_contamination(mixture_of(planted), mixture_of([]), exams)
 
     texts = {question.id(): " ".join(ngrams.split_words(question.text)) for question in questions}
     everything = " ".join(" ".join(ngrams.split_words(content["messages"][0]["content"])) for content in planted)

@@ -1,4 +1,4 @@
-"""The mixture: stable sides, no copies but those asked for, orders that can be foretold."""
+"""The mixture: stable splits, no unrequested copies, reproducible orders."""
 
 import hashlib
 from collections import Counter
@@ -71,12 +71,12 @@ def test_the_held_out_share_is_close_to_the_fraction():
 @given(few=answers, more=answers, many=answers)
 def test_the_split_of_a_row_does_not_depend_on_other_datasets(few, more, many):
     fixed = [str(i) for i in range(100, 150)]
-    alone = merge_corpora([corpus("a", fixed)], hold_out=0.4)
+    single = merge_corpora([corpus("a", fixed)], hold_out=0.4)
     others = [corpus("b", few), corpus("a", [*more, *fixed]), corpus("c", many)]
     together = merge_corpora(others, hold_out=0.4)
 
     for split in ("train", "validation"):
-        assert set(ids(alone.splits[split])) <= set(ids(together.splits[split]))
+        assert set(ids(single.splits[split])) <= set(ids(together.splits[split]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,7 +136,7 @@ def test_copies_are_dropped_and_counted_for_each_dataset():
 
     assert summary(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "z", 0), ("b", "w", 0)]
     assert mixture.counts["exact_copies_dropped"] == 3
-    assert {name: found["exact_copies_dropped"] for name, found in mixture.counts["by_source"].items()} == {
+    assert {name: counts["exact_copies_dropped"] for name, counts in mixture.counts["by_source"].items()} == {
         "a": 1,
         "b": 2,
     }
@@ -195,13 +195,13 @@ def test_the_interleaved_order_equals_that_of_the_datasets_library(sets, strateg
 
     order = interleave.draw_order(list(lengths), shares, MergeConfig(strategy=strategy, mix_seed=seed))
 
-    theirs = datasets.interleave_datasets(
+    expected = datasets.interleave_datasets(
         [Dataset.from_dict({"at": [i] * length}) for i, length in enumerate(lengths)],
         probabilities=(np.array(weights) / sum(weights)).tolist(),
         seed=seed,
         stopping_strategy={"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}[strategy],
     )
-    assert order.tolist() == theirs["at"][:]
+    assert order.tolist() == expected["at"][:]
 
 
 def test_rows_are_sampled_in_proportion_to_weights_with_default_1():
@@ -229,8 +229,8 @@ def test_over_stops_when_all_datasets_are_exhausted_and_counts_copies():
     train = summary(merge_corpora(corpora, strategy="interleave_over").splits["train"])
 
     assert {row[1:] for row in train if row[0] == "b"} >= {(str(i), 0) for i in range(50)}
-    seen = [row[1:] for row in train if row[0] == "a"]
-    assert seen == [("xy"[i % 2], i // 2) for i in range(len(seen))]
+    rows_of_a = [row[1:] for row in train if row[0] == "a"]
+    assert rows_of_a == [("xy"[i % 2], i // 2) for i in range(len(rows_of_a))]
 
 
 def test_repeats_lengthen_a_sampled_dataset():

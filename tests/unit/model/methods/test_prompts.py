@@ -88,11 +88,11 @@ def test_a_disabled_prompt_adds_no_prefix_logits():
 
 def test_a_prompt_is_initialized_from_the_vocabulary():
     model = bases.attach("prompt", METHODS["prompt"])
-    words = model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings().weight
 
     starts = model.prompt_encoder["default"].embedding.weight
 
-    assert all((words == start).all(dim=1).any() for start in starts)
+    assert all((embeddings == start).all(dim=1).any() for start in starts)
 
 
 @pytest.mark.parametrize(

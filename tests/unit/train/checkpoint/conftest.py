@@ -11,9 +11,9 @@ def parts(tiny_model, home):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tmp_path_factory):
+def uninterrupted(tiny_model, tmp_path_factory):
     """Weights and report of an uninterrupted training."""
     with pytest.MonkeyPatch.context() as env:
-        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("whole")))
+        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("uninterrupted")))
         checkpoint, report = trained(parts_of(tiny_model))
         return weights(checkpoint), report

@@ -62,7 +62,9 @@ def test_each_checkpoint_contains_the_best_weights_and_their_hash(parts, home, m
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
-def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(parts, whole, monkeypatch, caplog, error):
+def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(
+    parts, uninterrupted, monkeypatch, caplog, error
+):
     def full(tensors, path):
         path.write_bytes(b"half")
         raise error
@@ -72,7 +74,7 @@ def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(par
 
     checkpoint, report = trained(parts, **BEST)
 
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert report.decisions["best"] == "weights of step 11, the last: those of step 4, the best, could not be saved"
     assert caplog.text.count("is full, so the weights of step") == 1
 

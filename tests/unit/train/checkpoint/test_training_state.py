@@ -41,16 +41,16 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("point", "saved"), [(2, []), (7, ["checkpoint-3", "checkpoint-6"])])
-def test_a_training_killed_at_any_step_ends_with_the_same_weights(tiny_model, home, whole, point, saved):
+def test_a_training_killed_at_any_step_ends_with_the_same_weights(tiny_model, home, uninterrupted, point, saved):
     assert kill(tiny_model, point, "SIGKILL").returncode == -signal.SIGKILL
     assert sorted(path.name for path in home.glob("training/*/checkpoint-*")) == saved
 
     checkpoint, report = trained(parts_of(tiny_model))
 
     assert report.decisions.get("resume") == ("resumed from step 6 of 11" if saved else None)
-    assert weights(checkpoint) == whole[0]
-    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in whole[1].history]
-    assert report.summary["flops"] == whole[1].summary["flops"]
+    assert weights(checkpoint) == uninterrupted[0]
+    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in uninterrupted[1].history]
+    assert report.summary["flops"] == uninterrupted[1].summary["flops"]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -78,7 +78,7 @@ def test_accumulation_noise_and_optimizers_resume_exactly(parts, changes):
     assert weights(trained(parts, **changes)[0]) == expected
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(parts, home, whole, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(parts, home, uninterrupted, caplog):
     with pytest.raises(DiedError):
         trained(parts, LORA, dying_at(8))
     (file,) = home.glob("training/*/checkpoint-6/trained.safetensors")
@@ -91,11 +91,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(parts, ho
 
     assert "Discarded checkpoint-6: trained.safetensors is missing or was modified" in caplog.text
     assert report.decisions["resume"] == "resumed from step 3 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_damaged_checkpoints_do_not_count_towards_the_limit(parts, home):
-    """A damaged one of a later step must not push out the whole one that is written next."""
+    """A damaged checkpoint of a later step must not displace the intact one that is written next."""
     with pytest.raises(DiedError):
         trained(parts, LORA, dying_at(8))
     (seal,) = home.glob("training/*/checkpoint-6/sha256.json")
@@ -116,7 +116,7 @@ def test_a_damaged_state_file_of_another_training_is_ignored(parts, home):
     assert "resume" not in trained(parts)[1].decisions
 
 
-def test_an_incomplete_checkpoint_is_not_used(parts, home, whole):
+def test_an_incomplete_checkpoint_is_not_used(parts, home, uninterrupted):
     with pytest.raises(DiedError):
         trained(parts, LORA, dying_at(8))
     (folder,) = (home / "training").iterdir()
@@ -126,7 +126,7 @@ def test_an_incomplete_checkpoint_is_not_used(parts, home, whole):
     checkpoint, report = trained(parts)
 
     assert report.decisions["resume"] == "resumed from step 6 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_a_finished_training_leaves_no_state(parts, home):
@@ -135,14 +135,14 @@ def test_a_finished_training_leaves_no_state(parts, home):
     assert not list((home / "training").glob("*"))
 
 
-def test_the_state_of_a_finished_training_stays_until_its_result_is_stored(parts, home, whole, caplog):
+def test_the_state_of_a_finished_training_stays_until_its_result_is_stored(parts, home, uninterrupted, caplog):
     checkpoint, report = trained(parts, keeps_state=True)
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
-    again, after = trained(parts, keeps_state=True)
+    repeated, after = trained(parts, keeps_state=True)
     assert after.decisions["resume"] == "resumed from step 9 of 11"
-    assert weights(again) == whole[0]
+    assert weights(repeated) == uninterrupted[0]
 
     trained(parts, learning_rate=2e-2)
     assert "unfinished" not in caplog.text
@@ -165,10 +165,10 @@ def test_old_checkpoints_are_deleted_after_newer_ones_are_complete(parts, home):
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
 
 
-def test_the_steps_that_are_saved_do_not_affect_the_weights(parts, whole):
+def test_the_steps_that_are_saved_do_not_affect_the_weights(parts, uninterrupted):
     checkpoint, _ = trained(parts, save_steps=0)
 
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert checkpoint.identity["train"] == config().weight_affecting_fields()
 
 
@@ -179,14 +179,14 @@ def test_checkpoints_are_also_saved_by_time(parts, home):
     assert len(list(home.glob("training/*/checkpoint-*"))) == 4
 
 
-def test_sigterm_saves_a_checkpoint_and_names_the_step(tiny_model, home, whole):
+def test_sigterm_saves_a_checkpoint_and_names_the_step(tiny_model, home, uninterrupted):
     stopped = kill(tiny_model, 5, "SIGTERM")
 
     assert f"{StoppedError.__name__}: The training was stopped by SIGTERM after step 6 of 11" in stopped.stderr
     assert [path.name for path in home.glob("training/*/checkpoint-6")] == ["checkpoint-6"]
     checkpoint, report = trained(parts_of(tiny_model))
     assert report.decisions["resume"] == "resumed from step 6 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_signal_handlers_are_restored_after_a_training(parts):
@@ -210,7 +210,7 @@ def test_another_recipe_starts_a_new_training_and_the_unfinished_one_is_named(pa
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
-def test_a_full_disk_is_reported_and_training_continues(parts, home, whole, monkeypatch, caplog, error):
+def test_a_full_disk_is_reported_and_training_continues(parts, home, uninterrupted, monkeypatch, caplog, error):
     def full(*_, **__):
         raise error
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_reported_and_training_continues(parts, home, whole, monk
         checkpoint, _ = trained(parts)
 
     assert "is full, so the checkpoint of step 3 could not be written; there is none yet" in caplog.text
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert not list(home.glob("training/*/unfinished"))
 
 

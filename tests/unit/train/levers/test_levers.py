@@ -77,9 +77,9 @@ def test_the_loss_equals_that_of_transformers_on_each_example_alone(tiny_model):
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         total, count = total + float(loss.detach()) * trained, count + trained
 
-    ours, where = levers.token_losses(packed)
-    assert len(ours) == len(where) == count
-    assert float(ours.detach().sum()) == pytest.approx(total, rel=1e-5)
+    losses, where = levers.token_losses(packed)
+    assert len(losses) == len(where) == count
+    assert float(losses.detach().sum()) == pytest.approx(total, rel=1e-5)
 
 
 def test_the_verification_restores_weights_and_random_numbers(tiny_model):
@@ -188,14 +188,14 @@ def test_selective_checkpointing_disables_fused_layers(tiny_model):
 
 def counted(monkeypatch):
     """Return a list that collects the number of layers per operation."""
-    plain, seen = fused._FusedLora.apply, []
+    plain, calls = fused._FusedLora.apply, []
 
     def counting(x, scalings, *tensors):
-        seen.append(len(scalings))
+        calls.append(len(scalings))
         return plain(x, scalings, *tensors)
 
     monkeypatch.setattr(fused, "_FusedLora", type("Counting", (), {"apply": staticmethod(counting)}))
-    return seen
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def counted(monkeypatch):
 def test_layers_with_the_same_input_are_one_operation(tiny_model, monkeypatch, options, each_layer):
     model = adapted(tiny_model, **options)
     enabled(model)
-    seen = counted(monkeypatch)
+    calls = counted(monkeypatch)
 
     model(torch.arange(3, 23)[None])
 
-    assert seen == each_layer * model.config.num_hidden_layers
+    assert calls == each_layer * model.config.num_hidden_layers
 
 
 def test_layers_with_different_inputs_are_computed_separately(tiny_model, monkeypatch):
@@ -223,10 +223,10 @@ def test_layers_with_different_inputs_are_computed_separately(tiny_model, monkey
 
     plain = outputs()
     enabled(model)
-    seen = counted(monkeypatch)
+    calls = counted(monkeypatch)
 
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(plain, outputs(), strict=True))
-    assert seen == [3, 1, 1, 1]
+    assert calls == [3, 1, 1, 1]
 
 
 def test_levers_that_are_off_change_nothing(tiny_model):
@@ -248,11 +248,13 @@ def test_blocked_attention_equals_that_of_torch_within_each_example(monkeypatch,
     q, k, v = (x.transpose(1, 2) for x in tokens)
     ends, weight = [0, 7, 8, 17], torch.randn(1, 17, 6, 8, dtype=torch.float64)
 
-    ours = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
-    theirs = bounds.attend_within_bounds(q, k, v, ends, scale=0.3).transpose(1, 2)
+    output = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
+    expected = bounds.attend_within_bounds(q, k, v, ends, scale=0.3).transpose(1, 2)
 
-    assert torch.allclose(ours, theirs, atol=1e-12)
-    for one, other in zip(*(torch.autograd.grad((out * weight).sum(), tokens) for out in (ours, theirs)), strict=True):
+    assert torch.allclose(output, expected, atol=1e-12)
+    for one, other in zip(
+        *(torch.autograd.grad((out * weight).sum(), tokens) for out in (output, expected)), strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -327,11 +329,11 @@ def test_operations_in_16_bits_round_no_more_than_the_plain_code(name):
         return [x.float() for x in (out, *gradients)]
 
     exact = measured(plain, torch.float32)
-    ours, theirs = (measured(operation, torch.bfloat16) for operation in (fused, plain))
+    fused_results, plain_results = (measured(operation, torch.bfloat16) for operation in (fused, plain))
 
-    for whole, a, b in zip(exact, ours, theirs, strict=True):
-        assert (a - whole).norm() <= 1.3 * (b - whole).norm()
-        assert (a - whole).norm() <= 0.01 * whole.norm()
+    for reference, a, b in zip(exact, fused_results, plain_results, strict=True):
+        assert (a - reference).norm() <= 1.3 * (b - reference).norm()
+        assert (a - reference).norm() <= 0.01 * reference.norm()
 
 
 def test_other_attention_or_dropout_disables_blocked_attention(tiny_model):

@@ -193,10 +193,10 @@ def test_the_shared_reward_model_scores_like_a_separate_one(world, reward_model)
 
     shared = reward_function(spans, [])
 
-    alone, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
+    separate, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
     with torch.no_grad():
         expected = [
-            float(value_head.compute_values(alone, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans
+            float(value_head.compute_values(separate, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans
         ]
     assert shared == pytest.approx(expected, rel=1e-4)
     assert {name for name, part in model.named_parameters() if part.requires_grad} == trained_before
@@ -243,14 +243,14 @@ def test_gae_is_the_discounted_sum_of_errors():
 
 
 def test_selected_completions_keep_their_values():
-    whole = experience.Experience(
+    full = experience.Experience(
         [([1], [7, 8]), ([2], [9]), ([3], [4, 5, 6])],
         torch.tensor([1.0, 2.0, 3.0]),
         torch.arange(6.0),
         advantages_N=torch.arange(6.0) * 10,
     )
 
-    part = whole.select([2, 0])
+    part = full.select([2, 0])
 
     assert part.old_logps_N.tolist() == [3, 4, 5, 0, 1]
     assert part.advantages_N.tolist() == [30, 40, 50, 0, 10]

@@ -79,11 +79,11 @@ def test_two_columns_can_be_swapped():
 @pytest.mark.parametrize("asks", ["human", "user", "prompter", "Human", "USER"])
 @pytest.mark.parametrize("answers", ["gpt", "chatgpt", "assistant", "bot", "model", "bing", "bard", "GPT"])
 def test_common_speaker_names_are_known(name, asks, answers):
-    spoken = {name: [{"from": asks, "value": "a"}, {"from": answers, "value": "b"}], "system": "s"}
+    record = {name: [{"from": asks, "value": "a"}, {"from": answers, "value": "b"}], "system": "s"}
     chat = {name: [{"role": asks, "content": "a"}, {"role": answers, "content": "b"}], "system": "s"}
 
     assert (
-        align_turns(spoken, "sharegpt")
+        align_turns(record, "sharegpt")
         == [("system", "s"), ("user", "a"), ("assistant", "b")]
         == align_turns(chat, "sharegpt")
     )
@@ -101,9 +101,9 @@ def test_tags_define_other_speaker_names():
 @pytest.mark.parametrize("called", ["function_call", "tool_call"])
 @pytest.mark.parametrize("value", [json.dumps(CALL), json.dumps([CALL]), json.dumps({"function": CALL})])
 def test_a_function_call_is_an_assistant_message_and_its_result_a_tool_message(called, observed, value):
-    spoken = [human("1+2"), {"from": called, "value": value}, {"from": observed, "value": "3"}, gpt("It is 3.")]
+    record = [human("1+2"), {"from": called, "value": value}, {"from": observed, "value": "3"}, gpt("It is 3.")]
 
-    content = align.align_record({"conversations": spoken, "tools": json.dumps([ADD_SCHEMA])}, "sharegpt")
+    content = align.align_record({"conversations": record, "tools": json.dumps([ADD_SCHEMA])}, "sharegpt")
 
     assert turns(content["messages"]) == [("user", "1+2"), ("assistant", ""), ("tool", "3"), ("assistant", "It is 3.")]
     assert content["messages"][1]["tool_calls"] == CALLS_JSON
@@ -111,9 +111,9 @@ def test_a_function_call_is_an_assistant_message_and_its_result_a_tool_message(c
 
 
 def test_text_and_the_call_after_it_are_one_message():
-    spoken = [human("1+2"), gpt("Let me see."), {"from": "function_call", "value": json.dumps(CALL)}]
+    record = [human("1+2"), gpt("Let me see."), {"from": "function_call", "value": json.dumps(CALL)}]
 
-    _, answer = align.align_record({"conversations": spoken}, "sharegpt")["messages"]
+    _, answer = align.align_record({"conversations": record}, "sharegpt")["messages"]
 
     assert answer == schema.message("assistant", "Let me see.", CALLS_JSON)
 

@@ -100,14 +100,14 @@ def as_openai(chat, tools):
 
 
 def as_sharegpt(chat, tools):
-    words = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
-    spoken = []
+    speakers = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+    turns_of_record = []
     for role, content, calls in chat:
         if content or not calls:
-            spoken.append({"from": words[role], "value": content})
+            turns_of_record.append({"from": speakers[role], "value": content})
         if calls:
-            spoken.append({"from": "function_call", "value": json.dumps(calls)})
-    return {"conversations": spoken, "tools": json.dumps(tools)}
+            turns_of_record.append({"from": "function_call", "value": json.dumps(calls)})
+    return {"conversations": turns_of_record, "tools": json.dumps(tools)}
 
 
 @given(chat=chats(), tools=FUNCTION_TOOLS)
@@ -126,6 +126,6 @@ def test_a_chat_is_equal_in_openai_and_sharegpt_format(chat, tools):
 def test_an_example_keeps_its_id_after_a_round_trip(chat, tools):
     content = align.align_record(as_openai(chat, tools), "openai")
 
-    again = align.align_record(orjson.loads(orjson.dumps(schema.example("s", content))), "standard")
+    restored = align.align_record(orjson.loads(orjson.dumps(schema.example("s", content))), "standard")
 
-    assert schema.content_id(again) == schema.content_id(content)
+    assert schema.content_id(restored) == schema.content_id(content)

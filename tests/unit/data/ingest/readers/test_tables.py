@@ -27,8 +27,8 @@ def test_a_stream_truncated_between_batches_is_reported(tmp_path):
     table = pa.Table.from_pylist(ROWS)
     with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table, max_chunksize=1)
-    whole = (tmp_path / "a.arrow").read_bytes()
-    (tmp_path / "a.arrow").write_bytes(whole[:-8])
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[:-8])
 
     with pytest.raises(SourceError, match=r"not a complete Arrow file \(the end-of-stream marker is missing\)"):
         read_rows(tmp_path / "a.arrow")

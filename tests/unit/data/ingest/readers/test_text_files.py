@@ -68,8 +68,8 @@ def test_a_list_is_read_with_any_window_size(tmp_path_factory, records, indent, 
         result = read_rows(path)
 
     assert [row for _, row in result] == records
-    whole = path.read_text(encoding="utf-8").split("\n")
-    assert all("{" in whole[line - 1] for line, _ in result)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert all("{" in lines[line - 1] for line, _ in result)
 
 
 def test_equal_keys_in_different_objects_are_accepted(write):
