@@ -23,7 +23,7 @@ def test_a_complete_project_has_no_missing_items(missing):
     assert missing() == []
 
 
-def test_each_missing_item_has_its_own_line(missing):
+def test_each_missing_item_is_reported_on_a_separate_line(missing):
     source = {"name": "gone", "path": "data/gone.jsonl", "format": "alpaca"}
     exam = {"name": "exam", "path": "nowhere"}
     lines = missing(sources=[source], exams=[exam], model={"type": "directory", "path": "no-model"})

@@ -59,14 +59,14 @@ def test_every_shipped_registry_entry_is_a_valid_source(name):
     assert source.format in FORMATS
 
 
-def test_the_shipped_registry_entries_name_no_column_that_its_format_has_anyway():
+def test_shipped_registry_entries_have_no_redundant_columns():
     for name, entry in SHIPPED.items():
         assert all(
             name_in_format != name_in_file for name_in_format, name_in_file in entry.get("columns", {}).items()
         ), name
 
 
-def test_a_source_takes_location_and_format_of_its_registry_entry(project, tmp_path):
+def test_a_source_uses_location_and_format_of_its_registry_entry(project, tmp_path):
     first, second = load.load(project({"dataset": "chat"}, {"dataset": "hub_set", "name": "mine"})).recipe.sources
 
     assert (first.name, first.path, first.format) == ("chat", tmp_path / "data" / "chat.jsonl", "openai")
@@ -82,7 +82,7 @@ def test_keys_of_a_source_override_its_registry_entry(project):
     assert source.columns == Columns(output="answer"), "columns are replaced as a whole"
 
 
-def test_a_source_with_a_location_only_takes_the_format_of_the_registry_entry(project, tmp_path):
+def test_a_source_with_a_location_uses_only_the_format_of_the_registry_entry(project, tmp_path):
     local, moved = {"dataset": "hub_set", "path": "copy.jsonl"}, {"dataset": "chat", "hub": "owner/chat"}
     first, second = load.load(project(local, moved)).recipe.sources
 
@@ -100,7 +100,7 @@ def test_the_recipe_that_runs_is_the_complete_one(project):
     assert checked.recipe.shares()[0].repeats == 2
 
 
-def test_registry_entries_may_lie_elsewhere_with_paths_relative_to_their_file(project, tmp_path):
+def test_paths_of_registry_entries_are_relative_to_their_file(project, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "datasets.yaml").rename(tmp_path / "shared" / "ours.yaml")
     (source,) = load.load(project({"dataset": "chat"}, datasets="shared/ours.yaml")).recipe.sources

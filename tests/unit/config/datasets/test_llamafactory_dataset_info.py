@@ -103,7 +103,7 @@ def test_an_entry_of_the_real_registry_is_translated(registry, name, expected):
 
 
 @needs_data
-def test_files_of_the_real_registry_are_found_beside_it(registry):
+def test_files_of_the_real_registry_are_found_next_to_it(registry):
     assert Path(registry.entries["dpo_en_demo"]["path"]).is_file()
     assert registry.entries["kto_en_demo"]["format"] == "kto"
     assert registry.entries["wiki_demo"]["format"] == "text"
@@ -289,7 +289,7 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     assert target.read_text().endswith("# Skipped:\n#   pic: has images; only text is supported.\n")
 
 
-def test_import_replaces_nothing_without_force(tmp_path):
+def test_import_replaces_a_file_only_with_force(tmp_path):
     source, target = written(tmp_path, {"one": {"hf_hub_url": "a/b"}}), tmp_path / "datasets.yaml"
     target.write_text("mine: {path: x.json}\n")
 
@@ -300,7 +300,7 @@ def test_import_replaces_nothing_without_force(tmp_path):
     assert list(yaml.safe_load(target.read_text())) == ["one"]
 
 
-def test_import_of_nothing_writes_nothing(tmp_path):
+def test_import_without_entries_writes_no_file(tmp_path):
     source = written(tmp_path, {"one": {"ms_hub_url": "a/b"}})
 
     assert "one is on ModelScope only" in str(run("import", source, "--output", tmp_path / "out.yaml").exception)

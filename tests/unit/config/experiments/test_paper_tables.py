@@ -17,7 +17,9 @@ CELLS = 17
 
 
 def cell(options, task, method):
-    return next(each for each in tables.build_cells(options) if (each.task, each.method) == (task, method))
+    return next(
+        candidate for candidate in tables.build_cells(options) if (candidate.task, candidate.method) == (task, method)
+    )
 
 
 def test_every_cell_of_the_paper_is_a_recipe_in_configs(home):
@@ -49,7 +51,7 @@ def test_the_papers_hyperparameters_are_kept():
 
 
 @pytest.mark.parametrize("budget", tables.BUDGETS)
-def test_every_budget_is_made_of_valid_recipes_with_unique_names(budget, home):
+def test_every_budget_has_valid_recipes_with_unique_names(budget, home):
     cells = tables.build_cells(tables.TableOptions(budget))
 
     assert len({cell.config.recipe.registry.model_name for cell in cells}) == len(cells) == CELLS

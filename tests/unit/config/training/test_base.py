@@ -34,7 +34,7 @@ def test_a_schedule_has_the_arguments_of_transformers(name):
 
 
 @pytest.mark.parametrize("name", get_args(LRSchedulerType))
-def test_every_schedule_makes_a_learning_rate(name):
+def test_every_schedule_gives_a_learning_rate(name):
     import torch
     from transformers import get_scheduler
 

@@ -47,7 +47,7 @@ def test_transformers_and_the_table_agree_on_what_needs_no_gpu():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_published_only_cannot_be_made_on_the_fly(name):
+def test_the_table_knows_the_on_the_fly_kinds_and_gives_reasons_for_exclusions(name):
     assert ("on_the_fly" in TABLE[name].made) == (name in ON_THE_FLY)
     assert all(reason and not reason.endswith(".") for reason in TABLE[name].cannot.values())
 
@@ -145,7 +145,7 @@ def test_an_unsupported_device_is_refused(installed):
     quantization.check_trainable("eetq", trains_all=False, device="cuda")
 
 
-def test_what_the_library_cannot_load_is_refused_with_its_reason():
+def test_unloadable_kinds_are_refused_with_the_reason():
     with pytest.raises(RecipeError, match=r"hqq cannot be trained: transformers 5 raises NotImplementedError"):
         quantization.check_trainable("hqq", trains_all=False, device="cuda")
 

@@ -173,7 +173,7 @@ def test_a_row_that_its_reader_could_not_read_is_a_bad_row():
         align.align(records(rows), AlignConfig())
 
 
-def test_half_a_surrogate_pair_is_a_bad_row():
+def test_an_unpaired_surrogate_is_a_bad_row():
     row = r'{"instruction": "a", "output": "\ud800"}'
 
     counts = align.align(records([*tiny.alpaca_rows(1), row]), AlignConfig(bad_rows="drop")).counts

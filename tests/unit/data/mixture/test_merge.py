@@ -250,12 +250,12 @@ def test_a_dataset_of_copies_cannot_be_sampled():
         merge_corpora([corpus("a", "xy"), corpus("b", "y")], strategy="interleave_over")
 
 
-def test_too_little_to_hold_out_is_reported():
+def test_too_few_held_out_rows_are_reported():
     with pytest.raises(DataError, match="holds out 0 of 1 examples; at least 5"):
         merge_corpora([corpus("a", "x")], hold_out=1e-9)
 
 
-def test_nothing_left_to_train_on_is_reported():
+def test_an_empty_training_split_is_reported():
     with pytest.raises(DataError, match="holds out every example"):
         merge_corpora([corpus("a", "x")], hold_out=0.999999)
 

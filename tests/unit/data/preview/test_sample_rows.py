@@ -163,9 +163,7 @@ def test_the_answers_of_a_pair_are_named_with_the_location_of_their_row(tmp_path
     assert [sequence.name for sequence in section.shown] == [
         f"pairs.jsonl:{line}, {which}" for line in (1, 2) for which in ("chosen", "rejected")
     ]
-    assert [tokenizer.decode(shown.tokens.input_ids[slice(*shown.tokens.trained[0])]) for shown in section.shown][
-        :2
-    ] == [
+    assert [tokenizer.decode(item.tokens.input_ids[slice(*item.tokens.trained[0])]) for item in section.shown][:2] == [
         "It is 0.<|im_end|>",
         "No.<|im_end|>",
     ]

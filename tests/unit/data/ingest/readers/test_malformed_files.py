@@ -72,7 +72,7 @@ def test_a_line_that_is_not_a_row_is_reported(write, text, message):
         read_rows(write("a.jsonl", text))
 
 
-def test_half_of_a_surrogate_pair_makes_a_bad_row(write):
+def test_an_unpaired_surrogate_gives_a_bad_row(write):
     path = write("a.jsonl", '{"a": "\\ud83d"}\n{"a": "\\ud83d\\ude00"}\n')
 
     assert bad_rows(path) == [(1, "a text holds a lone surrogate, so it is not valid Unicode")]
