@@ -53,7 +53,7 @@ class CheckpointMaterializer(FolderMaterializer):
         facts = {"kind": data.kind, "bytes": self._bytes, **data.facts, **data.identity}
         rows = [(name, canonical_json(value)[:MAX_CELL_CHARACTERS]) for name, value in facts.items()]
         page = render.page("table", title="Model directory", tables=[("", ["name", "value"], rows)], texts=[])
-        return {self.keep_text("checkpoint.html", page): VisualizationType.HTML}
+        return {self.write_visualization("checkpoint.html", page): VisualizationType.HTML}
 
     def content_hash_of(self, data: Checkpoint) -> str:
         return self._stored.sha256

@@ -44,8 +44,8 @@ class ReportMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
         return {
-            self.keep_text("report.html", to_html(data)): VisualizationType.HTML,
-            self.keep_text("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
+            self.write_visualization("report.html", to_html(data)): VisualizationType.HTML,
+            self.write_visualization("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
         }
 
     def content_hash_of(self, data: Report) -> str:

@@ -19,7 +19,7 @@ def problems(tmp_path, recipe, **top) -> list[str]:
     return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
 
 
-def changed(section, **values):
+def recipe_with(section, **values):
     return tiny.recipe(**{section: tiny.recipe()[section] | values})
 
 
@@ -32,7 +32,7 @@ def test_a_valid_file_gives_the_recipe_with_absolute_paths(tmp_path):
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
-    (line,) = problems(tmp_path, changed("train", learing_rate=1e-4))
+    (line,) = problems(tmp_path, recipe_with("train", learing_rate=1e-4))
 
     assert line.endswith("train.learing_rate: unknown key. Did you mean 'learning_rate'?")
     content = (tmp_path / "run.yaml").read_text().splitlines()
@@ -40,13 +40,13 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
 
 
 def test_an_unknown_key_of_a_method_is_compared_with_that_methods_keys(tmp_path):
-    (line,) = problems(tmp_path, changed("method", lora_alfa=8))
+    (line,) = problems(tmp_path, recipe_with("method", lora_alfa=8))
 
     assert line.endswith("method.lora_alfa: unknown key. Did you mean 'lora_alpha'?")
 
 
 def test_a_wrong_type_shows_the_value(tmp_path):
-    (line,) = problems(tmp_path, changed("train", learning_rate="fast"))
+    (line,) = problems(tmp_path, recipe_with("train", learning_rate="fast"))
 
     assert "train.learning_rate: Input should be a valid number" in line
     assert line.endswith("got 'fast'.")
@@ -61,7 +61,7 @@ def test_an_unknown_method_and_format_are_reported_with_known_values(tmp_path):
 
 
 def test_every_error_is_reported_on_a_separate_line(tmp_path):
-    recipe = changed("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
+    recipe = recipe_with("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
     lines = problems(tmp_path, recipe, paramters=1, steps={"trian": {}, "train": {"enable_cahce": True}})
 
     assert len(lines) == 4, "a wrong recipe hides unknown steps, nothing else"

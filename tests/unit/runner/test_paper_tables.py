@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tracking.experiments.test_paper_tables import measured
+from tests.unit.tracking.experiments.test_paper_tables import make_measurement
 from tuneline.config.experiments.paper_tables import Cell
 from tuneline.config.run_config import RunConfig
 from tuneline.errors import StoppedError
@@ -48,7 +48,7 @@ class Processes:
                 break
             result.with_suffix(running.STARTED_SUFFIX).touch()
             if behavior[name] == "done":
-                result.write_text(measured().model_dump_json())
+                result.write_text(make_measurement().model_dump_json())
             elif behavior[name]:
                 result.with_suffix(running.ERROR_SUFFIX).write_text(behavior[name])
                 break

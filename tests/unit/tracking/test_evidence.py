@@ -29,13 +29,13 @@ def run_checks(config=None, **changes):
     return {check.name: check for check in results}
 
 
-def failing(config=None, **changes):
+def failed_checks(config=None, **changes):
     return [name for name, check in run_checks(config, **changes).items() if not check.passed]
 
 
 def test_a_valid_model_passes_every_precondition():
     assert list(run_checks()) == ["template_parity", "merge_fidelity", "mask_coverage"]
-    assert failing() == []
+    assert failed_checks() == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_valid_model_passes_every_precondition():
     ],
 )
 def test_a_precondition_fails_if_its_measurement_is_out_of_bounds(config, facts, names):
-    assert failing(config, **facts) == names
+    assert failed_checks(config, **facts) == names
 
 
 def test_an_unmerged_model_has_the_reason():

@@ -45,14 +45,14 @@ def folder(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
+def served_model(folder):
     return mlflow.pyfunc.load_model(str(folder))
 
 
 @pytest.fixture(scope="module")
-def answers(loaded):
+def answers(served_model):
     """Answers to the two chats, one request per chat."""
-    texts = [loaded.predict({"messages": chat}, params=PARAMS) for chat in CHATS]
+    texts = [served_model.predict({"messages": chat}, params=PARAMS) for chat in CHATS]
     assert texts[0] != texts[1]
     assert all(texts)
     return texts
@@ -72,35 +72,35 @@ BODIES = {
 }
 
 
-def post(loaded, body, kind="application/json"):
+def post(served_model, body, kind="application/json"):
     data = body if isinstance(body, str) else json.dumps(body)
-    response = scoring_server.invocations(data, kind, loaded, loaded.metadata.get_input_schema())
+    response = scoring_server.invocations(data, kind, served_model, served_model.metadata.get_input_schema())
     assert response.status == 200
     return json.loads(response.response)
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
-def test_every_request_format_gets_the_answers_of_single_chats(loaded, answers, name):
-    assert post(loaded, BODIES[name] | {"params": PARAMS}) == {"predictions": answers}
+def test_every_request_format_gets_the_answers_of_single_chats(served_model, answers, name):
+    assert post(served_model, BODIES[name] | {"params": PARAMS}) == {"predictions": answers}
 
 
-def test_a_single_chat_and_a_csv_file_are_answered(loaded, answers):
+def test_a_single_chat_and_a_csv_file_are_answered(served_model, answers):
     table = pd.DataFrame({"messages": [json.dumps(chat) for chat in CHATS]})
 
-    assert post(loaded, {"messages": CHATS[0], **PARAMS}) == answers[0]
-    long = post(loaded, table.to_csv(index=False), "text/csv")["predictions"]
+    assert post(served_model, {"messages": CHATS[0], **PARAMS}) == answers[0]
+    long = post(served_model, table.to_csv(index=False), "text/csv")["predictions"]
     assert [text.startswith(short) for text, short in zip(long, answers, strict=True)] == [True, True]
 
 
-def test_mlflow_passes_on_the_parameter_max_tokens(loaded, answers):
-    long = loaded.predict({"messages": CHATS[0]}, params={"max_tokens": 30})
+def test_mlflow_passes_on_the_parameter_max_tokens(served_model, answers):
+    long = served_model.predict({"messages": CHATS[0]}, params={"max_tokens": 30})
 
     assert len(long) > len(answers[0])
 
 
-def test_a_text_is_continued_without_a_chat_template(loaded):
+def test_a_text_is_continued_without_a_chat_template(served_model):
     assert flavor.parse_request({"text": "The quick"}) == ("text", "The quick")
-    assert isinstance(loaded.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
+    assert isinstance(served_model.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_columns_of_different_lengths_are_refused():
         flavor.to_rows({"prompt": np.array(["a", "b"]), "text": np.array(["c"])})
 
 
-def test_inputs_are_moved_to_the_device_of_the_model(loaded, tiny_model):
+def test_inputs_are_moved_to_the_device_of_the_model(served_model, tiny_model):
     """The meta device stands for a GPU."""
     model, moved = flavor.ChatModel(str(tiny_model)), []
 

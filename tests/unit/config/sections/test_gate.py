@@ -27,7 +27,7 @@ def read(folder, content):
     return load.load(tiny.write_config(folder / "run.yaml", recipe_with(content)))
 
 
-def told(folder, content):
+def error_lines(folder, content):
     with pytest.raises(RecipeError) as caught:
         read(folder, content)
     return str(caught.value).splitlines()
@@ -104,7 +104,7 @@ def test_a_gate_survives_a_round_trip_through_json():
     ],
 )
 def test_a_wrong_gate_is_reported_once_with_its_key(tmp_path, content, message):
-    (line,) = told(tmp_path, content)
+    (line,) = error_lines(tmp_path, content)
 
     assert message in line
     assert line.startswith(f"{tmp_path / 'run.yaml'}:")
@@ -113,14 +113,14 @@ def test_a_wrong_gate_is_reported_once_with_its_key(tmp_path, content, message):
 def test_an_error_in_a_file_is_reported_with_its_line_there(tmp_path):
     name = write_gate(tmp_path, "targets:\n  - metric: rougeL\nguards:\n  - metric: rouge1\n    margn: 0.1\n")
 
-    lines = told(tmp_path, name)
+    lines = error_lines(tmp_path, name)
 
     assert [line.partition(": ")[0] for line in lines] == [f"{tmp_path / name}:{number}" for number in (4, 5)]
     assert "guards.0.margn: unknown key. Did you mean 'margin'?" in lines[1]
 
 
 def test_an_invalid_yaml_file_is_reported(tmp_path):
-    (line,) = told(tmp_path, write_gate(tmp_path, "targets: [\n"))
+    (line,) = error_lines(tmp_path, write_gate(tmp_path, "targets: [\n"))
 
     assert "own.yaml:2: not valid YAML" in line
 

@@ -19,7 +19,7 @@ def config_with(**quantization_config):
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def set_installed(monkeypatch):
     """Pretend that exactly these modules are installed."""
 
     def only(*modules):
@@ -117,8 +117,8 @@ def test_dequantized_kinds_support_full_tuning(name):
     quantization.check_mergeable(name)
 
 
-def test_missing_packages_are_reported(installed):
-    installed("optimum")
+def test_missing_packages_are_reported(set_installed):
+    set_installed("optimum")
 
     with pytest.raises(
         RecipeError, match=r"model: gptq requires gptqmodel>=7. Install with: pip install 'gptqmodel>=7'\."
@@ -127,8 +127,8 @@ def test_missing_packages_are_reported(installed):
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "aqlm"])
-def test_quantized_models_train_if_their_library_is_installed(installed, name):
-    installed(*TABLE[name].needs)
+def test_quantized_models_train_if_their_library_is_installed(set_installed, name):
+    set_installed(*TABLE[name].needs)
 
     quantization.check_trainable(name, trains_all=False, device="cpu")
 
@@ -137,8 +137,8 @@ def test_a_module_of_a_package_that_is_missing_is_missing():
     assert not quantization._is_installed("no_such_package.module")
 
 
-def test_an_unsupported_device_is_refused(installed):
-    installed(*TABLE["eetq"].needs)
+def test_an_unsupported_device_is_refused(set_installed):
+    set_installed(*TABLE["eetq"].needs)
 
     with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, but the device is cpu\."):
         quantization.check_trainable("eetq", trains_all=False, device="cpu")

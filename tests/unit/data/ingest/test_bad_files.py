@@ -244,7 +244,7 @@ def test_files_with_different_columns_are_refused(error_of):
 
 
 @pytest.fixture
-def located(tmp_path):
+def dataset_file(tmp_path):
     """The file of a dataset, and its manifest."""
     path = tiny.write_jsonl(tmp_path / "data" / "d.jsonl", ALPACA)
     recipe = load.load(
@@ -253,8 +253,8 @@ def located(tmp_path):
     return path, ingest.locate_sources(recipe.sources)
 
 
-def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
-    _, sources = located
+def test_a_file_that_changes_while_it_is_read_is_reported(dataset_file, monkeypatch):
+    _, sources = dataset_file
     read = ingest.readers.read_chunks
 
     def changed(path):
@@ -268,8 +268,8 @@ def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
 
-def test_a_file_truncated_during_reading_is_reported_as_changed(located, monkeypatch):
-    _, sources = located
+def test_a_file_truncated_during_reading_is_reported_as_changed(dataset_file, monkeypatch):
+    _, sources = dataset_file
     read = ingest.readers.read_chunks
 
     def cut(path):
@@ -283,8 +283,8 @@ def test_a_file_truncated_during_reading_is_reported_as_changed(located, monkeyp
     assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
 
 
-def test_a_file_deleted_before_reading_is_reported(located):
-    path, sources = located
+def test_a_file_deleted_before_reading_is_reported(dataset_file):
+    path, sources = dataset_file
     shutil.rmtree(path.parent)
 
     with pytest.raises(SourceError) as caught:

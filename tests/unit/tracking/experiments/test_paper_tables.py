@@ -14,11 +14,11 @@ from tuneline.tracking.experiments.paper_cell import CellMeasurement, CellResult
 OPTIONS = TableOptions("small")
 
 
-def scored(mean):
+def cell_score(mean):
     return CellScore.of(Interval(mean, mean - 0.01, mean + 0.01, 25))
 
 
-def measured(memory=1e9, speed=100.0, perplexity=20.0, rouge=0.2, **changes):
+def make_measurement(memory=1e9, speed=100.0, perplexity=20.0, rouge=0.2, **changes):
     values = {
         "run_name": "a-run",
         "steps": {"train": "ran"},
@@ -32,7 +32,9 @@ def measured(memory=1e9, speed=100.0, perplexity=20.0, rouge=0.2, **changes):
         },
         "environment": {"device": "cpu", "threads": "2"},
         "decisions": {},
-        "scores": {"rouge_mean": {"base": scored(0.1), "model": scored(rouge), "gain": scored(rouge - 0.1)}},
+        "scores": {
+            "rouge_mean": {"base": cell_score(0.1), "model": cell_score(rouge), "gain": cell_score(rouge - 0.1)}
+        },
         "totals": {"base": {"perplexity": 25.0}, "model": {"perplexity": perplexity}},
         "methods": {},
         "rows": {"train": 50, "validation": 25},
@@ -52,11 +54,11 @@ def cell(task, method, measured=None, options=OPTIONS, **changes):
 @pytest.fixture
 def results():
     return [
-        cell("pubmed", "full", measured(memory=2e9, speed=50.0)),
-        cell("pubmed", "lora", measured(memory=8e8, speed=60.0, perplexity=19.5)),
+        cell("pubmed", "full", make_measurement(memory=2e9, speed=50.0)),
+        cell("pubmed", "lora", make_measurement(memory=8e8, speed=60.0, perplexity=19.5)),
         cell("pubmed", "qlora", status="failed", reason="Set x | y <b>first</b>."),
         cell("pubmed", "freeze"),
-        cell("xsum", "lora", measured(rouge=0.235)),
+        cell("xsum", "lora", make_measurement(rouge=0.235)),
     ]
 
 
@@ -76,7 +78,7 @@ def test_measured_figures_are_shown_next_to_the_papers(results):
 
 
 def test_rouge_is_shown_with_interval_and_gain():
-    text = pages.to_markdown(OPTIONS, [cell("xsum", "lora", measured(rouge=0.235))])
+    text = pages.to_markdown(OPTIONS, [cell("xsum", "lora", make_measurement(rouge=0.235))])
 
     assert row(text, "base (untrained)") == ["10.00 [9.0, 11.0]", "13.89"]
     assert row(text, "lora") == ["23.50 [22.5, 24.5] (+13.50)", "28.80 (+14.91)"]
@@ -112,18 +114,18 @@ def test_settings_that_differ_from_the_paper_are_listed_with_their_methods(resul
 
 def test_a_model_of_the_paper_is_compared_with_its_own_figures():
     options = TableOptions("paper", model="Qwen/Qwen2-7B")
-    cells = [cell("xsum", "full", measured(), options), cell("pubmed", "full", measured(), options)]
+    cells = [cell("xsum", "full", make_measurement(), options), cell("pubmed", "full", make_measurement(), options)]
 
     assert tables.reference_model(cells, "downstream") == "Qwen2-7B"
     assert tables.reference_model(cells, "efficiency") == "Gemma-2B", "the paper has no Qwen2-7B there"
 
 
 def test_resumed_trainings_and_contaminated_items_are_reported():
-    measurement = measured(decisions={"resume": "went on from step 3 of 9"}, contaminated=2)
+    measurement = make_measurement(decisions={"resume": "resumed from step 3 of 9"}, contaminated=2)
 
     text = "\n".join(pages.differences([cell("xsum", "full", measurement)]))
 
-    assert "the training went on from step 3 of 9, and its memory and speed are measured from that step" in text
+    assert "the training resumed from step 3 of 9, and its memory and speed are measured from that step" in text
     assert "XSum: held-out rows that are also in the training rows: 2." in text
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.train.checkpoint.trainings import parts_of, trained, weights
+from tests.unit.train.checkpoint.trainings import parts_of, run_training, weights
 
 
 @pytest.fixture
@@ -15,5 +15,5 @@ def uninterrupted(tiny_model, tmp_path_factory):
     """Weights and report of an uninterrupted training."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("uninterrupted")))
-        checkpoint, report = trained(parts_of(tiny_model))
+        checkpoint, report = run_training(parts_of(tiny_model))
         return weights(checkpoint), report

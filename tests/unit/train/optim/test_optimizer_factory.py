@@ -40,10 +40,12 @@ def options(name):
 
 
 def run(parts, name, method=FULL, listeners=(), **changes):
-    return trainings.trained(parts, method, listeners, **{**options(name), "max_steps": trainings.STEPS, **changes})
+    return trainings.run_training(
+        parts, method, listeners, **{**options(name), "max_steps": trainings.STEPS, **changes}
+    )
 
 
-def marked(names):
+def slow_unless(names):
     return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
 
 
@@ -64,13 +66,13 @@ def parts(model, home):
     return trainings.parts_of(model)
 
 
-@pytest.mark.parametrize("name", marked(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
+@pytest.mark.parametrize("name", slow_unless(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
 def test_every_optimizer_learns_and_resumes_to_the_same_weights(parts, name):
     undisturbed, straight = run(parts, name)
     expected = trainings.weights(undisturbed)
 
     with pytest.raises(trainings.DiedError):
-        run(parts, name, FULL, trainings.dying_at(8))
+        run(parts, name, FULL, trainings.fail_at(8))
     resumed, report = run(parts, name)
 
     resume = "resumed from step 6 of 11" if OPTIMIZER_SPECS[name].resumable else None
