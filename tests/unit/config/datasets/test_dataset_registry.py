@@ -180,7 +180,7 @@ def test_without_a_file_of_a_registry_a_dataset_names_the_key_to_set(project, tm
     (line,) = error_message(project({"dataset": "chat"}))
     assert "sources.0.dataset: there is no datasets.yaml next to this file to look it up in." in line
     (line,) = error_message(project({"dataset": "chat"}, datasets="gone.yaml"))
-    assert ": datasets: there is no file " in line
+    assert ": datasets: file not found: " in line
     (line,) = error_message(project({"dataset": "chat"}, datasets=["a"]))
     assert ": datasets: expected the path of a file like configs/datasets.yaml, got ['a']." in line
 

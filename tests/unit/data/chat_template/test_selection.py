@@ -83,7 +83,7 @@ def test_a_custom_template_file_is_used(tiny_model, tmp_path):
     path.write_text(selection.read_template("zephyr"))
 
     assert selection.select_template(source.tokenizer_manifest(tiny_model), str(path))[1].startswith("chat template: ")
-    with pytest.raises(SourceError, match=r"there is no file .*absent.jinja"):
+    with pytest.raises(SourceError, match=r"file not found: .*absent.jinja"):
         selection.select_template(source.tokenizer_manifest(tiny_model), str(tmp_path / "absent.jinja"))
 
 
