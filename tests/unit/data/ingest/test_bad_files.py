@@ -265,7 +265,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported(dataset_file, monkeypa
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_truncated_during_reading_is_reported_as_changed(dataset_file, monkeypatch):
@@ -280,7 +280,7 @@ def test_a_file_truncated_during_reading_is_reported_as_changed(dataset_file, mo
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == "d: d.jsonl changed while the run was going on. Run again on the new bytes."
+    assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
 def test_a_file_deleted_before_reading_is_reported(dataset_file):
@@ -290,4 +290,6 @@ def test_a_file_deleted_before_reading_is_reported(dataset_file):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == f"d: {path} is gone since it was resolved. Restore it, or run again."
+    assert str(caught.value) == (
+        f"d: {path} was removed after it had been located. Restore it, or start the run again."
+    )

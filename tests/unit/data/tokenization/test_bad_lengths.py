@@ -16,7 +16,7 @@ def test_pairs_are_not_fine_tuned_on(error_of):
     _, message = error_of({"d.jsonl": pairs})
 
     assert message == (
-        "the mixture holds examples of kind preference; stage sft trains on chat or text. Set format, or take other "
+        "the mixture contains examples of kind preference; stage sft trains on chat or text. Set format, or use other "
         "data."
     )
 
