@@ -287,7 +287,7 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     result = run("import", source, "--output", target)
 
     assert result.exit_code == 0, result.output
-    assert "left out: has images" in " ".join(result.stdout.split())
+    assert "skipped: has images" in " ".join(result.stdout.split())
     assert "Wrote 2 descriptions" in result.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"

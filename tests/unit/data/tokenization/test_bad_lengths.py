@@ -27,7 +27,7 @@ def test_a_row_of_eighty_thousand_tokens_is_refused_with_its_length_and_its_begi
     _, message = error_of({"d.jsonl": lines(*rows)})
 
     assert message == (
-        "a row of d that begins 'word word word word word word word word ' has 108020 tokens, more than "
+        "a row of d that begins with 'word word word word word word word word ' has 108020 tokens, more than "
         "tokenize.max_length 256. Raise max_length, or set tokenize.overlong: drop, right, left, proportional or split."
     )
 
@@ -43,8 +43,8 @@ def test_wrapped_packing_refuses_chats(error_of):
 
     assert (error, message) == (
         RecipeError,
-        "tokenize.packing: wrapped cuts one stream of texts into rows, and the mixture holds examples of kind chat, "
-        "whose answers it would tear from their questions. Set packing: true.",
+        "tokenize.packing: wrapped cuts a single stream of texts into rows, and the mixture contains examples of kind "
+        "chat, whose answers would be separated from their prompts. Set packing: true.",
     )
 
 
@@ -64,6 +64,6 @@ def test_more_truncated_rows_than_allowed_are_an_error(error_of):
 
     counted = re.match(r"(\d+) of (\d+) ", message)
     assert message == (
-        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be cut or dropped; "
+        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
         "tokenize.max_cut_fraction allows 10%. Raise one of the two."
     )
