@@ -200,9 +200,9 @@ def test_a_pattern_and_a_template_file_are_relative_to_the_recipe(tmp_path):
     def loaded(template):
         return load.load(tiny.write_config(folder / "run.yaml", tiny.recipe(sources=sources, template=template)))
 
-    many, kept = loaded("chat.jinja").recipe.sources
+    many, single = loaded("chat.jinja").recipe.sources
     assert str(many.path) == f"{tmp_path}/run[[]1]/data/*.jsonl", "the folder's own brackets are no pattern"
-    assert kept.path == folder / "kept[2].jsonl", "a file that is there is no pattern"
+    assert single.path == folder / "kept[2].jsonl", "an existing file name is not a pattern"
     assert loaded("chat.jinja").recipe.template == str(folder / "chat.jinja")
     assert loaded("chatml").recipe.template == "chatml"
 
@@ -232,8 +232,8 @@ def test_a_weight_needs_an_interleaving_strategy(tmp_path):
     assert "second has a weight, but merge.strategy is 'concatenate'" in line
     assert line.endswith("Set merge.strategy to interleave_under or interleave_over, or remove weight.")
     merge = {"validation_fraction": 0.3, "strategy": "interleave_over"}
-    drawn = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
-    assert [share.weight for share in drawn.recipe.for_merge().shares] == [None, 2]
+    interleaved = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
+    assert [share.weight for share in interleaved.recipe.for_merge().shares] == [None, 2]
 
 
 def test_an_exam_cannot_have_the_name_of_the_held_out_rows(tmp_path):

@@ -144,8 +144,8 @@ def plain_losses(model, inputs):
 
 
 @pytest.fixture(scope="module")
-def quiet():
-    """Keep trl from sending what it would send."""
+def trl_offline():
+    """Disable the network access of trl."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("HF_HUB_OFFLINE", "1")
         env.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -157,7 +157,7 @@ SMOOTHING = {"exo_pair": 0.1, "robust": 0.2}
 
 
 @pytest.fixture(scope="module")
-def trl_models(quiet, tiny_model, tmp_path_factory):
+def trl_models(trl_offline, tiny_model, tmp_path_factory):
     """A policy, another model as its reference, and trl's trainer around both."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -271,7 +271,7 @@ def test_losses_of_labelled_answers_equal_those_of_trl(kind, trl_models, tmp_pat
     assert loss_per_item(objective.config, policy, rows) == pytest.approx(expected, rel=2e-4)
 
 
-def test_telemetry_of_trl_is_off_in_tests(quiet):
+def test_telemetry_of_trl_is_off_in_tests(trl_offline):
     """Trl sends telemetry when a trainer is created, unless this variable is set; Tuneline does not import trl."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     sources = [path.read_text() for path in (tiny.Path(training_run.__file__).parent).rglob("*.py")]

@@ -62,8 +62,8 @@ def test_more_truncated_rows_than_allowed_are_an_error(error_of):
 
     _, message = error_of({"d.jsonl": lines(*rows)}, tokenize={"max_length": 64, "overlong": "left"})
 
-    counted = re.match(r"(\d+) of (\d+) ", message)
+    counts = re.match(r"(\d+) of (\d+) ", message)
     assert message == (
-        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
+        f"{counts.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
         "tokenize.max_cut_fraction allows 10%. Raise one of the two."
     )

@@ -257,10 +257,8 @@ def test_texts_are_packed_by_document_or_as_one_stream(manifest, tokenizer):
 
     assert sorted(map(len, packed["lengths"])) == [1, 1] or packed.num_rows == 1
     assert all(len(row["input_ids"]) == 32 for row in list(wrapped.splits["train"])[:-1])
-    assert (
-        wrapped.counts["train"]["trained_tokens"]
-        == wrapped.counts["train"]["tokens"] - wrapped.counts["train"]["sequences"]
-    )
+    counts = wrapped.counts["train"]
+    assert counts["trained_tokens"] == counts["tokens"] - counts["sequences"]
     ids = [token for row in wrapped.splits["train"] for token in row["input_ids"]]
     assert ids.count(tokenizer.eos_token_id) == 2
 
