@@ -110,7 +110,7 @@ CASES = {
         lambda p: harness(p, metrics=["acc_nrom"]),
         "task colours has no metric 'acc_nrom'. Did you mean 'acc_norm'?",
     ),
-    "no weights": (no_weights, "has no weights (*.safetensors)"),
+    "no weights": (no_weights, "does not contain weights (*.safetensors)"),
     "other hash": (
         lambda p: {"model": {"type": "directory", "path": "model", "sha256": "0" * 64}},
         "expected 0000000000000000000000000000000000000000000000000000000000000000",

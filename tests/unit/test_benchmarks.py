@@ -89,7 +89,7 @@ def test_a_step_of_training_is_compared_by_real_tokens_and_with_what_products_co
     assert told["loss_difference"] == pytest.approx(0.02)
     assert told["missed"] == ["floor_share", "loss_difference"]
     assert told["vs_llamafactory"] is None
-    assert "no --llamafactory" in training_throughput.NO_PEER
+    assert "no --llamafactory" in training_throughput.NOT_MEASURED
 
 
 def test_padding_counts_for_nobody():

@@ -204,7 +204,9 @@ def test_a_run_has_a_name_that_zenml_and_mlflow_accept(tmp_path, run_name):
 def test_a_run_name_may_contain_placeholders(tmp_path):
     top = {"run_name": "a-{mine}-{date}-{time}", "substitutions": {"mine": "x"}}
 
-    load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), **top))
+    checked = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), **top))
+
+    assert checked.content["run_name"] == "a-{mine}-{date}-{time}"
 
 
 def test_a_tag_fits_into_the_store(tmp_path):

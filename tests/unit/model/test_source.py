@@ -194,7 +194,7 @@ def test_the_catalogue_uses_the_first_available_source_and_reports_it(monkeypatc
 
 def test_an_unavailable_model_lists_the_reason_for_each_source(monkeypatch, tmp_path):
     with pytest.raises(
-        SourceError, match=r"is not available from any source.*directory: model.path: there is no folder"
+        SourceError, match=r"is not available from any source.*directory: model.path: folder .* does not exist"
     ):
         catalogue(monkeypatch, directory(tmp_path / "gone"))
 

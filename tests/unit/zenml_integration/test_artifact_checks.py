@@ -45,8 +45,13 @@ def check(request, monkeypatch, artifact):
     return lambda: artifact_checks.check_outputs(step)
 
 
-def test_intact_outputs_pass(check):
+def test_intact_outputs_are_compared_with_their_hash(check, monkeypatch):
+    compared = []
+    monkeypatch.setattr(artifact_checks, "compare_hashes", lambda *hashes: compared.append(hashes[1:]))
+
     check()
+
+    assert compared == [("content", "content")]
 
 
 def test_a_missing_file_is_reported(check, artifact):

@@ -290,6 +290,4 @@ def test_a_file_deleted_before_reading_is_reported(dataset_file):
     with pytest.raises(SourceError) as caught:
         ingest.ingest(sources, IngestConfig(name="d"))
 
-    assert str(caught.value) == (
-        f"d: {path} was removed after it had been located. Restore it, or start the run again."
-    )
+    assert str(caught.value) == f"d: {path} was removed after it had been located. Restore it, or start the run again."

@@ -352,8 +352,12 @@ def test_a_method_that_cannot_train_new_rows_rejects_new_tokens(method):
 
 
 @every(ONE_OF_EACH | FULL_MODEL)
-def test_check_works_on_the_meta_device(method):
-    families[method.type].check(bases.on_meta(), method, total_steps=6)
+def test_check_needs_no_weights(method):
+    model = bases.on_meta()
+
+    families[method.type].check(model, method, total_steps=6)
+
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_the_base_class_is_abstract():
