@@ -24,7 +24,7 @@ def comparison_page(comparison: Comparison) -> str:
         ("Scores", comparison.metrics),
         ("Gain over the first run", comparison.gains),
         ("Items won, lost, equal compared with the first run", comparison.wins),
-        (f"Other metrics that differ ({comparison.num_equal} are equal)", comparison.figures),
+        (f"Other values that differ ({comparison.num_equal} are equal)", comparison.figures),
         ("Training loss, mean over each fifth of the steps", comparison.losses()),
     ]
     return render.page(
