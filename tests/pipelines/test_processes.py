@@ -98,7 +98,7 @@ def test_the_zenml_command_runs_the_pipeline_and_shares_its_cache_with_tuneline_
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel_file wheel, installed into its own folder."""
+    """The built wheel, installed into its own folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = shutil.copytree(
         Path.cwd() if (Path.cwd() / "pyproject.toml").exists() else Path(__file__).parents[2],

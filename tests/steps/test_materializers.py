@@ -1,4 +1,4 @@
-"""Artifacts load as they were saved: in folder from a local store, as a copy from a remote one."""
+"""Artifacts load as they were saved: in place from a local store, as a copy from a remote one."""
 
 import shutil
 import tempfile
