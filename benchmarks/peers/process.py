@@ -79,7 +79,7 @@ def run_as_job(work: Callable[[Result], Result]) -> None:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its finished children, user and system."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 

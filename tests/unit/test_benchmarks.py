@@ -22,7 +22,7 @@ def test_a_ratio_compares_medians_over_the_stages_that_both_sides_ran():
         "trl packed": measurements(50, {"tokenize_pack": 5.0}),
     }
 
-    result = data_preparation.compared(rounds)
+    result = data_preparation.compare(rounds)
 
     assert result["cold_ratio"] == 6.0
     assert result["from_file"] == 15.5
@@ -33,7 +33,7 @@ def test_a_ratio_compares_medians_over_the_stages_that_both_sides_ran():
 def test_a_peer_that_was_not_measured_gives_no_ratio():
     only_ours = {name: measurements(10, {"align": 1.0, "tokenize_pack": 1.0}) for name in ("whole", "prepare")}
 
-    result = data_preparation.compared(only_ours)
+    result = data_preparation.compare(only_ours)
 
     assert result["cold_ratio"] is None
     assert result["ratios_are"]["cold_ratio"].endswith("not measured")
@@ -83,13 +83,13 @@ def test_training_throughput_is_compared_per_real_token_and_with_the_cost_of_the
     result = training_throughput.report(rounds, [floor], losses)
 
     assert (result["vs_trl"], result["vs_trl_best"]) == (6.0, 3.0)
-    assert result["contenders"][ours]["cpu_seconds_a_step"] == 1.0
+    assert result["contenders"][ours]["cpu_seconds_per_step"] == 1.0
     assert (result["floor_share"], result["mfu"]) == (0.5, 0.25)
     assert result["peak_memory_ratio"] == 0.25
     assert result["loss_difference"] == pytest.approx(0.02)
     assert result["missed"] == ["floor_share", "loss_difference"]
     assert result["vs_llamafactory"] is None
-    assert "no --llamafactory" in training_throughput.NO_PEER
+    assert "no --llamafactory" in training_throughput.NOT_MEASURED
 
 
 def test_padding_tokens_are_not_counted():
@@ -117,7 +117,7 @@ def test_exam_throughput_compares_cpu_seconds_and_answers():
         "llamafactory_loop": [{"cpu_seconds": 8.0, "answers": ["A", "C"]}],
     }
 
-    result = exam_throughput.report(runs, right=["A", "D"])
+    result = exam_throughput.report(runs, correct=["A", "D"])
 
     assert (result["vs_lm_eval"], result["vs_llamafactory_loop"], result["accuracy"]) == (9.0, 4.0, 0.5)
     assert not result["same_answers"]
