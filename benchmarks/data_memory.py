@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for step in STEPS:
                 print(f"{sizes[-1]} rows: {step}", file=sys.stderr)
                 arguments = {"step": step, "data": str(path), "model": str(model), "max_length": args.max_length}
-                peaks[step].append(run_with_memory({**arguments, "kept": folder}))
+                peaks[step].append(run_with_memory({**arguments, "store": folder}))
     return report(sizes, peaks)
 
 

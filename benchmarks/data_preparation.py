@@ -105,34 +105,34 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def compare(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return ratios and the values behind them; a ratio whose peer was not measured is null."""
     ratios = {
-        name: round(speed(rounds[ours], pieces) / speed(rounds[peer], pieces), 2) if peer in rounds else None
-        for name, (ours, peer, pieces) in RATIOS.items()
+        name: round(speed(rounds[ours], stages) / speed(rounds[peer], stages), 2) if peer in rounds else None
+        for name, (ours, peer, stages) in RATIOS.items()
     }
     meanings = {
-        name: f"{ours} / {peer}: {_pieces(rounds[ours], pieces)} / {_pieces(rounds.get(peer), pieces)}"
-        for name, (ours, peer, pieces) in RATIOS.items()
+        name: f"{ours} / {peer}: {_stage_names(rounds[ours], stages)} / {_stage_names(rounds.get(peer), stages)}"
+        for name, (ours, peer, stages) in RATIOS.items()
     }
     return {
         **ratios,
         "ratios_are": meanings,
         "rows_per_cpu_second": {name: round(speed(runs, EVERYTHING)) for name, runs in rounds.items()},
         "rows_per_cpu_second_from_records": {name: round(speed(runs, FROM_RECORDS)) for name, runs in rounds.items()},
-        "seconds": {name: _by_piece(runs) for name, runs in rounds.items()},
+        "seconds": {name: _seconds_by_stage(runs) for name, runs in rounds.items()},
         "spread": {name: [round(min(totals), 2), round(max(totals), 2)] for name, totals in _totals(rounds).items()},
         "outputs": {name: _outputs(runs[0]) for name, runs in rounds.items()},
     }
 
 
-def speed(runs: list[process.Result], pieces: tuple[str, ...]) -> float:
-    """Return rows per CPU-second for some pieces of the work, as the median of the rounds."""
-    return float(runs[0]["rows"] / median(sum(run["cpu"].get(name, 0.0) for name in pieces) for run in runs))
+def speed(runs: list[process.Result], stages: tuple[str, ...]) -> float:
+    """Return rows per CPU-second for some stages of the work, as the median of the rounds."""
+    return float(runs[0]["rows"] / median(sum(run["cpu"].get(name, 0.0) for name in stages) for run in runs))
 
 
-def _pieces(runs: list[process.Result] | None, pieces: tuple[str, ...]) -> str:
-    return " + ".join(name for name in pieces if name in runs[0]["cpu"]) if runs else "not measured"
+def _stage_names(runs: list[process.Result] | None, stages: tuple[str, ...]) -> str:
+    return " + ".join(name for name in stages if name in runs[0]["cpu"]) if runs else "not measured"
 
 
-def _by_piece(runs: list[process.Result]) -> dict[str, float]:
+def _seconds_by_stage(runs: list[process.Result]) -> dict[str, float]:
     return {name: round(median(run["cpu"][name] for run in runs), 2) for name in runs[0]["cpu"]}
 
 
@@ -163,12 +163,12 @@ def machine(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
 
 def format_table(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  pieces"]
-    for name, pieces in results["seconds"].items():
+    lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  stages"]
+    for name, stages in results["seconds"].items():
         low, high = results["spread"][name]
-        by_piece = ", ".join(f"{piece} {seconds:.2f}" for piece, seconds in pieces.items())
-        total, rate = sum(pieces.values()), results["rows_per_cpu_second"][name]
-        lines.append(f"{name:24}{rate:>12}{total:>9.2f}{f'{low} to {high}':>16}  {by_piece}")
+        by_stage = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items())
+        total, rate = sum(stages.values()), results["rows_per_cpu_second"][name]
+        lines.append(f"{name:24}{rate:>12}{total:>9.2f}{f'{low} to {high}':>16}  {by_stage}")
     lines += ["", *(f"{name:24}{results[name]!s:>12}  {meaning}" for name, meaning in results["ratios_are"].items())]
     lines.append(f"ids and labels equal the template's: {results['same_as_template']} ({results['compared']} examples)")
     lines.append(f"ids equal trl's: {results['same_as_trl']} ({results['compared_with_trl']} examples)")

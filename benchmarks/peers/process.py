@@ -84,14 +84,14 @@ def cpu_seconds() -> float:
 
 
 class Clock:
-    """CPU and wall seconds of named pieces of work."""
+    """CPU and wall seconds of named tasks."""
 
     def __init__(self) -> None:
         self.cpu: dict[str, float] = {}
         self.wall: dict[str, float] = {}
 
     def measure(self, name: str, work: Callable[[], ResultType]) -> ResultType:
-        """Measure a piece of work; times of the same name are added."""
+        """Measure a task; times of the same name are added."""
         cpu, wall = cpu_seconds(), time.perf_counter()
         result = work()
         self.cpu[name] = self.cpu.get(name, 0.0) + cpu_seconds() - cpu

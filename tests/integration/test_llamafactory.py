@@ -58,7 +58,7 @@ overwrite_cache: true
 preprocessing_num_workers: 16
 
 ### output
-output_dir: saves/tiny/theirs
+output_dir: saves/tiny/imported
 logging_steps: 10
 plot_loss: true
 overwrite_output_dir: true
@@ -138,10 +138,10 @@ def texts():
 
 
 def test_each_selected_row_is_either_trained_or_held_out(imported_run):
-    tokenizer = AutoTokenizer.from_pretrained(promoted(imported_run, "tiny-theirs"))
+    tokenizer = AutoTokenizer.from_pretrained(promoted(imported_run, "tiny-imported"))
     examples = training_examples(imported_run)
     trained = Counter(tokenizer.decode(ids).removesuffix("\n") for ids, _ in examples)
-    run = reference.champion_run("tiny-theirs")
+    run = reference.champion_run("tiny-imported")
     held_out = {row["prompt"] for row in reference.stored_scores(run.info.run_id)}
 
     assert set(trained.values()) == {1}, "duplicate rows are trained once"
@@ -161,7 +161,7 @@ def test_the_weights_equal_those_of_the_equivalent_recipe(imported_run, run):
     recipe_run = run(**RECIPE, use_cache=False)
 
     tracker.connect()
-    folders = [promoted(imported_run, "tiny-theirs"), promoted(recipe_run, "ours")]
+    folders = [promoted(imported_run, "tiny-imported"), promoted(recipe_run, "ours")]
     assert folders[0] != folders[1]
     imported, expected = (load_file(folder / "model.safetensors") for folder in folders)
     assert imported.keys() == expected.keys()
