@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import architectures
-from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
+from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, RATE_FACTORS
 from tests.unit.train.checkpoint import trainings
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.training.optimizers import OPTIMIZER_SPECS
@@ -35,7 +35,7 @@ def options(name):
     free = {"lr_scheduler_type": "constant"} if OPTIMIZER_SPECS[name].schedule_free else {}
     args = {"optim_args": ARGUMENTS[name]} if name in ARGUMENTS else {}
     decay = {"weight_decay": 0.1} if OPTIMIZER_SPECS[name].supports_weight_decay else {}
-    rate = 2e-3 * STEEPER.get(name, 1)
+    rate = 2e-3 * RATE_FACTORS.get(name, 1)
     return {"optim": name, "learning_rate": rate, **OPTIMIZERS.get(name, {}), **free, **decay, **args}
 
 
