@@ -1,4 +1,4 @@
-"""A hub in a thread: the endpoints through which `datasets` and `huggingface_hub` read data sets and models."""
+"""A hub in a thread: the endpoints through which `datasets` and `huggingface_hub` read datasets and models."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class DataHub:
     """Files by repository; every revision is the same commit, except those that `tag` adds."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Files of data sets."""
+    """Files of datasets."""
 
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     commit: str = COMMIT

@@ -38,7 +38,7 @@ FOLDERS = (
     "docs",
 )
 NOT_FIELDS = {"parameters.recipe", "sources.dataset"}
-"""The location of a recipe in its file, and a key that a data set entry replaces before validation."""
+"""The location of a recipe in its file, and a key that a dataset entry replaces before validation."""
 SVG = "{http://www.w3.org/2000/svg}"
 
 

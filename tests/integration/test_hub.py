@@ -1,4 +1,4 @@
-"""A base model and a data set from the Hub, from a revision to a promoted version; the Hub is a local server."""
+"""A base model and a dataset from the Hub, from a revision to a promoted version; the Hub is a local server."""
 
 import datasets
 import huggingface_hub

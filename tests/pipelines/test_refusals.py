@@ -75,7 +75,7 @@ CASES = {
         lambda p: source_with(p, f'{GOOD}\n{{"instruction": "a"}}\n'),
         "bad.jsonl:2: a row in alpaca format needs",
     ),
-    "empty data set": (lambda p: source_with(p, "\n"), "bad.jsonl holds no rows"),
+    "empty dataset": (lambda p: source_with(p, "\n"), "bad.jsonl holds no rows"),
     "too few clean held-out rows": (rows_with_shared_wording, "so 0 clean ones are left; at least 5 are required"),
     "unknown format": (
         lambda p: {"sources": [{"name": "first", "path": "data/first.jsonl", "format": "alpacca"}]},

@@ -97,7 +97,7 @@ def test_a_changed_row_reruns_its_data_set_and_later_steps(first, run, executed_
     names = executed_steps(run())
 
     assert {"align_first", "merge", "tokenize_pack", *FROM_TRAIN} <= names
-    assert "align_second" not in names, "the other data set is unchanged, so its examples are cached"
+    assert "align_second" not in names, "the other dataset is unchanged, so its examples are cached"
 
 
 def test_an_added_blank_line_reruns_no_later_step(first, run, executed_steps, append_to):

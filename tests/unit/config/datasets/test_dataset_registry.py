@@ -16,7 +16,7 @@ from tuneline.errors import RecipeError
 
 SHIPPED = yaml.safe_load(Path("configs/datasets.yaml").read_text())
 TWO = """\
-# Two data sets.
+# Two datasets.
 chat:
   path: data/chat.jsonl
   format: openai
@@ -151,7 +151,7 @@ def test_large_registries_are_not_listed(project):
             "hub_set: expected exactly one of path (local files) and hub (a repository)",
         ),
         ("chat:", "no:", "False: expected a string as name, but YAML reads it as False. Put it in quotes."),
-        ("# Two data sets.", "alone: here", "alone: expected a mapping with path or hub, and format, got 'here'."),
+        ("# Two datasets.", "alone: here", "alone: expected a mapping with path or hub, and format, got 'here'."),
         ("hub_set:", "chat:", "chat: is a duplicate key (first in line 2)"),
     ],
 )
