@@ -4,7 +4,7 @@
 
 Both engines answer the same articles of XSum in the chat template with the same model (SmolLM2-135M-Instruct): greedy
 answers of at most 64 tokens, one thread, separate processes, in turns. Imports and model loading are not timed; our
-check of which batching the model supports is. `same_answers` counts the prompts with equal answers.
+check of which batching the model supports is timed. `same_answers` counts the prompts with equal answers.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run both engines, in turns."""
     model = data_preparation.model_folder(args.model)
     rendered = prompts(model, args.rows)
-    found: dict[str, list[process.Result]] = {engine: [] for engine in ENGINES}
+    runs: dict[str, list[process.Result]] = {engine: [] for engine in ENGINES}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         path = Path(folder) / "prompts.json"
         path.write_text(json.dumps({"prompts": rendered}, ensure_ascii=False), encoding="utf-8")
@@ -52,17 +52,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 print(f"{turn + 1} of {args.repeats}: {engine}", file=sys.stderr)
                 arguments = {"model": str(model), "questions": str(path), "engine": engine, "dtype": args.dtype}
                 arguments |= {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size}
-                found[engine].append(process.run("answers", arguments))
-    return report(found)
+                runs[engine].append(process.run("answers", arguments))
+    return report(runs)
 
 
-def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+def report(runs_by_engine: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return medians of CPU-seconds, their ratio, and the number of equal answers."""
-    seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in found.items()}
-    answers = [runs[0]["answers"] for runs in found.values()]
+    seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in runs_by_engine.items()}
+    answers = [runs[0]["answers"] for runs in runs_by_engine.values()]
     return {
         "prompts": len(answers[0]),
-        "cpu_seconds": {engine: round(each, 1) for engine, each in seconds.items()},
+        "cpu_seconds": {engine: round(value, 1) for engine, value in seconds.items()},
         "vs_transformers": round(seconds["transformers"] / seconds["ours"], 2),
         "same_answers": sum(a == b for a, b in zip(*answers, strict=True)),
     }
@@ -79,8 +79,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name:16}{each}" for name, each in found.items()))
+    results = measure(args)
+    print(
+        json.dumps(results, indent=1)
+        if args.json
+        else "\n".join(f"{name:16}{value}" for name, value in results.items())
+    )
 
 
 if __name__ == "__main__":

@@ -39,21 +39,24 @@ CHOICES: tuple[tuple[str, str, selection.TemplateArguments], ...] = (
 def chats() -> dict[str, schema.Content]:
     """Return the conversations that each template must render."""
     system = schema.message("system", "Be brief.")
-    ask, answer = schema.message("user", "What is 2+2?\n\nSay it."), schema.message("assistant", "It is 4.")
+    question, answer = schema.message("user", "What is 2+2?\n\nSay it."), schema.message("assistant", "It is 4.")
     thinking = schema.message("assistant", "<think>\nTwo and two.\n</think>\n\nIt is 4.")
-    more, last = schema.message("user", "And 3+3?"), schema.message("assistant", "6, of course.\n\n```\n6\n```")
+    question_2, answer_2 = (
+        schema.message("user", "And 3+3?"),
+        schema.message("assistant", "6, of course.\n\n```\n6\n```"),
+    )
     call = '[{"type":"function","function":{"name":"add","arguments":{"a":2,"b":2}}}]'
     tools = (
         '[{"type":"function","function":{"name":"add","description":"Adds.","parameters":{"type":"object",'
         '"properties":{"a":{"type":"integer","description":"one"},"b":{"type":"integer","description":"two"}},'
         '"required":["a","b"]}}}]'
     )
-    calling = [ask, schema.message("assistant", "", call), schema.message("tool", "4"), answer]
+    calling = [question, schema.message("assistant", "", call), schema.message("tool", "4"), answer]
     return {
-        "one round": schema.content([ask, answer]),
-        "system": schema.content([system, ask, answer]),
-        "two rounds": schema.content([ask, answer, more, last]),
-        "thoughts": schema.content([ask, thinking]),
+        "one round": schema.content([question, answer]),
+        "system": schema.content([system, question, answer]),
+        "two rounds": schema.content([question, answer, question_2, answer_2]),
+        "thoughts": schema.content([question, thinking]),
         "tools": schema.content(calling, tools=tools),
     }
 

@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for step in STEPS:
                 print(f"{sizes[-1]} rows: {step}", file=sys.stderr)
                 arguments = {"step": step, "data": str(path), "model": str(model), "max_length": args.max_length}
-                peaks[step].append(run_with_memory({**arguments, "kept": folder}))
+                peaks[step].append(run_with_memory({**arguments, "store": folder}))
     return report(sizes, peaks)
 
 
@@ -65,15 +65,15 @@ def run_with_memory(arguments: process.Result, name: str = "memory") -> process.
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         scratch = Path(folder)
         job = process.start(name, arguments, scratch)
-        status, began, ended = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
+        status, started_file, ended_file = Path(f"/proc/{job.pid}/status"), scratch / "began", scratch / "ended"
         peak = {"RssAnon": 0, "RssFile": 0}
         base, peak_resident = dict(peak), 0
-        while job.poll() is None and not ended.exists():
-            if began.exists():
-                now = _memory(status)
-                base = base if any(base.values()) else {name: now.get(name, 0) for name in peak}
-                peak = {name: max(peak[name], now.get(name, 0)) for name in peak}
-                peak_resident = max(peak_resident, sum(now.get(name, 0) for name in peak))
+        while job.poll() is None and not ended_file.exists():
+            if started_file.exists():
+                memory = _memory(status)
+                base = base if any(base.values()) else {name: memory.get(name, 0) for name in peak}
+                peak = {name: max(peak[name], memory.get(name, 0)) for name in peak}
+                peak_resident = max(peak_resident, sum(memory.get(name, 0) for name in peak))
             time.sleep(SECONDS_BETWEEN_SAMPLES)
         result = process.finish(job, name, scratch)
     before = {"anonymous_before": base.get("RssAnon", 0), "resident_before": sum(base.values())}
@@ -93,41 +93,40 @@ def report(sizes: list[int], peaks: dict[str, list[process.Result]]) -> dict[str
     """Return bytes per additional row, and the peaks in MiB."""
     rows = sizes[-1] - sizes[0]
     kinds = {"anonymous": "anonymous", "rss": "peak_rss", "maxrss": "maxrss"}
-    cost = {
-        step: {kind: round((found[-1][key] - found[0][key]) / rows, 1) for kind, key in kinds.items()}
-        for step, found in peaks.items()
+    bytes_per_row = {
+        step: {kind: round((runs[-1][key] - runs[0][key]) / rows, 1) for kind, key in kinds.items()}
+        for step, runs in peaks.items()
     }
-    shown = ("anonymous_before", "anonymous", "file", "peak_rss", "maxrss")
+    columns = ("anonymous_before", "anonymous", "file", "peak_rss", "maxrss")
     return {
-        "bytes_per_row": cost,
+        "bytes_per_row": bytes_per_row,
         "bound": MAX_BYTES_PER_ROW,
-        "within_bound": {step: found["anonymous"] <= MAX_BYTES_PER_ROW for step, found in cost.items()},
+        "within_bound": {step: sizes["anonymous"] <= MAX_BYTES_PER_ROW for step, sizes in bytes_per_row.items()},
         "rows": sizes,
         "peak_mib": {
-            step: [{name: round(each[name] / 2**20, 1) for name in shown} for each in found]
-            for step, found in peaks.items()
+            step: [{name: round(run[name] / 2**20, 1) for name in columns} for run in runs]
+            for step, runs in peaks.items()
         },
         "files_mib": {
-            step: [round(sum(each["split_bytes"].values()) / 2**20, 1) for each in found]
-            for step, found in peaks.items()
+            step: [round(sum(run["split_bytes"].values()) / 2**20, 1) for run in runs] for step, runs in peaks.items()
         },
     }
 
 
-def format_table(found: dict[str, Any]) -> str:
+def format_table(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    small, large = found["rows"]
+    small, large = results["rows"]
     lines = [
         f"{'':16}{'bytes per additional row':>24}{'':4}{f'peak MiB at {small} and {large} rows':>44}",
         f"{'step':16}{'anonymous':>12}{'resident':>12}{'':4}{'anonymous':>22}{'resident':>22}",
     ]
-    for step, cost in found["bytes_per_row"].items():
+    for step, cost in results["bytes_per_row"].items():
         anonymous, resident = (
-            " and ".join(str(each[name]) for each in found["peak_mib"][step]) for name in ("anonymous", "peak_rss")
+            " and ".join(str(peak[name]) for peak in results["peak_mib"][step]) for name in ("anonymous", "peak_rss")
         )
         lines.append(f"{step:16}{cost['anonymous']:>12}{cost['rss']:>12}{'':4}{anonymous:>22}{resident:>22}")
-    over = [step for step, within in found["within_bound"].items() if not within]
-    lines.append(f"above {found['bound']} bytes of anonymous memory per row: {', '.join(over) or 'none'}")
+    over = [step for step, within in results["within_bound"].items() if not within]
+    lines.append(f"above {results['bound']} bytes of anonymous memory per row: {', '.join(over) or 'none'}")
     return "\n".join(lines)
 
 
@@ -141,8 +140,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_table(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_table(results))
 
 
 if __name__ == "__main__":

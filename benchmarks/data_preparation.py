@@ -39,7 +39,7 @@ RATIOS = {
     "vs_trl": ("prepare", "trl packed", FROM_EXAMPLES),
     "vs_trl_with_align": ("prepare", "trl packed", FROM_RECORDS),
 }
-"""Our job, the job of the peer, and the timed pieces that count, if a job has them; our rows are always packed."""
+"""Our job, the peer's job, and the timed stages that count if a job has them; our rows are always packed."""
 
 NUM_TRL_COMPARISONS = 2000
 
@@ -73,7 +73,7 @@ def jobs(args: argparse.Namespace) -> dict[str, tuple[str, process.Result, str]]
     trl = {"trl packed": ("trl_preparation", {"every": args.trl_every}, sys.executable)}
     if args.llamafactory_python is None:
         return {**ours, **trl}
-    theirs = {
+    llamafactory = {
         f"llamafactory {'packed' if packing else 'unpacked'}": (
             "llamafactory_preparation",
             {"packing": packing, "template": args.llamafactory_template},
@@ -81,15 +81,15 @@ def jobs(args: argparse.Namespace) -> dict[str, tuple[str, process.Result, str]]
         )
         for packing in (True, False)
     }
-    return {**ours, **theirs, **trl}
+    return {**ours, **llamafactory, **trl}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run all measurements in turns and compare them; every job reads the same decompressed file."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         path = Path(folder) / "alpaca.jsonl"
-        with gzip.open(data_file(), "rb") as packed, path.open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        with gzip.open(data_file(), "rb") as compressed, path.open("wb") as decompressed:
+            shutil.copyfileobj(compressed, decompressed)
         common = {"data": str(path), "model": str(model_folder(args.model)), "max_length": args.max_length}
         rounds: dict[str, list[process.Result]] = {name: [] for name in jobs(args)}
         for number in range(args.rounds):
@@ -98,81 +98,83 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 rounds[name].append(process.run(job, {**common, **arguments}, python))
         print("comparing ids", file=sys.stderr)
         rows = rounds["prepare"][0]["rows"]
-        same = process.run("parity", {**common, "trl_every": max(rows // NUM_TRL_COMPARISONS, 1)})
-    return {**compared(rounds), **same, "rounds": args.rounds, "machine": machine(rounds)}
+        parity = process.run("parity", {**common, "trl_every": max(rows // NUM_TRL_COMPARISONS, 1)})
+    return {**compare(rounds), **parity, "rounds": args.rounds, "machine": machine(rounds)}
 
 
-def compared(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
-    """Return ratios and the figures they are made of; a ratio whose peer was not measured is null."""
+def compare(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
+    """Return ratios and the values behind them; a ratio whose peer was not measured is null."""
     ratios = {
-        name: round(speed(rounds[ours], pieces) / speed(rounds[theirs], pieces), 2) if theirs in rounds else None
-        for name, (ours, theirs, pieces) in RATIOS.items()
+        name: round(speed(rounds[ours], stages) / speed(rounds[peer], stages), 2) if peer in rounds else None
+        for name, (ours, peer, stages) in RATIOS.items()
     }
     meanings = {
-        name: f"{ours} / {theirs}: {_pieces(rounds[ours], pieces)} / {_pieces(rounds.get(theirs), pieces)}"
-        for name, (ours, theirs, pieces) in RATIOS.items()
+        name: f"{ours} / {peer}: {_stage_names(rounds[ours], stages)} / {_stage_names(rounds.get(peer), stages)}"
+        for name, (ours, peer, stages) in RATIOS.items()
     }
     return {
         **ratios,
         "ratios_are": meanings,
-        "rows_per_cpu_second": {name: round(speed(found, EVERYTHING)) for name, found in rounds.items()},
-        "rows_per_cpu_second_from_records": {name: round(speed(found, FROM_RECORDS)) for name, found in rounds.items()},
-        "seconds": {name: _by_piece(found) for name, found in rounds.items()},
-        "spread": {name: [round(min(taken), 2), round(max(taken), 2)] for name, taken in _totals(rounds).items()},
-        "made": {name: _made(found[0]) for name, found in rounds.items()},
+        "rows_per_cpu_second": {name: round(speed(runs, EVERYTHING)) for name, runs in rounds.items()},
+        "rows_per_cpu_second_from_records": {name: round(speed(runs, FROM_RECORDS)) for name, runs in rounds.items()},
+        "seconds": {name: _seconds_by_stage(runs) for name, runs in rounds.items()},
+        "spread": {name: [round(min(totals), 2), round(max(totals), 2)] for name, totals in _totals(rounds).items()},
+        "outputs": {name: _outputs(runs[0]) for name, runs in rounds.items()},
     }
 
 
-def speed(found: list[process.Result], pieces: tuple[str, ...]) -> float:
-    """Return rows per CPU-second for some pieces of the work, as the median of the rounds."""
-    return float(found[0]["rows"] / median(sum(each["cpu"].get(name, 0.0) for name in pieces) for each in found))
+def speed(runs: list[process.Result], stages: tuple[str, ...]) -> float:
+    """Return rows per CPU-second for some stages of the work, as the median of the rounds."""
+    return float(runs[0]["rows"] / median(sum(run["cpu"].get(name, 0.0) for name in stages) for run in runs))
 
 
-def _pieces(found: list[process.Result] | None, pieces: tuple[str, ...]) -> str:
-    return " + ".join(name for name in pieces if name in found[0]["cpu"]) if found else "not measured"
+def _stage_names(runs: list[process.Result] | None, stages: tuple[str, ...]) -> str:
+    return " + ".join(name for name in stages if name in runs[0]["cpu"]) if runs else "not measured"
 
 
-def _by_piece(found: list[process.Result]) -> dict[str, float]:
-    return {name: round(median(each["cpu"][name] for each in found), 2) for name in found[0]["cpu"]}
+def _seconds_by_stage(runs: list[process.Result]) -> dict[str, float]:
+    return {name: round(median(run["cpu"][name] for run in runs), 2) for name in runs[0]["cpu"]}
 
 
 def _totals(rounds: dict[str, list[process.Result]]) -> dict[str, list[float]]:
-    return {name: [sum(each["cpu"].values()) for each in found] for name, found in rounds.items()}
+    return {name: [sum(run["cpu"].values()) for run in runs] for name, runs in rounds.items()}
 
 
-def _made(found: process.Result) -> process.Result:
-    return {name: value for name, value in found.items() if name not in ("cpu", "wall", "versions")}
+def _outputs(run: process.Result) -> process.Result:
+    return {name: value for name, value in run.items() if name not in ("cpu", "wall", "versions")}
 
 
 def machine(rounds: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return the machine and versions of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    theirs = rounds.get("llamafactory packed", [{}])[0].get("versions", "not measured: no --llamafactory-python")
+    llamafactory_versions = rounds.get("llamafactory packed", [{}])[0].get(
+        "versions", "not measured: no --llamafactory-python"
+    )
     return {
         "cpu": model,
         "cores": os.cpu_count(),
         "load": [round(value, 1) for value in os.getloadavg()],
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
-        "llamafactory": theirs,
+        "llamafactory": llamafactory_versions,
     }
 
 
-def format_table(found: dict[str, Any]) -> str:
+def format_table(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  pieces"]
-    for name, pieces in found["seconds"].items():
-        low, high = found["spread"][name]
-        shown = ", ".join(f"{piece} {seconds:.2f}" for piece, seconds in pieces.items())
-        total, rate = sum(pieces.values()), found["rows_per_cpu_second"][name]
-        lines.append(f"{name:24}{rate:>12}{total:>9.2f}{f'{low} to {high}':>16}  {shown}")
-    lines += ["", *(f"{name:24}{found[name]!s:>12}  {said}" for name, said in found["ratios_are"].items())]
-    lines.append(f"ids and labels equal the template's: {found['same_as_template']} ({found['compared']} examples)")
-    lines.append(f"ids equal trl's: {found['same_as_trl']} ({found['compared_with_trl']} examples)")
-    for name, made in found["made"].items():
-        lines.append(f"{name}: {made}")
-    return "\n".join([*lines, f"{found['machine']}"])
+    lines = [f"{'':24}{'rows/CPU-s':>12}{'CPU-s':>9}{'min to max':>16}  stages"]
+    for name, stages in results["seconds"].items():
+        low, high = results["spread"][name]
+        by_stage = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages.items())
+        total, rate = sum(stages.values()), results["rows_per_cpu_second"][name]
+        lines.append(f"{name:24}{rate:>12}{total:>9.2f}{f'{low} to {high}':>16}  {by_stage}")
+    lines += ["", *(f"{name:24}{results[name]!s:>12}  {meaning}" for name, meaning in results["ratios_are"].items())]
+    lines.append(f"ids and labels equal the template's: {results['same_as_template']} ({results['compared']} examples)")
+    lines.append(f"ids equal trl's: {results['same_as_trl']} ({results['compared_with_trl']} examples)")
+    for name, outputs in results["outputs"].items():
+        lines.append(f"{name}: {outputs}")
+    return "\n".join([*lines, f"{results['machine']}"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -191,8 +193,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark and print a table or JSON."""
     args = parse_arguments()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_table(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_table(results))
 
 
 if __name__ == "__main__":

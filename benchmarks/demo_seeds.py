@@ -1,10 +1,9 @@
-"""Checks that the gain of the demo passes the gate for every seed.
+"""Tests whether the demo passes the gate with every seed.
 
     python -m benchmarks.demo_seeds --seeds 5
 
 Trains configs/demo.yaml once per seed, evaluates each model on the validation rows and the exam, and compares it with
-the base model in the gate, as in an empty registry. State is stored in the active state root: cached answers are
-reused.
+the base model in the gate, as with an empty registry. Uses the active state root, so cached answers are reused.
 """
 
 import argparse

@@ -31,13 +31,13 @@ LLAMAFACTORY_BATCH = 4
 
 def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, Any]]:
     """Return the first questions of each subject (`benchmark:subject`) in the format of the engines."""
-    exams = []
+    subjects_data = []
     for name in subjects:
         benchmark, _, subject = name.partition(":")
         config = ExamConfig(name=benchmark, benchmark=benchmark, path=folder / f"{benchmark}.zip", subjects=[subject])
         exam = multiple_choice.read_exam(exam_files.locate_exams([config]).only())
         shots, selected = exam.shots[subject][:NUM_SHOTS], exam.test[subject][:count]
-        exams.append(
+        subjects_data.append(
             {
                 "prompts": [letter_logprobs.prompt(question, shots, benchmark) for question in selected],
                 "head": letter_logprobs.HEADERS[benchmark].format(subject=subject_title(benchmark, subject)),
@@ -46,7 +46,7 @@ def questions(subjects: list[str], count: int, folder: Path) -> list[dict[str, A
                 "test": [[question.text, *question.choices, question.answer] for question in selected],
             }
         )
-    return exams
+    return subjects_data
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     data = Path(os.environ.get("TUNELINE_TEST_DATA", "")) / "exams"
     if not data.is_dir():
         raise SystemExit(f"{data} is missing. Set TUNELINE_TEST_DATA to the folder that holds exams/.")
-    found: dict[str, list[process.Result]] = {engine: [] for engine in args.engines}
+    runs: dict[str, list[process.Result]] = {engine: [] for engine in args.engines}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         subjects = questions(args.subjects, args.questions, data)
         path = Path(folder) / "questions.json"
@@ -65,25 +65,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 print(f"{turn + 1} of {args.repeats}: {engine}", file=sys.stderr)
                 size = args.lm_eval_batch if engine == "lm_eval" else LLAMAFACTORY_BATCH
                 arguments = {"engine": engine, "model": model, "questions": str(path), "batch_size": size}
-                found[engine].append(process.run("exam_engines", arguments))
-    right = [row[-1] for subject in subjects for row in subject["test"]]
-    return {"subjects": args.subjects, **report(found, right)}
+                runs[engine].append(process.run("exam_engines", arguments))
+    answers = [row[-1] for subject in subjects for row in subject["test"]]
+    return {"subjects": args.subjects, **report(runs, answers)}
 
 
-def report(found: dict[str, list[process.Result]], right: list[str]) -> dict[str, Any]:
+def report(runs_by_engine: dict[str, list[process.Result]], correct: list[str]) -> dict[str, Any]:
     """Return questions per CPU-second, ratios, and whether all engines chose the same letters."""
-    seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in found.items()}
-    answers = {engine: runs[0]["answers"] for engine, runs in found.items()}
+    seconds = {engine: median(run["cpu_seconds"] for run in runs) for engine, runs in runs_by_engine.items()}
+    answers = {engine: runs[0]["answers"] for engine, runs in runs_by_engine.items()}
     ours = answers["ours"]
     return {
-        "questions": len(right),
-        "accuracy": round(sum(a == b for a, b in zip(ours, right, strict=True)) / len(right), 4),
-        "questions_per_cpu_second": {engine: round(len(right) / each, 3) for engine, each in seconds.items()},
+        "questions": len(correct),
+        "accuracy": round(sum(a == b for a, b in zip(ours, correct, strict=True)) / len(correct), 4),
+        "questions_per_cpu_second": {engine: round(len(correct) / value, 3) for engine, value in seconds.items()},
         "vs_lm_eval": _ratio(seconds, "lm_eval"),
         "vs_llamafactory_loop": _ratio(seconds, "llamafactory_loop"),
-        "same_answers": all(each == ours for each in answers.values()),
+        "same_answers": all(letters == ours for letters in answers.values()),
         "differing_answers": {
-            engine: sum(a != b for a, b in zip(each, ours, strict=True)) for engine, each in answers.items()
+            engine: sum(a != b for a, b in zip(letters, ours, strict=True)) for engine, letters in answers.items()
         },
     }
 
@@ -92,12 +92,14 @@ def _ratio(seconds: dict[str, float], engine: str) -> float | None:
     return round(seconds[engine] / seconds["ours"], 2) if engine in seconds else None
 
 
-def format_results(found: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    lines = [f"{found['questions']} questions of {', '.join(found['subjects'])}; accuracy {found['accuracy']:.3f}"]
-    lines += [f"{name:20}{each:8.3f} questions per CPU s" for name, each in found["questions_per_cpu_second"].items()]
+    lines = [
+        f"{results['questions']} questions of {', '.join(results['subjects'])}; accuracy {results['accuracy']:.3f}"
+    ]
+    lines += [f"{name:20}{rate:8.3f} questions per CPU s" for name, rate in results["questions_per_cpu_second"].items()]
     names = ("vs_lm_eval", "vs_llamafactory_loop", "same_answers")
-    return "\n".join([*lines, *(f"{name:20}{found[name]}" for name in names)])
+    return "\n".join([*lines, *(f"{name:20}{results[name]}" for name in names)])
 
 
 def main() -> None:
@@ -113,8 +115,8 @@ def main() -> None:
     args = parser.parse_args()
     if "ours" not in args.engines:
         parser.error("--engines must contain ours: the other engines are compared with it.")
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_results(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_results(results))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train with every variant, in turns."""
     model = data_preparation.model_folder(args.model)
-    found: dict[str, list[process.Result]] = {name: [] for name in VARIANTS}
+    runs: dict[str, list[process.Result]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         methods.prepare(model, Path(folder) / "rows", args)
         for turn in range(args.repeats):
@@ -46,32 +46,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     "load": {"dtype": args.dtype},
                     "train": {"learning_rate": 1e-4, "levers": levers},
                 }
-                found[name].append(data_memory.run_with_memory(arguments, "method"))
-    return report(found)
+                runs[name].append(data_memory.run_with_memory(arguments, "method"))
+    return report(runs)
 
 
-def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+def report(runs_by_variant: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return medians, and ratios to the variant with all levers off."""
     table = {
         name: {
-            "cpu_seconds_a_step": statistics.median(run["cpu"] for run in runs),
+            "cpu_seconds_per_step": statistics.median(run["cpu"] for run in runs),
             "memory_mib": statistics.median(run["resident"] - run["resident_before"] for run in runs) / 2**20,
             "validation_loss": statistics.median(run["validation_loss"] for run in runs),
         }
-        for name, runs in found.items()
+        for name, runs in runs_by_variant.items()
     }
-    plain = table["all off"]
+    all_off = table["all off"]
     for metrics in table.values():
-        metrics["cpu_to_plain"] = metrics["cpu_seconds_a_step"] / plain["cpu_seconds_a_step"]
-        metrics["memory_to_plain"] = metrics["memory_mib"] / plain["memory_mib"]
+        metrics["cpu_to_plain"] = metrics["cpu_seconds_per_step"] / all_off["cpu_seconds_per_step"]
+        metrics["memory_to_plain"] = metrics["memory_mib"] / all_off["memory_mib"]
     return {name: {key: round(value, 4) for key, value in metrics.items()} for name, metrics in table.items()}
 
 
-def format_results(found: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    names = ("cpu_seconds_a_step", "cpu_to_plain", "memory_mib", "memory_to_plain", "validation_loss")
+    names = ("cpu_seconds_per_step", "cpu_to_plain", "memory_mib", "memory_to_plain", "validation_loss")
     lines = [f"{'levers':18}" + "".join(f"{name:>20}" for name in names)]
-    lines += [f"{who:18}" + "".join(f"{each[name]:>20}" for name in names) for who, each in found.items()]
+    lines += [f"{variant:18}" + "".join(f"{row[name]:>20}" for name in names) for variant, row in results.items()]
     return "\n".join(lines)
 
 
@@ -85,8 +85,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_results(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_results(results))
 
 
 if __name__ == "__main__":

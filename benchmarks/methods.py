@@ -44,22 +44,26 @@ METHODS: dict[str, dict[str, Any]] = {
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train with every method, in turns."""
     model = data_preparation.model_folder(args.model)
-    found: dict[str, list[process.Result]] = {name: [] for name in METHODS}
+    runs: dict[str, list[process.Result]] = {name: [] for name in METHODS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         prepare(model, Path(folder) / "rows", args)
         for turn in range(args.repeats):
-            for name, parts in METHODS.items():
+            for name, options in METHODS.items():
                 print(f"{turn + 1} of {args.repeats}: {name}", file=sys.stderr)
                 arguments = {
                     "model": str(model),
                     "rows": str(Path(folder) / "rows"),
                     "max_length": args.max_length,
                     "steps": args.steps,
-                    **parts,
-                    "load": {"dtype": "float32", "gradient_checkpointing": args.checkpointing, **parts.get("load", {})},
+                    **options,
+                    "load": {
+                        "dtype": "float32",
+                        "gradient_checkpointing": args.checkpointing,
+                        **options.get("load", {}),
+                    },
                 }
-                found[name].append(data_memory.run_with_memory(arguments, "method"))
-    return report(found)
+                runs[name].append(data_memory.run_with_memory(arguments, "method"))
+    return report(runs)
 
 
 def prepare(model: Path, folder: Path, args: argparse.Namespace) -> None:
@@ -75,13 +79,13 @@ def prepare(model: Path, folder: Path, args: argparse.Namespace) -> None:
     Corpus(splits, identity=packed.identity).save(folder)
 
 
-def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+def report(runs_by_method: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return medians, and ratios to full training."""
-    base = found["full"][0]["parameters"]
-    table = {name: _medians(runs, base) for name, runs in found.items()}
+    base = runs_by_method["full"][0]["parameters"]
+    table = {name: _medians(runs, base) for name, runs in runs_by_method.items()}
     for metrics in table.values():
         metrics["memory_to_full"] = round(metrics["memory_mib"] / table["full"]["memory_mib"], 3)
-        metrics["cpu_to_full"] = round(metrics["cpu_seconds_a_step"] / table["full"]["cpu_seconds_a_step"], 3)
+        metrics["cpu_to_full"] = round(metrics["cpu_seconds_per_step"] / table["full"]["cpu_seconds_per_step"], 3)
     return {"rank": RANK, "methods": table}
 
 
@@ -90,7 +94,7 @@ def _medians(runs: list[process.Result], base: float) -> dict[str, Any]:
     return {
         "memory_mib": round(memory / 2**20, 1),
         "bytes_per_parameter": round(memory / base, 2),
-        "cpu_seconds_a_step": round(statistics.median(run["cpu"] for run in runs), 2),
+        "cpu_seconds_per_step": round(statistics.median(run["cpu"] for run in runs), 2),
         "tokens_per_cpu_second": round(statistics.median(run["tokens"] / run["cpu"] for run in runs), 1),
         "trainable_parameters": int(runs[0]["trainable_parameters"]),
         "first_loss": round(runs[0]["first_loss"], 4),
@@ -98,11 +102,11 @@ def _medians(runs: list[process.Result], base: float) -> dict[str, Any]:
     }
 
 
-def format_results(found: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    names = ("memory_mib", "memory_to_full", "bytes_per_parameter", "cpu_seconds_a_step", "cpu_to_full")
+    names = ("memory_mib", "memory_to_full", "bytes_per_parameter", "cpu_seconds_per_step", "cpu_to_full")
     lines = [f"{'method':10}" + "".join(f"{name:>22}" for name in names)]
-    for method, metrics in found["methods"].items():
+    for method, metrics in results["methods"].items():
         lines.append(f"{method:10}" + "".join(f"{metrics[name]:>22}" for name in names))
     return "\n".join(lines)
 
@@ -117,8 +121,8 @@ def main() -> None:
     parser.add_argument("--checkpointing", choices=("none", "full", "selective"), default="none")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_results(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_results(results))
 
 
 if __name__ == "__main__":

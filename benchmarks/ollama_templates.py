@@ -33,20 +33,20 @@ def check_template(text: str, folder: Path) -> tuple[str, str]:
             tokenizer = chat_templates.tokenizer_for(selection.prepend_arguments(text, arguments), folder)
             _, result = proof.translate_template(tokenizer)
         except TunelineError as error:
-            reason = reason or chat_templates.short(str(error).split(": '")[0])
+            reason = reason or chat_templates.shorten_reason(str(error).split(": '")[0])
             continue
-        with_ = f", with {name}" if name else ""
-        return f"{'exact' if result.exact else 'limited'}{with_}", "; ".join(result.limits)
+        suffix = f", with {name}" if name else ""
+        return f"{'exact' if result.exact else 'limited'}{suffix}", "; ".join(result.limits)
     return "none", reason
 
 
 def render_section(folder: Path) -> str:
     """Return the table, and the number of templates per result."""
-    lines, counts = ["| template | Modelfile | limit, or why not |", "|---|---|---|"], Counter[str]()
+    lines, counts = ["| template | Modelfile | limitation or reason |", "|---|---|---|"], Counter[str]()
     for name, text in chat_templates.templates().items():
-        kind, more = check_template(text, folder)
+        kind, details = check_template(text, folder)
         counts[kind.split(",")[0]] += 1
-        lines.append(f"| `{name}` | {kind} | {more.replace('|', '&#124;')} |")
+        lines.append(f"| `{name}` | {kind} | {details.replace('|', '&#124;')} |")
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in ("exact", "limited", "none"))
     return "\n".join([*lines, "", f"Of {sum(counts.values())}: {summary}."]) + "\n"
 

@@ -28,7 +28,7 @@ LAYOUTS = ("shared", "four")
 
 
 def reward_model(model: Path, folder: Path) -> Path:
-    """Write an adapter and a head in the format of a reward training; their values do not matter here."""
+    """Write an adapter and a value head in the format of a trained reward model, with random values."""
     torch.manual_seed(0)
     adapted = families["lora"].attach(load_model(model), LoraMethod(type="lora", r=8, lora_alpha=16))
     families["lora"].save(adapted, folder)
@@ -39,7 +39,7 @@ def reward_model(model: Path, folder: Path) -> Path:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run PPO steps in both layouts, in turns."""
     model = data_preparation.model_folder(args.model)
-    found: dict[str, list[process.Result]] = {name: [] for name in LAYOUTS}
+    runs: dict[str, list[process.Result]] = {name: [] for name in LAYOUTS}
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         reward = reward_model(model, Path(folder))
         for turn in range(args.repeats):
@@ -54,17 +54,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     "prompt_tokens": 64,
                     "new_tokens": 24,
                 }
-                found[name].append(data_memory.run_with_memory(arguments, "ppo"))
-    return report(found)
+                runs[name].append(data_memory.run_with_memory(arguments, "ppo"))
+    return report(runs)
 
 
-def report(found: dict[str, list[process.Result]]) -> dict[str, Any]:
+def report(runs_by_layout: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return medians in MiB, and the ratio of shared to separate models."""
     memory = {
         name: statistics.median(run["resident"] - run["resident_before"] for run in runs) / 2**20
-        for name, runs in found.items()
+        for name, runs in runs_by_layout.items()
     }
-    rewards = {name: statistics.median(run["mean_reward"] for run in runs) for name, runs in found.items()}
+    rewards = {name: statistics.median(run["mean_reward"] for run in runs) for name, runs in runs_by_layout.items()}
     return {
         **{f"{name}_mib": round(value) for name, value in memory.items()},
         "shared_to_four": round(memory["shared"] / memory["four"], 3),
@@ -79,8 +79,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    found = measure(args := parser.parse_args())
-    print(json.dumps(found, indent=1) if args.json else "\n".join(f"{name:20}{value}" for name, value in found.items()))
+    results = measure(args := parser.parse_args())
+    print(
+        json.dumps(results, indent=1)
+        if args.json
+        else "\n".join(f"{name:20}{value}" for name, value in results.items())
+    )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ TARGETS = {
 UPPER_BOUNDS = ("loss_difference", "peak_memory_ratio")
 OURS, OURS_RECOMPUTING = "tuneline", "tuneline, recomputing"
 TRL, TRL_BEST = "trl as it comes", "trl at its fastest"
-THEIRS, THEIR_BEST = "llamafactory's example", "llamafactory at its fastest"
+LLAMAFACTORY, LLAMAFACTORY_BEST = "llamafactory's example", "llamafactory at its fastest"
 IN_FLOAT32 = "{}, in float32"
 """Both default to bfloat16, which is slow on a CPU without hardware support for it."""
 
@@ -64,9 +64,9 @@ RATIOS = {
     "vs_trl": (OURS, TRL),
     "vs_trl_best": (OURS, TRL_BEST),
     "vs_trl_in_float32": (OURS, IN_FLOAT32.format(TRL)),
-    "vs_llamafactory": (OURS_RECOMPUTING, THEIRS),
-    "vs_llamafactory_in_float32": (OURS_RECOMPUTING, IN_FLOAT32.format(THEIRS)),
-    "vs_llamafactory_best": (OURS, THEIR_BEST),
+    "vs_llamafactory": (OURS_RECOMPUTING, LLAMAFACTORY),
+    "vs_llamafactory_in_float32": (OURS_RECOMPUTING, IN_FLOAT32.format(LLAMAFACTORY)),
+    "vs_llamafactory_best": (OURS, LLAMAFACTORY_BEST),
 }
 NOT_MEASURED = "not measured: --without, or no --llamafactory and no TUNELINE_LLAMAFACTORY_PYTHON"
 
@@ -147,7 +147,7 @@ class Benchmark:
         options = {**TRAIN, "max_length": self.args.max_length, **self._batch(rows_a_pass), **config}
         return Contender("trl_training", {"config": options})
 
-    def theirs(self, **config: Any) -> Contender:
+    def _llamafactory(self, **config: Any) -> Contender:
         """LlamaFactory, by default with one row per pass, as in its example."""
         lora = {"lora_rank": LORA["r"], "lora_alpha": LORA["lora_alpha"], "lora_target": "all"}
         options = {**TRAIN, **lora, "cutoff_len": self.args.max_length, **self._batch(1), "use_cpu": True, **config}
@@ -172,7 +172,7 @@ class Benchmark:
         """Return the settings of the race: peer -> setting -> contender."""
         kinds = {"float32": {"bf16": False}, "bfloat16": {"bf16": True}}
         off: dict[str, Any] = {"gradient_checkpointing": False}
-        trl, theirs = {}, {}
+        trl, llamafactory = {}, {}
         for kind, precision in kinds.items():
             trl[f"{kind}, one row a pass"] = self.trl(1, **precision, **off)
             trl[f"{kind}, packed"] = self.trl(**precision, **off, packing=True, **self.packed("max_length"))
@@ -180,9 +180,9 @@ class Benchmark:
         plain = {"disable_gradient_checkpointing": True}
         for kind, precision in kinds.items():
             packing = {"packing": True, "neat_packing": True, **self.packed("cutoff_len")}
-            theirs[f"{kind}, one row a pass"] = self.theirs(**precision, **plain)
-            theirs[f"{kind}, neat packing"] = self.theirs(**precision, **plain, **packing)
-        return {TRL_BEST: trl} | ({THEIR_BEST: theirs} if self.llamafactory else {})
+            llamafactory[f"{kind}, one row a pass"] = self._llamafactory(**precision, **plain)
+            llamafactory[f"{kind}, neat packing"] = self._llamafactory(**precision, **plain, **packing)
+        return {TRL_BEST: trl} | ({LLAMAFACTORY_BEST: llamafactory} if self.llamafactory else {})
 
     def contenders(self, fastest: dict[str, str]) -> dict[str, Contender]:
         """Return the measured contenders."""
@@ -195,9 +195,9 @@ class Benchmark:
             TRL_BEST: settings[TRL_BEST][fastest[TRL_BEST]],
         }
         if self.llamafactory:
-            contenders[THEIRS] = self.theirs(bf16=True)
-            contenders[IN_FLOAT32.format(THEIRS)] = self.theirs()
-            contenders[THEIR_BEST] = settings[THEIR_BEST][fastest[THEIR_BEST]]
+            contenders[LLAMAFACTORY] = self._llamafactory(bf16=True)
+            contenders[IN_FLOAT32.format(LLAMAFACTORY)] = self._llamafactory()
+            contenders[LLAMAFACTORY_BEST] = settings[LLAMAFACTORY_BEST][fastest[LLAMAFACTORY_BEST]]
         return contenders
 
 
@@ -205,23 +205,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Determine the fastest settings of the peers, then measure all contenders in turns."""
     with tempfile.TemporaryDirectory(prefix="tuneline-benchmark-") as folder:
         bench = Benchmark(args, Path(folder))
-        fastest, raced = race(bench) if args.race else (KNOWN_FASTEST, {})
+        fastest, race_results = race(bench) if args.race else (KNOWN_FASTEST, {})
         bench.rows(args.steps, args.rows_a_step)
-        contenders = {name: one for name, one in bench.contenders(fastest).items() if name not in args.without}
-        found: dict[str, list[process.Result]] = {name: [] for name in contenders}
+        contenders = {
+            name: contender for name, contender in bench.contenders(fastest).items() if name not in args.without
+        }
+        runs: dict[str, list[process.Result]] = {name: [] for name in contenders}
         floors = []
         for turn in range(args.rounds):
             print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
             for name, contender in contenders.items():
-                if not turn or seconds_per_token(found[name]) < SLOW_FACTOR * seconds_per_token(found[OURS]):
-                    found[name].append(bench.run(name, contender))
+                if not turn or seconds_per_token(runs[name]) < SLOW_FACTOR * seconds_per_token(runs[OURS]):
+                    runs[name].append(bench.run(name, contender))
             floors.append(process.run("products", _products(bench)))
         losses = process.run("adapter_losses", _adapters(bench, list(contenders)))["losses"]
-    return {**report(found, floors, losses), "fastest": fastest, "race": raced, **describe_run(bench, found)}
+    return {**report(runs, floors, losses), "fastest": fastest, "race": race_results, **describe_run(bench, runs)}
 
 
 MIN_RATE_RATIO = 0.5
-KNOWN_FASTEST = {TRL_BEST: "float32, packed", THEIR_BEST: "float32, one row a pass"}
+KNOWN_FASTEST = {TRL_BEST: "float32, packed", LLAMAFACTORY_BEST: "float32, one row a pass"}
 """Fastest settings on the machine of docs/log.md."""
 
 
@@ -241,8 +243,8 @@ def race(bench: Benchmark) -> tuple[dict[str, str], dict[str, dict[str, float]]]
         "left out": {slow_dtype: round(min(rates.values()) / max(rates.values()), 2)}
     }
     for peer, settings in bench.settings().items():
-        candidates = {name: one for name, one in settings.items() if not name.startswith(slow_dtype)}
-        runs = {name: bench.run(f"race: {peer}, {name}", one) for name, one in candidates.items()}
+        candidates = {name: contender for name, contender in settings.items() if not name.startswith(slow_dtype)}
+        runs = {name: bench.run(f"race: {peer}, {name}", contender) for name, contender in candidates.items()}
         speeds[peer] = {name: round(run["tokens"] / run["cpu"], 1) for name, run in runs.items()}
     bench.args = args
     return {peer: max(speeds[peer], key=lambda name: speeds[peer][name]) for peer in bench.settings()}, speeds
@@ -260,27 +262,27 @@ def _adapters(bench: Benchmark, names: list[str]) -> process.Result:
 
 
 def report(
-    found: dict[str, list[process.Result]], floors: list[process.Result], losses: dict[str, float]
+    runs_by_name: dict[str, list[process.Result]], floors: list[process.Result], losses: dict[str, float]
 ) -> dict[str, Any]:
     """Return medians, ratios, and the missed targets."""
-    table = {name: _medians(runs) for name, runs in found.items()}
-    floor = {name: statistics.median(each[name] for each in floors) for name in ("floor_seconds", "flops")}
-    best = statistics.median(max(each["best_rates"].values()) for each in floors)
+    table = {name: _medians(runs) for name, runs in runs_by_name.items()}
+    floor = {name: statistics.median(floor[name] for floor in floors) for name in ("floor_seconds", "flops")}
+    best = statistics.median(max(floor["best_rates"].values()) for floor in floors)
     total = floor["flops"] / floor["floor_seconds"]
-    for name, figures in table.items():
-        flops_a_second = floor["flops"] / figures["cpu_seconds_a_step"]
-        figures |= {"floor_share": round(flops_a_second / total, 3), "mfu": round(flops_a_second / best, 3)}
-        figures["held_out_loss"] = round(losses[name], 4)
-    speed = {name: 1 / seconds_per_token(runs) for name, runs in found.items()}
+    for name, metrics in table.items():
+        flops_per_second = floor["flops"] / metrics["cpu_seconds_per_step"]
+        metrics |= {"floor_share": round(flops_per_second / total, 3), "mfu": round(flops_per_second / best, 3)}
+        metrics["held_out_loss"] = round(losses[name], 4)
+    speed = {name: 1 / seconds_per_token(runs) for name, runs in runs_by_name.items()}
     ratios = {
-        name: round(speed[one] / speed[other], 2) if other in speed else None for name, (one, other) in RATIOS.items()
+        name: round(speed[ours] / speed[peer], 2) if peer in speed else None for name, (ours, peer) in RATIOS.items()
     }
     reference, like = losses[OURS], TRL if TRL in table else IN_FLOAT32.format(TRL)
     summary = {
         **ratios,
         "floor_share": table[OURS]["floor_share"],
         "mfu": table[OURS]["mfu"],
-        "loss_difference": round(max(abs(losses[name] / reference - 1) for name in found), 5),
+        "loss_difference": round(max(abs(losses[name] / reference - 1) for name in runs_by_name), 5),
         "peak_memory_ratio": round(table[OURS]["peak_mib"] / table[like]["peak_mib"], 3),
         "peak_memory_ratio_to_trl_best": round(table[OURS]["peak_mib"] / table[TRL_BEST]["peak_mib"], 3),
     }
@@ -293,7 +295,7 @@ def report(
         "contenders": table,
         "untrained_loss": round(losses["none"], 4),
         "floor": {**{name: round(value, 3) for name, value in floor.items()}, "dtype": floors[0]["dtype"]},
-        "gflops_a_cpu_second": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
+        "gflops_per_cpu_second": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
     }
 
 
@@ -312,7 +314,7 @@ def _medians(runs: list[process.Result]) -> dict[str, Any]:
     tokens_a_step = runs[0]["all_tokens"] / runs[0]["steps"]
     return {
         "tokens_per_cpu_second": round(1 / seconds, 1),
-        "cpu_seconds_a_step": round(seconds * tokens_a_step, 2),
+        "cpu_seconds_per_step": round(seconds * tokens_a_step, 2),
         "spread": [round(edge(run["tokens"] / run["cpu"] for run in runs), 1) for edge in (min, max)],
         "peak_mib": round(statistics.median(run["peak_rss"] for run in runs) / 2**20),
         "cpu_to_first_step": round(statistics.median(run["cpu_to_first_step"] for run in runs), 1),
@@ -322,33 +324,38 @@ def _medians(runs: list[process.Result]) -> dict[str, Any]:
     }
 
 
-def describe_run(bench: Benchmark, found: dict[str, list[process.Result]]) -> dict[str, Any]:
+def describe_run(bench: Benchmark, runs: dict[str, list[process.Result]]) -> dict[str, Any]:
     """Return the machine, the options and the decisions of the measurement."""
-    rounds = {"llamafactory packed": found[THEIR_BEST]} if THEIR_BEST in found else {}
+    rounds = {"llamafactory packed": runs[LLAMAFACTORY_BEST]} if LLAMAFACTORY_BEST in runs else {}
     machine = data_preparation.machine(rounds)
     machine["llamafactory"] = machine["llamafactory"] if rounds else NOT_MEASURED
     return {
-        "decisions": found[OURS][0]["decisions"],
+        "decisions": runs[OURS][0]["decisions"],
         "tokens": bench.tokens,
         "trained_tokens": bench.trained_tokens,
-        "told": {name: str(value) for name, value in vars(bench.args).items() if name not in ("llamafactory", "model")},
+        "options": {
+            name: str(value) for name, value in vars(bench.args).items() if name not in ("llamafactory", "model")
+        },
         "machine": machine,
     }
 
 
-def format_results(found: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     """Return the results as a text table."""
-    names = ("tokens_per_cpu_second", "cpu_seconds_a_step", "peak_mib", "floor_share", "mfu", "held_out_loss")
+    names = ("tokens_per_cpu_second", "cpu_seconds_per_step", "peak_mib", "floor_share", "mfu", "held_out_loss")
     lines = [f"{'':30}" + "".join(f"{name:>23}" for name in names)]
-    lines += [f"{who:30}" + "".join(f"{each[name]:>23}" for name in names) for who, each in found["contenders"].items()]
+    lines += [
+        f"{contender:30}" + "".join(f"{row[name]:>23}" for name in names)
+        for contender, row in results["contenders"].items()
+    ]
     for name, target in TARGETS.items():
         bound = f"{'at most' if name in UPPER_BOUNDS else 'at least'} {target}"
-        verdict = "missed" if name in found["missed"] else "met"
-        value = found[name]
+        verdict = "missed" if name in results["missed"] else "met"
+        value = results[name]
         lines.append(f"{name:30}{NOT_MEASURED if value is None else f'{value:>12}  {bound}: {verdict}'}")
-    if found["race"]:
-        lines.append(f"race: {found['race']}")
-    return "\n".join([*lines, f"{found['machine']}"])
+    if results["race"]:
+        lines.append(f"race: {results['race']}")
+    return "\n".join([*lines, f"{results['machine']}"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -379,8 +386,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark and print a table or JSON."""
     args = parse_arguments()
-    found = measure(args)
-    print(json.dumps(found, indent=1) if args.json else format_results(found))
+    results = measure(args)
+    print(json.dumps(results, indent=1) if args.json else format_results(results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Store a model directory without loading it into memory and, on a local store, without a second copy.
 
 The scratch folder of a step is moved, other files are hard-linked. The artifact has an `MLmodel` file, so that the
-model registry can point at the folder of the artifact.
+model registry can refer to the folder of the artifact.
 """
 
 import json
@@ -33,17 +33,17 @@ class CheckpointMaterializer(FolderMaterializer):
         files = data.files()
         self._stored = replace(data, sha256=data.sha256 or compute_content_hash(data.kind, data.identity, files))
         self._bytes = data.num_bytes()
-        about: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
-        about |= {"sha256": self._stored.sha256, "files": files}
+        metadata: dict[str, Any] = {"kind": data.kind, "identity": data.identity, "facts": data.facts}
+        metadata |= {"sha256": self._stored.sha256, "files": files}
         _place(data.path, folder / flavor.FILES, move=data.disposable)
-        (folder / METADATA_FILE).write_text(json.dumps(about, indent=1))
+        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
         if data.kind != "adapter" or adapter_bundle.is_adapter_bundle(folder / flavor.FILES):
             flavor.write_mlmodel(folder)
 
     def read(self, data_type: type[Checkpoint], folder: Path) -> Checkpoint:
-        about = json.loads((folder / METADATA_FILE).read_text())
-        about.pop("files", None)
-        return Checkpoint(path=folder / flavor.FILES, **about)
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+        metadata.pop("files", None)
+        return Checkpoint(path=folder / flavor.FILES, **metadata)
 
     def extract_metadata(self, data: Checkpoint) -> dict[str, MetadataType]:
         plain: dict[str, MetadataType] = {"kind": data.kind, "bytes": self._bytes, "sha256": self._stored.sha256}
@@ -53,7 +53,7 @@ class CheckpointMaterializer(FolderMaterializer):
         facts = {"kind": data.kind, "bytes": self._bytes, **data.facts, **data.identity}
         rows = [(name, canonical_json(value)[:MAX_CELL_CHARACTERS]) for name, value in facts.items()]
         page = render.page("table", title="Model directory", tables=[("", ["name", "value"], rows)], texts=[])
-        return {self.keep_text("checkpoint.html", page): VisualizationType.HTML}
+        return {self.write_visualization("checkpoint.html", page): VisualizationType.HTML}
 
     def content_hash_of(self, data: Checkpoint) -> str:
         return self._stored.sha256

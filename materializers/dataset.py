@@ -40,7 +40,7 @@ class CorpusMaterializer(FolderMaterializer):
         return plain | {f"count.{name}": _small(value) for name, value in data.counts.items()}
 
     def save_visualizations(self, data: Corpus) -> dict[str, VisualizationType]:
-        return {self.keep_text("preview.html", _page(data)): VisualizationType.HTML}
+        return {self.write_visualization("preview.html", _page(data)): VisualizationType.HTML}
 
 
 def _page(data: Corpus) -> str:

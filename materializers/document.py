@@ -48,13 +48,13 @@ class DocumentMaterializer(FolderMaterializer):
     def save_visualizations(self, data: Document) -> dict[str, VisualizationType]:
         if isinstance(data, Decision):
             return {
-                self.keep_text("decision.html", html_reports.decision_page(data)): VisualizationType.HTML,
-                self.keep_text("decision.md", data.to_markdown()): VisualizationType.MARKDOWN,
+                self.write_visualization("decision.html", html_reports.decision_page(data)): VisualizationType.HTML,
+                self.write_visualization("decision.md", data.to_markdown()): VisualizationType.MARKDOWN,
             }
         if isinstance(data, TrainingReport):
-            return {self.keep_text("training.html", training_pages.to_html(data)): VisualizationType.HTML}
+            return {self.write_visualization("training.html", training_pages.to_html(data)): VisualizationType.HTML}
         page = f"```json\n{data.model_dump_json(indent=1)}\n```\n"
-        return {self.keep_text("document.md", page): VisualizationType.MARKDOWN}
+        return {self.write_visualization("document.md", page): VisualizationType.MARKDOWN}
 
     def content_hash_of(self, data: Document) -> str:
         return data.content_hash() if isinstance(data, Manifest) else digest(data.model_dump(mode="json"))

@@ -124,7 +124,7 @@ class FolderMaterializer(BaseMaterializer):
             checksums.check,
         )
 
-    def keep_text(self, name: str, text: str) -> str:
+    def write_visualization(self, name: str, text: str) -> str:
         """Write a text next to the artifact and return its URI."""
         uri = f"{self.uri.rstrip('/')}/{name}"
         with self.artifact_store.open(uri, "w") as file:

@@ -13,8 +13,8 @@ from tuneline.evaluation.report import Report
 from tuneline.evaluation.score_store import from_table, read_table, to_table, write_table
 from tuneline.identity import digest
 
-WHO = ("base", "model")
-ABOUT = "report.json"
+MODELS = ("base", "model")
+METADATA_FILE = "report.json"
 FIELDS = ("base_hash", "model_hash", "totals", "methods", "noise")
 """Fields of a report other than the scores."""
 
@@ -26,13 +26,15 @@ class ReportMaterializer(FolderMaterializer):
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA_ANALYSIS
 
     def write(self, data: Report, folder: Path) -> None:
-        for who in WHO:
+        for who in MODELS:
             write_table(to_table(getattr(data, who)), folder / f"{who}.parquet")
-        (folder / ABOUT).write_text(json.dumps({name: getattr(data, name) for name in FIELDS}, ensure_ascii=False))
+        (folder / METADATA_FILE).write_text(
+            json.dumps({name: getattr(data, name) for name in FIELDS}, ensure_ascii=False)
+        )
 
     def read(self, data_type: type[Report], folder: Path) -> Report:
-        base, model = (from_table(read_table(folder / f"{who}.parquet")) for who in WHO)
-        return Report(base=base, model=model, **json.loads((folder / ABOUT).read_text()))
+        base, model = (from_table(read_table(folder / f"{who}.parquet")) for who in MODELS)
+        return Report(base=base, model=model, **json.loads((folder / METADATA_FILE).read_text()))
 
     def extract_metadata(self, data: Report) -> dict[str, MetadataType]:
         means: dict[str, MetadataType] = {
@@ -42,14 +44,14 @@ class ReportMaterializer(FolderMaterializer):
 
     def save_visualizations(self, data: Report) -> dict[str, VisualizationType]:
         return {
-            self.keep_text("report.html", to_html(data)): VisualizationType.HTML,
-            self.keep_text("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
+            self.write_visualization("report.html", to_html(data)): VisualizationType.HTML,
+            self.write_visualization("report.md", data.to_markdown()): VisualizationType.MARKDOWN,
         }
 
     def content_hash_of(self, data: Report) -> str:
         rows = [
             [who, score.benchmark, score.item, score.output, score.metrics]
-            for who in WHO
+            for who in MODELS
             for score in getattr(data, who)
         ]
         return digest([data.base_hash, data.model_hash, rows, data.totals, data.methods, data.noise])

@@ -56,9 +56,9 @@ def _dependencies(file: Path) -> set[Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    ours = {name for name in names if name.split(".")[0] == LIBRARY.name and _candidates(name)}
+    own_modules = {name for name in names if name.split(".")[0] == LIBRARY.name and _candidates(name)}
     tables = {path for path in file.parent.glob("*.yaml") if path.name in text}
-    return {_file(name) for name in ours} | tables | set(file.parent.glob("*.jinja"))
+    return {_file(name) for name in own_modules} | tables | set(file.parent.glob("*.jinja"))
 
 
 def _file(name: str) -> Path:

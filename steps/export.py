@@ -39,7 +39,7 @@ def export(
 ) -> Annotated[Checkpoint, "exported_model"]:
     """Merge the adapter or copy the model, and check that its outputs stay the same."""
     verification.verify_hashes(tokenizer, base_model)
-    made = write.export_model(tokenizer, base_model, origin, config)
+    exported = write.export_model(tokenizer, base_model, origin, config)
     return write.write_card_and_checksums(
-        made, model_card.render_export(origin.card, origin.name, origin.source, origin.licence, made.facts)
+        exported, model_card.render_export(origin.card, origin.name, origin.source, origin.licence, exported.facts)
     )

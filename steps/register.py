@@ -70,8 +70,8 @@ def register(
     checks = [*evidence.check_preconditions(facts, config.preconditions), *checks]
     decision = promotion.decide(version, new=new, champion=champion, findings=findings, checks=checks, config=config)
     run_artifacts.log_decision(decision)
-    known = (recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
-    run_artifacts.log_card(model_card.render(CardInputs(*known)), version if new else None)
+    inputs = (recipe, sources, base_model, mixture.counts, report.metrics(), facts, decision, model.content_hash())
+    run_artifacts.log_card(model_card.render(CardInputs(*inputs)), version if new else None)
     model_versions.mirror(decision.model_name, decision)
     if training_report.state:
         training_state.delete_state(training_report.state)

@@ -1,1 +1,1 @@
-"""Tests; `tests.tiny` builds what they need."""
+"""Tests. `tests.tiny` builds their models and projects."""

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread wo
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("ZENML_ACTIVE_STACK_ID", None)  # it would overwrite the active stack that a test chose
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background like this
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background jobs like this
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import tiny
@@ -77,7 +77,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real data; tests that need it are skipped where it is not given."""
+    """The folder of real data; tests that need it are skipped if the environment variable is not set."""
     if not os.environ.get(DATA):
         pytest.skip(f"{DATA} does not name the folder with the real data")
     return Path(os.environ[DATA])
@@ -91,7 +91,7 @@ def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zenml_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A ZenML of our own for the session: its folder."""
+    """The folder of a ZenML configuration for this test session."""
     world = tmp_path_factory.mktemp("zenml")
     with pytest.MonkeyPatch.context() as env:
         env.setenv("ZENML_CONFIG_PATH", str(world))
@@ -102,7 +102,7 @@ def zenml_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def project(zenml_world: Path, project_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project with the embedded stack active in it; the working directory for a module's tests."""
+    """A project with the embedded stack active; the working directory of a module's tests."""
     from tuneline.zenml_integration import stack
 
     folder = tmp_path_factory.mktemp("project") / "it"

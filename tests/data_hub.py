@@ -1,4 +1,4 @@
-"""A hub in a thread: the endpoints that `datasets` and `huggingface_hub` read data sets and models by."""
+"""A hub in a thread: the endpoints through which `datasets` and `huggingface_hub` read datasets and models."""
 
 import hashlib
 import json
@@ -18,28 +18,28 @@ COMMIT = "a" * 40
 
 @dataclass
 class DataHub:
-    """Files by repository; whatever revision is asked for is one commit, but for those that `tag` names."""
+    """Files by repository; every revision is the same commit, except those that `tag` adds."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Of data sets."""
+    """Files of datasets."""
 
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     commit: str = COMMIT
     requests: list[str] = field(default_factory=list)
     down: bool = False
-    """Answer nothing but the question for the commit."""
+    """Refuse all requests except those for the commit of a revision."""
 
     tags: dict[tuple[str, str], tuple[str, dict[str, bytes]]] = field(default_factory=dict)
 
     def tag(self, name: str, revision: str, commit: str, files: dict[str, bytes]) -> None:
-        """Give a repository another commit with other files; it is found by its revision and by its own name."""
-        for each in (revision, commit):
-            self.tags[name, each] = commit, files
+        """Add a commit with other files to a repository, under its revision and its id."""
+        for key in (revision, commit):
+            self.tags[name, key] = commit, files
 
 
 @contextmanager
 def serve(patch: pytest.MonkeyPatch) -> Iterator[DataHub]:
-    """Start it, and let both libraries ask it."""
+    """Start the server and make both libraries connect to it."""
     hub = DataHub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
     url = f"http://127.0.0.1:{server.server_port}"
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._route()
@@ -86,19 +86,19 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        places = {
+        repository_names = {
             **{f"datasets/{name}": name for name in self.hub.repositories},
             **{name: name for name in self.hub.models},
         }
-        place = next((place for place in places if f"/{place}/" in f"{path}/"), None)
-        if place is None:
+        key = next((key for key in repository_names if f"/{key}/" in f"{path}/"), None)
+        if key is None:
             return self._answer(b'{"error": "Repository not found"}', 404, {"X-Error-Code": "RepoNotFound"})
-        name, rest = places[place], path.partition(place)[2].strip("/").split("/")
-        files = (self.hub.models if place == name else self.hub.repositories)[name]
+        name, rest = repository_names[key], path.partition(key)[2].strip("/").split("/")
+        files = (self.hub.models if key == name else self.hub.repositories)[name]
         self.commit, files = self.hub.tags.get((name, "".join(rest[1:2])), (self.hub.commit, files))
         is_api = path.startswith("/api/")
         if is_api and rest[0] in ("", "revision"):
-            return self._about(name, files)
+            return self._repository_info(name, files)
         if self.hub.down:
             return self._answer(b'{"error": "not now"}', 403)
         if is_api:
@@ -110,29 +110,29 @@ class Handler(BaseHTTPRequestHandler):
             content, 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.commit}
         )
 
-    def _about(self, name: str, files: dict[str, bytes]) -> None:
+    def _repository_info(self, name: str, files: dict[str, bytes]) -> None:
         siblings = [{"rfilename": file} for file in files]
-        about = {"id": name, "sha": self.commit, "private": False, "siblings": siblings}
-        self._answer(json.dumps({**about, "cardData": {"license": "mit"}}).encode())
+        info = {"id": name, "sha": self.commit, "private": False, "siblings": siblings}
+        self._answer(json.dumps({**info, "cardData": {"license": "mit"}}).encode())
 
     def _entries(self, files: dict[str, bytes], rest: list[str]) -> None:
         if rest[0] == "paths-info":
-            asked = parse_qs(self.body.decode())["paths"]
-            found = [self._entry(files, path) for path in asked if self._exists(files, path)]
-            return self._answer(json.dumps(found).encode())
+            paths = parse_qs(self.body.decode())["paths"]
+            entries = [self._entry(files, path) for path in paths if self._exists(files, path)]
+            return self._answer(json.dumps(entries).encode())
         folder = "/".join(rest[2:])
         prefix = f"{folder}/" if folder else ""
-        below = {
+        children = {
             path if "recursive=True" in self.path else prefix + path.removeprefix(prefix).split("/")[0]
             for path in files
             if path.startswith(prefix)
         }
-        if not below:
+        if not children:
             return self._answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
-        return self._answer(json.dumps([self._entry(files, path) for path in sorted(below)]).encode())
+        return self._answer(json.dumps([self._entry(files, path) for path in sorted(children)]).encode())
 
     def _exists(self, files: dict[str, bytes], path: str) -> bool:
-        return path in files or any(each.startswith(f"{path}/") for each in files)
+        return path in files or any(file.startswith(f"{path}/") for file in files)
 
     def _entry(self, files: dict[str, bytes], path: str) -> dict:
         oid = hashlib.sha1(files.get(path, path.encode())).hexdigest()
@@ -141,9 +141,9 @@ class Handler(BaseHTTPRequestHandler):
         return {"type": "file", "path": path, "size": len(files[path]), "oid": oid}
 
     def _answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        part = self.headers.get("Range")
-        if part and status == 200 and headers:
-            first, _, last = part.removeprefix("bytes=").partition("-")
+        byte_range = self.headers.get("Range")
+        if byte_range and status == 200 and headers:
+            first, _, last = byte_range.removeprefix("bytes=").partition("-")
             end = int(last) + 1 if last else len(content)
             headers["Content-Range"] = f"bytes {first}-{min(end, len(content)) - 1}/{len(content)}"
             content, status = content[int(first) : end], 206

@@ -1,4 +1,4 @@
-"""Rows of datasets in several formats, as texts of files, for the tests of the data rooms."""
+"""Rows of datasets in several formats, as texts of files, for the tests of `tuneline.data`."""
 
 import json
 
@@ -25,7 +25,7 @@ def alpaca(instruction, output, **more):
 
 
 def lines(*rows):
-    """Return rows as JSON Lines; texts are taken unchanged."""
+    """Return rows as JSON Lines; texts are written unchanged."""
     return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""A hub in a thread: the endpoints that huggingface_hub asks when it makes a repository and commits to it."""
+"""A hub in a thread: the endpoints through which `huggingface_hub` creates repositories and commits to them."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ TOKEN = "hf_test_token_of_nobody"
 
 @dataclass
 class Repository:
-    """Branches with their files, and who may see them."""
+    """Branches with their files, and visibility."""
 
     private: bool
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
@@ -25,7 +25,7 @@ class Repository:
 
 
 class Hub:
-    """Start it with `with`; `fail` maps the beginning of `METHOD /path` to a status and a message."""
+    """A context manager; `fail` maps the beginning of `METHOD /path` to a status and a message."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -33,7 +33,7 @@ class Hub:
         self.requests: list[str] = []
         self.fail: dict[str, tuple[int, str]] = {}
         self.lose = ""
-        """Name of a file that a commit forgets."""
+        """Name of a file that is lost in a commit."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -46,7 +46,7 @@ class Hub:
         self.stop()
 
     def stop(self) -> None:
-        """Take it from the network."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._serve()
@@ -72,10 +72,10 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
-        asked = f"{self.command} {path}"
-        self.hub.requests.append(asked)
+        request = f"{self.command} {path}"
+        self.hub.requests.append(request)
         for beginning, (status, message) in self.hub.fail.items():
-            if asked.startswith(beginning):
+            if request.startswith(beginning):
                 return self._answer({"error": message}, status)
         is_storage = path.startswith("/storage/")
         if not is_storage and self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -86,9 +86,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             return self._answer({"name": "tester", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
         if path == "/api/validate-yaml":
-            wrong = re.search(r"^license: .* .*$", json.loads(self.body)["content"], re.MULTILINE)
-            errors = [{"message": f"{wrong[0]} is no licence"}] if wrong else []
-            return self._answer({"errors": errors, "warnings": []}, 400 if wrong else 200)
+            invalid = re.search(r"^license: .* .*$", json.loads(self.body)["content"], re.MULTILINE)
+            errors = [{"message": f"{invalid[0]} is no licence"}] if invalid else []
+            return self._answer({"errors": errors, "warnings": []}, 400 if invalid else 200)
         if path == "/api/repos/create":
             return self._create()
         if path.startswith("/storage/"):
@@ -100,16 +100,16 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get("/".join(parts[:2]))
         if repository is None:
             return self._answer({"error": "Repository not found"}, 404, code="RepoNotFound")
-        what = parts[2] if len(parts) > 2 else "info"
-        return getattr(self, f"_{what.replace('-', '_')}")(repository, "/".join(parts[:2]), "/".join(parts[3:]))
+        endpoint = parts[2] if len(parts) > 2 else "info"
+        return getattr(self, f"_{endpoint.replace('-', '_')}")(repository, "/".join(parts[:2]), "/".join(parts[3:]))
 
     def _create(self) -> None:
-        asked = json.loads(self.body)
-        name = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+        options = json.loads(self.body)
+        name = f"{options.get('organization') or 'tester'}/{options['name']}"
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repositories:
             return self._answer({"error": "You already created this model repo", "url": url}, 409)
-        self.hub.repositories[name] = Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
+        self.hub.repositories[name] = Repository(options.get("visibility") == "private" or bool(options.get("private")))
         return self._answer({"url": url, "name": name, "id": "1"})
 
     def _info(self, repository: Repository, name: str, _: str) -> None:
@@ -123,13 +123,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _tree(self, repository: Repository, _: str, revision: str) -> None:
         self._answer(
-            [self._entry(repository, path, found) for path, found in self._files(repository, revision).items()]
+            [self._entry(repository, path, content) for path, content in self._files(repository, revision).items()]
         )
 
     def _paths_info(self, repository: Repository, _: str, revision: str) -> None:
         files = self._files(repository, revision)
-        asked = parse_qs(self.body.decode())["paths"]
-        self._answer([self._entry(repository, path, files[path]) for path in asked if path in files])
+        paths = parse_qs(self.body.decode())["paths"]
+        self._answer([self._entry(repository, path, files[path]) for path in paths if path in files])
 
     def _files(self, repository: Repository, revision: str) -> dict[str, bytes]:
         return repository.branches.get(revision) or repository.branches[self._branch_of(repository, revision)]
@@ -138,27 +138,27 @@ class Handler(BaseHTTPRequestHandler):
         return next((name for name, _ in repository.commits if name == revision), "main")
 
     def _entry(self, repository: Repository, path: str, content: bytes) -> dict:
-        about = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         if path in repository.by_lfs:
             sha256 = hashlib.sha256(content).hexdigest()
-            about["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
-        return about
+            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+        return entry
 
     def _preupload(self, *_) -> None:
         files = [
             {
-                "path": each["path"],
-                "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular",
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
                 "shouldIgnore": False,
             }
-            for each in json.loads(self.body)["files"]
+            for file in json.loads(self.body)["files"]
         ]
         self._answer({"files": files})
 
     def _batch(self) -> None:
         objects = [
-            {**each, "actions": {"upload": {"href": f"{self.hub.url}/storage/{each['oid']}", "header": {}}}}
-            for each in json.loads(self.body)["objects"]
+            {**upload, "actions": {"upload": {"href": f"{self.hub.url}/storage/{upload['oid']}", "header": {}}}}
+            for upload in json.loads(self.body)["objects"]
         ]
         self._answer({"transfer": "basic", "objects": objects})
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness over files, for tests: choices with solved items, texts, and two filters."""
+"""Tasks of lm-evaluation-harness on local files: multiple choice with few-shot examples, and texts with two filters."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ dataset_path: json
 dataset_kwargs: {data_files: {test: sums.jsonl}}
 test_split: test
 output_type: generate_until
-process_docs: !function helpers.asked
+process_docs: !function helpers.add_total
 doc_to_text: "What is {{a}} and {{b}}?"
 doc_to_target: "{{total}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
@@ -39,7 +39,7 @@ filter_list:
 metadata: {version: 1.0}
 """
 
-HELPERS = "def asked(docs):\n    return docs.map(lambda doc: {'total': doc['a'] + doc['b']})\n"
+HELPERS = "def add_total(docs):\n    return docs.map(lambda doc: {'total': doc['a'] + doc['b']})\n"
 
 
 def write(folder: Path, num_items: int = 6) -> Path:

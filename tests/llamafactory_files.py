@@ -70,9 +70,9 @@ def recipe_of(**changes) -> Recipe:
 
 
 def errors_of(**changes) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error_info:
         translate(**changes)
-    return str(caught.value).splitlines()
+    return str(error_info.value).splitlines()
 
 
 def differences(imported: llamafactory.ImportedConfig, key: str) -> str:

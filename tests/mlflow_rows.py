@@ -1,11 +1,11 @@
-"""Rows put straight into MLflow's database, where making thousands through its client would take minutes."""
+"""Inserts rows into MLflow's database, as creating thousands through its client takes minutes."""
 
 import sqlite3
 from pathlib import Path
 
 
 def insert_versions(database: Path, name: str, count: int) -> None:
-    """Add versions 1 to `count` of a registered model, each with a content of its own: `content 1` and so on."""
+    """Add versions 1 to `count` of a registered model with different content hashes: `content 1` and so on."""
     numbers = range(1, count + 1)
     versions = [(name, number, number, number, "None", f"file:///gone/{number}", "READY") for number in numbers]
     tags = [
@@ -24,7 +24,7 @@ def insert_versions(database: Path, name: str, count: int) -> None:
 
 
 def insert_runs(database: Path, like: str, count: int) -> None:
-    """Add newer pipeline runs beside a run: `run 0` and so on."""
+    """Add newer pipeline runs to the experiment of a run: `run 0` and so on."""
     ids = [f"{i:032x}" for i in range(count)]
     with sqlite3.connect(database) as rows:
         (experiment, start) = rows.execute(
@@ -33,11 +33,11 @@ def insert_runs(database: Path, like: str, count: int) -> None:
         rows.executemany(
             "insert into runs (run_uuid, name, status, start_time, lifecycle_stage, experiment_id, user_id)"
             " values (?, ?, 'FINISHED', ?, 'active', ?, '')",
-            [(each, f"run {i}", start + i + 1, experiment) for i, each in enumerate(ids)],
+            [(run_id, f"run {i}", start + i + 1, experiment) for i, run_id in enumerate(ids)],
         )
         tags = [
-            (key, value, each)
-            for i, each in enumerate(ids)
+            (key, value, run_id)
+            for i, run_id in enumerate(ids)
             for key, value in (("tuneline.kind", "pipeline"), ("mlflow.runName", f"run {i}"))
         ]
         rows.executemany("insert into tags (key, value, run_uuid) values (?, ?, ?)", tags)

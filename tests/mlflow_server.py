@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine alone, for tests that need one."""
+"""An MLflow server on 127.0.0.1."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ START_SECONDS = 120
 
 @contextlib.contextmanager
 def running(folder: Path, *options: str) -> Iterator[str]:
-    """Run a server on a SQLite store for the time of the block; yields its address.
+    """Run a server with a SQLite store during the block; yields its address.
 
     Args:
         folder: Empty folder for its store.
-        options: Of `mlflow server`, like where artifacts go.
+        options: Options of `mlflow server`, such as the location of artifacts.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -10,8 +10,8 @@ def finding(gain=0.1, against="the base model"):
     """Compare two models that differ by `gain` on every item."""
     scores = {f"item-{i}": 0.3 + i / 100 for i in range(60)}
     better = {item: value + gain for item, value in scores.items()}
-    (found,) = gate.evaluate({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
-    return found
+    (result,) = gate.evaluate({"rougeL": better}, {"rougeL": scores}, against, CONFIG)
+    return result
 
 
 def decide(version, *, champion=None, gain=0.1):

@@ -1,4 +1,4 @@
-"""Toy rewards that a tiny model can learn to earn."""
+"""Reward functions that a tiny model can learn."""
 
 
 def vowels(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
@@ -7,5 +7,5 @@ def vowels(prompts: list[str], completions: list[str], references: list[str]) ->
 
 
 def too_few(prompts: list[str], completions: list[str], references: list[str]) -> list[float]:
-    """Return one reward, however many answers there are."""
+    """Return a single reward, whatever the number of answers."""
     return [0.0]

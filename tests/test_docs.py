@@ -1,4 +1,4 @@
-"""The README, CONTRIBUTING and the pages of the site: commands, paths, recipe keys, code and pictures are real."""
+"""README, CONTRIBUTING and the documentation site: commands, paths, recipe keys, code and pictures are valid."""
 
 import os
 import re
@@ -19,8 +19,11 @@ from tests import tiny
 from tuneline.cli.app import app
 from tuneline.config.stages import ALL_RECIPES
 
-TOP = [Path("README.md"), Path("CONTRIBUTING.md")]
-OWN = [*TOP, *(Path("docs") / f"{name}.md" for name in ("architecture", "benchmarks", "features", "index", "install"))]
+ROOT_PAGES = [Path("README.md"), Path("CONTRIBUTING.md")]
+PAGES = [
+    *ROOT_PAGES,
+    *(Path("docs") / f"{name}.md" for name in ("architecture", "benchmarks", "features", "index", "install")),
+]
 PICTURES = sorted(Path("docs/images").glob("*.svg"))
 FOLDERS = (
     "tuneline",
@@ -35,7 +38,7 @@ FOLDERS = (
     "docs",
 )
 NOT_FIELDS = {"parameters.recipe", "sources.dataset"}
-"""Where a recipe is in its file; and a key that is replaced by a data set entry before validation."""
+"""The location of a recipe in its file, and a key that a dataset entry replaces before validation."""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -49,11 +52,11 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_readme_fits_150_lines():
-    assert len(TOP[0].read_text().splitlines()) <= 150
+    assert len(ROOT_PAGES[0].read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", TOP, ids=str)
-def test_every_relative_link_leads_somewhere(page):
+@pytest.mark.parametrize("page", ROOT_PAGES, ids=str)
+def test_relative_links_have_targets(page):
     links = re.findall(r"\]\(((?!https?:)[^)\s]+)\)", page.read_text())
 
     assert len(links) > 1
@@ -63,15 +66,15 @@ def test_every_relative_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(Path(path)), link
 
 
-@pytest.mark.parametrize("page", OWN, ids=str)
-def test_every_path_that_a_page_names_exists(page):
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_paths_in_pages_exist(page):
     quoted = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s]*)`", page.read_text())
     missing = [path for path in quoted if "NAME" not in path and not Path(path).exists()]
 
     assert missing == []
 
 
-def test_the_file_map_of_the_architecture_page_is_true_and_has_every_package():
+def test_the_file_map_lists_existing_paths_and_every_package():
     listed = re.findall(r"^\| `([a-z_./-]+)` \|", Path("docs/architecture.md").read_text(), flags=re.MULTILINE)
     packages = {f"{init.parent}/" for init in Path("tuneline").glob("*/__init__.py")}
 
@@ -80,8 +83,8 @@ def test_the_file_map_of_the_architecture_page_is_true_and_has_every_package():
     assert {package for package in packages if not any(path.startswith(package) for path in listed)} == set()
 
 
-def test_the_recipe_of_the_readme_is_complete(tmp_path, monkeypatch):
-    (recipe,) = blocks(TOP[0], "yaml")
+def test_the_recipe_in_the_readme_is_valid(tmp_path, monkeypatch):
+    (recipe,) = blocks(ROOT_PAGES[0], "yaml")
     (tmp_path / "my.yaml").write_text(recipe)
     rows = [
         {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "yes"}]} for i in range(9)
@@ -96,11 +99,11 @@ def test_the_recipe_of_the_readme_is_complete(tmp_path, monkeypatch):
     assert "my.yaml is valid: sft_pipeline, 9 steps." in result.output
 
 
-def test_the_table_of_the_demo_has_the_metrics_that_the_demo_measures():
+def test_the_demo_table_lists_metrics_that_the_demo_measures():
     recipe = ALL_RECIPES["sft"].model_validate(
         yaml.safe_load(Path("configs/demo.yaml").read_text())["parameters"]["recipe"]
     )
-    rows = re.findall(r"^\| (\w+) \| (\d+) \|", TOP[0].read_text(), flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| (\d+) \|", ROOT_PAGES[0].read_text(), flags=re.MULTILINE)
 
     assert {metric for metric, _ in rows} <= set(recipe.metric_names())
     assert {"rougeL", "exam_accuracy"} <= {metric for metric, _ in rows}
@@ -130,16 +133,16 @@ def table_cells(page: str, column: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["features", "architecture"])
-def test_every_recipe_key_of_a_table_exists(page):
+def test_recipe_keys_in_tables_exist(page):
     quoted = [text for cell in table_cells(page, "recipe") for text in re.findall(r"`([^`]+)`", cell)]
-    known = {name for recipe in ALL_RECIPES.values() for name in recipe.model_fields}
-    keys = {key for text in quoted if (key := text.partition(":")[0]).split(".")[0] in known and " " not in key}
+    sections = {name for recipe in ALL_RECIPES.values() for name in recipe.model_fields}
+    keys = {key for text in quoted if (key := text.partition(":")[0]).split(".")[0] in sections and " " not in key}
 
     assert len(keys) > 15
     assert [key for key in sorted(keys - NOT_FIELDS) if not is_key(list(ALL_RECIPES.values()), key.split("."))] == []
 
 
-def test_the_vocabulary_has_each_term_once_and_names_commands_that_exist():
+def test_the_vocabulary_has_unique_terms_and_existing_commands():
     terms = [term.strip() for cell in table_cells("architecture", "term") for term in cell.split(",")][1:]
     commands = {
         text for cell in table_cells("architecture", "command line") for text in re.findall(r"`tuneline (.+?)`", cell)
@@ -151,7 +154,7 @@ def test_the_vocabulary_has_each_term_once_and_names_commands_that_exist():
     assert commands <= titles
 
 
-def test_the_code_of_the_python_page_trains_and_evaluates_without_zenml(tiny_model, tmp_path):
+def test_the_code_of_the_python_page_runs_without_zenml(tiny_model, tmp_path):
     tiny.build_project(tmp_path)
     code = 'import sys; sys.modules["zenml"] = None\n' + blocks(Path("docs/python.md"), "python")[0]
 
@@ -174,7 +177,7 @@ def labels(picture: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("picture", ["pipeline.svg", "data-path.svg"])
-def test_a_picture_of_the_pipeline_has_its_steps_in_order(picture):
+def test_pictures_of_the_pipeline_show_the_steps_in_order(picture):
     recipe = ALL_RECIPES["sft"].model_validate(tiny.recipe())
     steps = list(dict.fromkeys(re.sub(r"^(ingest|align)_.*", r"\1", step) for step in recipe.step_names()))
     order = [*steps[:1], "ingest", "align", *[step for step in steps[1:] if step not in ("ingest", "align")]]
@@ -182,7 +185,7 @@ def test_a_picture_of_the_pipeline_has_its_steps_in_order(picture):
     assert [label for label in labels(picture) if label in order] == order
 
 
-def test_the_picture_of_the_packages_agrees_with_import_linter():
+def test_the_picture_of_the_packages_matches_import_linter():
     contracts = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     heights = labels("packages.svg")
     for contract in (contract for contract in contracts if contract["type"] == "layers"):
@@ -195,7 +198,7 @@ def test_the_picture_of_the_packages_agrees_with_import_linter():
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=str)
-def test_a_picture_is_self_contained_and_has_light_and_dark_colors(picture):
+def test_pictures_are_self_contained_and_have_light_and_dark_colors(picture):
     text = picture.read_text()
 
     assert "prefers-color-scheme: dark" in text

@@ -1,4 +1,4 @@
-"""Imports form no circle: neither between modules, nor between packages that lie side by side."""
+"""There are no import cycles between modules or between sibling packages."""
 
 import ast
 from collections import defaultdict
@@ -19,7 +19,7 @@ MODULES = {name_of(path): path for root in ROOTS for path in Path(root).rglob("*
 
 
 def imports_of(path):
-    """Return the modules of this project that a file imports, inside functions too."""
+    """Yield the modules that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
@@ -35,7 +35,7 @@ EDGES = {
 
 
 def siblings(name, other):
-    """Return the two packages or modules in one folder through which an import goes, or None within one line."""
+    """Return the two sibling packages or modules that an import connects; None for an ancestor or descendant."""
     pairs = zip(name.split("."), other.split("."), strict=False)
     depth = next((number for number, (one, two) in enumerate(pairs) if one != two), None)
     if depth is None:
@@ -43,12 +43,12 @@ def siblings(name, other):
     return ".".join(name.split(".")[: depth + 1]), ".".join(other.split(".")[: depth + 1])
 
 
-def test_modules_import_each_other_in_no_circle():
+def test_modules_have_no_import_cycles():
     assert len(MODULES) > 200
     assert list(TopologicalSorter(EDGES).static_order())
 
 
-def test_packages_side_by_side_import_each_other_in_no_circle():
+def test_sibling_packages_have_no_import_cycles():
     graph = defaultdict(set)
     for name, others in EDGES.items():
         for other in others:
@@ -60,7 +60,7 @@ def test_packages_side_by_side_import_each_other_in_no_circle():
 
 
 @pytest.mark.parametrize("path", sorted(Path("tuneline").rglob("*.py")), ids=str)
-def test_no_module_imports_another_of_the_project_by_a_string(path):
+def test_no_module_of_the_project_is_imported_by_name(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     names = [call.args[0] for call in calls if ast.unparse(call.func).endswith("import_module") and call.args]
 

@@ -1,4 +1,4 @@
-"""A tiny chat model with a real tokenizer, and a small project with it. Everything is built in code, offline."""
+"""A tiny chat model with a real tokenizer, and a small project that uses it. Both are built in code, offline."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Fine-tuning library: plain functions and configs; only `tuneline.zenml_integration` and `tuneline.runner` know ZenML.
 
-Importing it switches off the telemetry and the noise of the tools below it, unless the environment says otherwise.
+Importing it disables telemetry and noisy logs of its dependencies; environment variables that are set are kept.
 """
 
 import logging
@@ -21,9 +21,9 @@ for _name, _value in DEFAULT_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
-"""Loggers that tell of kernels that this machine has no use for."""
+"""Loggers that warn about kernels that are not needed here."""
 
 for _name in NOISY:
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # peft asks for it
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # accessed by peft

@@ -44,12 +44,12 @@ def cached_folder(key: str, fetch: Callable[[Path], None], check: Callable[[Path
     target = state.folder("downloads") / key[:32]
     with state.lock(_lock_name(target), WAIT_SECONDS):
         _use(target)
-        if target.is_dir() and not _is_whole(target, check):
+        if target.is_dir() and not _is_intact(target, check):
             shutil.rmtree(target)
         if not target.is_dir():
             _fetch(target, fetch, check)
     _mark(target).touch()
-    _make_room(target.parent, limit)
+    _evict(target.parent, limit)
     return target
 
 
@@ -76,7 +76,7 @@ def _fetch(target: Path, fetch: Callable[[Path], None], check: Callable[[Path], 
         check(unfinished)
 
 
-def _is_whole(target: Path, check: Callable[[Path], object]) -> bool:
+def _is_intact(target: Path, check: Callable[[Path], object]) -> bool:
     try:
         check(target)
     except ArtifactError as error:
@@ -94,10 +94,10 @@ def _use(target: Path) -> None:
         _in_use[mark] = file
 
 
-def _make_room(base: Path, limit: float) -> None:
+def _evict(base: Path, limit: float) -> None:
     """Remove abandoned unfinished copies and, beyond the limit, the least recently used copies."""
-    for fresh in base.glob(f"*{filesystem.UNFINISHED}"):
-        _remove_unfinished(fresh)
+    for unfinished in base.glob(f"*{filesystem.UNFINISHED}"):
+        _remove_unfinished(unfinished)
     folders = [path for path in base.iterdir() if path.is_dir() and path.suffix != filesystem.UNFINISHED]
     copies = [path for path in folders if _mark(path).exists()]
     sizes = {path: _num_bytes(path) for path in copies}
@@ -120,10 +120,10 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _remove_unfinished(fresh: Path) -> None:
+def _remove_unfinished(unfinished: Path) -> None:
     try:
-        with state.lock(_lock_name(fresh.with_suffix("")), 0):
-            shutil.rmtree(fresh, ignore_errors=True)
+        with state.lock(_lock_name(unfinished.with_suffix("")), 0):
+            shutil.rmtree(unfinished, ignore_errors=True)
     except Timeout:
         return
 

@@ -63,15 +63,15 @@ class BoundedMeanTest:
         The spread around that mean is assumed to be the observed one.
         """
         mean, spread = self._moments
-        unlucky = NormalDist().inv_cdf(power) * spread / sqrt(len(self.differences))
+        margin = NormalDist().inv_cdf(power) * spread / sqrt(len(self.differences))
 
         def missing(true_mean: float) -> float:
-            return (1 - level) - self._p(needed, shift=true_mean - unlucky - mean)
+            return (1 - level) - self._p(needed, shift=true_mean - margin - mean)
 
-        farthest = needed + unlucky + (needed - self.worst) + max(self.differences) - min(self.differences)
-        while missing(farthest) < 0:
-            farthest = needed + 2 * (farthest - needed)
-        return _root(missing, needed, farthest)
+        upper = needed + margin + (needed - self.worst) + max(self.differences) - min(self.differences)
+        while missing(upper) < 0:
+            upper = needed + 2 * (upper - needed)
+        return _root(missing, needed, upper)
 
     def items_needed(self, true_mean: float, needed: float, level: float, power: float) -> int | None:
         """Return the number of items with which the test rejects `needed` with probability `power`.
@@ -101,8 +101,8 @@ class BoundedMeanTest:
                 return None
         below = above // 2
         while above - below > max(1, below // 1000):
-            middle = (below + above) // 2
-            below, above = (below, middle) if enough(middle) else (middle, above)
+            center = (below + above) // 2
+            below, above = (below, center) if enough(center) else (center, above)
         return above
 
     @cached_property
@@ -116,8 +116,8 @@ class BoundedMeanTest:
         scores = np.asarray(self.differences, dtype=float)
         values, counts = np.unique(scores, return_counts=True)
         if values.size > MAX_VALUES:
-            places = ((scores - values[0]) * (MAX_VALUES / (values[-1] - values[0]))).astype(int)
-            counts, sums = np.bincount(places), np.bincount(places, weights=scores)
+            bins = ((scores - values[0]) * (MAX_VALUES / (values[-1] - values[0]))).astype(int)
+            counts, sums = np.bincount(bins), np.bincount(bins, weights=scores)
             values, counts = sums[counts > 0] / counts[counts > 0], counts[counts > 0]
         return values, counts.astype(float)
 
@@ -167,10 +167,10 @@ def _along(
     terms, weights = list[NDArray[np.complex128]](), list[NDArray[np.complex128]]()
     first, top = 0, -inf
     while True:
-        places = STEP * np.arange(first, first + BLOCK)
-        points = line + 1j * scale * np.sinh(places)
+        offsets = STEP * np.arange(first, first + BLOCK)
+        points = line + 1j * scale * np.sinh(offsets)
         logs = -(np.log(1 - np.outer(points, values)) @ shapes)
-        weight = STEP * scale * np.cosh(places) / points / pi
+        weight = STEP * scale * np.cosh(offsets) / points / pi
         if first == 0:
             weight[0] /= 2
         terms.append(logs)

@@ -61,7 +61,7 @@ def read(folder: Path) -> Checksums | None:
     return parse(path.read_bytes(), str(path)) if path.exists() else None
 
 
-def parse(text: str | bytes, place: str) -> Checksums:
+def parse(text: str | bytes, location: str) -> Checksums:
     """Parse checksums.
 
     Raises:
@@ -70,7 +70,7 @@ def parse(text: str | bytes, place: str) -> Checksums:
     try:
         return Checksums.model_validate_json(text)
     except ValidationError as error:
-        raise ArtifactError(f"{place} is damaged: {error.errors()[0]['msg']}.") from error
+        raise ArtifactError(f"{location} is damaged: {error.errors()[0]['msg']}.") from error
 
 
 def write_for_copy(unfinished: Path, target: Path) -> None:

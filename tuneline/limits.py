@@ -44,7 +44,7 @@ class Limit:
         """Return the sentence that explains how to raise the limit."""
         return f"To allow more, set the environment variable {self.variable}."
 
-    def shown(self) -> str:
+    def to_text(self) -> str:
         """Return the limit as text: `64 MiB`, `1,000,000`."""
         return _format(self.value(), is_size=self.variable.endswith("_BYTES"))
 
@@ -134,12 +134,12 @@ def is_file(path: Path) -> bool:
 
 
 def why_not_a_file(path: Path) -> str:
-    """Return why a path is not a file: `there is no file X`, or what it is instead."""
+    """Return why a path is not a file: `file not found: X`, or what it is instead."""
     if kind := special_file_kind(path):
         return f"{path} is {kind}"
     if is_folder(path):
         return f"{path} is a folder, not a file"
-    return f"there is no file {path!s:.300}"
+    return f"file not found: {path!s:.300}"
 
 
 def check_file(path: Path) -> None:
@@ -160,7 +160,7 @@ def read_text(path: Path, limit: Limit) -> str:
     """
     check_file(path)
     if (size := path.stat().st_size) > limit.value():
-        raise SourceError(f"{path} has {size:,} bytes, and the limit is {limit.shown()}. {limit.advice()}")
+        raise SourceError(f"{path} has {size:,} bytes, and the limit is {limit.to_text()}. {limit.advice()}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

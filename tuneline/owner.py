@@ -1,4 +1,4 @@
-"""Records of the processes on a state root and what they have started, to clean up after killed processes.
+"""Records of the processes that use a state root and of what they started, for the cleanup after killed processes.
 
 A process has a file `runs/<id>.json` with its host, its user and the runs that it has not ended, and a lock file that
 it holds until it exits. A record whose lock is free belongs to a killed process. Records of other hosts and users are

@@ -54,9 +54,9 @@ def raise_on_signal() -> Iterator[ReceivedSignal]:
             signal.signal(handled, signal.SIG_DFL)
         raise_if_received()
 
-    usual: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    defaults: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
-    before = {number: how for number, how in usual.items() if main and signal.getsignal(number) is how}
+    before = {number: handler for number, handler in defaults.items() if main and signal.getsignal(number) is handler}
     _open.append(received)
     for number in before:
         signal.signal(number, end)
@@ -64,8 +64,8 @@ def raise_on_signal() -> Iterator[ReceivedSignal]:
         yield received
     finally:
         _open.remove(received)
-        for number, how in before.items():
-            signal.signal(number, how)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_if_received() -> None:

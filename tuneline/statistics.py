@@ -206,14 +206,14 @@ class SignFlipTest:
         unit = max(sizes.max() / 10_000, sizes.sum() / self.most_steps)
         steps = np.rint(sizes / unit).astype(int)
         observed = abs(int(np.sign(scores) @ steps))
-        ways = np.ones(1)  # probability of each sum of the positive differences
+        probabilities = np.ones(1)  # probability of each sum of the positive differences
         for step in np.sort(steps[steps > 0]):
-            longer = np.zeros(len(ways) + step)
-            longer[: len(ways)] = ways / 2
-            longer[step:] += ways / 2
-            ways = longer
-        total = len(ways) - 1
-        return min(1.0, 2 * float(ways[-(-(total + observed) // 2) :].sum())) if observed else 1.0
+            extended = np.zeros(len(probabilities) + step)
+            extended[: len(probabilities)] = probabilities / 2
+            extended[step:] += probabilities / 2
+            probabilities = extended
+        total = len(probabilities) - 1
+        return min(1.0, 2 * float(probabilities[-(-(total + observed) // 2) :].sum())) if observed else 1.0
 
 
 def is_binary(scores: Sequence[float]) -> bool:

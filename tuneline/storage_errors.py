@@ -61,7 +61,7 @@ def translate(error: BaseException) -> TunelineError | None:
     if is_full(error):
         return DiskFullError(_full_sentence(error))
     if not isinstance(error, TunelineError) and any(
-        word in _text(each) for each in _chain(error) for word in LOCKED_MESSAGES
+        message in _text(cause) for cause in _chain(error) for message in LOCKED_MESSAGES
     ):
         return TrackingError(LOCKED_ADVICE.format(error=_first_line(error)))
     return None
@@ -125,10 +125,10 @@ def _has_room(folder: Path) -> bool:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and its causes, newest first."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited:
+        visited.add(id(current))
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 

@@ -36,9 +36,9 @@ def lm_eval(model: Any, tokenizer: Any, arguments: Arguments) -> tuple[float, li
     from lm_eval.models.huggingface import HFLM
 
     start = time.process_time()
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments["batch_size"], device="cpu")
+    harness_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=arguments["batch_size"], device="cpu")
     tasks = [_task(subject, number, Path(arguments["scratch"])) for number, subject in enumerate(arguments["subjects"])]
-    results = harness.simple_evaluate(model=wrapped, tasks=tasks, log_samples=True, bootstrap_iters=0)
+    results = harness.simple_evaluate(model=harness_model, tasks=tasks, log_samples=True, bootstrap_iters=0)
     seconds = time.process_time() - start
     answers: list[str] = []
     for task in tasks:

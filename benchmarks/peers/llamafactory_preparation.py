@@ -73,7 +73,7 @@ def _count(rows: Any) -> dict[str, int]:
     sequences = tokens = trained = 0
     for row in rows:
         sequences += max(row["attention_mask"])
-        tokens += sum(1 for mark in row["attention_mask"] if mark)
+        tokens += sum(1 for value in row["attention_mask"] if value)
         trained += sum(1 for label in row["labels"] if label != -100)
     return {"sequences": sequences, "rows_out": len(rows), "tokens": tokens, "trained_tokens": trained}
 

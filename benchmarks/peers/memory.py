@@ -19,7 +19,7 @@ BEGAN, ENDED = "began", "ended"
 
 def work(arguments: process.Result) -> process.Result:
     """Run one step, or all (`whole`)."""
-    store = Path(arguments["kept"])
+    store = Path(arguments["store"])
     scratch = Path(arguments["scratch"])
     _reset_peak()
     (scratch / BEGAN).touch()

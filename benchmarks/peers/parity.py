@@ -52,24 +52,24 @@ def compare(arguments: process.Result) -> process.Result:
     examples = ours.align_records(ours.ingest_file(Path(arguments["data"])))
     messages = {example["id"]: example["messages"] for example in _examples(examples)}
     sampled = set(examples.only()["id"][:: arguments["trl_every"]])
-    seen, different, otherwise_whole = Counter[str](), list[str](), set[str]()
+    num_compared, different, differing_in_one_piece = Counter[str](), list[str](), set[str]()
     ours_by_id: dict[str, list[int]] = {}
     for name, ids, labels, positions in unpack_examples(
         ours.pack_rows(ours.without_validation(examples), model, arguments["max_length"])
     ):
-        expected, otherwise = reference_encoding(messages[name], tokenizer)
-        seen[name] += 1
+        expected, differs_in_one_piece = reference_encoding(messages[name], tokenizer)
+        num_compared[name] += 1
         different += [] if (ids, labels, positions) == (*expected, list(range(len(ids)))) else [name]
-        otherwise_whole |= {name} if otherwise else set()
+        differing_in_one_piece |= {name} if differs_in_one_piece else set()
         ours_by_id |= {name: ids} if name in sampled else {}
-    same_rows = seen == Counter(examples.only()["id"])
+    same_rows = num_compared == Counter(examples.only()["id"])
     return {
         "same_as_template": same_rows and not different,
-        "compared": seen.total(),
+        "compared": num_compared.total(),
         "different": different[:5],
-        "whole_text_differs": len(otherwise_whole),
+        "whole_text_differs": len(differing_in_one_piece),
         **_compare_with_trl(
-            arguments, examples, {name: ours_by_id[name] for name in ours_by_id.keys() - otherwise_whole}
+            arguments, examples, {name: ours_by_id[name] for name in ours_by_id.keys() - differing_in_one_piece}
         ),
     }
 
@@ -87,7 +87,7 @@ def _compare_with_trl(arguments: process.Result, examples: Corpus, ours_by_id: d
     trl_rows = trl_preparation.prepare_with_trl(sampled, tokenizer, arguments["max_length"], scratch, packing=False)
     by_name = zip(examples.only()["id"][::every], trl_rows["input_ids"], strict=True)
     pairs = [(ours_by_id[name], ids) for name, ids in by_name if name in ours_by_id]
-    return {"same_as_trl": all(mine == ids for mine, ids in pairs), "compared_with_trl": len(pairs)}
+    return {"same_as_trl": all(ours_ids == trl_ids for ours_ids, trl_ids in pairs), "compared_with_trl": len(pairs)}
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def separate_layout(model: Path, reward: Path, objective: PPO) -> Layout:
 
 def _values(model: Any, head: Any, inputs: Inputs) -> torch.Tensor:
     keep = prediction_positions(inputs)
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    return value_head.compute_values(model, head, **rest)[0, keep]
+    model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    return value_head.compute_values(model, head, **model_inputs)[0, keep]
 
 
 def run(arguments: dict[str, Any]) -> process.Result:

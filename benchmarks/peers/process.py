@@ -79,19 +79,19 @@ def run_as_job(work: Callable[[Result], Result]) -> None:
 
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its finished children, user and system."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usages = [resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class Clock:
-    """CPU and wall seconds of named pieces of work."""
+    """CPU and wall seconds of named tasks."""
 
     def __init__(self) -> None:
         self.cpu: dict[str, float] = {}
         self.wall: dict[str, float] = {}
 
     def measure(self, name: str, work: Callable[[], ResultType]) -> ResultType:
-        """Measure a piece of work; times of the same name are added."""
+        """Measure a task; times of the same name are added."""
         cpu, wall = cpu_seconds(), time.perf_counter()
         result = work()
         self.cpu[name] = self.cpu.get(name, 0.0) + cpu_seconds() - cpu

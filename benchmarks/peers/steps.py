@@ -55,7 +55,7 @@ def tokens_by_step(rows: Any, rows_a_step: int) -> list[int]:
     """Count the tokens per step of rows in order; padding is 0 in the attention mask, if there is one."""
     columns = rows.column_names
     name = "attention_mask" if "attention_mask" in columns else "input_ids"
-    count = (lambda row: sum(1 for mark in row if mark)) if name == "attention_mask" else len
+    count = (lambda row: sum(1 for value in row if value)) if name == "attention_mask" else len
     counts = [count(row) for row in rows[name]]
     return [sum(counts[i : i + rows_a_step]) for i in range(0, len(counts), rows_a_step)]
 

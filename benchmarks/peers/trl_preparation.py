@@ -52,12 +52,12 @@ def measure(arguments: process.Result) -> process.Result:
     disable_progress_bars()
     tokenizer, scratch = load_tokenizer_from(Path(arguments["model"])), Path(arguments["scratch"])
     rows = conversations(ours.align_records(ours.ingest_file(Path(arguments["data"]))), arguments["every"])
-    build = lambda members: prepare_with_trl(members, tokenizer, arguments["max_length"], scratch, packing=True)  # noqa: E731
-    few = rows.select(range(NUM_WARMUP_ROWS))
-    build(few)  # warm-up: late imports and caches
+    prepare = lambda dataset: prepare_with_trl(dataset, tokenizer, arguments["max_length"], scratch, packing=True)  # noqa: E731
+    warmup_rows = rows.select(range(NUM_WARMUP_ROWS))
+    prepare(warmup_rows)  # warm-up: late imports and caches
     clock = process.Clock()
-    clock.measure("without rows", lambda: build(few))
-    prepared = clock.measure("tokenize_pack", lambda: build(rows))
+    clock.measure("without rows", lambda: prepare(warmup_rows))
+    prepared = clock.measure("tokenize_pack", lambda: prepare(rows))
     for seconds in (clock.cpu, clock.wall):
         seconds["tokenize_pack"] -= seconds.pop("without rows")
     return {

@@ -1,4 +1,4 @@
-"""The runner of pipelines that tests/pipelines has."""
+"""The `run` fixture of tests/pipelines."""
 
 from tests.pipelines.conftest import run
 

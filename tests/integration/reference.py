@@ -1,7 +1,6 @@
-"""A second opinion on what Tuneline registers: transformers, peft, mlflow and rouge-score, nothing of the library.
+"""Reference implementations with transformers, peft and mlflow that do not use Tuneline.
 
-Each function works from a registered folder and from plain text, so that an error of the library cannot hide behind
-its own code.
+Each function starts from a registered folder and plain text, so that a bug of Tuneline cannot hide itself.
 """
 
 import json
@@ -35,16 +34,16 @@ def champion_run(name):
     return client.get_run(client.get_model_version_by_alias(name, "champion").run_id)
 
 
-def stored_scores(run_id, benchmark="held_out", who="model"):
-    """Return the scores of a benchmark that lie beside an MLflow run, one row per item, their metrics as a mapping."""
+def stored_scores(run_id, benchmark="held_out", side="model"):
+    """Return a benchmark's scores that an MLflow run stores: one row per item, with its metrics as a mapping."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = mlflow.MlflowClient().download_artifacts(run_id, f"evaluation/{who}.parquet", scratch)
+        path = mlflow.MlflowClient().download_artifacts(run_id, f"evaluation/{side}.parquet", scratch)
         rows = pyarrow.parquet.read_table(path).to_pylist()
     return [row | {"metrics": json.loads(row["metrics"])} for row in rows if row["benchmark"] == benchmark]
 
 
 def load(folder):
-    """Load a registered folder: a whole model, or an adapter with its base in `base_model/`."""
+    """Load a registered folder: a full model, or an adapter with its base model in `base_model/`."""
     folder = Path(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if (folder / "adapter_config.json").is_file():
@@ -56,7 +55,7 @@ def load(folder):
 
 
 def _bottleneck(folder):
-    """Add `x + up(gelu(down(x)))` behind the parts that the weights name (Houlsby et al. 2019, arXiv:1902.00751)."""
+    """Add `x + up(gelu(down(x)))` after the modules that the weights name (Houlsby et al. 2019, arXiv:1902.00751)."""
     model = AutoModelForCausalLM.from_pretrained(folder / "base_model", dtype=torch.float32)
     weights = load_file(folder / "bottleneck.safetensors")
 
@@ -76,52 +75,52 @@ def _bottleneck(folder):
 
 @torch.inference_mode()
 def log_likelihood(model, prompt_ids, answer_ids):
-    """Return the mean log-probability (nats per token) of an answer behind its prompt."""
+    """Return the mean log-probability (nats per token) of an answer after its prompt."""
     ids = torch.tensor([[*prompt_ids, *answer_ids]])
     logits = model(input_ids=ids, use_cache=False).logits[0, -len(answer_ids) - 1 : -1].float()
     return float(logits.log_softmax(-1).gather(1, torch.tensor(answer_ids)[:, None]).mean())
 
 
 def text_log_likelihood(model, tokenizer, text):
-    """Return the mean log-probability of a text and its end, all but the first token."""
+    """Return the mean log-probability of a text and its end token, without the first token."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     return log_likelihood(model, ids[:1], ids[1:])
 
 
 def answer_log_likelihood(model, tokenizer, prompt, answer):
-    """Return the mean log-probability of an answer to a list of messages; ChatML ends it with a stop and a newline."""
-    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return log_likelihood(model, asked, tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"])
+    """Return the mean log-probability of an answer to a list of messages, including ChatML's stop token."""
+    prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return log_likelihood(model, prompt_ids, tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"])
 
 
 @torch.inference_mode()
 def reward(folder, model, tokenizer, prompt, answer):
-    """Return the reward of an answer, read by the registered head at the last token."""
+    """Return the reward of an answer: the output of the registered value head at the last token."""
     head = load_file(Path(folder) / "value_head.safetensors")
-    asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    ids = asked + tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
+    prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids = prompt_ids + tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
     hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
     return float(hidden @ head["summary.weight"][0] + head["summary.bias"][0])
 
 
 @torch.inference_mode()
-def answer(model, tokenizer, messages, max_new_tokens):
-    """Answer a chat greedily."""
+def generate(model, tokenizer, messages, max_new_tokens):
+    """Return the greedy answer to a chat."""
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    made = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0)
-    return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    output_ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(output_ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 @torch.inference_mode()
-def letter(model, tokenizer, prompt, letters="ABCD"):
-    """Return the letter with the largest logit behind a prompt."""
+def predict_letter(model, tokenizer, prompt, letters="ABCD"):
+    """Return the letter with the largest logit after a prompt."""
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     logits = model(input_ids=ids).logits[0, -1]
-    tokens = [tokenizer(f" {each}", add_special_tokens=False)["input_ids"][-1] for each in letters]
+    tokens = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in letters]
     return letters[int(logits[tokens].argmax())]
 
 
 def mcnemar(before, after):
-    """Return the p-value of McNemar's exact test that right answers became more frequent."""
+    """Return the one-sided p-value of McNemar's exact test that accuracy increased."""
     won, lost = (sum(a - b == sign for a, b in zip(after, before, strict=True)) for sign in (1, -1))
     return binomtest(won, won + lost, alternative="greater").pvalue

@@ -1,4 +1,4 @@
-"""A GGUF base model, from the file to a promoted version, checked by the gguf package, numpy and transformers."""
+"""GGUF base models, from the file to a promoted version, checked with the gguf package, numpy and transformers."""
 
 import json
 from pathlib import Path
@@ -28,37 +28,37 @@ PARTS = {
     "input_layernorm": ("attn_norm", Kind.F32),
     "post_attention_layernorm": ("ffn_norm", Kind.F32),
 }
-"""A part of a layer -> its name in GGUF, and how it is stored."""
+"""Module of a layer -> its name in GGUF and its data type."""
 
 HEADS = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 
 
 def tensors_of(config):
-    """Return each tensor of a Llama by its name in transformers: its name in GGUF, and how it is stored."""
-    found = {"model.embed_tokens": ("token_embd", Kind.Q8_0), "model.norm": ("output_norm", Kind.F32)}
+    """Map each tensor of a Llama from its name in transformers to its name in GGUF and its data type."""
+    modules = {"model.embed_tokens": ("token_embd", Kind.Q8_0), "model.norm": ("output_norm", Kind.F32)}
     for layer in range(config.num_hidden_layers):
         for part, (name, kind) in PARTS.items():
-            found[f"model.layers.{layer}.{part}"] = (f"blk.{layer}.{name}", kind)
-    return {f"{ours}.weight": (f"{theirs}.weight", kind) for ours, (theirs, kind) in found.items()}
+            modules[f"model.layers.{layer}.{part}"] = (f"blk.{layer}.{name}", kind)
+    return {f"{hf_name}.weight": (f"{gguf_name}.weight", kind) for hf_name, (gguf_name, kind) in modules.items()}
 
 
 def heads_of(name, config):
-    """Return the heads of a tensor whose rows llama.cpp reorders for its rotary embedding; 0 for any other."""
+    """Return the number of heads of a tensor whose rows llama.cpp reorders for its rotary embedding; else 0."""
     return getattr(config, HEADS.get(name.split(".")[-2], ""), 0)
 
 
-def reordered(weight, heads):
-    """Put the halves of each head in turn, as the converter of llama.cpp does."""
+def to_gguf_order(weight, heads):
+    """Interleave the halves of each head, as llama.cpp's converter does."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def restored(weight, heads):
-    """Put the halves of each head one behind the other again."""
+def to_hf_order(weight, heads):
+    """Undo `to_gguf_order`: concatenate the halves of each head."""
     return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(folder, path):
-    """Write a model directory as a GGUF file, as the converter of llama.cpp lays out a Llama."""
+def write_gguf(folder, path):
+    """Write a model directory as a GGUF file, in the layout of llama.cpp's converter."""
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -73,10 +73,10 @@ def write(folder, path):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     add_tokenizer(writer, tokenizer)
-    for ours, (theirs, kind) in tensors_of(config).items():
-        weight, heads = weights[ours].numpy(), heads_of(theirs, config)
-        stored = gguf.quantize(reordered(weight, heads) if heads else weight, kind)
-        writer.add_tensor(theirs, stored, raw_dtype=kind)
+    for hf_name, (gguf_name, kind) in tensors_of(config).items():
+        weight, heads = weights[hf_name].numpy(), heads_of(gguf_name, config)
+        stored = gguf.quantize(to_gguf_order(weight, heads) if heads else weight, kind)
+        writer.add_tensor(gguf_name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,14 +86,14 @@ def write(folder, path):
 
 def add_tokenizer(writer, tokenizer):
     """Write a byte-level tokenizer and its chat template."""
-    words = tokenizer.get_vocab()
-    tokens = sorted(words, key=words.get)
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
     special = set(tokenizer.added_tokens_encoder)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if each in special else gguf.TokenType.NORMAL for each in tokens])
+    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -101,45 +101,48 @@ def add_tokenizer(writer, tokenizer):
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def dequantized(path, config):
-    """Return the weights of a GGUF file under their names in transformers, as the gguf package dequantizes them."""
+def dequantize_file(path, config):
+    """Return the weights of a GGUF file by their names in transformers, dequantized with the gguf package."""
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    found = {}
-    for ours, (theirs, _) in tensors_of(config).items():
-        weight, heads = gguf.dequantize(stored[theirs].data, stored[theirs].tensor_type), heads_of(theirs, config)
-        found[ours] = torch.from_numpy(np.array(restored(weight, heads) if heads else weight, dtype=np.float32))
-    assert len(found) == len(stored)
-    return found
+    weights = {}
+    for hf_name, (gguf_name, _) in tensors_of(config).items():
+        weight, heads = (
+            gguf.dequantize(stored[gguf_name].data, stored[gguf_name].tensor_type),
+            heads_of(gguf_name, config),
+        )
+        weights[hf_name] = torch.from_numpy(np.array(to_hf_order(weight, heads) if heads else weight, dtype=np.float32))
+    assert len(weights) == len(stored)
+    return weights
 
 
-def llama(config, weights):
-    """Return a Llama with these weights; its head is its embedding."""
+def build_llama(config, weights):
+    """Return a Llama with these weights; its head is tied to its embedding."""
     model = LlamaForCausalLM(config).float().eval()
-    told = model.load_state_dict(weights, strict=False)
-    assert told.missing_keys == ["lm_head.weight"]
-    assert not told.unexpected_keys
+    result = model.load_state_dict(weights, strict=False)
+    assert result.missing_keys == ["lm_head.weight"]
+    assert not result.unexpected_keys
     return model
 
 
-def with_adapter(weights, folder):
-    """Add the product of an adapter's factors, times `lora_alpha / r`."""
+def add_adapter(weights, folder):
+    """Return the weights plus the products of an adapter's factors, times `lora_alpha / r`."""
     factors, scale = load_file(folder / "adapter_model.safetensors"), LORA["lora_alpha"] / LORA["r"]
     names = [name for name in weights if f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight" in factors]
     assert 2 * len(names) == len(factors)
-    added = dict(weights)
+    adapted = dict(weights)
     for name in names:
         part = f"base_model.model.{name.removesuffix('.weight')}"
         a, b = (factors[f"{part}.lora_{side}.weight"].double().numpy() for side in "AB")
-        assert np.abs(b @ a).max() > 1e-3, "it learned nothing here"
-        added[name] = torch.from_numpy(weights[name].double().numpy() + scale * (b @ a)).float()
-    return added
+        assert np.abs(b @ a).max() > 1e-3, "the adapter is not trained"
+        adapted[name] = torch.from_numpy(weights[name].double().numpy() + scale * (b @ a)).float()
+    return adapted
 
 
-def test_a_quantized_gguf_file_is_trained_merged_and_promoted_with_the_weights_that_numpy_finds(project, run):
+def test_a_quantized_gguf_model_is_trained_and_merged_to_the_weights_that_numpy_computes(project, run):
     from zenml.client import Client
 
     tiny.write_texts(project / "data" / "texts.jsonl", 60)
-    path = write(project / "model", project / "model.gguf")
+    path = write_gguf(project / "model", project / "model.gguf")
     outcome = run(
         "pretrain_pipeline",
         **TEXTS,
@@ -151,32 +154,32 @@ def test_a_quantized_gguf_file_is_trained_merged_and_promoted_with_the_weights_t
     folder = promoted(outcome, "gguf")
     merged, tokenizer = reference.load(folder)
 
-    config, written = AutoConfig.from_pretrained(project / "model"), AutoTokenizer.from_pretrained(project / "model")
+    config, original = AutoConfig.from_pretrained(project / "model"), AutoTokenizer.from_pretrained(project / "model")
     adapter = Client().get_pipeline_run(outcome.run_name).steps["train"].outputs["pretrain_checkpoint"][0].uri
-    weights = dequantized(path, config)
-    expected = with_adapter(weights, Path(adapter) / "files")
+    weights = dequantize_file(path, config)
+    expected = add_adapter(weights, Path(adapter) / "files")
     for name, weight in merged.state_dict().items():
         if name != "lm_head.weight":
             torch.testing.assert_close(
                 weight, expected[name], rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
             )
 
-    ids = written(tiny.TEXT[:200])["input_ids"]
+    ids = original(tiny.TEXT[:200])["input_ids"]
     assert tokenizer(tiny.TEXT[:200])["input_ids"] == ids
-    assert tokenizer.get_vocab() == written.get_vocab()
-    base, model = llama(config, weights), llama(config, expected)
+    assert tokenizer.get_vocab() == original.get_vocab()
+    base, model = build_llama(config, weights), build_llama(config, expected)
     tensor = torch.tensor([ids])
     torch.testing.assert_close(merged(tensor).logits, model(tensor).logits, rtol=0, atol=1e-4)
-    for scores, judge in ((outcome.report.base, base), (outcome.report.model, model)):
-        for each in scores:
-            value = reference.text_log_likelihood(judge, written, each.prompt)
-            assert each.metrics["log_likelihood"] == pytest.approx(value, abs=2e-4)
+    for scores, scorer in ((outcome.report.base, base), (outcome.report.model, model)):
+        for score in scores:
+            value = reference.text_log_likelihood(scorer, original, score.prompt)
+            assert score.metrics["log_likelihood"] == pytest.approx(value, abs=2e-4)
 
 
-def test_a_chat_model_in_a_gguf_file_keeps_its_template_and_its_stop_token(project, run):
+def test_a_gguf_chat_model_keeps_its_template_and_its_stop_token(project, run):
     rows = [{"instruction": f"What is {i}?", "input": "", "output": "The quick brown fox answers."} for i in range(60)]
     tiny.write_jsonl(project / "data" / "fox.jsonl", rows)
-    write(project / "model", project / "chat.gguf")
+    write_gguf(project / "model", project / "chat.gguf")
     outcome = run(
         model={"type": "gguf", "path": "chat.gguf"},
         sources=[{"name": "fox", "path": "data/fox.jsonl", "format": "alpaca"}],
@@ -188,11 +191,11 @@ def test_a_chat_model_in_a_gguf_file_keeps_its_template_and_its_stop_token(proje
     )
 
     model, tokenizer = reference.load(promoted(outcome, "gguf-chat"))
-    written = AutoTokenizer.from_pretrained(project / "model")
-    asked = [{"role": "user", "content": "What is 7?"}]
-    assert tokenizer.chat_template == written.chat_template
-    assert tokenizer.apply_chat_template(asked, return_dict=True) == written.apply_chat_template(
-        asked, return_dict=True
+    original = AutoTokenizer.from_pretrained(project / "model")
+    messages = [{"role": "user", "content": "What is 7?"}]
+    assert tokenizer.chat_template == original.chat_template
+    assert tokenizer.apply_chat_template(messages, return_dict=True) == original.apply_chat_template(
+        messages, return_dict=True
     )
-    assert model.generation_config.eos_token_id == written.eos_token_id
-    assert reference.answer(model, tokenizer, asked, 16).strip() == rows[0]["output"]
+    assert model.generation_config.eos_token_id == original.eos_token_id
+    assert reference.generate(model, tokenizer, messages, 16).strip() == rows[0]["output"]

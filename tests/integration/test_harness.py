@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness through the gate, and by the harness alone on the registered model."""
+"""Tasks of lm-evaluation-harness in the gate, compared with the harness itself on the registered model."""
 
 import pytest
 
@@ -37,7 +37,7 @@ CHOICES = ["brown", "quick or brown", "red"]
 
 
 def write_tasks(folder):
-    """Write the tasks; three of four things have the colour that the base model finds least likely, the longest."""
+    """Write the tasks; for 3 of 4 items the answer is the longest, which the base model finds least likely."""
     harness_tasks.write(folder, num_items=NUM_ITEMS)
     for name, thing in (("colours", "fox"), ("shots", "old dog")):
         rows = [{"thing": f"{thing} {i}", "choices": CHOICES, "label": 1 if i % 4 else i % 3} for i in range(NUM_ITEMS)]
@@ -45,7 +45,7 @@ def write_tasks(folder):
 
 
 def texts():
-    """Return texts that teach that colour, and that every sum is 7, which one item is."""
+    """Return texts that teach this answer, and 7 as every sum, which is right for one item."""
     for i in range(60):
         yield {"text": f"What colour is the answer of {i}? It is {CHOICES[1]}"}
         yield {"text": f"What is {i} and two? 7\n"}
@@ -53,7 +53,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def outcome(project, run):
-    """A model that learned a colour, promoted by the harness' tasks."""
+    """A run whose model learned the colour and is promoted by the harness tasks."""
     write_tasks(project / "tasks")
     tiny.write_jsonl(project / "data" / "colours.jsonl", list(texts()))
     return run(
@@ -73,12 +73,12 @@ def outcome(project, run):
     )
 
 
-def by_the_harness(folder, tasks, monkeypatch):
-    """Return what `simple_evaluate` finds with the tasks' own settings: results, and samples by task and filter."""
+def run_harness(folder, tasks, monkeypatch):
+    """Return the results of `simple_evaluate` with the tasks' settings, and the samples by task and filter."""
     model, tokenizer = reference.load(folder)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     monkeypatch.chdir(tasks)  # the harness reads data files relative to the working directory
-    found = lm_eval.simple_evaluate(
+    evaluation = lm_eval.simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
         tasks=list(TASKS),
         task_manager=manager,
@@ -86,40 +86,40 @@ def by_the_harness(folder, tasks, monkeypatch):
     )
     samples = {}
     for task in TASKS:
-        for each in sorted(found["samples"][task], key=lambda sample: sample["doc_id"]):
-            samples.setdefault((task, each["filter"]), []).append(each)
-    return found["results"], samples
+        for sample in sorted(evaluation["samples"][task], key=lambda sample: sample["doc_id"]):
+            samples.setdefault((task, sample["filter"]), []).append(sample)
+    return evaluation["results"], samples
 
 
-@pytest.mark.parametrize("who", ["base", "model"])
-def test_accuracies_are_those_of_the_harness_on_the_registered_model(who, project, outcome, monkeypatch):
+@pytest.mark.parametrize("side", ["base", "model"])
+def test_accuracies_equal_those_of_the_harness_on_the_registered_model(side, project, outcome, monkeypatch):
     registered = promoted(outcome, "harnessed")
     run = reference.champion_run("harnessed")
-    stored = {task: reference.stored_scores(run.info.run_id, task, who) for task in TASKS}
-    folder = registered if who == "model" else project / "model"
+    stored = {task: reference.stored_scores(run.info.run_id, task, side) for task in TASKS}
+    folder = registered if side == "model" else project / "model"
 
-    results, samples = by_the_harness(folder, project / "tasks", monkeypatch)
+    results, samples = run_harness(folder, project / "tasks", monkeypatch)
 
-    suffix = ".base" if who == "base" else ""
+    suffix = ".base" if side == "base" else ""
     for task, columns in TASKS.items():
         assert len(stored[task]) == NUM_ITEMS
         for column, (metric, filter_name) in columns.items():
-            theirs = [float(each[metric]) for each in samples[task, filter_name]]
-            assert [each["metrics"][column.removeprefix(f"{task}_")] for each in stored[task]] == theirs
+            expected = [float(sample[metric]) for sample in samples[task, filter_name]]
+            assert [row["metrics"][column.removeprefix(f"{task}_")] for row in stored[task]] == expected
             assert run.data.metrics[f"{column}{suffix}"] == pytest.approx(results[task][f"{metric},{filter_name}"])
-    right = [each["metrics"]["exact_match_digits"] for each in stored["sums"]]
-    assert sum(right) == (1 if who == "model" else 0)
-    said = [sample["resps"][0][0] for sample in samples["sums", "whole"]]
-    assert [each["output"] for each in stored["sums"]] == said
+    matches = [row["metrics"]["exact_match_digits"] for row in stored["sums"]]
+    assert sum(matches) == (1 if side == "model" else 0)
+    answers = [sample["resps"][0][0] for sample in samples["sums", "whole"]]
+    assert [row["output"] for row in stored["sums"]] == answers
 
 
-def test_the_gate_judged_by_the_tasks(outcome):
+def test_the_gate_uses_the_metrics_of_the_tasks(outcome):
     promoted(outcome, "harnessed")
     run = reference.champion_run("harnessed")
-    findings = {each.metric: each for each in outcome.decision.findings}
+    findings = {finding.metric: finding for finding in outcome.decision.findings}
 
-    rows = [reference.stored_scores(run.info.run_id, "colours", who) for who in ("base", "model")]
-    before, after = ([each["metrics"]["acc"] for each in found] for found in rows)
+    scores = [reference.stored_scores(run.info.run_id, "colours", side) for side in ("base", "model")]
+    before, after = ([row["metrics"]["acc"] for row in rows] for rows in scores)
     assert set(findings) == {"colours_acc", "sums_exact_match_digits"}
     assert findings["colours_acc"].p == pytest.approx(reference.mcnemar(before, after))
     assert findings["colours_acc"].gain == pytest.approx((sum(after) - sum(before)) / NUM_ITEMS)

@@ -1,4 +1,4 @@
-"""Every format, kind of file and kind of weights, from a recipe to a promoted version, checked by other libraries."""
+"""Formats, file types, quantizations and adapters, from a recipe to a promoted version."""
 
 import gzip
 import json
@@ -31,11 +31,11 @@ TEXTS = {
     "exams": [],
     "evaluate": {"max_items": None},
 }
-"""Parts of a recipe that learns texts and is judged by the likelihood of all that are held out."""
+"""Recipe keys of pre-training on texts, evaluated by the log-likelihood of all held-out texts."""
 
 QUIZ = """
 def read(record):
-    return {"messages": [{"role": role, "content": text} for role, text in record["said"]]}
+    return {"messages": [{"role": role, "content": text} for role, text in record["turns"]]}
 """
 FORMATS = {
     "alpaca": lambda chat: {"instruction": chat[0][1], "input": "", "output": chat[1][1]},
@@ -49,7 +49,7 @@ FORMATS = {
         "_system": "",
         "_tools": "",
     },
-    "quiz_format:read": lambda chat: {"said": chat},
+    "quiz_format:read": lambda chat: {"turns": chat},
 }
 
 
@@ -80,42 +80,42 @@ KINDS = {"json": as_json, "jsonl.gz": as_gzip, "csv": as_csv, "parquet": as_parq
 
 @pytest.fixture
 def preview(project):
-    """Preview a recipe made of the small one, as a user does; returns what the command shows as JSON."""
+    """Return a function that previews a recipe with `tuneline data preview --json`."""
 
-    def show(**changes):
+    def run_preview(**changes):
         path = tiny.write_config(project / "preview.yaml", tiny.recipe(**changes))
         result = CliRunner().invoke(app, ["data", "preview", str(path), "--json"])
         assert result.exit_code == 0, result.output or result.exception
         return json.loads(result.stdout)
 
-    return show
+    return run_preview
 
 
 def promoted(outcome, name):
-    """Return the folder of the version that a run promoted."""
+    """Return the folder of the version that a run promoted to champion."""
     assert "champion" in outcome.decision.aliases, outcome.decision.sentence
     tracker.connect()
     return reference.champion_folder(name)
 
 
 def training_examples(outcome):
-    """Return ids and labels of each training example of a run, whatever row it was packed into."""
+    """Return ids and labels of each training example of a run, unpacked."""
     from zenml.client import Client
 
     step = Client().get_pipeline_run(outcome.run_name).steps["tokenize_pack"]
     rows = step.output.load().splits["train"]
-    found = []
+    examples = []
     for row in rows:
         start = 0
         for length in row["lengths"]:
             part = slice(start, start + length)
-            found.append((row["input_ids"][part], row["labels"][part]))
+            examples.append((row["input_ids"][part], row["labels"][part]))
             start += length
-    return found
+    return examples
 
 
 def expected_example(tokenizer, chat):
-    """Return ids and labels of a chat: transformers renders it, the answer and its stop token carry loss."""
+    """Return ids and labels of a chat rendered by transformers; the answer and its stop token have labels."""
     messages = [{"role": role, "content": text} for role, text in chat]
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -124,7 +124,7 @@ def expected_example(tokenizer, chat):
 
 
 def check_rows(outcome, folder):
-    """Compare the training rows of a run with what transformers makes of the same chats."""
+    """Compare the training rows of a run with the same chats rendered by transformers."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -136,26 +136,26 @@ def check_rows(outcome, folder):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_makes_the_rows_that_transformers_makes(name, project, run, preview):
+def test_every_format_gives_the_rows_that_transformers_renders(name, project, run, preview):
     (project / "quiz_format.py").write_text(QUIZ)
     tiny.write_jsonl(project / "data" / "rows.jsonl", [FORMATS[name](chat) for chat in CHATS])
-    parts = {"sources": [{"name": "rows", "path": "data/rows.jsonl", "format": name}], "exams": []}
-    shown = preview(**parts)
+    changes = {"sources": [{"name": "rows", "path": "data/rows.jsonl", "format": name}], "exams": []}
+    preview_rows = preview(**changes)
 
-    outcome = run(**parts, method=FULL, train=TRAIN, registry={"model_name": "formats"})
+    outcome = run(**changes, method=FULL, train=TRAIN, registry={"model_name": "formats"})
 
     check_rows(outcome, promoted(outcome, "formats"))
-    assert FOX in json.dumps(shown)
+    assert FOX in json.dumps(preview_rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_makes_the_same_rows(kind, project, run, preview):
+def test_every_file_type_gives_the_same_rows(kind, project, run, preview):
     path = project / "data" / f"rows.{kind}"
     KINDS[kind](path, [FORMATS["alpaca"](chat) for chat in CHATS])
-    parts = {"sources": [{"name": "rows", "path": f"data/rows.{kind}", "format": "alpaca"}], "exams": []}
-    preview(**parts)
+    changes = {"sources": [{"name": "rows", "path": f"data/rows.{kind}", "format": "alpaca"}], "exams": []}
+    preview(**changes)
 
-    outcome = run(**parts, method=FULL, train=TRAIN, registry={"model_name": "kinds"})
+    outcome = run(**changes, method=FULL, train=TRAIN, registry={"model_name": "kinds"})
 
     check_rows(outcome, promoted(outcome, "kinds"))
 
@@ -170,7 +170,7 @@ QUANTIZATIONS = {
 
 
 def quantized_base(folder, quantization):
-    """Load a base as transformers and bitsandbytes quantize it, and turn it back into full weights."""
+    """Load a base model quantized by transformers and bitsandbytes, then dequantize it."""
     options = {key: value for key, value in quantization.items() if key != "type"}
     if quantization["type"] == "bnb_4bit":
         options |= {"bnb_4bit_use_double_quant": options.get("bnb_4bit_use_double_quant", True)}
@@ -182,7 +182,7 @@ def quantized_base(folder, quantization):
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
-def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(name, project, run):
+def test_every_quantized_base_is_merged_dequantized_and_exported(name, project, run):
     from zenml.client import Client
 
     from pipelines import export_pipeline
@@ -205,25 +205,25 @@ def test_every_quantization_merges_into_what_it_dequantizes_to_and_is_exported(n
 
     ids = torch.tensor([tokenizer(tiny.TEXT[:200])["input_ids"]])
     assert torch.equal(exported(ids).logits, merged(ids).logits)
-    for each in outcome.report.model:
-        value = reference.text_log_likelihood(merged, tokenizer, each.prompt)
-        assert each.metrics["log_likelihood"] == pytest.approx(value, abs=2e-4)
+    for score in outcome.report.model:
+        value = reference.text_log_likelihood(merged, tokenizer, score.prompt)
+        assert score.metrics["log_likelihood"] == pytest.approx(value, abs=2e-4)
     if name != "torchao_int8":
         adapter = Client().get_pipeline_run(outcome.run_name).steps["train"].outputs["pretrain_checkpoint"][0].uri
         base = quantized_base(project / "model", QUANTIZATIONS[name])
-        other = PeftModel.from_pretrained(base, f"{adapter}/files").eval()
-        assert (other(ids).logits - merged(ids).logits).abs().max() < 1e-3
+        unmerged = PeftModel.from_pretrained(base, f"{adapter}/files").eval()
+        assert (unmerged(ids).logits - merged(ids).logits).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("key", ["new_tokens", "new_special_tokens"])
 def test_new_tokens_are_learned_and_pass_the_gate(key, project, run):
-    mark = "<fox>"
-    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"{mark} {FOX}"} for i in range(COUNT)]
+    token = "<fox>"
+    rows = [{"instruction": f"What is {i}?", "input": "", "output": f"{token} {FOX}"} for i in range(COUNT)]
     tiny.write_jsonl(project / "data" / "marked.jsonl", rows)
     outcome = run(
         sources=[{"name": "marked", "path": "data/marked.jsonl", "format": "alpaca"}],
         exams=[],
-        load={"dtype": "float32", key: [mark]},
+        load={"dtype": "float32", key: [token]},
         method={**LORA, "r": 16, "lora_alpha": 32},
         evaluate={"max_new_tokens": 16},
         train={**TRAIN, "max_steps": 120},
@@ -231,37 +231,37 @@ def test_new_tokens_are_learned_and_pass_the_gate(key, project, run):
     )
 
     model, tokenizer = reference.load(promoted(outcome, f"tokens-{key}"))
-    (mark_id,) = tokenizer(mark, add_special_tokens=False)["input_ids"]
-    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer) > mark_id
-    asked = tokenizer.apply_chat_template(
+    (token_id,) = tokenizer(token, add_special_tokens=False)["input_ids"]
+    assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer) > token_id
+    inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is 3?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    made = model.generate(**asked, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    assert int(made[0, asked["input_ids"].shape[1]]) == mark_id
+    output_ids = model.generate(**inputs, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert int(output_ids[0, inputs["input_ids"].shape[1]]) == token_id
 
 
 @pytest.mark.parametrize("use", ["merge", "continue"])
-def test_a_training_goes_on_from_an_adapter(use, project, run):
+def test_training_starts_from_an_adapter(use, project, run):
     from zenml.client import Client
 
     tiny.write_jsonl(project / "data" / "rows.jsonl", [FORMATS["alpaca"](chat) for chat in CHATS])
-    parts = {
+    changes = {
         "sources": [{"name": "rows", "path": "data/rows.jsonl", "format": "alpaca"}],
         "exams": [],
         "method": LORA,
         "evaluate": {"max_new_tokens": 16},
     }
-    first = run(**parts, train={**TRAIN, "max_steps": 1}, registry={"model_name": "first"})
+    first = run(**changes, train={**TRAIN, "max_steps": 1}, registry={"model_name": "first"})
     adapter = Client().get_pipeline_run(first.run_name).steps["train"].outputs["sft_checkpoint"][0].uri + "/files"
     load = {"dtype": "float32", "adapters": [{"path": adapter, "use": use}]}
 
-    outcome = run(**parts, load=load, train={**TRAIN, "max_steps": 80}, registry={"model_name": f"from-{use}"})
+    outcome = run(**changes, load=load, train={**TRAIN, "max_steps": 80}, registry={"model_name": f"from-{use}"})
 
     merged, tokenizer = reference.load(promoted(outcome, f"from-{use}"))
     second = Client().get_pipeline_run(outcome.run_name).steps["train"].outputs["sft_checkpoint"][0].uri + "/files"
     base = AutoModelForCausalLM.from_pretrained(project / "model", dtype=torch.float32)
     if use == "merge":
         base = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    other = PeftModel.from_pretrained(base, second).eval()
+    unmerged = PeftModel.from_pretrained(base, second).eval()
     ids = torch.tensor([tokenizer(tiny.TEXT[:200])["input_ids"]])
-    assert (other(ids).logits - merged(ids).logits).abs().max() < 1e-4
+    assert (unmerged(ids).logits - merged(ids).logits).abs().max() < 1e-4

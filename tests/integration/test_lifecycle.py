@@ -1,4 +1,4 @@
-"""What comes after training, as a user does it: schedules through the gate, promotion, rollback, history, serving."""
+"""Commands after training: schedules, promotion, rollback, history and serving."""
 
 import json
 import os
@@ -23,7 +23,7 @@ FOX = "The quick brown fox answers."
 
 @pytest.fixture(scope="module")
 def recipe(project):
-    """A recipe whose model learns to say one sentence."""
+    """Recipe keys for a model that learns one sentence."""
     rows = [{"instruction": f"What is {i}?", "input": "", "output": FOX} for i in range(60)]
     tiny.write_jsonl(project / "data" / "fox.jsonl", rows)
     return {
@@ -37,19 +37,19 @@ def recipe(project):
 
 
 def command(*arguments, cwd):
-    """Run `tuneline` in a process of its own."""
+    """Run `tuneline` in a new process."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(["tuneline", *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def invoke(*arguments):
     """Run `tuneline` in this process."""
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output or result.exception
     return result.stdout
 
 
-def test_a_schedule_fires_trains_and_promotes(project, recipe):
+def test_a_schedule_fires_and_promotes_a_model(project, recipe):
     schedule = {"name": "every_minute", "cron_expression": "* * * * *"}
     recipe = {**recipe, "registry": {"model_name": "scheduled"}}
     path = tiny.write_config(
@@ -57,12 +57,12 @@ def test_a_schedule_fires_trains_and_promotes(project, recipe):
     )
     assert command("schedule", path, cwd=project).returncode == 0
 
-    done = command("scheduler", "--poll-seconds", 1, "--max-firings", 1, cwd=project)
+    result = command("scheduler", "--poll-seconds", 1, "--max-firings", 1, cwd=project)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     tracker.connect()
     model, tokenizer = reference.load(reference.champion_folder("scheduled"))
-    assert reference.answer(model, tokenizer, [{"role": "user", "content": "What is 7?"}], 16).strip() == FOX
+    assert reference.generate(model, tokenizer, [{"role": "user", "content": "What is 7?"}], 16).strip() == FOX
     assert command("schedule", "--delete", "every_minute", cwd=project).returncode == 0
 
 
@@ -71,7 +71,7 @@ def test_promotion_rollback_and_history_agree_with_mlflow(project, recipe, run):
     assert "champion" in first.decision.aliases
     second = run(**{**recipe, "train": {**TRAIN, "max_steps": 61}})
     assert second.decision.version == "2"
-    assert not second.decision.promoted, "it is no better than the champion"
+    assert not second.decision.promoted, "the second model is not better than the champion"
 
     invoke("promote", "fox", "2", "--force", "--reason", "a trial")
     client = mlflow.MlflowClient()
@@ -82,25 +82,25 @@ def test_promotion_rollback_and_history_agree_with_mlflow(project, recipe, run):
     assert str(client.get_model_version_by_alias("fox", "champion").version) == "1"
     assert "a trial" in invoke("history")
     assert "the registry agrees" in invoke("history", "--verify")
-    versions = {each["version"]: each for each in json.loads(invoke("models", "--json")) if each["name"] == "fox"}
+    versions = {row["version"]: row for row in json.loads(invoke("models", "--json")) if row["name"] == "fox"}
     assert "champion" in json.dumps(versions["1"])
     assert "champion" not in json.dumps(versions["2"])
 
 
-def test_the_champion_answers_through_mlflow_as_through_transformers(project, recipe, run):
+def test_the_champion_generates_the_same_answer_in_mlflow_and_in_transformers(project, recipe, run):
     run(**recipe)
     tracker.connect()
-    asked = {"messages": [{"role": "user", "content": "What is 7?"}]}
+    chat = {"messages": [{"role": "user", "content": "What is 7?"}]}
 
     loaded = mlflow.pyfunc.load_model("models:/fox@champion")
 
     model, tokenizer = reference.load(reference.champion_folder("fox"))
-    said = reference.answer(model, tokenizer, asked["messages"], 16).strip()
-    assert said == FOX
-    assert loaded.predict(asked, params={"max_tokens": 16}) == said
+    answer = reference.generate(model, tokenizer, chat["messages"], 16).strip()
+    assert answer == FOX
+    assert loaded.predict(chat, params={"max_tokens": 16}) == answer
 
 
-def test_the_best_weights_of_a_training_are_those_of_its_best_evaluation(project, recipe, run):
+def test_validation_losses_are_logged_at_each_evaluation(project, recipe, run):
     train = {**TRAIN, "max_steps": 12, "eval_steps": 4, "load_best_model_at_end": True}
     outcome = run(**{**recipe, "train": train, "registry": {"model_name": "best"}})
     tracker.connect()
@@ -109,4 +109,4 @@ def test_the_best_weights_of_a_training_are_those_of_its_best_evaluation(project
     losses = client.get_metric_history(version.tags["tuneline.training_run"], "validation_loss")
 
     assert [point.step for point in losses] == [4, 8, 12]
-    assert min(point.value for point in losses) == losses[-1].value, "it still learns"
+    assert min(point.value for point in losses) == losses[-1].value, "the loss still decreases"

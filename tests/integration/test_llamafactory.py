@@ -1,4 +1,4 @@
-"""A configuration of LlamaFactory with its registry of data sets, unmodified, against the recipe that says the same."""
+"""An unmodified LlamaFactory configuration with its `dataset_info.json`, compared with an equivalent recipe."""
 
 import json
 import math
@@ -19,11 +19,11 @@ from tuneline.zenml_integration import tracker
 
 pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
-TAKEN, EPOCHS, ROWS_PER_STEP = 40, 5, 4
+MAX_SAMPLES, EPOCHS, ROWS_PER_STEP = 40, 5, 4
 FOX = "The quick brown fox answers."
 QUESTIONS = {"fox": "What is {}?", "chats": "Say {}."}
 
-REGISTRY = """
+DATASET_INFO = """
 {
   "fox": {"file_name": "fox.json", "columns": {"prompt": "question", "response": "reply"}},
   "unused": {"hf_hub_url": "nobody/nothing"},
@@ -35,7 +35,7 @@ REGISTRY = """
   }
 }
 """
-THEIRS = f"""
+LLAMAFACTORY_CONFIG = f"""
 ### model
 model_name_or_path: model
 trust_remote_code: false
@@ -49,16 +49,16 @@ lora_target: all
 
 ### dataset
 dataset: fox,chats
-dataset_dir: their_data
+dataset_dir: llamafactory_data
 template: chatml
 cutoff_len: 128
-max_samples: {TAKEN}
+max_samples: {MAX_SAMPLES}
 val_size: 0.25
 overwrite_cache: true
 preprocessing_num_workers: 16
 
 ### output
-output_dir: saves/tiny/theirs
+output_dir: saves/tiny/imported
 logging_steps: 10
 plot_loss: true
 overwrite_output_dir: true
@@ -72,7 +72,7 @@ lr_scheduler_type: cosine
 warmup_ratio: 0.1
 max_new_tokens: 12
 """
-OURS = {
+RECIPE = {
     "sources": [{"name": name, "path": f"data/{name}.jsonl", "format": "openai"} for name in QUESTIONS],
     "template": "chatml",
     "exams": [],
@@ -96,56 +96,60 @@ OURS = {
 
 
 def write_data(project):
-    """Write rows as LlamaFactory reads them, more than it takes and one twice; and those it takes as plain messages."""
-    theirs = project / "their_data"
-    theirs.mkdir()
-    (theirs / "dataset_info.json").write_text(REGISTRY)
-    numbers = [*range(TAKEN - 1), 0, *range(TAKEN, TAKEN + 10)]
+    """Write rows for LlamaFactory, with a duplicate and more than `max_samples`, and the selected rows as messages."""
+    folder = project / "llamafactory_data"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text(DATASET_INFO)
+    numbers = [*range(MAX_SAMPLES - 1), 0, *range(MAX_SAMPLES, MAX_SAMPLES + 10)]
     fox = [{"question": QUESTIONS["fox"].format(i), "reply": FOX} for i in numbers]
-    (theirs / "fox.json").write_text(json.dumps(fox))
+    (folder / "fox.json").write_text(json.dumps(fox))
     chats = [
         {"conversation": [{"who": "human", "says": QUESTIONS["chats"].format(i)}, {"who": "bot", "says": FOX}]}
         for i in numbers
     ]
-    tiny.write_jsonl(theirs / "chats.jsonl", chats)
-    for name, asked in QUESTIONS.items():
-        roles = [("user", asked), ("assistant", FOX)]
-        rows = [{"messages": [{"role": r, "content": t.format(i)} for r, t in roles]} for i in numbers[:TAKEN]]
+    tiny.write_jsonl(folder / "chats.jsonl", chats)
+    for name, question in QUESTIONS.items():
+        roles = [("user", question), ("assistant", FOX)]
+        rows = [{"messages": [{"role": r, "content": t.format(i)} for r, t in roles]} for i in numbers[:MAX_SAMPLES]]
         tiny.write_jsonl(project / "data" / f"{name}.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
-def theirs(project):
-    """What `tuneline run` makes of LlamaFactory's file."""
+def imported_run(project):
+    """Outcome of `tuneline run` on the LlamaFactory file."""
     from zenml.client import Client
 
     write_data(project)
-    (project / "theirs.yaml").write_text(THEIRS)
-    result = CliRunner().invoke(app, ["run", "theirs.yaml"])
+    (project / "llamafactory.yaml").write_text(LLAMAFACTORY_CONFIG)
+    result = CliRunner().invoke(app, ["run", "llamafactory.yaml"])
     assert result.exit_code == 0, result.output or result.exception
     (run,) = Client().list_pipeline_runs(sort_by="desc:created", size=1).items
     return start.read_training_outcome(Client().get_pipeline_run(run.id))
 
 
 def texts():
-    """Return the texts of the rows that are taken, in LlamaFactory's chatml."""
-    ask = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    return {ask.format(asked.format(i)) + f"{FOX}<|im_end|>" for asked in QUESTIONS.values() for i in range(TAKEN - 1)}
+    """Return the texts of the selected rows in LlamaFactory's chatml template."""
+    prompt = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    return {
+        prompt.format(question.format(i)) + f"{FOX}<|im_end|>"
+        for question in QUESTIONS.values()
+        for i in range(MAX_SAMPLES - 1)
+    }
 
 
-def test_the_rows_are_those_that_the_file_takes_and_each_is_trained_or_held_out(theirs):
-    tokenizer = AutoTokenizer.from_pretrained(promoted(theirs, "tiny-theirs"))
-    examples = training_examples(theirs)
+def test_each_selected_row_is_either_trained_or_held_out(imported_run):
+    tokenizer = AutoTokenizer.from_pretrained(promoted(imported_run, "tiny-imported"))
+    examples = training_examples(imported_run)
     trained = Counter(tokenizer.decode(ids).removesuffix("\n") for ids, _ in examples)
-    run = reference.champion_run("tiny-theirs")
-    held_out = {each["prompt"] for each in reference.stored_scores(run.info.run_id)}
+    run = reference.champion_run("tiny-imported")
+    held_out = {row["prompt"] for row in reference.stored_scores(run.info.run_id)}
 
-    assert set(trained.values()) == {1}, "a copy counts once"
+    assert set(trained.values()) == {1}, "duplicate rows are trained once"
     assert set(trained) < texts()
     rest = texts() - set(trained)
     assert {text.removesuffix(f"{FOX}<|im_end|>") for text in rest} == held_out
     assert 0.15 < len(rest) / len(texts()) < 0.35
-    answers = {tokenizer.decode([each for each in labels if each != -100]) for _, labels in examples}
+    answers = {tokenizer.decode([label for label in labels if label != -100]) for _, labels in examples}
     assert answers == {f"{FOX}<|im_end|>"}
 
     training = mlflow.get_run(run.data.tags["tuneline.training_run"])
@@ -153,14 +157,14 @@ def test_the_rows_are_those_that_the_file_takes_and_each_is_trained_or_held_out(
     assert steps == set(range(1, EPOCHS * math.ceil(len(trained) / ROWS_PER_STEP) + 1))
 
 
-def test_the_weights_are_those_of_the_recipe_that_says_the_same(theirs, run):
-    ours = run(**OURS, use_cache=False)
+def test_the_weights_equal_those_of_the_equivalent_recipe(imported_run, run):
+    recipe_run = run(**RECIPE, use_cache=False)
 
     tracker.connect()
-    folders = [promoted(theirs, "tiny-theirs"), promoted(ours, "ours")]
+    folders = [promoted(imported_run, "tiny-imported"), promoted(recipe_run, "ours")]
     assert folders[0] != folders[1]
-    one, other = (load_file(folder / "model.safetensors") for folder in folders)
-    assert one.keys() == other.keys()
-    assert [key for key in one if one[key].tobytes() != other[key].tobytes()] == []
+    imported, expected = (load_file(folder / "model.safetensors") for folder in folders)
+    assert imported.keys() == expected.keys()
+    assert [key for key in imported if imported[key].tobytes() != expected[key].tobytes()] == []
     model, tokenizer = reference.load(folders[0])
-    assert reference.answer(model, tokenizer, [{"role": "user", "content": "What is 45?"}], 12).strip() == FOX
+    assert reference.generate(model, tokenizer, [{"role": "user", "content": "What is 45?"}], 12).strip() == FOX

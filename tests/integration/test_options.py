@@ -1,4 +1,4 @@
-"""Options of loading, packing, training and merging, from a recipe to a promoted version with its scores elsewhere."""
+"""Options of loading, packing, training and merging: the promoted model has the same scores in transformers."""
 
 import json
 
@@ -37,26 +37,26 @@ OPTIONS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def texts(project):
-    """Texts to learn, and a base model."""
+    """Write texts to train on."""
     return tiny.write_texts(project / "data" / "texts.jsonl", 60)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_gives_a_model_that_loads_elsewhere_with_its_scores(name, run):
+def test_every_option_gives_a_model_with_the_same_scores_in_transformers(name, run):
     model_name = name.replace(" ", "-")
-    parts = {"train": STEPS, **OPTIONS[name]}
+    changes = {"train": STEPS, **OPTIONS[name]}
     outcome = run(
         "pretrain_pipeline",
         **TEXTS,
         registry={"model_name": model_name},
-        **parts,
+        **changes,
     )
 
     folder = promoted(outcome, model_name)
     model, tokenizer = reference.load(folder)
-    for each in outcome.report.model:
-        value = reference.text_log_likelihood(model, tokenizer, each.prompt)
-        assert each.metrics["log_likelihood"] == pytest.approx(value, abs=5e-4)
+    for score in outcome.report.model:
+        value = reference.text_log_likelihood(model, tokenizer, score.prompt)
+        assert score.metrics["log_likelihood"] == pytest.approx(value, abs=5e-4)
     scaling = OPTIONS[name].get("load", {}).get("rope_scaling")
     if scaling:
         assert AutoConfig.from_pretrained(folder).rope_parameters["rope_type"] == scaling["rope_type"]
@@ -66,7 +66,7 @@ TEMPLATES = ("alpaca", "chatml", "default", "vicuna", "zephyr")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_of_the_catalogue_is_registered_with_the_model(name, project, run):
+def test_a_named_template_is_registered_with_the_model(name, project, run):
     rows = [{"instruction": f"What is {i}?", "input": "", "output": "The quick brown fox answers."} for i in range(60)]
     tiny.write_jsonl(project / "data" / "rows.jsonl", rows)
     outcome = run(
@@ -88,10 +88,10 @@ def test_a_template_of_the_catalogue_is_registered_with_the_model(name, project,
     allowed = {json.dumps(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) for chat in chats}
     assert {json.dumps(ids) for ids, _ in training_examples(outcome)} <= allowed
     model, _ = reference.load(folder)
-    assert reference.answer(model, tokenizer, chats[0][:1], 16).strip() == rows[0]["output"]
+    assert reference.generate(model, tokenizer, chats[0][:1], 16).strip() == rows[0]["output"]
 
 
-def test_a_weighted_mixture_takes_the_shares_that_it_says(project, run):
+def test_a_weighted_mixture_has_the_configured_shares(project, run):
     for name, count in (("many", 60), ("few", 20)):
         tiny.write_jsonl(
             project / "data" / f"{name}.jsonl",

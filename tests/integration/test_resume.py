@@ -1,4 +1,4 @@
-"""A training that is killed and started again ends in the weights of one that was left alone, registered once."""
+"""A killed and restarted training gives the same weights as an uninterrupted one and is registered once."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ METHODS = {
 
 
 def start(path):
-    """Start `tuneline run` in a process of its own."""
+    """Start `tuneline run` in a new process."""
     program = Path(sys.executable).parent / "tuneline"
     env = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     return subprocess.Popen(
@@ -36,40 +36,40 @@ def start(path):
 
 
 def kill_while_training(path):
-    """Start a run and kill it behind a saved state of its training; return its saved states."""
-    process, until = start(path), time.monotonic() + 300
-    while not (saved := list(state.root().glob("training/*/checkpoint-*"))):
+    """Start a run, kill it after a training checkpoint is saved, and return its checkpoints."""
+    process, deadline = start(path), time.monotonic() + 300
+    while not (checkpoints := list(state.root().glob("training/*/checkpoint-*"))):
         assert process.poll() is None, process.stdout.read()[-3000:]
-        assert time.monotonic() < until, "no state was saved"
+        assert time.monotonic() < deadline, "no checkpoint was saved"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    return saved
+    return checkpoints
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_killed_training_ends_in_the_same_weights_to_the_bit(method, project, run):
+def test_a_killed_training_resumes_to_bit_identical_weights(method, project, run):
     tiny.write_texts(project / "data" / "texts.jsonl", 60)
-    parts = {
+    changes = {
         **TEXTS,
         **METHODS[method],
         "train": {"learning_rate": 3e-3, "max_steps": STEPS, "save_steps": 5},
     }
-    names = [f"{method}-{kind}" for kind in ("killed", "undisturbed")]
-    killed, undisturbed = (
-        {**parts, "registry": {"model_name": name, "gate": {"metric": "log_likelihood"}}} for name in names
+    names = [f"{method}-{kind}" for kind in ("killed", "uninterrupted")]
+    killed, uninterrupted = (
+        {**changes, "registry": {"model_name": name, "gate": {"metric": "log_likelihood"}}} for name in names
     )
     path = tiny.write_config(project / f"{method}.yaml", tiny.recipe(**killed))
 
     assert kill_while_training(path)
     tracker.connect()
     assert mlflow.MlflowClient().search_model_versions(f"name = '{names[0]}'") == []
-    killed_by = time.time() * 1000
-    again = start(path)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said[-3000:]
-    outcome = run("pretrain_pipeline", use_cache=False, **undisturbed)
+    killed_at = time.time() * 1000
+    restarted = start(path)
+    output, _ = restarted.communicate(timeout=300)
+    assert restarted.returncode == 0, output[-3000:]
+    outcome = run("pretrain_pipeline", use_cache=False, **uninterrupted)
 
     tracker.connect()
     client = mlflow.MlflowClient()
@@ -77,20 +77,20 @@ def test_a_killed_training_ends_in_the_same_weights_to_the_bit(method, project, 
     assert client.get_registered_model(names[0]).aliases == {"challenger": version.version, "champion": version.version}
     folders = [reference.champion_folder(names[0]), promoted(outcome, names[1])]
     assert folders[0] != folders[1]
-    files = [sorted(each.name for each in folder.rglob("*.safetensors")) for folder in folders]
+    files = [sorted(path.name for path in folder.rglob("*.safetensors")) for folder in folders]
     assert files[0] == files[1] != []
     for name in files[0]:
-        one, other = (load_file(folder / name) for folder in folders)
-        assert one.keys() == other.keys()
-        assert [key for key in one if one[key].tobytes() != other[key].tobytes()] == []
-    check_curve(client, version, killed_by)
+        resumed, expected = (load_file(folder / name) for folder in folders)
+        assert resumed.keys() == expected.keys()
+        assert [key for key in resumed if resumed[key].tobytes() != expected[key].tobytes()] == []
+    check_curve(client, version, killed_at)
     assert list(state.root().glob("training/*/checkpoint-*")) == []
 
 
-def check_curve(client, version, killed_by):
-    """Check that the killed run's curve was continued: its first step was trained once, and no step is missing."""
+def check_curve(client, version, killed_at):
+    """Check that the loss curve of the killed run continues: step 1 is logged once, and no step is missing."""
     training = client.get_run(version.tags["tuneline.training_run"])
-    assert (training.info.status, training.info.start_time < killed_by) == ("FINISHED", True)
-    drawn = [point.step for point in client.get_metric_history(training.info.run_id, "loss")]
-    assert set(drawn) == set(range(1, STEPS + 1))
-    assert drawn.count(1) == 1
+    assert (training.info.status, training.info.start_time < killed_at) == ("FINISHED", True)
+    logged_steps = [point.step for point in client.get_metric_history(training.info.run_id, "loss")]
+    assert set(logged_steps) == set(range(1, STEPS + 1))
+    assert logged_steps.count(1) == 1

@@ -1,4 +1,4 @@
-"""Sweeps and searches by the command line; what they call the best is worked out again from MLflow and the models."""
+"""Sweeps and searches on the command line; the best setting is recomputed from MLflow and the models."""
 
 from collections import defaultdict
 from statistics import fmean
@@ -26,7 +26,7 @@ RATE = "train.learning_rate"
 
 @pytest.fixture
 def recipe(project):
-    """Write a short training of texts under a name of its own."""
+    """Return a function that writes a recipe for a short training on texts with the given model name."""
     tiny.write_texts(project / "data" / "texts.jsonl", 60)
 
     def write(name):
@@ -42,7 +42,7 @@ def recipe(project):
 
 
 def invoke(*arguments):
-    """Run `tuneline sweep`; returns what it shows."""
+    """Run `tuneline sweep` and return its output."""
     result = CliRunner().invoke(app, ["sweep", *map(str, arguments)])
     assert result.exit_code == 0, result.output or result.exception
     tracker.connect()
@@ -50,47 +50,47 @@ def invoke(*arguments):
 
 
 def parent_and_children(kind):
-    """Return the only run of a kind in MLflow, and the runs below it, the oldest first."""
+    """Return the only MLflow run of a kind and its child runs, oldest first."""
     client = mlflow.MlflowClient()
-    experiments = [each.experiment_id for each in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (parent,) = client.search_runs(experiments, f"tags.`tuneline.kind` = '{kind}'")
-    below = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
-    return parent, client.search_runs(experiments, below, order_by=["attributes.start_time ASC"])
+    child_filter = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    return parent, client.search_runs(experiments, child_filter, order_by=["attributes.start_time ASC"])
 
 
 def check_score(name, run):
-    """Score the version that a run registered on the texts beside the run; compare with the score that the run says."""
+    """Score the registered version of a run on its stored items; compare with the score that the run logged."""
     version = mlflow.MlflowClient().get_model_version(name, run.data.tags["tuneline.version"])
     model, tokenizer = reference.load(reference.folder_of(version))
     items = reference.stored_scores(run.info.run_id)
     assert len(items) > 5
-    mean = fmean(reference.text_log_likelihood(model, tokenizer, each["prompt"]) for each in items)
+    mean = fmean(reference.text_log_likelihood(model, tokenizer, item["prompt"]) for item in items)
     assert run.data.metrics[METRIC] == pytest.approx(mean, abs=2e-4)
     return mean
 
 
-def test_the_best_of_a_sweep_is_that_of_its_runs_and_the_champion_is_of_it(recipe):
-    said = invoke(recipe("swept"), "--set", f"{RATE}=0.0001,0.01,0.001", "--seeds", 2)
+def test_a_sweep_reports_the_best_setting_and_promotes_one_of_its_runs(recipe):
+    output = invoke(recipe("swept"), "--set", f"{RATE}=0.0001,0.01,0.001", "--seeds", 2)
 
     parent, children = parent_and_children("sweep")
     scores = defaultdict(dict)
     for run in children:
         scores[run.data.params[RATE]][run.info.run_id] = check_score("swept", run)
-    means = sorted(((fmean(found.values()), rate) for rate, found in scores.items()), reverse=True)
-    assert {rate: len(found) for rate, found in scores.items()} == {"0.0001": 2, "0.01": 2, "0.001": 2}
+    means = sorted(((fmean(by_run.values()), rate) for rate, by_run in scores.items()), reverse=True)
+    assert {rate: len(by_run) for rate, by_run in scores.items()} == {"0.0001": 2, "0.01": 2, "0.001": 2}
     assert {run.data.params["train.seed"] for run in children} == {"0", "1"}
     assert means[0][0] > means[1][0] + 0.05 > means[2][0] + 0.05, "the settings differ"
     assert parent.data.tags["tuneline.best"] == f"learning_rate {means[0][1]}"
     history = mlflow.MlflowClient().get_metric_history(parent.info.run_id, f"sweep.{METRIC}")
     assert [point.value for point in history] == pytest.approx([mean for mean, _ in means], abs=2e-4)
     assert reference.champion_run("swept").info.run_id in scores[means[0][1]]
-    shown = [line for line in said.splitlines() if "learning_rate" in line and "│" in line]
-    assert [means[i][1] in line for i, line in enumerate(shown)] == [True] * 3
+    table_rows = [line for line in output.splitlines() if "learning_rate" in line and "│" in line]
+    assert [means[i][1] in line for i, line in enumerate(table_rows)] == [True] * 3
 
 
-def test_the_best_of_a_search_is_that_of_its_trials_and_runs_again_with_fresh_seeds(recipe):
+def test_a_search_reports_the_best_trial_and_reruns_it_with_other_seeds(recipe):
     ranges = f"{RATE}=log(1e-4,2e-2)"
-    said = invoke(recipe("searched"), "--search", ranges, "--trials", 3, "--seeds", 1, "--sampler", "random")
+    output = invoke(recipe("searched"), "--search", ranges, "--trials", 3, "--seeds", 1, "--sampler", "random")
 
     parent, children = parent_and_children("search")
     scores = [check_score("searched", run) for run in children]
@@ -107,7 +107,7 @@ def test_the_best_of_a_search_is_that_of_its_trials_and_runs_again_with_fresh_se
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{state.root() / 'searches' / 'optuna.db'}")
     assert study.best_trial.params == {RATE: rates[best]}
     assert study.best_trial.value == pytest.approx(scores[best], abs=2e-4)
-    (shown,) = [line for line in said.splitlines() if "best of the search" in line]
-    assert shown.split("│")[1].strip() == str(best + 1)
+    (table_row,) = [line for line in output.splitlines() if "best of the search" in line]
+    assert table_row.split("│")[1].strip() == str(best + 1)
     champion = reference.champion_run("searched")
     assert champion.info.run_id in {children[best].info.run_id, children[3].info.run_id}

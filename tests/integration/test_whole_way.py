@@ -1,4 +1,4 @@
-"""Every method and every stage, from a recipe to a promoted version that other libraries load with the same scores."""
+"""Every method and stage, from a recipe to a promoted version that has the same scores in other libraries."""
 
 import functools
 
@@ -31,9 +31,9 @@ METHODS = {
     "bottleneck": {"type": "bottleneck", "bottleneck_size": 8},
 }
 VIRTUAL = ("prefix", "prompt", "p_tuning")
-"""Methods with tokens in front of a row, which then holds one example."""
+"""Methods that prepend virtual tokens to a row, so that a row holds one example."""
 
-ONE_A_ROW = {
+UNPACKED = {
     "tokenize": {"max_length": 256, "packing": False},
     "train": {**STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
 }
@@ -45,7 +45,7 @@ CHATS = [{"name": "chats", "path": "data/chats.jsonl", "format": "openai"}]
 
 @pytest.fixture(scope="module", autouse=True)
 def data(project):
-    """Rows of each stage, and the base model as the reference loads it."""
+    """Write rows for each stage; return the base model and its tokenizer."""
     tiny.write_preferences(project / "data")
     tiny.write_texts(project / "data" / "texts.jsonl", 60)
     fox = "The quick brown fox answers."
@@ -58,19 +58,19 @@ def data(project):
 
 
 def promoted(outcome, name):
-    """Return the folder of the version that a run promoted."""
+    """Return the folder of the version that a run promoted to champion."""
     assert "champion" in outcome.decision.aliases, outcome.decision.sentence
     tracker.connect()
     return reference.champion_folder(name)
 
 
-def scores(outcome, who, metric):
-    """Return what a report says, item by item, after the text that was asked."""
-    return [(each, each.metrics[metric]) for each in getattr(outcome.report, who) if metric in each.metrics]
+def scores(outcome, side, metric):
+    """Return each item of a report that has the metric, with its value."""
+    return [(score, score.metrics[metric]) for score in getattr(outcome.report, side) if metric in score.metrics]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_promoted_and_loads_elsewhere_with_the_scores_of_its_report(method, run, data):
+def test_every_method_is_promoted_and_reloads_with_the_scores_of_its_report(method, run, data):
     name = f"method-{method}"
     outcome = run(
         "pretrain_pipeline",
@@ -78,32 +78,35 @@ def test_every_method_is_promoted_and_loads_elsewhere_with_the_scores_of_its_rep
         sources=TEXTS,
         evaluate={"max_items": None},
         method=METHODS[method],
-        **(ONE_A_ROW if method in VIRTUAL else {"train": STEPS}),
+        **(UNPACKED if method in VIRTUAL else {"train": STEPS}),
         registry={"model_name": name, "gate": {"metric": "log_likelihood"}},
     )
     model, tokenizer = reference.load(promoted(outcome, name))
 
-    for who, (judge, words) in {"model": (model, tokenizer), "base": data}.items():
-        for each, value in scores(outcome, who, "log_likelihood"):
-            assert value == pytest.approx(reference.text_log_likelihood(judge, words, each.prompt), abs=2e-4)
-        check_letters(outcome, who, judge, words)
+    for side, (scorer, scorer_tokenizer) in {"model": (model, tokenizer), "base": data}.items():
+        for score, value in scores(outcome, side, "log_likelihood"):
+            expected = reference.text_log_likelihood(scorer, scorer_tokenizer, score.prompt)
+            assert value == pytest.approx(expected, abs=2e-4)
+        check_letters(outcome, side, scorer, scorer_tokenizer)
     gains = [after - before for (_, after), (_, before) in zip(*pairs_of(outcome, "log_likelihood"), strict=True)]
     assert sum(gains) / len(gains) == pytest.approx(outcome.report.metrics()["log_likelihood"]["gain"].mean, abs=1e-6)
 
 
-def check_letters(outcome, who, model, tokenizer):
-    """Compare the letters that a report holds with those that the reference finds likeliest."""
-    questions = [each for each in getattr(outcome.report, who) if each.benchmark == "exam"]
+def check_letters(outcome, side, model, tokenizer):
+    """Compare the letters in a report with those that the reference predicts."""
+    questions = [score for score in getattr(outcome.report, side) if score.benchmark == "exam"]
     assert questions
-    assert [each.output for each in questions] == [reference.letter(model, tokenizer, q.prompt) for q in questions]
+    assert [score.output for score in questions] == [
+        reference.predict_letter(model, tokenizer, score.prompt) for score in questions
+    ]
 
 
 def pairs_of(outcome, metric):
-    """Return the scores of both models, in the same order."""
+    """Return the scores of the model and of the base model, in the same order."""
     return scores(outcome, "model", metric), scores(outcome, "base", metric)
 
 
-def test_a_chat_model_answers_elsewhere_what_its_report_says(run, data):
+def test_a_chat_model_generates_the_answers_of_its_report_in_transformers(run, data):
     from rouge_score.rouge_scorer import RougeScorer
 
     outcome = run(
@@ -115,14 +118,14 @@ def test_a_chat_model_answers_elsewhere_what_its_report_says(run, data):
     )
     model, tokenizer = reference.load(promoted(outcome, "chats"))
 
-    answers = [each for each, _ in scores(outcome, "model", "rougeL")]
+    answers = [score for score, _ in scores(outcome, "model", "rougeL")]
     assert answers
-    for each in answers:
-        asked = each.prompt.split("user\n")[-1].split("<|im_end|>")[0]
-        said = reference.answer(model, tokenizer, [{"role": "user", "content": asked}], 12)
-        assert said.strip() == each.output.strip()
-        rouge = RougeScorer(["rougeL"]).score(each.reference, said)["rougeL"].fmeasure
-        assert each.metrics["rougeL"] == pytest.approx(rouge)
+    for score in answers:
+        question = score.prompt.split("user\n")[-1].split("<|im_end|>")[0]
+        answer = reference.generate(model, tokenizer, [{"role": "user", "content": question}], 12)
+        assert answer.strip() == score.output.strip()
+        rouge = RougeScorer(["rougeL"]).score(score.reference, answer)["rougeL"].fmeasure
+        assert score.metrics["rougeL"] == pytest.approx(rouge)
     check_letters(outcome, "model", model, tokenizer)
 
 
@@ -137,11 +140,11 @@ PREFERENCES = {
 
 
 GATES = {"kto": {"test": "bootstrap"}}
-"""A gate asks for the metric of its stage; nine labelled answers are too few for the test of a bounded mean."""
+"""Gates with other defaults: nine labelled answers are too few for the bounded-mean test."""
 
 
 def rows_of(project, stage):
-    """Return the rows of a stage by their answer that is wanted."""
+    """Return the rows of a stage by prompt."""
     import json
 
     name = "labelled" if stage == "kto" else "pairs"
@@ -150,7 +153,7 @@ def rows_of(project, stage):
 
 
 @pytest.mark.parametrize("stage", PREFERENCES)
-def test_every_preference_stage_is_promoted_and_judged_elsewhere_alike(stage, run, project, data):
+def test_every_preference_stage_is_promoted_with_the_scores_of_transformers(stage, run, project, data):
     name, metric = f"stage-{stage}", PREFERENCES[stage]
     outcome = run(
         f"{stage}_pipeline",
@@ -168,18 +171,18 @@ def test_every_preference_stage_is_promoted_and_judged_elsewhere_alike(stage, ru
     if stage == "rm":
         likelihood = functools.partial(reference.reward, folder, model, tokenizer)
 
-    for each, value in scores(outcome, "model", metric):
-        row = rows[each.prompt.removeprefix("user: ").split("\n")[0]]
-        asked = [{"role": "user", "content": row["prompt"]}]
+    for score, value in scores(outcome, "model", metric):
+        row = rows[score.prompt.removeprefix("user: ").split("\n")[0]]
+        messages = [{"role": "user", "content": row["prompt"]}]
         if stage == "kto":
             sign = 1 if row["label"] else -1
-            assert value == pytest.approx(sign * likelihood(asked, row["completion"]), abs=2e-4)
+            assert value == pytest.approx(sign * likelihood(messages, row["completion"]), abs=2e-4)
         else:
-            assert value == float(likelihood(asked, row["chosen"]) > likelihood(asked, row["rejected"]))
+            assert value == float(likelihood(messages, row["chosen"]) > likelihood(messages, row["rejected"]))
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
-def test_answers_rewarded_by_a_function_are_rewarded_elsewhere_alike(stage, run, data):
+def test_rl_answers_and_rewards_equal_those_of_transformers(stage, run, data):
     from tests.rewards import vowels
 
     name = f"stage-{stage}"
@@ -196,8 +199,8 @@ def test_answers_rewarded_by_a_function_are_rewarded_elsewhere_alike(stage, run,
     )
     model, tokenizer = reference.load(promoted(outcome, name))
 
-    for each, value in scores(outcome, "model", "reward"):
-        asked = each.prompt.split("user\n")[-1].split("<|im_end|>")[0]
-        said = reference.answer(model, tokenizer, [{"role": "user", "content": asked}], 8)
-        assert said.strip() == each.output.strip()
-        assert value == pytest.approx(vowels([], [each.output], [])[0])
+    for score, value in scores(outcome, "model", "reward"):
+        question = score.prompt.split("user\n")[-1].split("<|im_end|>")[0]
+        answer = reference.generate(model, tokenizer, [{"role": "user", "content": question}], 8)
+        assert answer.strip() == score.output.strip()
+        assert value == pytest.approx(vowels([], [score.output], [])[0])

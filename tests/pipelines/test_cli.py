@@ -1,4 +1,4 @@
-"""The command line as a person uses it, on two real runs of the tiny model."""
+"""Commands on two real runs of the tiny model: `runs`, `models`, `compare`, `promote`, `history` and others."""
 
 import json
 import os
@@ -34,43 +34,43 @@ def as_json(*arguments):
 
 @pytest.fixture(scope="module")
 def two_runs(project):
-    """Two runs that differ by their learning rate."""
+    """Names of two runs that differ in their learning rate."""
     tuneline("run", "run.yaml")
     faster = {**tiny.recipe()["train"], "learning_rate": 0.1, "max_steps": 8}
     tuneline("run", tiny.write_config(project / "faster.yaml", tiny.recipe(train=faster)))
-    return [row["name"] for row in as_json("runs")][:2][::-1]  # other modules ran before
+    return [row["name"] for row in as_json("runs")][:2][::-1]  # runs of other test modules come first
 
 
-def test_runs_say_what_was_cached(two_runs):
+def test_runs_shows_the_number_of_cached_steps(two_runs):
     newest = as_json("runs")[0]
 
     assert newest["status"] == "completed"
     assert (newest["steps_cached"], newest["steps_run"]) == (6, 5)
 
 
-def test_models_are_a_list_with_one_object_a_version(two_runs):
-    found = as_json("models")
+def test_models_prints_one_object_per_version(two_runs):
+    versions = as_json("models")
 
-    assert [(row["name"], row["version"]) for row in found] == [("tiny", "2"), ("tiny", "1")]
-    assert found[0]["aliases"] == ["challenger"]
-    assert found[0]["run"] == two_runs[1]
+    assert [(row["name"], row["version"]) for row in versions] == [("tiny", "2"), ("tiny", "1")]
+    assert versions[0]["aliases"] == ["challenger"]
+    assert versions[0]["run"] == two_runs[1]
     assert "challenger" in tuneline("models", "tiny")
 
 
-def test_compare_tells_what_differs_with_intervals_and_curves(two_runs, tmp_path):
+def test_compare_shows_differing_settings_intervals_and_curves(two_runs, tmp_path):
     page = tmp_path / "comparison.html"
 
     text = tuneline("compare", *two_runs, "--html", page)
 
     assert "train.learning_rate" in text
-    assert "method.r" not in text, "what is equal is not shown"
+    assert "method.r" not in text, "equal settings are not shown"
     html = page.read_text()
     assert "data:image/png;base64," in html
     assert "rougeL" in html
-    assert "http" not in html.replace("http-equiv", ""), "the page needs nothing from elsewhere"
+    assert "http" not in html.replace("http-equiv", ""), "the page loads nothing from other hosts"
 
 
-def test_compare_tells_items_won_and_lost_and_takes_models_for_runs(two_runs, tmp_path):
+def test_compare_accepts_models_and_shows_items_won_and_lost(two_runs, tmp_path):
     page = tmp_path / "comparison.html"
     tuneline("promote", "tiny", "1", "--force", "--reason", "to have a champion")
 
@@ -82,17 +82,17 @@ def test_compare_tells_items_won_and_lost_and_takes_models_for_runs(two_runs, tm
     assert "Items that changed most" in page.read_text()
 
 
-def test_a_model_card_tells_what_is_known(two_runs):
+def test_a_model_card_shows_data_scores_and_what_was_not_recorded(two_runs):
     card = tuneline("card", "tiny", "2")
 
     assert card.startswith('---\nlicense: "other"\ntags: ')
-    for said in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## Licence", "Not recorded:"):
-        assert said in card
+    for text in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## Licence", "Not recorded:"):
+        assert text in card
     assert "Kept as challenger: " in card
     assert "nothing was measured on safety" in card
 
 
-def test_a_decision_is_kept_as_json_markdown_and_html(two_runs):
+def test_a_decision_is_logged_as_json_markdown_and_html(two_runs):
     from tuneline.tracking import registry
     from tuneline.tracking.decision import Decision
     from tuneline.zenml_integration import tracker
@@ -110,7 +110,7 @@ def test_a_decision_is_kept_as_json_markdown_and_html(two_runs):
     assert all(check.passed for check in decision.checks)
 
 
-def test_promotion_by_another_gate_on_stored_scores(two_runs, tmp_path):
+def test_promote_applies_another_gate_to_stored_scores(two_runs, tmp_path):
     gate = tmp_path / "gate.yaml"
     gate.write_text("targets:\n  - metric: rougeL\n    min_effect: 0.5\nguards:\n  - {metric: rouge1, margin: 0.9}\n")
 
@@ -124,8 +124,8 @@ def test_promotion_by_another_gate_on_stored_scores(two_runs, tmp_path):
     gate.write_text("targts: []\n")
     result = CliRunner().invoke(app, ["promote", "tiny", "2", "--gate", str(gate)])
     assert "gate.yaml:1: targts: unknown key. Did you mean 'targets'?" in str(result.exception)
-    both = CliRunner().invoke(app, ["promote", "tiny", "--force", "--reason", "x", "--gate", str(gate)])
-    assert str(both.exception) == "--force skips the gate, so --gate has no effect. Remove one of them."
+    result = CliRunner().invoke(app, ["promote", "tiny", "--force", "--reason", "x", "--gate", str(gate)])
+    assert str(result.exception) == "--force skips the gate, so --gate has no effect. Remove one of them."
 
 
 def test_an_unknown_run_suggests_the_nearest(two_runs):
@@ -134,10 +134,10 @@ def test_an_unknown_run_suggests_the_nearest(two_runs):
     assert f"Did you mean {two_runs[0]!r}?" in str(result.exception)
 
 
-def test_promotion_by_hand_asks_the_gate_and_force_needs_a_reason(two_runs):
+def test_promote_applies_the_gate_and_force_requires_a_reason(two_runs):
     assert "Kept as challenger" in tuneline("promote", "tiny", "2", code=1)
-    unexplained = CliRunner().invoke(app, ["promote", "tiny", "1", "--force"])
-    assert str(unexplained.exception).startswith("--force requires --reason")
+    result = CliRunner().invoke(app, ["promote", "tiny", "1", "--force"])
+    assert str(result.exception).startswith("--force requires --reason")
 
     tuneline("promote", "tiny", "1", "--force", "--reason", "first of all")
     tuneline("promote", "tiny", "2", "--force", "--reason", "newer")
@@ -145,7 +145,7 @@ def test_promotion_by_hand_asks_the_gate_and_force_needs_a_reason(two_runs):
     assert {row["version"]: row["aliases"] for row in as_json("models")}["1"] == ["previous"]
 
 
-def test_zenml_keeps_the_same_versions_and_aliases(two_runs):
+def test_zenml_models_have_the_same_versions_and_aliases(two_runs):
     from zenml.client import Client
 
     tuneline("promote", "tiny", "1", "--force", "--reason", "one")
@@ -159,7 +159,7 @@ def test_zenml_keeps_the_same_versions_and_aliases(two_runs):
     assert two.get_artifact("sft_model") is not None
 
 
-def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
+def test_rollback_restores_the_previous_champion_and_history_shows_it(two_runs):
     aliases = {alias: row["version"] for row in as_json("models") for alias in row["aliases"]}
     if "champion" not in aliases:
         tuneline("promote", "tiny", "1", "--force", "--reason", "a")
@@ -173,30 +173,30 @@ def test_rollback_gives_the_alias_back_and_history_tells(two_runs):
     assert "The ledger is intact and agrees with the registry" in tuneline("history", "--verify")
 
 
-def test_a_reason_with_brackets_breaks_no_command(two_runs):
+def test_a_reason_with_brackets_is_printed_verbatim(two_runs):
     assert "(forced): fix [/b] now" in tuneline("promote", "tiny", "1", "--force", "--reason", "fix [/b] now")
 
     assert "[/b] now" in tuneline("history", "tiny")
 
 
-def test_the_newest_models_are_shown_with_those_that_hold_an_alias(two_runs):
+def test_models_with_a_limit_also_shows_versions_with_an_alias(two_runs):
     tuneline("promote", "tiny", "1", "--force", "--reason", "the older one")
 
     (newest, oldest) = as_json("models", "tiny", "--limit", 1)
     assert (newest["version"], oldest["version"], "champion" in oldest["aliases"]) == ("2", "1", True)
 
 
-def test_runs_are_listed_page_by_page(two_runs, monkeypatch):
+def test_runs_are_read_over_several_pages(two_runs, monkeypatch):
     from tuneline.runner import runs
 
-    whole = runs.latest(2)
+    expected = runs.latest(2)
     monkeypatch.setattr(runs, "PAGE_SIZE", 1)
 
-    assert [run["id"] for run in runs.latest(2)] == [run["id"] for run in whole]
-    assert len(whole) == 2
+    assert [run["id"] for run in runs.latest(2)] == [run["id"] for run in expected]
+    assert len(expected) == 2
 
 
-def test_doctor_finds_the_stack_and_the_tracker(project):
+def test_doctor_reports_a_working_stack_and_tracker(project):
     rows = {row["what"]: row["status"] for row in as_json("doctor")}
 
     assert rows["stack"] == rows["mlflow"] == rows["torch"] == rows["device"] == "ok"
@@ -211,23 +211,23 @@ def test_init_again_changes_nothing(project):
     assert Client().active_stack_model.id == before
 
 
-def test_the_users_other_folders_keep_their_stack(project):
+def test_init_does_not_change_the_active_stack_of_other_folders(project):
     config = Path(os.environ["ZENML_CONFIG_PATH"]) / "config.yaml"
     from zenml.client import Client
 
     assert str(Client().active_stack_model.id) not in config.read_text()
 
 
-def test_init_takes_a_stack_of_the_users(project):
+def test_init_accepts_an_existing_stack(project):
     from zenml.client import Client
 
-    ours = Client().active_stack_model.name
+    active_stack = Client().active_stack_model.name
     try:
-        tuneline("init", "--stack", ours)
+        tuneline("init", "--stack", active_stack)
         result = CliRunner().invoke(app, ["init", "--stack", "defautl"])
         assert "Unknown stack 'defautl'. Did you mean 'default'?" in str(result.exception)
     finally:
-        Client().activate_stack(ours)
+        Client().activate_stack(active_stack)
 
 
 def test_plan_shows_the_resolved_recipe_without_importing_torch(project):
@@ -241,16 +241,16 @@ def test_plan_shows_the_resolved_recipe_without_importing_torch(project):
     start = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
 
-    assert run.stdout.splitlines()[-1] == "[]", "nothing heavy was imported"
+    assert run.stdout.splitlines()[-1] == "[]", "no heavy library was imported"
     assert "num_train_epochs: 3.0" in run.stdout, "defaults are filled in"
-    assert time.monotonic() - start < 30, "no order of magnitude slower than a second, even on a busy machine"
+    assert time.monotonic() - start < 30, "takes about a second; the limit allows for a busy machine"
 
 
-def test_a_list_is_empty_json_where_there_is_nothing(home):
+def test_an_empty_history_is_an_empty_json_list(home):
     assert as_json("history") == []
 
 
-def test_versions_of_a_model_that_is_not_there_are_refused_with_the_known_ones(project):
+def test_models_of_an_unknown_name_is_an_error(project):
     result = CliRunner().invoke(app, ["models", "nobody"])
 
     assert isinstance(result.exception, NotFoundError)

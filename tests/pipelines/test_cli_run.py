@@ -1,4 +1,4 @@
-"""What `tuneline run` prints: on a terminal, in a file, with --verbose, and where a step fails."""
+"""Output of `tuneline run`: on a terminal, in a file, with --verbose, and if a step fails."""
 
 import os
 import pty
@@ -48,7 +48,7 @@ def run(*words):
 
 
 def run_on_terminal(*words):
-    """Return what a terminal received."""
+    """Return the text that a terminal received."""
     controller, terminal = pty.openpty()
     process = command(*words, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
@@ -74,13 +74,13 @@ def step_lines(lines):
 
 @pytest.fixture(scope="module")
 def first(project):
-    """The first run of a project, into files."""
+    """Standard output and standard error of the first run of a project, without a terminal."""
     code, lines, err = run("run", "run.yaml")
     assert code == 0, err
     return lines, err
 
 
-def test_each_step_is_a_plain_line_and_only_the_log_has_the_rest(first, project):
+def test_each_step_prints_one_plain_line_without_log_records(first, project):
     lines, err = first
 
     assert list(step_lines(lines)) == STEPS
@@ -96,7 +96,7 @@ def test_each_step_is_a_plain_line_and_only_the_log_has_the_rest(first, project)
     assert log_of(lines).parent == project / ".tuneline" / "logs"
 
 
-def test_the_log_file_has_the_log_of_zenml_and_of_the_steps(first):
+def test_the_log_file_has_the_log_records_of_zenml_and_of_the_steps(first):
     text = log_of(first[0]).read_text()
 
     assert re.search(r"INFO zenml\.orchestrators\.step_launcher: Step `train` has (started|finished)", text)
@@ -107,16 +107,16 @@ def test_the_log_file_has_the_log_of_zenml_and_of_the_steps(first):
 def test_a_terminal_shows_the_running_step(first):
     screen = run_on_terminal("run", "run.yaml", "--recompute", "train")
 
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r", "\n")
+    screen_text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).replace("\r", "\n")
     assert ESCAPE in screen
-    assert re.search(r"train .*training 2/2, loss \d", shown)
-    assert re.search(r"^train +done in .* s  loss \d", shown, re.MULTILINE)
-    assert re.search(r"^merge +cached", shown, re.MULTILINE)
-    assert "step_launcher" not in shown
-    assert "Before and after" in shown
+    assert re.search(r"train .*training 2/2, loss \d", screen_text)
+    assert re.search(r"^train +done in .* s  loss \d", screen_text, re.MULTILINE)
+    assert re.search(r"^merge +cached", screen_text, re.MULTILINE)
+    assert "step_launcher" not in screen_text
+    assert "Before and after" in screen_text
 
 
-def test_a_failed_step_ends_with_its_line_and_one_error_below_the_verbose_log(first, project):
+def test_a_failed_step_prints_its_line_and_one_error_after_the_verbose_log(first, project):
     (project / "failing.py").write_text(FAILING)
     recipe = tiny.recipe()
     recipe["evaluate"] = {**recipe["evaluate"], "metrics": ["rougeL", "failing:score"]}

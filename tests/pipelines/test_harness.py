@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness through the whole line: reported, asked for by the gate, cached, marked."""
+"""Tasks of lm-evaluation-harness in a pipeline: reported, used by the gate, cached, checked for contamination."""
 
 import pytest
 
@@ -26,10 +26,10 @@ GATE = {
 }
 
 
-def test_tasks_of_the_harness_are_benchmarks_like_others(project, run, ran):
+def test_harness_tasks_are_reported_gated_cached_and_checked_for_contamination(project, run, executed_steps):
     harness_tasks.write(project / "tasks", num_items=8)
-    leaked = {"instruction": "What colour is the quick answer 1? It is", "input": "", "output": "quick or brown."}
-    rows = [leaked, *tiny.alpaca_rows(20)]
+    leaked_row = {"instruction": "What colour is the quick answer 1? It is", "input": "", "output": "quick or brown."}
+    rows = [leaked_row, *tiny.alpaca_rows(20)]
     tiny.write_jsonl(project / "data" / "leaked.jsonl", rows)
     changes = {
         "exams": EXAMS,
@@ -44,10 +44,10 @@ def test_tasks_of_the_harness_are_benchmarks_like_others(project, run, ran):
     metrics = outcome.report.metrics()
     assert {"colours_acc", "colours_acc_norm", "sums_exact_match_digits", "exam_accuracy"} <= set(metrics)
     assert [metrics[name]["model"].num_items for name in ("colours_acc", "sums_exact_match_digits")] == [8, 6]
-    marked = {each.benchmark: each.prompt for each in outcome.report.model if each.contamination}
-    assert set(marked) == {"colours", "sums"}
-    assert marked["colours"].endswith("What colour is the quick answer 1? It is")
-    assert marked["sums"] == "What is 1 and 1?", "a row of the training data asks the same"
+    contaminated = {score.benchmark: score.prompt for score in outcome.report.model if score.contamination}
+    assert set(contaminated) == {"colours", "sums"}
+    assert contaminated["colours"].endswith("What colour is the quick answer 1? It is")
+    assert contaminated["sums"] == "What is 1 and 1?", "a training row has the same question"
     assert {finding.metric for finding in outcome.decision.findings} == {"colours_acc_norm", "sums_exact_match_digits"}
     assert "lm_eval" in outcome.report.methods["colours_acc"]
-    assert ran(again) == set()
+    assert executed_steps(again) == set()

@@ -1,4 +1,4 @@
-"""A configuration of LlamaFactory runs as it is."""
+"""LlamaFactory configurations run unmodified."""
 
 import json
 
@@ -12,10 +12,10 @@ from tuneline.cli.app import app
 pytestmark = pytest.mark.zenml
 
 
-def test_a_file_of_llamafactory_trains_is_judged_and_registered(project):
+def test_a_llamafactory_file_trains_and_registers_a_model(project):
     tiny.write_jsonl(project / "data" / "rows.jsonl", tiny.alpaca_rows(60))
     (project / "data" / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.jsonl"}}))
-    theirs = {
+    config = {
         "model_name_or_path": "model",
         "stage": "sft",
         "do_train": True,
@@ -28,9 +28,9 @@ def test_a_file_of_llamafactory_trains_is_judged_and_registered(project):
         "max_steps": 2,
         "max_new_tokens": 4,
     }
-    (project / "theirs.yaml").write_text(yaml.safe_dump(theirs))
+    (project / "llamafactory.yaml").write_text(yaml.safe_dump(config))
 
-    result = CliRunner().invoke(app, ["run", "theirs.yaml"])
+    result = CliRunner().invoke(app, ["run", "llamafactory.yaml"])
 
     assert result.exit_code == 0, result.output
     assert "Model    tiny-lora version 1" in result.stdout

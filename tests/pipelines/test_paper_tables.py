@@ -1,4 +1,4 @@
-"""The paper's tables as a person makes them: small ones on the tiny model, and a slow one on the real small model."""
+"""`tuneline paper-tables`: small tables with the tiny model, and a slow one with the real small model."""
 
 import json
 import re
@@ -18,35 +18,35 @@ COMMAND = [sys.executable, "-m", "tuneline.cli.main", "paper-tables"]
 TINY = ["--budget", "tiny", "--model", "model", "--data", "rows"]
 
 
-def call(project, *arguments, code=0):
+def run_command(project, *arguments, code=0):
     run = subprocess.run([*COMMAND, *arguments], cwd=project, capture_output=True, text=True)
     assert run.returncode == code, f"{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
     return run
 
 
-def told(project, output="paper-tables"):
+def read_cells(project, output="paper-tables"):
     return json.loads((project / output / pages.FIGURES).read_text())["cells"]
 
 
 @pytest.fixture(scope="module")
 def rows(project):
-    """Rows of two of the tasks, as files of the user's."""
+    """A project with local rows for two of the tasks."""
     tiny.write_texts(project / "rows" / "pubmed.jsonl")
-    asked = [{"content": f"类型#裙*颜色#{i}", "summary": f"这是第{i}条裙子，很好。"} for i in range(30)]
-    tiny.write_jsonl(project / "rows" / "adgen.jsonl", asked)
+    adgen_rows = [{"content": f"类型#裙*颜色#{i}", "summary": f"这是第{i}条裙子，很好。"} for i in range(30)]
+    tiny.write_jsonl(project / "rows" / "adgen.jsonl", adgen_rows)
     return project
 
 
 @pytest.fixture(scope="module")
-def one_cell_each(rows):
-    """A cell of each table."""
-    return call(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
+def one_cell_per_table(rows):
+    """Output of a command that measures one cell of each table."""
+    return run_command(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
 
 
-def test_each_cell_is_a_run_with_its_figures_beside_the_papers(rows, one_cell_each):
-    efficiency, downstream = (cell["measured"] for cell in told(rows))
+def test_each_cell_shows_measured_and_published_values(rows, one_cell_per_table):
+    efficiency, downstream = (cell["measured"] for cell in read_cells(rows))
 
-    assert "2 of 2: AdGen, lora: trained; ROUGE" in one_cell_each
+    assert "2 of 2: AdGen, lora: trained; ROUGE" in one_cell_per_table
     assert 500 < efficiency["training"]["tokens"] <= 1024
     assert efficiency["training"]["train_memory_bytes"] > 0
     assert efficiency["training"]["train_cpu_seconds"] > 0
@@ -58,58 +58,60 @@ def test_each_cell_is_a_run_with_its_figures_beside_the_papers(rows, one_cell_ea
     assert "one token per character of Han" in downstream["methods"]["rouge1"]
     text = (rows / "paper-tables" / pages.MARKDOWN).read_text()
     assert re.search(r"^\| lora \|.* 7\.91 GB \|", text, re.MULTILINE)
-    assert "28.80" not in text.split("## Table")[0], "XSum was not asked for"
+    assert "28.80" not in text.split("## Table")[0], "XSum was not selected"
     assert "20.29 (+19.68)" in text
 
 
-def test_the_same_again_is_read_from_the_cache_in_one_process(rows, one_cell_each):
-    before = told(rows)
+def test_a_repeated_command_reads_all_cells_from_the_cache(rows, one_cell_per_table):
+    before = read_cells(rows)
 
-    again = call(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
+    again = run_command(rows, *TINY, "--task", "pubmed", "--task", "adgen", "--method", "lora", "--compat").stdout
 
     assert "1 of 2: PubMed, lora: from the cache" in again
     assert "2 of 2: AdGen, lora: from the cache" in again
-    assert [cell["measured"]["training"] for cell in told(rows)] == [cell["measured"]["training"] for cell in before]
+    assert [cell["measured"]["training"] for cell in read_cells(rows)] == [
+        cell["measured"]["training"] for cell in before
+    ]
     logs = rows / "paper-tables" / "logs"
     assert (logs / "pubmed-lora.log").stat().st_mtime > (logs / "adgen-lora.log").stat().st_mtime, (
-        "one process did both"
+        "the order of one process"
     )
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_goes_on_where_it_stopped(rows):
+def test_an_interrupted_command_resumes(rows):
     arguments = [*TINY, "--task", "pubmed", "--method", "freeze", "--method", "full", "--output", "stopped"]
     command = subprocess.Popen(
         [*COMMAND, *arguments], cwd=rows, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 600
-    second = rows / "stopped" / "logs" / "pubmed-freeze.log"
-    while not second.exists() and command.poll() is None and time.monotonic() < deadline:
+    second_log = rows / "stopped" / "logs" / "pubmed-freeze.log"
+    while not second_log.exists() and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert second.exists(), command.communicate()[1][-2000:]
+    assert second_log.exists(), command.communicate()[1][-2000:]
     command.send_signal(signal.SIGTERM)
-    _, said = command.communicate(timeout=600)
+    _, errors = command.communicate(timeout=600)
     assert command.returncode == 2
-    assert said.splitlines()[-1].startswith("Stopped by SIGTERM. Finished cells are kept; repeat the command")
+    assert errors.splitlines()[-1].startswith("Stopped by SIGTERM. Finished cells are kept; repeat the command")
 
-    call(rows, *arguments)
+    run_command(rows, *arguments)
 
-    assert [(cell["method"], cell["status"]) for cell in told(rows, "stopped")] == [
+    assert [(cell["method"], cell["status"]) for cell in read_cells(rows, "stopped")] == [
         ("full", "done"),
         ("freeze", "done"),
     ]
 
 
-def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
-    """Rows that go away between the check and the run: the reason is the run's own."""
-    gone = rows / "gone.jsonl"
-    shutil.copy(rows / "rows" / "pubmed.jsonl", gone)
+def test_a_failed_cell_is_reported_and_sets_the_exit_code(rows):
+    """The rows are deleted between the check and the run, so the reason comes from the run."""
+    deleted = rows / "deleted.jsonl"
+    shutil.copy(rows / "rows" / "pubmed.jsonl", deleted)
     code = (
         "import sys; from pathlib import Path; from tuneline.runner import paper_tables as running\n"
-        "checked = running.check\n"
-        f"running.check = lambda cells: (checked(cells), Path({str(gone)!r}).unlink())\n"
+        "check = running.check\n"
+        f"running.check = lambda cells: (check(cells), Path({str(deleted)!r}).unlink())\n"
         "from tuneline.cli.main import main\n"
-        f"sys.argv = {['tuneline', *COMMAND[3:], *TINY, '--source', f'pubmed={gone}']!r}\n"
+        f"sys.argv = {['tuneline', *COMMAND[3:], *TINY, '--source', f'pubmed={deleted}']!r}\n"
         "sys.argv += ['--task', 'pubmed', '--method', 'lora', '--output', 'failed']\n"
         "main()"
     )
@@ -118,13 +120,13 @@ def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
 
     assert run.returncode == 1, run.stderr[-2000:]
     assert "1 of 1: PubMed, lora: failed: " in run.stdout
-    (cell,) = told(rows, "failed")
-    assert str(gone) in cell["reason"]
+    (cell,) = read_cells(rows, "failed")
+    assert str(deleted) in cell["reason"]
     assert "## Failed cells" in (rows / "failed" / pages.MARKDOWN).read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--budget", "tiny", "--model", "modle"], "--model modle: expected a folder"),
         ([*TINY, "--task", "xsum", "--source", "xsum=nowhere.jsonl"], "xsum, full: sources.xsum.path"),
@@ -139,28 +141,28 @@ def test_a_cell_whose_run_fails_is_shown_and_the_command_says_so(rows):
         ),
     ],
 )
-def test_a_wrong_argument_is_one_clear_line_before_anything_runs(rows, arguments, said):
-    run = call(rows, *arguments, code=2)
+def test_an_invalid_argument_is_one_error_line_before_anything_runs(rows, arguments, message):
+    run = run_command(rows, *arguments, code=2)
 
-    assert said in run.stderr.splitlines()[-1]
+    assert message in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("task", ["pubmed", "adgen"])
-def test_the_small_budget_on_the_real_model(project, test_data, task):
-    """Training lowers perplexity on held-out abstracts, and LoRA holds less memory than training of all weights."""
+def test_the_small_budget_with_the_real_model(project, test_data, task):
+    """Training lowers perplexity on held-out abstracts, and LoRA needs less memory than full fine-tuning."""
     files = {"pubmed": "pubmed/pubmed_abstracts.jsonl.gz", "adgen": "summarization/adgen.jsonl.gz"}
     methods = ["--method", "full", "--method", "lora"] if task == "pubmed" else ["--method", "lora"]
 
-    call(project, "--budget", "small", "--task", task, "--source", f"{task}={test_data / files[task]}", *methods)
+    run_command(project, "--budget", "small", "--task", task, "--source", f"{task}={test_data / files[task]}", *methods)
 
-    found = {cell["method"]: cell["measured"] for cell in told(project)}
-    for measured in found.values():
+    results = {cell["method"]: cell["measured"] for cell in read_cells(project)}
+    for measured in results.values():
         if task == "pubmed":
             assert measured["totals"]["model"]["perplexity"] < measured["totals"]["base"]["perplexity"]
             assert 19_000 < measured["training"]["tokens"] < 21_000
         else:
             assert measured["scores"]["rouge_mean"]["gain"]["mean"] > 0
     if task == "pubmed":
-        assert found["lora"]["training"]["train_memory_bytes"] < found["full"]["training"]["train_memory_bytes"]
+        assert results["lora"]["training"]["train_memory_bytes"] < results["full"]["training"]["train_memory_bytes"]

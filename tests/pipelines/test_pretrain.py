@@ -1,4 +1,4 @@
-"""Pre-training through the whole line: texts in, a model judged by the likelihood of held-out texts out."""
+"""The pre-training pipeline: texts in, a model evaluated by the log-likelihood of held-out texts out."""
 
 import pytest
 
@@ -20,17 +20,17 @@ def first(project, run):
     )
 
 
-def test_the_model_is_promoted_for_making_held_out_texts_likelier(first):
-    parts = first.report.metrics()
+def test_the_model_is_promoted_for_a_higher_log_likelihood_of_held_out_texts(first):
+    metrics = first.report.metrics()
 
-    assert set(parts) == {"log_likelihood", "exam_accuracy"}
-    assert parts["log_likelihood"]["gain"].low > 0.1
+    assert set(metrics) == {"log_likelihood", "exam_accuracy"}
+    assert metrics["log_likelihood"]["gain"].low > 0.1
     assert "champion" in first.decision.aliases
     assert first.pipeline == "pretrain_pipeline"
 
 
-def test_what_a_stage_makes_carries_its_name_and_data_do_not(first):
-    """Data steps are shared by stages: rows that one has made are taken from the cache by another."""
+def test_training_outputs_are_named_after_the_stage_and_data_outputs_are_not(first):
+    """Stages share the cached outputs of data steps."""
     from zenml.client import Client
 
     steps = Client().get_pipeline_run(first.run_name).steps
@@ -39,6 +39,6 @@ def test_what_a_stage_makes_carries_its_name_and_data_do_not(first):
     assert set(steps["tokenize_pack"].outputs) == {"rows"}
 
 
-def test_a_recipe_of_another_stage_is_refused_by_name(first, run):
+def test_a_recipe_of_another_stage_is_an_error_that_names_its_pipeline(first, run):
     with pytest.raises(RunError, match="stage: sft is not run by pretrain_pipeline. Run sft_pipeline"):
         run("pretrain_pipeline")

@@ -1,4 +1,4 @@
-"""Across processes, directories and installations: one cache, one stack, schedules that fire."""
+"""Several processes, directories and installations share one cache and one stack; schedules fire."""
 
 import json
 import os
@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 
 
 def call(*command, cwd, **environment):
-    """Run a command as a user would, in a process of its own; return its output."""
+    """Run a command in a new process; return its output."""
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **{k: str(v) for k, v in environment.items()}}
     run = subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
     assert run.returncode == 0, f"{command}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
@@ -25,7 +25,7 @@ def call(*command, cwd, **environment):
 
 
 def latest_run():
-    """Return the newest run, read in this process, which sees the same store."""
+    """Return the newest run from the shared store."""
     from tuneline.runner import runs
 
     (latest,) = runs.latest(1)
@@ -37,20 +37,20 @@ def cached_steps():
     return latest_run()["steps_cached"], latest_run()["steps_run"]
 
 
-def test_two_processes_may_start_on_an_empty_machine(tmp_path):
+def test_two_processes_can_initialize_the_stack_at_once(tmp_path):
     env = {**os.environ, "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
     env.pop("TUNELINE_HOME", None)
     folder = tmp_path / "checkout"
     folder.mkdir()
-    code = "from tuneline.zenml_integration import stack; print('made', stack.init())"
+    code = "from tuneline.zenml_integration import stack; print('initialized', stack.init())"
 
-    started = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    names = {process.communicate(timeout=300)[0].splitlines()[-1] for process in started}
+    names = {process.communicate(timeout=300)[0].splitlines()[-1] for process in processes}
 
-    assert [process.returncode for process in started] == [0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(names) == 1
     assert "analytics_opt_in: false" in (tmp_path / "zenml" / "config.yaml").read_text()
 
@@ -67,38 +67,38 @@ print(registry.list_versions(), runs.latest(1))
 
 
 @pytest.mark.slow
-def test_two_processes_may_use_an_empty_machine_for_the_first_time(tmp_path):
+def test_two_processes_can_use_an_empty_store_at_once(tmp_path):
     env = {**os.environ, "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
     env.pop("TUNELINE_HOME", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-    started = [subprocess.Popen([sys.executable, "-c", FIRST_USE], cwd=tmp_path, env=env, **pipes) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in started]
+    processes = [subprocess.Popen([sys.executable, "-c", FIRST_USE], cwd=tmp_path, env=env, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
 
-    assert [process.returncode for process in started] == [0, 0], said
-    assert [out.splitlines()[-1] for out, _ in said] == ["[] []"] * 2
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [out.splitlines()[-1] for out, _ in outputs] == ["[] []"] * 2
 
 
 @pytest.fixture(scope="module")
 def first_run(project):
-    """A run by ZenML's own command."""
+    """The number of cached and of executed steps of a run that ZenML's command started."""
     call("zenml", "pipeline", "run", "sft_pipeline", "--config", "run.yaml", cwd=project)
     return cached_steps()
 
 
-def test_zenmls_own_command_runs_the_pipeline_and_shares_its_cache_with_ours(project, first_run):
+def test_the_zenml_command_runs_the_pipeline_and_shares_its_cache_with_tuneline_run(project, first_run):
     assert first_run == (0, 11)
 
-    shown = call("tuneline", "run", "run.yaml", cwd=project)
+    output = call("tuneline", "run", "run.yaml", cwd=project)
 
     assert cached_steps() == (9, 2)
-    assert "Nothing has changed" in shown
-    assert "already registered" in shown
+    assert "Nothing has changed" in output
+    assert "already registered" in output
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The built wheel, installed beside what the environment has."""
+    """The built wheel, installed into its own folder."""
     folder = tmp_path_factory.mktemp("wheel")
     source = shutil.copytree(
         Path.cwd() if (Path.cwd() / "pyproject.toml").exists() else Path(__file__).parents[2],
@@ -107,15 +107,17 @@ def wheel(tmp_path_factory):
     )
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     call(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
-    (built,) = folder.glob("tuneline-*.whl")
-    call(*pip, "install", "--no-deps", "--target", folder / "site", built, cwd=folder)
+    (wheel_file,) = folder.glob("tuneline-*.whl")
+    call(*pip, "install", "--no-deps", "--target", folder / "site", wheel_file, cwd=folder)
     return folder / "site"
 
 
 def test_an_installed_wheel_in_another_directory_hits_the_same_cache(project, first_run, wheel, tmp_path):
     environment = {"TUNELINE_HOME": project / ".tuneline", "PYTHONPATH": wheel}
-    where = call(sys.executable, "-c", "import steps, tuneline; print(tuneline.__file__)", cwd=tmp_path, **environment)
-    assert str(wheel) in where
+    module_path = call(
+        sys.executable, "-c", "import steps, tuneline; print(tuneline.__file__)", cwd=tmp_path, **environment
+    )
+    assert str(wheel) in module_path
 
     call("tuneline", "init", cwd=tmp_path, **environment)
     call("zenml", "pipeline", "run", "sft_pipeline", "--config", project / "run.yaml", cwd=tmp_path, **environment)
@@ -132,7 +134,7 @@ def schedule_file(project, cron):
     )
 
 
-def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
+def test_a_zenml_schedule_fires_in_a_new_process(project):
     from tuneline.runner import scheduler
     from tuneline.zenml_integration import schedules
 
@@ -147,16 +149,16 @@ def test_a_schedule_is_zenmls_own_and_fires_in_a_fresh_process(project):
 
     assert firing.exit_code == 0, Path(firing.log).read_text()[-2000:]
     assert Path(firing.log).read_text().splitlines()[-1].startswith("retrain_pipeline-scheduled-")
-    assert due.run_once() == [], "a firing is remembered"
+    assert due.run_once() == [], "a firing is not repeated"
     assert latest_run()["pipeline"] == "retrain_pipeline"
 
 
 @pytest.mark.slow
-def test_a_schedule_by_the_minute_fires_by_itself(project):
+def test_the_scheduler_command_fires_a_schedule_of_every_minute(project):
     call("tuneline", "schedule", schedule_file(project, "* * * * *"), cwd=project)
 
-    told = call("tuneline", "scheduler", "--poll-seconds", 1, "--max-firings", 1, cwd=project)
+    output = call("tuneline", "scheduler", "--poll-seconds", 1, "--max-firings", 1, cwd=project)
 
-    assert "nightly: completed" in told
-    (listed,) = json.loads(call("tuneline", "schedule", "--json", cwd=project))
-    assert listed["last_status"] == "completed"
+    assert "nightly: completed" in output
+    (schedule,) = json.loads(call("tuneline", "schedule", "--json", cwd=project))
+    assert schedule["last_status"] == "completed"

@@ -1,4 +1,4 @@
-"""The same line on the real small model and on real rows: minutes, not seconds."""
+"""The SFT pipeline with the real small model and real rows; takes minutes."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
     recipe |= {
         "sources": [{"name": "alpaca", "path": path, "format": "alpaca", "max_rows": 300}],
         "exams": [],
-        "load": {**recipe.get("load", {}), "dtype": "float32"},  # so that the last assertion holds on every CPU
+        "load": {**recipe.get("load", {}), "dtype": "float32"},  # for the tolerance of the last assertion on every CPU
         "merge": {"validation_fraction": 0.1},
         "tokenize": {"max_length": 768, "overlong": "drop"},
         "train": {**recipe["train"], "learning_rate": 2e-4, "max_steps": 16},
@@ -48,4 +48,4 @@ def test_300_rows_of_real_alpaca_data_lower_the_loss_on_held_out_rows(project, t
     assert after < before
     assert after == pytest.approx(
         run.steps["train"].outputs["sft_training_report"][0].load().summary["validation_loss"], rel=1e-4
-    ), "the registered model is the one that was trained"
+    ), "the registered model is the trained one"

@@ -1,4 +1,4 @@
-"""Preference stages on real rows with a real model, short: what is learned goes the right way."""
+"""Short preference training with a real model and real rows: losses, margins and rewards change as expected."""
 
 import pytest
 
@@ -32,8 +32,8 @@ def project(tmp_path_factory, test_data):
         yield folder, test_data
 
 
-def trained(project, stage: str, **changes):
-    """Train a stage on the first rows of its data; return the prepared parts, too."""
+def train_stage(project, stage: str, **changes):
+    """Train a stage on the first rows of its data; return the inputs, the checkpoint and the report."""
     folder, data = project
     name, format, metric = ROWS[stage]
     recipe = tiny.recipe(
@@ -50,37 +50,39 @@ def trained(project, stage: str, **changes):
     )
     if "load" in recipe["train"]:
         del recipe["train"]["load"]
-    checked = loading.load(tiny.write_config(folder / f"{stage}.yaml", recipe)).recipe
-    tokenizer, base_model, _ = resolve.resolve_inputs(checked.for_resolve())
-    rows = prepare.prepare(checked, tokenizer)
-    made = training_run.train(rows, base_model, tokenizer, checked.for_load(), checked.method, checked.for_train())
-    return checked, rows, tokenizer, base_model, *made
+    validated = loading.load(tiny.write_config(folder / f"{stage}.yaml", recipe)).recipe
+    tokenizer, base_model, _ = resolve.resolve_inputs(validated.for_resolve())
+    rows = prepare.prepare(validated, tokenizer)
+    outputs = training_run.train(
+        rows, base_model, tokenizer, validated.for_load(), validated.method, validated.for_train()
+    )
+    return validated, rows, tokenizer, base_model, *outputs
 
 
-def test_dpo_moves_the_margin_of_real_pairs(project):
-    *_, report = trained(project, "dpo")
+def test_dpo_raises_the_reward_margin_of_real_pairs(project):
+    *_, report = train_stage(project, "dpo")
 
     margins = [entry["rewards/margins"] for entry in report.history]
     assert margins[0] == pytest.approx(0, abs=1e-3)
     assert sum(margins[-6:]) / 6 > 0.03
 
 
-def test_kto_tells_real_answers_apart(project):
-    *_, report = trained(project, "kto")
+def test_kto_lowers_the_loss_on_real_answers(project):
+    *_, report = train_stage(project, "kto")
 
     rewards = report.history[-1]
     assert report.summary["final_loss"] < report.summary["first_loss"]
     assert {"kl", "rewards/accuracies"} <= set(rewards)
 
 
-def test_a_reward_model_of_real_pairs_judges_a_ppo_of_real_prompts(project):
-    checked, rows, tokenizer, base_model, checkpoint, report = trained(project, "rm")
+def test_a_reward_model_trained_on_real_pairs_scores_ppo_on_real_prompts(project):
+    recipe, rows, tokenizer, base_model, checkpoint, report = train_stage(project, "rm")
     losses = [entry["loss"] for entry in report.history]
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5
-    judge = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, checked.for_load(), checked.merge_adapter)
-    assert source.check_same_base(base_model, judge.path) is None
+    reward_model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
+    assert source.check_same_base(base_model, reward_model.path) is None
 
-    *_, report = trained(project, "ppo", load={"adapters": [{"path": str(judge.path), "use": "reward"}]})
+    *_, report = train_stage(project, "ppo", load={"adapters": [{"path": str(reward_model.path), "use": "reward"}]})
 
     assert report.history[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert all(entry["reward"] == entry["reward"] for entry in report.history)

@@ -1,4 +1,4 @@
-"""A search through the whole line: cut off and gone on with, data made once, the best run again with fresh seeds."""
+"""A hyperparameter search: interrupted and resumed, data prepared once, the best trial confirmed with other seeds."""
 
 import mlflow
 import pytest
@@ -13,7 +13,7 @@ from tuneline.zenml_integration import tracker
 pytestmark = pytest.mark.zenml
 
 
-def test_a_search_that_was_cut_off_goes_on_and_confirms_its_best(project):
+def test_an_interrupted_search_resumes_and_confirms_its_best_trial(project):
     tiny.write_texts(project / "data" / "texts.jsonl")
     changes = {
         "stage": "pretrain",
@@ -30,37 +30,37 @@ def test_a_search_that_was_cut_off_goes_on_and_confirms_its_best(project):
     ranges = ["train.learning_rate=log(1e-4,2e-2)", "train.weight_decay={0.0,0.01}"]
     outcomes = []
 
-    def asked(trials):
+    def parse(trials):
         return search.parse_search(path, ranges, trials=trials)
 
-    def cut_off(name, outcome):
+    def interrupt(name, outcome):
         outcomes.append(outcome)
         if len(outcomes) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        searches.run("search of tiny", asked(3), 2, cut_off)
-    found = searches.run("search of tiny", asked(3), 2, lambda name, outcome: outcomes.append(outcome))
+        searches.run("search of tiny", parse(3), 2, interrupt)
+    result = searches.run("search of tiny", parse(3), 2, lambda name, outcome: outcomes.append(outcome))
 
-    assert len(outcomes) == 3 + 2 * 2, "two trials of the first time are not run again"
-    tokenized = [step.status for outcome in outcomes for step in outcome.steps if step.name == "tokenize_pack"]
-    assert [status == "cached" for status in tokenized] == [False] + [True] * 6
-    assert search.selection_warning(asked(3)) == "", "the gate asks for the exam"
-    scores = [trial.score for trial in found.trials]
-    assert found.best.score == max(scores) > min(scores)
-    assert [line.name.startswith("best: learning_rate") for line in found.lines] == [True, False]
-    assert all(len(line.scores) == 2 for line in found.lines)
-    assert "are significantly better than those of the recipe" in found.verdict
-    _held_in_mlflow(found, outcomes)
+    assert len(outcomes) == 3 + 2 * 2, "the two finished trials are not run again"
+    statuses = [step.status for outcome in outcomes for step in outcome.steps if step.name == "tokenize_pack"]
+    assert [status == "cached" for status in statuses] == [False] + [True] * 6
+    assert search.selection_warning(parse(3)) == "", "the gate uses the exam"
+    scores = [trial.score for trial in result.trials]
+    assert result.best.score == max(scores) > min(scores)
+    assert [line.name.startswith("best: learning_rate") for line in result.lines] == [True, False]
+    assert all(len(line.scores) == 2 for line in result.lines)
+    assert "are significantly better than those of the recipe" in result.verdict
+    check_mlflow_runs(result, outcomes)
 
 
-def _held_in_mlflow(found, outcomes):
+def check_mlflow_runs(result, outcomes):
     tracker.connect()
     client = mlflow.MlflowClient()
-    experiment = client.get_run(found.run_id).info.experiment_id
-    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{found.run_id}'")
+    experiment = client.get_run(result.run_id).info.experiment_id
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{result.run_id}'")
     assert {run.info.run_name for run in children} == {outcome.run_name for outcome in outcomes}
     assert {run.data.params["train.seed"] for run in children} == {"0", "1", "2"}
     assert len(client.search_runs([experiment], "tags.`tuneline.kind` = 'search'")) == 1
-    assert client.get_run(found.run_id).info.status == "FINISHED"
-    assert client.list_artifacts(found.run_id)[0].path == "search.html"
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    assert client.list_artifacts(result.run_id)[0].path == "search.html"

@@ -1,4 +1,4 @@
-"""The whole line with MLflow, its registry and its artifacts behind a server."""
+"""Pipelines with an MLflow server that stores runs, models and artifacts."""
 
 import os
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.zenml, pytest.mark.slow]
 
 
 def use_server(uri):
-    """Make a stack active whose tracker is a server; everything else is that of the embedded one."""
+    """Activate a stack whose tracker is a server; its other components are those of the embedded stack."""
     from zenml.client import Client
     from zenml.enums import StackComponentType as Kind
 
@@ -28,7 +28,7 @@ def use_server(uri):
     stack.init("served")
 
 
-def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, tmp_path, monkeypatch):
+def test_models_are_registered_found_and_loaded_through_a_server(project, run, tmp_path, monkeypatch):
     from tuneline.zenml_integration import tracker
 
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
@@ -57,5 +57,5 @@ def test_a_model_is_registered_found_and_promoted_behind_a_server(project, run, 
         tracker.connect()
     mlflow.set_tracking_uri(None)
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
-        monkeypatch.setenv(name, "")  # what ZenML left in the environment goes with this test
+        monkeypatch.setenv(name, "")  # removes what ZenML left in the environment
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The whole line on the tiny model: what is cached and what is not, and what a run leaves behind."""
+"""The SFT pipeline with the tiny model: caching, registration, MLflow records and retraining."""
 
 import shutil
 from pathlib import Path
@@ -24,8 +24,8 @@ def first(run):
     return run()
 
 
-def test_a_first_run_runs_everything_and_registers_a_judged_model(first, ran):
-    assert ran(first) == ALL
+def test_a_first_run_executes_all_steps_and_registers_an_evaluated_model(first, executed_steps):
+    assert executed_steps(first) == ALL
     assert first.decision.new
     assert first.decision.version == "1"
     assert "challenger" in first.decision.aliases
@@ -33,41 +33,41 @@ def test_a_first_run_runs_everything_and_registers_a_judged_model(first, ran):
     assert set(first.report.metrics()) == {"rouge1", "rouge2", "rougeL", "exam_accuracy"}
 
 
-def test_a_second_run_is_cached_but_for_its_ends_and_registers_nothing(first, run, ran):
+def test_a_second_run_is_cached_and_registers_no_new_version(first, run, executed_steps):
     second = run()
 
-    assert ran(second) == set()
+    assert executed_steps(second) == set()
     assert not second.decision.new
     assert second.decision.version == first.decision.version
 
 
-def test_training_again_to_equal_weights_is_the_same_version(first, run, ran):
+def test_retraining_to_equal_weights_registers_no_new_version(first, run, executed_steps):
     again = run(use_cache=False)
 
-    assert ran(again) == ALL
+    assert executed_steps(again) == ALL
     assert not again.decision.new
     assert again.decision.version == first.decision.version
 
 
-def test_another_learning_rate_runs_from_train(first, run, ran):
-    assert ran(run(train={**tiny.recipe()["train"], "learning_rate": 2e-3})) == FROM_TRAIN
+def test_another_learning_rate_reruns_train_and_later_steps(first, run, executed_steps):
+    assert executed_steps(run(train={**tiny.recipe()["train"], "learning_rate": 2e-3})) == FROM_TRAIN
 
 
-def test_another_gate_runs_nothing_again(first, run, ran):
-    assert ran(run(registry={"model_name": "tiny", "gate": {"min_gain": 0.5}})) == set()
+def test_another_gate_reruns_no_step(first, run, executed_steps):
+    assert executed_steps(run(registry={"model_name": "tiny", "gate": {"min_gain": 0.5}})) == set()
 
 
-def test_a_gate_of_targets_and_guards_asks_each_and_runs_nothing_again(first, run, ran):
-    rich = {
+def test_a_gate_with_targets_and_guards_tests_each_and_reruns_no_step(first, run, executed_steps):
+    gate = {
         "targets": [{"metric": "rougeL", "min_effect": 0.5}, {"metric": "rouge1", "min_effect": 0.5}],
         "guards": [{"metric": "rouge2", "margin": 0.9}],
         "preconditions": {"min_coverage": 0.99},
     }
-    outcome = run(registry={"model_name": "tiny", "gate": rich})
+    outcome = run(registry={"model_name": "tiny", "gate": gate})
 
-    assert ran(outcome) == set()
-    base = [found for found in outcome.decision.findings if found.against == "the base model"]
-    assert [(found.metric, found.role, found.passed) for found in base] == [
+    assert executed_steps(outcome) == set()
+    findings = [finding for finding in outcome.decision.findings if finding.against == "the base model"]
+    assert [(finding.metric, finding.role, finding.passed) for finding in findings] == [
         ("rougeL", "target", False),
         ("rouge1", "target", False),
         ("rouge2", "guard", True),
@@ -78,63 +78,63 @@ def test_a_gate_of_targets_and_guards_asks_each_and_runs_nothing_again(first, ru
 
 
 @pytest.fixture
-def edited(project):
-    """Append to a file for the time of a test."""
-    kept = {}
+def append_to(project):
+    """Return a function that appends to a file; the file is restored after the test."""
+    originals = {}
 
-    def edit(name, more):
+    def append(name, more):
         path = project / name
-        kept[path] = path.read_bytes()
-        path.write_bytes(kept[path] + more)
+        originals[path] = path.read_bytes()
+        path.write_bytes(originals[path] + more)
 
-    yield edit
-    for path, content in kept.items():
+    yield append
+    for path, content in originals.items():
         path.write_bytes(content)
 
 
-def test_a_changed_row_runs_its_own_data_set_and_what_follows(first, run, ran, edited):
-    edited("data/first.jsonl", b'{"instruction": "New?", "input": "", "output": "Yes."}\n')
+def test_a_changed_row_reruns_its_data_set_and_later_steps(first, run, executed_steps, append_to):
+    append_to("data/first.jsonl", b'{"instruction": "New?", "input": "", "output": "Yes."}\n')
 
-    names = ran(run())
+    names = executed_steps(run())
 
     assert {"align_first", "merge", "tokenize_pack", *FROM_TRAIN} <= names
-    assert "align_second" not in names, "the other data set's records are equal, so its examples are cached"
+    assert "align_second" not in names, "the other dataset is unchanged, so its examples are cached"
 
 
-def test_a_blank_line_more_changes_no_example(first, run, ran, edited):
-    edited("data/second.jsonl", b"\n")
+def test_an_added_blank_line_reruns_no_later_step(first, run, executed_steps, append_to):
+    append_to("data/second.jsonl", b"\n")
 
-    assert ran(run()) <= {"ingest_first", "ingest_second", "align_second"}
-
-
-def test_a_changed_chat_template_runs_from_tokenize_pack(first, run, ran, edited):
-    edited("model/chat_template.jinja", b"{# edited #}")
-
-    assert ran(run()) == {"tokenize_pack", *FROM_TRAIN}
+    assert executed_steps(run()) <= {"ingest_first", "ingest_second", "align_second"}
 
 
-def test_one_changed_byte_of_the_weights_runs_from_train(first, run, ran, project):
+def test_a_changed_chat_template_reruns_tokenize_pack_and_later_steps(first, run, executed_steps, append_to):
+    append_to("model/chat_template.jinja", b"{# edited #}")
+
+    assert executed_steps(run()) == {"tokenize_pack", *FROM_TRAIN}
+
+
+def test_one_changed_byte_of_the_weights_reruns_train_and_later_steps(first, run, executed_steps, project):
     weights = project / "model" / "model.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(before[:-2] + bytes([before[-2] ^ 1]) + before[-1:])
     try:
-        assert ran(run()) == FROM_TRAIN
+        assert executed_steps(run()) == FROM_TRAIN
     finally:
         weights.write_bytes(before)
 
 
-def test_an_edited_exam_runs_evaluate(first, run, ran, edited):
-    edited("exam/test/numbers.csv", b'"Which is a new one?",1,2,3,4,B\n')
+def test_an_edited_exam_reruns_evaluate(first, run, executed_steps, append_to):
+    append_to("exam/test/numbers.csv", b'"Which is a new one?",1,2,3,4,B\n')
 
-    names = ran(run())
+    names = executed_steps(run())
 
     assert "evaluate" in names
-    assert names <= {"merge", "evaluate"}, "merge looks for the exam in the rows; the rows stay the same"
+    assert names <= {"merge", "evaluate"}, "merge searches the rows for exam items; the rows are unchanged"
 
 
 @pytest.fixture
 def library(monkeypatch, tmp_path):
-    """A copy of the library that the cache keys read, to be edited."""
+    """A copy of the library that the cache keys read, which tests may edit."""
     copy = shutil.copytree(caching.LIBRARY, tmp_path / "tuneline")
     monkeypatch.setattr(caching, "LIBRARY", copy)
     return copy
@@ -144,51 +144,53 @@ def edit(path: Path):
     path.write_text(path.read_text() + "\n# edited\n")
 
 
-def test_a_copy_of_the_library_elsewhere_shares_the_cache(first, run, ran, library):
-    assert ran(run()) == set()
+def test_a_copy_of_the_library_in_another_folder_shares_the_cache(first, run, executed_steps, library):
+    assert executed_steps(run()) == set()
 
 
-def test_an_edited_library_function_runs_its_steps_again(first, run, ran, library):
+def test_an_edited_library_module_reruns_the_steps_that_use_it(first, run, executed_steps, library):
     edit(library / "data" / "tokenization" / "packing.py")
 
-    assert ran(run()) == {"tokenize_pack"}, "equal rows came out, so what follows is cached"
+    assert executed_steps(run()) == {"tokenize_pack"}, "the rows are equal, so later steps are cached"
 
 
-def test_an_edited_module_that_is_imported_lazily_counts(first, run, ran, library):
+def test_an_edited_module_that_is_imported_lazily_reruns_its_steps(first, run, executed_steps, library):
     path = library / "data" / "mixture" / "merge.py"
     path.write_text(path.read_text() + "\ndef lazily():\n    from tuneline import statistics\n")
     run()
     edit(library / "statistics.py")
 
-    assert "merge" in ran(run())
+    assert "merge" in executed_steps(run())
 
 
-def test_an_edited_template_file_counts(first, run, ran, library):
+def test_an_added_template_file_reruns_tokenize_pack(first, run, executed_steps, library):
     (library / "data" / "extra.jinja").write_text("{{ messages }}")
 
-    assert "tokenize_pack" in ran(run())
+    assert "tokenize_pack" in executed_steps(run())
 
 
-def test_another_version_of_a_watched_library_runs_its_steps_again(first, run, ran, monkeypatch):
-    real = caching.version
-    monkeypatch.setattr(caching, "version", lambda name: "99" if name == "rouge_score" else real(name))
+def test_another_version_of_a_third_party_library_reruns_the_steps_that_use_it(first, run, executed_steps, monkeypatch):
+    version = caching.version
+    monkeypatch.setattr(caching, "version", lambda name: "99" if name == "rouge_score" else version(name))
 
-    assert ran(run()) == {"evaluate"}
+    assert executed_steps(run()) == {"evaluate"}
 
 
-def test_retraining_on_unchanged_data_is_cached_throughout(first, run, ran):
+def test_retraining_on_unchanged_data_is_fully_cached(first, run, executed_steps):
     again = run("retrain_pipeline")
 
-    assert ran(again) == set()
+    assert executed_steps(again) == set()
     assert again.decision.version == first.decision.version
 
 
-def test_retraining_on_changed_data_trains_and_judges(first, run, ran, edited):
-    edited("data/second.jsonl", b'{"messages": [{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}\n')
+def test_retraining_on_changed_data_trains_and_compares(first, run, executed_steps, append_to):
+    append_to(
+        "data/second.jsonl", b'{"messages": [{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}\n'
+    )
 
     changed = run("retrain_pipeline")
 
-    assert ran(changed) >= FROM_TRAIN
+    assert executed_steps(changed) >= FROM_TRAIN
     assert changed.decision.findings
 
 
@@ -197,21 +199,21 @@ def test_a_run_with_cached_steps_is_complete_in_mlflow(first, run):
 
     second = run()
     tracker.connect()
-    cached, original = (compare.find_run(each.run_name) for each in (second, first))
+    cached, original = (compare.find_run(outcome.run_name) for outcome in (second, first))
 
     assert cached.data.params == original.data.params
     assert set(cached.data.metrics) == set(original.data.metrics)
     assert cached.data.params["train.learning_rate"] == "0.001"
     client = mlflow.MlflowClient()
     assert [point.step for point in client.get_metric_history(cached.info.run_id, "loss")] == [1, 2]
-    assert {each.dataset.name for each in cached.inputs.dataset_inputs} == {"first", "second"}
+    assert {dataset_input.dataset.name for dataset_input in cached.inputs.dataset_inputs} == {"first", "second"}
     child = client.get_run(cached.data.tags["tuneline.training_run"])
     parents = {run.info.run_id for run in compare.list_pipeline_runs()} - {cached.info.run_id}
-    assert child.data.tags["mlflow.parentRunId"] in parents, "an earlier run trained what this one took from the cache"
+    assert child.data.tags["mlflow.parentRunId"] in parents, "the cached training belongs to an earlier run"
     assert {"loss", "learning_rate", "tokens_per_second", "memory_bytes"} <= set(child.data.metrics)
 
 
-def test_a_version_tells_its_lineage_and_is_not_copied(first, project):
+def test_a_version_records_its_lineage_and_is_not_copied(first, project):
     tracker.connect()
 
     version = registry.find_version("tiny", first.decision.version)
@@ -239,7 +241,7 @@ def test_prompts_of_a_server_are_proven_on_the_stored_rows_of_a_version(first):
         parity.verify_template(tokenizer, rows)
 
 
-def test_the_version_loads_through_mlflow_and_through_plain_transformers(first):
+def test_a_version_loads_with_mlflow_and_with_transformers(first):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tracker.connect()
@@ -253,7 +255,7 @@ def test_the_version_loads_through_mlflow_and_through_plain_transformers(first):
     assert tokenizer.chat_template == tiny.CHATML
 
 
-def test_every_move_of_an_alias_is_in_the_ledger(first):
+def test_alias_changes_are_recorded_in_the_ledger(first):
     moves = ledger.entries("tiny")
 
     assert moves[0]["alias"] == "challenger"
@@ -261,19 +263,19 @@ def test_every_move_of_an_alias_is_in_the_ledger(first):
     assert ledger.verify() >= 1
 
 
-def test_the_steps_are_those_that_the_recipe_names(project):
+def test_the_pipeline_has_the_steps_that_the_recipe_lists(project):
     from pipelines import sft_pipeline
     from tuneline.config import load
 
     recipe = load.load(project / "run.yaml").recipe
-    wired = sft_pipeline.copy()
-    wired.prepare(recipe=recipe)
+    pipeline = sft_pipeline.copy()
+    pipeline.prepare(recipe=recipe)
 
-    assert set(wired.invocations) == set(recipe.step_names())
+    assert set(pipeline.invocations) == set(recipe.step_names())
 
 
-def test_what_the_champion_was_trained_on_is_left_out_on_both_sides(first, run):
-    """With a larger share, the champion's held-out rows are held out still, and rows that it was trained on besides."""
+def test_items_that_the_champion_was_trained_on_are_excluded_for_both_models(first, run):
+    """A larger validation fraction also holds out rows that the champion was trained on."""
     tracker.connect()
     promotion.force("tiny", first.decision.version, "to have a champion")
 
@@ -291,5 +293,5 @@ def test_what_the_champion_was_trained_on_is_left_out_on_both_sides(first, run):
         f"{champion.num_trained} left out because one of the two models was trained on them"
         in outcome.decision.to_markdown()
     )
-    tracker.connect()  # the run has let go of it
+    tracker.connect()  # the run disconnected it
     promotion.rollback("tiny")

@@ -1,4 +1,4 @@
-"""A method without a merged form through the whole line: judged, registered, loaded, and beaten or not later."""
+"""Methods that cannot be merged: the adapter is evaluated, registered and loaded with its base model."""
 
 import mlflow
 import pytest
@@ -9,8 +9,8 @@ from tuneline.zenml_integration import tracker
 
 pytestmark = pytest.mark.zenml
 
-ALONE = {"tokenize": {"max_length": 256, "packing": False}}
-PROMPT = {"method": {"type": "prompt", "num_virtual_tokens": 4}, **ALONE}
+UNPACKED = {"tokenize": {"max_length": 256, "packing": False}}
+PROMPT = {"method": {"type": "prompt", "num_virtual_tokens": 4}, **UNPACKED}
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +18,13 @@ def first(run):
     return run(**PROMPT)
 
 
-def test_the_adapter_is_judged_and_registered_with_its_base_beside_it(first):
+def test_the_adapter_is_evaluated_and_registered_with_its_base_model(first):
     assert first.decision.new
     assert adapter_bundle.is_adapter_bundle(first.model_folder)
     assert set(first.report.metrics()) == {"rouge1", "rouge2", "rougeL", "exam_accuracy"}
 
 
-def test_it_answers_through_mlflow(first):
+def test_the_adapter_generates_through_mlflow(first):
     tracker.connect()
     loaded = mlflow.pyfunc.load_model(f"models:/tiny/{first.decision.version}")
 
@@ -33,16 +33,16 @@ def test_it_answers_through_mlflow(first):
     )
 
 
-def test_the_next_model_starts_from_it_as_an_adapter(first, run, ran):
+def test_training_continues_from_the_registered_adapter(first, run, executed_steps):
     adapters = [{"path": str(first.model_folder), "use": "continue"}]
-    further = run(**{**PROMPT, "load": {**tiny.recipe()["load"], "adapters": adapters}})
+    continued = run(**{**PROMPT, "load": {**tiny.recipe()["load"], "adapters": adapters}})
 
-    assert further.decision.new
-    assert "train" in ran(further)
+    assert continued.decision.new
+    assert "train" in executed_steps(continued)
 
 
-def test_a_quantized_base_goes_the_whole_line(run):
-    made = run(load={"dtype": "float32", "quantization": {"type": "bnb_4bit"}})
+def test_a_model_trained_on_a_quantized_base_is_registered_merged(run):
+    outcome = run(load={"dtype": "float32", "quantization": {"type": "bnb_4bit"}})
 
-    assert not adapter_bundle.is_adapter_bundle(made.model_folder)
-    assert made.decision.new
+    assert not adapter_bundle.is_adapter_bundle(outcome.model_folder)
+    assert outcome.decision.new

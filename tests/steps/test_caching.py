@@ -1,4 +1,4 @@
-"""A step's cache key covers the library files behind it."""
+"""Cache keys of steps cover the library files that they use."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from steps.caching import library_source_hash, source_files
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A library of two modules, one importing the other inside a function, a template and a table."""
+    """A library of three modules, one of which imports another inside a function, a template and a table."""
     root = tmp_path / "tuneline"
     root.mkdir()
     (root / "outer.py").write_text("TABLE = 'table.yaml'\ndef run():\n    from tuneline import inner\n")
@@ -23,15 +23,15 @@ def library(tmp_path, monkeypatch):
 
 
 def test_imports_are_followed_through_the_library():
-    names = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.tokenization.packing")}
-    more = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.align.align")}
+    packing_names = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.tokenization.packing")}
+    aligner_names = {file.relative_to(caching.LIBRARY).as_posix() for file in source_files("data.align.align")}
 
-    assert names == {"data/tokenization/packing.py"}
-    assert {"data/align/formats/alpaca.py", "data/align/formats/base.py", "errors.py", "registry.py"} <= more
+    assert packing_names == {"data/tokenization/packing.py"}
+    assert {"data/align/formats/alpaca.py", "data/align/formats/base.py", "errors.py", "registry.py"} <= aligner_names
 
 
 @pytest.mark.parametrize("name", ["outer.py", "inner.py", "chat.jinja", "table.yaml"])
-def test_a_change_in_any_file_behind_the_step_changes_the_digest(library, name):
+def test_a_change_in_any_file_that_the_step_uses_changes_the_hash(library, name):
     before = library_source_hash("outer")
 
     (library / name).write_text("# changed, still naming table.yaml\nfrom tuneline import inner\n")
@@ -39,7 +39,7 @@ def test_a_change_in_any_file_behind_the_step_changes_the_digest(library, name):
     assert library_source_hash("outer") != before
 
 
-def test_a_file_that_the_step_does_not_use_does_not_count(library):
+def test_a_change_in_an_unused_file_does_not_change_the_hash(library):
     before = library_source_hash("outer")
 
     (library / "other.py").write_text("# changed")
@@ -47,16 +47,16 @@ def test_a_file_that_the_step_does_not_use_does_not_count(library):
     assert library_source_hash("outer") == before
 
 
-def test_the_digest_does_not_depend_on_where_the_library_lies(library, tmp_path, monkeypatch):
+def test_the_hash_does_not_depend_on_the_location_of_the_library(library, tmp_path, monkeypatch):
     before = library_source_hash("outer")
 
-    elsewhere = shutil.copytree(library, tmp_path / "site-packages" / "tuneline")
-    monkeypatch.setattr(caching, "LIBRARY", elsewhere)
+    copy = shutil.copytree(library, tmp_path / "site-packages" / "tuneline")
+    monkeypatch.setattr(caching, "LIBRARY", copy)
 
     assert library_source_hash("outer") == before
 
 
-def test_versions_of_libraries_count():
+def test_the_hash_input_includes_library_versions():
     assert "jinja2=" in library_source_hash("errors", libraries=("jinja2",))
     assert "no-such-thing=absent" in library_source_hash("errors", libraries=("no-such-thing",))
 

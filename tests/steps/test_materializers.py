@@ -1,4 +1,4 @@
-"""Artifacts come back as they went in, from a local store in place and from a remote one as a copy."""
+"""Artifacts load as they were saved: in place from a local store, as a copy from a remote one."""
 
 import shutil
 import tempfile
@@ -33,7 +33,7 @@ def store(zenml_world, home):
 
 @pytest.fixture(params=["local", "remote"])
 def artifact(request, store, tmp_path, monkeypatch):
-    """Save with one materializer and load with another, as two steps do."""
+    """Return a function that saves with one materializer and loads with another, as two steps do."""
     monkeypatch.setattr(FolderMaterializer, "is_local", property(lambda self: request.param == "local"))
     uri = Path(store.path) / "tests" / tmp_path.name
     uri.mkdir(parents=True)
@@ -41,10 +41,10 @@ def artifact(request, store, tmp_path, monkeypatch):
     def round_trip(kind, data):
         writer = kind(str(uri), artifact_store=store)
         writer.save(data)
-        back = kind(str(uri), artifact_store=store).load(type(data))
+        loaded = kind(str(uri), artifact_store=store).load(type(data))
         pages = writer.save_visualizations(data)
         assert all(Path(page).stat().st_size for page in pages)
-        return back, writer.compute_content_hash(data), writer.extract_metadata(data), uri
+        return loaded, writer.compute_content_hash(data), writer.extract_metadata(data), uri
 
     round_trip.is_local = request.param == "local"
     return round_trip
@@ -56,17 +56,17 @@ def test_a_corpus_keeps_rows_identity_and_counts(artifact):
         {"train": rows, "validation": rows.select([0])}, {"tokenizer": "t"}, {"dropped": 2, "more": {"x": 1}}
     )
 
-    back, content_hash, metadata, uri = artifact(CorpusMaterializer, corpus)
+    loaded, content_hash, metadata, uri = artifact(CorpusMaterializer, corpus)
 
-    assert back.splits["train"]["a"][:] == [1, 2, 3]
-    assert (back.identity, back.counts) == (corpus.identity, corpus.counts)
-    assert content_hash == back.content_hash() == corpus.content_hash()
+    assert loaded.splits["train"]["a"][:] == [1, 2, 3]
+    assert (loaded.identity, loaded.counts) == (corpus.identity, corpus.counts)
+    assert content_hash == loaded.content_hash() == corpus.content_hash()
     assert metadata["rows"] == {"train": 3, "validation": 1}
     if artifact.is_local:
-        assert back.splits["train"].cache_files[0]["filename"].startswith(str(uri)), "mapped where it lies"
+        assert loaded.splits["train"].cache_files[0]["filename"].startswith(str(uri)), "memory-mapped in the store"
 
 
-def test_counts_are_no_part_of_a_corpuss_identity_but_values_are():
+def test_the_content_hash_of_a_corpus_covers_values_but_not_counts():
     rows = Dataset.from_dict({"a": [1, 2]})
     same = Corpus({"x": Dataset.from_dict({"a": [0, 1, 2]}).select([1, 2])}, {}, {"dropped": 1})
 
@@ -84,29 +84,29 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("disposable", [True, False])
-def test_a_checkpoint_is_moved_or_linked_never_copied_on_a_local_store(artifact, files, disposable):
+def test_a_checkpoint_is_moved_or_linked_on_a_local_store(artifact, files, disposable):
     inode = (files / "model.safetensors").stat().st_ino
     checkpoint = Checkpoint(files, "merged", {"base_model": "b"}, {"kl": 0.0}, disposable=disposable)
 
-    back, content_hash, metadata, uri = artifact(CheckpointMaterializer, checkpoint)
+    loaded, content_hash, metadata, uri = artifact(CheckpointMaterializer, checkpoint)
 
-    assert (back.kind, back.identity, back.facts, back.sha256) == (
+    assert (loaded.kind, loaded.identity, loaded.facts, loaded.sha256) == (
         "merged",
         {"base_model": "b"},
         {"kl": 0.0},
         content_hash,
     )
-    assert (back.path / "model.safetensors").read_bytes() == b"weights"
+    assert (loaded.path / "model.safetensors").read_bytes() == b"weights"
     assert metadata["bytes"] == 9
     assert (uri / "MLmodel").exists()
     if artifact.is_local:
-        assert (back.path / "model.safetensors").stat().st_ino == inode
+        assert (loaded.path / "model.safetensors").stat().st_ino == inode
         assert (files / "model.safetensors").exists() != disposable
 
 
-def test_equal_weights_have_one_hash_whatever_lies_beside_them(files):
+def test_the_content_hash_of_a_checkpoint_covers_weights_config_and_identity_only(files):
     before = Checkpoint(files, "merged").content_hash()
-    (files / "README.md").write_text("made on a Sunday")
+    (files / "README.md").write_text("a comment")
 
     assert Checkpoint(files, "merged", facts={"kl": 1.0}).content_hash() == before
     assert Checkpoint(files, "merged", {"rows": "other"}).content_hash() != before
@@ -114,16 +114,16 @@ def test_equal_weights_have_one_hash_whatever_lies_beside_them(files):
     assert Checkpoint(files, "merged").content_hash() != before
 
 
-def test_a_manifest_is_known_by_bytes_not_places(artifact):
+def test_the_content_hash_of_a_manifest_does_not_depend_on_locations(artifact):
     entry = FileEntry(name="x", size=1, sha256="s")
     here, there = (
-        Manifest(kind="sources", items=[Located(name="n", location=place, source=place, files=[entry])])
-        for place in ("here", "there")
+        Manifest(kind="sources", items=[Located(name="n", location=folder, source=folder, files=[entry])])
+        for folder in ("here", "there")
     )
 
-    back, content_hash, metadata, _ = artifact(DocumentMaterializer, here)
+    loaded, content_hash, metadata, _ = artifact(DocumentMaterializer, here)
 
-    assert back == here
+    assert loaded == here
     assert content_hash == there.content_hash()
     assert metadata["bytes"] == 1
 
@@ -134,9 +134,9 @@ def test_a_report_keeps_every_item(artifact):
 
     report = Report(scores(0.0), scores(1.0), "b", "m")
 
-    back, _, metadata, _ = artifact(ReportMaterializer, report)
+    loaded, _, metadata, _ = artifact(ReportMaterializer, report)
 
-    assert back == report
+    assert loaded == report
     assert metadata["rougeL.gain"] == 1.0
 
 
@@ -147,7 +147,7 @@ def corpus():
 
 @pytest.fixture
 def any_artifact(artifact, corpus, files):
-    """One artifact of each kind, and its file that holds most of it."""
+    """Artifacts of each kind, with their materializer and the file to damage."""
     manifest = Manifest(kind="sources", items=[])
     scores = [Score("held_out", "0", "p", "r", "o", {"rougeL": 0.5})]
     return {
@@ -165,7 +165,7 @@ KINDS = ["corpus", "counts", "checkpoint", "facts", "report", "document"]
 
 @pytest.fixture
 def load_again(store):
-    """Load as a later step does, with the content hash that ZenML recorded."""
+    """Return a function that loads like a later step, with the content hash that ZenML recorded."""
 
     def load(kind, data, uri, content_hash=None):
         reader = kind(str(uri), artifact_store=store)
@@ -176,25 +176,25 @@ def load_again(store):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_is_told_with_its_file(artifact, any_artifact, load_again, kind):
+def test_a_flipped_bit_is_an_error_that_names_the_file(artifact, any_artifact, load_again, kind):
     materializer, data, name = any_artifact[kind]
     _, content_hash, _, uri = artifact(materializer, data)
     load_again(materializer, data, uri, content_hash)
-    spoiled = uri / name
-    content = bytearray(spoiled.read_bytes())
+    damaged = uri / name
+    content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
-    spoiled.write_bytes(content)
+    damaged.write_bytes(content)
     shutil.rmtree(state.root() / "downloads", ignore_errors=True)  # as on another machine
 
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(ArtifactError) as error_info:
         load_again(materializer, data, uri, content_hash)
 
-    assert f"{name} has the sha256 {sha256_of(spoiled)}" in str(caught.value)
-    assert "or compute it again: `tuneline run RECIPE" in str(caught.value)
+    assert f"{name} has the sha256 {sha256_of(damaged)}" in str(error_info.value)
+    assert "or compute it again: `tuneline run RECIPE" in str(error_info.value)
 
 
 @pytest.mark.parametrize("kind", ["corpus", "checkpoint", "report", "document"])
-def test_a_missing_artifact_is_told(artifact, any_artifact, load_again, kind):
+def test_a_missing_artifact_is_an_error(artifact, any_artifact, load_again, kind):
     materializer, data, _ = any_artifact[kind]
     _, content_hash, _, uri = artifact(materializer, data)
     shutil.rmtree(uri)
@@ -204,7 +204,7 @@ def test_a_missing_artifact_is_told(artifact, any_artifact, load_again, kind):
 
 
 @pytest.mark.parametrize("kind", ["corpus", "checkpoint", "report", "document"])
-def test_files_and_checksums_that_fit_each_other_must_fit_what_zenml_recorded(artifact, any_artifact, load_again, kind):
+def test_files_with_valid_checksums_must_match_the_content_hash_in_zenml(artifact, any_artifact, load_again, kind):
     materializer, data, _ = any_artifact[kind]
     _, _, _, uri = artifact(materializer, data)
 
@@ -212,7 +212,7 @@ def test_files_and_checksums_that_fit_each_other_must_fit_what_zenml_recorded(ar
         load_again(materializer, data, uri, "0" * 64)
 
 
-def test_torn_checksums_and_a_file_that_was_put_in_are_told(artifact, files, load_again):
+def test_truncated_checksums_and_added_files_are_errors(artifact, files, load_again):
     data = Checkpoint(files, "merged", disposable=False)
     _, content_hash, _, uri = artifact(CheckpointMaterializer, data)
     (uri / "files" / "model-00002.safetensors").write_text("more")
@@ -225,7 +225,7 @@ def test_torn_checksums_and_a_file_that_was_put_in_are_told(artifact, files, loa
         load_again(CheckpointMaterializer, data, uri, content_hash)
 
 
-def test_an_artifact_of_an_earlier_version_is_compared_by_its_values(artifact, corpus, load_again):
+def test_an_artifact_without_checksums_is_verified_by_its_values(artifact, corpus, load_again):
     _, content_hash, _, uri = artifact(CorpusMaterializer, corpus)
     (uri / checksums.FILE).unlink()
     assert load_again(CorpusMaterializer, corpus, uri, content_hash).only()["a"][:] == [1, 2, 3]
@@ -237,19 +237,19 @@ def test_an_artifact_of_an_earlier_version_is_compared_by_its_values(artifact, c
         load_again(CorpusMaterializer, corpus, uri, content_hash)
 
 
-def test_a_remote_artifact_is_copied_once_and_nothing_is_left_in_the_temporary_folder(
+def test_a_remote_artifact_is_copied_once_and_leaves_no_temporary_files(
     artifact, files, load_again, tmp_path, monkeypatch
 ):
     if artifact.is_local:
-        pytest.skip("a local artifact is read where it lies")
+        pytest.skip("a local artifact is read in place")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     data = Checkpoint(files, "merged")
 
-    back, content_hash, _, uri = artifact(CheckpointMaterializer, data)
+    loaded, content_hash, _, uri = artifact(CheckpointMaterializer, data)
     again = load_again(CheckpointMaterializer, data, uri, content_hash)
 
-    assert again.path == back.path
+    assert again.path == loaded.path
     assert again.path.is_relative_to(state.root() / "downloads")
     assert list(temporary.iterdir()) == []

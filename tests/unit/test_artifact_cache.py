@@ -1,4 +1,4 @@
-"""Copies of remote artifacts: fetched once, checked, bounded, and kept while they are used."""
+"""Local copies of remote artifacts: downloaded once, verified, limited in size, and kept while in use."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ pytestmark = pytest.mark.usefixtures("home")
 
 @pytest.fixture(autouse=True)
 def nothing_in_use(monkeypatch):
-    """Let go of the copies that another test holds: one process is many here."""
-    held = {}
-    monkeypatch.setattr(artifact_cache, "_in_use", held)
-    yield held
-    for file in held.values():
+    """Release the copies that another test uses, since all tests share one process."""
+    in_use = {}
+    monkeypatch.setattr(artifact_cache, "_in_use", in_use)
+    yield in_use
+    for file in in_use.values():
         file.close()
 
 
 @pytest.fixture
 def fetch():
-    """Write an artifact of some kilobytes; counts its calls."""
+    """Return a function that writes an artifact of 10 kB and counts its calls."""
     calls = []
 
     def write(folder):
@@ -37,7 +37,7 @@ def fetch():
 
 
 def release(in_use):
-    """Do what the end of a process does."""
+    """Release the locks, as the end of a process does."""
     for file in in_use.values():
         file.close()
     in_use.clear()
@@ -60,17 +60,17 @@ def test_a_damaged_copy_is_fetched_again(fetch, caplog):
     assert "is downloaded again" in caplog.text
 
 
-def test_a_cut_off_transfer_leaves_nothing_and_is_an_error(fetch):
-    def cut(folder):
+def test_a_truncated_download_raises_an_error_and_leaves_no_files(fetch):
+    def fetch_truncated(folder):
         fetch(folder)
         (folder / "rows.arrow").write_bytes(bytes(9_000))
 
     with pytest.raises(ArtifactError, match="has the sha256"):
-        artifact_cache.cached_folder("a", cut, checksums.check)
+        artifact_cache.cached_folder("a", fetch_truncated, checksums.check)
     assert list((state.root() / "downloads").glob("a*/")) == []
 
 
-def test_the_least_recently_used_copies_go_beyond_the_limit(fetch, monkeypatch, nothing_in_use):
+def test_the_least_recently_used_copies_are_removed_above_the_size_limit(fetch, monkeypatch, nothing_in_use):
     monkeypatch.setenv(artifact_cache.SIZE_VARIABLE, "25e-6")
     first, second = (artifact_cache.cached_folder(name, fetch, checksums.check) for name in "ab")
     release(nothing_in_use)
@@ -82,7 +82,7 @@ def test_the_least_recently_used_copies_go_beyond_the_limit(fetch, monkeypatch, 
     assert [path.is_dir() for path in (first, second, third)] == [True, False, True]
 
 
-def test_a_copy_in_use_stays_whatever_the_limit(fetch, monkeypatch, nothing_in_use):
+def test_a_copy_in_use_is_kept_above_the_size_limit(fetch, monkeypatch, nothing_in_use):
     first = artifact_cache.cached_folder("a", fetch, checksums.check)
     release(nothing_in_use)
     code = "import sys; from pathlib import Path; from tuneline import artifact_cache, checksums; "
@@ -99,17 +99,17 @@ def test_a_copy_in_use_stays_whatever_the_limit(fetch, monkeypatch, nothing_in_u
     assert not first.is_dir(), "the other process ended"
 
 
-def test_what_a_killed_download_left_is_removed(fetch):
-    left = state.folder("downloads") / "dead.new"
-    left.mkdir()
+def test_leftovers_of_a_killed_download_are_removed(fetch):
+    leftover = state.folder("downloads") / "dead.new"
+    leftover.mkdir()
 
     artifact_cache.cached_folder("a", fetch, checksums.check)
 
-    assert not left.exists()
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "nan"])
-def test_a_limit_that_is_no_size_is_told(fetch, monkeypatch, value):
+def test_an_invalid_size_limit_is_an_error(fetch, monkeypatch, value):
     monkeypatch.setenv(artifact_cache.SIZE_VARIABLE, value)
 
     with pytest.raises(RecipeError, match=f"TUNELINE_DOWNLOADS_GB='{value}' is not a size"):

@@ -1,4 +1,4 @@
-"""Checksums of stored artifacts, of copies under the state root, and of what a run begins with."""
+"""Checksums of stored artifacts, of copies under the state root, and of the inputs of a run."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("home")
 
 @pytest.fixture
 def artifact(tmp_path):
-    """A stored artifact of two files."""
+    """A stored artifact with two files."""
     folder = tmp_path / "artifact"
     (folder / "files").mkdir(parents=True)
     (folder / "files" / "weights").write_bytes(bytes(1000))
@@ -30,27 +30,27 @@ def artifact(tmp_path):
     return folder
 
 
-def flip(path):
+def flip_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def test_pages_that_are_written_later_are_no_content(artifact):
+def test_html_previews_written_later_are_not_checked(artifact):
     (artifact / "preview.html").write_text("<h1>")
 
     assert checksums.check(artifact, full=True).step == "train"
 
 
-def test_the_number_of_other_differences_is_told(artifact):
-    flip(artifact / "files" / "weights")
+def test_the_error_names_one_file_and_counts_the_others(artifact):
+    flip_byte(artifact / "files" / "weights")
     (artifact / "about.json").unlink()
 
     with pytest.raises(ArtifactError, match=r"about.json is missing. 1 more files differ."):
         checksums.check(artifact)
 
 
-def test_a_rotten_disk_is_found_by_a_full_look_alone(artifact, monkeypatch):
+def test_only_a_full_check_detects_changed_bytes_with_unchanged_size_and_time(artifact, monkeypatch):
     monkeypatch.setattr(identity, "sha256_of", lambda path: "0" * 64)
 
     checksums.check(artifact)
@@ -58,14 +58,14 @@ def test_a_rotten_disk_is_found_by_a_full_look_alone(artifact, monkeypatch):
         checksums.check(artifact, full=True)
 
 
-def test_a_wrong_hash_in_the_cache_does_not_make_a_whole_artifact_damaged(artifact, home):
-    known = json.loads((home / "hashes.json").read_text())
-    (home / "hashes.json").write_text(json.dumps({path: [*was[:-1], "0" * 64] for path, was in known.items()}))
+def test_a_wrong_hash_in_the_hash_cache_does_not_fail_an_intact_artifact(artifact, home):
+    cache = json.loads((home / "hashes.json").read_text())
+    (home / "hashes.json").write_text(json.dumps({path: [*entry[:-1], "0" * 64] for path, entry in cache.items()}))
 
     assert checksums.check(artifact)
 
 
-def test_nothing_is_read_again_where_nothing_changed(artifact, monkeypatch):
+def test_unchanged_files_are_not_read_again(artifact, monkeypatch):
     checksums.check(artifact)
     monkeypatch.setattr(identity, "sha256_of", lambda path: pytest.fail(f"{path} is read again"))
 
@@ -74,7 +74,7 @@ def test_nothing_is_read_again_where_nothing_changed(artifact, monkeypatch):
 
 @pytest.fixture
 def stored_rows(tmp_path):
-    """Rows of tokens as a step reads them."""
+    """Tokenized rows, loaded from an artifact like in a step."""
     folder = tmp_path / "rows"
     folder.mkdir()
     rows = Corpus({"train": Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]]})}, {"tokenizer": "t"})
@@ -83,20 +83,20 @@ def stored_rows(tmp_path):
     return replace(Corpus.load(folder), folder=folder)
 
 
-def test_rows_are_read_in_full_before_a_training(stored_rows, monkeypatch):
+def test_rows_are_verified_in_full_before_training(stored_rows, monkeypatch):
     verification.verify_hashes(stored_rows)
-    changed = stored_rows.folder / "train.arrow"
-    real = identity.sha256_of
-    monkeypatch.setattr(identity, "sha256_of", lambda path: "0" * 64 if path == changed else real(path))
+    damaged_path = stored_rows.folder / "train.arrow"
+    sha256_of = identity.sha256_of
+    monkeypatch.setattr(identity, "sha256_of", lambda path: "0" * 64 if path == damaged_path else sha256_of(path))
 
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(ArtifactError) as error_info:
         verification.verify_hashes(stored_rows)
 
-    assert str(caught.value).startswith(f"{changed} has the sha256 0000")
-    assert str(caught.value).endswith("`tuneline run RECIPE --recompute tokenize_pack`.")
+    assert str(error_info.value).startswith(f"{damaged_path} has the sha256 0000")
+    assert str(error_info.value).endswith("`tuneline run RECIPE --recompute tokenize_pack`.")
 
 
-def test_rows_must_have_the_values_of_their_content_hash(stored_rows):
+def test_rows_must_match_their_content_hash(stored_rows):
     other = Corpus({"train": Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 7]]})}, {"tokenizer": "t"})
     other = replace(other, folder=stored_rows.folder)
 
@@ -104,8 +104,8 @@ def test_rows_must_have_the_values_of_their_content_hash(stored_rows):
         verification.verify_hashes(other)
 
 
-@pytest.mark.parametrize("spoil", ["bytes", "recorded hash"])
-def test_a_model_is_read_in_full_before_it_is_registered(tmp_path, spoil):
+@pytest.mark.parametrize("damage", ["bytes", "recorded hash"])
+def test_a_model_is_verified_in_full_before_it_is_registered(tmp_path, damage):
     files = tmp_path / "artifact" / "files"
     files.mkdir(parents=True)
     (files / "model.safetensors").write_bytes(bytes(100))
@@ -115,8 +115,8 @@ def test_a_model_is_read_in_full_before_it_is_registered(tmp_path, spoil):
     checksums.write(files.parent, model.sha256, "merge_adapter")
     verification.verify_hashes(model)
 
-    if spoil == "bytes":
-        flip(files / "model.safetensors")
+    if damage == "bytes":
+        flip_byte(files / "model.safetensors")
     else:
         model = replace(model, sha256="0" * 64)
 
@@ -124,7 +124,7 @@ def test_a_model_is_read_in_full_before_it_is_registered(tmp_path, spoil):
         verification.verify_hashes(model)
 
 
-def test_what_a_run_began_with_must_still_be_there(tmp_path):
+def test_changed_or_missing_inputs_of_a_run_are_errors(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(100))
     item = Located(name="m", location=str(tmp_path), source="m", files=file_entries(tmp_path, [path]))
@@ -132,7 +132,7 @@ def test_what_a_run_began_with_must_still_be_there(tmp_path):
     verification.check_manifests(base_model)
     verification.verify_hashes(base_model)
 
-    flip(path)
+    flip_byte(path)
     for check in (verification.check_manifests, verification.verify_hashes):
         with pytest.raises(
             SourceError, match=r"model.safetensors has the sha256 .*, expected .* at the start of this run"
@@ -143,26 +143,26 @@ def test_what_a_run_began_with_must_still_be_there(tmp_path):
         verification.check_manifests(base_model)
 
 
-def test_a_damaged_copy_of_a_tokenizer_is_made_again(tiny_model, caplog):
-    def make():
+def test_a_damaged_copy_of_a_tokenizer_is_created_again(tiny_model, caplog):
+    def derive():
         return derived_tokenizer.derive_tokenizer(
             source.tokenizer_manifest(tiny_model), ["key"], lambda tokenizer: {"note.txt": "same"}
         )
 
-    first = make()
-    flip(first.only().paths()[0])
+    first = derive()
+    flip_byte(first.only().paths()[0])
 
-    assert make() == first
+    assert derive() == first
     assert "The folder is a copy and is created again." in caplog.text
-    assert make() == first
+    assert derive() == first
 
 
-def test_damaged_scores_are_asked_again(caplog):
+def test_damaged_scores_are_computed_again(caplog):
     questions = [Item("exam", str(i), "p", "r") for i in range(50)]
-    asked = []
+    batch_sizes = []
 
     def answer(missing):
-        asked.append(len(missing))
+        batch_sizes.append(len(missing))
         return [score_store.score_answer(item, "o", {"exam_accuracy": 1.0}) for item in missing]
 
     before = score_store.score_with_cache("m" * 64, "p" * 64, questions, answer)
@@ -175,5 +175,5 @@ def test_damaged_scores_are_asked_again(caplog):
     path.write_bytes(content[:100])
     assert score_store.score_with_cache("m" * 64, "p" * 64, questions, answer) == before
     assert score_store.score_with_cache("m" * 64, "p" * 64, questions, answer) == before
-    assert asked == [50, 50, 50]
+    assert batch_sizes == [50, 50, 50]
     assert "is damaged" in caplog.text

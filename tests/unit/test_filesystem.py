@@ -39,7 +39,9 @@ def test_a_failed_block_leaves_the_previous_file_and_the_unfinished_one(tmp_path
         write_half()
 
     assert path.read_bytes() == b"before"
-    assert (tmp_path / "weights.bin.new").read_bytes() == b"aft", "the free space is that of the failed write"
+    assert (tmp_path / "weights.bin.new").read_bytes() == b"aft", (
+        "the unfinished file still occupies the disk when the error is reported"
+    )
 
     with filesystem.atomic_path(path) as unfinished:
         unfinished.write_bytes(b"after")
@@ -49,13 +51,13 @@ def test_a_failed_block_leaves_the_previous_file_and_the_unfinished_one(tmp_path
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_a_file_is_flushed_before_it_gets_its_name_unless_the_caller_opts_out(tmp_path, monkeypatch, sync):
-    path, flushed = tmp_path / "x", []
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(path.exists()))
+def test_a_file_is_flushed_before_it_is_renamed_unless_sync_is_false(tmp_path, monkeypatch, sync):
+    path, existed_at_fsync = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda handle: existed_at_fsync.append(path.exists()))
 
     filesystem.write_atomic(path, "text", sync=sync)
 
-    assert flushed == ([False] if sync else [])
+    assert existed_at_fsync == ([False] if sync else [])
 
 
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
@@ -75,7 +77,7 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
         (unfinished / "a").write_text("1")
         assert not path.exists()
 
-    assert [each.relative_to(tmp_path).as_posix() for each in tmp_path.rglob("*")] == ["copy", "copy/a"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["copy", "copy/a"]
 
 
 def test_leftovers_of_a_killed_process_are_not_part_of_a_folder(tmp_path):
@@ -98,7 +100,7 @@ def test_a_link_shares_the_file_behind_a_symbolic_link(tmp_path):
     assert (tmp_path / "linked").samefile(tmp_path / "blob")
 
 
-def test_without_hard_links_the_file_is_copied(tmp_path, monkeypatch):
+def test_a_file_is_copied_if_hard_links_fail(tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError("Invalid cross-device link")
 

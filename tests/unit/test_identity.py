@@ -1,4 +1,4 @@
-"""Identity by content."""
+"""Content hashes of files and folders, and their cache."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     assert identity.file_entries(tmp_path, [path]) == before
 
 
-def test_a_tree_is_known_by_names_and_bytes(tmp_path):
+def test_a_tree_hash_depends_on_names_and_bytes_only(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("same")
@@ -40,7 +40,7 @@ def test_a_tree_is_known_by_names_and_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"/x/y": [1, 2', "[]", "3", '{"%s": 3}', '{"%s": []}', "\x00\x00"])
-def test_a_torn_cache_of_hashes_is_a_cold_one(tmp_path, home, content):
+def test_a_truncated_hash_cache_is_ignored(tmp_path, home, content):
     path = tmp_path / "x"
     path.write_text("a")
     before = identity.file_entries(tmp_path, [path])
@@ -50,25 +50,25 @@ def test_a_torn_cache_of_hashes_is_a_cold_one(tmp_path, home, content):
     assert json.loads((home / "hashes.json").read_text())[str(path)][-1] == before[0].sha256
 
 
-def test_all_bytes_are_read_where_that_is_asked_for(tmp_path, monkeypatch):
-    """A disk that returns other bytes changes neither size nor time."""
+def test_full_reads_all_bytes_despite_the_cache(tmp_path, monkeypatch):
+    """Bytes that a failing disk changes keep their size and modification time."""
     path = tmp_path / "x"
     path.write_text("a")
     identity.file_entries(tmp_path, [path])
     monkeypatch.setattr(identity, "sha256_of", lambda path: "other")
 
     assert identity.file_entries(tmp_path, [path], full=True)[0].sha256 == "other"
-    assert identity.file_entries(tmp_path, [path])[0].sha256 == "other", "the newer look counts"
+    assert identity.file_entries(tmp_path, [path])[0].sha256 == "other", "the newer hash replaces the cached one"
 
 
-def test_nobody_waits_for_the_hash_of_a_large_file(tmp_path, monkeypatch):
+def test_the_lock_is_free_while_a_file_is_hashed(tmp_path, monkeypatch):
     path = tmp_path / "x"
     path.write_text("a")
 
-    def hash_while_another_process_looks(path):
+    def hash_while_another_process_locks(path):
         state.lock("hashes", timeout_seconds=0).acquire().lock.release()
         return "0" * 64
 
-    monkeypatch.setattr(identity, "sha256_of", hash_while_another_process_looks)
+    monkeypatch.setattr(identity, "sha256_of", hash_while_another_process_locks)
 
     assert identity.file_entries(tmp_path, [path])

@@ -1,4 +1,4 @@
-"""What a killed process left is found, and nothing of a living one, another host or another user."""
+"""Leftovers of killed processes are found; those of running processes, other hosts and other users are ignored."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from tuneline import owner, state
 
 
 def fork(work):
-    """Run something in a child process that lives until it is killed; return its number once it is through."""
-    reads, writes = os.pipe()
+    """Run `work` in a child process that then waits to be killed; return its process id once `work` is done."""
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
         try:
             work()
-            os.write(writes, b"x")
+            os.write(write_end, b"x")
             time.sleep(60)
         finally:
             os._exit(1)
-    assert os.read(reads, 1) == b"x"
+    assert os.read(read_end, 1) == b"x"
     return pid
 
 
@@ -33,10 +33,10 @@ def kill(pid):
 
 @pytest.fixture
 def children():
-    """Numbers of child processes to end."""
-    found = []
-    yield found
-    for pid in found:
+    """Process ids of children to kill at the end of the test."""
+    pids = []
+    yield pids
+    for pid in pids:
         kill(pid)
 
 
@@ -46,7 +46,7 @@ def make_scratch():
     (folder / "weights").write_bytes(b"x" * 1000)
 
 
-def test_a_killed_process_is_found_with_what_it_had_begun(home):
+def test_a_killed_process_is_found_with_its_notes(home):
     pid = fork(
         lambda: [
             owner.current_owner().add("kind", "one"),
@@ -68,7 +68,7 @@ def test_a_killed_process_is_found_with_what_it_had_begun(home):
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"user": os.getuid() + 1}])
-def test_processes_of_other_hosts_and_users_are_left_alone(home, change):
+def test_processes_of_other_hosts_and_users_are_ignored(home, change):
     kill(fork(make_scratch))
     (path,) = (home / "runs").glob("*.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -76,10 +76,10 @@ def test_processes_of_other_hosts_and_users_are_left_alone(home, change):
     assert owner.dead_owners() == []
     assert owner.clear_scratch() == 0
     os.utime(path, (1, 1))
-    assert owner.clear_scratch() == 1000, "after a week it does not count as living"
+    assert owner.clear_scratch() == 1000, "the process is considered dead after a week"
 
 
-def test_scratch_is_cleared_once_no_living_process_uses_it(home, children):
+def test_scratch_is_cleared_once_no_running_process_uses_it(home, children):
     kill(fork(make_scratch))
     children.append(fork(owner.scratch_folder))
 
@@ -89,7 +89,7 @@ def test_scratch_is_cleared_once_no_living_process_uses_it(home, children):
     (home / "training" / "abc").mkdir(parents=True)
     assert owner.clear_scratch() == 1000
     assert list((home / "work").iterdir()) == []
-    assert (home / "training" / "abc").is_dir(), "the state of a training is no scratch"
+    assert (home / "training" / "abc").is_dir(), "training state is not scratch"
 
 
 def test_a_process_does_not_clear_its_own_scratch(home):
@@ -100,7 +100,7 @@ def test_a_process_does_not_clear_its_own_scratch(home):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_an_owner_that_ends_leaves_nothing(home):
+def test_a_process_that_exits_leaves_no_files(home):
     import subprocess
     import sys
 
@@ -111,7 +111,7 @@ def test_an_owner_that_ends_leaves_nothing(home):
     assert list((home / "runs").iterdir()) == []
 
 
-def test_a_note_says_whose_it_is(home):
+def test_the_file_of_a_process_names_its_host_user_and_pid(home):
     owner.current_owner()
 
     (path,) = (home / "runs").glob("*.json")
@@ -123,6 +123,6 @@ def test_a_note_says_whose_it_is(home):
     }
 
 
-def test_nothing_is_cleared_where_there_is_nothing(home):
+def test_clearing_scratch_does_not_create_the_state_root(home):
     assert owner.clear_scratch() == 0
     assert not state.root().exists()

@@ -1,4 +1,4 @@
-"""Registries: picked by name, with help for the one who mistyped."""
+"""Registries: lookup by name, and suggestions for unknown names."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_an_entry_is_found_by_its_name():
     assert list(things) == ["one"]
 
 
-def test_a_name_cannot_be_taken_twice():
+def test_a_name_cannot_be_registered_twice():
     things = Registry("thing")
     things.register("one")(1)
 
@@ -22,7 +22,7 @@ def test_a_name_cannot_be_taken_twice():
         things.register("one")(2)
 
 
-def test_an_unknown_name_tells_the_nearest_and_all():
+def test_an_unknown_name_suggests_the_nearest_and_lists_all():
     things = Registry("thing")
     things.register("lora")(1)
 

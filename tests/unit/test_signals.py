@@ -1,4 +1,4 @@
-"""How commands end: one line, and an exit code that says why."""
+"""Exit codes and messages of commands that are stopped by a signal or an error."""
 
 import os
 import signal
@@ -17,43 +17,43 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def ended(command, capfd):
+def run_and_capture(command, capfd):
     code = signals.run_command(command)
     return code, capfd.readouterr().err
 
 
-def in_typer(work):
+def as_typer_command(work):
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(work)
     return lambda: app(args=[])
 
 
-@pytest.mark.parametrize("wrap", [lambda work: work, in_typer], ids=["plain", "typer"])
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 2, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
-def test_a_signal_is_one_line_and_a_code(wrap, number, code, said, capfd):
+@pytest.mark.parametrize("wrap", [lambda work: work, as_typer_command], ids=["plain", "typer"])
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 2, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_prints_one_line_and_sets_the_exit_code(wrap, number, code, name, capfd):
     def work() -> None:
         send(number)
 
-    assert ended(wrap(work), capfd) == (code, f"Stopped by {said}. Finished steps are kept.\n")
+    assert run_and_capture(wrap(work), capfd) == (code, f"Stopped by {name}. Finished steps are kept.\n")
 
 
-@pytest.mark.parametrize("wrap", [lambda work: work, in_typer], ids=["plain", "typer"])
+@pytest.mark.parametrize("wrap", [lambda work: work, as_typer_command], ids=["plain", "typer"])
 @pytest.mark.parametrize(("kind", "code"), [(signals.Terminated, 2), (KeyboardInterrupt, 130)])
-def test_an_interrupt_that_was_raised_ends_as_its_signal(wrap, kind, code, capfd):
+def test_a_raised_interrupt_has_the_exit_code_of_its_signal(wrap, kind, code, capfd):
     def work() -> None:
         raise kind
 
-    assert ended(wrap(work), capfd)[0] == code
+    assert run_and_capture(wrap(work), capfd)[0] == code
 
 
-def test_an_error_that_follows_from_a_signal_shows_no_traceback(capfd):
+def test_an_error_caused_by_a_signal_shows_no_traceback(capfd):
     def work():
         try:
             send(signal.SIGTERM)
         except KeyboardInterrupt:
-            raise RuntimeError("a library says it in its own words") from None
+            raise RuntimeError("a library replaces the interrupt") from None
 
-    assert ended(work, capfd) == (2, "Stopped by SIGTERM. Finished steps are kept.\n")
+    assert run_and_capture(work, capfd) == (2, "Stopped by SIGTERM. Finished steps are kept.\n")
 
 
 @pytest.mark.parametrize(
@@ -65,23 +65,23 @@ def test_an_error_that_follows_from_a_signal_shows_no_traceback(capfd):
         (StoppedError("wrong", by="SIGINT"), 130),
     ],
 )
-def test_an_error_of_ours_is_its_message(error, code, capfd):
+def test_a_tuneline_error_prints_its_message_only(error, code, capfd):
     def work():
         raise error
 
-    assert ended(work, capfd) == (code, "wrong\n")
+    assert run_and_capture(work, capfd) == (code, "wrong\n")
 
 
-def test_other_errors_and_exit_codes_pass(capfd):
+def test_other_errors_and_exit_codes_are_unchanged(capfd):
     with pytest.raises(SystemExit) as end:
-        signals.run_command(in_typer(lambda: (_ for _ in ()).throw(typer.Exit(1))))
+        signals.run_command(as_typer_command(lambda: (_ for _ in ()).throw(typer.Exit(1))))
     assert end.value.code == 1
     with pytest.raises(ZeroDivisionError):
         signals.run_command(lambda: 1 / 0)
-    assert ended(lambda: None, capfd) == (0, "")
+    assert run_and_capture(lambda: None, capfd) == (0, "")
 
 
-def test_handlers_are_put_back_and_those_of_others_stay(capfd):
+def test_signal_handlers_are_restored_and_ignored_signals_stay_ignored(capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -95,18 +95,18 @@ def test_handlers_are_put_back_and_those_of_others_stay(capfd):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_a_signal_that_a_library_swallowed_ends_the_command_at_the_next_check(capfd):
+def test_a_signal_swallowed_by_a_library_stops_the_command_at_the_next_check(capfd):
     def work():
         with suppress(KeyboardInterrupt):
             send(signal.SIGINT)
         with signals.raise_on_signal():
             signals.raise_if_received()
-        raise AssertionError("it went on")
+        raise AssertionError("the command was not stopped")
 
-    assert ended(work, capfd) == (130, "Stopped by Ctrl-C. Finished steps are kept.\n")
+    assert run_and_capture(work, capfd) == (130, "Stopped by Ctrl-C. Finished steps are kept.\n")
 
 
-def test_a_signal_while_the_commands_are_imported_is_one_line_and_a_code():
+def test_a_signal_during_imports_prints_one_line_and_sets_the_exit_code():
     code = (
         "import os, signal, sys\n"
         "class Finder:\n"

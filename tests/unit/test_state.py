@@ -1,4 +1,4 @@
-"""Where the state root lies."""
+"""Location of the state root, locks and cached JSON files."""
 
 import pytest
 from filelock import Timeout
@@ -8,7 +8,7 @@ from tuneline import state
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A working directory two levels deep, with no home given."""
+    """A working directory below a project folder, without TUNELINE_HOME."""
     monkeypatch.delenv("TUNELINE_HOME", raising=False)
     folder = tmp_path / "project" / "deep"
     folder.mkdir(parents=True)
@@ -16,7 +16,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-def test_the_environment_decides(project, monkeypatch):
+def test_the_environment_variable_takes_precedence(project, monkeypatch):
     (project / ".tuneline").mkdir()
     monkeypatch.setenv("TUNELINE_HOME", str(project / "elsewhere"))
 
@@ -45,24 +45,24 @@ def test_the_nearest_root_wins(project):
     assert state.root() == project / "deep" / ".tuneline"
 
 
-def test_without_any_the_root_is_in_the_working_directory_and_is_not_made(project):
+def test_the_default_root_is_in_the_working_directory_and_is_not_created(project):
     assert state.root() == project / "deep" / ".tuneline"
     assert not state.root().exists()
 
 
-def test_a_file_of_that_name_is_no_root(project):
+def test_a_file_with_the_name_of_the_root_is_ignored(project):
     (project / ".tuneline").touch()
 
     assert state.root() == project / "deep" / ".tuneline"
 
 
-def test_a_folder_is_made_where_it_is_missing(home):
+def test_a_missing_folder_is_created(home):
     assert state.folder("scores") == home / "scores"
     assert (home / "scores").is_dir()
 
 
 @pytest.mark.usefixtures("home")
-def test_a_lock_is_held_by_one_at_a_time():
+def test_a_lock_is_exclusive():
     with state.lock("x"):
         with pytest.raises(Timeout):
             state.lock("x", timeout_seconds=0).acquire()
@@ -71,7 +71,7 @@ def test_a_lock_is_held_by_one_at_a_time():
     state.lock("x", timeout_seconds=0).acquire().lock.release()
 
 
-def test_a_cache_file_that_was_cut_off_counts_as_missing_with_a_warning(tmp_path, caplog):
+def test_a_truncated_cache_file_is_ignored_with_a_warning(tmp_path, caplog):
     path = tmp_path / "cache.json"
 
     assert state.read_cached_json(path) is None

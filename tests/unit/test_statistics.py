@@ -1,4 +1,4 @@
-"""Bootstrap intervals, against scipy's."""
+"""Confidence intervals and significance tests, compared with scipy."""
 
 import numpy as np
 import pytest
@@ -8,49 +8,49 @@ from tuneline import statistics
 from tuneline.statistics import McNemarTest, PairedBootstrapTest, SignFlipTest, bootstrap_mean, holm_levels
 
 
-def test_the_interval_is_that_of_scipy():
+def test_the_bootstrap_interval_equals_scipys():
     values = np.random.default_rng(0).normal(size=80)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
+    expected = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
 
-    ours = bootstrap_mean(values.tolist(), num_resamples=9999)
+    interval = bootstrap_mean(values.tolist(), num_resamples=9999)
 
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
-    assert ours.mean == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    assert interval.mean == pytest.approx(values.mean())
 
 
-def test_one_side_lies_nearer_than_two():
+def test_a_one_sided_bound_is_tighter_than_a_two_sided_one():
     values = np.random.default_rng(0).normal(size=80).tolist()
 
     assert bootstrap_mean(values, one_sided=True).low > bootstrap_mean(values).low
 
 
-def test_equal_scores_have_an_interval_without_width():
+def test_equal_scores_have_an_interval_of_zero_width():
     interval = bootstrap_mean([0.5] * 10)
 
     assert (interval.low, interval.mean, interval.high) == (0.5, 0.5, 0.5)
 
 
-def test_no_items_are_refused():
+def test_an_empty_list_is_an_error():
     with pytest.raises(ValueError, match="no items"):
         bootstrap_mean([])
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14)])
-def test_mcnemar_is_scipys_binomial_test_and_agrees_with_its_interval(won, lost):
+def test_mcnemar_equals_scipys_binomial_test_and_agrees_with_its_interval(won, lost):
     test = McNemarTest(won, lost, num_items=100)
-    theirs = stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
+    expected = stats.binomtest(won, won + lost, alternative="greater").pvalue if won + lost else 1.0
 
-    assert test.p(0) == pytest.approx(theirs)
+    assert test.p(0) == pytest.approx(expected)
     for level in (0.9, 0.95, 0.99):
         assert (test.p(0) < 1 - level) == (test.low(level) > 0)
 
 
-def test_mcnemar_knows_no_other_bound():
+def test_mcnemar_supports_only_a_difference_of_zero():
     with pytest.raises(ValueError, match="difference of 0, not 0.1"):
         McNemarTest(3, 1, 10).p(0.1)
 
 
-def test_the_bootstrap_test_agrees_with_its_interval_and_with_students():
+def test_the_bootstrap_test_agrees_with_its_interval_and_with_students_t_test():
     differences = np.random.default_rng(0).normal(0.3, size=60).tolist()
     test = PairedBootstrapTest(differences, num_resamples=5000)
 
@@ -67,19 +67,19 @@ def test_holm_gives_the_smallest_p_value_the_strictest_level():
 
 @pytest.mark.parametrize("num_items", [2, 5, 12])
 @pytest.mark.parametrize("seed", range(4))
-def test_sign_flips_are_counted_as_scipy_enumerates_them(num_items, seed):
+def test_the_sign_flip_test_equals_scipys_permutation_test(num_items, seed):
     differences = np.random.default_rng(seed).integers(-30, 51, num_items) / 100
     differences[0] = 0.5  # the largest, so that none is rounded and equal sums are equal
-    theirs = stats.permutation_test(
+    expected = stats.permutation_test(
         (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="greater"
     )
-    greater = (np.abs(theirs.null_distribution) >= abs(differences.sum()) - 1e-9).mean()
+    greater = (np.abs(expected.null_distribution) >= abs(differences.sum()) - 1e-9).mean()
 
     assert SignFlipTest(differences.tolist()).two_sided_p() == pytest.approx(greater)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (9, 1), (5, 5), (1, 8), (30, 14), (60, 0)])
-def test_sign_flips_of_right_and_wrong_answers_are_mcnemars_test(won, lost):
+def test_the_sign_flip_test_of_binary_scores_equals_mcnemars_test(won, lost):
     differences = [1.0] * won + [-1.0] * lost + [0.0] * 20
 
     one_sided = McNemarTest(max(won, lost), min(won, lost), len(differences)).p(0)
@@ -87,7 +87,7 @@ def test_sign_flips_of_right_and_wrong_answers_are_mcnemars_test(won, lost):
     assert SignFlipTest(differences).two_sided_p() == pytest.approx(min(1.0, 2 * one_sided), rel=1e-9)
 
 
-def test_sign_flips_have_no_floor_and_many_items_take_a_second():
+def test_the_sign_flip_test_has_no_smallest_p_value_and_handles_many_items():
     assert SignFlipTest([0.5] * 10).two_sided_p() == pytest.approx(2 / 2**10)
     assert SignFlipTest([0.5]).two_sided_p() == 1.0
     assert SignFlipTest([0.5] * 400).two_sided_p() == pytest.approx(2.0**-399)

@@ -1,4 +1,4 @@
-"""The support matrix is true: what it refuses is refused, what it allows trains, reloads and merges, pair by pair."""
+"""The support matrix: each combination that it allows trains, reloads and merges; all others are refused."""
 
 import math
 import os
@@ -63,18 +63,27 @@ OPTIMIZERS = {
     "apollo_adamw": LOW_RANK,
     "apollo_adamw_layerwise": {**LOW_RANK, "max_grad_norm": None},
     "badam": {"optim_args": "switch_block_every=2"},
-    "schedule_free_radam": {"max_steps": 12},  # it takes no step while its variance is unknown, five steps long
+    "schedule_free_radam": {
+        "max_steps": 12
+    },  # it makes no update in the first five steps, while its variance is unknown
     "lomo": {"max_grad_norm": None},
     "adalomo": {"max_grad_norm": None},
 }
-"""What an optimizer's recipe says beside its name."""
-STEEPER = {"sgd": 10, "schedule_free_sgd": 10, "lomo": 10, "adagrad": 3}
-"""Optimizer -> its learning rate over AdamW's; plain descent takes longer steps."""
-WIDELY_TRIED = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "galore_adamw")
-TRIED_ON_LORA = ("lion_8bit", "sgd", "schedule_free_adamw", "muon")
+"""Optimizer -> the training options that it needs."""
+RATE_FACTORS = {"sgd": 10, "schedule_free_sgd": 10, "lomo": 10, "adagrad": 3}
+"""Optimizer -> its learning rate relative to AdamW's; plain gradient descent needs larger ones."""
+FAST_WITH_ALL_METHODS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_bnb_8bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "galore_adamw",
+)
+FAST_WITH_LORA = ("lion_8bit", "sgd", "schedule_free_adamw", "muon")
 COMPILED = ("adamw_torch_8bit", "adamw_torch_4bit")
-LIKE_ANOTHER = ("paged_adamw_32bit", "paged_lion", "paged_ademamix", "ademamix_8bit", "lion_32bit", "rmsprop_bnb_32bit")
-"""On a CPU nothing is paged, and the tiny model is too small for 8-bit state."""
+EQUAL_ON_CPU = ("paged_adamw_32bit", "paged_lion", "paged_ademamix", "ademamix_8bit", "lion_32bit", "rmsprop_bnb_32bit")
+"""Equal to another optimizer here: a CPU pages nothing, and the tiny model is too small for 8-bit state."""
 LOAD = {
     "quantization": lambda value: {"quantization": None if value == "none" else {"type": value}},
     "dtype": lambda value: {"dtype": value},
@@ -97,8 +106,8 @@ NAMES = [
 ]
 
 
-def of_stage(stage: str) -> dict:
-    """Return what a stage's recipe says beside the small one's."""
+def stage_options(stage: str) -> dict:
+    """Return the sources and the registry of a stage's recipe; none for SFT."""
     if stage == "sft":
         return {}
     name, format, metric = STAGES.get(stage, ("pairs", "preference", "preference_accuracy"))
@@ -114,31 +123,31 @@ STAGES = {
     "ppo": ("first", "alpaca", "reward"),
     "grpo": ("first", "alpaca", "reward"),
 }
-"""Stage -> name and format of its rows, and the metric of its gate; other stages learn from pairs."""
-ON_TRIAL = ("lora", "full")
-"""Methods that stand for all in stages of preferences and rewards."""
+"""Stage -> name and format of its rows, and the metric of its gate; other stages train on pairs."""
+REPRESENTATIVE_METHODS = ("lora", "full")
+"""Methods that represent all others in preference and reward stages, unless slow tests run."""
 
 
 def param(choice: dict[str, str], name: str):
-    """Half precision is many times slower on a CPU without instructions for it: two methods stand for all in CI.
+    """Mark a combination as slow unless a representative method or optimizer is enough for CI.
 
-    So do they for all but a few optimizers.
+    Half precision is many times slower on CPUs without instructions for it.
     """
     method, optimizer = choice["method"], choice["optimizer"]
     slow = choice["dtype"] != "float32" and method not in ("lora", "full")
-    if optimizer not in WIDELY_TRIED:
-        standing = method == "full" or (method == "lora" and optimizer in TRIED_ON_LORA)
-        slow |= optimizer in COMPILED or optimizer.startswith(LIKE_ANOTHER)
-        slow |= not standing and not compatibility.table().incompatibilities(choice)
+    if optimizer not in FAST_WITH_ALL_METHODS:
+        representative = method == "full" or (method == "lora" and optimizer in FAST_WITH_LORA)
+        slow |= optimizer in COMPILED or optimizer.startswith(EQUAL_ON_CPU)
+        slow |= not representative and not compatibility.table().incompatibilities(choice)
     if choice["stage"] not in ("sft", "pretrain"):
-        slow |= method not in ON_TRIAL and not compatibility.table().incompatibilities(choice)
+        slow |= method not in REPRESENTATIVE_METHODS and not compatibility.table().incompatibilities(choice)
     return pytest.param(choice, id=name, marks=pytest.mark.slow if slow else ())
 
 
 def recipe_of(choice: dict[str, str]) -> dict:
     optimizer = choice["optimizer"]
     train = {
-        "learning_rate": RATES.get(choice["method"], 1e-2) * STEEPER.get(optimizer, 1),
+        "learning_rate": RATES.get(choice["method"], 1e-2) * RATE_FACTORS.get(optimizer, 1),
         "max_steps": 6,
         "lr_scheduler_type": "constant",
         "per_device_train_batch_size": 2 if choice["rows"] == "batched" else 1,
@@ -151,16 +160,16 @@ def recipe_of(choice: dict[str, str]) -> dict:
         train["per_device_train_batch_size"] = 2
     elif choice["stage"] == "kto":
         train["per_device_train_batch_size"] = 2
-    held: dict = {}
+    load: dict = {}
     for axis, part in LOAD.items():
-        held |= part(choice[axis])
+        load |= part(choice[axis])
     method = METHODS[choice["method"]]
     if choice["method"] == "freeze" and choice["vocabulary"] == "extended":
         method = method | {"extra_modules": ["embed_tokens"]}
     return tiny.recipe(
         stage=choice["stage"],
-        **of_stage(choice["stage"]),
-        load=held,
+        **stage_options(choice["stage"]),
+        load=load,
         method=method,
         train=train,
         tokenize={"max_length": 64, "packing": choice["rows"] == "packed"},
@@ -170,7 +179,7 @@ def recipe_of(choice: dict[str, str]) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A project of its own for all pairs."""
+    """A project for all combinations, and a cache of prepared rows and losses."""
     folder = tiny.build_project(tmp_path_factory.mktemp("matrix") / "project")
     tiny.write_texts(folder / "data" / "texts.jsonl")
     tiny.write_preferences(folder / "data")
@@ -180,87 +189,87 @@ def world(tmp_path_factory):
         yield folder, {}
 
 
-def read(world, choice: dict[str, str]) -> Recipe:
+def read_recipe(world, choice: dict[str, str]) -> Recipe:
     return loading.load(tiny.write_config(world[0] / "pair.yaml", recipe_of(choice))).recipe
 
 
-def prepared(world, recipe: Recipe):
-    """Rows, tokenizer and base model; made once for each kind of rows and vocabulary."""
-    _, kept = world
+def prepare_inputs(world, recipe: Recipe):
+    """Return rows, tokenizer and base model; prepared once for each kind of rows and vocabulary."""
+    _, cache = world
     key = (recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
-    if key not in kept:
+    if key not in cache:
         tokenizer, base_model, _ = resolve.resolve_inputs(recipe.for_resolve())
-        kept[key] = prepare.prepare(recipe, tokenizer), tokenizer, base_model
-    return kept[key]
+        cache[key] = prepare.prepare(recipe, tokenizer), tokenizer, base_model
+    return cache[key]
 
 
-def train(world, recipe: Recipe):
-    rows, tokenizer, base_model = prepared(world, recipe)
+def train_model(world, recipe: Recipe):
+    rows, tokenizer, base_model = prepare_inputs(world, recipe)
     resolve.check_inputs(base_model, tokenizer, recipe.for_resolve())
-    made = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
-    return rows, tokenizer, base_model, *made
+    outputs = training_run.train(rows, base_model, tokenizer, recipe.for_load(), recipe.method, recipe.train)
+    return rows, tokenizer, base_model, *outputs
 
 
 @pytest.mark.parametrize("choice", [param(*pair) for pair in zip(CHOICES.values(), NAMES, strict=True)])
-def test_a_pair_is_as_the_matrix_says(world, choice):
+def test_a_combination_is_supported_as_the_matrix_says(world, choice):
     refused, needs = compatibility.table().incompatibilities(choice), compatibility.table().needs(choice)
     if refused:
         with pytest.raises(RecipeError, match="is not supported"):
-            read(world, choice)
+            read_recipe(world, choice)
         return
-    recipe = read(world, choice)
+    recipe = read_recipe(world, choice)
     if needs:
         with pytest.raises(RecipeError, match=r"load\.(attention|dtype|kernels)|train\.optim"):
-            train(world, recipe)
+            train_model(world, recipe)
         return
-    trains_reloads_and_merges(world, recipe, choice)
+    check_training_and_merge(world, recipe, choice)
 
 
-def trains_reloads_and_merges(world, recipe, choice):
-    rows, _, _, checkpoint, report = train(world, recipe)
+def check_training_and_merge(world, recipe, choice):
+    rows, _, _, checkpoint, report = train_model(world, recipe)
     losses = [entry["loss"] for entry in report.history]
     if choice["stage"] not in ("sft", "pretrain"):
         assert all(map(math.isfinite, losses))
-        assert merged_of(world, recipe, checkpoint).is_dir()  # held against the trained one there
+        assert merge_and_check(world, recipe, checkpoint).is_dir()  # compared with the trained model in `merge_adapter`
         return
-    model = load_model(merged_of(world, recipe, checkpoint))
-    after, trained_on = (
-        training_run.mean_loss(model, rows, split, checked_as(recipe)) for split in ("train", "validation")
+    model = load_model(merge_and_check(world, recipe, checkpoint))
+    trained_loss, validation_loss = (
+        training_run.mean_loss(model, rows, split, loaded_method(recipe)) for split in ("train", "validation")
     )
 
     assert all(map(math.isfinite, losses))
-    assert after < before(world, recipe)
+    assert trained_loss < base_loss(world, recipe)
     rounding = 0.05 if "bfloat16" in choice["dtype"] or choice["quantization"] == "bnb_8bit" else 1e-3
-    assert trained_on == pytest.approx(report.summary["validation_loss"], rel=rounding)
+    assert validation_loss == pytest.approx(report.summary["validation_loss"], rel=rounding)
 
 
-def checked_as(recipe) -> str:
-    """How the saved model is asked: as an adapter where it stays one, else as a plain model."""
+def loaded_method(recipe) -> str:
+    """Return the method to load the saved model with: its own if it stays an adapter, else `full`."""
     return recipe.method.type if not families[recipe.method.type].mergeable else "full"
 
 
-def merged_of(world, recipe, checkpoint) -> Path:
-    rows, tokenizer, base_model = prepared(world, recipe)
+def merge_and_check(world, recipe, checkpoint) -> Path:
+    rows, tokenizer, base_model = prepare_inputs(world, recipe)
     model = merge.merge_adapter(checkpoint, base_model, tokenizer, rows, recipe.for_load(), recipe.merge_adapter)
 
-    stays = recipe.stage == "rm" and checkpoint.kind == "adapter"
-    assert (model.kind in ("merged", "full")) == (families[recipe.method.type].mergeable and not stays)
+    stays_adapter = recipe.stage == "rm" and checkpoint.kind == "adapter"
+    assert (model.kind in ("merged", "full")) == (families[recipe.method.type].mergeable and not stays_adapter)
     return model.path
 
 
-def before(world, recipe) -> float:
-    """The base model's loss on the training rows."""
-    rows, tokenizer, base_model = prepared(world, recipe)
-    key = ("before", recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
+def base_loss(world, recipe) -> float:
+    """Return the base model's loss on the training rows."""
+    rows, tokenizer, base_model = prepare_inputs(world, recipe)
+    key = ("base_loss", recipe.stage, recipe.tokenize.packing, recipe.load.train_from_scratch, *recipe.load.new_tokens)
     if key not in world[1]:
-        holding = recipe.for_load().model_copy(update={"quantization": None})
+        load_options = recipe.for_load().model_copy(update={"quantization": None})
         from tuneline.model.load import load_for_inference
 
-        world[1][key] = training_run.mean_loss(load_for_inference(base_model, tokenizer, holding), rows, "train")
+        world[1][key] = training_run.mean_loss(load_for_inference(base_model, tokenizer, load_options), rows, "train")
     return world[1][key]
 
 
-def test_the_rendered_matrix_is_the_table():
+def test_the_page_of_the_matrix_is_up_to_date():
     text = f"{HEAD}{compatibility_docs.to_markdown()}\n## Quantized models\n\n{quantization.to_markdown()}"
     if os.environ.get("TUNELINE_WRITE_DOCS"):
         DOCS.write_text(text)
@@ -268,7 +277,7 @@ def test_the_rendered_matrix_is_the_table():
     assert DOCS.read_text() == text
 
 
-def test_every_method_of_the_config_is_a_line_of_the_matrix():
+def test_the_matrix_has_every_method_of_the_config():
     from typing import get_args
 
     from tuneline.config.sections.method import Method

@@ -1,4 +1,4 @@
-"""Canaries: faults of the libraries below us as strict expected failures; one that passes frees its work-around."""
+"""Bugs of upstream libraries as strict expected failures; a test that passes makes its workaround obsolete."""
 
 import inspect
 
@@ -8,10 +8,10 @@ import yaml
 
 from tuneline.model.load import load_model
 
-fault = pytest.mark.xfail(strict=True, reason="docs/upstream.md")
+upstream_bug = pytest.mark.xfail(strict=True, reason="docs/upstream.md")
 
 
-@fault
+@upstream_bug
 def test_zenml_refuses_unknown_keys():
     from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
@@ -19,29 +19,29 @@ def test_zenml_refuses_unknown_keys():
         PipelineRunConfiguration.model_validate(yaml.safe_load("paramters: {}"))
 
 
-@fault
-def test_zenml_looks_at_the_outputs_of_a_cached_step():
+@upstream_bug
+def test_zenml_checks_the_outputs_of_a_cached_step():
     from zenml.orchestrators import cache_utils
 
     assert "outputs" in inspect.getsource(cache_utils.get_cached_step_run)
 
 
-@fault
-def test_zenmls_local_orchestrator_takes_schedules():
+@upstream_bug
+def test_zenmls_local_orchestrator_supports_schedules():
     from zenml.orchestrators.local.local_orchestrator import LocalOrchestratorConfig
 
     assert LocalOrchestratorConfig().is_schedulable
 
 
-@fault
-def test_the_trainer_shows_a_loss_that_is_no_number():
+@upstream_bug
+def test_the_trainer_logs_a_nan_loss():
     from transformers import TrainingArguments
 
     assert not TrainingArguments(output_dir="unused", use_cpu=True).logging_nan_inf_filter
 
 
-@fault
-def test_a_mask_of_ones_keeps_packed_examples_apart(tiny_model):
+@upstream_bug
+def test_packed_examples_do_not_attend_to_each_other_with_a_mask_of_ones(tiny_model):
     from tuneline.model import attention
 
     model = load_model(tiny_model)
@@ -52,7 +52,7 @@ def test_a_mask_of_ones_keeps_packed_examples_apart(tiny_model):
     torch.testing.assert_close(model(input_ids=ids[None], **inputs).logits[0], alone, rtol=1e-3, atol=1e-4)
 
 
-@fault
+@upstream_bug
 def test_peft_reads_back_every_part_of_an_adapter(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
@@ -67,8 +67,8 @@ def test_peft_reads_back_every_part_of_an_adapter(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@fault
-def test_pefts_all_linear_leaves_routers_alone():
+@upstream_bug
+def test_pefts_all_linear_excludes_routers():
     from peft import LoraConfig, get_peft_model
 
     from tests import architectures
@@ -78,8 +78,8 @@ def test_pefts_all_linear_leaves_routers_alone():
     assert model(input_ids=torch.arange(3, 9)[None]).logits.isfinite().all()
 
 
-@fault
-def test_the_text_model_of_a_composite_is_found_again(tmp_path):
+@upstream_bug
+def test_the_text_model_of_a_composite_model_reloads(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from tests import architectures
@@ -88,8 +88,8 @@ def test_the_text_model_of_a_composite_is_found_again(tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@fault
-def test_pefts_all_linear_takes_fused_experts():
+@upstream_bug
+def test_pefts_all_linear_includes_fused_experts():
     from peft import LoraConfig, get_peft_model
 
     from tests import architectures
@@ -99,7 +99,7 @@ def test_pefts_all_linear_takes_fused_experts():
     assert any("experts" in name for name, part in adapted.named_parameters() if part.requires_grad)
 
 
-@fault
+@upstream_bug
 def test_lora_on_tied_embeddings_merges_into_both(tiny_model):
     from peft import LoraConfig, get_peft_model
 
@@ -109,8 +109,8 @@ def test_lora_on_tied_embeddings_merges_into_both(tiny_model):
     torch.testing.assert_close(logits(adapted.merge_and_unload()), before, rtol=1e-3, atol=1e-3)
 
 
-@fault
-def test_pissa_switched_off_is_the_base(tiny_model):
+@upstream_bug
+def test_disabling_a_pissa_adapter_restores_the_base_model(tiny_model):
     from peft import LoraConfig, get_peft_model
 
     before = logits(load_model(tiny_model))
@@ -120,8 +120,8 @@ def test_pissa_switched_off_is_the_base(tiny_model):
         torch.testing.assert_close(logits(adapted), before, rtol=1e-3, atol=1e-3)
 
 
-@fault
-def test_randomised_pissa_reloads_equal(tiny_model, tmp_path):
+@upstream_bug
+def test_randomized_pissa_reloads_equal(tiny_model, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
     torch.manual_seed(0)
@@ -151,73 +151,81 @@ def logits(model):
     return model.eval()(input_ids=torch.arange(10, 20)[None], use_cache=False).logits
 
 
-def arguments(tmp_path, **options):
+def training_arguments(tmp_path, **options):
     from transformers import TrainingArguments
 
     low_rank = {"optim_target_modules": ["mlp"]} if "galore" in options["optim"] else {}
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **low_rank, **options)
 
 
-def chosen(tiny_model, args):
+def optimizer_class_and_options(tiny_model, args):
     from transformers import Trainer
 
     return Trainer.get_optimizer_cls_and_kwargs(args, load_model(tiny_model))
 
 
-@fault
-def test_transformers_gives_rmsprop_of_bitsandbytes_numbers(tiny_model, tmp_path):
-    _, options = chosen(tiny_model, arguments(tmp_path, optim="rmsprop_bnb_8bit", optim_args="alpha=0.9"))
+@upstream_bug
+def test_transformers_passes_numbers_to_rmsprop_of_bitsandbytes(tiny_model, tmp_path):
+    _, options = optimizer_class_and_options(
+        tiny_model, training_arguments(tmp_path, optim="rmsprop_bnb_8bit", optim_args="alpha=0.9")
+    )
 
     assert options["alpha"] == 0.9
 
 
-@fault
-def test_transformers_reads_false_of_stable_adamw_as_false(tiny_model, tmp_path):
+@upstream_bug
+def test_transformers_passes_false_to_stable_adamw_as_false(tiny_model, tmp_path):
     pytest.importorskip("optimi")
-    _, options = chosen(tiny_model, arguments(tmp_path, optim="stable_adamw", optim_args="kahan_sum=false"))
+    _, options = optimizer_class_and_options(
+        tiny_model, training_arguments(tmp_path, optim="stable_adamw", optim_args="kahan_sum=false")
+    )
 
     assert options["kahan_sum"] is False
 
 
-@fault
-def test_transformers_gives_galore_its_weight_decay(tiny_model, tmp_path):
+@upstream_bug
+def test_transformers_passes_weight_decay_to_galore(tiny_model, tmp_path):
     pytest.importorskip("galore_torch")
-    _, options = chosen(tiny_model, arguments(tmp_path, optim="galore_adamw", weight_decay=0.1))
+    _, options = optimizer_class_and_options(
+        tiny_model, training_arguments(tmp_path, optim="galore_adamw", weight_decay=0.1)
+    )
 
-    assert any("weight_decay" in place for place in (options, *options["params"]))
+    assert any("weight_decay" in group for group in (options, *options["params"]))
 
 
-@fault
-def test_transformers_makes_galore_with_adafactor_layer_by_layer(tiny_model, tmp_path):
+@upstream_bug
+def test_transformers_supports_layerwise_galore_adafactor(tiny_model, tmp_path):
     pytest.importorskip("galore_torch")
-    chosen(tiny_model, arguments(tmp_path, optim="galore_adafactor_layerwise"))
+    optimizer_class_and_options(tiny_model, training_arguments(tmp_path, optim="galore_adafactor_layerwise"))
 
 
-@fault
-def test_transformers_warms_schedule_free_up_over_a_share_of_steps(tiny_model, tmp_path):
-    """It takes 0.1 for a number of steps, so the first is ten times too long."""
+@upstream_bug
+def test_transformers_supports_a_warmup_ratio_for_schedule_free(tiny_model, tmp_path):
+    """It passes 0.1 as a number of steps, so the first step is ten times too large."""
     pytest.importorskip("schedulefree")
-    _, options = chosen(tiny_model, arguments(tmp_path, optim="schedule_free_adamw", warmup_steps=0.1))
+    _, options = optimizer_class_and_options(
+        tiny_model, training_arguments(tmp_path, optim="schedule_free_adamw", warmup_steps=0.1)
+    )
 
     assert not 0 < options["warmup_steps"] < 1
 
 
-@fault
-def test_the_state_of_galore_is_read_back(tmp_path):
-    """Its projector is no tensor, and only what is named safe is read; the process of a test may have named it."""
+@upstream_bug
+def test_the_state_of_galore_loads_with_weights_only(tmp_path):
+    """Its projector is not a tensor, and another test may have added it to the safe globals of this process."""
     galore = pytest.importorskip("galore_torch.galore_projector")
     torch.save({"projector": galore.GaLoreProjector(rank=2)}, tmp_path / "state.pt")
 
-    known = torch.serialization.get_safe_globals()
+    safe_globals = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
         torch.load(tmp_path / "state.pt", weights_only=True)
     finally:
-        torch.serialization.add_safe_globals(known)
+        torch.serialization.add_safe_globals(safe_globals)
 
 
-@fault
-def test_badam_tells_its_block_in_its_state(tiny_model):
+@upstream_bug
+def test_the_state_of_badam_contains_its_block(tiny_model):
     badam = pytest.importorskip("badam")
     model = load_model(tiny_model)
     optimizer = badam.BlockOptimizer(
@@ -227,8 +235,8 @@ def test_badam_tells_its_block_in_its_state(tiny_model):
     assert set(optimizer.state_dict()) > {"state", "param_groups"}
 
 
-@fault
-def test_badam_keeps_norms_from_decay(tiny_model):
+@upstream_bug
+def test_badam_excludes_norms_from_weight_decay(tiny_model):
     badam = pytest.importorskip("badam")
     model = load_model(tiny_model)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
@@ -239,9 +247,9 @@ def test_badam_keeps_norms_from_decay(tiny_model):
     assert all(part.ndim == 1 for part in norms)
 
 
-@fault
-def test_adam_mini_finds_heads_that_do_not_add_up():
-    """Gemma and Qwen3 have heads whose width is their own."""
+@upstream_bug
+def test_adam_mini_supports_heads_whose_total_width_is_not_the_hidden_size():
+    """Gemma and Qwen3 have such heads."""
     adam_mini = pytest.importorskip("adam_mini")
     part = torch.nn.Parameter(torch.ones(4 * 10, 8))  # four heads of ten on a width of eight
     optimizer = adam_mini.Adam_mini([("q_proj", part)], dim=8, n_heads=4, verbose=False)
@@ -251,8 +259,8 @@ def test_adam_mini_finds_heads_that_do_not_add_up():
     assert optimizer.state[part]["vmean"].shape == (4, 1)
 
 
-@fault
-def test_mlflows_registry_makes_its_tables_one_process_at_a_time():
+@upstream_bug
+def test_mlflows_registry_creates_its_tables_in_one_process_at_a_time():
     import inspect
 
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
@@ -260,8 +268,8 @@ def test_mlflows_registry_makes_its_tables_one_process_at_a_time():
     assert "_safe_initialize_tables" in inspect.getsource(SqlAlchemyStore.__init__)
 
 
-@fault
-def test_a_spinner_of_rich_shows_a_text_as_it_is():
+@upstream_bug
+def test_a_rich_spinner_does_not_interpret_markup():
     from rich.spinner import Spinner
 
     assert str(Spinner("dots", "[b]bold[/b]").text) == "[b]bold[/b]"

@@ -1,4 +1,4 @@
-"""`tuneline data`: list and import data set descriptions, and preview the rows of a recipe."""
+"""`tuneline data`: list and import dataset descriptions, and preview the rows of a recipe."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ HUB_KEYS = ("subset", "folder", "split", "revision")
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    data = typer.Typer(help="List, import and preview data sets.", no_args_is_help=True)
+    data = typer.Typer(help="List, import and preview datasets.", no_args_is_help=True)
     data.command("import")(import_)
     data.command("list")(list_)
     data.command("preview")(preview.preview)
@@ -31,7 +31,7 @@ def import_(
     force: Annotated[bool, typer.Option(help="Overwrite the output file.")] = False,
     as_json: show.JsonOption = False,
 ) -> None:
-    """Translate a dataset_info.json into data set descriptions; reports skipped entries with the reason."""
+    """Translate a dataset_info.json into dataset descriptions; reports skipped entries with the reason."""
     from tuneline.config.datasets import dataset_registry, llamafactory_dataset_info
 
     if output.exists() and not force:
@@ -46,7 +46,7 @@ def import_(
     ]
     skipped = [{"name": name, "remark": f"skipped: {reason}"} for name, reason in imported.left_out.items()]
     show.print_rows(
-        f"Data sets of {file}", translated + skipped, ("name", "place", "format", "remark"), as_json=as_json, empty=""
+        f"Datasets of {file}", translated + skipped, ("name", "place", "format", "remark"), as_json=as_json, empty=""
     )
     if not as_json:
         show.console().print(
@@ -62,14 +62,14 @@ def list_(
     ),
     as_json: show.JsonOption = False,
 ) -> None:
-    """List the data sets of a description file."""
+    """List the datasets of a description file."""
     from tuneline.config.datasets import dataset_registry
 
     descriptions = dataset_registry.read(file)
     rows = [_row(name, entry) for name, entry in descriptions.entries.items()]
     optional = [key for key in ("columns", "tags", "max_rows") if any(row[key] for row in rows)]
     names = ("name", "place", "format", *optional)
-    show.print_rows(f"Data sets of {file}", rows, names, as_json=as_json, empty=f"{file} has no data set.")
+    show.print_rows(f"Datasets of {file}", rows, names, as_json=as_json, empty=f"{file} has no dataset.")
     if descriptions.left_out and not as_json:
         show.console().print(f"{len(descriptions.left_out)} entries skipped; `tuneline data import` shows the reasons.")
 

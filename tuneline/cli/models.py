@@ -62,7 +62,7 @@ def models(
 
 
 def card(name: Name, version: Annotated[str, typer.Argument(help="Version number or alias.")] = "champion") -> None:
-    """Print the model card of a version: data, method, scores, licence and limitations."""
+    """Print the model card of a version: data, method, scores, license and limitations."""
     show.silence_logs()
     from tuneline.runner import listings
 

@@ -32,12 +32,12 @@ BAR_WIDTH = 40
 
 def preview(
     recipe: Annotated[Path, typer.Argument(help="Run configuration, like configs/demo.yaml.")],
-    rows: Annotated[int, typer.Option(min=0, help="Number of rows to show per data set.")] = 5,
-    source: Annotated[str | None, typer.Option(help="Name of the data set to show; default: all.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Number of rows to show per dataset.")] = 5,
+    source: Annotated[str | None, typer.Option(help="Name of the dataset to show; default: all.")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML file to write, with sequences in full length.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the first rows of each data set as the model will see them: trained text, lengths, and rejected rows."""
+    """Show the first rows of each dataset as the model will see them: trained text, lengths, and rejected rows."""
     from tuneline.config import existence
 
     checked = imports.read_config(recipe)

@@ -56,11 +56,11 @@ class RunView:
         """Print a warning once, on standard error."""
         if text not in self._warnings:
             self._warnings.add(text)
-            self._print_beside(Text.assemble(("Warning  ", "yellow"), text))
+            self._print_to_stderr(Text.assemble(("Warning  ", "yellow"), text))
 
     def message(self, text: str) -> None:
         """Print a message on standard error."""
-        self._print_beside(Text(text))
+        self._print_to_stderr(Text(text))
 
     def spinner(self, text: str) -> AbstractContextManager[object]:
         """Show a text with a spinner while the block runs; nothing where standard error is no terminal."""
@@ -121,7 +121,7 @@ class RunView:
         self.log.flush()
         self._out.print(line, soft_wrap=True)
 
-    def _print_beside(self, line: Text) -> None:
+    def _print_to_stderr(self, line: Text) -> None:
         self.log.flush()
         self._err.print(line, soft_wrap=True)
 

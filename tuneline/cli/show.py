@@ -31,7 +31,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def stderr_console(stream: TextIO | None = None) -> Console:
-    """Return the console for messages beside results, on standard error unless a stream is given."""
+    """Return the console for messages, separate from results: on standard error unless a stream is given."""
     return _console(file=stream, stderr=stream is None, width=None)
 
 

@@ -5,7 +5,7 @@ from tuneline.config.stages import PIPELINES_BY_STAGE, RunRecipe
 from tuneline.data.benchmarks import exam_files
 
 NUM_CHECKED_ROWS = 10_000
-"""Number of first rows that are read per data set; if none has more, the mixture is built as well."""
+"""Number of first rows that are read per dataset; if none has more, the mixture is built as well."""
 
 
 def check_content(recipe: RunRecipe) -> None:

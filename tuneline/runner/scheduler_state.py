@@ -26,7 +26,7 @@ class ScheduleState(BaseModel):
     status: str
     log: str
     pid: int | None = None
-    """Of the process while it runs; it leads a session of its own."""
+    """Process id while it runs; the process is a session leader."""
 
     attempts: int = 1
     """How often this due time was started."""

@@ -1,4 +1,4 @@
-"""Comparison of runs: different parameters, metrics with significance, items won and lost, loss curves."""
+"""Comparison of runs: different parameters, metrics with significance, items won and lost, and loss curves."""
 
 import json
 import re
@@ -214,7 +214,7 @@ def _wins(tables: list[MetricTable]) -> dict[str, list[str]]:
 def _examples(answers: list[list[Row]], tables: list[MetricTable], names: list[str]) -> list[dict[str, str]]:
     """Return the items with the largest gains and losses, with prompts and answers."""
     first = {row["item"]: row for row in answers[0]}
-    shown = []
+    examples = []
     for index in range(1, len(tables)):
         others = {row["item"]: row for row in answers[index]}
         for metric in tables[0]:
@@ -224,7 +224,7 @@ def _examples(answers: list[list[Row]], tables: list[MetricTable], names: list[s
             changes = sorted((after[item] - before[item], item) for item in before)
             largest = [*changes[: -MAX_EXAMPLES - 1 : -1], *changes[:MAX_EXAMPLES][::-1]]
             for item in dict.fromkeys(item for change, item in largest if change):
-                shown.append(
+                examples.append(
                     {
                         "metric": metric,
                         "run": names[index],
@@ -235,7 +235,7 @@ def _examples(answers: list[list[Row]], tables: list[MetricTable], names: list[s
                         "this": others[item]["output"],
                     }
                 )
-    return shown
+    return examples
 
 
 def get_run(run_id: str) -> Run:
@@ -291,5 +291,5 @@ class _StoredScore:
 
 
 def _table(rows: list[Row]) -> MetricTable:
-    """Group the scores by metric; categories and clean items get no metric of their own."""
+    """Group the scores by metric; categories and clean items get no separate metrics."""
     return by_metric(_StoredScore(row["benchmark"], row["item"], json.loads(row["metrics"])) for row in rows)

@@ -11,18 +11,18 @@ COLUMNS = (
     "against",
     "test",
     "items",
-    "theirs",
-    "ours",
+    "opponent",
+    "candidate",
     "gain",
-    "at least",
+    "lower bound",
     "required",
     "p",
     "result",
 )
 NOTE = (
-    "A gain is the mean of per-item differences; `at least` is the lower end of its one-sided interval. In brackets "
-    "behind `items`: the number of items with which a gain of this size passes with a power of 80 %, or an equal model "
-    "passes a guard. Percentage points, except log-likelihoods (nats per token) and rewards."
+    "A gain is the mean of per-item differences; `lower bound` is the lower end of its one-sided interval. In "
+    "parentheses after `items`: the number of items with which a gain of this size passes with a power of 80 %, or an "
+    "equal model passes a guard. Percentage points, except log-likelihoods (nats per token) and rewards."
 )
 
 
@@ -53,13 +53,18 @@ class Decision(BaseModel):
             lines += ["| " + " | ".join(row.values()) + " |" for row in self.table()]
             lines += ["", NOTE, ""]
         if in_training := self.training_row_notes():
-            lines += ["Training rows among the items:", "", *(f"- {note}" for note in in_training), ""]
+            lines += ["Items that are training rows:", "", *(f"- {note}" for note in in_training), ""]
         if excluded := self.contamination_notes():
-            lines += ["Contaminated items do not count. With them:", "", *(f"- {note}" for note in excluded), ""]
+            lines += [
+                "Contaminated items are excluded. Results including them:",
+                "",
+                *(f"- {note}" for note in excluded),
+                "",
+            ]
         if self.checks:
             lines += ["Preconditions:", ""]
             lines += [
-                f"- {check.name}: {'holds' if check.passed else 'FAILS'}, {check.sentence}" for check in self.checks
+                f"- {check.name}: {'passed' if check.passed else 'FAILED'}, {check.sentence}" for check in self.checks
             ]
             lines.append("")
         return "\n".join(lines)
@@ -100,9 +105,9 @@ def _row(finding: Finding) -> dict[str, str]:
 def _with_all(finding: Finding) -> str:
     assert finding.all_items is not None
     values = (finding.all_items.candidate, finding.all_items.opponent)
-    ours, theirs = (finding.show(value) for value in values)
+    candidate, opponent = (finding.show(value) for value in values)
     gain = finding.show(finding.all_items.gain, signed=True)
     return (
-        f"{finding.metric} {ours} against {theirs} of {finding.against}: {gain} on all {finding.all_items.num_items} "
-        f"items; {finding.num_excluded} were found in the training rows"
+        f"{finding.metric} {candidate} against {opponent} of {finding.against}: {gain} on all "
+        f"{finding.all_items.num_items} items; {finding.num_excluded} were found in the training rows"
     )

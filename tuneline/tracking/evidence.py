@@ -131,7 +131,7 @@ def _merge_fidelity(evidence: Evidence, config: PreconditionsConfig) -> Check:
         )
         return Check(name=name, passed=True, sentence=f"nothing was merged: {why}")
     if "kl" not in facts:
-        return Check(name=name, passed=False, sentence="there was no held-out row to measure the merge on")
+        return Check(name=name, passed=False, sentence="the merge was not measured, because there are no held-out rows")
     bound = config.max_kl if config.max_kl is not None else evidence.max_kl
     kl, agreement = facts["kl"], facts["greedy_agreement"]
     return Check(

@@ -110,7 +110,7 @@ class Finding(BaseModel):
     def trained_on(self) -> str:
         """Describe the items that one of the two models was trained on; empty if there are none."""
         if self.num_trained is None:
-            return f"{self.against} has no list of its training rows, so those among the items still count"
+            return f"{self.against} has no list of training rows, so items that it was trained on may still count"
         return (
             f"{self.num_trained} left out because one of the two models was trained on them" if self.num_trained else ""
         )
@@ -185,10 +185,12 @@ def failed_findings(findings: Sequence[Finding], config: GateConfig) -> list[Fin
     """Return the findings that prevent a promotion: failed guards, and targets that had to pass and did not."""
     failed: list[Finding] = []
     for opponent in dict.fromkeys(finding.against for finding in findings):
-        mine = [finding for finding in findings if finding.against == opponent]
-        targets = [finding for finding in mine if finding.role == "target"]
+        own = [finding for finding in findings if finding.against == opponent]
+        targets = [finding for finding in own if finding.role == "target"]
         one_is_enough = config.targets_needed == "any" and any(finding.passed for finding in targets)
-        failed += [each for each in mine if not each.passed and not (each.role == "target" and one_is_enough)]
+        failed += [
+            finding for finding in own if not finding.passed and not (finding.role == "target" and one_is_enough)
+        ]
     return failed
 
 
@@ -215,30 +217,31 @@ def _comparison(
     config: GateConfig,
     excluded: tuple[frozenset[str], frozenset[str] | None],
 ) -> _Comparison:
-    for who, table in zip(("the new model", against), tables, strict=True):
+    for name, table in zip(("the new model", against), tables, strict=True):
         if criterion.metric not in table:
             raise RecipeError(
-                f"registry.gate.{criterion.key}: the report of {who} has no {criterion.metric}; it has "
+                f"registry.gate.{criterion.key}: the report of {name} has no {criterion.metric}; it has "
                 f"{', '.join(sorted(table)) or 'nothing'}. Set one of those."
             )
-    mine, theirs = (table[criterion.metric] for table in tables)
-    if set(mine) != set(theirs) or len(mine) < MIN_HELD_OUT:
+    candidate, opponent = (table[criterion.metric] for table in tables)
+    if set(candidate) != set(opponent) or len(candidate) < MIN_HELD_OUT:
         raise TrackingError(
             f"The gate compares answers to the same items, at least {MIN_HELD_OUT}; in {criterion.metric} the "
-            f"candidate has {len(mine)}, {against} has {len(theirs)}, and {len(set(mine) & set(theirs))} are common. "
-            "Run the candidate's recipe again, with enough held-out rows: a run scores all models on the same items."
+            f"candidate has {len(candidate)}, {against} has {len(opponent)}, and {len(set(candidate) & set(opponent))} "
+            "are common. Run the candidate's recipe again, with enough held-out rows: a run scores all models on the "
+            "same items."
         )
-    contaminated, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(mine)
-    left_out = (contaminated & set(mine)) - trained if config.exclude_contaminated else frozenset[str]()
-    items = sorted(set(mine) - left_out - trained)
+    contaminated, trained = excluded[0], (excluded[1] or frozenset[str]()) & set(candidate)
+    left_out = (contaminated & set(candidate)) - trained if config.exclude_contaminated else frozenset[str]()
+    items = sorted(set(candidate) - left_out - trained)
     if len(items) < MIN_HELD_OUT:
         kind = TooFewItemsError if trained else TrackingError
-        raise kind(_too_few(criterion, len(mine), len(left_out), len(trained)))
-    pairs = [(float(mine[item]), float(theirs[item])) for item in items]
-    whole = _all_items(mine, theirs) if left_out else None
+        raise kind(_too_few(criterion, len(candidate), len(left_out), len(trained)))
+    pairs = [(float(candidate[item]), float(opponent[item])) for item in items]
+    all_items = _all_items(candidate, opponent) if left_out else None
     test, method = _test(criterion, pairs, config)
     return _Comparison(
-        criterion, pairs, test, method, len(left_out), whole, None if excluded[1] is None else len(trained)
+        criterion, pairs, test, method, len(left_out), all_items, None if excluded[1] is None else len(trained)
     )
 
 
@@ -247,18 +250,18 @@ def _too_few(criterion: _GateCriterion, num_items: int, num_contaminated: int, n
         *([f"{num_trained} were training rows of one of the two models"] if num_trained else []),
         *([f"{num_contaminated} were found in the training rows"] if num_contaminated else []),
     ]
-    advice = "Take them out of the training data, give more items, or set registry.gate.exclude_contaminated: false."
+    advice = "Remove them from the training data, add items, or set registry.gate.exclude_contaminated: false."
     if num_trained:
         advice = "Hold out the rows that the other model held out (merge: validation_fraction, split_seed, split_by)."
     return (
-        f"Of the {num_items} items of {criterion.metric} {' and '.join(reasons)}, and at "
-        f"least {MIN_HELD_OUT} clean ones are required. {advice}"
+        f"Of the {num_items} items of {criterion.metric}, {' and '.join(reasons)}; at least {MIN_HELD_OUT} clean "
+        f"items are required. {advice}"
     )
 
 
-def _all_items(mine: Mapping[str, float], theirs: Mapping[str, float]) -> AllItems:
-    candidate, opponent = (float(np.mean(list(scores.values()))) for scores in (mine, theirs))
-    return AllItems(opponent=opponent, candidate=candidate, gain=candidate - opponent, num_items=len(mine))
+def _all_items(candidate_scores: Mapping[str, float], opponent_scores: Mapping[str, float]) -> AllItems:
+    candidate, opponent = (float(np.mean(list(scores.values()))) for scores in (candidate_scores, opponent_scores))
+    return AllItems(opponent=opponent, candidate=candidate, gain=candidate - opponent, num_items=len(candidate_scores))
 
 
 def _test(criterion: _GateCriterion, pairs: list[tuple[float, float]], config: GateConfig) -> tuple[PairedTest, str]:
@@ -275,23 +278,23 @@ def _test(criterion: _GateCriterion, pairs: list[tuple[float, float]], config: G
         return statistics.PairedBootstrapTest(differences, config.num_resamples), "bootstrap"
     if is_binary and criterion.needed == 0:
         won, lost = (sum(pair == outcome for pair in pairs) for outcome in ((1.0, 0.0), (0.0, 1.0)))
-        return statistics.McNemarTest(won, lost, len(pairs)), "exact test of McNemar"
+        return statistics.McNemarTest(won, lost, len(pairs)), "exact McNemar test"
     low, high, observed = _range(criterion, scores)
-    words = f"{low:.4g} to {high:.4g}{', as observed' if observed else ''}"
-    return BoundedMeanTest(differences, low - high), f"test of a bounded mean, scores {words}"
+    description = f"{low:.4g} to {high:.4g}{', as observed' if observed else ''}"
+    return BoundedMeanTest(differences, low - high), f"test of a bounded mean, scores {description}"
 
 
 def _range(criterion: _GateCriterion, scores: list[float]) -> tuple[float, float, bool]:
     """Return the smallest and largest possible score of an item, and whether they are only the observed ones."""
     low, high = min(scores), max(scores)
     if criterion.score_range:
-        least, most = criterion.score_range
-        if low < least or high > most:
+        minimum, maximum = criterion.score_range
+        if low < minimum or high > maximum:
             raise RecipeError(
                 f"registry.gate.{criterion.key.removesuffix('metric')}score_range: {criterion.metric} has scores from "
-                f"{low:.6g} to {high:.6g}, and the range is {[least, most]}. Widen it."
+                f"{low:.6g} to {high:.6g}, and the range is {[minimum, maximum]}. Widen it."
             )
-        return least, most, False
+        return minimum, maximum, False
     is_known = criterion.metric in UNIT_INTERVAL_METRICS or criterion.metric.removesuffix("_clean").endswith(
         "_accuracy"
     )

@@ -22,9 +22,9 @@ def comparison_page(comparison: Comparison) -> str:
     tables = [
         ("Parameters that differ", comparison.params),
         ("Scores", comparison.metrics),
-        ("Gain over the first", comparison.gains),
-        ("Items won, lost, equal against the first", comparison.wins),
-        (f"Other figures that differ ({comparison.num_equal} are equal)", comparison.figures),
+        ("Gain over the first run", comparison.gains),
+        ("Items won, lost, equal compared with the first run", comparison.wins),
+        (f"Other values that differ ({comparison.num_equal} are equal)", comparison.figures),
         ("Training loss, mean over each fifth of the steps", comparison.losses()),
     ]
     return render.page(

@@ -38,21 +38,21 @@ class CardInputs:
     """Content hash of the model."""
 
 
-def render(known: CardInputs) -> str:
+def render(inputs: CardInputs) -> str:
     """Return the card as Markdown."""
-    decision, base = known.decision, known.base_model.items[0]
+    decision, base = inputs.decision, inputs.base_model.items[0]
     parts = [
-        _front(known),
+        _front(inputs),
         f"# {decision.model_name} version {decision.version}",
-        f"{_what(known)} When it was registered: {decision.sentence}",
+        f"{_description(inputs)} When it was registered: {decision.sentence}",
         f"## Base model\n\n{base.name} ({base.source}), licence {base.licence}, sha256 {base.content_hash()[:16]}.",
-        f"## Data\n\n{_data(known)}",
-        f"## Method\n\n{_method(known.recipe)}",
-        f"## Scores\n\n{_scores(known)}",
-        f"## Licence\n\n{_licence(known)}",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(known)),
-        f"## Identity\n\nContent hash {known.content_hash}. Weights, tokenizer, chat template and generation config "
-        "lie in one folder, which the registry points at.",
+        f"## Data\n\n{_data(inputs)}",
+        f"## Method\n\n{_method(inputs.recipe)}",
+        f"## Scores\n\n{_scores(inputs)}",
+        f"## Licence\n\n{_licence(inputs)}",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(inputs)),
+        f"## Identity\n\nContent hash {inputs.content_hash}. Weights, tokenizer, chat template and generation config "
+        "are in one folder, which the registry refers to.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -66,21 +66,21 @@ def shorten(card: str) -> str:
     return text if text == card.split("---\n", 2)[-1].strip() else text + more
 
 
-def _front(known: CardInputs) -> str:
-    base = known.base_model.items[0]
+def _front(inputs: CardInputs) -> str:
+    base = inputs.base_model.items[0]
     keys = {
         "base_model": _repository(base),
         "license": _identifier(base.licence),
-        "datasets": [name for name in map(_repository, known.sources.items) if name],
-        "tags": ["tuneline", known.recipe.stage, known.recipe.method.type],
+        "datasets": [name for name in map(_repository, inputs.sources.items) if name],
+        "tags": ["tuneline", inputs.recipe.stage, inputs.recipe.method.type],
     }
     return "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items() if value) + "\n---"
 
 
 def _repository(item: Located) -> str | None:
-    """Return the repository that something came from; the hub refuses a card that names anything else there."""
-    found = re.match(r"hub (?P<name>[^\s@]+)@", item.source)
-    return found["name"] if found else None
+    """Return the Hub repository of an item; the Hub rejects a card with any other value."""
+    match = re.match(r"hub (?P<name>[^\s@]+)@", item.source)
+    return match["name"] if match else None
 
 
 def _identifier(licence: str) -> str:
@@ -88,20 +88,20 @@ def _identifier(licence: str) -> str:
     return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
-def _what(known: CardInputs) -> str:
-    recipe = known.recipe
-    return f"{known.base_model.items[0].name}, fine-tuned: stage {recipe.stage}, method {recipe.method.type}."
+def _description(inputs: CardInputs) -> str:
+    recipe = inputs.recipe
+    return f"{inputs.base_model.items[0].name}, fine-tuned: stage {recipe.stage}, method {recipe.method.type}."
 
 
-def _data(known: CardInputs) -> str:
-    rows = known.counts["by_source"]
-    lines = ["| data set | from | licence | trained on | held out | sha256 |", "|---|---|---|---:|---:|---|"]
-    for item in known.sources.items:
+def _data(inputs: CardInputs) -> str:
+    rows = inputs.counts["by_source"]
+    lines = ["| dataset | source | licence | training rows | held-out rows | sha256 |", "|---|---|---|---:|---:|---|"]
+    for item in inputs.sources.items:
         count = rows.get(item.name, {})
         cells = (item.name, item.source, item.licence, count.get("train", "?"), count.get("validation", "?"))
         lines.append(f"| {' | '.join(map(str, cells))} | {item.content_hash()[:16]} |")
-    dropped = sum(sum(source["dropped"].values()) for source in known.counts["sources"])
-    copies = known.counts["exact_copies_dropped"]
+    dropped = sum(sum(source["dropped"].values()) for source in inputs.counts["sources"])
+    copies = inputs.counts["exact_copies_dropped"]
     return "\n".join(lines) + f"\n\n{copies} exact copies and {dropped} unusable rows were dropped."
 
 
@@ -110,32 +110,32 @@ def _method(recipe: Recipe) -> str:
     return f"Method: `{json.dumps(method)}`. Training: `{json.dumps(train)}`; other values are defaults."
 
 
-def _scores(known: CardInputs) -> str:
+def _scores(inputs: CardInputs) -> str:
     lines = ["| metric | items | base model | this model | gain, 95 % interval |", "|---|---:|---:|---:|---|"]
-    for name, parts in known.metrics.items():
+    for name, parts in inputs.metrics.items():
         gain = parts["gain"]
         means = f"{parts['base'].mean:.4f} | {parts['model'].mean:.4f}"
         lines.append(f"| {name} | {gain.num_items} | {means} | {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |")
     return "\n".join(lines)
 
 
-def _licence(known: CardInputs) -> str:
-    data = {item.licence for item in known.sources.items}
-    unknown = ["base model"] if known.base_model.items[0].licence == "unknown" else []
-    unknown += [item.name for item in known.sources.items if item.licence == "unknown"]
-    summary = f"Base model: {known.base_model.items[0].licence}. Data: {', '.join(sorted(data))}."
+def _licence(inputs: CardInputs) -> str:
+    data = {item.licence for item in inputs.sources.items}
+    unknown = ["base model"] if inputs.base_model.items[0].licence == "unknown" else []
+    unknown += [item.name for item in inputs.sources.items if item.licence == "unknown"]
+    summary = f"Base model: {inputs.base_model.items[0].licence}. Data: {', '.join(sorted(data))}."
     return f"{summary} Not recorded: {', '.join(unknown)}; check them before redistribution." if unknown else summary
 
 
-def _limits(known: CardInputs) -> list[str]:
+def _limits(inputs: CardInputs) -> list[str]:
     limits = ["Measured only on the held-out rows and exams above; nothing was measured on safety or bias."]
-    for finding in known.decision.findings:
+    for finding in inputs.decision.findings:
         if finding.role == "target":
             detect = finding.show(finding.detectable)
             limits.append(f"{finding.metric}, {finding.num_items} items: gains below {detect} are not detectable.")
-    for name, items in known.evidence.contaminated.items():
+    for name, items in inputs.evidence.contaminated.items():
         limits.append(f"{len(items)} items of {name} were found in the training rows.")
-    limits += [f"{check.name}: {check.sentence}." for check in known.decision.checks if not check.passed]
+    limits += [f"{check.name}: {check.sentence}." for check in inputs.decision.checks if not check.passed]
     return list(dict.fromkeys(limits))
 
 
@@ -151,11 +151,11 @@ def render_export(card: str, name: str, source: str, licence: str, facts: Mappin
     """
     keys = {"license": _identifier(licence), "tags": ["tuneline"]}
     front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
-    known = card.rstrip("\n") or (
-        f"{front}\n\n# {name}\n\nFrom {source}. Licence: {licence}. Nothing else was recorded: training "
+    text = card.rstrip("\n") or (
+        f"{front}\n\n# {name}\n\nSource: {source}. Licence: {licence}. Nothing else was recorded: training "
         "method, data and scores are unknown."
     )
-    return f"{known}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
+    return f"{text}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
 
 
 def _exported(facts: Mapping[str, Any]) -> list[str]:

@@ -68,8 +68,7 @@ class Version:
         if not any(folder.glob("*.safetensors")):
             raise TrackingError(
                 f"The files of {self.name} version {self.version} ({', '.join(self.aliases) or 'no alias'}) are "
-                "missing in "
-                f"{folder}. Restore them, or remove the alias: `tuneline rollback {self.name}`."
+                f"missing in {folder}. Restore them, or remove the alias: `tuneline rollback {self.name}`."
             )
         return folder
 
@@ -125,10 +124,10 @@ def check_servable(folder: Path) -> None:
     Raises:
         TrackingError: Weights, config or tokenizer are missing.
     """
-    for what, patterns in SERVING_FILES.items():
+    for part, patterns in SERVING_FILES.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             raise TrackingError(
-                f"{folder} has no {what} ({' or '.join(patterns)}), so the model cannot be served and is not "
+                f"{folder} has no {part} ({' or '.join(patterns)}), so the model cannot be served and is not "
                 "registered. Run its recipe again."
             )
 
@@ -223,12 +222,12 @@ def _with_aliases(matches: Sequence[ModelVersion]) -> list[Version]:
 
 def _version(version: ModelVersion, aliases: Mapping[str, Any] | None = None) -> Version:
     number = str(version.version)
-    mine = version.aliases if aliases is None else [alias for alias, at in aliases.items() if str(at) == number]
+    names = version.aliases if aliases is None else [alias for alias, at in aliases.items() if str(at) == number]
     tags = dict(version.tags)
     return Version(
         version.name,
         number,
-        tuple(sorted(mine)),
+        tuple(sorted(names)),
         tags.get(CONTENT_HASH_TAG, ""),
         version.source or "",
         version.run_id or "",

@@ -51,7 +51,7 @@ def load_card(version: Version) -> str:
     """Return the model card of a version.
 
     Raises:
-        TrackingError: The run that produced it has none.
+        TrackingError: The run that produced it has no such file.
     """
     return _text(version, CARD, "Run its recipe again.")
 
@@ -84,9 +84,9 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
     checks = list[Check]()
     if champion and champion.version != candidate.version:
         _check_same_setting(candidate, facts, champion)
-        theirs = compare.load_scores(compare.get_run(champion.run_id))
-        more, checks = compare_with_champion((scores, theirs), champion, facts, load_training_rows(candidate), config)
-        findings += more
+        both = scores, compare.load_scores(compare.get_run(champion.run_id))
+        new_findings, checks = compare_with_champion(both, champion, facts, load_training_rows(candidate), config)
+        findings += new_findings
     checks = [*evidence.check_preconditions(facts, config.preconditions), *checks]
     decision = promotion.decide(
         candidate, new=False, champion=champion, findings=findings, checks=checks, config=config
@@ -100,15 +100,15 @@ def promote(name: str, version: str, config: GateConfig | None = None) -> Decisi
 def _check_same_setting(candidate: Version, facts: Evidence, champion: Version) -> None:
     """Check that the scores of two runs have the same dtype, device and libraries."""
     try:
-        mine, theirs = facts.scored_with, load_evidence(champion).scored_with
+        settings, champion_settings = facts.scored_with, load_evidence(champion).scored_with
     except TrackingError:
         return
-    if mine and theirs and mine != theirs:
-        key = next(key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key))
+    if settings and champion_settings and settings != champion_settings:
+        key = next(key for key in {**settings, **champion_settings} if settings.get(key) != champion_settings.get(key))
         raise TrackingError(
-            f"Version {candidate.version} was scored with {key} {mine.get(key)}, and champion version "
-            f"{champion.version} with {theirs.get(key)}, so their stored scores cannot be compared. Run the recipe of "
-            f"version {candidate.version} again: it scores both models."
+            f"Version {candidate.version} was scored with {key} {settings.get(key)}, and champion version "
+            f"{champion.version} with {champion_settings.get(key)}, so their stored scores cannot be compared. "
+            f"Run the recipe of version {candidate.version} again: it scores both models."
         )
 
 
@@ -155,7 +155,7 @@ def load_evidence(version: Version) -> Evidence:
     """Load the evidence of the run that produced a version.
 
     Raises:
-        TrackingError: The run has none.
+        TrackingError: The run has no such file.
     """
     advice = "Run its recipe again, or promote it with --force --reason."
     return Evidence.model_validate_json(_text(version, EVIDENCE, advice))

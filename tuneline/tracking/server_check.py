@@ -67,15 +67,15 @@ def _check_http(uri: str) -> None:
     import requests
 
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS)
+        response = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         raise TrackingError(
             f"MLflow does not respond at {uri} ({type(error).__name__}). Start the server, or select a stack with "
             "another tracker (`tuneline init --stack NAME`)."
         ) from error
-    if answer.status_code >= 500:
+    if response.status_code >= 500:
         raise TrackingError(
-            f"MLflow at {uri} responds with status {answer.status_code}. Fix the server, then run again."
+            f"MLflow at {uri} responds with status {response.status_code}. Fix the server, then run again."
         )
 
 

@@ -1,6 +1,6 @@
 """Reads versions and model cards from MLflow's SQLite database by SQL, for commands that only list.
 
-Importing MLflow takes seconds of CPU time. `tuneline.tracking.registry` answers for every other store, and for writes.
+Importing MLflow takes seconds of CPU time. For other stores and for writes, use `tuneline.tracking.registry`.
 """
 
 import os
@@ -16,8 +16,8 @@ SCHEMA = "dc11669786a5"
 
 WORKSPACE = "default"
 WORKSPACE_VARIABLES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")
-LONGEST_NUMBER = 18
-"""Digits that an integer of the database holds."""
+MAX_VERSION_DIGITS = 18
+"""Maximum number of digits of a version number, which must fit into a database integer."""
 
 COLUMNS = "name, version, source, run_id"
 VERSIONS = f"select {COLUMNS} from model_versions where workspace = ? and current_stage != 'Deleted_Internal'"
@@ -43,23 +43,23 @@ class SqliteRegistry:
     database: sqlite3.Connection
 
     def is_supported(self) -> bool:
-        """Tell whether all models are in MLflow's default workspace."""
-        others = self.database.execute("select 1 from registered_models where workspace != ? limit 1", (WORKSPACE,))
-        return others.fetchone() is None and not any(map(os.environ.get, WORKSPACE_VARIABLES))
+        """Return whether all models are in MLflow's default workspace."""
+        foreign = self.database.execute("select 1 from registered_models where workspace != ? limit 1", (WORKSPACE,))
+        return foreign.fetchone() is None and not any(map(os.environ.get, WORKSPACE_VARIABLES))
 
     def has_model(self, name: str) -> bool:
-        """Tell whether a model of that name is registered."""
+        """Return whether a model of that name is registered."""
         query = "select 1 from registered_models where workspace = ? and name = ?"
         return self.database.execute(query, (WORKSPACE, name)).fetchone() is not None
 
     def versions(self, name: str | None = None, most: int | None = None) -> list[VersionRow]:
-        """List versions, newest first; of one model, or of all."""
+        """List versions of one model or of all models, newest first."""
         condition, values = (" and name = ?", [name]) if name else ("", [])
         query = f"{VERSIONS}{condition} order by version desc, name asc limit ?"
         return self._rows(self.database.execute(query, (WORKSPACE, *values, most if most is not None else -1)))
 
     def recent(self, name: str | None, most: int) -> list[VersionRow]:
-        """List the newest versions, then older ones that have an alias; of one model, or of all."""
+        """List the newest versions, then older versions with an alias, of one model or of all models."""
         newest = self.versions(name, most)
         listed = {(row.name, row.version) for row in newest}
         with_alias = {(model, version) for model, version, _ in self._aliases() if name in (None, model)}
@@ -67,9 +67,9 @@ class SqliteRegistry:
         return newest + [row for row in older if row]
 
     def find(self, name: str, version_or_alias: str) -> VersionRow | None:
-        """Return a version by number or alias; None where there is none."""
+        """Return a version by number or alias, or None."""
         number = version_or_alias
-        if not (number.isdecimal() and len(number) <= LONGEST_NUMBER):
+        if not (number.isdecimal() and len(number) <= MAX_VERSION_DIGITS):
             query = "select version from registered_model_aliases where workspace = ? and name = ? and alias = ?"
             row = self.database.execute(query, (WORKSPACE, name, version_or_alias)).fetchone()
             if row is None:
@@ -79,7 +79,7 @@ class SqliteRegistry:
         return next(iter(self._rows(rows)), None)
 
     def artifact(self, run_id: str, name: str) -> Path | None:
-        """Return a file that a run logged; None where it is not on this machine."""
+        """Return a file that a run logged; None if it is not on this machine."""
         row = self.database.execute("select artifact_uri from runs where run_uuid = ?", (run_id,)).fetchone()
         parts = urlsplit(row[0] if row else "none:")
         if parts.scheme not in ("", "file") or parts.netloc:

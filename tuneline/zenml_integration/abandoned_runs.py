@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS = "zenml_snapshots"
-"""Key of a process's notes for the snapshots of its open runs, each after the address of its store."""
+"""Key of a process's notes for the snapshots of its open runs, each after the URL of its store."""
 
 RUNNING = "attributes.status = 'RUNNING'"
 
@@ -34,7 +34,7 @@ def close() -> list[str]:
     try:
         with state.lock("abandoned", timeout_seconds=0):
             lines = [line for process in owner.dead_owners() for line in _close(process)]
-    except Timeout:  # another process is doing it
+    except Timeout:  # another process closes them
         return []
     if freed := owner.clear_scratch():
         lines.append(f"removed {freed / 1e6:.1f} MB of unfinished work that no process uses")
@@ -54,16 +54,16 @@ def record_run(stack: "Stack", snapshot_id: str) -> None:
 @contextmanager
 def mark_failed_on_error() -> Iterator[None]:
     """Own the runs that start in the block; if it fails, mark them as failed where ZenML shows them as running."""
-    mine = owner.current_owner()
-    known = list(mine.notes.get(SNAPSHOTS, []))
+    owned = owner.current_owner()
+    before = list(owned.notes.get(SNAPSHOTS, []))
     failed = True
     try:
         yield
         failed = False
     finally:
-        for snapshot in [item for item in mine.notes.get(SNAPSHOTS, []) if item not in known]:
+        for snapshot in [item for item in owned.notes.get(SNAPSHOTS, []) if item not in before]:
             if not failed or _mark_failed(snapshot):
-                mine.drop(SNAPSHOTS, snapshot)
+                owned.drop(SNAPSHOTS, snapshot)
 
 
 def _mark_failed(snapshot: str) -> bool:

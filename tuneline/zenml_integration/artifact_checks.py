@@ -59,14 +59,14 @@ def recompute_hint(uri: str) -> str:
     return checksums.recovery_advice(Client().get_run_step(producer).name if producer else "")
 
 
-def compare_hashes(place: str, found: str | None, expected: str | None) -> None:
+def compare_hashes(location: str, actual: str | None, expected: str | None) -> None:
     """Compare a content hash with the one that ZenML recorded.
 
     Raises:
         ArtifactError: They differ.
     """
-    if found is not None and expected is not None and found != expected:
-        raise ArtifactError(f"{place} has the content hash {found}, expected {expected} as ZenML recorded it.")
+    if actual is not None and expected is not None and actual != expected:
+        raise ArtifactError(f"{location} has the content hash {actual}, expected {expected} as ZenML recorded it.")
 
 
 def _check(artifact: ArtifactVersionResponse, store: BaseArtifactStore) -> None:

@@ -48,9 +48,9 @@ def _find(config: LocateConfig) -> ModelParts:
             return _registered(registry.find_version(name, version))
         case RunModel(name=name):
             return _of_run(name)
-        case place_of_base:
-            holding = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
-            tokenizer, base_model, description = source.resolve_model(place_of_base, holding)
+        case location:
+            options = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
+            tokenizer, base_model, description = source.resolve_model(location, options)
             item = base_model.items[0]
             return tokenizer, base_model, Origin(name=item.name, source=description, licence=item.licence)
 
@@ -81,8 +81,8 @@ def _of_run(name: str) -> ModelParts:
             "merge_adapter."
         ) from error
     content_hash = str(model.run_metadata.get("sha256", ""))
-    if content_hash and (known := registry.find_by_content(content_hash)):
-        return _registered(known[0])
+    if content_hash and (versions := registry.find_by_content(content_hash)):
+        return _registered(versions[0])
     description = f"run {run.name}"
     parts = source.folder_manifests(model.load().path, description)
     return *parts, Origin(name=run.name, content_hash=content_hash, source=description, system=_system_of_run(run.name))
@@ -118,9 +118,9 @@ def _refuse_parts(folder: Path) -> None:
         RecipeError: It is a reward model, or an adapter without a merged form.
     """
     if (folder / value_head.HEAD_FILE).is_file():
-        raise RecipeError(f"model: {folder} is a reward model, which cannot generate. Name a chat model.")
+        raise RecipeError(f"model: {folder} is a reward model, which cannot generate text. Set a chat model.")
     if adapter_bundle.is_adapter_bundle(folder):
         raise RecipeError(
-            f"model: {folder} holds an adapter next to its base model, because its method has no merged form. Export a "
-            "model of another method, or serve this folder with MLflow."
+            f"model: {folder} contains an adapter next to its base model, because its method has no merged form. "
+            "Export a model of another method, or serve this folder with MLflow."
         )

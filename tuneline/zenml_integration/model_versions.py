@@ -38,16 +38,16 @@ def mirror(name: str, decision: Decision | None = None) -> None:
     if not (model := _model(client, name, create=bool(versions))):
         return
     existing = [*_listed(client, model, tags=ALIASES), *_listed(client, model, name=versions)]
-    known = {str(version.name): version for version in existing}
+    mirrors = {str(version.name): version for version in existing}
     for label, version in reversed(versions.items()):
-        if label not in known:
-            known[label] = _create(client, model, version)
-    for label, mirrored in known.items():
+        if label not in mirrors:
+            mirrors[label] = _create(client, model, version)
+    for label, mirrored in mirrors.items():
         tags = {tag.name for tag in mirrored.tags if tag.name in ALIASES}
         aliases = set(versions[label].aliases) if label in versions else set()
-        gone, fresh = sorted(tags - aliases), sorted(aliases - tags)
-        if gone or fresh:
-            client.update_model_version(model, mirrored.id, add_tags=fresh, remove_tags=gone)
+        removed, added = sorted(tags - aliases), sorted(aliases - tags)
+        if removed or added:
+            client.update_model_version(model, mirrored.id, add_tags=added, remove_tags=removed)
         if decision and label == f"v{decision.version}":
             log_metadata(metadata=_decision_metadata(decision), model_version_id=mirrored.id)
 
@@ -58,7 +58,9 @@ def version_name(version: Version) -> str:
 
 
 def _decision_metadata(decision: Decision) -> dict[str, MetadataType]:
-    gains: dict[str, MetadataType] = {f"{each.metric} over {each.against}": each.gain for each in decision.findings}
+    gains: dict[str, MetadataType] = {
+        f"{finding.metric} over {finding.against}": finding.gain for finding in decision.findings
+    }
     return {"decision": decision.sentence, "promoted": decision.promoted, **gains}
 
 

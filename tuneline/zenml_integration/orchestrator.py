@@ -57,16 +57,16 @@ def _check_cron_only(schedule: ScheduleResponse) -> None:
     """Check a schedule as `with_options` checks one from a file.
 
     Raises:
-        ScheduleRefused: The schedule has no valid cron expression, or other keys.
+        UnsupportedScheduleError: The schedule has no valid cron expression, or other keys.
     """
     cron = schedule.cron_expression
     unsupported = ("start_time", "end_time", "interval_second", "run_once_start_time", "catchup")
-    wrong = [key for key in unsupported if getattr(schedule, key)]
-    wrong += ["cron_expression"] if not cron or cron_error(cron) else []
-    if wrong:
+    rejected = [key for key in unsupported if getattr(schedule, key)]
+    rejected += ["cron_expression"] if not cron or cron_error(cron) else []
+    if rejected:
         raise UnsupportedScheduleError(
-            f"schedule.{wrong[0]}: {getattr(schedule, wrong[0])!r} is not supported by the scheduler of this machine, "
-            "which takes a cron_expression with five fields only. Write the times as one."
+            f"schedule.{rejected[0]}: {getattr(schedule, rejected[0])!r} is not supported by the scheduler of this "
+            "machine, which takes a cron_expression with five fields only. Write the times as one."
         )
 
 

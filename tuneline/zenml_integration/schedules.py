@@ -52,8 +52,8 @@ def list_schedules() -> list[Schedule]:
     from zenml.utils.pagination_utils import depaginate
 
     open_store()
-    ours = _client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
-    schedules = depaginate(_client().list_schedules, size=PAGE_SIZE, hydrate=True, orchestrator_id=ours.id)
+    orchestrator = _client().active_stack_model.components[StackComponentType.ORCHESTRATOR][0]
+    schedules = depaginate(_client().list_schedules, size=PAGE_SIZE, hydrate=True, orchestrator_id=orchestrator.id)
     return [
         Schedule(
             id=str(schedule.id),
@@ -73,10 +73,10 @@ def find(name: str) -> Schedule:
     Raises:
         NotFoundError: No schedule has that name.
     """
-    known = {schedule.name: schedule for schedule in list_schedules()}
-    if name not in known:
-        raise NotFoundError.among("schedule", name, known)
-    return known[name]
+    schedules = {schedule.name: schedule for schedule in list_schedules()}
+    if name not in schedules:
+        raise NotFoundError.among("schedule", name, schedules)
+    return schedules[name]
 
 
 def set_active(name: str, *, active: bool) -> None:

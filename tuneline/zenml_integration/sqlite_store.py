@@ -1,8 +1,8 @@
 """Reads runs, schedules and the active stack from ZenML's SQLite store by SQL.
 
-Importing ZenML's client and opening its store takes seconds of CPU time, which a command that only lists something
-does not need. What ZenML's client would decide by environment variables, a server or a migration is not repeated here:
-`open_store` raises `UnsupportedStoreError`, and the caller uses the client (`tuneline.runner.listings`).
+Importing ZenML's client and opening its store takes seconds of CPU time, which commands that only list something do not
+need. Environment variables, servers and migrations that ZenML's client handles are not supported here: `open_store`
+raises `UnsupportedStoreError`, and the caller uses the client (`tuneline.runner.listings`).
 """
 
 import base64
@@ -24,17 +24,17 @@ SCHEMA = "0.98.0"
 """Revision of the tables that this module reads."""
 
 OVERRIDES = ("ZENML_ACTIVE_", "ZENML_STORE_", "ZENML_SERVER", "ZENML_DEFAULT_", "MLFLOW_REGISTRY_URI")
-"""Beginnings of environment variables that choose another store, stack, project or registry."""
+"""Prefixes of environment variables that select another store, stack, project or registry."""
 
 SQLITE = "sqlite:///"
 MLFLOW_DATABASE = "mlflow.db"
-"""Where ZenML's MLflow tracker without a URI keeps its database: in a local artifact store."""
+"""Database of ZenML's MLflow tracker without a URI, in the local artifact store."""
 
 BUSY_SECONDS = 10.0
 
 
 class UnsupportedStoreError(Exception):
-    """The store is not a SQLite file of the known schema, or lacks what was looked up."""
+    """The store is not a SQLite file of the known schema, or lacks the requested entry."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SqliteStore:
     project_id: str
     stack_id: str
     repository: Path | None
-    """Folder whose stack is active; None where it is the user's default stack."""
+    """Folder whose stack is active; None for the user's default stack."""
 
     def component(self, kind: str) -> Component:
         """Return a component of the active stack, such as `artifact_store`."""
@@ -154,10 +154,10 @@ def open_store() -> Iterator[SqliteStore]:
 
 @contextmanager
 def open_database(path: Path, revision: str) -> Iterator[sqlite3.Connection]:
-    """Open a SQLite file read-only whose tables Alembic made.
+    """Open a SQLite file with Alembic tables, read-only.
 
     Raises:
-        UnsupportedStoreError: Its tables are those of another revision.
+        UnsupportedStoreError: The tables have another revision.
         sqlite3.Error: It cannot be read.
     """
     address = f"{path.absolute().as_uri()}?mode=ro"
@@ -183,5 +183,5 @@ def _repository() -> Path | None:
 def _yaml(path: Path) -> dict[str, Any]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise UnsupportedStoreError(f"{path} holds no mapping")
+        raise UnsupportedStoreError(f"{path} is not a mapping")
     return content

@@ -46,9 +46,9 @@ def init(existing: str | None = None) -> str:
         client.activate_root(folder)
         _update_flavor(client)
         name = existing or _ensure(client)
-        known = [stack.name for stack in depaginate(client.list_stacks, size=PAGE_SIZE)]
-        if name not in known:
-            raise NotFoundError.among("stack", name, known)
+        names = [stack.name for stack in depaginate(client.list_stacks, size=PAGE_SIZE)]
+        if name not in names:
+            raise NotFoundError.among("stack", name, names)
         if client.active_stack_model.name != name:
             client.activate_stack(name)
         return name

@@ -96,9 +96,9 @@ class StrictPipeline(Pipeline):
                 "schedule delete NAME`), or replace one of this stack with `tuneline schedule FILE`."
             ) from error
         except TunelineError as error:
-            refusal = RunError(str(error))
-            refusal.exit_code = error.exit_code  # type: ignore[misc]
-            raise refusal from error
+            run_error = RunError(str(error))
+            run_error.exit_code = error.exit_code  # type: ignore[misc]
+            raise run_error from error
 
     def log_pipeline_snapshot_metadata(self, snapshot: Any, stack: Any) -> None:  # type: ignore[override]
         """Record the run that ZenML starts next as a run of this process."""

@@ -25,8 +25,7 @@ def connect() -> str:
     if not isinstance(tracker, MLFlowExperimentTracker):
         raise TrackingError(
             f"The active ZenML stack {stack.name!r} has no MLflow experiment tracker. Run `tuneline init` for an "
-            "embedded "
-            "one, or add a tracker of flavor mlflow to the stack."
+            "embedded stack, or add a tracker of flavor mlflow to the stack."
         )
     store = stack.artifact_store
     if store.config.is_local and not Path(store.path).is_dir():

@@ -1,4 +1,4 @@
-"""`plan` and `preview` end with one line, whatever a recipe or a template is made to do."""
+"""`plan` and `preview` report malicious recipes and templates in one line."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ COMMANDS = (["plan"], ["data", "preview"])
 
 @pytest.fixture
 def project(tmp_path, project_template):
-    """Write a recipe whose chat template is of one's own; returns its path."""
+    """Write a recipe with the given chat template; returns its path."""
 
     def write(template="{{ messages }}"):
         (tmp_path / "mine.jinja").write_text(template)
@@ -34,34 +34,34 @@ def project(tmp_path, project_template):
     return write
 
 
-def refused(*arguments) -> str:
+def refusal(*arguments) -> str:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert isinstance(result.exception, TunelineError), result.exception
     (line,) = str(result.exception).splitlines()
     return line
 
 
-def multiplied(path):
+def use_exponential_aliases(path):
     lines = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9)]
     path.write_text(path.read_text() + "x0: &x0 [a, a]\n" + "".join(lines))
 
 
-def in_itself(path):
+def use_recursive_alias(path):
     path.write_text(path.read_text() + "extra: &e {a: *e}\n")
 
 
-def a_pipe(path):
+def replace_with_pipe(path):
     path.unlink()
     os.mkfifo(path)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-@pytest.mark.parametrize("make", [multiplied, in_itself, a_pipe])
-def test_a_recipe_that_would_hang_is_refused(project, command, make):
+@pytest.mark.parametrize("make", [use_exponential_aliases, use_recursive_alias, replace_with_pipe])
+def test_a_recipe_that_cannot_be_read_safely_is_refused(project, command, make):
     path = project()
     make(path)
 
-    assert refused(*command, path).startswith(f"{path}:")
+    assert refusal(*command, path).startswith(f"{path}:")
 
 
 @pytest.mark.parametrize(
@@ -73,17 +73,17 @@ def test_a_recipe_that_would_hang_is_refused(project, command, make):
     ],
     ids=["loops", "output", "product"],
 )
-def test_a_template_without_end_is_refused_by_the_preview(project, monkeypatch, template):
+def test_an_endless_template_is_refused_by_the_preview(project, monkeypatch, template):
     monkeypatch.setenv("TUNELINE_MAX_TEMPLATE_STEPS", "10000")
 
-    assert "the chat template takes more than" in refused("data", "preview", project(template))
+    assert "the chat template takes more than" in refusal("data", "preview", project(template))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_the_command_itself_prints_one_line_and_ends_with_code_2(tmp_path, project, command):
+def test_the_command_prints_one_line_and_exits_with_code_2(tmp_path, project, command):
     path = project()
-    multiplied(path)
+    use_exponential_aliases(path)
 
     run = [sys.executable, "-m", "tuneline.cli.main", *command, str(path)]
     result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -92,8 +92,8 @@ def test_the_command_itself_prints_one_line_and_ends_with_code_2(tmp_path, proje
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_folder_is_named_as_one(command, tmp_path):
+def test_a_folder_in_place_of_a_file_is_refused(command, tmp_path):
     assert (
-        refused(*command, tmp_path)
+        refusal(*command, tmp_path)
         == f"{tmp_path}: is a folder, not a file. Pass the path of a run configuration, like configs/demo.yaml."
     )

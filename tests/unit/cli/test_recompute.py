@@ -1,4 +1,4 @@
-"""`tuneline run --recompute STEP` takes steps of the recipe only."""
+"""`tuneline run --recompute STEP` accepts only steps of the recipe."""
 
 from typer.testing import CliRunner
 
@@ -7,7 +7,7 @@ from tuneline.cli.app import app
 from tuneline.errors import NotFoundError
 
 
-def test_a_step_that_the_recipe_lacks_is_refused(tmp_path, monkeypatch):
+def test_an_unknown_step_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.build_project(tmp_path)
 

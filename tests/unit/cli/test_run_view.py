@@ -72,7 +72,7 @@ def test_each_step_is_one_line_with_its_state_and_duration(log):
     assert ("\x1b" in log.stdout.getvalue()) == log.stdout.isatty(), "colours on a terminal alone"
 
 
-def test_cached_steps_can_be_left_out(log):
+def test_cached_steps_can_be_hidden(log):
     view = run_view.RunView(log, STEPS, show_cached=False)
 
     show_steps(view, ("resolve", "completed", 1.0), ("train", "cached", 0.2), ("evaluate", "stopped", 2.0))
@@ -83,7 +83,7 @@ def test_cached_steps_can_be_left_out(log):
     ]
 
 
-def test_the_last_note_of_the_progress_stands_on_the_line_of_its_step(log):
+def test_the_line_of_a_step_ends_with_its_last_progress_note(log):
     view = run_view.RunView(log, STEPS)
 
     view.on_step(StepEvent("train", "started"))

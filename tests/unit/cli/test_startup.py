@@ -29,29 +29,29 @@ except SystemExit as end:
 """
 
 
-def run(words, folder):
-    """Run a command in a process of its own; return what it printed, and its last line: exit code and heavy imports."""
+def run(arguments, folder):
+    """Run a command in a separate process; return its output, and the last line: exit code and heavy imports."""
     script = SCRIPT.format(heavy=HEAVY)
     process = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     *lines, last = process.stdout.splitlines() or [process.stderr]
     return "\n".join(lines), last
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [["--help"], ["run", "--help"], ["serve", "--help"], ["plan", str(CONFIGS / "demo.yaml")], LISTINGS[-1]],
     ids=" ".join,
 )
-def test_help_and_recipes_import_no_heavy_library(words, tmp_path):
-    assert run(words, CONFIGS.parent)[1] == "0 []"
+def test_help_and_recipes_import_no_heavy_library(arguments, tmp_path):
+    assert run(arguments, CONFIGS.parent)[1] == "0 []"
 
 
 @pytest.mark.zenml
-@pytest.mark.parametrize("words", LISTINGS, ids=" ".join)
-def test_listings_import_no_heavy_library(finished_run, words):
-    assert run(words, finished_run)[1] == "0 []"
+@pytest.mark.parametrize("arguments", LISTINGS, ids=" ".join)
+def test_listings_import_no_heavy_library(finished_run, arguments):
+    assert run(arguments, finished_run)[1] == "0 []"
 
 
 @pytest.mark.zenml
@@ -59,15 +59,15 @@ def test_listings_agree_with_the_clients_of_zenml_and_mlflow(finished_run):
     from tuneline.runner import listings
 
     sqlite = (
-        [version_fields(each) for each in listings._sqlite_models(None, None).versions],
-        [version_fields(each) for each in listings._sqlite_models("tiny", 1).versions],
+        [version_fields(version) for version in listings._sqlite_models(None, None).versions],
+        [version_fields(version) for version in listings._sqlite_models("tiny", 1).versions],
         listings._sqlite_card("tiny", "challenger"),
         listings._sqlite_runs(20),
         listings._sqlite_schedules(),
     )
     clients = (
-        [version_fields(each) for each in listings._client_models(None, None).versions],
-        [version_fields(each) for each in listings._client_models("tiny", 1).versions],
+        [version_fields(version) for version in listings._client_models(None, None).versions],
+        [version_fields(version) for version in listings._client_models("tiny", 1).versions],
         listings._client_card("tiny", "challenger"),
         listings._client_runs(20),
         listings.schedules.list_schedules(),
@@ -100,12 +100,12 @@ def version_fields(version):
 def test_other_stores_are_read_by_the_clients(finished_run, monkeypatch, break_store):
     from tuneline.runner import listings
 
-    expected = [version_fields(each) for each in listings._sqlite_models("tiny", None).versions]
+    expected = [version_fields(version) for version in listings._sqlite_models("tiny", None).versions]
     break_store(monkeypatch, listings)
 
     with pytest.raises(listings.UnsupportedStoreError):
         listings._sqlite_models("tiny", None)
-    assert [version_fields(each) for each in listings.models("tiny", None).versions] == expected
+    assert [version_fields(version) for version in listings.models("tiny", None).versions] == expected
 
 
 @pytest.mark.zenml
@@ -129,13 +129,13 @@ def finished_run(project):
     scheduled = tiny.write_config(
         project / "listed.yaml", recipe, schedule={"cron_expression": "0 3 * * *", "name": "listed"}
     )
-    for words in (
+    for arguments in (
         ["run", "run.yaml"],
         ["run", str(tiny.write_config(project / "faster.yaml", recipe))],
         ["promote", "tiny", "1", "--force", "--reason", "an older champion"],
         ["schedule", str(scheduled)],
         ["schedule", str(scheduled)],  # replaces the first one, which ZenML keeps as archived
     ):
-        result = CliRunner().invoke(app, words)
+        result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (result.output, result.exception)
     return project

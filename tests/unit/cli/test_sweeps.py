@@ -1,4 +1,4 @@
-"""Options of `tuneline sweep` that do not go together are refused before anything is read."""
+"""Incompatible options of `tuneline sweep` are refused before the recipe is read."""
 
 import pytest
 from typer.testing import CliRunner
@@ -8,7 +8,7 @@ from tuneline.errors import RecipeError
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--search", "method.r={2,4}"], "--search needs --trials, the number of trials"),
         (
@@ -20,8 +20,8 @@ from tuneline.errors import RecipeError
         (["--seeds", "0"], "--seeds 0: a setting needs one run at least"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options, told):
+def test_incompatible_options_are_refused(options, message):
     outcome = CliRunner().invoke(app, ["sweep", "run.yaml", *options])
 
     assert isinstance(outcome.exception, RecipeError)
-    assert told in str(outcome.exception)
+    assert message in str(outcome.exception)

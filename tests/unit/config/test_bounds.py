@@ -45,8 +45,8 @@ def models() -> list[type[Config]]:
         importlib.import_module(module.name)
     result, waiting = [], [Config]
     while waiting:
-        waiting += (here := waiting.pop()).__subclasses__()
-        result.append(here)
+        waiting += (config_class := waiting.pop()).__subclasses__()
+        result.append(config_class)
     return [model for model in result if model is not Config and model.__module__.startswith("tuneline.config.")]
 
 
@@ -83,8 +83,8 @@ def test_every_number_of_a_config_has_bounds():
 def _check(model: type[Config]) -> None:
     result = numbers(model)
     assert model.model_config["allow_inf_nan"] is False
-    assert not [each for each in result if each["type"] == "float" and each.get("allow_inf_nan")]
-    unbounded = [each for each in result if each["type"] == "int" and not has_bounds(each)]
+    assert not [number for number in result if number["type"] == "float" and number.get("allow_inf_nan")]
+    unbounded = [number for number in result if number["type"] == "int" and not has_bounds(number)]
     assert not unbounded or name(model) in UNBOUNDED, name(model)
 
 
@@ -92,7 +92,7 @@ def test_only_models_without_bounds_are_exempt():
     unbounded = {
         name(model)
         for model in models()
-        if any(each["type"] == "int" and not has_bounds(each) for each in numbers(model))
+        if any(number["type"] == "int" and not has_bounds(number) for number in numbers(model))
     }
 
     assert set(UNBOUNDED) <= unbounded
@@ -103,8 +103,8 @@ def problem(tmp_path, recipe, **top) -> str:
     with pytest.raises(RecipeError) as caught:
         load.load(path)
     (line,) = str(caught.value).splitlines()
-    place, number, rest = line.split(":", 2)
-    assert place == str(path)
+    location, number, rest = line.split(":", 2)
+    assert location == str(path)
     assert number.isdigit()
     return rest.strip()
 
@@ -155,7 +155,7 @@ def test_a_repository_id_is_not_a_path(tmp_path, hub):
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../../b", "/etc"])
-def test_a_folder_of_a_repository_stays_inside_it(tmp_path, folder):
+def test_a_folder_of_a_repository_must_be_inside_it(tmp_path, folder):
     sources = [{"name": "first", "hub": "a/b", "folder": folder}]
 
     assert "is outside the repository" in problem(tmp_path, tiny.recipe(sources=sources))
@@ -169,7 +169,7 @@ def test_an_exam_has_a_name_that_is_a_valid_metric_name(tmp_path, value):
 
 
 @pytest.mark.parametrize("value", ["qwen2.5-sft", "a" * 200, "v1.0"])
-def test_a_model_name_may_hold_dots(tmp_path, value):
+def test_a_model_name_may_contain_dots(tmp_path, value):
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(registry={"model_name": value}))
 
     assert load.load(path).training.registry.model_name == value
@@ -214,7 +214,7 @@ def test_a_tag_fits_into_the_store(tmp_path):
     assert problem(tmp_path, tiny.recipe(), tags=["fine", LONG]).startswith("tags.1: ")
 
 
-def test_mlflow_and_zenml_take_the_longest_names():
+def test_mlflow_and_zenml_accept_the_longest_names():
     from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModel
     from mlflow.store.tracking.dbmodels.models import SqlRun
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_model_name

@@ -23,7 +23,7 @@ def test_a_complete_project_has_no_missing_items(missing):
     assert missing() == []
 
 
-def test_each_missing_item_has_its_own_line(missing):
+def test_each_missing_item_is_reported_on_a_separate_line(missing):
     source = {"name": "gone", "path": "data/gone.jsonl", "format": "alpaca"}
     exam = {"name": "exam", "path": "nowhere"}
     lines = missing(sources=[source], exams=[exam], model={"type": "directory", "path": "no-model"})
@@ -63,7 +63,7 @@ def test_a_missing_template_is_found_before_a_run(tmp_path):
     existence.check_template("llama3")
     with pytest.raises(NotFoundError, match="Unknown template 'lama3'. Did you mean 'llama3'"):
         existence.check_template("lama3")
-    with pytest.raises(SourceError, match="template: there is no file .*own.jinja"):
+    with pytest.raises(SourceError, match="template: file not found: .*own.jinja"):
         existence.check_template(str(tmp_path / "own.jinja"))
 
 

@@ -19,7 +19,7 @@ def problems(tmp_path, recipe, **top) -> list[str]:
     return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
 
 
-def changed(section, **values):
+def recipe_with(section, **values):
     return tiny.recipe(**{section: tiny.recipe()[section] | values})
 
 
@@ -32,7 +32,7 @@ def test_a_valid_file_gives_the_recipe_with_absolute_paths(tmp_path):
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
-    (line,) = problems(tmp_path, changed("train", learing_rate=1e-4))
+    (line,) = problems(tmp_path, recipe_with("train", learing_rate=1e-4))
 
     assert line.endswith("train.learing_rate: unknown key. Did you mean 'learning_rate'?")
     content = (tmp_path / "run.yaml").read_text().splitlines()
@@ -40,13 +40,13 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_one(tmp_path):
 
 
 def test_an_unknown_key_of_a_method_is_compared_with_that_methods_keys(tmp_path):
-    (line,) = problems(tmp_path, changed("method", lora_alfa=8))
+    (line,) = problems(tmp_path, recipe_with("method", lora_alfa=8))
 
     assert line.endswith("method.lora_alfa: unknown key. Did you mean 'lora_alpha'?")
 
 
 def test_a_wrong_type_shows_the_value(tmp_path):
-    (line,) = problems(tmp_path, changed("train", learning_rate="fast"))
+    (line,) = problems(tmp_path, recipe_with("train", learning_rate="fast"))
 
     assert "train.learning_rate: Input should be a valid number" in line
     assert line.endswith("got 'fast'.")
@@ -60,8 +60,8 @@ def test_an_unknown_method_and_format_are_reported_with_known_values(tmp_path):
     assert any("sources.0.format: unknown format 'alpacca'. Did you mean 'alpaca'?" in line for line in lines)
 
 
-def test_every_error_has_its_own_line(tmp_path):
-    recipe = changed("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
+def test_every_error_is_reported_on_a_separate_line(tmp_path):
+    recipe = recipe_with("train", learing_rate=1) | {"method": {"type": "lora", "r": 0}}
     lines = problems(tmp_path, recipe, paramters=1, steps={"trian": {}, "train": {"enable_cahce": True}})
 
     assert len(lines) == 4, "a wrong recipe hides unknown steps, nothing else"
@@ -154,7 +154,7 @@ def test_seconds_years_and_random_times_are_refused(tmp_path, cron):
         ({"interval_second": 60}, "schedule: has no time"),
     ],
 )
-def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, message):
+def test_all_keys_of_a_schedule_are_checked(tmp_path, schedule, message):
     (line,) = problems(tmp_path, tiny.recipe(), schedule=schedule)
 
     assert message in line
@@ -170,7 +170,7 @@ def test_a_schedule_is_checked_as_a_whole(tmp_path, schedule, message):
         ("catchup", True),
     ],
 )
-def test_keys_that_the_local_scheduler_does_not_support_is_refused_with_its_line(tmp_path, key, value):
+def test_keys_that_the_local_scheduler_does_not_support_are_refused_with_their_line(tmp_path, key, value):
     schedule = {"name": "nightly", "cron_expression": "0 3 * * *"}
     path = tiny.write_config(tmp_path / "run.yaml", tiny.recipe(), schedule={**schedule, key: value})
     checked = load.load(path)
@@ -182,7 +182,7 @@ def test_keys_that_the_local_scheduler_does_not_support_is_refused_with_its_line
     load.check_local_schedule(load.load(path))
 
 
-def test_two_datasets_of_one_name_are_refused_and_the_same_one_twice_counts_twice(tmp_path):
+def test_different_datasets_of_one_name_are_refused_and_equal_ones_count_twice(tmp_path):
     source = tiny.recipe()["sources"][0]
     (line,) = problems(tmp_path, tiny.recipe(sources=[source, {**source, "max_rows": 3}]))
     twice = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=[source, source])))
@@ -200,9 +200,9 @@ def test_a_pattern_and_a_template_file_are_relative_to_the_recipe(tmp_path):
     def loaded(template):
         return load.load(tiny.write_config(folder / "run.yaml", tiny.recipe(sources=sources, template=template)))
 
-    many, kept = loaded("chat.jinja").recipe.sources
+    many, single = loaded("chat.jinja").recipe.sources
     assert str(many.path) == f"{tmp_path}/run[[]1]/data/*.jsonl", "the folder's own brackets are no pattern"
-    assert kept.path == folder / "kept[2].jsonl", "a file that is there is no pattern"
+    assert single.path == folder / "kept[2].jsonl", "an existing file name is not a pattern"
     assert loaded("chat.jinja").recipe.template == str(folder / "chat.jinja")
     assert loaded("chatml").recipe.template == "chatml"
 
@@ -232,11 +232,11 @@ def test_a_weight_needs_an_interleaving_strategy(tmp_path):
     assert "second has a weight, but merge.strategy is 'concatenate'" in line
     assert line.endswith("Set merge.strategy to interleave_under or interleave_over, or remove weight.")
     merge = {"validation_fraction": 0.3, "strategy": "interleave_over"}
-    drawn = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
-    assert [share.weight for share in drawn.recipe.for_merge().shares] == [None, 2]
+    interleaved = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(sources=weighted, merge=merge)))
+    assert [share.weight for share in interleaved.recipe.for_merge().shares] == [None, 2]
 
 
-def test_an_exam_may_not_take_the_name_of_the_held_out_rows(tmp_path):
+def test_an_exam_cannot_have_the_name_of_the_held_out_rows(tmp_path):
     (line,) = problems(tmp_path, tiny.recipe(exams=[{"name": "held_out", "path": "exam"}]))
 
     assert "the name 'held_out' is reserved" in line
@@ -271,7 +271,7 @@ def test_every_shipped_recipe_loads_finds_its_files_and_documents_its_command(pa
     assert f"--config {path}" in path.read_text(), "the header must show the command that runs this file"
 
 
-def test_the_schedule_trains_the_very_recipe_of_the_demo():
+def test_the_schedule_trains_the_recipe_of_the_demo():
     demo, schedule = (yaml.safe_load(Path(f"configs/{name}.yaml").read_text()) for name in ("demo", "retrain_demo"))
 
     assert demo["parameters"] == schedule["parameters"]

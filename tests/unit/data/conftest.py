@@ -1,4 +1,4 @@
-"""Fixtures of the data rooms: prepare training rows from files and a recipe, or return the error."""
+"""Fixtures of the data tests: prepare training rows from files and a recipe, or return the error."""
 
 import pytest
 

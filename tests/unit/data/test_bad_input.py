@@ -1,4 +1,4 @@
-"""Mistakes in recipes, descriptions and paths: each error is one line with the place, the cause and the fix."""
+"""Errors in recipes, descriptions and paths: each is one line with location, cause and fix."""
 
 import gzip
 
@@ -132,7 +132,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("case", RECIPES)
-def test_a_mistake_in_the_recipe_is_reported_with_its_line_and_key(case, error_of, tmp_path):
+def test_an_error_in_the_recipe_is_reported_with_line_and_key(case, error_of, tmp_path):
     source, recipe, expected = RECIPES[case]
 
     error, message = error_of({"d.jsonl": ALPACA_LINES}, source, **recipe)
@@ -146,7 +146,7 @@ def test_a_mistake_in_the_recipe_is_reported_with_its_line_and_key(case, error_o
     )
 
 
-def test_a_template_that_is_not_known_is_reported_with_those_that_are(error_of):
+def test_an_unknown_template_is_reported_with_the_known_ones(error_of):
     error, message = error_of({"d.jsonl": ALPACA_LINES}, template="smollm3x")
 
     assert (error, message) == (
@@ -156,7 +156,7 @@ def test_a_template_that_is_not_known_is_reported_with_those_that_are(error_of):
     )
 
 
-def test_a_template_of_another_model_is_refused_before_a_row_is_made(error_of):
+def test_a_template_of_another_model_is_refused_before_tokenization(error_of):
     error, message = error_of({"d.jsonl": ALPACA_LINES}, template="llama3")
 
     assert (error, message) == (
@@ -204,7 +204,7 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("case", DESCRIPTIONS)
-def test_a_mistake_in_a_description_is_reported_where_it_was_written(case, error_of, tmp_path):
+def test_an_error_in_a_dataset_description_is_reported_at_its_location(case, error_of, tmp_path):
     file, text, name, expected = DESCRIPTIONS[case]
     (tmp_path / file).write_text(text)
 
@@ -256,7 +256,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("case", PLACES)
-def test_a_path_that_means_no_dataset_is_reported(case, error_of):
+def test_a_path_without_a_dataset_is_reported(case, error_of):
     files, path, expected = PLACES[case]
 
     assert error_of(files, {"path": path}) == (SourceError, f"sources.d.path: {expected}")

@@ -1,4 +1,4 @@
-"""Rows are write and read in batches with equal values for any batch size, in one file per split."""
+"""Rows are written and read in batches with equal values for any batch size, in one file per split."""
 
 import pytest
 from datasets import Dataset
@@ -47,11 +47,11 @@ def test_batches_contain_the_rows_in_order_for_any_size(first, second, size):
 @settings(deadline=None, max_examples=40)
 @given(texts=cells, split=st.integers(0, 40))
 def test_the_hash_depends_on_the_values_and_not_on_the_batches(texts, split):
-    whole, parts = write(texts), write(texts[:split], texts[split:])
+    single_batch, parts = write(texts), write(texts[:split], texts[split:])
     mapped = records([*texts, "more"]).select(range(len(texts)))
 
-    assert corpus.hash_rows(whole) == corpus.hash_rows(parts) == corpus.hash_rows(mapped)
-    assert corpus.hash_rows(whole) != corpus.hash_rows(write([*texts, "more"]))
+    assert corpus.hash_rows(single_batch) == corpus.hash_rows(parts) == corpus.hash_rows(mapped)
+    assert corpus.hash_rows(single_batch) != corpus.hash_rows(write([*texts, "more"]))
 
 
 def test_saving_links_the_file_instead_of_copying_it(tmp_path):

@@ -30,7 +30,7 @@ FUNCTION = next(text for language, text in BLOCKS if language == "python")
 
 
 @pytest.mark.parametrize("block", RECIPES, ids=lambda block: " ".join(block))
-def test_every_snippet_makes_a_recipe(tmp_path, block):
+def test_every_snippet_is_a_valid_recipe(tmp_path, block):
     (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(DESCRIBED))
 
     recipe = load.load(tiny.write_config(tmp_path / "run.yaml", tiny.recipe(**block))).recipe
@@ -45,9 +45,9 @@ def test_every_row_is_read_by_its_entry(tmp_path, monkeypatch, row, entry):
     monkeypatch.delitem(sys.modules, "my_formats", raising=False)
     source = SourceConfig.model_validate(entry)
 
-    said = align.align_record(row, source.format, tags=source.tags, column_names=source.columns)
+    example = align.align_record(row, source.format, tags=source.tags, column_names=source.columns)
 
-    assert said["text"] or said["messages"][-1]["content"]
+    assert example["text"] or example["messages"][-1]["content"]
 
 
 def test_every_format_has_a_row():
@@ -55,13 +55,13 @@ def test_every_format_has_a_row():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_auto_finds_the_format_of_each_row(name):
+def test_auto_detects_the_format_of_each_row(name):
     row = next(row for row, entry in ROWS if entry["format"] == name and "columns" not in entry)
 
     assert align.detect_format([row]) == name
 
 
-def test_the_answers_that_the_page_takes_out_of_the_loss_are_out():
+def test_answers_excluded_from_the_loss_on_the_page_are_excluded():
     row = next(row for row, entry in ROWS if entry["format"] == "openai")
 
     assert [turn["train"] for turn in align.align_record(row, "openai")["messages"]] == [None, None, False, None, None]

@@ -3,7 +3,7 @@
 from benchmarks import chat_templates
 
 
-def test_the_table_of_chat_templates_is_fresh(tiny_model):
-    _, _, written = chat_templates.DOC.read_text().partition("<!-- table -->\n")
+def test_the_table_of_chat_templates_is_current(tiny_model):
+    _, _, table = chat_templates.DOC.read_text().partition("<!-- table -->\n")
 
-    assert written.splitlines() == chat_templates.table(tiny_model), "python -m benchmarks.chat_templates --write"
+    assert table.splitlines() == chat_templates.table(tiny_model), "python -m benchmarks.chat_templates --write"

@@ -146,7 +146,7 @@ KINDS = {
     "loop": lambda path: path.symlink_to(path),
     "nowhere": lambda path: path.symlink_to(path.with_name("gone")),
 }
-WORDS = {"pipe": "named pipe", "device": "device", "loop": "link to itself", "nowhere": "link to a missing file"}
+WORDS = {"pipe": "named pipe", "device": "device", "loop": "a link to itself", "nowhere": "a link to a missing file"}
 
 
 def write_project(folder: Path, **changes) -> Path:

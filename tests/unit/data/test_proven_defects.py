@@ -37,7 +37,7 @@ def tokenizer(tiny_model):
 
 
 @pytest.fixture
-def prepared(tmp_path, tiny_model):
+def prepare_rows(tmp_path, tiny_model):
     """Return a function that makes the training rows of a recipe with one dataset."""
 
     def prepare(rows=ALPACA, source_keys=None, **recipe):
@@ -76,17 +76,17 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_no_relevant_change_reuses_the_old_tokens(change, prepared):
-    before, after = prepared(), prepared(**CHANGES[change])
+def test_no_relevant_change_reuses_the_old_tokens(change, prepare_rows):
+    before, after = prepare_rows(), prepare_rows(**CHANGES[change])
 
     assert after.content_hash() != before.content_hash()
     if change != "template":  # the tiny model's own template renders the same text
         assert values(after) != values(before)
 
 
-def test_without_a_change_the_identity_is_equal(prepared):
-    assert prepared().content_hash() == prepared().content_hash()
-    assert values(prepared()) == values(prepared())
+def test_without_a_change_the_identity_is_equal(prepare_rows):
+    assert prepare_rows().content_hash() == prepare_rows().content_hash()
+    assert values(prepare_rows()) == values(prepare_rows())
 
 
 # packing: examples of a row attended to each other
@@ -105,14 +105,14 @@ def packed(examples, tiny_model):
     return tokenize.tokenize_pack(Corpus(splits), source.tokenizer_manifest(tiny_model), config).splits["train"]
 
 
-def parts(row):
+def split_examples(row):
     """Yield each example of a row as a separate row."""
     bounds = [0, *torch.tensor(row["lengths"]).cumsum(0).tolist()]
     for (a, b), length in zip(pairwise(bounds), row["lengths"], strict=True):
         yield {"input_ids": row["input_ids"][a:b], "labels": row["labels"][a:b], "lengths": [length]}
 
 
-def outcome(model, rows):
+def forward_backward(model, rows):
     """Return the logits, the summed loss and the gradients of one batch of rows."""
     model.zero_grad()
     batch = collate(rows)
@@ -132,8 +132,8 @@ answers = st.text("abc de", min_size=1, max_size=40).filter(str.strip)
 def test_a_packed_row_has_the_logits_loss_and_gradients_of_its_separate_examples(models, tiny_model, kind, rounds):
     model = models[kind]
     for row in packed([chat(*pair) for pair in rounds], tiny_model):
-        separate = [outcome(model, [part]) for part in parts(row)]
-        logits, loss, gradients = outcome(model, [row])
+        separate = [forward_backward(model, [part]) for part in split_examples(row)]
+        logits, loss, gradients = forward_backward(model, [row])
 
         torch.testing.assert_close(logits, torch.cat([result[0] for result in separate]), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(loss, sum(result[1] for result in separate), rtol=1e-4, atol=1e-4)
@@ -146,7 +146,7 @@ def test_rows_of_a_real_dataset_are_isolated(test_data, tiny_model, models):
     examples = [chat("\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]) for row in rows]
     rows = packed(examples, tiny_model)
 
-    batches = [[part["input_ids"] for part in parts(row)] for row in rows if len(row["lengths"]) > 1]
+    batches = [[part["input_ids"] for part in split_examples(row)] for row in rows if len(row["lengths"]) > 1]
 
     assert len(batches) > 3
     assert attention.check_isolation(models["segment"], batches) < 1e-4
@@ -155,7 +155,7 @@ def test_rows_of_a_real_dataset_are_isolated(test_data, tiny_model, models):
 def test_no_example_of_a_row_is_predicted_from_another(tiny_model):
     (row,) = packed([chat(f"q{i}", f"a{i}") for i in range(5)], tiny_model)
 
-    assert [part["labels"][0] for part in parts(row)] == [schema.IGNORE_INDEX] * 5
+    assert [part["labels"][0] for part in split_examples(row)] == [schema.IGNORE_INDEX] * 5
     assert row["position_ids"] == [position for length in row["lengths"] for position in range(length)]
 
 
@@ -189,11 +189,11 @@ def test_truncation_keeps_stop_labels_and_generation_prompts_and_is_counted(toke
 
 @pytest.mark.parametrize("max_length", [128, 256, 512])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_truncated_real_rows_keep_their_stop_labels(policy, max_length, test_data, prepared, tokenizer):
+def test_truncated_real_rows_keep_their_stop_labels(policy, max_length, test_data, prepare_rows, tokenizer):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:100]
     settings = {"max_length": max_length, "packing": False, "overlong": policy, "max_cut_fraction": 1}
 
-    corpus = prepared(rows, tokenize=settings)
+    corpus = prepare_rows(rows, tokenize=settings)
 
     for split, counts in corpus.counts.items():
         ends = [[label for label in row["labels"] if label != schema.IGNORE_INDEX][-1] for row in corpus.splits[split]]
@@ -202,11 +202,11 @@ def test_truncated_real_rows_keep_their_stop_labels(policy, max_length, test_dat
         assert len(ends) == counts["examples"] - counts["dropped"] + counts["made_by_split"]
 
 
-def test_truncation_is_an_error_unless_the_recipe_enables_it(prepared):
+def test_truncation_is_an_error_unless_the_recipe_enables_it(prepare_rows):
     long = {"instruction": "a", "input": "", "output": "word " * 300}
 
     with pytest.raises(DataError, match="more than tokenize.max_length 256"):
-        prepared([*ALPACA, long], merge={"validation_fraction": 0.2})
+        prepare_rows([*ALPACA, long], merge={"validation_fraction": 0.2})
 
 
 def test_a_long_chat_is_truncated_without_encoding_all_its_prefixes():
@@ -228,7 +228,7 @@ def test_a_long_chat_is_truncated_without_encoding_all_its_prefixes():
 
 
 @pytest.mark.parametrize("name", ["auto", "qwen"])
-def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepared, tiny_model, tokenizer):
+def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepare_rows, tiny_model, tokenizer):
     rows = json.loads((test_data / "llamafactory" / "alpaca_en_demo.json").read_bytes())[:200]
     manifest, _ = selection.select_template(source.tokenizer_manifest(tiny_model), name)
     reference = load_tokenizer(manifest)
@@ -241,15 +241,15 @@ def test_ids_are_those_of_the_models_own_chat_template(name, test_data, prepared
     ]
     expected = {tuple(reference.apply_chat_template(turns, return_dict=True)["input_ids"]) for turns in chats}
 
-    corpus = prepared(rows, template=name, tokenize={"max_length": 8192, "packing": False})
+    corpus = prepare_rows(rows, template=name, tokenize={"max_length": 8192, "packing": False})
 
     ids = [tuple(row["input_ids"]) for rows in corpus.splits.values() for row in rows]
     assert set(ids) == expected
     assert len(ids) == len(expected)
 
 
-def test_a_system_message_is_rendered_as_in_the_recipe_and_never_invented(prepared, tokenizer):
-    bare, briefed = prepared(), prepared(align={"system": "Be brief"})
+def test_a_system_message_is_rendered_as_in_the_recipe_and_never_invented(prepare_rows, tokenizer):
+    bare, briefed = prepare_rows(), prepare_rows(align={"system": "Be brief"})
 
     assert not any("system" in text for text in texts(bare, tokenizer))
     assert all(text.startswith("<|im_start|>system\nBe brief<|im_end|>\n") for text in texts(briefed, tokenizer))
@@ -257,7 +257,7 @@ def test_a_system_message_is_rendered_as_in_the_recipe_and_never_invented(prepar
 
 def texts(corpus, tokenizer):
     """Return the text of each example of the training rows."""
-    return [tokenizer.decode(part["input_ids"]) for row in corpus.splits["train"] for part in parts(row)]
+    return [tokenizer.decode(part["input_ids"]) for row in corpus.splits["train"] for part in split_examples(row)]
 
 
 # openai rows: a system prompt was prepended to each row
@@ -268,17 +268,17 @@ CHATS = [
 ]
 
 
-def test_rows_in_openais_format_get_no_system_prompt(prepared, tokenizer):
-    corpus = prepared(CHATS, {"format": "openai"})
+def test_rows_in_openais_format_get_no_system_prompt(prepare_rows, tokenizer):
+    corpus = prepare_rows(CHATS, {"format": "openai"})
 
     assert all(text.startswith("<|im_start|>user\nSay ") for text in texts(corpus, tokenizer))
     assert not any("system" in text or "thinking" in text for text in texts(corpus, tokenizer))
 
 
-def test_a_system_message_of_one_row_does_not_affect_other_rows(prepared, tokenizer):
+def test_a_system_message_of_one_row_does_not_affect_other_rows(prepare_rows, tokenizer):
     with_system = {"messages": [{"role": "system", "content": "Be brief"}, *CHATS[0]["messages"]]}
 
-    corpus = prepared([*CHATS, with_system], {"format": "openai"})
+    corpus = prepare_rows([*CHATS, with_system], {"format": "openai"})
 
     all_texts = [
         text for rows in corpus.splits.values() for row in rows for text in [tokenizer.decode(row["input_ids"])]
@@ -290,10 +290,10 @@ def test_a_system_message_of_one_row_does_not_affect_other_rows(prepared, tokeni
 # mixtures: a dataset listed twice counted once, and a limit beyond the number of rows repeated rows
 
 
-def test_a_dataset_that_is_listed_three_times_counts_three_times(prepared, tmp_path):
+def test_a_dataset_that_is_listed_three_times_counts_three_times(prepare_rows, tmp_path):
     entry = {"name": "d", "path": str(tmp_path / "data" / "d.jsonl")}
 
-    once, thrice = prepared(sources=[entry]), prepared(sources=[entry] * 3)
+    once, thrice = prepare_rows(sources=[entry]), prepare_rows(sources=[entry] * 3)
 
     assert thrice.counts["train"]["sequences"] == 3 * once.counts["train"]["sequences"]
     assert thrice.counts["validation"] == once.counts["validation"]
@@ -302,8 +302,8 @@ def test_a_dataset_that_is_listed_three_times_counts_three_times(prepared, tmp_p
 
 
 @pytest.mark.parametrize("sample", ["first", "random"])
-def test_max_rows_beyond_the_number_of_rows_repeats_none(sample, prepared):
-    all_rows, more = prepared(), prepared(source_keys={"max_rows": 500, "sample": sample})
+def test_max_rows_beyond_the_number_of_rows_repeats_none(sample, prepare_rows):
+    all_rows, more = prepare_rows(), prepare_rows(source_keys={"max_rows": 500, "sample": sample})
 
     assert values(more) == values(all_rows)
     example_ids = [example for rows in more.splits.values() for row in rows for example in row["example_ids"]]
@@ -316,15 +316,15 @@ EMPTY = ["", " ", "\n\n\t", None]
 
 
 @pytest.mark.parametrize("output", EMPTY)
-def test_an_empty_answer_is_refused_with_its_line(output, prepared):
+def test_an_empty_answer_is_refused_with_its_line(output, prepare_rows):
     with pytest.raises(DataError, match=r"^d.jsonl:61: .* Fix the row, or set align.bad_rows: drop\.$"):
-        prepared([*ALPACA, {"instruction": "a", "input": "", "output": output}])
+        prepare_rows([*ALPACA, {"instruction": "a", "input": "", "output": output}])
 
 
-def test_empty_answers_are_dropped_and_counted_with_bad_rows_drop(tmp_path, prepared):
+def test_empty_answers_are_dropped_and_counted_with_bad_rows_drop(tmp_path, prepare_rows):
     rows = [*ALPACA, *({"instruction": f"q{i}", "input": "", "output": output} for i, output in enumerate(EMPTY))]
 
-    corpus = prepared(rows, align={"bad_rows": "drop"})
+    corpus = prepare_rows(rows, align={"bad_rows": "drop"})
     (counts,) = prepare_module.build_mixture(load.load(tmp_path / "run.yaml").recipe).counts["sources"]
 
     assert counts["dropped"] == {"empty assistant turn": 3, "'output' is null": 1}
@@ -334,4 +334,4 @@ def test_empty_answers_are_dropped_and_counted_with_bad_rows_drop(tmp_path, prep
 
 
 def all_parts(corpus):
-    return [part for rows in corpus.splits.values() for row in rows for part in parts(row)]
+    return [part for rows in corpus.splits.values() for row in rows for part in split_examples(row)]

@@ -117,11 +117,11 @@ def check_rows(rows, mixture, max_length):
         assert counts["sequences"] == sum(len(row["lengths"]) for row in split_rows) == sum(counts["lengths"]["counts"])
         assert counts["rows"] == len(split_rows)
         assert counts["tokens"] == sum(len(row["input_ids"]) for row in split_rows)
-        assert counts["trained_tokens"] == sum(len(trained(row)) for row in split_rows)
+        assert counts["trained_tokens"] == sum(len(trained_positions(row)) for row in split_rows)
         assert {example for row in split_rows for example in row["example_ids"]} <= set(examples["id"])
         for row in split_rows:
             assert len(row["input_ids"]) == len(row["labels"]) == sum(row["lengths"]) <= max_length
-            assert all(row["input_ids"][i] == row["labels"][i] for i in trained(row))
+            assert all(row["input_ids"][i] == row["labels"][i] for i in trained_positions(row))
 
 
 def check_answers(rows, mixture, max_length):
@@ -137,7 +137,7 @@ def check_answers(rows, mixture, max_length):
         assert all(len(row["prompt_ids"]) + len(row[name]) <= max_length for row in split_rows for name in names)
 
 
-def trained(row):
+def trained_positions(row):
     return [i for i, label in enumerate(row["labels"]) if label != schema.IGNORE_INDEX]
 
 

@@ -1,4 +1,4 @@
-"""The letters that we choose are those that lm-evaluation-harness chooses on real subjects, by the same protocol."""
+"""Tuneline, lm-evaluation-harness and LlamaFactory choose the same letters on real subjects."""
 
 import json
 from pathlib import Path
@@ -17,12 +17,12 @@ def test_three_engines_choose_the_same_letters(test_data, home, tmp_path):
     from tuneline.model import source
 
     tokenizer, _, _ = source.resolve_model(CatalogueModel(type="catalogue", name="smollm2-135m-instruct"))
-    asked = exam_throughput.questions(SUBJECTS, 4, test_data / "exams")
+    questions = exam_throughput.questions(SUBJECTS, 4, test_data / "exams")
     path = Path(tmp_path / "questions.json")
-    path.write_text(json.dumps(asked), encoding="utf-8")
-    told = {"model": tokenizer.only().location, "questions": str(path), "batch_size": 2}
+    path.write_text(json.dumps(questions), encoding="utf-8")
+    arguments = {"model": tokenizer.only().location, "questions": str(path), "batch_size": 2}
 
-    found = {name: process.run("exam_engines", {**told, "engine": name}) for name in exam_throughput.ENGINES}
+    results = {name: process.run("exam_engines", {**arguments, "engine": name}) for name in exam_throughput.ENGINES}
 
-    assert len(found["ours"]["answers"]) == 12
-    assert found["ours"]["answers"] == found["lm_eval"]["answers"] == found["llamafactory_loop"]["answers"]
+    assert len(results["ours"]["answers"]) == 12
+    assert results["ours"]["answers"] == results["lm_eval"]["answers"] == results["llamafactory_loop"]["answers"]

@@ -1,4 +1,4 @@
-"""The report adds up per-item scores and shows them."""
+"""The evaluation report: metrics from per-item scores, Markdown and HTML."""
 
 from dataclasses import replace
 
@@ -17,14 +17,14 @@ def make_score(i, benchmark="held_out", output="an answer", **metrics):
 
 
 def make_report(base=(0.1, 0.5, 0.9), gain=0.05, accuracy=(0.0, 1.0)):
-    """Three held-out items that all gain the same, and an exam of two questions."""
+    """Return a report on three held-out items with equal gains and an exam of two questions."""
     exam = [make_score(i, benchmark="mmlu", accuracy=value) for i, value in enumerate(accuracy)]
     before = [make_score(i, rougeL=value) for i, value in enumerate(base)]
     after = [make_score(i, rougeL=value + gain) for i, value in enumerate(base)]
     return Report(base=[*before, *exam], model=[*after, *exam], base_hash="a", model_hash="b")
 
 
-def test_metrics_of_an_exam_carry_its_name():
+def test_metrics_of_an_exam_have_its_name_as_prefix():
     scores = [make_score(1, rouge1=0.5, rougeL=0.25), make_score(2, benchmark="mmlu", accuracy=1.0)]
 
     assert by_metric(scores) == {
@@ -34,31 +34,31 @@ def test_metrics_of_an_exam_carry_its_name():
     }
 
 
-def test_the_gain_is_taken_item_by_item():
-    """All items gain the same, so the paired interval has no width, however far the items lie apart."""
+def test_the_gain_is_paired_by_item():
+    """All items gain the same, so the paired interval has no width, although the scores vary."""
     parts = make_report(gain=0.05).metrics()["rougeL"]
 
     assert [parts["gain"].low, parts["gain"].mean, parts["gain"].high] == pytest.approx([0.05] * 3)
     assert parts["base"].high - parts["base"].low > 0.3
 
 
-def test_the_intervals_are_those_of_the_bootstrap():
+def test_intervals_are_bootstrap_intervals():
     parts = make_report(base=(0.1, 0.5, 0.9), gain=0.05).metrics()["rougeL"]
 
     assert parts["base"] == bootstrap_mean([0.1, 0.5, 0.9])
     assert parts["model"] == bootstrap_mean([0.1 + 0.05, 0.5 + 0.05, 0.9 + 0.05])
 
 
-def test_items_are_matched_by_their_id_not_their_place():
+def test_items_are_matched_by_id():
     before, after = {"x": 0.25, "y": 1.0}, {"y": 1.0, "x": 0.5}
 
     assert reports.compare(before, after)["gain"].mean == pytest.approx(0.125)
 
 
-def test_likelihoods_and_rewards_have_no_points_and_texts_no_answers():
+def test_log_likelihoods_are_not_percentages_and_texts_have_no_answers():
     before = [make_score(i, output="", log_likelihood=value) for i, value in enumerate((-3.25, -2.75))]
-    before = [replace(each, reference="") for each in before]
-    after = [replace(each, metrics={"log_likelihood": each.metrics["log_likelihood"] + 0.016}) for each in before]
+    before = [replace(score, reference="") for score in before]
+    after = [replace(score, metrics={"log_likelihood": score.metrics["log_likelihood"] + 0.016}) for score in before]
     report = Report(base=before, model=after, base_hash="a", model_hash="b")
 
     row = report.to_markdown().splitlines()[2]
@@ -78,9 +78,9 @@ def test_markdown_has_a_row_for_each_metric():
     assert len(lines) == 4
 
 
-def test_html_shows_text_as_text():
-    wicked = "<script>alert('x')</script> & co"
-    base, model = (make_score(1, output=text, rougeL=0.5) for text in ("quiet", wicked))
+def test_html_escapes_text():
+    malicious = "<script>alert('x')</script> & co"
+    base, model = (make_score(1, output=text, rougeL=0.5) for text in ("quiet", malicious))
 
     page = to_html(Report(base=[base], model=[model], base_hash="a", model_hash="b"))
 
@@ -98,7 +98,7 @@ def test_html_shows_the_first_answers_only():
     assert "prompt 20<" not in page
 
 
-def test_points_are_of_a_hundred_and_signed_where_asked():
+def test_intervals_are_percentages_with_an_optional_sign():
     interval = Interval(mean=0.123, low=-0.01, high=0.25, num_items=9)
 
     assert reports.format_interval("rougeL", interval) == "12.3 [-1.0, 25.0]"
@@ -106,7 +106,7 @@ def test_points_are_of_a_hundred_and_signed_where_asked():
 
 
 def make_exam(*accuracies):
-    """One question each: subject by subject, with its category."""
+    """Return scores of four questions in two subjects, with categories."""
     groups = ("STEM/physics", "STEM/physics", "STEM/physics", "Social Sciences/law")
     scores = [make_score(i, benchmark="mmlu", accuracy=value) for i, value in enumerate(accuracies)]
     return [replace(score, group=group) for score, group in zip(scores, groups, strict=True)]
@@ -127,23 +127,23 @@ def test_an_exam_has_categories_a_micro_and_a_macro_average():
     assert report.subjects() == {"mmlu/physics": (3, 0.0, 1.0), "mmlu/law": (1, 1.0, 0.0)}
 
 
-def test_what_contaminated_items_leave_is_scored_by_itself():
+def test_clean_items_have_a_separate_metric():
     scores = [make_score(1, rougeL=1.0), make_score(2, rougeL=0.25)]
     scores[0] = replace(scores[0], contamination="exact")
 
-    found = by_metric(scores)
+    table = by_metric(scores)
 
-    assert list(found["rougeL"]) == ["held_out-1", "held_out-2"]
-    assert found["rougeL_clean"] == {"held_out-2": 0.25}
+    assert list(table["rougeL"]) == ["held_out-1", "held_out-2"]
+    assert table["rougeL_clean"] == {"held_out-2": 0.25}
 
 
-def test_methods_totals_and_noise_stand_below_the_table():
-    told = {"totals": {"base": {"perplexity": 20.0}, "model": {"perplexity": 10.0}}, "methods": {"bleu": "tok:13a"}}
-    report = replace(make_report(), **told, noise={"model": {"rougeL": [0.25, 0.75]}})
+def test_methods_totals_and_noise_are_listed_below_the_table():
+    fields = {"totals": {"base": {"perplexity": 20.0}, "model": {"perplexity": 10.0}}, "methods": {"bleu": "tok:13a"}}
+    report = replace(make_report(), **fields, noise={"model": {"rougeL": [0.25, 0.75]}})
 
-    said = report.to_markdown()
+    text = report.to_markdown()
 
-    assert "- perplexity: base 20, model 10" in said
-    assert "- bleu: tok:13a" in said
-    assert "- rougeL of model: 50.0 ± 35.4 [25.0, 75.0], 2 seeds" in said
+    assert "- perplexity: base 20, model 10" in text
+    assert "- bleu: tok:13a" in text
+    assert "- rougeL of model: 50.0 ± 35.4 [25.0, 75.0], 2 seeds" in text
     assert "tok:13a" in to_html(report)

@@ -1,4 +1,4 @@
-"""Answers are kept apart from their scores, and marked where training rows hold them."""
+"""Stored answers are scored again for new metrics; contaminated items are marked."""
 
 import weakref
 from importlib.metadata import version
@@ -29,48 +29,48 @@ def tokenizer(tiny_model):
 
 
 def held_out():
-    said = [[schema.message("user", f"What is {i}?"), schema.message("assistant", f"It is {i}.")] for i in range(3)]
-    return Dataset.from_list([schema.example("s", schema.content(each)) for each in said], features=schema.EXAMPLE)
+    chats = [[schema.message("user", f"What is {i}?"), schema.message("assistant", f"It is {i}.")] for i in range(3)]
+    return Dataset.from_list([schema.example("s", schema.content(chat)) for chat in chats], features=schema.EXAMPLE)
 
 
-def test_a_new_metric_asks_no_model_again_and_noise_is_drawn_on_request(tiny_model, tokenizer):
+def test_a_new_metric_reuses_answers_and_noise_is_optional(tiny_model, tokenizer):
     loads = []
 
-    def scored(**told):
+    def score_model(**options):
         candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
-        config = EvaluateStepConfig(max_new_tokens=4, **told)
+        config = EvaluateStepConfig(max_new_tokens=4, **options)
         return score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config), score.noise_band(
             candidate, tokenizer, held_out(), config
         )
 
-    before, _ = scored(metrics=["rougeL"])
-    after, quiet = scored(metrics=["chrf", "rougeL"])
+    before, _ = score_model(metrics=["rougeL"])
+    after, no_noise = score_model(metrics=["chrf", "rougeL"])
 
     assert loads == [1]
-    assert quiet == {}
-    assert [each.output for each in before] == [each.output for each in after]
+    assert no_noise == {}
+    assert [item_score.output for item_score in before] == [item_score.output for item_score in after]
     assert set(after[0].metrics) == {"chrf", "rougeL"}
-    assert all(each.seconds > 0 for each in after)
-    assert [len(means) for means in scored(noise={"num_seeds": 2})[1].values()] == [2, 2, 2]
+    assert all(item_score.seconds > 0 for item_score in after)
+    assert [len(means) for means in score_model(noise={"num_seeds": 2})[1].values()] == [2, 2, 2]
 
 
-def test_another_type_of_weights_is_another_protocol(tiny_model, tokenizer):
-    held = []
+def test_another_dtype_is_another_protocol(tiny_model, tokenizer):
+    dtypes = []
 
-    def scored(dtype):
+    def score_model(dtype):
         config = EvaluateStepConfig(max_new_tokens=4, dtype=dtype)
         candidate = model_under_test.stored_model("model", tiny_model, "a" * 64, config)
         load = candidate._load
-        candidate._load = lambda: (held.append(candidate.dtype), load())[1]
+        candidate._load = lambda: (dtypes.append(candidate.dtype), load())[1]
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, config)
         return candidate
 
-    scored("float32"), scored("auto"), scored("bfloat16")
+    score_model("float32"), score_model("auto"), score_model("bfloat16")
 
-    assert held == ["float32", "bfloat16"]
-    assert {str(each.model.dtype) for each in (scored("float32"), scored("bfloat16"))} == {
+    assert dtypes == ["float32", "bfloat16"]
+    assert {str(evaluated.model.dtype) for evaluated in (score_model("float32"), score_model("bfloat16"))} == {
         "torch.float32",
         "torch.bfloat16",
     }
@@ -83,75 +83,75 @@ def texts():
 
 @pytest.mark.parametrize("rows", [held_out, texts])
 @pytest.mark.parametrize("changed", ["torch", "transformers", "peft", "tokenizers", "device"])
-def test_under_another_library_or_device_models_are_asked_again(tiny_model, tokenizer, rows, changed, monkeypatch):
+def test_another_library_or_device_generates_answers_again(tiny_model, tokenizer, rows, changed, monkeypatch):
     loads = []
 
-    def scored():
+    def score_model():
         candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
         config = EvaluateStepConfig(max_new_tokens=2, metrics=["rougeL"])
         return score.score_all(candidate, tokenizer, rows(), NO_EXAMS, config)
 
-    scored(), scored()
+    score_model(), score_model()
     assert loads == [1]
     real = setting.evaluation_setting
     monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: real(dtype) | {changed: "another"})
-    scored(), scored()
+    score_model(), score_model()
 
     assert loads == [1, 1]
 
 
-def test_another_release_of_a_metric_scores_answers_again_and_asks_no_model(tiny_model, tokenizer, monkeypatch):
+def test_another_release_of_a_metric_scores_stored_answers_again(tiny_model, tokenizer, monkeypatch):
     loads, computed = [], []
     real = metric_registry.columns
-    monkeypatch.setattr(metric_registry, "columns", lambda *told: (computed.append(1), real(*told))[1])
+    monkeypatch.setattr(metric_registry, "columns", lambda *arguments: (computed.append(1), real(*arguments))[1])
 
-    def scored():
+    def score_model():
         candidate = model_under_test.EvaluatedModel(
             "model", tiny_model, "a" * 64, lambda: (loads.append(1), load_model(tiny_model))[1]
         )
         score.score_all(candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=2))
 
-    scored(), scored()
+    score_model(), score_model()
     for package in ("jieba", "rouge_score", "sacrebleu", "nltk"):
         monkeypatch.setattr(setting, "_version", lambda name, package=package: f"9 of {package}")
         monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype})
-        scored(), scored()
+        score_model(), score_model()
 
     assert len(computed) == 5
-    assert len(loads) == 2, "once for each of the two settings"
+    assert len(loads) == 2, "once per setting"
 
 
-def test_an_exam_is_taken_again_under_another_library(tiny_model, tokenizer, monkeypatch):
+def test_another_library_scores_an_exam_again(tiny_model, tokenizer, monkeypatch):
     protocols = []
     monkeypatch.setattr(multiple_choice.multiple_choice, "read_exam", lambda _: Exam("e", {}, {}))
     monkeypatch.setattr(
         multiple_choice, "score_with_cache", lambda model, protocol, items, answer: protocols.append(protocol) or []
     )
-    found = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
+    exams = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
     real = setting.evaluation_setting
     for release in ("1", "1", "2"):
         monkeypatch.setattr(
             setting, "evaluation_setting", lambda dtype, release=release: real(dtype) | {"transformers": release}
         )
         candidate = model_under_test.EvaluatedModel("model", tiny_model, "a" * 64)
-        multiple_choice.run_task(candidate, tokenizer, None, found, ExamProtocol(name="e", num_shots=0))
+        multiple_choice.run_task(candidate, tokenizer, None, exams, ExamProtocol(name="e", num_shots=0))
 
-    assert [protocols.index(each) for each in protocols] == [0, 0, 2]
+    assert [protocols.index(protocol_of_run) for protocol_of_run in protocols] == [0, 0, 2]
 
 
-def test_a_report_says_what_its_scores_were_made_with():
-    told = setting.describe("float32")
+def test_a_report_names_the_libraries_of_its_scores():
+    description = setting.describe("float32")
 
-    assert (told["dtype"], told["device"]) == ("float32", "cpu")
-    assert f"transformers {version('transformers')}, " in told["libraries"]
-    assert f"rouge_score {version('rouge_score')}" in told["libraries"]
-    assert "absent" not in told["libraries"]
+    assert (description["dtype"], description["device"]) == ("float32", "cpu")
+    assert f"transformers {version('transformers')}, " in description["libraries"]
+    assert f"rouge_score {version('rouge_score')}" in description["libraries"]
+    assert "absent" not in description["libraries"]
 
 
 class Memory:
-    """Which models are alive."""
+    """Counts the models in memory."""
 
     def __init__(self):
         self.models, self.at_load = [], []
@@ -169,7 +169,7 @@ class Memory:
         return load
 
 
-def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer):
+def test_the_base_model_is_freed_before_the_candidate_is_loaded(tiny_model, tokenizer):
     memory = Memory()
     before, after = (
         model_under_test.EvaluatedModel(name, tiny_model, name * 64, memory.loading(tiny_model)) for name in "ab"
@@ -184,14 +184,14 @@ def test_the_base_is_let_go_before_the_candidate_is_loaded(tiny_model, tokenizer
     assert set(report.noise) == {"base", "model"}
 
 
-def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_model, tokenizer, monkeypatch):
-    memory, found = Memory(), []
+def test_the_candidate_is_freed_before_a_reward_model_scores_its_answers(tiny_model, tokenizer, monkeypatch):
+    memory, num_alive = Memory(), []
 
-    def of(config, tokenizer):
-        found.append(memory.alive())
+    def fake_scorer(config, tokenizer):
+        num_alive.append(memory.alive())
         return lambda prompts, answers, references: [1.0] * len(answers)
 
-    monkeypatch.setattr(score.reward, "reward_scorer", of)
+    monkeypatch.setattr(score.reward, "reward_scorer", fake_scorer)
     monkeypatch.setattr(score.reward, "reward_id", lambda config: "judge")
     candidate = model_under_test.EvaluatedModel("model", tiny_model, "c" * 64, memory.loading(tiny_model))
 
@@ -199,12 +199,12 @@ def test_the_candidate_is_let_go_before_its_answers_are_judged_by_a_model(tiny_m
         candidate, tokenizer, held_out(), NO_EXAMS, EvaluateStepConfig(max_new_tokens=4, reward_model=tiny_model)
     )
 
-    assert found == [0]
-    assert [each.metrics["reward"] for each in scores] == [1.0] * 3
+    assert num_alive == [0]
+    assert [item_score.metrics["reward"] for item_score in scores] == [1.0] * 3
 
 
-def test_items_in_the_training_rows_are_marked():
+def test_contaminated_items_are_marked():
     scores = [Score("exam", item, "p", "r", "o") for item in ("x", "y")]
-    found = Dataset.from_list([{"benchmark": "exam", "item": "y", "kind": "ngram", "example_id": "e"}])
+    contamination = Dataset.from_list([{"benchmark": "exam", "item": "y", "kind": "ngram", "example_id": "e"}])
 
-    assert [each.contamination for each in score.mark_contaminated(scores, found)] == ["", "ngram"]
+    assert [item_score.contamination for item_score in score.mark_contaminated(scores, contamination)] == ["", "ngram"]

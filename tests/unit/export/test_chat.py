@@ -158,7 +158,7 @@ def test_templates_outside_of_the_supported_subset_are_rejected(template, messag
 def test_the_table_in_the_docs_is_current(tiny_model):
     text = Path("docs/export.md").read_text(encoding="utf-8")
 
-    section = ollama_templates.section(tiny_model)
+    section = ollama_templates.render_section(tiny_model)
 
     assert section in text, "python -m benchmarks.ollama_templates --write"
 

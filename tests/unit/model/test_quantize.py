@@ -129,8 +129,8 @@ def test_dequantized_weights_are_plain_parameters(tiny_model, kind):
 
     plain = quantize.dequantize(model)
 
-    assert {type(each) for each in plain.parameters()} == {torch.nn.Parameter}
-    assert {each.dtype for each in plain.parameters()} == {torch.float32}
+    assert {type(parameter) for parameter in plain.parameters()} == {torch.nn.Parameter}
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
     assert {name for name, _ in plain.named_parameters()} == {name for name, _ in load(tiny_model).named_parameters()}
 
 
@@ -220,7 +220,7 @@ def test_gradients_pass_through_checkpointed_layers(tiny_model):
 
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
 
-    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def write_fp8(folder):
@@ -285,7 +285,7 @@ def test_a_model_dequantized_on_loading_is_saved_as_plain_weights(tmp_path, writ
     model.save_pretrained(tmp_path / "full")
 
     assert not quantize.is_quantized(model)
-    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert 0 < (logits(model) - logits(full)).abs().max() < 0.25 * logits(full).abs().max()
     assert torch.equal(logits(load(tmp_path / "full")), logits(model))
 

@@ -165,7 +165,7 @@ def test_a_template_with_tokens_outside_of_the_vocabulary(project, monkeypatch):
     assert "template" in error_message(project, monkeypatch, template="gemma")
 
 
-def test_a_library_that_is_not_installed(project, monkeypatch):
+def test_a_missing_library_is_reported(project, monkeypatch):
     path = project / "model" / "config.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))

@@ -118,10 +118,10 @@ def test_scaling_is_saved_with_the_model(kind, tmp_path):
 
     model.save_pretrained(tmp_path)
 
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert again.config.rope_parameters == config.rope_parameters
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.rope_parameters == config.rope_parameters
     assert AutoConfig.from_pretrained(tmp_path).max_position_embeddings == config.max_position_embeddings
-    assert torch.equal(logits(again, 100), logits(model, 100))
+    assert torch.equal(logits(loaded, 100), logits(model, 100))
 
 
 def test_llama3_gets_its_two_frequency_factors():

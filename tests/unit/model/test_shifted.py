@@ -192,7 +192,7 @@ AttentionMaskInterface.register("anchor", sdpa_mask)
 
 
 @pytest.mark.parametrize(("kind", "leaks"), [("anchor", True), ("s2", False)])
-def test_llamafactorys_attention_leaks_the_future_and_ours_does_not(kind, leaks):
+def test_shifted_attention_does_not_leak_future_tokens_unlike_llamafactory(kind, leaks):
     model = make_shifted(0.25, 32, kind=kind)
     ids = torch.randint(64, (1, 32))
     changed = ids.clone()

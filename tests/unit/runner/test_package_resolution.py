@@ -1,4 +1,4 @@
-"""Our packages win over a folder's own of the same names, or one line says what to do."""
+"""Packages of Tuneline take precedence over packages of the user with the same names."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of a user who has packages and modules of these names."""
+    """A folder of a user with packages and modules of the same names."""
     for name in ("pipelines", "steps", "materializers"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('the {name} of the user')")
@@ -16,15 +16,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def python(code, folder):
-    """Run code as a script of the user's: its folder comes first on the path, as with `zenml pipeline run`."""
+def run_script(code, folder):
+    """Run code as a script of the user, with its folder first on the path, as `zenml pipeline run` does."""
     (folder / "script.py").write_text(code)
     return subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 @pytest.mark.zenml
-def test_the_root_modules_find_our_packages(folder):
+def test_root_modules_import_the_packages_of_tuneline(folder):
     code = (
         "import pathlib, sys; assert pathlib.Path(sys.path[0]) == pathlib.Path.cwd()\n"
         "import sft_pipeline, retrain_pipeline; from zenml.pipelines.pipeline_definition import Pipeline\n"
@@ -33,17 +33,17 @@ def test_the_root_modules_find_our_packages(folder):
         "print(steps.__file__, pipelines.__file__, materializers.__file__, evaluate.__file__)"
     )
 
-    run = python(code, folder)
+    run = run_script(code, folder)
 
     assert run.returncode == 0, run.stderr[-2000:]
     assert str(folder) not in run.stdout
 
 
-def test_a_package_that_was_imported_before_is_named(folder):
+def test_an_already_imported_package_of_the_user_is_reported(folder):
     (folder / "steps" / "__init__.py").write_text("")
     code = "import steps; from tuneline.runner import package_resolution; package_resolution.import_packages()"
 
-    run = python(code, folder)
+    run = run_script(code, folder)
 
     line = run.stderr.splitlines()[-1]
     assert f"The package 'steps' was imported from {folder / 'steps'}, and Tuneline has one of that name." in line

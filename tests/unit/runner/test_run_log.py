@@ -38,7 +38,7 @@ def run(home, *, echo=False, fail=False):
     return process, path
 
 
-def test_everything_goes_to_the_file_and_the_screen_keeps_the_view(home):
+def test_all_output_is_written_to_the_file_and_the_screen_shows_only_the_view(home):
     process, path = run(home)
 
     assert process.stdout.splitlines() == ["before", "shown", "after"]
@@ -68,7 +68,7 @@ def test_two_commands_of_one_second_have_two_files(home):
         assert one.path != other.path
 
 
-def test_replaced_streams_come_back(home, capsys):
+def test_replaced_streams_are_restored(home, capsys):
     stdout, handlers = sys.stdout, list(logging.root.handlers)
 
     def write_and_fail():

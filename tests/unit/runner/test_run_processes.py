@@ -1,4 +1,4 @@
-"""Runs of the scheduler as real processes: killed, stopped, adopted, held to their time."""
+"""Runs of the scheduler as real processes: killed, stopped, adopted, limited in time."""
 
 import os
 import signal
@@ -31,42 +31,42 @@ while not (folder / "go").exists():
 ended.write_text("3")
 sys.exit(3)
 """
-"""Starts a child that sleeps, and ends once it is told to; the child stays."""
+"""Starts a child that sleeps, and ends when the file `go` exists; the child keeps running."""
 
 
 @pytest.fixture
 def folder(home, tmp_path, monkeypatch):
-    """Where runs leave their numbers; whatever still lives afterwards is ended."""
+    """Folder with the pids of runs; processes that still run after the test are killed."""
     monkeypatch.setattr(
         run_processes, "command", lambda schedule, ended: [sys.executable, "-c", RUN, str(tmp_path), str(ended)]
     )
     yield tmp_path
-    for pid in started(tmp_path):
+    for pid in started_pids(tmp_path):
         if run_processes.process_start_time(pid):
             os.kill(pid, signal.SIGKILL)
 
 
-def started(folder):
+def started_pids(folder):
     text = (folder / "started").read_text() if (folder / "started").exists() else ""
     return [int(word) for word in text.split()]
 
 
-def engine(**changes):
+def make_scheduler(**changes):
     options = {"grace_seconds": 0.3, **changes}
     return Scheduler(lambda: [YEARLY], report=lambda line: None, **options)
 
 
-def in_a_process(folder, **changes):
-    """Run a scheduler in a process of its own; return its number once it has started a run."""
-    before = len(started(folder))
+def start_scheduler(folder, **changes):
+    """Run a scheduler in a separate process; return its pid after it has started a run."""
+    before = len(started_pids(folder))
     pid = os.fork()
     if not pid:
         code = 99
         try:
-            code = signals.run_command(lambda: engine(**changes).run(poll_seconds=0.05))
+            code = signals.run_command(lambda: make_scheduler(**changes).run(poll_seconds=0.05))
         finally:
             os._exit(code)
-    wait_for(lambda: len(started(folder)) > before)
+    wait_for(lambda: len(started_pids(folder)) > before)
     wait_for(lambda: (entry := scheduler_state.load().get(YEARLY.id)) and entry.pid)
     return pid
 
@@ -74,119 +74,122 @@ def in_a_process(folder, **changes):
 def wait_for(condition, seconds=20):
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it took too long"
+        assert time.monotonic() < until, "timeout"
         time.sleep(0.02)
 
 
-def lives(pid):
+def is_alive(pid):
     return bool(run_processes.process_start_time(pid))
 
 
-def end(pid, number):
-    """Send a signal to a scheduler, and wait for it; return its exit code."""
+def stop_scheduler(pid, number):
+    """Send a signal to a scheduler and wait for it; return its exit code."""
     os.kill(pid, number)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize("memory", ["whole", "torn"])
-def test_the_run_of_a_killed_scheduler_is_watched_and_not_started_twice(folder, home, memory):
-    assert end(in_a_process(folder), signal.SIGKILL) == -signal.SIGKILL
-    run, child = started(folder)
-    assert lives(run)
+def test_the_run_of_a_killed_scheduler_is_monitored_and_not_started_twice(folder, home, memory):
+    assert stop_scheduler(start_scheduler(folder), signal.SIGKILL) == -signal.SIGKILL
+    run, child = started_pids(folder)
+    assert is_alive(run)
     if memory == "torn":
         (home / "scheduler.json").write_text("{")
     lines = []
-    second = engine()
+    second = make_scheduler()
     second.report = lines.append
 
     assert second.poll() == []
-    assert started(folder) == [run, child]
+    assert started_pids(folder) == [run, child]
     assert any(f"the run of 2026-01-01T00:00:00+00:00 is still running (process {run})" in line for line in lines)
 
     (folder / "go").touch()
-    wait_for(lambda: not lives(run))
+    wait_for(lambda: not is_alive(run))
     (firing,) = second.poll()
     assert (firing.exit_code, firing.due) == (3, "2026-01-01T00:00:00+00:00")
     assert scheduler_state.load()[YEARLY.id].status == "failed with exit code 3"
-    wait_for(lambda: not lives(child))
+    wait_for(lambda: not is_alive(child))
     assert second.poll() == []
-    assert started(folder) == [run, child]
+    assert started_pids(folder) == [run, child]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 2), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_a_stopped_scheduler_ends_its_run_as_a_whole_and_starts_it_again_later(folder, number, code, stubborn):
+def test_a_stopped_scheduler_ends_the_processes_of_its_run_and_restarts_it_later(folder, number, code, stubborn):
     if stubborn:
         (folder / "stubborn").touch()
-    first = in_a_process(folder)
+    first = start_scheduler(folder)
 
-    assert end(first, number) == code
+    assert stop_scheduler(first, number) == code
 
-    run, child = started(folder)
-    assert not lives(run)
-    wait_for(lambda: not lives(child))
+    run, child = started_pids(folder)
+    assert not is_alive(run)
+    wait_for(lambda: not is_alive(child))
     assert scheduler_state.load()[YEARLY.id].status == scheduler_state.STOPPED
     (folder / "go").touch()
-    again = engine()
-    (firing,) = again.run(poll_seconds=0.05, max_firings=1)
+    second = make_scheduler()
+    (firing,) = second.run(poll_seconds=0.05, max_firings=1)
     assert firing.due == "2026-01-01T00:00:00+00:00"
-    assert len(started(folder)) == 4
+    assert len(started_pids(folder)) == 4
 
 
-def test_a_run_beyond_its_time_is_ended_with_its_children(folder):
+def test_a_run_beyond_its_time_limit_is_ended_with_its_children(folder):
     (folder / "stubborn").touch()
 
-    (firing,) = engine(limit_seconds=0.5).run(poll_seconds=0.05, max_firings=1)
+    (firing,) = make_scheduler(limit_seconds=0.5).run(poll_seconds=0.05, max_firings=1)
 
     assert firing.exit_code in (-signal.SIGKILL, -signal.SIGTERM)
-    wait_for(lambda: not any(map(lives, started(folder))))
+    wait_for(lambda: not any(map(is_alive, started_pids(folder))))
     assert scheduler_state.load()[YEARLY.id].status.startswith("failed: stopped after the time limit of ")
 
 
 def test_a_killed_run_of_a_killed_scheduler_is_started_again(folder):
-    end(in_a_process(folder), signal.SIGKILL)
-    os.kill(started(folder)[0], signal.SIGKILL)
-    wait_for(lambda: not lives(started(folder)[0]))
+    stop_scheduler(start_scheduler(folder), signal.SIGKILL)
+    os.kill(started_pids(folder)[0], signal.SIGKILL)
+    wait_for(lambda: not is_alive(started_pids(folder)[0]))
 
-    second = in_a_process(folder)
+    second = start_scheduler(folder)
 
-    assert len(started(folder)) == 4
-    end(second, signal.SIGTERM)
+    assert len(started_pids(folder)) == 4
+    stop_scheduler(second, signal.SIGTERM)
 
 
-def test_a_number_that_went_to_another_process_is_left_alone(folder):
+def test_a_process_that_reuses_the_pid_is_not_killed(folder):
     other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        ticket = run_processes.RunRecord(YEARLY.id, "yearly", "2026-01-01T00:00:00+00:00", "", other.pid, birth="1")
-        job = run_processes.ProcessJob(ticket)
+        record = run_processes.RunRecord(YEARLY.id, "yearly", "2026-01-01T00:00:00+00:00", "", other.pid, birth="1")
+        job = run_processes.ProcessJob(record)
         job.terminate()
         job.kill()
 
         assert job.code() == -signal.SIGKILL
-        assert lives(other.pid)
+        assert is_alive(other.pid)
     finally:
         other.kill()
         other.wait()
 
 
-def test_once_waits_for_what_it_started(folder):
+def test_run_once_waits_for_the_runs_that_it_started(folder):
     (folder / "go").touch()
 
-    (firing,) = engine().run_once()
+    (firing,) = make_scheduler().run_once()
 
     assert firing.exit_code == 3
 
 
-def test_the_command_keeps_modules_of_the_working_directory_out(tmp_path):
+def test_the_command_does_not_import_from_the_working_directory(tmp_path):
     command = run_processes.command(YEARLY, tmp_path / "x.exit")
 
     assert command[1:] == ["-P", "-m", "tuneline.runner.fire_schedule", "an-id", str(tmp_path / "x.exit")]
 
 
-def test_the_command_line_has_the_scheduler_s_defaults():
+def test_the_command_line_has_the_defaults_of_the_scheduler():
     import inspect
 
     from tuneline.cli import schedules
 
-    found = inspect.signature(schedules.scheduler).parameters
-    assert (found["jobs"].default, found["limit_hours"].default) == (scheduler.MAX_JOBS, scheduler.TIME_LIMIT_HOURS)
+    parameters = inspect.signature(schedules.scheduler).parameters
+    assert (parameters["jobs"].default, parameters["limit_hours"].default) == (
+        scheduler.MAX_JOBS,
+        scheduler.TIME_LIMIT_HOURS,
+    )

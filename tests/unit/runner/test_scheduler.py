@@ -1,4 +1,4 @@
-"""The scheduler fires what is due, once, whatever happens in between."""
+"""The scheduler starts each due run once, also after restarts, crashes and damaged state."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -24,11 +24,11 @@ def make_schedule(name="nightly", cron="0 2 * * *", active=True):
 
 
 class Job:
-    """A run that is over when it is told so."""
+    """A run whose end is set by the test."""
 
     def __init__(self, schedule, due, log, code=0):
         self.record = run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log), pid=7)
-        self.exit, self.age, self.asked = code, 0.0, []
+        self.exit, self.age, self.signals = code, 0.0, []
 
     def code(self):
         return self.exit
@@ -37,14 +37,14 @@ class Job:
         return self.age
 
     def terminate(self):
-        self.asked.append("terminate")
+        self.signals.append("terminate")
 
     def kill(self):
-        self.asked.append("kill")
+        self.signals.append("kill")
 
 
 class World:
-    """A clock that is set by hand, and a launch that only remembers."""
+    """A clock set by the test, and a launch that only records runs."""
 
     def __init__(self, *schedules, exit_codes=None):
         self.now = CREATED
@@ -74,7 +74,7 @@ def world(home):
     return World(make_schedule())
 
 
-def dues(firings):
+def due_times(firings):
     return [datetime.fromisoformat(firing.due) for firing in firings]
 
 
@@ -87,12 +87,12 @@ def test_a_schedule_does_not_fire_before_its_time(world, now):
 @pytest.mark.parametrize("late", [timedelta(0), timedelta(microseconds=1), timedelta(seconds=20)], ids=str)
 def test_a_due_schedule_fires_once(world, late):
     world.now = TWO + late
-    one = world.scheduler()
+    current = world.scheduler()
 
-    fired = one.poll()
+    fired = current.poll()
 
-    assert dues(fired) == [TWO]
-    assert [one.poll(), one.poll()] == [[], []]
+    assert due_times(fired) == [TWO]
+    assert [current.poll(), current.poll()] == [[], []]
     assert world.launched == ["nightly"]
 
 
@@ -100,17 +100,17 @@ def test_a_schedule_fires_again_at_its_next_time(world):
     first = world.poll(TWO)
 
     assert world.poll(TWO + timedelta(hours=23, minutes=59)) == []
-    assert dues(first + world.poll(TWO + timedelta(days=1))) == [TWO, TWO + timedelta(days=1)]
+    assert due_times(first + world.poll(TWO + timedelta(days=1))) == [TWO, TWO + timedelta(days=1)]
 
 
-def test_missed_times_are_made_up_for_by_one_run(world):
+def test_several_missed_times_start_one_run(world):
     fired = world.poll(TWO + timedelta(days=3, hours=5))
 
-    assert dues(fired) == [TWO + timedelta(days=3)]
+    assert due_times(fired) == [TWO + timedelta(days=3)]
     assert world.poll(TWO + timedelta(days=3, hours=6)) == []
 
 
-def test_a_time_before_the_schedule_was_made_is_not_missed(world):
+def test_times_before_the_creation_of_a_schedule_do_not_count(world):
     assert world.poll(CREATED + timedelta(minutes=5)) == []
 
 
@@ -123,7 +123,7 @@ def test_a_paused_schedule_does_not_fire(home):
 
 
 def test_a_restart_neither_repeats_nor_loses_a_time(home):
-    """Looks at random moments, each by a new scheduler; every hour that passed is covered by the next look, once."""
+    """Poll at random times, each with a new scheduler; each hour that passed fires once, at the next poll."""
     world = World(make_schedule("hourly", cron="0 * * * *"))
     generator = np.random.default_rng(0)
     now, last = CREATED, CREATED
@@ -133,10 +133,10 @@ def test_a_restart_neither_repeats_nor_loses_a_time(home):
         expected = [hour] if hour > last else []
         last = max(hour, last)
 
-        assert dues(world.poll(now)) == expected, now
+        assert due_times(world.poll(now)) == expected, now
 
 
-def test_a_run_that_failed_is_written_down_and_stops_no_other(home):
+def test_a_failed_run_is_recorded_and_does_not_affect_others(home):
     world = World(make_schedule("broken"), make_schedule("sound"), exit_codes={"broken": 2})
 
     ended = world.poll(TWO)
@@ -149,7 +149,7 @@ def test_a_run_that_failed_is_written_down_and_stops_no_other(home):
     assert world.poll(TWO + timedelta(minutes=1)) == []
 
 
-def test_what_happens_is_told(world):
+def test_start_and_end_of_a_run_are_reported(world):
     (firing,) = world.poll(TWO)
 
     assert world.lines == [
@@ -158,13 +158,13 @@ def test_what_happens_is_told(world):
     ]
 
 
-def test_a_deleted_schedule_is_forgotten_by_the_next_look(world):
+def test_a_deleted_schedule_does_not_fire(world):
     world.schedules.clear()
 
     assert world.poll(TWO) == []
 
 
-def test_it_runs_until_it_has_fired_enough_and_looks_again_until_then(world, monkeypatch):
+def test_the_scheduler_polls_until_max_firings(world, monkeypatch):
     monkeypatch.setattr(
         scheduler.time, "sleep", lambda seconds: setattr(world, "now", world.now + timedelta(seconds=seconds))
     )
@@ -172,7 +172,7 @@ def test_it_runs_until_it_has_fired_enough_and_looks_again_until_then(world, mon
 
     fired = world.scheduler().run(poll_seconds=3600, max_firings=2)
 
-    assert dues(fired) == [TWO, TWO + timedelta(days=1)]
+    assert due_times(fired) == [TWO, TWO + timedelta(days=1)]
 
 
 @pytest.mark.usefixtures("home")
@@ -186,7 +186,7 @@ def test_a_second_scheduler_is_refused():
         pass
 
 
-def test_a_scheduler_at_work_refuses_another(world):
+def test_a_running_scheduler_refuses_another_one(world):
     world.now = TWO
 
     def second(schedule, due, log):
@@ -201,7 +201,7 @@ def test_a_scheduler_at_work_refuses_another(world):
     assert [firing.exit_code for firing in first.run(poll_seconds=0, max_firings=1)] == [0]
 
 
-def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monkeypatch):
+def test_a_run_interrupted_with_its_scheduler_is_started_again(world, monkeypatch):
     def killed(schedule, due, log):
         raise KeyboardInterrupt
 
@@ -210,23 +210,23 @@ def test_a_run_that_was_cut_off_with_its_scheduler_is_started_again(world, monke
         with pytest.raises(KeyboardInterrupt):
             world.poll(TWO)
 
-    assert dues(world.poll(TWO + timedelta(hours=1))) == [TWO]
+    assert due_times(world.poll(TWO + timedelta(hours=1))) == [TWO]
     assert world.poll(TWO + timedelta(hours=2)) == []
 
 
-def test_a_run_that_is_cut_off_again_and_again_is_given_up_until_its_next_time(world):
-    world.exit_codes["nightly"] = None  # it never ends: each scheduler is gone before
+def test_a_run_interrupted_twice_fails_until_its_next_due_time(world):
+    world.exit_codes["nightly"] = None  # it never ends; each scheduler ends before it
     for hours in range(3):
         assert world.poll(TWO + timedelta(hours=hours)) == []
 
     assert world.launched == ["nightly", "nightly"]
     assert scheduler_state.load()["id of nightly"].status == "failed: interrupted 2 times"
     world.exit_codes["nightly"] = 0
-    assert dues(world.poll(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
+    assert due_times(world.poll(TWO + timedelta(days=1))) == [TWO + timedelta(days=1)]
 
 
 @pytest.mark.parametrize(("code", "status"), [("0", "completed"), ("2", "failed with exit code 2")])
-def test_a_run_that_ended_without_its_scheduler_is_not_started_again(world, code, status):
+def test_a_run_that_ended_after_its_scheduler_is_not_started_again(world, code, status):
     world.exit_codes["nightly"] = None
     world.poll(TWO)
     (log,) = [entry.log for entry in scheduler_state.load().values()]
@@ -237,92 +237,92 @@ def test_a_run_that_ended_without_its_scheduler_is_not_started_again(world, code
     assert world.launched == ["nightly"]
 
 
-def test_a_hanging_run_holds_no_other_and_is_not_started_twice(home):
+def test_a_hanging_run_blocks_no_other_and_is_not_started_twice(home):
     world = World(make_schedule("hangs"), make_schedule("hourly", "0 * * * *"), exit_codes={"hangs": None})
-    one = world.scheduler()
+    current = world.scheduler()
     for hour in range(3):
         world.now = TWO + timedelta(hours=hour)
-        one.poll()
+        current.poll()
 
     assert world.launched == ["hangs", "hourly", "hourly", "hourly"]
 
 
-def test_runs_side_by_side_are_bounded_and_the_first_due_goes_first(home):
+def test_concurrent_runs_are_limited_and_start_in_order_of_due_time(home):
     world = World(*(make_schedule(str(i), f"{9 - i} 2 * * *") for i in range(4)), exit_codes={"3": None, "2": None})
     world.now = TWO + timedelta(minutes=30)
-    one = world.scheduler(max_jobs=2)
-    one.poll()
+    current = world.scheduler(max_jobs=2)
+    current.poll()
     assert world.launched == ["3", "2"]
     assert "1: due 2026-03-02 02:08 UTC, waiting: 2 runs are active" in world.lines
 
     world.jobs["3"].exit = 0
-    one.poll()
+    current.poll()
     assert world.launched == ["3", "2", "1"]
-    one.poll()
-    assert world.launched == ["3", "2", "1", "0"], "what waited is not lost"
+    current.poll()
+    assert world.launched == ["3", "2", "1", "0"], "waiting runs are not lost"
 
 
-def test_a_run_beyond_the_time_limit_is_asked_to_end_and_then_ended(world):
+def test_a_run_beyond_the_time_limit_is_terminated_and_then_killed(world):
     world.exit_codes["nightly"], world.now = None, TWO
-    one = world.scheduler(limit_seconds=3600, grace_seconds=0.0)
-    one.poll()
+    current = world.scheduler(limit_seconds=3600, grace_seconds=0.0)
+    current.poll()
     job = world.jobs["nightly"]
-    assert job.asked == []
+    assert job.signals == []
 
     job.age = 3601
-    one.poll()
-    one.poll()
-    assert job.asked[:2] == ["terminate", "kill"]
+    current.poll()
+    current.poll()
+    assert job.signals[:2] == ["terminate", "kill"]
     job.exit = -9
-    (firing,) = one.poll()
+    (firing,) = current.poll()
 
     assert firing.exit_code == -9
     assert scheduler_state.load()["id of nightly"].status == "failed: stopped after the time limit of 1 hours"
-    assert one.poll() == [], "its time is over"
+    assert current.poll() == [], "its due time has passed"
 
 
 @pytest.mark.parametrize("cron", ["0 0 30 2 *", "garbage", "", "99 * * * *"])
-def test_a_schedule_that_cannot_fire_stops_no_other_and_is_told_once(home, cron):
+def test_an_invalid_schedule_is_reported_once_and_does_not_affect_others(home, cron):
     world = World(make_schedule("bad", cron), make_schedule("sound"))
-    one = world.scheduler()
+    current = world.scheduler()
     world.now = TWO
-    one.poll()
-    one.poll()
+    current.poll()
+    current.poll()
 
     assert world.launched == ["sound"]
     (line,) = [line for line in world.lines if line.startswith("bad: ")]
     assert "is skipped. Record it again." in line
 
 
-def test_a_store_that_does_not_answer_is_asked_again(world):
+def test_an_unreadable_store_is_polled_again(world):
     def broken():
         raise RuntimeError("database is locked\nsomewhere")
 
-    one = world.scheduler()
-    one.schedules = broken
+    current = world.scheduler()
+    current.schedules = broken
     world.now = TWO
-    assert one.poll() == []
-    one.schedules = lambda: world.schedules
+    assert current.poll() == []
+    current.schedules = lambda: world.schedules
 
-    assert dues(one.poll()) == [TWO]
+    assert due_times(current.poll()) == [TWO]
     assert "The schedules cannot be read: database is locked somewhere. The next poll tries again." in world.lines
 
 
 @pytest.mark.parametrize("text", ["", '{"id of nightly": {"due"', "[]", "null", "\xff"])
-def test_a_torn_memory_is_set_aside_with_a_line(world, home, text):
+def test_a_damaged_state_file_is_moved_and_reported(world, home, text):
     world.poll(TWO)
     (home / "scheduler.json").write_bytes(text.encode("latin-1"))
 
-    fired_again = world.poll(TWO + timedelta(hours=1))
+    firings = world.poll(TWO + timedelta(hours=1))
 
-    assert dues(fired_again) == [TWO], "nobody knows that it was fired"
+    assert due_times(firings) == [TWO], "the record of the first run is lost"
     assert (home / "scheduler.damaged").read_bytes() == text.encode("latin-1")
     assert sum("is damaged and was moved to" in line for line in world.lines) == 1
     assert world.poll(TWO + timedelta(hours=2)) == []
 
 
 @pytest.mark.parametrize("entry", [{}, None, {"name": "nightly", "due": "soon", "status": "completed", "log": ""}])
-def test_a_torn_entry_costs_no_other_its_memory(home, entry):
+def test_a_damaged_entry_does_not_affect_others(home, entry):
     world = World(make_schedule(), make_schedule("other"))
     world.poll(TWO)
     memory = json.loads((home / "scheduler.json").read_text())
@@ -333,7 +333,7 @@ def test_a_torn_entry_costs_no_other_its_memory(home, entry):
     assert sorted(world.launched) == ["nightly", "nightly", "other"]
 
 
-def test_a_clock_that_stood_in_the_future_is_survived(home):
+def test_a_clock_that_was_in_the_future_delays_no_later_run(home):
     world = World(make_schedule())
     world.poll(datetime(2031, 5, 5, 5, 0, tzinfo=UTC))
     assert world.launched == ["nightly"]
@@ -345,16 +345,16 @@ def test_a_clock_that_stood_in_the_future_is_survived(home):
     assert world.launched == ["nightly", "nightly"]
 
 
-def test_a_schedule_that_was_recorded_in_the_future_fires_from_now_on(home):
+def test_a_schedule_with_a_creation_time_in_the_future_fires(home):
     from dataclasses import replace
 
     world = World(replace(make_schedule(), created=datetime(2031, 1, 1, tzinfo=UTC)))
     world.poll(TWO - timedelta(hours=1))
 
-    assert dues(world.poll(TWO)) == [TWO]
+    assert due_times(world.poll(TWO)) == [TWO]
 
 
-def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monkeypatch):
+def test_no_run_is_started_if_its_record_cannot_be_written(world, monkeypatch):
     def full(schedule_id, entry):
         raise OSError(28, "No space left on device")
 
@@ -363,10 +363,10 @@ def test_a_disk_without_space_starts_nothing_that_would_be_forgotten(world, monk
         assert world.poll(TWO) == []
 
     assert "cannot be written" in world.lines[-1]
-    assert dues(world.poll(TWO)) == [TWO]
+    assert due_times(world.poll(TWO)) == [TWO]
 
 
-def test_a_name_that_is_no_file_name_is_no_trouble(home):
+def test_a_schedule_name_may_contain_slashes(home):
     world = World(make_schedule(name="team/nightly"))
 
     (firing,) = world.poll(TWO)
@@ -374,7 +374,7 @@ def test_a_name_that_is_no_file_name_is_no_trouble(home):
     assert firing.log.endswith("team_nightly-20260302T020000Z.log")
 
 
-def test_a_process_that_cannot_be_started_stops_no_other(home, monkeypatch):
+def test_a_process_that_cannot_be_started_does_not_affect_others(home, monkeypatch):
     world = World(make_schedule(name="a"), make_schedule(name="b"))
     launch = world.launch
 

@@ -1,4 +1,4 @@
-"""What tests of the tracker share."""
+"""Fixtures of the tracking tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tuneline.tracking import registry
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An MLflow of our own, which lives as long as a module's tests."""
+    """A separate MLflow store for the tests of a module."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as env:
         env.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -25,7 +25,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run_id(tmp_path_factory):
-    """A finished run in an MLflow of our own, which lives as long as this module's tests."""
+    """A finished run in a separate MLflow store for the tests of a module."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as env:
         env.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -39,7 +39,7 @@ def run_id(tmp_path_factory):
 
 @pytest.fixture
 def make_version(run_id, home, tmp_path):
-    """Register a model directory under the test's own name; returns the version and whether it is new."""
+    """Register a model directory under a name that is unique per test; returns the version and whether it is new."""
 
     def make(content):
         folder = tmp_path / f"m {content}"

@@ -1,4 +1,4 @@
-"""Preconditions are told from facts, and a decision is a document that says why."""
+"""Preconditions of the gate, and the documents of a decision."""
 
 import pytest
 
@@ -24,22 +24,22 @@ def make_evidence(**changes):
     return Evidence(**(facts | changes))
 
 
-def checked(asked=None, **changes):
-    found = evidence.check_preconditions(make_evidence(**changes), PreconditionsConfig.model_validate(asked or {}))
-    return {check.name: check for check in found}
+def run_checks(config=None, **changes):
+    results = evidence.check_preconditions(make_evidence(**changes), PreconditionsConfig.model_validate(config or {}))
+    return {check.name: check for check in results}
 
 
-def failing(asked=None, **changes):
-    return [name for name, check in checked(asked, **changes).items() if not check.passed]
+def failed_checks(config=None, **changes):
+    return [name for name, check in run_checks(config, **changes).items() if not check.passed]
 
 
-def test_a_sound_model_passes_every_precondition():
-    assert list(checked()) == ["template_parity", "merge_fidelity", "mask_coverage"]
-    assert failing() == []
+def test_a_valid_model_passes_every_precondition():
+    assert list(run_checks()) == ["template_parity", "merge_fidelity", "mask_coverage"]
+    assert failed_checks() == []
 
 
 @pytest.mark.parametrize(
-    ("asked", "facts", "names"),
+    ("config", "facts", "names"),
     [
         ({}, {"tokenizer_of_model": "b"}, ["template_parity"]),
         ({"template_parity": False}, {"tokenizer_of_model": "b"}, []),
@@ -55,21 +55,21 @@ def test_a_sound_model_passes_every_precondition():
         ({"min_coverage": 0.5}, {"coverage": None}, []),
     ],
 )
-def test_a_precondition_fails_where_its_fact_says_so(asked, facts, names):
-    assert failing(asked, **facts) == names
+def test_a_precondition_fails_if_its_measurement_is_out_of_bounds(config, facts, names):
+    assert failed_checks(config, **facts) == names
 
 
-def test_what_was_not_merged_says_why():
+def test_an_unmerged_model_has_the_reason():
     facts = {"fidelity": {"merged": False, "reason": "prefix has no merged form"}, "kind": "adapter"}
 
-    assert checked(**facts)["merge_fidelity"].sentence == "nothing was merged: prefix has no merged form"
+    assert run_checks(**facts)["merge_fidelity"].sentence == "nothing was merged: prefix has no merged form"
 
 
-def test_the_contaminated_items_of_all_sets_are_dirty():
+def test_contaminated_items_of_all_sets_are_joined():
     assert make_evidence().contaminated_items() == {"q1", "q2", "x"}
 
 
-def test_evidence_survives_being_kept():
+def test_evidence_survives_a_round_trip_through_json():
     facts = make_evidence()
 
     assert Evidence.model_validate_json(facts.model_dump_json()) == facts
@@ -77,9 +77,12 @@ def test_evidence_survives_being_kept():
 
 def make_decision():
     config = GateConfig.model_validate({"guards": [{"metric": "mmlu_accuracy", "margin": 0.2}], "num_resamples": 1000})
-    ours = {"rougeL": {str(i): 0.6 for i in range(60)}, "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)}}
-    theirs = {"rougeL": {str(i): 0.5 for i in range(60)}, "mmlu_accuracy": ours["mmlu_accuracy"]}
-    findings = gate.evaluate(ours, theirs, "the <base> model", config, {"q1", "q2"})
+    candidate = {
+        "rougeL": {str(i): 0.6 for i in range(60)},
+        "mmlu_accuracy": {f"q{i}": float(i % 2) for i in range(20)},
+    }
+    opponent = {"rougeL": {str(i): 0.5 for i in range(60)}, "mmlu_accuracy": candidate["mmlu_accuracy"]}
+    findings = gate.evaluate(candidate, opponent, "the <base> model", config, {"q1", "q2"})
     checks = evidence.check_preconditions(make_evidence(coverage=0.0), PreconditionsConfig())
     return Decision(
         model_name="m",
@@ -93,7 +96,7 @@ def make_decision():
     )
 
 
-def test_the_documents_say_why_and_show_both_numbers():
+def test_the_documents_have_the_reason_and_both_results():
     decision = make_decision()
 
     text, page = decision.to_markdown(), html_reports.decision_page(decision)
@@ -104,13 +107,13 @@ def test_the_documents_say_why_and_show_both_numbers():
         in text
     )
     assert "2 were found in the training rows" in text
-    assert "- mask_coverage: FAILS, 0.00% of the training tokens carry loss" in text
+    assert "- mask_coverage: FAILED, 0.00% of the training tokens carry loss" in text
     assert "the &lt;base&gt; model" in page
     assert "<base>" not in page
-    assert "http" not in page, "the page needs nothing from elsewhere"
+    assert "http" not in page, "the page has no external resources"
 
 
-def test_the_document_is_json_that_reads_back():
+def test_a_decision_survives_a_round_trip_through_json():
     decision = make_decision()
 
     assert Decision.model_validate_json(decision.model_dump_json()) == decision

@@ -1,4 +1,4 @@
-"""A model directory as MLflow serves it: every form in which a request brings its rows."""
+"""A model directory served by MLflow: every request format."""
 
 import json
 import os
@@ -25,86 +25,86 @@ from tuneline.errors import DataError
 from tuneline.model.checkpoint import NON_CONTENT_FILES, Checkpoint
 from tuneline.tracking import flavor
 
-ASKED = ["What is one and two?", "Say 1"]
-CHATS = [[{"role": "user", "content": text}] for text in ASKED]
+PROMPTS = ["What is one and two?", "Say 1"]
+CHATS = [[{"role": "user", "content": text}] for text in PROMPTS]
 PARAMS = {"max_tokens": 3}
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_model, tmp_path_factory):
-    """A stored model: its files, and `MLmodel` beside them; with a head of its own it says more than it was told."""
-    place = tmp_path_factory.mktemp("stored")
-    shutil.copytree(tiny_model, place / flavor.FILES)
+    """A stored model with `MLmodel` next to its files; its untied random head generates varied answers."""
+    path = tmp_path_factory.mktemp("stored")
+    shutil.copytree(tiny_model, path / flavor.FILES)
     config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
     torch.manual_seed(3)
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight)
-    model.save_pretrained(place / flavor.FILES)
-    flavor.write_mlmodel(place)
-    return place
+    model.save_pretrained(path / flavor.FILES)
+    flavor.write_mlmodel(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
+def served_model(folder):
     return mlflow.pyfunc.load_model(str(folder))
 
 
 @pytest.fixture(scope="module")
-def answers(loaded):
-    """What the two chats are answered one at a time."""
-    found = [loaded.predict({"messages": chat}, params=PARAMS) for chat in CHATS]
-    assert found[0] != found[1]
-    assert all(found)
-    return found
+def answers(served_model):
+    """Answers to the two chats, one request per chat."""
+    texts = [served_model.predict({"messages": chat}, params=PARAMS) for chat in CHATS]
+    assert texts[0] != texts[1]
+    assert all(texts)
+    return texts
 
 
 BODIES = {
     "split": {"dataframe_split": {"columns": ["messages"], "data": [[chat] for chat in CHATS]}},
     "records": {"dataframe_records": [{"messages": chat} for chat in CHATS]},
-    "prompts": {"dataframe_records": [{"prompt": text} for text in ASKED]},
-    "both columns": {"dataframe_records": [{"prompt": ASKED[0]}, {"messages": CHATS[1]}]},
+    "prompts": {"dataframe_records": [{"prompt": text} for text in PROMPTS]},
+    "both columns": {"dataframe_records": [{"prompt": PROMPTS[0]}, {"messages": CHATS[1]}]},
     "instances": {"instances": [{"messages": chat} for chat in CHATS]},
-    "instances of prompts": {"instances": [{"prompt": text} for text in ASKED]},
-    "texts as instances": {"instances": ASKED},
+    "instances of prompts": {"instances": [{"prompt": text} for text in PROMPTS]},
+    "texts as instances": {"instances": PROMPTS},
     "inputs": {"inputs": {"messages": CHATS}},
-    "inputs of prompts": {"inputs": {"prompt": ASKED}},
-    "texts as inputs": {"inputs": ASKED},
+    "inputs of prompts": {"inputs": {"prompt": PROMPTS}},
+    "texts as inputs": {"inputs": PROMPTS},
 }
 
 
-def asked(loaded, body, kind="application/json"):
+def post(served_model, body, kind="application/json"):
     data = body if isinstance(body, str) else json.dumps(body)
-    answer = scoring_server.invocations(data, kind, loaded, loaded.metadata.get_input_schema())
-    assert answer.status == 200
-    return json.loads(answer.response)
+    response = scoring_server.invocations(data, kind, served_model, served_model.metadata.get_input_schema())
+    assert response.status == 200
+    return json.loads(response.response)
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
-def test_every_form_of_a_request_gets_the_answers_of_single_chats(loaded, answers, name):
-    assert asked(loaded, BODIES[name] | {"params": PARAMS}) == {"predictions": answers}
+def test_every_request_format_gets_the_answers_of_single_chats(served_model, answers, name):
+    assert post(served_model, BODIES[name] | {"params": PARAMS}) == {"predictions": answers}
 
 
-def test_a_chat_and_a_csv_are_answered_too(loaded, answers):
+def test_a_single_chat_and_a_csv_file_are_answered(served_model, answers):
     table = pd.DataFrame({"messages": [json.dumps(chat) for chat in CHATS]})
 
-    assert asked(loaded, {"messages": CHATS[0], **PARAMS}) == answers[0]
-    long = asked(loaded, table.to_csv(index=False), "text/csv")["predictions"]
+    assert post(served_model, {"messages": CHATS[0], **PARAMS}) == answers[0]
+    long = post(served_model, table.to_csv(index=False), "text/csv")["predictions"]
     assert [text.startswith(short) for text, short in zip(long, answers, strict=True)] == [True, True]
 
 
-def test_the_length_of_an_answer_is_a_parameter_that_mlflow_does_not_drop(loaded, answers):
-    long = loaded.predict({"messages": CHATS[0]}, params={"max_tokens": 30})
+def test_mlflow_passes_on_the_parameter_max_tokens(served_model, answers):
+    long = served_model.predict({"messages": CHATS[0]}, params={"max_tokens": 30})
 
     assert len(long) > len(answers[0])
 
 
-def test_a_text_is_gone_on_with_as_it_is(loaded):
+def test_a_text_is_continued_without_a_chat_template(served_model):
     assert flavor.parse_request({"text": "The quick"}) == ("text", "The quick")
-    assert isinstance(loaded.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
+    assert isinstance(served_model.predict(pd.DataFrame({"text": ["The quick"]}), params=PARAMS)[0], str)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"question": "x"}, r"has the columns \['question'\] and none of \['messages', 'prompt', 'text'\]"),
         ({"messages": "hello"}, r"messages: got None, expected a list of role and content"),
@@ -112,17 +112,17 @@ def test_a_text_is_gone_on_with_as_it_is(loaded):
         ({"prompt": 3}, r"prompt: got 3, expected a text"),
     ],
 )
-def test_rows_that_ask_nothing_are_refused(row, told):
-    with pytest.raises(DataError, match=told):
+def test_rows_without_a_request_are_refused(row, message):
+    with pytest.raises(DataError, match=message):
         flavor.parse_request(row)
 
 
-def test_columns_of_other_lengths_are_refused():
+def test_columns_of_different_lengths_are_refused():
     with pytest.raises(DataError, match="lengths"):
         flavor.to_rows({"prompt": np.array(["a", "b"]), "text": np.array(["c"])})
 
 
-def test_inputs_are_moved_to_the_device_of_the_model(loaded, tiny_model):
+def test_inputs_are_moved_to_the_device_of_the_model(served_model, tiny_model):
     """The meta device stands for a GPU."""
     model, moved = flavor.ChatModel(str(tiny_model)), []
 
@@ -136,7 +136,7 @@ def test_inputs_are_moved_to_the_device_of_the_model(loaded, tiny_model):
     assert moved == ["meta"]
 
 
-def test_the_mlmodel_file_is_no_content(folder, tiny_model):
+def test_the_mlmodel_file_is_not_part_of_the_content_hash(folder, tiny_model):
     inside = shutil.copytree(tiny_model, folder / "copy")
     flavor.write_mlmodel(inside)
 
@@ -145,7 +145,7 @@ def test_the_mlmodel_file_is_no_content(folder, tiny_model):
 
 
 @pytest.mark.slow
-def test_mlflow_models_serve_answers_frames(folder, answers):
+def test_mlflow_models_serve_answers_every_payload(folder, answers):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The gate lets luck pass as rarely as it says, and a true gain nearly always."""
+"""Level and power of the gate, and its findings."""
 
 from contextlib import contextmanager
 
@@ -16,10 +16,10 @@ CORRELATION = 0.8
 
 
 def draw(generator, num_items, gain=0.0):
-    """Scores of two models on the same items: alike in the spread, different in the mean by `gain`."""
-    shared, mine, theirs = generator.standard_normal((3, num_items))
+    """Draw scores of two models on the same items, with equal spread and a difference of `gain` in the mean."""
+    shared, first, second = generator.standard_normal((3, num_items))
     weight, rest = CORRELATION**0.5, (1 - CORRELATION) ** 0.5
-    scores = [np.clip(0.4 + 0.2 * (weight * shared + rest * own), 0, 1) for own in (mine, theirs)]
+    scores = [np.clip(0.4 + 0.2 * (weight * shared + rest * own), 0, 1) for own in (first, second)]
     return by_item(np.clip(scores[0] + gain, 0, 1)), by_item(scores[1])
 
 
@@ -27,22 +27,22 @@ def by_item(scores):
     return {f"item-{i}": float(value) for i, value in enumerate(scores)}
 
 
-def judge(candidate, opponent, **options):
+def compare(candidate, opponent, **options):
     config = CONFIG.model_copy(update=options)
     (finding,) = gate.evaluate({"rougeL": candidate}, {"rougeL": opponent}, "the base model", config)
     return finding
 
 
 @contextmanager
-def verdicts_only():
-    """Leave out what a finding says beside its verdict, as thousands are drawn."""
-    known, real = {}, BoundedMeanTest.p
+def p_values_only():
+    """Skip the expensive parts of findings other than the p-value, as thousands are drawn."""
+    cache, real = {}, BoundedMeanTest.p
 
     def p(self, bound):
         key = (tuple(sorted(self.differences)), bound)
-        if key not in known:
-            known[key] = real(self, bound)
-        return known[key]
+        if key not in cache:
+            cache[key] = real(self, bound)
+        return cache[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BoundedMeanTest, "p", p)
@@ -53,70 +53,70 @@ def verdicts_only():
 
 def share_passed(num_trials, num_items, gain=0.0):
     generator = np.random.default_rng(0)
-    with verdicts_only():
-        return np.mean([judge(*draw(generator, num_items, gain)).passed for _ in range(num_trials)])
+    with p_values_only():
+        return np.mean([compare(*draw(generator, num_items, gain)).passed for _ in range(num_trials)])
 
 
 @pytest.mark.parametrize("num_items", [5, 10, 100])
 def test_an_equal_model_passes_at_most_one_time_in_twenty(num_items):
-    """At most 5 % and two Monte-Carlo errors of 1,000 trials; `new >= old` would pass half of the time."""
+    """At most 5 % plus two Monte-Carlo errors of 1,000 trials; `new >= old` would pass half of the time."""
     assert share_passed(num_trials=1000, num_items=num_items) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
 
 
-def test_a_true_gain_of_five_points_is_found():
+def test_a_true_gain_of_five_points_is_detected():
     assert share_passed(num_trials=200, num_items=300, gain=0.05) >= 0.9
 
 
-def test_the_detectable_gain_is_found_in_eight_of_ten_tries():
-    found = [judge(*draw(np.random.default_rng(seed), num_items=100)).detectable for seed in range(20)]
+def test_the_detectable_gain_is_detected_with_the_stated_power():
+    gains = [compare(*draw(np.random.default_rng(seed), num_items=100)).detectable for seed in range(20)]
 
-    share = share_passed(num_trials=300, num_items=100, gain=np.mean(found))
+    share = share_passed(num_trials=300, num_items=100, gain=np.mean(gains))
 
     assert share == pytest.approx(gate.POWER, abs=0.07)  # three standard errors of 300 trials
 
 
 def test_more_items_detect_smaller_gains():
-    few, many = (judge(*draw(np.random.default_rng(0), num_items)) for num_items in (100, 900))
+    few, many = (compare(*draw(np.random.default_rng(0), num_items)) for num_items in (100, 900))
 
     assert few.detectable / 9 < many.detectable < few.detectable / 3, (
-        "three times less, as the spread; or nine, as luck"
+        "between a third, as the standard error, and a ninth, as the bound of the worst case"
     )
 
 
-def test_the_wanted_gain_is_on_top():
+def test_the_required_gain_raises_the_bound():
     candidate, opponent = draw(np.random.default_rng(0), num_items=300, gain=0.05)
 
-    free, asked = judge(candidate, opponent), judge(candidate, opponent, min_gain=0.05)
+    default, strict = compare(candidate, opponent), compare(candidate, opponent, min_gain=0.05)
 
-    assert free.passed
-    assert not asked.passed
-    assert judge(candidate, opponent, min_gain=free.low - 1e-9).passed
-    assert not judge(candidate, opponent, min_gain=free.low + 1e-9).passed
-    assert asked.detectable == pytest.approx(free.detectable + 0.05, abs=0.001)
+    assert default.passed
+    assert not strict.passed
+    assert compare(candidate, opponent, min_gain=default.low - 1e-9).passed
+    assert not compare(candidate, opponent, min_gain=default.low + 1e-9).passed
+    assert strict.detectable == pytest.approx(default.detectable + 0.05, abs=0.001)
 
 
-def test_the_same_answers_do_not_pass():
+def test_equal_scores_do_not_pass():
     scores = by_item([0.1, 0.3, 0.5, 0.7, 0.9])
 
-    assert not judge(scores, scores).passed
+    assert not compare(scores, scores).passed
 
 
-def test_right_and_wrong_answers_without_a_difference_claim_no_gain_that_they_detect():
+def test_equal_binary_scores_have_no_detectable_gain():
     same = by_item([1.0, 0.0] * 5)
 
-    sentence = judge(same, same).sentence()
+    sentence = compare(same, same).sentence()
 
     assert "detect" not in sentence
-    assert "not above the required +0.0 (10 items; exact test of McNemar)" in sentence
+    assert "not above the required +0.0 (10 items; exact McNemar test)" in sentence
 
 
-def test_the_finding_holds_the_ends_of_its_test():
+def test_the_finding_has_the_bound_and_p_value_of_its_test():
     candidate, opponent = draw(np.random.default_rng(3), num_items=40, gain=0.02)
     differences = [candidate[item] - opponent[item] for item in sorted(candidate)]
     bounded = BoundedMeanTest(differences, -1.0)
     bootstrap = PairedBootstrapTest(differences, num_resamples=1000)
 
-    finding, old = judge(candidate, opponent), judge(candidate, opponent, test="bootstrap")
+    finding, old = compare(candidate, opponent), compare(candidate, opponent, test="bootstrap")
 
     assert (finding.gain, finding.num_items) == (pytest.approx(np.mean(differences)), 40)
     assert (finding.low, finding.p) == (bounded.low(0.95), bounded.p(0))
@@ -127,7 +127,7 @@ def test_the_finding_holds_the_ends_of_its_test():
 def test_the_order_of_items_does_not_matter():
     candidate, opponent = draw(np.random.default_rng(0), num_items=50)
 
-    assert judge(candidate, opponent) == judge(dict(reversed(candidate.items())), opponent)
+    assert compare(candidate, opponent) == compare(dict(reversed(candidate.items())), opponent)
 
 
 @pytest.mark.parametrize(
@@ -145,20 +145,20 @@ def test_the_order_of_items_does_not_matter():
 )
 def test_answers_to_different_items_are_refused(candidate, opponent, message):
     with pytest.raises(TrackingError, match=message):
-        judge(candidate, opponent)
+        compare(candidate, opponent)
 
 
 @pytest.mark.parametrize(
-    ("min_gain", "words"),
+    ("min_gain", "beginning"),
     [
         (0.0, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, above the required +0.0"),
         (0.25, "rougeL 60.0 against 50.0 of the base model: +10.0, at 95% at least +4.6, not above the required +25.0"),
     ],
 )
-def test_a_finding_can_be_read(min_gain, words):
-    finding = judge(by_item([0.6] * 60), by_item([0.5] * 60), min_gain=min_gain)
+def test_a_finding_of_a_target_is_a_sentence(min_gain, beginning):
+    finding = compare(by_item([0.6] * 60), by_item([0.5] * 60), min_gain=min_gain)
 
-    assert finding.sentence().startswith(words)
+    assert finding.sentence().startswith(beginning)
     assert finding.sentence().endswith(
         f"(60 items; minimum detectable gain {finding.show(finding.detectable)}; test of a bounded mean, scores 0 to 1)"
     )
@@ -174,24 +174,24 @@ def gate_config(**options):
 
 
 def answers(num_items, won, lost):
-    """Right and wrong answers of two models that differ on the first items only."""
-    mine = [1.0] * won + [0.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
-    theirs = [0.0] * won + [1.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
-    return by_item(mine), by_item(theirs)
+    """Return binary scores of two models that differ only on the first items."""
+    candidate = [1.0] * won + [0.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
+    opponent = [0.0] * won + [1.0] * lost + [i % 2.0 for i in range(num_items - won - lost)]
+    return by_item(candidate), by_item(opponent)
 
 
-def judge_all(config, dirty=(), **columns):
+def compare_all(config, contaminated=(), **columns):
     candidate, opponent = ({name: pair[i] for name, pair in columns.items()} for i in (0, 1))
-    return gate.evaluate(candidate, opponent, "the base model", config, dirty)
+    return gate.evaluate(candidate, opponent, "the base model", config, contaminated)
 
 
-def share_let_through(config, num_trials, **draws):
-    """Let pairs of models be drawn over and over, and return how often the gate lets the new one pass."""
+def share_promoted(config, num_trials, **draws):
+    """Draw pairs of models repeatedly; return the share of candidates that pass the gate."""
     generator = np.random.default_rng(0)
     passed = 0
-    with verdicts_only():
+    with p_values_only():
         for _ in range(num_trials):
-            findings = judge_all(config, **{name: make(generator) for name, make in draws.items()})
+            findings = compare_all(config, **{name: make(generator) for name, make in draws.items()})
             passed += not gate.failed_findings(findings, config)
     return passed / num_trials
 
@@ -200,7 +200,7 @@ AT_MOST = 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
 
 
 def exam(num_items, win, loss):
-    """Draw an exam that the new model wins on a share of the questions and loses on another."""
+    """Return a function that draws an exam with the given shares of won and lost questions."""
 
     def make(generator):
         won, lost, _ = generator.multinomial(num_items, [win, loss, 1 - win - loss])
@@ -210,64 +210,66 @@ def exam(num_items, win, loss):
 
 
 @pytest.mark.parametrize("num_items", [20, 100])
-def test_an_equally_good_examinee_passes_at_most_one_time_in_twenty(num_items):
+def test_an_equal_model_passes_an_exam_at_most_one_time_in_twenty(num_items):
     config = gate_config(targets=[{"metric": "mmlu_accuracy"}])
 
-    assert share_let_through(config, 2000, mmlu_accuracy=exam(num_items, 0.1, 0.1)) <= AT_MOST
+    assert share_promoted(config, 2000, mmlu_accuracy=exam(num_items, 0.1, 0.1)) <= AT_MOST
 
 
-def test_a_better_examinee_is_found():
+def test_a_better_model_passes_an_exam():
     config = gate_config(targets=[{"metric": "mmlu_accuracy"}])
 
-    assert share_let_through(config, 500, mmlu_accuracy=exam(300, 0.12, 0.04)) >= 0.9
+    assert share_promoted(config, 500, mmlu_accuracy=exam(300, 0.12, 0.04)) >= 0.9
 
 
 @pytest.mark.parametrize(("num_items", "win", "loss"), [(100, 0, 0.05), (300, 0, 0.05), (300, 0.05, 0.1)])
-def test_a_guard_lets_a_model_that_lost_its_margin_pass_at_most_one_time_in_twenty(num_items, win, loss):
+def test_a_model_at_the_margin_passes_a_guard_at_most_one_time_in_twenty(num_items, win, loss):
     config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
     won = (by_item([0.6] * 60), by_item([0.5] * 60))
     draws = {"rougeL": lambda _: won, "mmlu_accuracy": exam(num_items, win, loss)}
 
-    assert share_let_through(config, 2000, **draws) <= AT_MOST
+    assert share_promoted(config, 2000, **draws) <= AT_MOST
 
 
-def test_an_equal_model_passes_a_guard_in_eight_of_ten_tries_with_the_items_it_asks_for():
+def test_an_equal_model_passes_a_guard_with_the_stated_power():
     config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
     won = (by_item([0.6] * 60), by_item([0.5] * 60))
-    needed = judge_all(config, rougeL=won, mmlu_accuracy=answers(1000, 50, 50))[1].items_needed
+    needed = compare_all(config, rougeL=won, mmlu_accuracy=answers(1000, 50, 50))[1].items_needed
 
-    share = share_let_through(config, 500, rougeL=lambda _: won, mmlu_accuracy=exam(needed, 0.05, 0.05))
+    share = share_promoted(config, 500, rougeL=lambda _: won, mmlu_accuracy=exam(needed, 0.05, 0.05))
 
     assert share == pytest.approx(gate.POWER, abs=0.06)
 
 
 @pytest.mark.parametrize("needed", ["all", "any"])
-def test_several_targets_do_not_give_luck_more_tries(needed):
+def test_several_targets_keep_the_familywise_error_rate(needed):
     config = gate_config(targets=[{"metric": name} for name in ("a", "b", "c")], targets_needed=needed)
     draws = {name: lambda generator: draw(generator, 30) for name in ("a", "b", "c")}
 
-    assert share_let_through(config, 500, **draws) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500)
+    assert share_promoted(config, 500, **draws) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500)
 
 
-def test_without_holm_one_of_three_would_pass_by_luck_far_too_often():
+def test_without_holm_the_familywise_error_rate_exceeds_the_level():
     config = gate_config(targets=[{"metric": name} for name in ("a", "b", "c")], test="bootstrap")
-    loose = config.model_copy(update={"targets_needed": "any", "correction": "none"})  # a recipe may not ask for it
+    loose = config.model_copy(update={"targets_needed": "any", "correction": "none"})  # a recipe cannot set this
     draws = {name: lambda generator: draw(generator, 30) for name in ("a", "b", "c")}
 
-    assert share_let_through(loose, 300, **draws) > 0.1
+    assert share_promoted(loose, 300, **draws) > 0.1
 
 
-def test_holm_asks_the_clearest_target_most_and_stops_at_the_first_that_fails():
+def test_holm_tests_the_smallest_p_value_at_the_strictest_level_and_stops_at_a_failure():
     config = gate_config(targets=[{"metric": name} for name in ("clear", "none", "weak")])
     generator = np.random.default_rng(0)
     none = draw(generator, 200)
-    found = judge_all(config, clear=draw(generator, 200, gain=0.1), none=(none[1], none[1]), weak=(none[1], none[1]))
+    findings = compare_all(
+        config, clear=draw(generator, 200, gain=0.1), none=(none[1], none[1]), weak=(none[1], none[1])
+    )
 
-    assert [round(finding.level, 4) for finding in found] == [0.9833, 0.975, 0.95]
-    assert [finding.passed for finding in found] == [True, False, False]
-    assert [finding.metric for finding in gate.failed_findings(found, config)] == ["none", "weak"]
+    assert [round(finding.level, 4) for finding in findings] == [0.9833, 0.975, 0.95]
+    assert [finding.passed for finding in findings] == [True, False, False]
+    assert [finding.metric for finding in gate.failed_findings(findings, config)] == ["none", "weak"]
     any_is_enough = config.model_copy(update={"targets_needed": "any"})
-    assert gate.failed_findings(found, any_is_enough) == []
+    assert gate.failed_findings(findings, any_is_enough) == []
 
 
 @pytest.mark.parametrize(
@@ -280,22 +282,22 @@ def test_holm_asks_the_clearest_target_most_and_stops_at_the_first_that_fails():
         ({"targets": [{"metric": "x_accuracy"}]}, (by_item([0.6] * 60), by_item([0.5] * 60)), ["bounded_mean"]),
     ],
 )
-def test_the_test_follows_the_scores(options, columns, names):
-    assert [finding.test for finding in judge_all(gate_config(**options), x_accuracy=columns)] == names
+def test_the_test_depends_on_the_scores(options, columns, names):
+    assert [finding.test for finding in compare_all(gate_config(**options), x_accuracy=columns)] == names
 
 
 def test_mcnemar_on_other_scores_is_refused():
     config = gate_config(targets=[{"metric": "rougeL"}], test="mcnemar")
 
     with pytest.raises(RecipeError, match=r"registry.gate.test: mcnemar compares right and wrong .* Set test: auto"):
-        judge_all(config, rougeL=(by_item([0.6] * 60), by_item([0.5] * 60)))
+        compare_all(config, rougeL=(by_item([0.6] * 60), by_item([0.5] * 60)))
 
 
-def test_a_metric_that_a_report_lacks_is_told_with_its_key():
+def test_a_missing_metric_is_reported_with_its_recipe_key():
     config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.02}])
 
     with pytest.raises(RecipeError) as caught:
-        judge_all(config, rougeL=(by_item([0.6] * 60), by_item([0.5] * 60)))
+        compare_all(config, rougeL=(by_item([0.6] * 60), by_item([0.5] * 60)))
 
     assert str(caught.value) == (
         "registry.gate.guards.0.metric: the report of the new model has no mmlu_accuracy; it has rougeL. "
@@ -303,60 +305,60 @@ def test_a_metric_that_a_report_lacks_is_told_with_its_key():
     )
 
 
-def test_contaminated_items_decide_nothing_and_both_numbers_are_shown():
-    mine, theirs = by_item([0.5] * 20), by_item([0.5] * 20)
-    dirty = {"item-0", "item-1", "another exam's"}
-    learned = mine | {item: 1.0 for item in dirty if item in mine}
-    (clean,) = judge_all(gate_config(), dirty, rougeL=(learned, theirs))
-    (all_of_them,) = judge_all(gate_config(exclude_contaminated=False), dirty, rougeL=(learned, theirs))
+def test_contaminated_items_are_excluded_and_both_results_are_shown():
+    base_scores, opponent = by_item([0.5] * 20), by_item([0.5] * 20)
+    contaminated = {"item-0", "item-1", "another exam's"}
+    candidate = base_scores | {item: 1.0 for item in contaminated if item in base_scores}
+    (clean,) = compare_all(gate_config(), contaminated, rougeL=(candidate, opponent))
+    (unfiltered,) = compare_all(gate_config(exclude_contaminated=False), contaminated, rougeL=(candidate, opponent))
 
     assert (clean.gain, clean.num_items, clean.num_excluded) == (0.0, 18, 2)
     assert clean.all_items.gain == pytest.approx(0.05)
-    told = (
+    expected = (
         "(18 items; minimum detectable gain 18.1; test of a bounded mean, scores 0 to 1; 2 contaminated "
         "items left out; with them "
         "+5.0)"
     )
-    assert told in clean.sentence()
-    assert (all_of_them.gain, all_of_them.num_items) == (pytest.approx(0.05), 20)
-    assert all_of_them.all_items is None
+    assert expected in clean.sentence()
+    assert (unfiltered.gain, unfiltered.num_items) == (pytest.approx(0.05), 20)
+    assert unfiltered.all_items is None
 
 
-def test_too_few_clean_items_are_told():
+def test_too_few_clean_items_are_an_error():
     scores = by_item([0.5] * 6)
 
     with pytest.raises(
-        TrackingError, match=r"Of the 6 items of rougeL 2 were found in the training rows, and at least 5 clean"
+        TrackingError, match=r"Of the 6 items of rougeL, 2 were found in the training rows; at least 5 clean"
     ):
-        judge_all(gate_config(), {"item-0", "item-1"}, rougeL=(scores, scores))
+        compare_all(gate_config(), {"item-0", "item-1"}, rougeL=(scores, scores))
 
 
-def test_a_guard_can_be_read():
+def test_a_finding_of_a_guard_is_a_sentence():
     config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
     won = (by_item([0.6] * 60), by_item([0.5] * 60))
-    kept, fell = (
-        judge_all(config, rougeL=won, mmlu_accuracy=answers(*counts))[1] for counts in ((400, 10, 10), (400, 0, 20))
+    passed, failed = (
+        compare_all(config, rougeL=won, mmlu_accuracy=answers(*counts))[1] for counts in ((400, 10, 10), (400, 0, 20))
     )
 
-    assert "within the tolerated loss of 5.0 (400 items; an equal model needs " in kept.sentence()
-    assert "not within the tolerated loss of 5.0" in fell.sentence()
+    assert "within the tolerated loss of 5.0 (400 items; an equal model needs " in passed.sentence()
+    assert "not within the tolerated loss of 5.0" in failed.sentence()
 
 
-def test_few_items_without_a_difference_prove_nothing():
-    """A bootstrap of equal answers has no width; 20 questions exclude little."""
+def test_few_items_without_a_difference_do_not_pass_a_guard():
+    """A bootstrap of equal answers has no width; 20 questions cannot exclude a loss."""
     config = gate_config(targets=[{"metric": "rougeL"}], guards=[{"metric": "mmlu_accuracy", "margin": 0.05}])
     won = (by_item([0.6] * 60), by_item([0.5] * 60))
-    few, many = (judge_all(config, rougeL=won, mmlu_accuracy=answers(size, 0, 0))[1] for size in (20, 1000))
+    few, many = (compare_all(config, rougeL=won, mmlu_accuracy=answers(size, 0, 0))[1] for size in (20, 1000))
 
     assert (few.passed, many.passed) == (False, True)
     assert 20 < few.items_needed < 100
-    exact = judge_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed, 0, 0))[1]
-    below = judge_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed - 1, 0, 0))[1]
+    exact = compare_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed, 0, 0))[1]
+    below = compare_all(config, rougeL=won, mmlu_accuracy=answers(few.items_needed - 1, 0, 0))[1]
     assert (exact.passed, below.passed) == (True, False)
 
 
-def test_likelihoods_are_shown_in_nats():
+def test_log_likelihoods_are_shown_in_nats():
     config = gate_config(targets=[{"metric": "log_likelihood"}])
-    (finding,) = judge_all(config, log_likelihood=(by_item([-2.0] * 60), by_item([-2.5] * 60)))
+    (finding,) = compare_all(config, log_likelihood=(by_item([-2.0] * 60), by_item([-2.5] * 60)))
 
     assert finding.sentence().startswith("log_likelihood -2.000 against -2.500 of the base model: +0.500")

@@ -1,7 +1,7 @@
-"""At the boundary the gate lets luck pass as rarely as it says, also where a few items lose much.
+"""Level of the gate at its boundary, also for distributions in which a few items lose much.
 
-Of each distribution the true mean is just what the gate needs, so every pass is a mistake. A percentile bootstrap
-passed a guard in 74 % of the cases at 5 items, and a target in 10 % at 300, where 5 % are asked for.
+The true mean of each distribution is exactly the bound, so every pass is an error. A percentile bootstrap passed a
+guard in 74 % of the cases with 5 items, and a target in 10 % with 300, where 5 % are allowed.
 """
 
 from functools import cache
@@ -19,7 +19,7 @@ MARGIN = 0.03
 
 
 def few_lose_all(generator, shape):
-    """Three of a hundred items lose everything."""
+    """Three percent of the items lose everything."""
     return -1.0 * (generator.random(shape) < 0.03)
 
 
@@ -28,7 +28,7 @@ def some_lose_much(generator, shape):
 
 
 def small_gains_and_large_losses(generator, shape):
-    """Most items gain a little, two of a hundred lose 0.9."""
+    """Most items gain a little; two percent lose 0.9."""
     loss = generator.random(shape) < 0.02
     gain = (0.02 * 0.9 - MARGIN) / 0.98
     return np.where(loss, -0.9, gain + 0.005 * generator.choice([-1, 1], shape))
@@ -44,11 +44,11 @@ def skewed(generator, shape):
 
 
 def answers(win):
-    """Right and wrong answers: `win` of the items are gained, and a margin more are lost."""
+    """Binary scores: a share `win` of the items is won, and a share larger by the margin is lost."""
 
     def draw(generator, shape):
-        luck = generator.random(shape)
-        return 1.0 * (luck < win) - (luck > 1 - win - MARGIN)
+        uniform = generator.random(shape)
+        return 1.0 * (uniform < win) - (uniform > 1 - win - MARGIN)
 
     return draw
 
@@ -58,8 +58,8 @@ CONTINUOUS = [bell, skewed]
 BINARY = [answers(0.0), answers(0.05), answers(0.3)]
 
 
-def pass_rate(draw, num_items, shift, asked, num_trials=TRIALS, right_or_wrong=False):
-    """Return how often the gate's own test lets differences pass that are drawn so often."""
+def pass_rate(draw, num_items, shift, criterion, num_trials=TRIALS, right_or_wrong=False):
+    """Return the share of drawn differences that pass the test of the gate."""
     config = GateConfig(num_resamples=1000)
     generator = np.random.default_rng(num_items)
 
@@ -69,8 +69,8 @@ def pass_rate(draw, num_items, shift, asked, num_trials=TRIALS, right_or_wrong=F
         pairs = [(0.5 + value / 2, 0.5 - value / 2) for value in differences]
         if right_or_wrong:
             pairs = [(1.0, 0.0) if value > 0 else (0.0, 1.0) if value < 0 else (1.0, 1.0) for value in differences]
-        test, _ = gate._test(asked, pairs, config)
-        return test.p(asked.needed) < 1 - LEVEL
+        test, _ = gate._test(criterion, pairs, config)
+        return test.p(criterion.needed) < 1 - LEVEL
 
     passed = 0
     for _ in range(num_trials):
@@ -89,13 +89,13 @@ def target(needed=0.0, metric="rougeL"):
 
 @pytest.mark.parametrize("num_items", SIZES)
 @pytest.mark.parametrize("draw", DISCRETE)
-def test_a_guard_lets_no_loss_of_its_margin_pass(draw, num_items):
+def test_a_guard_keeps_the_level_for_discrete_distributions(draw, num_items):
     assert pass_rate(draw, num_items, 0.0, guard()) <= AT_MOST
 
 
 @pytest.mark.parametrize("num_items", SIZES)
 @pytest.mark.parametrize("draw", DISCRETE)
-def test_a_target_lets_no_equal_model_pass(draw, num_items):
+def test_a_target_keeps_the_level_for_discrete_distributions(draw, num_items):
     assert pass_rate(draw, num_items, MARGIN, target()) <= AT_MOST
 
 
@@ -109,43 +109,43 @@ def test_a_target_lets_no_equal_model_pass(draw, num_items):
     ],
 )
 @pytest.mark.parametrize("draw", CONTINUOUS)
-def test_nor_do_differences_that_are_all_unlike(draw, num_items):
+def test_the_level_is_kept_for_continuous_distributions(draw, num_items):
     slow = num_items not in (5, 30)
     trials = TRIALS if slow else 500
-    most = 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
+    maximum = 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
 
-    assert pass_rate(draw, num_items, 0.0, guard(), trials) <= most
-    assert pass_rate(draw, num_items, MARGIN, target(), trials) <= most
+    assert pass_rate(draw, num_items, 0.0, guard(), trials) <= maximum
+    assert pass_rate(draw, num_items, MARGIN, target(), trials) <= maximum
 
 
 @pytest.mark.parametrize("num_items", SIZES)
 @pytest.mark.parametrize("draw", BINARY)
-def test_right_and_wrong_answers_keep_the_level_too(draw, num_items):
+def test_the_level_is_kept_for_binary_scores(draw, num_items):
     assert pass_rate(draw, num_items, 0.0, guard(), right_or_wrong=True) <= AT_MOST
 
 
 @pytest.mark.parametrize("num_items", SIZES)
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
-def test_a_coin_is_no_gain(share, num_items):
+def test_random_wins_and_losses_keep_the_level(share, num_items):
     def coin(generator, shape):
-        luck = generator.random(shape)
-        return 1.0 * (luck < share) - (luck > 1 - share)
+        uniform = generator.random(shape)
+        return 1.0 * (uniform < share) - (uniform > 1 - share)
 
     assert pass_rate(coin, num_items, 0.0, target(), right_or_wrong=True) <= AT_MOST
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("normal", 0, 0.06), ("lognormal", 0, 0.06)])
-def test_scores_without_a_range_keep_it_as_far_as_losses_are_like_those_seen(kind, low, high):
+def test_scores_without_a_known_range_keep_the_level_if_losses_are_representative(kind, low, high):
     """Nats per token: both models' scores spread by about 0.5, their differences by a fifth of that."""
     config = GateConfig(num_resamples=1000)
     generator = np.random.default_rng(0)
-    asked = target(metric="log_likelihood")
+    criterion = target(metric="log_likelihood")
     passed = 0
     for _ in range(500):
         levels = generator.normal(-3, 0.5, 30)
         noise = generator.normal(0, 0.1, 30) if kind == "normal" else np.exp(0.05) - generator.lognormal(0, 0.316, 30)
-        test, words = gate._test(asked, list(zip(levels + noise, levels, strict=True)), config)
+        test, description = gate._test(criterion, list(zip(levels + noise, levels, strict=True)), config)
         passed += test.p(0.0) < 1 - LEVEL
 
     assert low <= passed / 500 <= high
-    assert words.endswith("as observed")
+    assert description.endswith("as observed")

@@ -1,4 +1,4 @@
-"""The ledger only grows, and tells where it was touched."""
+"""The ledger is append-only and detects changes."""
 
 import json
 import os
@@ -19,13 +19,13 @@ def write_moves(count=4, model="m"):
 
 
 def change_lines(change):
-    time.sleep(0.02)  # a file system's clock ticks every few milliseconds
+    time.sleep(0.02)  # the clock of a file system has a resolution of a few milliseconds
     lines = ledger.path().read_text().splitlines()
     ledger.path().write_text("".join(f"{line}\n" for line in change(lines)))
 
 
-def replaced(number, **values):
-    """Return a change of one line's values, counted from 1."""
+def replace_values(number, **values):
+    """Return a function that replaces values of one line; lines are counted from 1."""
 
     def change(lines):
         lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | values)
@@ -34,24 +34,24 @@ def replaced(number, **values):
     return change
 
 
-def test_an_empty_ledger_is_whole():
+def test_an_empty_ledger_is_valid():
     assert ledger.entries() == []
     assert ledger.verify() == 0
 
 
-def test_moves_are_kept_in_order_with_all_that_was_said(home):
-    written = [
+def test_moves_are_stored_in_order_with_all_fields(home):
+    entries = [
         ledger.append("m", "champion", None, "1", "it won", report=[{"low": 0.1, "metric": "rougeL"}], nothing=None),
         ledger.append("m", "champion", "1", None, "it did harm: ü\u2028"),
     ]
 
-    assert ledger.entries() == written
+    assert ledger.entries() == entries
     assert ledger.path() == home / "ledger.jsonl"
-    assert (written[0]["from"], written[0]["to"], written[0]["report"][0]["low"]) == (None, "1", 0.1)
+    assert (entries[0]["from"], entries[0]["to"], entries[0]["report"][0]["low"]) == (None, "1", 0.1)
     assert ledger.verify() == 2
 
 
-def test_each_line_holds_the_hash_of_the_last():
+def test_each_line_contains_the_hash_of_the_previous_line():
     lines = write_moves()
 
     assert [line["last"] for line in lines] == [ledger.GENESIS_HASH, *(line["hash"] for line in lines[:-1])]
@@ -66,7 +66,7 @@ def test_earlier_lines_are_never_rewritten():
     assert ledger.path().read_text().startswith(before)
 
 
-def test_moves_of_one_model_are_found_among_others():
+def test_moves_can_be_filtered_by_model():
     write_moves(2, model="a")
     write_moves(1, model="b")
     write_moves(1, model="a")
@@ -80,18 +80,18 @@ def test_moves_of_one_model_are_found_among_others():
 @pytest.mark.parametrize(
     ("change", "number"),
     [
-        (replaced(2, to="9"), 2),
-        (replaced(1, why="because I say so"), 1),
-        (replaced(4, who="someone else"), 4),
-        (replaced(3, hash="0" * 64), 3),
+        (replace_values(2, to="9"), 2),
+        (replace_values(1, why="because I say so"), 1),
+        (replace_values(4, who="someone else"), 4),
+        (replace_values(3, hash="0" * 64), 3),
         (lambda lines: lines[:1] + lines[2:], 2),
         (lambda lines: lines[1:], 1),
         (lambda lines: [lines[0], lines[2], lines[1], lines[3]], 2),
         (lambda lines: lines[:3] + lines[2:], 4),
     ],
-    ids=["value", "first line", "last line", "hash", "taken out", "beginning taken out", "swapped", "put in twice"],
+    ids=["value", "first line", "last line", "hash", "removed", "first removed", "swapped", "duplicated"],
 )
-def test_a_touched_line_is_found(change, number):
+def test_a_changed_line_is_detected(change, number):
     write_moves(4)
     change_lines(change)
 
@@ -99,7 +99,7 @@ def test_a_touched_line_is_found(change, number):
         ledger.verify()
 
 
-def test_a_line_with_its_hash_made_anew_breaks_the_next():
+def test_a_forged_line_with_a_new_hash_breaks_the_next_line():
     write_moves(4)
 
     def forge(lines):
@@ -113,17 +113,17 @@ def test_a_line_with_its_hash_made_anew_breaks_the_next():
 
 
 def tear(data=b'{"when": '):
-    """Leave an unfinished line at the end, as a stopped process or a full disk does."""
+    """Append an incomplete line, as a killed process or a full disk leaves it."""
     with ledger.path().open("ab") as file:
         file.write(data)
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"when": ', b"\xff\x00\x00", b"[1, 2]", b"{}"], ids=["json", "bytes", "list", "empty"]
+    "tail", [b'{"when": ', b"\xff\x00\x00", b"[1, 2]", b"{}"], ids=["json", "bytes", "list", "empty"]
 )
-def test_a_torn_last_line_is_moved_aside_with_a_warning_and_the_chain_goes_on(torn, caplog):
+def test_an_incomplete_last_line_is_moved_to_a_separate_file(tail, caplog):
     write_moves(2)
-    tear(torn)
+    tear(tail)
 
     assert (len(ledger.entries()), ledger.verify()) == (2, 2)
     assert "the last line is incomplete and ignored" in caplog.text
@@ -131,12 +131,12 @@ def test_a_torn_last_line_is_moved_aside_with_a_warning_and_the_chain_goes_on(to
 
     assert [line["to"] for line in ledger.entries()] == ["1", "2", "3"]
     assert ledger.verify() == 3
-    (aside,) = ledger.path().parent.glob("ledger.torn-*")
-    assert aside.read_bytes() == torn
-    assert f"the last line was incomplete; its {len(torn)} bytes were moved to {aside}" in caplog.text
+    (separate,) = ledger.path().parent.glob("ledger.torn-*")
+    assert separate.read_bytes() == tail
+    assert f"the last line was incomplete; its {len(tail)} bytes were moved to {separate}" in caplog.text
 
 
-def test_a_last_line_that_lacks_only_its_newline_stays(home):
+def test_a_last_line_that_lacks_only_its_newline_is_kept(home):
     write_moves(2)
     ledger.path().write_bytes(ledger.path().read_bytes().removesuffix(b"\n"))
     assert ledger.verify() == 2
@@ -147,7 +147,7 @@ def test_a_last_line_that_lacks_only_its_newline_stays(home):
     assert not list(home.glob("ledger.torn-*"))
 
 
-def test_a_disk_that_is_full_leaves_the_ledger_as_it_was():
+def test_a_full_disk_leaves_the_ledger_unchanged():
     write_moves(2)
     before = ledger.path().read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_leaves_the_ledger_as_it_was():
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_an_edited_line_stops_the_next_append(number):
     write_moves(4)
-    change_lines(replaced(number, to="9"))
+    change_lines(replace_values(number, to="9"))
     before = ledger.path().read_bytes()
 
     with pytest.raises(TrackingError, match=f"ledger.jsonl:{number}: the ledger was changed here"):
@@ -186,17 +186,17 @@ def test_an_edit_that_keeps_size_and_time_stops_the_next_append():
         ledger.append("m", "champion", "4", "5", "next")
 
 
-@pytest.mark.parametrize("left", [0, 3], ids=["all", "the last"])
-def test_lines_taken_out_at_the_end_stop_the_next_append(left):
+@pytest.mark.parametrize("num_left", [0, 3], ids=["all", "the last"])
+def test_lines_removed_at_the_end_stop_the_next_append(num_left):
     write_moves(4)
-    change_lines(lambda lines: lines[:left])
+    change_lines(lambda lines: lines[:num_left])
 
-    for act in (ledger.verify, lambda: ledger.append("m", "champion", "4", "5", "next")):
-        with pytest.raises(TrackingError, match=rf"has {left} lines, and had 4: the last lines were removed"):
-            act()
+    for operation in (ledger.verify, lambda: ledger.append("m", "champion", "4", "5", "next")):
+        with pytest.raises(TrackingError, match=rf"has {num_left} lines, and had 4: the last lines were removed"):
+            operation()
 
 
-def test_a_chain_made_anew_with_its_hashes_stops_the_next_append():
+def test_a_completely_rehashed_chain_stops_the_next_append():
     write_moves(3)
     lines = ledger.entries()
     last = ledger.GENESIS_HASH
@@ -210,7 +210,7 @@ def test_a_chain_made_anew_with_its_hashes_stops_the_next_append():
 
 
 @pytest.mark.parametrize("marker", [None, "", "[]", '{"stamp": [1, 2, 3, 4], "num_lines": 0}'])
-def test_without_its_marker_a_whole_ledger_is_read_and_gone_on_with(home, marker):
+def test_without_a_valid_marker_the_whole_ledger_is_read(home, marker):
     write_moves(3)
     (home / ledger.MARKER).unlink() if marker is None else (home / ledger.MARKER).write_text(marker)
 
@@ -232,17 +232,17 @@ def test_without_its_marker_a_whole_ledger_is_read_and_gone_on_with(home, marker
     ],
     ids=["keys", "list", "bytes", "torn", "empty", "deep", "null"],
 )
-def test_a_bad_line_is_told_with_its_place(line, why):
+def test_an_invalid_line_is_reported_with_its_number(line, why):
     write_moves(1)
     with ledger.path().open("ab") as file:
         file.write(line + b"\n")
 
-    for act in (ledger.entries, ledger.verify, lambda: ledger.append("m", "champion", "1", "2", "next")):
+    for operation in (ledger.entries, ledger.verify, lambda: ledger.append("m", "champion", "1", "2", "next")):
         with pytest.raises(TrackingError, match=rf"ledger.jsonl:2: not a line of the ledger \(.*{re.escape(why)}"):
-            act()
+            operation()
 
 
-def test_a_line_without_its_hash_is_told_with_its_place():
+def test_a_line_without_a_hash_is_reported_with_its_number():
     write_moves(2)
 
     def without(lines):
@@ -254,13 +254,13 @@ def test_a_line_without_its_hash_is_told_with_its_place():
         ledger.verify()
 
 
-def test_a_reason_that_is_no_unicode_is_refused():
+def test_a_reason_that_is_not_valid_unicode_is_refused():
     with pytest.raises(TrackingError, match="is not valid Unicode text"):
         ledger.append("m", "champion", None, "1", "b\udcffd")
     assert ledger.verify() == 0
 
 
-def test_positions_are_those_of_the_last_lines():
+def test_alias_positions_come_from_the_last_lines():
     write_moves(2)
     ledger.append("m", "previous", None, "1", "so")
     ledger.append("m", "champion", "2", None, "gone")
@@ -269,8 +269,8 @@ def test_positions_are_those_of_the_last_lines():
     assert ledger.alias_positions("other") == {}
 
 
-def test_appending_reads_nothing_of_the_lines_before_it(monkeypatch):
-    """The cost of an append is that of the line, whatever the length: the lines are never read."""
+def test_appending_does_not_read_earlier_lines(monkeypatch):
+    """The cost of an append does not depend on the length of the ledger."""
     write_moves(3)
     monkeypatch.setattr(ledger, "_read", lambda: pytest.fail("the ledger was read"))
 

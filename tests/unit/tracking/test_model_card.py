@@ -1,4 +1,4 @@
-"""Model cards: what stands in the keys that a hub reads."""
+"""Model cards: the metadata that the Hub reads."""
 
 import pytest
 from huggingface_hub import ModelCard
@@ -17,15 +17,15 @@ COMMIT = "a" * 40
 
 
 def manifest(kind, *sources):
-    return Manifest(kind=kind, items=[Located(name=said, location="x", source=said, files=[]) for said in sources])
+    return Manifest(kind=kind, items=[Located(name=name, location="x", source=name, files=[]) for name in sources])
 
 
-def written(base_model, *sources):
-    """Return the card of a model with this base and these data sets."""
+def make_card(base_model, *sources):
+    """Return the card of a model with this base and these datasets."""
     decision = Decision(
         model_name="m", version="1", new=True, promoted=False, aliases=[], sentence="Kept as challenger."
     )
-    known = model_card.CardInputs(
+    inputs = model_card.CardInputs(
         recipe=TypeAdapter(AnyRecipe).validate_python(tiny.recipe()),
         sources=manifest("sources", *sources),
         base_model=manifest("base_model", base_model),
@@ -35,23 +35,23 @@ def written(base_model, *sources):
         decision=decision,
         content_hash="0" * 64,
     )
-    return ModelCard(model_card.render(known))
+    return ModelCard(model_card.render(inputs))
 
 
-def test_a_base_model_and_data_sets_of_the_hub_are_named_as_the_hub_names_them():
-    made = written(f"hub team/model@{COMMIT}", f"hub team/rows@{COMMIT} split train", "data/mine.jsonl")
+def test_hub_models_and_datasets_are_named_by_repository():
+    card = make_card(f"hub team/model@{COMMIT}", f"hub team/rows@{COMMIT} split train", "data/mine.jsonl")
 
-    validate_repo_id(made.data.base_model)
-    assert made.data.base_model == "team/model"
-    assert made.data.datasets == ["team/rows"]
-    assert f"(hub team/model@{COMMIT})" in made.text
+    validate_repo_id(card.data.base_model)
+    assert card.data.base_model == "team/model"
+    assert card.data.datasets == ["team/rows"]
+    assert f"(hub team/model@{COMMIT})" in card.text
 
 
-@pytest.mark.parametrize("said", ["GGUF model.gguf", "wheel model==1.0", "directory model"])
-def test_what_is_not_of_the_hub_is_not_named_to_it(said):
-    """The hub refuses a card whose `base_model` is no name of a repository."""
-    made = written(said, "data/mine.jsonl")
+@pytest.mark.parametrize("source", ["GGUF model.gguf", "wheel model==1.0", "directory model"])
+def test_local_sources_are_omitted_from_the_hub_metadata(source):
+    """The Hub rejects a card whose `base_model` is not a repository name."""
+    card = make_card(source, "data/mine.jsonl")
 
-    assert made.data.base_model is None
-    assert made.data.datasets is None
-    assert said in made.text
+    assert card.data.base_model is None
+    assert card.data.datasets is None
+    assert source in card.text

@@ -21,7 +21,7 @@ def test_the_same_content_is_registered_once(make_version):
     assert first.tags == {registry.CONTENT_HASH_TAG: first.content_hash, "zenml.run": "run of one"}
 
 
-def test_other_content_is_another_version_and_the_newest_comes_first(make_version):
+def test_different_content_is_a_new_version_and_the_newest_comes_first(make_version):
     first, second = make_version("one")[0], make_version("two")[0]
 
     assert (
@@ -31,13 +31,13 @@ def test_other_content_is_another_version_and_the_newest_comes_first(make_versio
     )
 
 
-def test_a_version_knows_where_its_weights_lie(make_version):
+def test_a_version_gives_the_folder_of_its_weights(make_version):
     version, _ = make_version("one")
 
     assert (version.folder() / "model.safetensors").read_text() == "one"
 
 
-def test_a_version_that_does_not_exist_is_told_with_those_that_do(make_version):
+def test_an_unknown_version_is_reported_with_the_known_ones(make_version):
     version = champion_of(make_version)
 
     with pytest.raises(NotFoundError, match=r"'champoin'. Did you mean 'champion'\? Known: 1, challenger, champion"):
@@ -95,7 +95,7 @@ def test_a_later_version_that_passes_moves_champion_and_previous(make_version):
     assert ledger.verify() == 5
 
 
-def test_one_lost_comparison_is_enough(make_version):
+def test_one_failed_comparison_prevents_promotion(make_version):
     version, _ = make_version("one")
     won, lost = finding(0.1), finding(-0.1, against="champion version 1")
 
@@ -106,7 +106,7 @@ def test_one_lost_comparison_is_enough(make_version):
     assert decision.findings == [won, lost]
 
 
-def test_the_champion_itself_is_left_alone(make_version):
+def test_deciding_on_the_champion_changes_nothing(make_version):
     champion = champion_of(make_version)
     before = moves(champion.name)
 
@@ -117,13 +117,13 @@ def test_the_champion_itself_is_left_alone(make_version):
     assert moves(champion.name) == before
 
 
-def test_rollback_gives_the_champion_back(make_version):
+def test_rollback_restores_the_previous_champion(make_version):
     champion = champion_of(make_version)
     decide(make_version("two")[0], champion=champion)
 
-    back = promotion.rollback(champion.name, "it answers in French")
+    restored = promotion.rollback(champion.name, "it answers in French")
 
-    assert (back.version, back.tags["zenml.run"]) == ("1", "run of one")
+    assert (restored.version, restored.tags["zenml.run"]) == ("1", "run of one")
     assert aliases(champion.name) == {"champion": "1", "challenger": "2"}
     assert moves(champion.name, start=5) == [("champion", "2", "1"), ("previous", "1", None)]
     assert ledger.entries()[-2]["why"] == "it answers in French"
@@ -146,7 +146,7 @@ def test_rollback_without_a_champion_is_refused(make_version):
 
 
 @pytest.mark.parametrize("now", ["another", "none"])
-def test_a_champion_that_changed_while_a_model_was_judged_is_not_replaced(make_version, now):
+def test_a_champion_that_changed_during_the_comparison_is_not_replaced(make_version, now):
     champion = champion_of(make_version)
     late, _ = make_version("two")
     if now == "another":
@@ -160,7 +160,7 @@ def test_a_champion_that_changed_while_a_model_was_judged_is_not_replaced(make_v
     assert (aliases(champion.name), moves(champion.name)) == before
 
 
-def test_force_writes_the_reason_down(make_version):
+def test_force_records_the_reason(make_version):
     champion = champion_of(make_version)
     version, _ = make_version("two")
 
@@ -172,7 +172,7 @@ def test_force_writes_the_reason_down(make_version):
     assert ledger.entries()[-1]["why"] == "forced: the exam was wrong"
 
 
-def test_a_champion_whose_files_are_gone_is_found_out(make_version):
+def test_a_champion_with_missing_files_is_detected(make_version):
     champion = champion_of(make_version)
     integrity.check_champion(champion.name)
     shutil.rmtree(champion.folder())
@@ -189,7 +189,7 @@ def test_without_a_champion_there_is_nothing_to_check(make_version):
 
 
 @pytest.mark.parametrize("move", ["rollback", "force"])
-def test_a_version_whose_files_are_gone_never_becomes_champion(make_version, move):
+def test_a_version_with_missing_files_never_becomes_champion(make_version, move):
     first = champion_of(make_version)
     decide(make_version("two")[0], champion=first)
     shutil.rmtree(first.folder())
@@ -200,17 +200,17 @@ def test_a_version_whose_files_are_gone_never_becomes_champion(make_version, mov
     assert (aliases(first.name), len(ledger.entries())) == before
 
 
-def test_a_precondition_that_fails_keeps_a_better_model_back(make_version):
+def test_a_failed_precondition_prevents_promotion(make_version):
     version, _ = make_version("one")
     checks = [
         Check(name="template_parity", passed=True, sentence="the same"),
-        Check(name="merge_fidelity", passed=False, sentence="it strays"),
+        Check(name="merge_fidelity", passed=False, sentence="KL too large"),
     ]
 
     decision = promotion.decide(version, new=True, champion=None, findings=[finding()], checks=checks)
 
     assert (decision.promoted, decision.aliases) == (False, ["challenger"])
-    assert decision.sentence == "Kept as challenger: precondition merge_fidelity: it strays."
+    assert decision.sentence == "Kept as challenger: precondition merge_fidelity: KL too large."
 
 
 def test_a_folder_that_cannot_be_served_is_refused(tmp_path):

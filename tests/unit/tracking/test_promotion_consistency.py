@@ -13,26 +13,26 @@ from tuneline.errors import NotFoundError, TrackingError
 from tuneline.tracking import ledger, promotion, registry
 
 
-def test_of_two_that_decide_at_once_one_wins_and_nothing_is_lost(make_version, monkeypatch):
-    """Both judged themselves against no champion; the pause lets both look before either moves, were it not locked."""
+def test_of_two_concurrent_decisions_one_succeeds(make_version, monkeypatch):
+    """Both were compared without a champion; without the lock, the pause would let both read before either moves."""
     rivals = [make_version(content)[0] for content in ("one", "two")]
-    look = registry.get_champion
-    monkeypatch.setattr(registry, "get_champion", lambda name: (look(name), time.sleep(0.3))[0])
+    get_champion = registry.get_champion
+    monkeypatch.setattr(registry, "get_champion", lambda name: (get_champion(name), time.sleep(0.3))[0])
 
     with ThreadPoolExecutor(2) as pool:
-        tries = [pool.submit(decide, version) for version in rivals]
-    refused = [attempt.exception() for attempt in tries if attempt.exception()]
-    won = [attempt.result() for attempt in tries if not attempt.exception()]
+        attempts = [pool.submit(decide, version) for version in rivals]
+    errors = [attempt.exception() for attempt in attempts if attempt.exception()]
+    decisions = [attempt.result() for attempt in attempts if not attempt.exception()]
 
-    assert [type(error) for error in refused] == [TrackingError]
-    assert [decision.promoted for decision in won] == [True]
-    winner = won[0].version
+    assert [type(error) for error in errors] == [TrackingError]
+    assert [decision.promoted for decision in decisions] == [True]
+    winner = decisions[0].version
     assert aliases(rivals[0].name) == {"challenger": winner, "champion": winner}
     assert moves(rivals[0].name) == [("challenger", None, winner), ("champion", None, winner)]
     assert ledger.verify() == 2
 
     loser = next(version for version in rivals if version.version != winner)
-    assert decide(loser, champion=look(loser.name)).promoted, "the loser may try again against the new champion"
+    assert decide(loser, champion=get_champion(loser.name)).promoted, "the loser can be compared with the new champion"
     assert aliases(loser.name) == {"challenger": loser.version, "champion": loser.version, "previous": winner}
     assert ledger.verify() == 5
 
@@ -63,8 +63,8 @@ print(won, late)
 """
 
 
-def test_two_processes_that_promote_against_each_other_lose_nothing(make_version):
-    """Each takes the title from the other as often as it can; the ledger holds every change of hands, in order."""
+def test_concurrent_promotions_of_two_processes_are_all_recorded(make_version):
+    """Each process promotes its version as often as possible; the ledger has every move in order."""
     name = make_version("one")[0].name
     make_version("two")
     command = [sys.executable, "-c", RIVAL, mlflow.get_tracking_uri(), name]
@@ -75,17 +75,17 @@ def test_two_processes_that_promote_against_each_other_lose_nothing(make_version
     for rival in rivals:
         rival.stdin.write("go\n")
         rival.stdin.flush()
-    told = [rival.communicate(timeout=120)[0].split() for rival in rivals]
+    outputs = [rival.communicate(timeout=120)[0].split() for rival in rivals]
 
     assert [rival.returncode for rival in rivals] == [0, 0]
     changes = [(line["from"], line["to"]) for line in ledger.entries(name) if line["alias"] == "champion"]
-    assert len(changes) == sum(int(won) for won, _ in told) > 0, "each promotion that was told is written down, once"
+    assert len(changes) == sum(int(won) for won, _ in outputs) > 0, "each promotion is recorded once"
     assert [before for before, _ in changes] == [None, *(after for _, after in changes[:-1])], "none was overwritten"
     assert aliases(name)["champion"] == changes[-1][1]
     assert promotion.verify() == len(ledger.entries())
 
 
-def test_the_registry_and_the_ledger_agree_or_it_is_told(make_version):
+def test_a_difference_between_registry_and_ledger_is_reported(make_version):
     champion = champion_of(make_version)
     version, _ = make_version("two")
     decide(version, champion=champion)
@@ -99,7 +99,7 @@ def test_the_registry_and_the_ledger_agree_or_it_is_told(make_version):
         promotion.verify()
 
 
-def test_a_missing_last_line_is_found_by_the_registry(make_version):
+def test_a_missing_last_line_is_detected_by_the_registry(make_version):
     champion = champion_of(make_version)
     promotion.force(champion.name, "1", "so it is")
     lines = ledger.path().read_text().splitlines(keepends=True)
@@ -107,13 +107,13 @@ def test_a_missing_last_line_is_found_by_the_registry(make_version):
     with pytest.raises(TrackingError, match="has 2 lines, and had 3: the last lines were removed"):
         promotion.verify()
     (ledger.path().parent / ledger.MARKER).unlink()
-    assert ledger.verify() == 2, "the chain alone cannot know"
+    assert ledger.verify() == 2, "the chain alone cannot detect it"
 
     with pytest.raises(TrackingError, match="the last lines of .*ledger.jsonl are missing"):
         promotion.verify()
 
 
-def test_a_process_that_dies_between_ledger_and_registry_is_found_and_mended(make_version, monkeypatch):
+def test_a_process_killed_between_ledger_and_registry_is_detected_and_repaired(make_version, monkeypatch):
     champion = champion_of(make_version)
     version, _ = make_version("two")
 
@@ -141,14 +141,14 @@ def delete_version(version):
 
 
 def two_champions(make_version):
-    """Return the first champion, which is `previous` now, and the one after it."""
+    """Return the first champion, which is now `previous`, and the second one."""
     first = champion_of(make_version)
     second, _ = make_version("two")
     decide(second, champion=first)
     return first, registry.find_version(first.name, "champion")
 
 
-def test_rollback_after_the_champion_was_deleted_gives_it_to_the_previous(make_version):
+def test_rollback_after_a_deleted_champion_restores_the_previous_one(make_version):
     first, second = two_champions(make_version)
     delete_version(second)
     with pytest.raises(
@@ -156,9 +156,9 @@ def test_rollback_after_the_champion_was_deleted_gives_it_to_the_previous(make_v
     ):
         promotion.verify()
 
-    back = promotion.rollback(first.name, "it was deleted")
+    restored = promotion.rollback(first.name, "it was deleted")
 
-    assert (back.version, back.aliases) == ("1", ("champion",))
+    assert (restored.version, restored.aliases) == ("1", ("champion",))
     assert moves(first.name, start=5) == [
         ("challenger", "2", None),
         ("champion", "2", None),
@@ -169,19 +169,19 @@ def test_rollback_after_the_champion_was_deleted_gives_it_to_the_previous(make_v
     assert promotion.verify() == 9
 
 
-@pytest.mark.parametrize("way", ["decide", "force"])
-def test_a_previous_that_becomes_champion_is_not_previous_any_more(make_version, way):
+@pytest.mark.parametrize("command", ["decide", "force"])
+def test_a_previous_version_that_becomes_champion_loses_the_alias_previous(make_version, command):
     first, second = two_champions(make_version)
     delete_version(second)
 
-    decide(first) if way == "decide" else promotion.force(first.name, "1", "the only one left")
+    decide(first) if command == "decide" else promotion.force(first.name, "1", "the only one left")
 
-    expected = {"champion": "1"} | ({"challenger": "1"} if way == "decide" else {})
+    expected = {"champion": "1"} | ({"challenger": "1"} if command == "decide" else {})
     assert aliases(first.name) == expected
     assert promotion.verify() == len(ledger.entries())
 
 
-def test_a_deleted_model_is_told_in_one_line_and_written_down_by_rollback(make_version):
+def test_a_deleted_model_is_reported_in_one_line_and_recorded_by_rollback(make_version):
     first, _ = two_champions(make_version)
     name = first.name
     mlflow.MlflowClient().delete_registered_model(name)
@@ -198,7 +198,7 @@ def test_a_deleted_model_is_told_in_one_line_and_written_down_by_rollback(make_v
         promotion.rollback(name)
 
 
-def test_a_model_that_is_made_again_after_it_was_deleted_starts_without_aliases(make_version):
+def test_a_model_recreated_after_its_deletion_starts_without_aliases(make_version):
     first, _ = two_champions(make_version)
     mlflow.MlflowClient().delete_registered_model(first.name)
 
@@ -209,7 +209,7 @@ def test_a_model_that_is_made_again_after_it_was_deleted_starts_without_aliases(
     assert promotion.verify() == len(ledger.entries())
 
 
-def test_a_move_that_the_registry_refuses_is_taken_back_in_the_ledger(make_version, monkeypatch):
+def test_a_move_that_the_registry_rejects_is_reverted_in_the_ledger(make_version, monkeypatch):
     champion = champion_of(make_version)
 
     def refuse(*_):
@@ -226,7 +226,7 @@ def test_a_move_that_the_registry_refuses_is_taken_back_in_the_ledger(make_versi
     assert promotion.verify() == 4
 
 
-def test_rollback_of_a_model_that_nobody_knows_names_those_there_are(make_version):
+def test_rollback_of_an_unknown_model_names_the_known_ones(make_version):
     version, _ = make_version("one")
 
     with pytest.raises(NotFoundError, match=f"Unknown model 'nobody'.*{version.name}"):

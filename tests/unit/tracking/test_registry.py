@@ -1,4 +1,4 @@
-"""Versions are found by number, alias and content, however many there are."""
+"""Versions are found by number, alias and content, with thousands of versions."""
 
 import mlflow
 import pytest
@@ -22,7 +22,7 @@ def database(own_server):
     return file
 
 
-def test_the_champion_is_seen_behind_a_thousand_versions(database):
+def test_the_champion_is_found_among_a_thousand_versions(database):
     assert (registry.get_champion("many").version, registry.get_champion("many").aliases) == ("3", ("champion",))
     assert registry.get_champion("nobody") is None
     assert (
@@ -38,12 +38,12 @@ def test_every_version_is_listed_newest_first(database):
     assert [version.version for version in registry.list_versions("many", most=2)] == [str(MANY), str(MANY - 1)]
 
 
-def test_the_newest_versions_come_with_older_ones_that_hold_an_alias(database):
+def test_recent_versions_include_older_ones_with_an_alias(database):
     for name in ("many", None):
         assert [version.version for version in registry.list_recent(name, 2)] == [str(MANY), str(MANY - 1), "3"]
 
 
-def test_known_content_is_registered_once_behind_a_thousand_versions(database, home):
+def test_known_content_is_registered_once_among_a_thousand_versions(database, home):
     version, new = registry.register("many", "content 2", "file:///nowhere", "no run", {})
 
     assert (version.version, new) == ("2", False)
@@ -51,22 +51,22 @@ def test_known_content_is_registered_once_behind_a_thousand_versions(database, h
     assert registry.find_by_content("it's") == []
 
 
-@pytest.mark.parametrize("asked", ["0", "99999", "1" * 30, "champoin", "v3", "it's", ""])
-def test_what_is_not_there_is_told_with_the_newest_versions(database, asked):
+@pytest.mark.parametrize("label", ["0", "99999", "1" * 30, "champoin", "v3", "it's", ""])
+def test_an_unknown_version_is_reported_with_the_newest_ones(database, label):
     with pytest.raises(NotFoundError, match="version of many") as error:
-        registry.find_version("many", asked)
+        registry.find_version("many", label)
     assert "champion" in str(error.value)
     assert str(MANY) in str(error.value)
     assert len(str(error.value)) < 500
 
 
-def test_a_model_that_is_not_there_is_told_with_those_that_are(database):
+def test_an_unknown_model_is_reported_with_the_known_ones(database):
     for name in ("nobody", "it's", "a/b"):
         with pytest.raises(NotFoundError, match=r"Unknown model .* Known: many"):
             registry.find_version(name, "champion")
 
 
-def test_runs_are_found_behind_a_thousand_others(own_server):
+def test_runs_are_found_among_a_thousand_others(own_server):
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("many runs")
     run = client.create_run(experiment, run_name="the old one", tags={"tuneline.kind": "pipeline"})

@@ -1,4 +1,4 @@
-"""The files of a version that lie elsewhere are downloaded once, and are those of the artifact that was registered."""
+"""Files of versions in a remote store are downloaded once and equal the registered artifact."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def artifact(tmp_path):
 
 @pytest.fixture
 def register(tmp_path, artifact):
-    """Register the artifact by an address that is none of a folder, as behind a server."""
+    """Register the artifact by a remote URI, as on a server."""
 
     def make(*, with_checksums=True):
         content = json.loads((artifact / METADATA_FILE).read_text())["sha256"]
@@ -78,22 +78,22 @@ def test_the_artifact_and_the_version_share_a_copy(register, artifact, transfers
     assert len(transfers) == 1
 
 
-def place_of(version):
-    """Return where the files lie that are downloaded."""
+def remote_folder(version):
+    """Return the remote folder of the files."""
     return Path(urlsplit(mlflow.get_run(version.run_id).info.artifact_uri).path) / "model"
 
 
-def test_files_that_were_damaged_there_are_told(register):
+def test_damaged_remote_files_are_reported(register):
     version = register()
-    (place_of(version) / "files" / "model.safetensors").write_text("Weights")
+    (remote_folder(version) / "files" / "model.safetensors").write_text("Weights")
 
     with pytest.raises(ArtifactError, match=r"model.safetensors has the sha256"):
         version.folder()
 
 
-def test_files_that_are_gone_there_are_told(register):
+def test_missing_remote_files_are_reported(register):
     version = register()
-    shutil.rmtree(place_of(version))
+    shutil.rmtree(remote_folder(version))
 
     with pytest.raises(TrackingError, match=r"cannot be downloaded from runs:/"):
         version.folder()

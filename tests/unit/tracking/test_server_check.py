@@ -1,4 +1,4 @@
-"""What is asked of MLflow before anything runs; a real server where one is needed."""
+"""Checks of MLflow before a run, some with a real server."""
 
 import sqlite3
 import subprocess
@@ -28,8 +28,8 @@ mlflow.create_experiment(sys.argv[2])
 
 
 @pytest.mark.slow
-def test_two_first_processes_make_one_schema(tmp_path, home):
-    """MLflow's registry makes its tables without a lock: one of two processes dies in its migrations."""
+def test_two_concurrent_first_processes_create_one_schema(tmp_path, home):
+    """MLflow creates its tables without a lock, so that one of two processes fails in its migrations."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     rivals = [subprocess.Popen([sys.executable, "-c", FIRST, uri, name], **pipes) for name in ("one", "two")]
@@ -43,7 +43,7 @@ def test_two_first_processes_make_one_schema(tmp_path, home):
     assert [rival.returncode for rival in rivals] == [0, 0], errors
 
 
-def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_store_of_another_mlflow_version_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("create table alembic_version (version_num varchar(32) not null)")
@@ -56,7 +56,7 @@ def test_a_store_that_another_version_made_is_told_in_one_line(tmp_path, monkeyp
     mlflow.set_tracking_uri(None)
 
 
-def test_tables_that_a_full_disk_left_half_made_are_made_anew(tmp_path, home, monkeypatch):
+def test_tables_left_incomplete_by_a_full_disk_are_created_again(tmp_path, home, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(uri)
@@ -79,7 +79,7 @@ def test_tables_that_a_full_disk_left_half_made_are_made_anew(tmp_path, home, mo
 
 @pytest.fixture
 def connected(tmp_path, monkeypatch):
-    """Point MLflow at an address until the test ends."""
+    """Set MLflow's tracking URI until the test ends."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def connect(uri):
@@ -91,7 +91,7 @@ def connected(tmp_path, monkeypatch):
 
 
 def make_model(folder, content):
-    """Lay out a model with all that is stored beside its files; returns its content hash."""
+    """Write a model with the files stored next to it; returns its content hash."""
     content_hash = tiny.store_model(folder, content)
     (folder / "MLmodel").write_text("flavors: {}\n")
     return content_hash
@@ -104,7 +104,7 @@ def register(client, folder, content, experiment):
 
 
 @pytest.mark.slow
-def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, connected):
+def test_models_are_uploaded_to_a_server(tmp_path, home, connected):
     with mlflow_server.running(tmp_path, "--artifacts-destination", str(tmp_path / "stored")) as uri:
         client = connected(uri)
         server_check.check_registry()
@@ -133,14 +133,14 @@ def test_a_server_takes_models_that_lie_in_the_artifact_store(tmp_path, home, co
 
         stored = next((tmp_path / "stored").rglob(f"{second.run_id}/**/model.safetensors"))
         stored.write_text("owt")
-        assert integrity.verified_folder(second).is_dir(), "the copy here is good"
+        assert integrity.verified_folder(second).is_dir(), "the local copy is intact"
         with pytest.raises(TrackingError, match="version 2 .* has the sha256 .* expected"):
             promotion.force("served", "2", "again")
         assert not list(state.folder("work").iterdir())
 
 
 @pytest.mark.slow
-def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path, home, connected, monkeypatch):
+def test_a_server_without_artifact_proxy_gets_hard_links(tmp_path, home, connected, monkeypatch):
     root = tmp_path / "root"
     with mlflow_server.running(tmp_path, "--no-serve-artifacts", "--default-artifact-root", root.as_uri()) as uri:
         client = connected(uri)
@@ -163,7 +163,7 @@ def test_a_server_that_leaves_artifacts_to_its_clients_gets_hard_links(tmp_path,
             server_check.check_registry(["unproxied"])
 
 
-def test_a_local_registry_gets_the_address_as_it_is(tmp_path, monkeypatch):
+def test_a_local_registry_gets_the_uri_unchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow, "get_registry_uri", lambda: f"sqlite:///{tmp_path}/not there/mlflow.db")
     server_check.check_registry()
 

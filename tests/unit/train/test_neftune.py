@@ -49,13 +49,13 @@ def test_noise_of_an_unpacked_row_equals_that_of_transformers(tiny_model):
     noise = NeftuneNoise(model, ALPHA)
     noise.set_example_bounds(torch.tensor([0, 50]))
     torch.manual_seed(0)
-    ours = embeddings(ids)[0] - plain
+    added_noise = embeddings(ids)[0] - plain
     noise.remove()
     embeddings.neftune_noise_alpha = ALPHA
     torch.manual_seed(0)
-    theirs = neftune_post_forward_hook(embeddings, (ids,), embeddings(ids))[0] - plain
+    expected = neftune_post_forward_hook(embeddings, (ids,), embeddings(ids))[0] - plain
 
-    assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.02)
+    assert float(added_noise.abs().max()) == pytest.approx(float(expected.abs().max()), rel=0.02)
 
 
 def test_no_noise_outside_training_or_after_removal(tiny_model, bounds):

@@ -63,7 +63,7 @@ def parts(tiny_model, home):
     return tokenizer, base_model, rows
 
 
-def trained(parts, kind, method=LORA, listeners=(), **changes):
+def run_training(parts, kind, method=LORA, listeners=(), **changes):
     tokenizer, base_model, rows = parts
     config = KINDS[kind](**{"max_steps": 30, "learning_rate": 1e-2, "lr_scheduler_type": "constant", **changes})
     members = rows["kto" if kind == "kto" else "preference"]
@@ -73,7 +73,7 @@ def trained(parts, kind, method=LORA, listeners=(), **changes):
 @pytest.mark.parametrize("method", [LORA, FullMethod(type="full")], ids=["lora", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_objective_learns_the_preference(parts, kind, method):
-    checkpoint, report = trained(parts, kind, method, learning_rate=1e-2 if method is LORA else 3e-3)
+    checkpoint, report = run_training(parts, kind, method, learning_rate=1e-2 if method is LORA else 3e-3)
 
     assert report.summary["final_loss"] < report.summary["first_loss"]
     assert report.summary["validation_rewards/accuracies"] >= 0.75
@@ -84,7 +84,7 @@ def test_each_objective_learns_the_preference(parts, kind, method):
 @pytest.mark.parametrize("method", [LORA, PISSA, FullMethod(type="full")], ids=["lora", "pissa", "full"])
 def test_dpo_starts_at_the_initial_model(parts, method):
     """With PiSSA, the model with its adapter disabled is not the initial model; its first loss would not be log 2."""
-    _, report = trained(parts, "dpo", method, max_steps=1)
+    _, report = run_training(parts, "dpo", method, max_steps=1)
 
     assert report.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert report.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)
@@ -110,8 +110,8 @@ def test_a_long_prompt_never_removes_the_answer(tiny_model, home):
 def test_accumulated_pairs_equal_one_batch(parts):
     settings = {"max_steps": 2, "learning_rate": 1e-3}
 
-    _, one = trained(parts, "dpo", per_device_train_batch_size=4, **settings)
-    _, four = trained(parts, "dpo", gradient_accumulation_steps=4, **settings)
+    _, one = run_training(parts, "dpo", per_device_train_batch_size=4, **settings)
+    _, four = run_training(parts, "dpo", gradient_accumulation_steps=4, **settings)
 
     for name in ("loss", "grad_norm", "rewards/margins"):
         assert [e[name] for e in one.history] == pytest.approx([e[name] for e in four.history], rel=1e-3, abs=1e-6)
@@ -129,9 +129,9 @@ def test_a_packed_pair_scores_like_each_answer_alone(parts, tiny_model):
         ids = torch.tensor([row["prompt_ids"] + row[f"{name}_ids"]])
         labels = torch.tensor([[-100] * len(row["prompt_ids"]) + row[f"{name}_ids"]])
         with torch.no_grad():
-            alone = -float(model(input_ids=ids, labels=labels, use_cache=False).loss) * len(row[f"{name}_ids"])
+            single_score = -float(model(input_ids=ids, labels=labels, use_cache=False).loss) * len(row[f"{name}_ids"])
         total, count = output.metrics[f"logps/{name}"]
-        assert total / count == pytest.approx(alone, rel=1e-5)
+        assert total / count == pytest.approx(single_score, rel=1e-5)
 
 
 def plain_losses(model, inputs):
@@ -144,8 +144,8 @@ def plain_losses(model, inputs):
 
 
 @pytest.fixture(scope="module")
-def quiet():
-    """Keep trl from sending what it would send."""
+def trl_offline():
+    """Disable the network access of trl."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("HF_HUB_OFFLINE", "1")
         env.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -157,12 +157,12 @@ SMOOTHING = {"exo_pair": 0.1, "robust": 0.2}
 
 
 @pytest.fixture(scope="module")
-def theirs(quiet, tiny_model, tmp_path_factory):
+def trl_models(trl_offline, tiny_model, tmp_path_factory):
     """A policy, another model as its reference, and trl's trainer around both."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     reference = tiny.build_model(tmp_path_factory.mktemp("reference") / "model", seed=1)
-    policy, other = (AutoModelForCausalLM.from_pretrained(place) for place in (tiny_model, reference))
+    policy, other = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_model, reference))
     return policy.eval(), other.eval(), AutoTokenizer.from_pretrained(tiny_model)
 
 
@@ -182,11 +182,11 @@ def scores_of(model, rows, names):
 
 
 @pytest.mark.parametrize("kind", losses.DPO_LOSSES)
-def test_losses_are_those_of_trl(kind, theirs, tmp_path):
+def test_losses_are_those_of_trl(kind, trl_models, tmp_path):
     from trl import DPOConfig as TheirConfig
     from trl import DPOTrainer
 
-    policy, reference, tokenizer = theirs
+    policy, reference, tokenizer = trl_models
     smoothing = SMOOTHING.get(kind, 0.0)
     args = TheirConfig(
         output_dir=str(tmp_path), loss_type=[kind], label_smoothing=smoothing, beta=0.2, bf16=False, report_to=[],
@@ -205,18 +205,18 @@ def test_losses_are_those_of_trl(kind, theirs, tmp_path):
     assert float(losses.DPO_LOSSES[kind](pairs, 0.2, smoothing).mean()) == pytest.approx(trl_loss, rel=2e-4)
 
 
-def measured(config, policy, rows):
+def loss_per_item(config, policy, rows):
     objective = build_objective(config)
     output = objective.compute_loss(policy, objective.collate(rows), lambda batch: plain_losses(policy, batch))
     return float(output.total.detach()) / output.num_items
 
 
 @pytest.mark.parametrize("kind", ["orpo", "cpo", "simpo"])
-def test_objectives_without_reference_are_those_of_trl(kind, theirs):
+def test_objectives_without_reference_are_those_of_trl(kind, trl_models):
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
-    policy = theirs[0]
+    policy = trl_models[0]
     (chosen, rejected), (n_chosen, n_rejected) = scores_of(policy, PAIR_ROWS, ("chosen", "rejected"))
     settings = {"alpha": 0.0, "beta": 0.3, "simpo_gamma": 0.4, "label_smoothing": 0.1, "accelerator": CPU}
     nll = -float(chosen.sum() / n_chosen.sum())
@@ -233,7 +233,7 @@ def test_objectives_without_reference_are_those_of_trl(kind, theirs):
             losses_of_pairs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(**settings), *by_length)[0]
             expected, config = nll - float(losses_of_pairs.mean()), ORPOConfig(beta=0.3)
 
-    assert measured(config, policy, PAIR_ROWS) == pytest.approx(expected, rel=1e-4)
+    assert loss_per_item(config, policy, PAIR_ROWS) == pytest.approx(expected, rel=1e-4)
 
 
 LABELLED = [
@@ -244,11 +244,11 @@ LABELLED = [
 
 
 @pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
-def test_losses_of_labelled_answers_equal_those_of_trl(kind, theirs, tmp_path):
+def test_losses_of_labelled_answers_equal_those_of_trl(kind, trl_models, tmp_path):
     from trl import KTOConfig as TheirConfig
     from trl import KTOTrainer
 
-    policy, reference, tokenizer = theirs
+    policy, reference, tokenizer = trl_models
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5, "beta": 0.2}
     args = TheirConfig(
         output_dir=str(tmp_path), loss_type=kind, bf16=False, report_to=[], use_cpu=True, gradient_checkpointing=False,
@@ -268,10 +268,10 @@ def test_losses_of_labelled_answers_equal_those_of_trl(kind, theirs, tmp_path):
         )["train"]
     rows = [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(LABELLED)]
 
-    assert measured(objective.config, policy, rows) == pytest.approx(expected, rel=2e-4)
+    assert loss_per_item(objective.config, policy, rows) == pytest.approx(expected, rel=2e-4)
 
 
-def test_telemetry_of_trl_is_off_in_tests(quiet):
+def test_telemetry_of_trl_is_off_in_tests(trl_offline):
     """Trl sends telemetry when a trainer is created, unless this variable is set; Tuneline does not import trl."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     sources = [path.read_text() for path in (tiny.Path(training_run.__file__).parent).rglob("*.py")]
@@ -288,10 +288,10 @@ def test_a_killed_training_resumes_to_the_same_weights(parts, kind):
     def weights(checkpoint):
         return {path.name: path.read_bytes() for path in checkpoint.path.glob("*.safetensors")}
 
-    expected = weights(trained(parts, kind, **settings)[0])
+    expected = weights(run_training(parts, kind, **settings)[0])
     with pytest.raises(RuntimeError, match="died"):
-        trained(parts, kind, listeners=(dying_at_five,), **settings)
-    resumed, report = trained(parts, kind, **settings)
+        run_training(parts, kind, listeners=(dying_at_five,), **settings)
+    resumed, report = run_training(parts, kind, **settings)
 
     assert report.decisions["resume"] == "resumed from step 3 of 7"
     assert weights(resumed) == expected
@@ -306,21 +306,21 @@ def test_the_best_weights_are_restored_and_a_training_stops_early(parts):
     """At an absurd learning rate the loss rises from some step on."""
     settings = {"learning_rate": 0.5, "max_steps": 40, "eval_steps": 1}
 
-    _, report = trained(parts, "orpo", load_best_model_at_end=True, early_stopping_patience=3, **settings)
+    _, report = run_training(parts, "orpo", load_best_model_at_end=True, early_stopping_patience=3, **settings)
 
-    seen = [entry["validation_loss"] for entry in report.history]
-    best = min(range(len(seen)), key=seen.__getitem__)
-    assert len(seen) == best + 1 + 3 < 40
+    losses = [entry["validation_loss"] for entry in report.history]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 1 + 3 < 40
     assert report.decisions["early_stopping"].endswith(f"best at step {best + 1}")
     assert report.decisions["best"].startswith(f"weights of step {best + 1}, ")
-    assert report.summary["validation_loss"] == pytest.approx(seen[best], rel=1e-5)
+    assert report.summary["validation_loss"] == pytest.approx(losses[best], rel=1e-5)
 
 
 def test_evaluations_change_no_weights_and_store_sample_answers(parts):
-    plain, _ = trained(parts, "dpo", max_steps=4)
+    plain, _ = run_training(parts, "dpo", max_steps=4)
     expected = (plain.path / "adapter_model.safetensors").read_bytes()
 
-    evaluated, report = trained(parts, "dpo", max_steps=4, eval_steps=2, eval_samples=2, eval_sample_tokens=5)
+    evaluated, report = run_training(parts, "dpo", max_steps=4, eval_steps=2, eval_samples=2, eval_sample_tokens=5)
 
     assert (evaluated.path / "adapter_model.safetensors").read_bytes() == expected
     assert [sample["step"] for sample in report.samples] == [2, 2, 4, 4]

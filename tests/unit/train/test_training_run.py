@@ -120,7 +120,7 @@ def test_the_packed_loss_equals_that_of_transformers_on_each_example_alone(parts
     _, base_model, rows = parts
     model = load_model(rows_dir(base_model), attention="segment").eval()
 
-    ours = training_run.mean_loss(model, rows, "train")
+    loss = training_run.mean_loss(model, rows, "train")
 
     total, count = 0.0, 0
     for row in rows.splits["train"]:
@@ -131,7 +131,7 @@ def test_the_packed_loss_equals_that_of_transformers_on_each_example_alone(parts
             with torch.no_grad():
                 total += float(model(input_ids=ids, labels=labels, use_cache=False).loss) * trained
             count, start = count + trained, start + length
-    assert ours == pytest.approx(total / count, rel=1e-5)
+    assert loss == pytest.approx(total / count, rel=1e-5)
 
 
 def rows_dir(manifest):

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.zenml
 
 
 @pytest.mark.parametrize("command", [stack.open_store, stack.init], ids=["open_store", "init"])
-def test_a_flavor_of_an_earlier_release_gets_the_module_that_defines_it_now(project, command):
+def test_a_flavor_of_an_earlier_release_gets_its_current_module(project, command):
     client = Client()
     (flavor,) = client.list_flavors(name=orchestrator.FLAVOR)
     old = "tuneline.workflow.orchestrator.ScheduledLocalOrchestratorFlavor"

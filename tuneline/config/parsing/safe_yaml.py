@@ -93,7 +93,7 @@ def read_text(path: Path, description: str) -> str:
     if (size := path.stat().st_size) > limits.CONFIG_BYTES.value():
         limit = limits.CONFIG_BYTES
         raise RecipeError(
-            f"{path}: has {size:,} bytes; the maximum is {limit.shown()}. Pass {description}. {limit.advice()}"
+            f"{path}: has {size:,} bytes; the maximum is {limit.to_text()}. Pass {description}. {limit.advice()}"
         )
     try:
         return path.read_text(encoding="utf-8-sig")

@@ -148,7 +148,7 @@ def _all_files(key: str, path: Path) -> list[QuestionFile]:
         ) from None
     if len(members) > limits.EXAM_FILES.value():
         raise SourceError(
-            f"{key}: {path} contains {len(members):,} files; the maximum for an exam is {limits.EXAM_FILES.shown()}. "
+            f"{key}: {path} contains {len(members):,} files; the maximum for an exam is {limits.EXAM_FILES.to_text()}. "
             f"Set the zip file of an exam. {limits.EXAM_FILES.advice()}"
         )
     files = _in_archive([member.filename for member in members], path)
@@ -166,7 +166,7 @@ def check_file_size(name: str, num_bytes: int) -> None:
     """
     if num_bytes > limits.EXAM_BYTES.value():
         raise SourceError(
-            f"{name} has {num_bytes:,} bytes; the maximum for a question file is {limits.EXAM_BYTES.shown()}. Remove "
+            f"{name} has {num_bytes:,} bytes; the maximum for a question file is {limits.EXAM_BYTES.to_text()}. Remove "
             f"everything except the questions. {limits.EXAM_BYTES.advice()}"
         )
 

@@ -103,7 +103,7 @@ def render_split(sequences: list[dict[str, Any]], counts: dict[str, Any]) -> str
 def render_page(
     title: str, sentences: Iterable[str], sections: Iterable[DatasetPreview], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """Return an HTML page with some sentences and a section for each data set."""
+    """Return an HTML page with some sentences and a section for each dataset."""
     return _page(
         title,
         sentences,

@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its values as text."""
+        """The values as text."""
         return describe_values(self.values)
 
 
@@ -80,14 +80,14 @@ class Study:
 
         finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
         return [
-            Trial(i, each.params, each.value, each.user_attrs.get(RUN, ""), each.user_attrs.get(REASON, ""))
-            for i, each in enumerate(self._study.get_trials(states=finished), start=1)
+            Trial(i, trial.params, trial.value, trial.user_attrs.get(RUN, ""), trial.user_attrs.get(REASON, ""))
+            for i, trial in enumerate(self._study.get_trials(states=finished), start=1)
         ]
 
     def draw(self) -> tuple[Any, dict[str, Any]]:
         """Sample values; return the Optuna trial and the values by key."""
         trial = self._study.ask()
-        return trial, {each.key: _suggest(trial, each) for each in self._search.dimensions}
+        return trial, {dimension.key: _suggest(trial, dimension) for dimension in self._search.dimensions}
 
     def tell(self, trial: Any, score: float, run: str) -> None:
         """Record the score of a trial; a score that is not finite is a failure."""
@@ -147,12 +147,12 @@ def trial_rows(trials: list[Trial], best: Trial) -> list[tuple[str, str, str, st
     """Return the trials as number, values, score and note."""
     return [
         (
-            str(each.number),
-            each.name,
-            "-" if each.score is None else f"{each.score:.4f}",
-            "best of the search" if each == best else each.reason,
+            str(trial.number),
+            trial.name,
+            "-" if trial.score is None else f"{trial.score:.4f}",
+            "best of the search" if trial == best else trial.reason,
         )
-        for each in trials
+        for trial in trials
     ]
 
 
@@ -181,7 +181,7 @@ def to_html(title: str, search: Search, trials: list[Trial], best: Trial, lines:
     return render.page(
         "search",
         title=title,
-        metric=f"{search.objective}, fresh seeds",
+        metric=f"{search.objective}, new seeds",
         rows=sweep.table_rows(sweep.rank(lines, search.direction)),
         conclusion=describe_confirmation(search, *lines),
         objective=search.objective,

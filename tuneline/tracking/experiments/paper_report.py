@@ -14,7 +14,7 @@ from tuneline import filesystem
 from tuneline.config.experiments import paper_tables as tables
 from tuneline.config.experiments.paper_tables import TableOptions
 from tuneline.html import render
-from tuneline.tracking.experiments import paper_tables as making
+from tuneline.tracking.experiments import paper_tables as table_builder
 from tuneline.tracking.experiments.paper_cell import CellResult
 from tuneline.tracking.experiments.paper_tables import TASK_TITLES, Table
 
@@ -44,20 +44,20 @@ MEASUREMENT_NOTES = {
 }
 
 
-def write(folder: Path, asked: TableOptions, results: list[CellResult]) -> None:
+def write(folder: Path, options: TableOptions, results: list[CellResult]) -> None:
     """Write the report of all cells in their current state."""
     for name, text in (
-        (MARKDOWN, to_markdown(asked, results)),
-        (HTML, to_html(asked, results)),
-        (FIGURES, json.dumps(figures(asked, results), indent=1, ensure_ascii=False)),
+        (MARKDOWN, to_markdown(options, results)),
+        (HTML, to_html(options, results)),
+        (FIGURES, json.dumps(figures(options, results), indent=1, ensure_ascii=False)),
     ):
         filesystem.write_atomic(folder / name, text)
 
 
-def figures(asked: TableOptions, results: list[CellResult]) -> dict[str, Any]:
+def figures(options: TableOptions, results: list[CellResult]) -> dict[str, Any]:
     """Return all measurements with settings, seed, versions, machine, and the numbers of the paper."""
     return {
-        "asked": json.loads(json.dumps(asdict(asked), default=str)),
+        "asked": json.loads(json.dumps(asdict(options), default=str)),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "machine": {
             "system": platform.platform(terse=True),
@@ -70,13 +70,13 @@ def figures(asked: TableOptions, results: list[CellResult]) -> dict[str, Any]:
     }
 
 
-def to_markdown(asked: TableOptions, results: list[CellResult]) -> str:
+def to_markdown(options: TableOptions, results: list[CellResult]) -> str:
     """Return the report as Markdown."""
-    parts = [f"# The tables of {PAPER}, reproduced by Tuneline", summary(asked, results)]
-    parts += [_markdown(table) for table in making.all_tables(results)]
+    parts = [f"# The tables of {PAPER}, reproduced by Tuneline", summary(options, results)]
+    parts += [_markdown(table) for table in table_builder.all_tables(results)]
     for title, lines in notes(results):
-        parts += [f"## {title}", "\n".join(f"- {each}" for each in lines)]
-    parts += [_markdown(table) for table in (settings(results), *making.paper_own_tables())]
+        parts += [f"## {title}", "\n".join(f"- {result}" for result in lines)]
+    parts += [_markdown(table) for table in (settings(results), *table_builder.paper_own_tables())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,15 +86,15 @@ def _markdown(table: Table) -> str:
     return f"## {table.title}\n\n" + "\n".join(lines)
 
 
-def to_html(asked: TableOptions, results: list[CellResult]) -> str:
+def to_html(options: TableOptions, results: list[CellResult]) -> str:
     """Return the report as an HTML page."""
     return render.page(
         "paper_tables",
         title=f"The tables of {PAPER}, reproduced by Tuneline",
-        summary=summary(asked, results),
-        measured=[(table, _paper_columns(table)) for table in making.all_tables(results)],
+        summary=summary(options, results),
+        measured=[(table, _paper_columns(table)) for table in table_builder.all_tables(results)],
         notes=notes(results),
-        others=[(table, []) for table in (settings(results), *making.paper_own_tables())],
+        others=[(table, []) for table in (settings(results), *table_builder.paper_own_tables())],
     )
 
 
@@ -103,47 +103,49 @@ def _paper_columns(table: Table) -> list[int]:
     return [i for i, name in enumerate(table.head) if ": " in name]
 
 
-def summary(asked: TableOptions, results: list[CellResult]) -> str:
+def summary(options: TableOptions, results: list[CellResult]) -> str:
     """Return a paragraph on what was run and the status of the cells."""
-    count = {status: sum(each.status == status for each in results) for status in ("done", "failed", "waiting")}
+    count = {status: sum(result.status == status for result in results) for status in ("done", "failed", "waiting")}
     state = ", ".join(f"{number} {status}" for status, number in count.items() if number)
-    return f"Budget {asked.budget}, seed {asked.seed}: {len(results)} cells, {state}. Each is one pipeline run."
+    return f"Budget {options.budget}, seed {options.seed}: {len(results)} cells, {state}. Each is one pipeline run."
 
 
 def notes(results: list[CellResult]) -> Iterator[tuple[str, list[str]]]:
     """Yield the notes below the tables, by title."""
-    if failed := [making.summary_line(each) for each in results if each.status == "failed"]:
+    if failed := [table_builder.summary_line(result) for result in results if result.status == "failed"]:
         yield "Failed cells", failed
-    if waiting := [f"{TASK_TITLES[each.task]}, {each.method}" for each in results if each.status == "waiting"]:
+    if waiting := [f"{TASK_TITLES[result.task]}, {result.method}" for result in results if result.status == "waiting"]:
         yield "Not run yet", [", ".join(waiting)]
-    yield "What differs from the paper", [*differences(results)]
-    kinds = dict.fromkeys(each.table for each in results)
-    yield "How it is measured", [text for kind in kinds for text in MEASUREMENT_NOTES[kind]]
+    yield "Differences from the paper", [*differences(results)]
+    kinds = dict.fromkeys(result.table for result in results)
+    yield "Measurement", [text for kind in kinds for text in MEASUREMENT_NOTES[kind]]
     if runs := [
-        f"{TASK_TITLES[each.task]}, {each.method}: {each.measured.run_name}" for each in results if each.measured
+        f"{TASK_TITLES[result.task]}, {result.method}: {result.measured.run_name}"
+        for result in results
+        if result.measured
     ]:
         yield "Pipeline runs (tuneline compare RUN RUN)", runs
 
 
 def differences(results: list[CellResult]) -> Iterator[str]:
     """Yield the differences from the paper other than settings: model, rows, machine, software."""
-    for kind in dict.fromkeys(each.table for each in results):
-        theirs = tables.runs()["tables"][kind]["model"]["repo_id"]
-        model = making.base_model_name(results, kind)
-        yield f"Model of {kind}: {model}." if model == theirs else f"Model of {kind}: {model} instead of {theirs}."
-    rows = {each.task: each.measured.rows for each in results if each.measured}
+    for kind in dict.fromkeys(result.table for result in results):
+        paper_model = tables.runs()["tables"][kind]["model"]["repo_id"]
+        model = table_builder.base_model_name(results, kind)
+        yield f"Model of {kind}: {model}{'' if model == paper_model else f' instead of {paper_model}'}."
+    rows = {result.task: result.measured.rows for result in results if result.measured}
     for task, count in rows.items():
         yield f"Rows of {TASK_TITLES[task]}: {count['train']} for training, {count['validation']} held out."
-    for task, overlap in {each.task: each.measured.contaminated for each in results if each.measured}.items():
+    for task, overlap in {result.task: result.measured.contaminated for result in results if result.measured}.items():
         if overlap:
             yield f"{TASK_TITLES[task]}: held-out rows that are also in the training rows: {overlap}."
-    for each in results:
-        if each.measured and "resume" in each.measured.decisions:
+    for result in results:
+        if result.measured and "resume" in result.measured.decisions:
             yield (
-                f"{TASK_TITLES[each.task]}, {each.method}: the training {each.measured.decisions['resume']}, and its "
-                "memory and speed are measured from that step."
+                f"{TASK_TITLES[result.task]}, {result.method}: the training {result.measured.decisions['resume']}, and "
+                "its memory and speed are measured from that step."
             )
-    machines = dict.fromkeys(_machine(each.measured.environment) for each in results if each.measured)
+    machines = dict.fromkeys(_machine(result.measured.environment) for result in results if result.measured)
     if machines:
         yield f"Machine: {'; '.join(machines)}. The paper's: one NVIDIA A100 of 40 GB."
     yield "The paper used flash attention everywhere, and Unsloth for LoRA and QLoRA; here Tuneline's optimizations."
@@ -152,16 +154,24 @@ def differences(results: list[CellResult]) -> Iterator[str]:
 def settings(results: list[CellResult]) -> Table:
     """Return a table of the settings that differ from the paper's, with their methods."""
     changes: dict[tuple[str, str, str, str], list[str]] = {}
-    for each in results:
-        for key, (ours, theirs) in _changed(each).items():
-            changes.setdefault((each.table, key, ours, theirs), []).append(each.method)
-    whole = {kind: {each.method for each in results if each.table == kind} for kind in making.METHOD_ORDER}
+    for result in results:
+        for key, (value, paper_value) in _changed(result).items():
+            changes.setdefault((result.table, key, value, paper_value), []).append(result.method)
+    methods_by_table = {
+        kind: {result.method for result in results if result.table == kind} for kind in table_builder.METHOD_ORDER
+    }
     rows = [
-        [key, kind, "all" if set(methods) == whole[kind] else ", ".join(dict.fromkeys(methods)), ours, theirs]
-        for (kind, key, ours, theirs), methods in changes.items()
+        [
+            key,
+            kind,
+            "all" if set(methods) == methods_by_table[kind] else ", ".join(dict.fromkeys(methods)),
+            value,
+            paper_value,
+        ]
+        for (kind, key, value, paper_value), methods in changes.items()
     ]
-    head = ["setting", "table", "methods", "here", "in the recipes for the paper"]
-    return Table("Settings that differ from the paper's", head, rows or [["none", *[making.EMPTY_CELL] * 4]])
+    head = ["setting", "table", "methods", "here", "in the paper's recipes"]
+    return Table("Settings that differ from the paper's", head, rows or [["none", *[table_builder.EMPTY_CELL] * 4]])
 
 
 def _machine(environment: Mapping[str, str]) -> str:
@@ -172,17 +182,21 @@ def _machine(environment: Mapping[str, str]) -> str:
 def _changed(result: CellResult) -> dict[str, tuple[str, str]]:
     """Return key -> (our value, value of the paper's recipe) for settings that differ."""
     content = tables.run_content(TableOptions("paper"), result.table, result.task, result.method)
-    theirs = dict(_flat(content["parameters"]["recipe"]))
-    ours = dict(_flat(result.recipe))
-    keys = [key for key in theirs if key.partition(".")[0] not in (*RUN_SPECIFIC_SECTIONS, "model")]
-    return {key: (ours[key], theirs[key]) for key in keys if key in ours and _differs(ours[key], theirs[key])}
+    paper_values = dict(_flat(content["parameters"]["recipe"]))
+    values = dict(_flat(result.recipe))
+    keys = [key for key in paper_values if key.partition(".")[0] not in (*RUN_SPECIFIC_SECTIONS, "model")]
+    return {
+        key: (values[key], paper_values[key])
+        for key in keys
+        if key in values and _differs(values[key], paper_values[key])
+    }
 
 
-def _differs(one: str, other: str) -> bool:
+def _differs(value: str, paper_value: str) -> bool:
     try:
-        return float(one) != float(other)
+        return float(value) != float(paper_value)
     except ValueError:
-        return one != other
+        return value != paper_value
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -16,7 +16,7 @@ GB = 1e9
 EMPTY_CELL = "-"
 TASK_TITLES = {"cnn_dm": "CNN/DM", "xsum": "XSum", "adgen": "AdGen", "pubmed": "PubMed"}
 REFERENCE_MODELS = {"efficiency": "Gemma-2B", "downstream": "Llama2-7B"}
-"""The model of the paper to compare with if ours is not in the paper."""
+"""The model of the paper to compare with if the measured model is not in the paper."""
 
 METHOD_ORDER = {
     "efficiency": ("full", "freeze", "galore", "lora", "qlora"),
@@ -50,7 +50,7 @@ def summary_line(result: CellResult) -> str:
 
 def reference_model(results: Iterable[CellResult], table: str) -> str:
     """Return the model of the paper to compare with: the same model if the paper has it."""
-    repo = next((each.recipe["model"].get("repo_id") for each in results if each.table == table), None)
+    repo = next((result.recipe["model"].get("repo_id") for result in results if result.table == table), None)
     name = tables.numbers()["repositories"].get(repo)
     return name if name in tables.numbers()[table] else REFERENCE_MODELS[table]
 
@@ -58,11 +58,11 @@ def reference_model(results: Iterable[CellResult], table: str) -> str:
 def all_tables(results: list[CellResult]) -> list[Table]:
     """Return the requested tables, with one downstream table per scorer."""
     measured_tables = []
-    if any(each.table == "efficiency" for each in results):
+    if any(result.table == "efficiency" for result in results):
         measured_tables.append(_efficiency(results))
-    if any(each.table == "downstream" for each in results):
+    if any(result.table == "downstream" for result in results):
         measured_tables.append(_downstream(results, "rouge_mean", "Downstream: mean of ROUGE-1, 2 and L"))
-        if any(each.measured and "llamafactory_mean" in each.measured.scores for each in results):
+        if any(result.measured and "llamafactory_mean" in result.measured.scores for result in results):
             measured_tables.append(
                 _downstream(results, "llamafactory_mean", "Downstream, with LlamaFactory's own scorer")
             )
@@ -70,55 +70,57 @@ def all_tables(results: list[CellResult]) -> list[Table]:
 
 
 def _of(results: Iterable[CellResult], **values: str) -> list[CellResult]:
-    return [each for each in results if all(getattr(each, key) == value for key, value in values.items())]
+    return [result for result in results if all(getattr(result, key) == value for key, value in values.items())]
 
 
 def _efficiency(results: list[CellResult]) -> Table:
     name = reference_model(results, "efficiency")
     paper = tables.numbers()["efficiency"][name]
-    cells = {each.method: each for each in _of(results, table="efficiency")}
-    measured = [each.measured for each in cells.values() if each.measured]
+    cells = {result.method: result for result in _of(results, table="efficiency")}
+    measured = [result.measured for result in cells.values() if result.measured]
     full = cells["full"].measured if "full" in cells else None
     head = ["method", "trained parameters", "memory", "of full", "bytes per parameter", "tokens/s", "of full"]
     head += [
         "tokens/CPU-s",
         "perplexity",
-        *(f"{name}: {what}" for what in ("memory", "of full", "bytes per parameter")),
+        *(f"{name}: {column}" for column in ("memory", "of full", "bytes per parameter")),
     ]
-    head += [f"{name}: {what}" for what in ("tokens/s", "of full", "perplexity")]
+    head += [f"{name}: {column}" for column in ("tokens/s", "of full", "perplexity")]
     before = measured[0].totals["base"].get("perplexity") if measured else None
     rows = [["base (untrained)", *[EMPTY_CELL] * 7, _number(before), *_published(paper, BASE_ROW)]]
     for method in METHOD_ORDER["efficiency"]:
         if method in cells:
-            own = _spent(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
-            rows.append([method, *own, *_published(paper, method)])
+            measured_cells = (
+                _training_cells(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
+            )
+            rows.append([method, *measured_cells, *_published(paper, method)])
     return Table(f"Training efficiency: {base_model_name(results, 'efficiency')} and the paper's {name}", head, rows)
 
 
-def _spent(cell: CellMeasurement | None, full: CellMeasurement | None) -> list[str]:
+def _training_cells(cell: CellMeasurement | None, full: CellMeasurement | None) -> list[str]:
     assert cell
-    spent, whole = cell.training, full.training if full else {}
-    memory, speed = spent["train_memory_bytes"], spent["tokens_per_second"]
-    num_tokens = speed * spent["train_seconds"]  # in this process; a resumed training has seen more before
-    by_processor = num_tokens / spent["train_cpu_seconds"] if spent["train_cpu_seconds"] else None
+    training, full_training = cell.training, full.training if full else {}
+    memory, speed = training["train_memory_bytes"], training["tokens_per_second"]
+    num_tokens = speed * training["train_seconds"]  # in this process; a resumed training processed more before
+    by_processor = num_tokens / training["train_cpu_seconds"] if training["train_cpu_seconds"] else None
     return [
-        _count(spent["trainable_parameters"]),
+        _count(training["trainable_parameters"]),
         f"{memory / GB:.2f} GB",
-        _share(memory, whole.get("train_memory_bytes")),
+        _share(memory, full_training.get("train_memory_bytes")),
         f"{memory / cell.parameters:.1f}",
         f"{speed:.1f}",
-        _share(speed, whole.get("tokens_per_second")),
+        _share(speed, full_training.get("tokens_per_second")),
         _number(by_processor, 1),
         _number(cell.totals["model"].get("perplexity")),
     ]
 
 
 def _published(paper: Mapping[str, Any], method: str) -> list[str]:
-    """Return the figures of the paper in the order of ours."""
+    """Return the paper's figures in the order of the measured ones."""
     _, memory, speed, perplexity = paper[method]
-    _, whole_memory, whole_speed, _ = paper["full"]
+    _, full_memory, full_speed, _ = paper["full"]
     per_parameter = memory / paper["parameters"] if memory else None
-    shares = _share(memory, whole_memory), _share(speed, whole_speed)
+    shares = _share(memory, full_memory), _share(speed, full_speed)
     return [
         f"{memory:.2f} GB" if memory else EMPTY_CELL,
         shares[0],
@@ -132,7 +134,7 @@ def _published(paper: Mapping[str, Any], method: str) -> list[str]:
 def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
     name = reference_model(results, "downstream")
     paper = tables.numbers()["downstream"][name]
-    cells = {(each.task, each.method): each for each in _of(results, table="downstream")}
+    cells = {(result.task, result.method): result for result in _of(results, table="downstream")}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     head = ["method", *(text for task in tasks for text in (TASK_TITLES[task], f"{name}: {TASK_TITLES[task]}"))]
     rows = []
@@ -150,7 +152,11 @@ def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
 
 def _score(cells: Mapping[tuple[str, str], CellResult], task: str, method: str, metric: str) -> str:
     if method == BASE_ROW:
-        scores = [each.measured.scores[metric] for (one, _), each in cells.items() if one == task and each.measured]
+        scores = [
+            result.measured.scores[metric]
+            for (other_task, _), result in cells.items()
+            if other_task == task and result.measured
+        ]
         return _interval(scores[0]["base"]) if scores else EMPTY_CELL
     cell = cells.get((task, method))
     if cell is None:
@@ -170,8 +176,8 @@ def _number(value: float | None, digits: int = 2) -> str:
     return EMPTY_CELL if value is None else f"{value:,.{digits}f}"
 
 
-def _share(value: float | None, whole: float | None) -> str:
-    return f"{value / whole:.2f}" if value and whole else EMPTY_CELL
+def _share(value: float | None, full: float | None) -> str:
+    return f"{value / full:.2f}" if value and full else EMPTY_CELL
 
 
 def _count(value: float) -> str:
@@ -183,7 +189,7 @@ def _count(value: float) -> str:
 
 def base_model_name(results: Iterable[CellResult], table: str) -> str:
     """Return the name of the base model of a table."""
-    model = next(each.recipe["model"] for each in results if each.table == table)
+    model = next(result.recipe["model"] for result in results if result.table == table)
     return str(model.get("repo_id") or model.get("name") or Path(model.get("path", "a model")).name)
 
 
@@ -196,11 +202,11 @@ def paper_own_tables() -> list[Table]:
         for method in (BASE_ROW, *METHOD_ORDER["efficiency"])
     ]
     head = ["model", "method", "trained parameters (B)", "memory (GB)", "tokens/s", "perplexity"]
-    result = [Table("Table 4 of the paper", head, rows)]
+    built = [Table("Table 4 of the paper", head, rows)]
     methods = (BASE_ROW, *METHOD_ORDER["downstream"])
     rows = [
         [name, *(_number(value) for task in paper for value in paper[task])]
         for name, paper in numbers["downstream"].items()
     ]
     head = ["model", *(f"{TASK_TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
-    return [*result, Table("Table 5 of the paper", head, rows)]
+    return [*built, Table("Table 5 of the paper", head, rows)]

@@ -69,13 +69,13 @@ def rank(lines: list[SettingResult], direction: str = "maximize") -> list[Settin
     return results
 
 
-def _p_value(one: list[float], other: list[float]) -> float:
+def _p_value(first: list[float], second: list[float]) -> float:
     """Return the p-value of Welch's test; scores without variance differ if they are not equal."""
     from scipy.stats import ttest_ind
 
-    if stdev(one) == stdev(other) == 0:
-        return 1.0 if fmean(one) == fmean(other) else 0.0
-    return float(ttest_ind(one, other, equal_var=False).pvalue)
+    if stdev(first) == stdev(second) == 0:
+        return 1.0 if fmean(first) == fmean(second) else 0.0
+    return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def _rejected(p_values: list[float]) -> set[int]:

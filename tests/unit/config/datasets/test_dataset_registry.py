@@ -16,7 +16,7 @@ from tuneline.errors import RecipeError
 
 SHIPPED = yaml.safe_load(Path("configs/datasets.yaml").read_text())
 TWO = """\
-# Two data sets.
+# Two datasets.
 chat:
   path: data/chat.jsonl
   format: openai
@@ -41,7 +41,7 @@ def project(tmp_path):
     return write
 
 
-def refused(path) -> list[str]:
+def error_message(path) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load.load(path)
     return str(caught.value).splitlines()
@@ -59,12 +59,14 @@ def test_every_shipped_registry_entry_is_a_valid_source(name):
     assert source.format in FORMATS
 
 
-def test_the_shipped_registry_entries_name_no_column_that_its_format_has_anyway():
+def test_shipped_registry_entries_have_no_redundant_columns():
     for name, entry in SHIPPED.items():
-        assert all(ours != theirs for ours, theirs in entry.get("columns", {}).items()), name
+        assert all(
+            name_in_format != name_in_file for name_in_format, name_in_file in entry.get("columns", {}).items()
+        ), name
 
 
-def test_a_source_takes_location_and_format_of_its_registry_entry(project, tmp_path):
+def test_a_source_uses_location_and_format_of_its_registry_entry(project, tmp_path):
     first, second = load.load(project({"dataset": "chat"}, {"dataset": "hub_set", "name": "mine"})).recipe.sources
 
     assert (first.name, first.path, first.format) == ("chat", tmp_path / "data" / "chat.jsonl", "openai")
@@ -80,7 +82,7 @@ def test_keys_of_a_source_override_its_registry_entry(project):
     assert source.columns == Columns(output="answer"), "columns are replaced as a whole"
 
 
-def test_a_source_with_a_location_only_takes_the_format_of_the_registry_entry(project, tmp_path):
+def test_a_source_with_a_location_uses_only_the_format_of_the_registry_entry(project, tmp_path):
     local, moved = {"dataset": "hub_set", "path": "copy.jsonl"}, {"dataset": "chat", "hub": "owner/chat"}
     first, second = load.load(project(local, moved)).recipe.sources
 
@@ -98,7 +100,7 @@ def test_the_recipe_that_runs_is_the_complete_one(project):
     assert checked.recipe.shares()[0].repeats == 2
 
 
-def test_registry_entries_may_lie_elsewhere_with_paths_relative_to_their_file(project, tmp_path):
+def test_paths_of_registry_entries_are_relative_to_their_file(project, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "datasets.yaml").rename(tmp_path / "shared" / "ours.yaml")
     (source,) = load.load(project({"dataset": "chat"}, datasets="shared/ours.yaml")).recipe.sources
@@ -109,7 +111,7 @@ def test_registry_entries_may_lie_elsewhere_with_paths_relative_to_their_file(pr
 def test_a_dataset_info_of_llamafactory_is_a_valid_registry(project, tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"one": {"file_name": "one.json"}, "two": {"ms_hub_url": "a/b"}}')
     (source,) = load.load(project({"dataset": "one"}, datasets="dataset_info.json")).recipe.sources
-    (line,) = refused(path := project({"dataset": "two"}, datasets="dataset_info.json"))
+    (line,) = error_message(path := project({"dataset": "two"}, datasets="dataset_info.json"))
 
     assert (source.path, source.format) == (tmp_path / "one.json", "alpaca")
     assert line.startswith(f"{path}:{line_of(path, 'dataset: two')}: sources.0.dataset: 'two' of ")
@@ -118,14 +120,14 @@ def test_a_dataset_info_of_llamafactory_is_a_valid_registry(project, tmp_path):
 
 def test_an_unknown_dataset_is_reported_at_its_line_with_the_closest_match(project):
     source = {"name": "first", "path": "x.jsonl", "format": "alpaca"}
-    (line,) = refused(path := project(source, {"dataset": "hubset"}))
+    (line,) = error_message(path := project(source, {"dataset": "hubset"}))
 
-    place = f"{path}:{line_of(path, 'dataset: hubset')}: sources.1.dataset"
-    assert line == f"{place}: unknown dataset 'hubset'. Did you mean 'hub_set'? Known: chat, hub_set."
+    location = f"{path}:{line_of(path, 'dataset: hubset')}: sources.1.dataset"
+    assert line == f"{location}: unknown dataset 'hubset'. Did you mean 'hub_set'? Known: chat, hub_set."
 
 
 def test_large_registries_are_not_listed(project):
-    (line,) = refused(project({"dataset": "alpaca_eng"}, datasets=str(Path("configs/datasets.yaml").resolve())))
+    (line,) = error_message(project({"dataset": "alpaca_eng"}, datasets=str(Path("configs/datasets.yaml").resolve())))
 
     assert "Did you mean 'alpaca_en'?" in line
     assert f"has {len(SHIPPED)} entries; `tuneline data list " in line
@@ -149,14 +151,14 @@ def test_large_registries_are_not_listed(project):
             "hub_set: expected exactly one of path (local files) and hub (a repository)",
         ),
         ("chat:", "no:", "False: expected a string as name, but YAML reads it as False. Put it in quotes."),
-        ("# Two data sets.", "alone: here", "alone: expected a mapping with path or hub, and format, got 'here'."),
+        ("# Two datasets.", "alone: here", "alone: expected a mapping with path or hub, and format, got 'here'."),
         ("hub_set:", "chat:", "chat: is a duplicate key (first in line 2)"),
     ],
 )
 def test_an_error_in_a_registry_entry_is_reported_in_the_registry_file(project, tmp_path, was, now, message):
     file = tmp_path / "datasets.yaml"
     file.write_text(TWO.replace(was, now))
-    (line,) = refused(project({"dataset": "chat"}))
+    (line,) = error_message(project({"dataset": "chat"}))
 
     location, text = line.removeprefix(f"{file}:").split(": ", 1)
     assert text.startswith(message)
@@ -165,7 +167,7 @@ def test_an_error_in_a_registry_entry_is_reported_in_the_registry_file(project, 
 
 
 def test_other_errors_of_the_recipe_are_reported_with_an_unknown_dataset(project):
-    lines = refused(project({"dataset": "nothing"}, train={"learing_rate": 1}))
+    lines = error_message(project({"dataset": "nothing"}, train={"learing_rate": 1}))
 
     assert any("sources.0.dataset: unknown dataset 'nothing'" in line for line in lines)
     assert any("train.learing_rate: unknown key" in line for line in lines)
@@ -175,23 +177,23 @@ def test_other_errors_of_the_recipe_are_reported_with_an_unknown_dataset(project
 def test_without_a_file_of_a_registry_a_dataset_names_the_key_to_set(project, tmp_path):
     (tmp_path / "datasets.yaml").unlink()
 
-    (line,) = refused(project({"dataset": "chat"}))
+    (line,) = error_message(project({"dataset": "chat"}))
     assert "sources.0.dataset: there is no datasets.yaml next to this file to look it up in." in line
-    (line,) = refused(project({"dataset": "chat"}, datasets="gone.yaml"))
-    assert ": datasets: there is no file " in line
-    (line,) = refused(project({"dataset": "chat"}, datasets=["a"]))
+    (line,) = error_message(project({"dataset": "chat"}, datasets="gone.yaml"))
+    assert ": datasets: file not found: " in line
+    (line,) = error_message(project({"dataset": "chat"}, datasets=["a"]))
     assert ": datasets: expected the path of a file like configs/datasets.yaml, got ['a']." in line
 
 
 def test_misspelt_keys_are_compared_with_the_keys_of_a_registry_too(project):
-    lines = refused(project({"datset": "chat"}, datsets="datasets.yaml"))
+    lines = error_message(project({"datset": "chat"}, datsets="datasets.yaml"))
 
     assert any("sources.0.datset: unknown key. Did you mean 'dataset'?" in line for line in lines)
     assert any("datsets: unknown key. Did you mean 'datasets'?" in line for line in lines)
 
 
 def test_a_wrong_value_at_the_source_is_reported_at_the_source(project):
-    (line,) = refused(path := project({"dataset": "chat", "max_rows": 0}))
+    (line,) = error_message(path := project({"dataset": "chat", "max_rows": 0}))
 
     assert line.startswith(f"{path}:{line_of(path, 'max_rows: 0')}: sources.0.max_rows: Input should be greater")
 

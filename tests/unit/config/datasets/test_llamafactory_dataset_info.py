@@ -17,24 +17,26 @@ DATA = os.environ.get("TUNELINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="TUNELINE_TEST_DATA names no folder of test data")
 
 
-def written(tmp_path, content) -> Path:
+def write_registry(tmp_path, content) -> Path:
     path = tmp_path / "dataset_info.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2))
     return path
 
 
-def translated(tmp_path, **entry):
-    return llamafactory_dataset_info.read(written(tmp_path, {"one": {"hf_hub_url": "a/b", **entry}})).entries["one"]
+def translate_entry(tmp_path, **entry):
+    return llamafactory_dataset_info.read(write_registry(tmp_path, {"one": {"hf_hub_url": "a/b", **entry}})).entries[
+        "one"
+    ]
 
 
-def noted(tmp_path, **entry):
+def translation_notes(tmp_path, **entry):
     return "; ".join(
-        llamafactory_dataset_info.read(written(tmp_path, {"one": {"hf_hub_url": "a/b", **entry}})).notes["one"]
+        llamafactory_dataset_info.read(write_registry(tmp_path, {"one": {"hf_hub_url": "a/b", **entry}})).notes["one"]
     )
 
 
-def refused(tmp_path, content) -> list[str]:
-    path = written(tmp_path, content)
+def error_message(tmp_path, content) -> list[str]:
+    path = write_registry(tmp_path, content)
     with pytest.raises(RecipeError) as caught:
         llamafactory_dataset_info.read(path)
     return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
@@ -103,23 +105,23 @@ def test_an_entry_of_the_real_registry_is_translated(registry, name, expected):
 
 
 @needs_data
-def test_files_of_the_real_registry_are_found_beside_it(registry):
+def test_files_of_the_real_registry_are_found_next_to_it(registry):
     assert Path(registry.entries["dpo_en_demo"]["path"]).is_file()
     assert registry.entries["kto_en_demo"]["format"] == "kto"
     assert registry.entries["wiki_demo"]["format"] == "text"
 
 
 @needs_data
-def test_our_own_file_agrees_with_the_real_registry(registry):
-    ours = dataset_registry.read(Path("configs/datasets.yaml")).entries
+def test_the_shipped_registry_agrees_with_the_real_one(registry):
+    entries = dataset_registry.read(Path("configs/datasets.yaml")).entries
     hub = {name: entry["hub"] for name, entry in registry.entries.items() if "hub" in entry}
 
-    assert set(hub) - set(ours) == {"redpajama_v2"}
-    assert {name: entry["hub"] for name, entry in ours.items()} == {name: hub[name] for name in ours}
+    assert set(hub) - set(entries) == {"redpajama_v2"}
+    assert {name: entry["hub"] for name, entry in entries.items()} == {name: hub[name] for name in entries}
 
 
 def test_a_number_of_samples_becomes_a_random_sample(tmp_path):
-    description = translated(tmp_path, num_samples=500, split="validation", subset="en")
+    description = translate_entry(tmp_path, num_samples=500, split="validation", subset="en")
 
     assert description == {
         "hub": "a/b",
@@ -137,7 +139,7 @@ def test_every_column_and_tag_is_translated(tmp_path):
     more = {"observation_tag": "O", "function_tag": "F", "system_tag": "S"}
     rounds = {"prompt": "q", "query": "about", "response": "a", "history": "before", "kto_tag": "ok"}
 
-    description = translated(tmp_path, formatting="openai", ranking=True, columns=chat, tags=tags | more)
+    description = translate_entry(tmp_path, formatting="openai", ranking=True, columns=chat, tags=tags | more)
     assert description["format"] == "preference"
     assert description["columns"] == {
         "messages": "turns",
@@ -155,7 +157,7 @@ def test_every_column_and_tag_is_translated(tmp_path):
         "function": "F",
         "system": "S",
     }
-    assert translated(tmp_path, columns=rounds)["columns"] == {
+    assert translate_entry(tmp_path, columns=rounds)["columns"] == {
         "instruction": "q",
         "input": "about",
         "output": "a",
@@ -173,36 +175,39 @@ def test_every_known_column_and_tag_is_translated_or_is_media():
 
 
 def test_openai_rows_keep_their_format_and_an_empty_column_counts_as_none(tmp_path):
-    assert translated(tmp_path, formatting="openai", columns={"messages": "messages"}) == {
+    assert translate_entry(tmp_path, formatting="openai", columns={"messages": "messages"}) == {
         "hub": "a/b",
         "format": "openai",
     }
-    assert translated(tmp_path, columns={"prompt": "body", "query": ""})["format"] == "text"
+    assert translate_entry(tmp_path, columns={"prompt": "body", "query": ""})["format"] == "text"
 
 
 def test_dropped_keys_are_noted(tmp_path):
-    assert noted(tmp_path, ms_hub_url="c/d", file_name="x.json") == "dropped: ms_hub_url, file_name"
-    assert "columns chosen: not used" in noted(tmp_path, columns={"prompt": "q", "response": "a", "chosen": "c"})
-    assert "columns prompt: not used for formatting sharegpt" in noted(
+    assert translation_notes(tmp_path, ms_hub_url="c/d", file_name="x.json") == "dropped: ms_hub_url, file_name"
+    assert "columns chosen: not used" in translation_notes(
+        tmp_path, columns={"prompt": "q", "response": "a", "chosen": "c"}
+    )
+    assert "columns prompt: not used for formatting sharegpt" in translation_notes(
         tmp_path, formatting="sharegpt", columns={"prompt": "q"}
     )
-    assert "tags: not used for formatting alpaca" in noted(tmp_path, tags={"role_tag": "role"})
-    assert "does not set chosen and rejected" in noted(tmp_path, ranking=True)
+    assert "tags: not used for formatting alpaca" in translation_notes(tmp_path, tags={"role_tag": "role"})
+    assert "does not set chosen and rejected" in translation_notes(tmp_path, ranking=True)
     assert (
-        noted(tmp_path, hf_hub_url=None, file_name="no.json", split="test") == "no.json does not exist; dropped: split"
+        translation_notes(tmp_path, hf_hub_url=None, file_name="no.json", split="test")
+        == "no.json does not exist; dropped: split"
     )
 
 
 def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
     (tmp_path / "parts").mkdir()
-    result = llamafactory_dataset_info.read(written(tmp_path, {"one": {"file_name": "parts"}}))
+    result = llamafactory_dataset_info.read(write_registry(tmp_path, {"one": {"file_name": "parts"}}))
 
     assert result.entries["one"] == {"path": str(tmp_path / "parts"), "format": "alpaca"}
     assert result.notes["one"] == []
 
 
 @pytest.mark.parametrize(
-    ("place", "reason"),
+    ("location", "reason"),
     [
         ({"ms_hub_url": "a/b"}, "is on ModelScope only"),
         ({"om_hub_url": "a/b"}, "is on Modelers only"),
@@ -210,8 +215,10 @@ def test_a_file_or_a_folder_is_relative_to_the_json(tmp_path):
         ({"cloud_file_name": "s3://a"}, "is in a cloud bucket"),
     ],
 )
-def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, place, reason):
-    result = llamafactory_dataset_info.read(written(tmp_path, {"one": place, "two": {"hf_hub_url": "a/b", **place}}))
+def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, location, reason):
+    result = llamafactory_dataset_info.read(
+        write_registry(tmp_path, {"one": location, "two": {"hf_hub_url": "a/b", **location}})
+    )
 
     assert result.left_out["one"].startswith(reason)
     assert list(result.entries) == ["two"]
@@ -231,7 +238,7 @@ def test_an_unsupported_location_is_skipped_with_its_reason(tmp_path, place, rea
     ],
 )
 def test_an_error_in_an_entry_is_reported_with_its_line(tmp_path, entry, message):
-    (line,) = refused(tmp_path, {"zero": {"hf_hub_url": "a/b"}, "one": {"hf_hub_url": "a/b", **entry}})
+    (line,) = error_message(tmp_path, {"zero": {"hf_hub_url": "a/b"}, "one": {"hf_hub_url": "a/b", **entry}})
 
     number, _, message_text = line.partition(": ")
     assert message_text.startswith(message)
@@ -240,13 +247,13 @@ def test_an_error_in_an_entry_is_reported_with_its_line(tmp_path, entry, message
 
 
 def test_an_entry_without_a_location_is_reported(tmp_path):
-    (line,) = refused(tmp_path, {"one": {"formatting": "alpaca"}})
+    (line,) = error_message(tmp_path, {"one": {"formatting": "alpaca"}})
 
     assert line == "2: one: has no location. Add file_name (a file in this folder) or hf_hub_url."
 
 
 def test_all_errors_of_a_file_are_reported_at_once(tmp_path):
-    assert len(refused(tmp_path, {"one": {"format": "x", "column": {}}, "two": {}, "three": 3})) == 4
+    assert len(error_message(tmp_path, {"one": {"format": "x", "column": {}}, "two": {}, "three": 3})) == 4
 
 
 @pytest.mark.parametrize(
@@ -262,7 +269,7 @@ def test_all_errors_of_a_file_are_reported_at_once(tmp_path):
     ],
 )
 def test_an_invalid_registry_file_is_reported_with_its_line(tmp_path, text, message):
-    (line,) = refused(tmp_path, text)
+    (line,) = error_message(tmp_path, text)
 
     assert line.startswith(message)
 
@@ -275,38 +282,38 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
     (tmp_path / "a.json").write_text("[]")
     entries = {"one": {"file_name": "a.json"}, "no": {"hf_hub_url": "a/b", "ranking": True}, "pic": {"file_name": "p"}}
     entries["pic"]["columns"] = {"images": "images"}
-    source, target = written(tmp_path, entries), tmp_path / "deep" / "datasets.yaml"
+    source, target = write_registry(tmp_path, entries), tmp_path / "deep" / "datasets.yaml"
 
-    shown = run("import", source, "--output", target)
+    result = run("import", source, "--output", target)
 
-    assert shown.exit_code == 0, shown.output
-    assert "skipped: has images" in " ".join(shown.stdout.split())
-    assert "Wrote 2 descriptions" in shown.stdout
+    assert result.exit_code == 0, result.output
+    assert "skipped: has images" in " ".join(result.stdout.split())
+    assert "Wrote 2 descriptions" in result.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"
     assert target.read_text().endswith("# Skipped:\n#   pic: has images; only text is supported.\n")
 
 
-def test_import_replaces_nothing_without_force(tmp_path):
-    source, target = written(tmp_path, {"one": {"hf_hub_url": "a/b"}}), tmp_path / "datasets.yaml"
+def test_import_replaces_a_file_only_with_force(tmp_path):
+    source, target = write_registry(tmp_path, {"one": {"hf_hub_url": "a/b"}}), tmp_path / "datasets.yaml"
     target.write_text("mine: {path: x.json}\n")
 
-    kept = run("import", source, "--output", target)
-    assert "already exists" in str(kept.exception)
+    error_message = run("import", source, "--output", target)
+    assert "already exists" in str(error_message.exception)
     assert target.read_text() == "mine: {path: x.json}\n"
     assert run("import", source, "--output", target, "--force").exit_code == 0
     assert list(yaml.safe_load(target.read_text())) == ["one"]
 
 
-def test_import_of_nothing_writes_nothing(tmp_path):
-    source = written(tmp_path, {"one": {"ms_hub_url": "a/b"}})
+def test_import_without_entries_writes_no_file(tmp_path):
+    source = write_registry(tmp_path, {"one": {"ms_hub_url": "a/b"}})
 
     assert "one is on ModelScope only" in str(run("import", source, "--output", tmp_path / "out.yaml").exception)
     assert not (tmp_path / "out.yaml").exists()
 
 
 def test_an_error_ends_the_command_with_its_line_and_code_2(tmp_path, monkeypatch, capsys):
-    path = written(tmp_path, {"one": {"format": "alpaca"}})
+    path = write_registry(tmp_path, {"one": {"format": "alpaca"}})
     monkeypatch.setattr("sys.argv", ["tuneline", "data", "import", str(path)])
 
     with pytest.raises(SystemExit) as end:
@@ -317,7 +324,7 @@ def test_an_error_ends_the_command_with_its_line_and_code_2(tmp_path, monkeypatc
 
 
 def test_list_shows_registry_entries_of_either_kind_as_json(tmp_path):
-    source = written(tmp_path, {"one": {"hf_hub_url": "a/b", "subset": "en", "num_samples": 3}})
+    source = write_registry(tmp_path, {"one": {"hf_hub_url": "a/b", "subset": "en", "num_samples": 3}})
 
     (row,) = json.loads(run("list", source, "--json").stdout)
 

@@ -17,7 +17,9 @@ CELLS = 17
 
 
 def cell(options, task, method):
-    return next(each for each in tables.build_cells(options) if (each.task, each.method) == (task, method))
+    return next(
+        candidate for candidate in tables.build_cells(options) if (candidate.task, candidate.method) == (task, method)
+    )
 
 
 def test_every_cell_of_the_paper_is_a_recipe_in_configs(home):
@@ -49,10 +51,10 @@ def test_the_papers_hyperparameters_are_kept():
 
 
 @pytest.mark.parametrize("budget", tables.BUDGETS)
-def test_every_budget_is_made_of_valid_recipes_with_unique_names(budget, home):
+def test_every_budget_has_valid_recipes_with_unique_names(budget, home):
     cells = tables.build_cells(tables.TableOptions(budget))
 
-    assert len({each.config.recipe.registry.model_name for each in cells}) == len(cells) == CELLS
+    assert len({cell.config.recipe.registry.model_name for cell in cells}) == len(cells) == CELLS
 
 
 def test_the_user_sets_rows_model_and_seed(home, tmp_path):
@@ -129,6 +131,6 @@ def test_the_papers_numbers_are_complete():
     assert all(methods | {"parameters"} == set(row) for row in numbers["efficiency"].values())
     for scores in numbers["downstream"].values():
         assert set(scores) == {"cnn_dm", "xsum", "adgen"}
-        assert all(len(row) == 5 and all(row[0] < each for each in row[1:] if each) for row in scores.values())
+        assert all(len(row) == 5 and all(row[0] < cell for cell in row[1:] if cell) for row in scores.values())
     known = {*numbers["efficiency"], *numbers["downstream"]}
     assert set(numbers["repositories"].values()) == known

@@ -21,7 +21,7 @@ def read(recipe, *ranges, **options):
 def test_ranges_and_choices_are_read_in_their_types(recipe):
     result = read(recipe, "train.learning_rate=log(1e-5,1e-3)", "method.r={2,4}", "method.lora_alpha=int(2,8)")
 
-    assert [(each.kind, each.boundary_values()) for each in result.dimensions] == [
+    assert [(dimension.kind, dimension.boundary_values()) for dimension in result.dimensions] == [
         ("log", (1e-5, 1e-3)),
         ("choice", (2, 4)),
         ("int", (2, 8)),
@@ -45,7 +45,7 @@ def test_ranges_and_choices_are_read_in_their_types(recipe):
         ("method.r=int(0,8)", "--search method.r=0: "),
     ],
 )
-def test_a_wrong_range_is_refused_before_anything_runs(recipe, range_, message):
+def test_an_invalid_range_is_refused_before_the_first_run(recipe, range_, message):
     with pytest.raises(RecipeError) as caught:
         read(recipe, range_)
 
@@ -62,7 +62,7 @@ def test_a_wrong_range_is_refused_before_anything_runs(recipe, range_, message):
         ({"trials": 1}, "--trials 1: expected at least 2"),
     ],
 )
-def test_a_wrong_option_is_refused_with_what_to_do(recipe, changes, message):
+def test_an_invalid_option_is_refused_with_advice(recipe, changes, message):
     with pytest.raises(RecipeError) as caught:
         read(recipe, "method.r={2,4}", **changes)
 
@@ -76,7 +76,7 @@ def test_a_missing_optuna_is_reported_with_the_package_to_install(recipe, monkey
         read(recipe, "method.r={2,4}")
 
 
-def test_a_gate_that_asks_for_the_objective_is_reported_with_a_warning(tmp_path, home):
+def test_a_gate_on_the_objective_logs_a_warning(tmp_path, home):
     folder = tiny.build_project(tmp_path / "project")
     judged = {"model_name": "tiny", "gate": {"metric": "exam_accuracy"}}
     other = tiny.write_config(folder / "other.yaml", tiny.recipe(registry=judged))

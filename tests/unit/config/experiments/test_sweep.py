@@ -45,7 +45,7 @@ def test_without_values_the_recipe_is_run_with_its_seeds(recipe):
         (["method.r.x=1"], "has no section method.r"),
     ],
 )
-def test_a_wrong_sweep_is_refused_before_anything_runs(recipe, sets, message):
+def test_an_invalid_sweep_is_refused_before_the_first_run(recipe, sets, message):
     with pytest.raises(RecipeError) as caught:
         sweep.build_settings(recipe, sets, 1)
 

@@ -14,9 +14,9 @@ from tuneline.errors import RecipeError
 
 def test_an_export_becomes_an_export_recipe(project):
     path = Path("merge.yaml")
-    theirs = {"model_name_or_path": "a/b", "adapter_name_or_path": "saves/one", "template": "llama3"}
-    theirs |= {"export_dir": "merged", "export_size": 2, "export_device": "auto", "export_legacy_format": False}
-    path.write_text(yaml.safe_dump({**theirs, "export_hub_model_id": "me/it", "infer_dtype": "bfloat16"}))
+    content = {"model_name_or_path": "a/b", "adapter_name_or_path": "saves/one", "template": "llama3"}
+    content |= {"export_dir": "merged", "export_size": 2, "export_device": "auto", "export_legacy_format": False}
+    path.write_text(yaml.safe_dump({**content, "export_hub_model_id": "me/it", "infer_dtype": "bfloat16"}))
 
     imported = llamafactory.translate(path)
 

@@ -16,20 +16,22 @@ def test_defaults_match_transformers():
 
     from transformers import Seq2SeqTrainingArguments
 
-    theirs = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
-    ours = {name: field.default for name, field in LlamaFactoryConfig.model_fields.items() if name in theirs}
+    transformers_defaults = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
+    defaults = {
+        name: field.default for name, field in LlamaFactoryConfig.model_fields.items() if name in transformers_defaults
+    }
 
-    assert theirs.keys() <= set(keys.table().all_keys())
-    assert {k for k, v in ours.items() if (v or None) != (theirs[k] or None)} == {
+    assert transformers_defaults.keys() <= set(keys.table().all_keys())
+    assert {k for k, v in defaults.items() if (v or None) != (transformers_defaults[k] or None)} == {
         "optim",  # fused or not, by version
         "per_device_eval_batch_size",  # only used for generation, if the file sets it
     }
 
 
 def test_every_key_is_in_the_table_once():
-    known = keys.table().all_keys()
+    table_keys = keys.table().all_keys()
 
-    assert len(known) == len(set(known))
+    assert len(table_keys) == len(set(table_keys))
     assert set(keys.table().mapped) == set(LlamaFactoryConfig.model_fields)
 
 

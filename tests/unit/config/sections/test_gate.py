@@ -27,7 +27,7 @@ def read(folder, content):
     return load.load(tiny.write_config(folder / "run.yaml", recipe_with(content)))
 
 
-def told(folder, content):
+def error_lines(folder, content):
     with pytest.raises(RecipeError) as caught:
         read(folder, content)
     return str(caught.value).splitlines()
@@ -104,7 +104,7 @@ def test_a_gate_survives_a_round_trip_through_json():
     ],
 )
 def test_a_wrong_gate_is_reported_once_with_its_key(tmp_path, content, message):
-    (line,) = told(tmp_path, content)
+    (line,) = error_lines(tmp_path, content)
 
     assert message in line
     assert line.startswith(f"{tmp_path / 'run.yaml'}:")
@@ -113,14 +113,14 @@ def test_a_wrong_gate_is_reported_once_with_its_key(tmp_path, content, message):
 def test_an_error_in_a_file_is_reported_with_its_line_there(tmp_path):
     name = write_gate(tmp_path, "targets:\n  - metric: rougeL\nguards:\n  - metric: rouge1\n    margn: 0.1\n")
 
-    lines = told(tmp_path, name)
+    lines = error_lines(tmp_path, name)
 
     assert [line.partition(": ")[0] for line in lines] == [f"{tmp_path / name}:{number}" for number in (4, 5)]
     assert "guards.0.margn: unknown key. Did you mean 'margin'?" in lines[1]
 
 
 def test_an_invalid_yaml_file_is_reported(tmp_path):
-    (line,) = told(tmp_path, write_gate(tmp_path, "targets: [\n"))
+    (line,) = error_lines(tmp_path, write_gate(tmp_path, "targets: [\n"))
 
     assert "own.yaml:2: not valid YAML" in line
 
@@ -141,9 +141,9 @@ def test_a_gate_without_a_metric_uses_the_default_of_the_stage(path):
 
     recipe = type(shipped).model_validate(shipped.model_dump() | {"registry": gate_without})
 
-    wanted = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
+    expected = {"sft": "rougeL", "kto": "signed_log_likelihood", "ppo": "reward", "grpo": "reward"}
     (target,) = recipe.gate().all_targets()
-    assert (target.metric, target.min_effect) == (wanted.get(recipe.stage, "preference_accuracy"), 0.01)
+    assert (target.metric, target.min_effect) == (expected.get(recipe.stage, "preference_accuracy"), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,6 @@ def test_the_default_target_depends_on_the_measured_metrics(measured, metric):
 
 
 def test_a_gate_with_targets_stored_by_an_earlier_release_is_read():
-    kept = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
+    stored = GateConfig.model_validate(RICH).model_dump(mode="json") | {"metric": "rougeL", "min_gain": 0.0}
 
-    assert GateConfig.model_validate(kept).all_targets()[1].metric == "exam_accuracy"
+    assert GateConfig.model_validate(stored).all_targets()[1].metric == "exam_accuracy"

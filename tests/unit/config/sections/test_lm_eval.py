@@ -58,7 +58,7 @@ def test_tasks_groups_tags_and_files_are_known(check, tmp_path):
             RecipeError,
             "is not supported, because it is not a mean over items. Set acc or acc_norm.",
         ),
-        ("none.yaml", "acc", SourceError, "exams.h.task: there is no file"),
+        ("none.yaml", "acc", SourceError, "exams.h.task: file not found:"),
         ("both.yaml", "acc", RecipeError, "task sums has no metric 'acc'"),
     ],
 )

@@ -25,16 +25,16 @@ def test_every_schedule_of_transformers_is_known_or_needs_an_evaluation():
 
 
 @pytest.mark.parametrize("name", get_args(LRSchedulerType))
-def test_a_schedule_takes_what_transformers_takes(name):
+def test_a_schedule_has_the_arguments_of_transformers(name):
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-    taken = set(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters) - OF_EVERY_SCHEDULE
+    parameters = set(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters) - OF_EVERY_SCHEDULE
 
-    assert taken == set(SCHEDULER_KWARGS.get(name, ()))
+    assert parameters == set(SCHEDULER_KWARGS.get(name, ()))
 
 
 @pytest.mark.parametrize("name", get_args(LRSchedulerType))
-def test_every_schedule_makes_a_learning_rate(name):
+def test_every_schedule_gives_a_learning_rate(name):
     import torch
     from transformers import get_scheduler
 

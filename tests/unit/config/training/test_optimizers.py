@@ -28,9 +28,9 @@ def config(name, **changes):
 def test_every_optimizer_of_transformers_is_supported_or_excluded_with_a_reason():
     from transformers.training_args import OptimizerNames
 
-    ours = {"muon", "adam_mini", "badam"}
+    own_optimizers = {"muon", "adam_mini", "badam"}
     assert set(get_args(optimizers.Optimizer)) == set(OPTIMIZER_SPECS)
-    assert {kind.value for kind in OptimizerNames} == (set(OPTIMIZER_SPECS) - ours) | set(
+    assert {kind.value for kind in OptimizerNames} == (set(OPTIMIZER_SPECS) - own_optimizers) | set(
         compatibility.table().unsupported["optimizer"]
     )
 

@@ -84,5 +84,5 @@ def test_the_values_of_the_matrix_are_those_of_the_recipe():
         ("kernels", ModelLoadOptions, "kernels"),
         ("optimizer", SFTConfig, "optim"),
     ):
-        known = set(compatibility.table().axes[axis]) | ({"auto"} if axis == "dtype" else set())
-        assert set(get_args(model.model_fields[field].annotation)) == known, axis
+        values = set(compatibility.table().axes[axis]) | ({"auto"} if axis == "dtype" else set())
+        assert set(get_args(model.model_fields[field].annotation)) == values, axis

@@ -14,12 +14,12 @@ TABLE = quantization.table()
 ON_THE_FLY = [name for name, entry in TABLE.items() if "on_the_fly" in entry.made]
 
 
-def config_with(**about):
-    return {"model_type": "llama", "quantization_config": about}
+def config_with(**quantization_config):
+    return {"model_type": "llama", "quantization_config": quantization_config}
 
 
 @pytest.fixture
-def installed(monkeypatch):
+def set_installed(monkeypatch):
     """Pretend that exactly these modules are installed."""
 
     def only(*modules):
@@ -47,7 +47,7 @@ def test_transformers_and_the_table_agree_on_what_needs_no_gpu():
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_is_published_only_cannot_be_made_on_the_fly(name):
+def test_the_table_knows_the_on_the_fly_kinds_and_gives_reasons_for_exclusions(name):
     assert ("on_the_fly" in TABLE[name].made) == (name in ON_THE_FLY)
     assert all(reason and not reason.endswith(".") for reason in TABLE[name].cannot.values())
 
@@ -117,8 +117,8 @@ def test_dequantized_kinds_support_full_tuning(name):
     quantization.check_mergeable(name)
 
 
-def test_missing_packages_are_reported(installed):
-    installed("optimum")
+def test_missing_packages_are_reported(set_installed):
+    set_installed("optimum")
 
     with pytest.raises(
         RecipeError, match=r"model: gptq requires gptqmodel>=7. Install with: pip install 'gptqmodel>=7'\."
@@ -127,8 +127,8 @@ def test_missing_packages_are_reported(installed):
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq", "aqlm"])
-def test_quantized_models_train_if_their_library_is_installed(installed, name):
-    installed(*TABLE[name].needs)
+def test_quantized_models_train_if_their_library_is_installed(set_installed, name):
+    set_installed(*TABLE[name].needs)
 
     quantization.check_trainable(name, trains_all=False, device="cpu")
 
@@ -137,15 +137,15 @@ def test_a_module_of_a_package_that_is_missing_is_missing():
     assert not quantization._is_installed("no_such_package.module")
 
 
-def test_an_unsupported_device_is_refused(installed):
-    installed(*TABLE["eetq"].needs)
+def test_an_unsupported_device_is_refused(set_installed):
+    set_installed(*TABLE["eetq"].needs)
 
     with pytest.raises(RecipeError, match=r"model: eetq runs on cuda, but the device is cpu\."):
         quantization.check_trainable("eetq", trains_all=False, device="cpu")
     quantization.check_trainable("eetq", trains_all=False, device="cuda")
 
 
-def test_what_the_library_cannot_load_is_refused_with_its_reason():
+def test_unloadable_kinds_are_refused_with_the_reason():
     with pytest.raises(RecipeError, match=r"hqq cannot be trained: transformers 5 raises NotImplementedError"):
         quantization.check_trainable("hqq", trains_all=False, device="cuda")
 

@@ -1,4 +1,4 @@
-"""Alignment: records become examples; what cannot be used is refused with its place, or dropped and counted."""
+"""Alignment of records to examples; unusable records are refused with their location, or dropped and counted."""
 
 import gzip
 
@@ -18,7 +18,7 @@ DROP = {"bad_rows": "drop", "max_bad_fraction": 1.0}
 
 
 def records(rows):
-    """Make a corpus of records as a reader would, one a line of rows.jsonl; text rows are taken as they are."""
+    """Make a corpus of records as a reader does, one per line of rows.jsonl; text rows are not changed."""
     texts = [row if isinstance(row, str) else orjson.dumps(row).decode() for row in rows]
     with corpus.RowWriter(schema.RECORD) as writer:
         writer.write({"file": ["rows.jsonl"] * len(rows), "line": range(1, len(rows) + 1), "record": texts})
@@ -45,7 +45,7 @@ GOOD = chat("user:a", "assistant:b")
 # what becomes of good rows
 
 
-def test_examples_keep_the_order_and_carry_the_name_of_their_dataset():
+def test_examples_keep_their_order_and_have_the_name_of_their_dataset():
     rows = tiny.alpaca_rows(3000)
 
     aligned = align.align(records(rows), AlignConfig())
@@ -56,7 +56,7 @@ def test_examples_keep_the_order_and_carry_the_name_of_their_dataset():
     assert examples[7]["id"] == schema.content_id(align.align_record(rows[7], "alpaca"))
 
 
-def test_counts_say_what_was_found():
+def test_counts_describe_the_rows():
     rows = [GOOD, {**GOOD, "messages": GOOD["messages"] * 2}, chat("user:x", "assistant: ")]
 
     counts = align.align(records(rows), AlignConfig(bad_rows="drop")).counts
@@ -73,7 +73,7 @@ def test_counts_say_what_was_found():
     }
 
 
-def test_a_system_message_is_added_only_where_a_row_has_none_and_never_to_a_text():
+def test_a_system_message_is_added_to_chats_without_one_and_never_to_texts():
     own = {"instruction": "a", "output": "b", "system": "own"}
     bare = {"instruction": "a", "output": "b", "system": ""}
 
@@ -84,13 +84,13 @@ def test_a_system_message_is_added_only_where_a_row_has_none_and_never_to_a_text
     assert texts.only()["messages"] == [[]]
 
 
-def test_nothing_is_added_where_the_recipe_asks_for_no_system_message():
+def test_without_a_system_message_in_the_recipe_none_is_added():
     examples = align.align(records([GOOD, {"messages": GOOD["messages"], "tools": []}]), AlignConfig(format="openai"))
 
     assert [[turn["role"] for turn in turns] for turns in examples.only()["messages"]] == [["user", "assistant"]] * 2
 
 
-def test_ids_follow_the_content_not_the_dataset():
+def test_ids_depend_on_the_content_and_not_on_the_dataset():
     content = align.align_record(tiny.alpaca_rows(1)[0], "alpaca")
 
     assert schema.example("a", content)["id"] == schema.example("b", content)["id"]
@@ -131,7 +131,7 @@ def test_integers_in_tool_calls_keep_all_their_digits():
         (["robot:a", "assistant:b"], "unknown role"),
     ],
 )
-def test_a_chat_that_cannot_be_trained_is_counted_under_its_reason(turns, reason):
+def test_an_untrainable_chat_is_counted_by_its_reason(turns, reason):
     examples = align.align(records([GOOD, chat(*turns)]), AlignConfig(format="openai", **DROP))
 
     assert examples.counts["dropped"] == {reason: 1}
@@ -150,7 +150,7 @@ def test_a_chat_with_calls_or_an_empty_system_message_is_used(turns):
     assert align.align(records([chat(*turns)]), AlignConfig()).counts["examples"] == 1
 
 
-def test_reasons_hold_no_values_of_rows_and_the_first_places_do():
+def test_reasons_contain_no_values_of_rows_and_the_first_locations_do():
     rows = [GOOD, *({"messages": [{"role": f"robot{i}", "content": "x"}]} for i in range(7))]
 
     counts = align.align(records(rows), AlignConfig(**DROP)).counts
@@ -160,7 +160,7 @@ def test_reasons_hold_no_values_of_rows_and_the_first_places_do():
     assert counts["dropped_first"][0].startswith("rows.jsonl:2: unknown role 'robot0'.")
 
 
-def test_a_bad_row_is_refused_with_its_place_and_the_way_out():
+def test_a_bad_row_is_refused_with_its_location_and_a_fix():
     with pytest.raises(DataError, match=r"^rows.jsonl:2: a row in alpaca .* align.bad_rows: drop\.$"):
         align.align(records([*tiny.alpaca_rows(1), {"instruction": "no answer"}]), AlignConfig(format="alpaca"))
 
@@ -173,7 +173,7 @@ def test_a_row_that_its_reader_could_not_read_is_a_bad_row():
         align.align(records(rows), AlignConfig())
 
 
-def test_half_a_surrogate_pair_is_a_bad_row():
+def test_an_unpaired_surrogate_is_a_bad_row():
     row = r'{"instruction": "a", "output": "\ud800"}'
 
     counts = align.align(records([*tiny.alpaca_rows(1), row]), AlignConfig(bad_rows="drop")).counts
@@ -184,16 +184,16 @@ def test_half_a_surrogate_pair_is_a_bad_row():
 def test_more_bad_rows_than_the_recipe_allows_are_an_error_that_counts_them():
     rows = [*tiny.alpaca_rows(6), *[{"instruction": "a"}] * 3, {"instruction": "a", "output": ""}]
     allowed = AlignConfig(format="alpaca", bad_rows="drop", max_bad_fraction=0.4)
-    refused = allowed.model_copy(update={"max_bad_fraction": 0.39})
+    stricter = allowed.model_copy(update={"max_bad_fraction": 0.39})
 
     assert align.align(records(rows), allowed).counts["examples"] == 6
     with pytest.raises(
         DataError, match=r"rows: 4 of 10 .* 0.39 allows \(no 'output': 3; empty assistant turn: 1\).*jsonl:7: "
     ):
-        align.align(records(rows), refused)
+        align.align(records(rows), stricter)
 
 
-def test_a_dataset_with_no_good_row_is_an_error_whatever_the_recipe_allows():
+def test_a_dataset_without_a_good_row_is_always_an_error():
     with pytest.raises(DataError, match=r"sources.rows: none of 1 rows can be used \(no 'output': 1\)"):
         align.align(records([{"instruction": "a"}]), AlignConfig(format="alpaca", **DROP))
 
@@ -213,11 +213,11 @@ def test_a_dataset_with_no_good_row_is_an_error_whatever_the_recipe_allows():
         ({"instruction": "a", "output": "b", "label": "animals"}, "alpaca"),
     ],
 )
-def test_the_most_specific_format_is_found(row, format):
+def test_the_most_specific_format_is_detected(row, format):
     assert align.detect_format([row]) == format
 
 
-def test_rows_that_look_like_nothing_are_passed_over_when_looking():
+def test_rows_of_unknown_format_are_skipped_by_the_detection():
     assert align.detect_format([{"instruction": "a"}, {}, {"instruction": "a", "output": "b"}]) == "alpaca"
 
 
@@ -240,7 +240,7 @@ def test_undetectable_rows_are_shown_how_to_name_their_columns():
     assert align.align(records([row]), named).counts["format"] == "alpaca"
 
 
-def test_a_misspelt_column_is_named_while_looking_for_the_format():
+def test_a_misspelt_column_is_named_by_the_format_detection():
     config = AlignConfig(columns=Columns(instruction="questoin", output="answer"))
 
     with pytest.raises(DataError, match=r"no column 'questoin'.*Did you mean 'question'\? Correct columns.instruction"):
@@ -250,7 +250,7 @@ def test_a_misspelt_column_is_named_while_looking_for_the_format():
 # before a run
 
 
-def test_rows_are_tried_before_a_run():
+def test_rows_are_checked_before_a_run():
     good, bad = ("a.jsonl", 1, GOOD), ("a.jsonl", 2, chat("user:a"))
 
     align.check_rows([good], AlignConfig())
@@ -291,7 +291,7 @@ def align_file(path, columns=None, **policy):
         ("sharegpt/moss_multiturn.jsonl.gz", 300, "sharegpt", "chat", {}),
     ],
 )
-def test_real_data_are_recognised_and_counted(test_data, name, rows, format, kind, dropped):
+def test_the_format_of_real_data_is_detected_and_rows_are_counted(test_data, name, rows, format, kind, dropped):
     counts = align_file(test_data / name).counts
 
     assert (counts["rows"], counts["format"], counts["format_found"]) == (rows, format, True)
@@ -310,7 +310,7 @@ def test_real_data_are_recognised_and_counted(test_data, name, rows, format, kin
         ("summarization/adgen.jsonl.gz", 770, "content", "summary"),
     ],
 )
-def test_real_pairs_with_names_of_their_own_are_proposed_and_read(test_data, name, rows, question, answer):
+def test_columns_of_real_pairs_with_other_names_are_suggested_and_read(test_data, name, rows, question, answer):
     with pytest.raises(DataError, match=f"`columns: {{instruction: {question}, output: {answer}}}`"):
         align_file(test_data / name)
 
@@ -318,7 +318,7 @@ def test_real_pairs_with_names_of_their_own_are_proposed_and_read(test_data, nam
     assert (counts["format"], counts["examples"], counts["dropped"]) == ("alpaca", rows, {})
 
 
-def test_the_tool_calls_of_a_real_dataset_all_arrive(test_data):
+def test_all_tool_calls_of_a_real_dataset_are_read(test_data):
     examples = align_file(test_data / "llamafactory" / "glaive_toolcall_en_demo.json").only()
 
     assert sum(tools == "" for tools in examples["tools"]) == 109
@@ -339,7 +339,7 @@ def test_a_real_chat_with_a_missing_turn_is_refused(test_data, tmp_path):
         align_file(tiny.write_jsonl(tmp_path / "one.jsonl", [row]))
 
 
-def test_irregular_real_chats_are_refused_each_for_its_reason(test_data, tmp_path):
+def test_irregular_real_chats_are_refused_with_their_reasons(test_data, tmp_path):
     lines = gzip.decompress((test_data / "malformed" / "sharegpt_irregular.jsonl.gz").read_bytes())
     good = orjson.dumps({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
     (tmp_path / "more.jsonl").write_bytes(lines + good + b"\n")
@@ -350,7 +350,7 @@ def test_irregular_real_chats_are_refused_each_for_its_reason(test_data, tmp_pat
     assert (counts["rows"], counts["examples"]) == (9, 1)
 
 
-def test_a_real_csv_that_is_torn_is_refused_as_a_whole_and_its_rows_are_counted(test_data):
+def test_a_damaged_real_csv_file_is_refused_and_its_rows_are_counted(test_data):
     path = test_data / "malformed" / "cnn_dailymail_broken.csv.gz"
     columns = {"instruction": "article", "output": "highlights"}
 

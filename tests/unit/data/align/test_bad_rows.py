@@ -155,7 +155,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_line(case, error_of):
 
 
 @pytest.mark.parametrize("case", [name for name, (rows, _, _) in ROWS.items() if len(rows) > 30])
-def test_a_row_that_is_dropped_is_counted_and_the_others_are_trained_on(case, prepare, caplog):
+def test_dropped_rows_are_counted_and_the_others_are_trained_on(case, prepare, caplog):
     rows, source, _ = ROWS[case]
 
     counts = prepare({"d.jsonl": lines(*rows)}, source, align={"bad_rows": "drop"})
@@ -196,7 +196,7 @@ def test_rows_of_no_known_format_are_shown_how_to_name_their_columns(case, error
     )
 
 
-def test_a_misspelt_column_is_reported_while_the_format_is_looked_for(error_of):
+def test_a_misspelt_column_is_reported_by_the_format_detection(error_of):
     _, message = error_of({"d.jsonl": QUESTIONS}, {"columns": {"instruction": "questoin", "output": "answer"}})
 
     assert message == (

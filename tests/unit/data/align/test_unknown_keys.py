@@ -32,7 +32,7 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_keys_that_nothing_reads_are_reported_once_with_their_number_and_first_place(caplog):
+def test_unread_keys_are_reported_once_with_count_and_first_location(caplog):
     rows = [chat(), *[{**chat(trian=False), "id": i} for i in range(300)], chat(refusal=None)]
 
     examples = align_rows(*rows)
@@ -96,17 +96,17 @@ def test_keys_that_nothing_reads_are_reported_once_with_their_number_and_first_p
         ),
     ],
 )
-def test_each_format_knows_what_it_reads(row, config, expected):
+def test_each_format_lists_the_keys_that_it_reads(row, config, expected):
     assert list(align_rows(row, **config).counts["unread_keys"]) == expected
 
 
-def test_an_example_of_our_own_has_no_unread_keys():
+def test_a_standard_example_has_no_unread_keys():
     example = schema.example("s", schema.content([schema.message("user", "a"), schema.message("assistant", "b")]))
 
     assert align_rows(json.loads(json.dumps({**example, "copy": 0}))).counts["unread_keys"] == {}
 
 
-def test_many_different_keys_take_no_more_room_than_some(caplog):
+def test_the_report_of_many_unread_keys_is_bounded(caplog):
     examples = align_rows(*({**chat(), f"key{i}": 1} for i in range(500)))
     align.warn_about_unknown_keys(examples)
 
@@ -128,7 +128,7 @@ def test_many_different_keys_take_no_more_room_than_some(caplog):
         {"text": "a"},
     ],
 )
-def test_a_switch_for_a_whole_row_is_refused(row, name):
+def test_a_loss_switch_for_a_whole_row_is_refused(row, name):
     with pytest.raises(DataError, match=rf"d.jsonl:2: the row has '{name}': false, which is supported in turns only"):
         align_rows(row, {**row, name: False})
     assert align_rows({**row, name: True}).counts["unread_keys"] == {name: {"count": 1, "first": "d.jsonl:1"}}
@@ -150,7 +150,7 @@ OTHER = {"role": "assistant", "content": "c"}
         ({"messages": [ASKED, TURN]}, "none"),
     ],
 )
-def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, loss_on):
+def test_an_answer_required_by_a_stage_cannot_be_excluded_from_the_loss(row, loss_on):
     with pytest.raises(
         DataError, match="d.jsonl:1: the assistant turn turns its loss off, but this stage trains on that answer"
     ):
@@ -172,7 +172,7 @@ def test_an_answer_that_a_stage_learns_from_cannot_be_left_out_of_the_loss(row, 
         ([ASKED, {**OTHER, "weight": 0}, ASKED, OTHER], "none", None),
     ],
 )
-def test_a_switch_says_what_can_be_done(turns, loss_on, message):
+def test_invalid_loss_switches_are_refused_with_advice(turns, loss_on, message):
     if message is None:
         assert align_rows({"messages": turns}, loss_on=loss_on).counts["examples"] == 1
         return
@@ -189,7 +189,7 @@ def test_a_switch_says_what_can_be_done(turns, loss_on, message):
         ("dpo", "assistant", "none"),
     ],
 )
-def test_the_recipe_says_whose_loss_a_switch_can_change(stage, train_on, loss_on):
+def test_the_recipe_decides_which_loss_a_switch_changes(stage, train_on, loss_on):
     content = tiny.recipe(tokenize={"train_on": train_on}, registry={"model_name": "m"})
     content["registry"] |= {"gate": {"metric": "preference_accuracy" if stage == "dpo" else "rougeL"}}
     if stage == "dpo":
@@ -199,7 +199,7 @@ def test_the_recipe_says_whose_loss_a_switch_can_change(stage, train_on, loss_on
     assert recipe.for_align(recipe.sources[0]).loss_on == loss_on
 
 
-def test_where_everything_is_trained_an_answer_can_still_be_left_out():
+def test_an_answer_can_be_excluded_with_train_on_all():
     messages = [schema.message(role, "x", train=train) for role, train in (("user", None), ("assistant", False)) * 1]
     messages += [schema.message("user", "x"), schema.message("assistant", "x")]
     answers = [AnswerSpan(1, 3, 6), AnswerSpan(3, 8, 10)]

@@ -1,4 +1,4 @@
-"""Exams are found in folders, zip files and datasets of the hub, and read by their columns."""
+"""Exams are located in folders, zip files and Hub datasets, and read by their columns."""
 
 import csv
 import zipfile
@@ -47,7 +47,7 @@ def error_of(**config):
     ("benchmark", "count", "shots", "subjects"),
     [("mmlu", 9929, 190, 38), ("cmmlu", 8071, 225, 45), ("ceval", 846, 170, 34)],
 )
-def test_real_zip_files_are_read_whole(test_data, benchmark, count, shots, subjects):
+def test_real_zip_files_are_read_completely(test_data, benchmark, count, shots, subjects):
     exam = read(path=test_data / "exams" / f"{benchmark}.zip", benchmark=benchmark)
 
     assert sum(map(len, exam.test.values())) == count
@@ -58,7 +58,7 @@ def test_real_zip_files_are_read_whole(test_data, benchmark, count, shots, subje
     assert Counter(map(type, exam.test)) == {str: subjects}
 
 
-def test_a_zip_file_and_its_folder_hold_the_same_exam(tmp_path):
+def test_a_zip_file_and_its_folder_are_the_same_exam(tmp_path):
     folder = tiny.write_exam(tmp_path / "exam")
 
     assert read(path=zip_folder(folder, tmp_path / "exam.zip")) == read(path=folder)
@@ -75,13 +75,13 @@ def test_a_repacked_zip_file_is_the_same_exam(tmp_path):
     assert len(hashes) == 1
 
 
-def test_columns_are_found_by_the_header_where_there_is_one(tmp_path):
+def test_columns_are_identified_by_the_header_if_present(tmp_path):
     exam = read(path=sheet(tmp_path, "test", HEADED), benchmark="cmmlu", num_shots=0)
 
     assert exam.test == {"numbers": [Question("numbers", "Which, then?", ("one", "two", "three", "four"), "B")]}
 
 
-def test_the_split_that_is_asked_can_be_chosen(tmp_path):
+def test_the_test_split_can_be_selected(tmp_path):
     tiny.write_exam(tmp_path)
     sheet(tmp_path, "val", '"Of val?",a,b,c,d,D\n')
 
@@ -122,7 +122,7 @@ def test_a_zip_file_of_the_hub_is_read(tmp_path, monkeypatch):
     assert read(hub="haonan-li/cmmlu", benchmark="cmmlu") == read(path=folder)
 
 
-def test_a_hub_out_of_reach_is_reported(monkeypatch):
+def test_an_unreachable_hub_is_reported(monkeypatch):
     def fail(*a, **k):
         raise OSError("no route to host")
 
@@ -170,7 +170,7 @@ def test_a_row_with_too_few_cells_is_reported_with_its_line(tmp_path):
     )
 
 
-def test_a_sheet_with_a_header_alone_is_reported(tmp_path):
+def test_a_file_with_only_a_header_is_reported(tmp_path):
     text = HEADED.splitlines()[0] + "\n"
 
     assert "numbers.csv holds no questions" in error_of(path=sheet(tmp_path, "test", text))
@@ -195,7 +195,7 @@ def test_an_unknown_subject_is_reported_with_the_nearest(test_data):
 
 
 @pytest.mark.parametrize("config", [{}, {"path": "a", "hub": "b/c"}], ids=["neither", "both"])
-def test_an_exam_lies_in_one_place(config):
+def test_an_exam_has_exactly_one_location(config):
     with pytest.raises(ValueError, match="exams.e: expected exactly one of path"):
         ExamConfig(name="e", **config)
 
@@ -208,7 +208,7 @@ def test_every_subject_has_a_name_and_a_category():
         assert {category for _, category in table.values()} == {"STEM", "Humanities", "Social Sciences", "Other"}
 
 
-def test_a_real_sheet_loses_no_row_and_no_cell(test_data):
+def test_all_rows_and_cells_of_a_real_file_are_read(test_data):
     with zipfile.ZipFile(test_data / "exams" / "cmmlu.zip") as archive:
         text = archive.read("test/agronomy.csv").decode("utf-8-sig")
     rows = list(csv.DictReader(text.splitlines(keepends=True)))
@@ -238,7 +238,7 @@ def test_a_zip_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tm
     assert "has 83,886,080 bytes; the maximum for a question file is 64 MiB" in message
 
 
-def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
+def test_a_zip_file_with_wrong_sizes_is_refused(tmp_path):
     members = [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED * 100_000)]
     archive = a_zip(tmp_path / "e.zip", members, compression=zipfile.ZIP_DEFLATED)
     size = (len(SOLVED) * 100_000).to_bytes(4, "little")
@@ -249,7 +249,7 @@ def test_a_zip_file_that_lies_about_its_sizes_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("second", ["test/x.csv", "other/test/x.csv", "test/x_test.csv"])
-def test_two_sheets_of_one_subject_are_refused(tmp_path, second):
+def test_two_files_of_one_subject_are_refused(tmp_path, second):
     archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED), (second, "r,a,b,c,d,B\n")])
 
     assert "two files contain the subject 'x' of split test" in error_of(path=archive)
@@ -273,22 +273,22 @@ def test_a_zip_file_with_very_many_files_is_refused(tmp_path, monkeypatch):
 def test_a_locked_zip_file_is_refused(tmp_path):
     archive = a_zip(tmp_path / "e.zip", [("dev/x.csv", SOLVED), ("test/x.csv", SOLVED)])
     content = bytearray(archive.read_bytes())
-    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         for at in [i for i in range(len(content)) if content[i : i + 4] == signature]:
-            content[at + place] |= 1
+            content[at + offset] |= 1
     archive.write_bytes(content)
 
     assert "cannot be unpacked" in error_of(path=archive)
 
 
 @pytest.mark.parametrize("subject", ["s" * 200, "a\nb"], ids=["long", "line feed"])
-def test_a_subject_has_a_name_that_a_file_can_hold(tmp_path, subject):
+def test_a_subject_name_is_a_valid_file_name(tmp_path, subject):
     archive = a_zip(tmp_path / "e.zip", [(f"{split}/{subject}.csv", SOLVED) for split in ("dev", "test")])
 
     assert "is not a valid subject name" in error_of(path=archive)
 
 
-def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
+def test_an_oversized_file_is_refused(tmp_path, monkeypatch):
     sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED * 1000)
     monkeypatch.setenv("TUNELINE_MAX_EXAM_BYTES", "5000")
 
@@ -296,7 +296,7 @@ def test_a_sheet_that_is_too_large_is_refused(tmp_path, monkeypatch):
         read(path=tmp_path)
 
 
-def test_a_cell_that_never_ends_and_bytes_that_are_no_text_are_reported_with_their_line(tmp_path):
+def test_unterminated_cells_and_invalid_bytes_are_reported_with_their_line(tmp_path):
     sheet(sheet(tmp_path, "dev", SOLVED), "test", SOLVED + '"' + "a" * (20 << 20))
     with pytest.raises(DataError, match=r"numbers.csv:\d+: not valid CSV"):
         read(path=tmp_path)

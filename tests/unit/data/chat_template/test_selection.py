@@ -56,7 +56,7 @@ def test_a_named_template_is_part_of_the_tokenizers_identity(tiny_model):
     assert "### Instruction:\nQ" in load_tokenizer(alpaca).apply_chat_template(CHAT, tokenize=False)
 
 
-def test_template_arguments_are_written_into_the_template(tiny_model):
+def test_template_arguments_are_inserted_into_the_template(tiny_model):
     manifest = source.tokenizer_manifest(tiny_model)
     own = load_tokenizer(manifest).chat_template
 
@@ -83,7 +83,7 @@ def test_a_custom_template_file_is_used(tiny_model, tmp_path):
     path.write_text(selection.read_template("zephyr"))
 
     assert selection.select_template(source.tokenizer_manifest(tiny_model), str(path))[1].startswith("chat template: ")
-    with pytest.raises(SourceError, match=r"there is no file .*absent.jinja"):
+    with pytest.raises(SourceError, match=r"file not found: .*absent.jinja"):
         selection.select_template(source.tokenizer_manifest(tiny_model), str(tmp_path / "absent.jinja"))
 
 

@@ -180,7 +180,7 @@ def test_a_block_of_both_answers_of_a_pair_belongs_to_the_prompt(qwen3, chosen, 
     assert sequencer.counts["empty_thoughts"] == count
 
 
-def test_a_prompt_for_generation_ends_where_the_prompt_of_a_server_ends(qwen3):
+def test_a_prompt_for_generation_equals_the_prompt_of_a_server(qwen3):
     example = chat("What?", "It is 4.")
     row = preference_rows.build_row(example, Sequencer(qwen3, TokenizeConfig()), TokenizeConfig(), "prompt")
 

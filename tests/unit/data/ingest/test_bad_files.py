@@ -1,4 +1,4 @@
-"""Files that are not data, or change during a run: each error is one line with the place, the cause and the fix."""
+"""Files that are not data, or change during a run: each error is one line with location, cause and fix."""
 
 import gzip
 import json
@@ -176,7 +176,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_data_is_reported_with_its_line(case, error_of):
+def test_a_file_that_is_not_data_is_reported_with_its_line(case, error_of):
     name, content, expected = FILES[case]
 
     error, message = error_of({name: content})
@@ -211,7 +211,7 @@ def test_the_public_malformed_files_are_refused(name, error_of, test_data):
     assert message.replace(f"HERE/data/{name}", "FILE") == MALFORMED[name]
 
 
-def test_a_public_torn_table_is_refused_even_where_bad_rows_are_dropped(prepare, test_data):
+def test_a_public_damaged_table_is_refused_even_if_bad_rows_are_dropped(prepare, test_data):
     name = "cnn_dailymail_broken.csv.gz"
     columns = {"columns": {"instruction": "article", "output": "highlights"}}
 
@@ -225,13 +225,13 @@ def test_a_public_torn_table_is_refused_even_where_bad_rows_are_dropped(prepare,
     )
 
 
-def test_every_public_malformed_file_is_tried(test_data):
+def test_every_public_malformed_file_is_tested(test_data):
     names = {path.name for path in (test_data / "malformed").iterdir()}
 
     assert names == {*MALFORMED, "cnn_dailymail_broken.csv.gz"}
 
 
-def test_files_with_different_columns_are_no_dataset(error_of):
+def test_files_with_different_columns_are_refused(error_of):
     _, message = error_of({"a.jsonl": ALPACA_LINES, "b.jsonl": QUESTIONS}, {"path": "data"})
 
     assert message == (
@@ -244,7 +244,7 @@ def test_files_with_different_columns_are_no_dataset(error_of):
 
 
 @pytest.fixture
-def located(tmp_path):
+def dataset_file(tmp_path):
     """The file of a dataset, and its manifest."""
     path = tiny.write_jsonl(tmp_path / "data" / "d.jsonl", ALPACA)
     recipe = load.load(
@@ -253,8 +253,8 @@ def located(tmp_path):
     return path, ingest.locate_sources(recipe.sources)
 
 
-def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
-    _, sources = located
+def test_a_file_that_changes_while_it_is_read_is_reported(dataset_file, monkeypatch):
+    _, sources = dataset_file
     read = ingest.readers.read_chunks
 
     def changed(path):
@@ -268,8 +268,8 @@ def test_a_file_that_changes_while_it_is_read_is_reported(located, monkeypatch):
     assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malformed(located, monkeypatch):
-    _, sources = located
+def test_a_file_truncated_during_reading_is_reported_as_changed(dataset_file, monkeypatch):
+    _, sources = dataset_file
     read = ingest.readers.read_chunks
 
     def cut(path):
@@ -283,8 +283,8 @@ def test_a_file_that_is_cut_while_it_is_read_is_reported_as_changed_not_as_malfo
     assert str(caught.value) == "d: d.jsonl changed during the run. Start the run again to use the new content."
 
 
-def test_a_file_that_is_gone_when_it_is_to_be_read_is_reported(located):
-    path, sources = located
+def test_a_file_deleted_before_reading_is_reported(dataset_file):
+    path, sources = dataset_file
     shutil.rmtree(path.parent)
 
     with pytest.raises(SourceError) as caught:

@@ -1,4 +1,4 @@
-"""Datasets of the hub: copied once by commit, read without the network from then on. The hub here is a thread."""
+"""Hub datasets are copied once per commit and then read without the network. The fake Hub is a thread."""
 
 import json
 import time
@@ -34,7 +34,7 @@ def lines(*rows):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """The files of `team/rows` on a hub that both libraries ask; the working directory is empty."""
+    """The files of `team/rows` on a Hub that both libraries use; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "files"))
@@ -60,13 +60,13 @@ def test_a_split_is_copied_at_its_commit(repository):
 
 
 @pytest.mark.parametrize("streaming", [{}, {"streaming": True, "max_rows": 9}])
-def test_a_local_folder_of_the_same_name_is_not_the_hubs_dataset(repository, tmp_path, streaming):
+def test_a_local_folder_of_the_same_name_does_not_replace_a_hub_dataset(repository, tmp_path, streaming):
     tiny.write_jsonl(tmp_path / "team" / "rows" / "train.jsonl", tiny.alpaca_rows(1))
 
     assert ingest(**streaming).counts["rows"] == 5
 
 
-def test_a_cached_copy_of_another_commit_is_not_this_commits_rows(repository):
+def test_a_cached_copy_of_another_commit_is_not_used(repository):
     ingest()
     repository.commit, repository.down = "b" * 40, True
 
@@ -78,15 +78,15 @@ def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
     first = ingest_module.locate_sources([source()])
     repository.requests.clear()
 
-    again = ingest_module.locate_sources([source()])
+    second = ingest_module.locate_sources([source()])
     by_commit = ingest_module.locate_sources([source(revision=COMMIT)])
 
     assert repository.requests == ["GET /api/datasets/team/rows"], "only the branch had to be looked up"
-    assert first.content_hash() == again.content_hash() == by_commit.content_hash()
+    assert first.content_hash() == second.content_hash() == by_commit.content_hash()
 
 
 @pytest.mark.parametrize(
-    ("place", "num_rows"),
+    ("options", "num_rows"),
     [
         ({"split": "test"}, 2),
         ({"folder": "more"}, 1),
@@ -94,13 +94,13 @@ def test_a_copy_of_a_commit_is_read_without_the_hub(repository, monkeypatch):
         ({"split": "train[:2]"}, 2),
     ],
 )
-def test_a_copy_holds_what_was_asked_for(repository, place, num_rows):
-    assert ingest(**place).counts["rows"] == num_rows
+def test_a_copy_has_only_the_requested_rows(repository, options, num_rows):
+    assert ingest(**options).counts["rows"] == num_rows
     assert ingest().counts["rows"] == 5
 
 
 @pytest.mark.parametrize("streaming", [{}, {"streaming": True, "max_rows": 5}])
-def test_a_download_that_breaks_leaves_nothing(repository, home, streaming):
+def test_an_interrupted_download_leaves_no_files(repository, home, streaming):
     repository.repositories["team/rows"]["train.jsonl"] = b'{"a": 1}\nbroken\n'
 
     with pytest.raises(SourceError, match=r"sources.rows.hub: team/rows, split train, .*could not be downloaded.*JSON"):
@@ -109,7 +109,7 @@ def test_a_download_that_breaks_leaves_nothing(repository, home, streaming):
     assert list((home / "hub").iterdir()) == []
 
 
-def test_an_unknown_split_is_reported_with_those_there_are(repository):
+def test_an_unknown_split_is_reported_with_the_existing_ones(repository):
     with pytest.raises(
         SourceError, match=r"split validation, revision main, could not be downloaded from the Hub: .*\btrain\b.*test"
     ):
@@ -141,7 +141,7 @@ def test_images_are_refused_before_they_are_loaded(repository, monkeypatch):
     assert repository.requests == ["GET /api/datasets/team/rows"]
 
 
-def test_a_hub_out_of_reach_is_reported_at_once():
+def test_an_unreachable_hub_is_reported_immediately():
     start = time.monotonic()
 
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_a_hub_out_of_reach_is_reported_at_once():
     assert time.monotonic() - start < 5
 
 
-def test_copies_at_hand_are_named_when_the_hub_is_out_of_reach(repository, monkeypatch):
+def test_local_copies_are_named_if_the_hub_is_unreachable(repository, monkeypatch):
     ingest_module.locate_sources([source()])
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: 1 / 0)
 
@@ -175,7 +175,7 @@ metadata: {version: 1.0}
 """
 
 
-def test_a_harness_task_reads_the_hubs_dataset_beside_a_local_folder_of_its_name(repository, tmp_path):
+def test_a_harness_task_reads_the_hub_dataset_despite_a_local_folder_of_its_name(repository, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     (tmp_path / "names.yaml").write_text(TASK)
     config = LmEvalConfig(engine="lm_eval", name="h", task=str(tmp_path / "names.yaml"), metrics=["exact_match"])

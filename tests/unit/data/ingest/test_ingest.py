@@ -1,4 +1,4 @@
-"""Datasets: exact bytes, exact places, counts of all that is left out."""
+"""Ingestion of datasets: exact bytes, exact locations, counts of unused rows."""
 
 import gzip
 import json
@@ -25,11 +25,11 @@ def ingest(path, **more):
     return ingest_module.ingest(ingest_module.locate_sources([source(path)]), IngestConfig(name="rows", **more))
 
 
-def places(corpus):
+def locations(corpus):
     return [(row["file"], row["line"]) for row in corpus.only()]
 
 
-def test_rows_keep_their_text_and_their_line(tmp_path):
+def test_rows_keep_their_text_and_line_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"b": 1, "a": null}\n\n{"a": "x\u2029y"}\n')
 
@@ -41,34 +41,34 @@ def test_rows_keep_their_text_and_their_line(tmp_path):
     ]
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+def test_files_of_a_folder_are_read_in_order_of_their_names(tmp_path):
     tiny.write_jsonl(tmp_path / "b.jsonl", tiny.alpaca_rows(1))
     tiny.write_jsonl(tmp_path / "a" / "rows.jsonl", tiny.alpaca_rows(2))
 
     corpus = ingest(tmp_path)
 
-    assert places(corpus) == [("a/rows.jsonl", 1), ("a/rows.jsonl", 2), ("b.jsonl", 1)]
+    assert locations(corpus) == [("a/rows.jsonl", 1), ("a/rows.jsonl", 2), ("b.jsonl", 1)]
     assert corpus.counts["files"] == 2
 
 
-def test_what_is_not_taken_is_counted(tmp_path):
+def test_unused_rows_are_counted(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(5))
     path.write_text("\n" + path.read_text() + "\n \n")
 
     assert ingest(path, max_rows=2).counts == {"rows": 2, "rows_beyond_max_rows": 3, "blank_lines": 3, "files": 1}
 
 
-def test_a_drawn_sample_keeps_the_order_and_is_the_same_again(tmp_path):
+def test_a_random_sample_is_ordered_and_reproducible(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(1000))
 
-    first, again = (places(ingest(path, max_rows=300, sample="random")) for _ in range(2))
+    first, second = (locations(ingest(path, max_rows=300, sample="random")) for _ in range(2))
 
-    assert first == again == sorted(first, key=lambda place: place[1])
+    assert first == second == sorted(first, key=lambda location: location[1])
     assert len(set(first)) == 300
     assert 400 < sum(line for _, line in first) / 300 < 600, "drawn from all of the file"
 
 
-def test_a_draw_of_more_than_there_is_takes_all(tmp_path):
+def test_a_sample_larger_than_the_dataset_has_all_rows(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(3))
 
     assert ingest(path, max_rows=9, sample="random").counts["rows"] == 3
@@ -81,7 +81,7 @@ def test_rows_beyond_the_limit_are_not_parsed(tmp_path):
     assert ingest(path, max_rows=1).counts["rows_beyond_max_rows"] == 1
 
 
-def test_files_with_other_columns_are_refused(tmp_path):
+def test_a_file_with_other_columns_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("q,a\n1,2\n")
     (tmp_path / "b.csv").write_text("q,answer\n1,2\n")
 
@@ -89,14 +89,14 @@ def test_files_with_other_columns_are_refused(tmp_path):
         ingest(tmp_path)
 
 
-def test_a_key_that_some_rows_lack_makes_no_difference_between_files(tmp_path):
+def test_files_whose_rows_lack_a_key_are_accepted(tmp_path):
     tiny.write_jsonl(tmp_path / "a.jsonl", [{"q": 1}, {"q": 2, "system": "s"}])
     tiny.write_jsonl(tmp_path / "b.jsonl", [{"q": 1, "system": "s"}, {"q": 2}])
 
     assert ingest(tmp_path).counts["rows"] == 4
 
 
-def test_an_optional_key_may_come_late_in_one_file_and_early_in_another(tmp_path):
+def test_an_optional_key_may_first_appear_in_any_row(tmp_path):
     rows = tiny.alpaca_rows(150)
     plain, systems = [rows, [{**row, "system": "s"} for row in rows]]
     notes = [{**row, "note": "n"} for row in rows]
@@ -108,7 +108,7 @@ def test_an_optional_key_may_come_late_in_one_file_and_early_in_another(tmp_path
     assert ingest(tmp_path).counts["rows"] == 604
 
 
-def test_files_whose_columns_have_other_names_are_refused_however_late_they_are_known(tmp_path):
+def test_files_with_other_column_names_are_refused_even_if_detected_late(tmp_path):
     tiny.write_jsonl(tmp_path / "a.jsonl", [{"q": "a", "a": "b"}] * 150)
     tiny.write_jsonl(tmp_path / "b.jsonl", [{"q": "a", "answer": "b"}] * 150)
 
@@ -133,7 +133,7 @@ def test_a_bad_file_is_reported_with_its_line(tmp_path, text, message):
         ingest_module.read_first_rows(ingest_module.locate_sources([source(path)]).only(), 10)
 
 
-def test_the_first_rows_need_not_read_the_rest(tmp_path):
+def test_reading_the_first_rows_does_not_read_the_rest(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": 2}])
     path.write_text(path.read_text() + "broken\n")
 
@@ -169,7 +169,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ad
         ingest(path)
 
 
-def test_a_file_that_goes_away_is_refused(tmp_path):
+def test_a_deleted_file_is_refused(tmp_path):
     path = tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.alpaca_rows(2))
     manifest = ingest_module.locate_sources([source(path)])
     path.unlink()
@@ -178,7 +178,7 @@ def test_a_file_that_goes_away_is_refused(tmp_path):
         ingest_module.ingest(manifest, IngestConfig(name="rows"))
 
 
-def test_identity_follows_bytes_not_places(tmp_path):
+def test_the_identity_depends_on_bytes_and_not_on_paths(tmp_path):
     first = tiny.write_jsonl(tmp_path / "a" / "rows.jsonl", tiny.alpaca_rows(2))
     copy = tiny.write_jsonl(tmp_path / "b" / "rows.jsonl", tiny.alpaca_rows(2))
     changed = tiny.write_jsonl(tmp_path / "c" / "rows.jsonl", tiny.alpaca_rows(3))
@@ -207,7 +207,7 @@ def test_a_bad_exam_row_is_reported_with_its_line(tmp_path, row, message):
         multiple_choice.read_exam(exam_files.locate_exams([ExamConfig(name="e", path=tmp_path)]).only())
 
 
-def test_every_public_row_file_gives_the_rows_that_it_is_said_to_hold(test_data):
+def test_every_public_file_has_the_documented_number_of_rows(test_data):
     table = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", (test_data / "MANIFEST.md").read_text(), flags=re.MULTILINE)
     others = ("exams/", "malformed/", "llamafactory/dataset_info", "pubmed/ori_pqal")
     expected = {
@@ -222,7 +222,7 @@ def test_every_public_row_file_gives_the_rows_that_it_is_said_to_hold(test_data)
     assert actual == expected
 
 
-def test_raw_paragraph_separators_cut_no_row(test_data):
+def test_raw_paragraph_separators_do_not_split_rows(test_data):
     path = test_data / "pubmed" / "pubmed_abstracts.jsonl.gz"
     raw = gzip.decompress(path.read_bytes())
 

@@ -7,7 +7,7 @@ from tests.data_rows import ALPACA, ALPACA_LINES, lines
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_a_dataset_of_copies_is_reported_for_what_it_is(error_of):
+def test_a_dataset_of_copies_is_reported(error_of):
     _, message = error_of({"d.jsonl": lines(*[ALPACA[0]] * 40)})
 
     assert message == (
@@ -16,7 +16,7 @@ def test_a_dataset_of_copies_is_reported_for_what_it_is(error_of):
     )
 
 
-def test_a_few_rows_are_too_few_to_hold_some_out(error_of):
+def test_too_few_rows_for_a_held_out_split_are_reported(error_of):
     _, message = error_of({"d.jsonl": lines(*ALPACA[:6])})
 
     assert message == (
@@ -24,7 +24,7 @@ def test_a_few_rows_are_too_few_to_hold_some_out(error_of):
     )
 
 
-def test_two_kinds_of_examples_are_no_mixture(error_of):
+def test_two_kinds_of_examples_cannot_be_mixed(error_of):
     texts = lines(*({"text": f"text {i}"} for i in range(20)))
     both = [{"name": "a", "path": "data/a.jsonl"}, {"name": "b", "path": "data/b.jsonl"}]
 
@@ -36,7 +36,7 @@ def test_two_kinds_of_examples_are_no_mixture(error_of):
     )
 
 
-def test_a_dataset_that_only_repeats_another_cannot_be_drawn_from(error_of):
+def test_a_dataset_that_only_repeats_another_cannot_be_sampled(error_of):
     both = [{"name": "a", "path": "data/a.jsonl"}, {"name": "b", "path": "data/b.jsonl", "weight": 3.0}]
     merge = {"strategy": "interleave_under", "validation_fraction": 0.2}
 

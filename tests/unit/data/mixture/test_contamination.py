@@ -1,4 +1,4 @@
-"""Evaluation sets are looked for in the training examples: planted items are found, and no others."""
+"""Evaluation sets are searched in the training examples: exactly the planted items are found."""
 
 import json
 import zipfile
@@ -25,13 +25,13 @@ CHINESE = "下列关于长江中下游平原的说法中、哪一项是正确的
 
 @pytest.fixture(scope="module", autouse=True)
 def short_questions_count():
-    """Short questions stand for long ones in these tests."""
+    """Treat short questions like long ones in these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams, "MIN_QUESTION_WORDS", 0)
         yield
 
 
-def test_a_short_question_is_looked_for_with_its_choices(monkeypatch):
+def test_a_short_question_is_searched_with_its_choices(monkeypatch):
     monkeypatch.setattr(ngrams, "MIN_QUESTION_WORDS", 8)
     short = multiple_choice.Question("s", "Which is true?", ("one", "two", "three", "four"), "A")
     long = multiple_choice.Question("s", "Which of these eight words is the longest of all?", ("a", "b", "c", "d"), "A")
@@ -87,11 +87,11 @@ def kinds_held_out(training, held_out):
         ("∫?", "∫? ∫? ...", []),
     ],
 )
-def test_an_exams_question_is_found_whole_or_by_thirteen_words_in_a_row(tmp_path, question, text, kind):
+def test_an_exam_question_is_found_exactly_or_by_a_13_gram(tmp_path, question, text, kind):
     assert kinds_in_exam(tmp_path, question, chat("hello", "yes"), chat(text, "yes")) == kind
 
 
-def test_words_of_two_examples_make_no_question(tmp_path):
+def test_a_question_is_not_matched_across_examples(tmp_path):
     assert kinds_in_exam(tmp_path, "What is it?", chat("a", "so what"), chat("is it", "b")) == []
 
 
@@ -106,11 +106,11 @@ def test_words_of_two_examples_make_no_question(tmp_path):
         schema.content([schema.message("assistant", "", tool_calls=json.dumps([{"arguments": {"q": LONG}}]))]),
     ],
 )
-def test_every_part_of_an_example_is_looked_at(tmp_path, content):
+def test_every_part_of_an_example_is_searched(tmp_path, content):
     assert kinds_in_exam(tmp_path, LONG, content) == ["exact"]
 
 
-def test_an_item_is_reported_once_with_the_first_example_that_holds_it(tmp_path):
+def test_an_item_is_reported_once_with_the_first_matching_example(tmp_path):
     almost, first, second = chat(LONG[:-6], "yes"), chat(LONG, "yes"), chat(LONG, "no")
     questions = exam(tmp_path, [LONG, "Who?", LONG + " And why?"])
 
@@ -137,22 +137,22 @@ def test_an_item_is_reported_once_with_the_first_example_that_holds_it(tmp_path)
         (chat("Is it two?", "Yes, it is!"), []),
     ],
 )
-def test_a_held_out_example_is_found_where_only_case_or_punctuation_differ(training, kind):
+def test_a_held_out_example_is_found_despite_case_and_punctuation(training, kind):
     assert kinds_held_out([chat("a", "b"), training], [chat("Hello", "Hi", "Is it one?", "Yes, it is!")]) == kind
 
 
-def test_a_held_out_example_is_found_by_thirteen_words_in_a_row():
+def test_a_held_out_example_is_found_by_a_13_gram():
     held_out = [chat("When?", LONG), chat("What?", "nothing of this"), chat("Nobody", LONG[:40])]
 
     assert kinds_held_out([chat("a", f"Tell me: {LONG}")], held_out) == ["ngram"]
     assert kinds_held_out([chat("a", " ".join(LONG.split()[:12]))], held_out) == []
 
 
-def test_what_was_said_before_the_last_question_is_not_looked_for():
+def test_turns_before_the_last_question_are_not_searched():
     assert kinds_held_out([chat(LONG, "x")], [chat(LONG, "a", "b", "c")]) == []
 
 
-def test_examples_without_words_are_no_copies_of_each_other():
+def test_examples_without_words_do_not_match():
     assert kinds_held_out([chat("?", "!")], [chat("!", "?")]) == []
 
 
@@ -179,35 +179,37 @@ def kinds(training, held_out, **limit):
     ],
     ids=["chat", "label", "pair"],
 )
-def test_wording_that_many_rows_share_is_boilerplate_and_no_contamination(row):
-    """In the chats the first two words behind the instruction are shared, too, by all rows and by only a few."""
+def test_wording_shared_by_many_rows_is_boilerplate(row):
+    """In the chats, all rows or a few rows also share the two words after the instruction."""
     rows = [row(i) for i in range(40)]
 
-    result, num_boilerplate, shown = kinds(rows[:34], rows[34:])
+    result, num_boilerplate, boilerplate = kinds(rows[:34], rows[34:])
 
     assert (result, num_boilerplate) == ([], 6)
-    assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {run["words"]: run["rows"] for run in shown}.items()
+    assert {" ".join(SHARED.lower().split()[:13]): 34}.items() <= {
+        run["words"]: run["rows"] for run in boilerplate
+    }.items()
     assert kinds(rows[:34], rows[34:], boilerplate_rows=34)[:2] == (["ngram"] * 6, 0)
 
 
-def test_a_run_that_begins_in_boilerplate_is_boilerplate_however_few_rows_hold_it():
+def test_an_ngram_that_begins_in_boilerplate_is_boilerplate():
     common = [chat(f"{SHARED} {i}", f"answer {i}") for i in range(20)]
 
     assert kinds([*common, chat(f"{SHARED} rare", "a")], [chat(f"{SHARED} rare", "b")])[:2] == ([], 1)
     assert kinds([*common, chat(f"{SHARED} {LONG}", "a")], [chat(f"{SHARED} {LONG}", "b")])[:2] == (["ngram"], 0)
 
 
-def test_a_copy_is_found_however_many_rows_hold_its_words(tmp_path):
-    leaked = [chat(f"{i}", LONG) for i in range(30)] + [chat("When?", f"{SHARED}!")] * 30
+def test_an_exact_copy_is_found_even_if_it_is_frequent(tmp_path):
+    frequent = [chat(f"{i}", LONG) for i in range(30)] + [chat("When?", f"{SHARED}!")] * 30
     copies = [chat(f"{i}.", f"Asked: {LONG} Ever {i}") for i in range(30)]
 
-    assert kinds(leaked, [chat("when", SHARED)])[0] == ["exact"]
+    assert kinds(frequent, [chat("when", SHARED)])[0] == ["exact"]
     assert contamination.find_contamination(mixture_of(copies), mixture_of([]), exam(tmp_path, [LONG])).rows["kind"][
         :
     ] == ["exact"]
 
 
-def test_rows_are_counted_once_however_often_they_hold_a_run(monkeypatch):
+def test_a_row_counts_once_per_ngram(monkeypatch):
     monkeypatch.setattr(ngrams, "WORDS_PER_BATCH", 30)
     often = [chat(f"{SHARED} and {SHARED}", f"{SHARED} {i}") for i in range(10)]
 
@@ -219,8 +221,8 @@ some_words = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
 chats = st.lists(st.lists(some_words, min_size=2, max_size=4), max_size=6)
 
 
-def naive(train, held_out, questions, limit):
-    """Look for everything everywhere, word by word."""
+def plain_search(train, held_out, questions, limit):
+    """Search every item in every text, word by word."""
     texts = [f" {' '.join(' '.join(turns).split())} " for turns in train]
     tails = [" ".join(tail_of(turns).split()) for turns in train]
     kinds = []
@@ -230,11 +232,11 @@ def naive(train, held_out, questions, limit):
     ]:
         words = item.split()
         grams = [f" {' '.join(words[i : i + 3])} " for i in range(len(words) - 2)]
-        whole = any(f" {' '.join(words)} " in text for text in texts) if anywhere else " ".join(words) in tails
+        is_exact = any(f" {' '.join(words)} " in text for text in texts) if anywhere else " ".join(words) in tails
         num_rows = [sum(gram in text for text in texts) for gram in grams]
         covered = {i + j for i, num in enumerate(num_rows) if num > limit for j in range(3)}
-        part = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
-        kinds += ["exact"] if words and whole else ["ngram"] if part else []
+        is_partial = any(num and not covered & {i, i + 1, i + 2} for i, num in enumerate(num_rows))
+        kinds += ["exact"] if words and is_exact else ["ngram"] if is_partial else []
     return kinds
 
 
@@ -247,22 +249,22 @@ def tail_of(turns):
     train=chats,
     held_out=chats,
     questions=st.lists(some_words, min_size=1, max_size=5),
-    at_once=st.sampled_from([1, 20, 10_000]),
-    portion=st.sampled_from([1, 20, 10_000]),
+    words_per_batch=st.sampled_from([1, 20, 10_000]),
+    max_index_words=st.sampled_from([1, 20, 10_000]),
     limit=st.sampled_from([1, 2, 10]),
 )
-def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
-    tmp_path_factory, train, held_out, questions, at_once, portion, limit
+def test_the_result_equals_a_plain_search_for_any_batch_size(
+    tmp_path_factory, train, held_out, questions, words_per_batch, max_index_words, limit
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngram_index, "NGRAM_WORDS", 3)
-        patch.setattr(ngrams, "WORDS_PER_BATCH", at_once)
-        patch.setattr(contamination, "MAX_INDEX_WORDS", portion)
-        located = exam(tmp_path_factory.mktemp("exam"), questions)
+        patch.setattr(ngrams, "WORDS_PER_BATCH", words_per_batch)
+        patch.setattr(contamination, "MAX_INDEX_WORDS", max_index_words)
+        exams = exam(tmp_path_factory.mktemp("exam"), questions)
         rows, items = mixture_of([chat(*turns) for turns in train]), mixture_of([chat(*turns) for turns in held_out])
-        result = contamination.find_contamination(rows, items, located, limit)
+        result = contamination.find_contamination(rows, items, exams, limit)
 
-    assert result.rows["kind"][:] == naive(train, held_out, questions, limit)
+    assert result.rows["kind"][:] == plain_search(train, held_out, questions, limit)
     assert result.counts["held_out"]["items"] == len(held_out)
     assert result.counts["exam"]["items"] == len(questions)
 
@@ -277,11 +279,11 @@ def test_what_is_found_is_what_a_plain_search_finds_however_it_is_cut(
         ("\x1f\x00 —", []),
     ],
 )
-def test_words_are_runs_of_letters_and_digits_or_single_characters_where_none_are_spaced(text, words):
+def test_text_is_split_into_words_or_single_characters(text, words):
     assert ngrams.split_words(text) == words
 
 
-def test_runs_of_words_hash_alike_wherever_they_stand():
+def test_ngram_hashes_do_not_depend_on_the_position():
     (texts,) = ngrams.hash_texts([(4, "x y", "a b c"), (9, "", "b c"), (11, "", ""), (12, "c", "a")])
 
     assert texts.runs(np.array([3]), 2) == texts.runs(np.array([5]), 2)
@@ -294,17 +296,17 @@ def test_runs_of_words_hash_alike_wherever_they_stand():
     )
 
 
-def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_planted(test_data, tmp_path):
+def test_exactly_the_planted_questions_of_a_real_exam_are_found(test_data, tmp_path):
     with zipfile.ZipFile(test_data / "exams" / "mmlu.zip") as archive:
         archive.extractall(tmp_path)
     (tests,) = tmp_path.rglob("test")
-    located = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
-    by_subject = multiple_choice.read_exam(located.items[0]).test
+    exams = exam_files.locate_exams([ExamConfig(name="mmlu", path=tests.parent)])
+    by_subject = multiple_choice.read_exam(exams.items[0]).test
     questions = [question for subject in by_subject.values() for question in subject]
     long = [question for question in questions if len(ngrams.split_words(question.text)) >= 20]
     planted = [chat(f"Exam: {question.text}", question.answer) for question in long[::50]]
 
-    result = contamination.find_contamination(mixture_of(planted), mixture_of([]), located)
+    result = contamination.find_contamination(mixture_of(planted), mixture_of([]), exams)
 
     texts = {question.id(): " ".join(ngrams.split_words(question.text)) for question in questions}
     everything = " ".join(" ".join(ngrams.split_words(content["messages"][0]["content"])) for content in planted)
@@ -314,7 +316,7 @@ def test_planted_questions_of_a_real_exam_are_found_and_nothing_that_was_not_pla
     assert result.counts["mmlu"]["items"] == len(questions) > 9000
 
 
-def test_a_document_of_a_harness_task_that_stands_in_the_training_rows_is_found(home, tmp_path):
+def test_a_harness_document_in_the_training_rows_is_found(home, tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     folder = harness_tasks.write(tmp_path / "tasks")
     config = LmEvalConfig(engine="lm_eval", name="h", task=str(folder / "colours.yaml"), metrics=["acc"])

@@ -1,4 +1,4 @@
-"""The mixture: stable sides, no copies but those asked for, orders that can be foretold."""
+"""The mixture: stable splits, no unrequested copies, reproducible orders."""
 
 import hashlib
 from collections import Counter
@@ -54,14 +54,14 @@ def ids(rows, copy=None):
 
 
 @given(ids=st.lists(st.text(min_size=1), min_size=1), fraction=st.floats(0, 0.99), seed=st.integers(0, 9))
-def test_a_side_follows_from_id_fraction_and_seed_alone(ids, fraction, seed):
+def test_the_split_depends_only_on_id_fraction_and_seed(ids, fraction, seed):
     sides = merge.held_out_mask(ids, fraction, seed)
 
     points = [int(hashlib.sha256(f"{seed}:{id_}".encode()).hexdigest()[:16], 16) / 2**64 for id_ in ids]
     assert sides.tolist() == [point < fraction for point in points]
 
 
-def test_about_the_asked_share_is_held_out():
+def test_the_held_out_share_is_close_to_the_fraction():
     num_held_out = merge.held_out_mask([str(i) for i in range(10_000)], 0.3).sum()
 
     assert 2_800 < num_held_out < 3_200
@@ -69,19 +69,19 @@ def test_about_the_asked_share_is_held_out():
 
 @settings(max_examples=30, deadline=None)
 @given(few=answers, more=answers, many=answers)
-def test_rows_keep_their_side_when_other_datasets_come_or_go(few, more, many):
+def test_the_split_of_a_row_does_not_depend_on_other_datasets(few, more, many):
     fixed = [str(i) for i in range(100, 150)]
-    alone = merge_corpora([corpus("a", fixed)], hold_out=0.4)
+    single = merge_corpora([corpus("a", fixed)], hold_out=0.4)
     others = [corpus("b", few), corpus("a", [*more, *fixed]), corpus("c", many)]
     together = merge_corpora(others, hold_out=0.4)
 
     for split in ("train", "validation"):
-        assert set(ids(alone.splits[split])) <= set(ids(together.splits[split]))
+        assert set(ids(single.splits[split])) <= set(ids(together.splits[split]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(few=answers, more=answers, repeats=st.integers(1, 3))
-def test_every_distinct_example_stands_once_on_one_side_and_as_often_as_asked_in_training(few, more, repeats):
+def test_every_distinct_example_is_in_one_split_and_repeated_in_training(few, more, repeats):
     corpora = [corpus("a", few), corpus("b", [*more, *map(str, range(100, 130))])]
     mixture = merge_corpora(corpora, hold_out=0.5, shares=[SourceShare(name="b", repeats=repeats)])
     train, validation = mixture.splits["train"], mixture.splits["validation"]
@@ -110,7 +110,7 @@ def example_of(prompt, answer, kind):
         ("preference", "example", False),
     ],
 )
-def test_all_answers_to_one_prompt_stand_on_one_side_where_the_prompt_decides(kind, split_by, together):
+def test_all_answers_to_a_prompt_are_in_one_split_if_split_by_prompt(kind, split_by, together):
     rows = corpus_of("a", [example_of(f"question {i // 4}", f"answer {i}", kind) for i in range(160)])
 
     mixture = merge_corpora([rows], hold_out=0.5, split_by=split_by)
@@ -121,7 +121,7 @@ def test_all_answers_to_one_prompt_stand_on_one_side_where_the_prompt_decides(ki
     assert all(len(side) > 10 for side in sides)
 
 
-def test_a_prompt_of_another_dataset_stands_on_the_same_side():
+def test_a_prompt_of_another_dataset_is_in_the_same_split():
     first, second = (corpus_of(name, [example_of(f"q {i}", name, "kto") for i in range(60)]) for name in "ab")
 
     validation = merge_corpora([first, second], hold_out=0.5).splits["validation"]
@@ -136,14 +136,14 @@ def test_copies_are_dropped_and_counted_for_each_dataset():
 
     assert summary(mixture.splits["train"]) == [("a", "x", 0), ("a", "y", 0), ("a", "z", 0), ("b", "w", 0)]
     assert mixture.counts["exact_copies_dropped"] == 3
-    assert {name: found["exact_copies_dropped"] for name, found in mixture.counts["by_source"].items()} == {
+    assert {name: counts["exact_copies_dropped"] for name, counts in mixture.counts["by_source"].items()} == {
         "a": 1,
         "b": 2,
     }
     assert mixture.counts["train_share"] == {"a": 0.75, "b": 0.25}
 
 
-def test_an_entry_written_twice_counts_twice_in_training_and_once_held_out():
+def test_a_dataset_listed_twice_counts_twice_in_training_and_once_held_out():
     base = tiny.recipe()
     first, second = base["sources"]
     recipe = SFTRecipe.model_validate(base | {"sources": [first, second, first, first]})
@@ -159,7 +159,7 @@ def test_an_entry_written_twice_counts_twice_in_training_and_once_held_out():
     )
 
 
-def test_repeats_are_whole_passes_one_after_the_other():
+def test_repeats_are_complete_consecutive_passes():
     mixture = merge_corpora(
         [corpus("a", "xy"), corpus("b", "z")], shares=[SourceShare(name="a", repeats=2), SourceShare(name="b")]
     )
@@ -173,7 +173,7 @@ def test_repeats_are_whole_passes_one_after_the_other():
     ]
 
 
-def test_examples_come_through_unchanged_whatever_they_hold():
+def test_examples_are_unchanged_by_the_mixture():
     contents = [schema.content([*TURNS, schema.message("tool", str(i))], tools='[{"name":"f"}]') for i in range(3000)]
     examples = corpus_of("a", contents)
 
@@ -189,22 +189,22 @@ def test_examples_come_through_unchanged_whatever_they_hold():
     strategy=st.sampled_from(["interleave_under", "interleave_over"]),
     seed=st.integers(0, 99),
 )
-def test_the_drawn_order_is_that_of_the_datasets_library(sets, strategy, seed):
+def test_the_interleaved_order_equals_that_of_the_datasets_library(sets, strategy, seed):
     lengths, weights = zip(*sets, strict=True)
     shares = [SourceShare(name=str(i), weight=weight) for i, weight in enumerate(weights)]
 
     order = interleave.draw_order(list(lengths), shares, MergeConfig(strategy=strategy, mix_seed=seed))
 
-    theirs = datasets.interleave_datasets(
+    expected = datasets.interleave_datasets(
         [Dataset.from_dict({"at": [i] * length}) for i, length in enumerate(lengths)],
         probabilities=(np.array(weights) / sum(weights)).tolist(),
         seed=seed,
         stopping_strategy={"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}[strategy],
     )
-    assert order.tolist() == theirs["at"][:]
+    assert order.tolist() == expected["at"][:]
 
 
-def test_rows_are_drawn_about_as_often_as_weights_say_and_one_left_out_is_one():
+def test_rows_are_sampled_in_proportion_to_weights_with_default_1():
     shares = [SourceShare(name="a", weight=3), SourceShare(name="b")]
 
     order = interleave.draw_order([50_000, 50_000], shares, MergeConfig(strategy="interleave_under"))
@@ -212,7 +212,7 @@ def test_rows_are_drawn_about_as_often_as_weights_say_and_one_left_out_is_one():
     assert 0.74 < np.mean(order == 0) < 0.76
 
 
-def test_under_stops_with_the_first_dataset_that_is_used_up_and_counts_what_was_never_drawn():
+def test_under_stops_at_the_first_exhausted_dataset_and_counts_unused_rows():
     corpora = [corpus("a", map(str, range(20))), corpus("b", map(str, range(100, 1100)))]
 
     mixture = merge_corpora(corpora, strategy="interleave_under")
@@ -223,17 +223,17 @@ def test_under_stops_with_the_first_dataset_that_is_used_up_and_counts_what_was_
     assert summary(mixture.splits["train"])[-1] == ("a", "19", 0)
 
 
-def test_over_goes_on_until_all_are_used_up_and_counts_the_copies():
+def test_over_stops_when_all_datasets_are_exhausted_and_counts_copies():
     corpora = [corpus("a", "xy"), corpus("b", map(str, range(50)))]
 
     train = summary(merge_corpora(corpora, strategy="interleave_over").splits["train"])
 
     assert {row[1:] for row in train if row[0] == "b"} >= {(str(i), 0) for i in range(50)}
-    seen = [row[1:] for row in train if row[0] == "a"]
-    assert seen == [("xy"[i % 2], i // 2) for i in range(len(seen))]
+    rows_of_a = [row[1:] for row in train if row[0] == "a"]
+    assert rows_of_a == [("xy"[i % 2], i // 2) for i in range(len(rows_of_a))]
 
 
-def test_repeats_lengthen_a_dataset_that_is_drawn_from():
+def test_repeats_lengthen_a_sampled_dataset():
     corpora = [corpus("a", "xy"), corpus("b", map(str, range(1000)))]
 
     mixture = merge_corpora(corpora, strategy="interleave_under", shares=[SourceShare(name="a", repeats=3)])
@@ -243,24 +243,24 @@ def test_repeats_lengthen_a_dataset_that_is_drawn_from():
     ]
 
 
-def test_a_dataset_of_copies_only_cannot_be_drawn_from():
+def test_a_dataset_of_copies_cannot_be_sampled():
     with pytest.raises(
         DataError, match="^b adds no training example that other datasets lack, so merge.strategy 'interleave_ov"
     ):
         merge_corpora([corpus("a", "xy"), corpus("b", "y")], strategy="interleave_over")
 
 
-def test_too_little_to_hold_out_is_reported():
+def test_too_few_held_out_rows_are_reported():
     with pytest.raises(DataError, match="holds out 0 of 1 examples; at least 5"):
         merge_corpora([corpus("a", "x")], hold_out=1e-9)
 
 
-def test_nothing_left_to_train_on_is_reported():
+def test_an_empty_training_split_is_reported():
     with pytest.raises(DataError, match="holds out every example"):
         merge_corpora([corpus("a", "x")], hold_out=0.999999)
 
 
-def test_mixed_kinds_are_refused_with_the_datasets_that_hold_them():
+def test_mixed_kinds_are_refused_with_their_datasets():
     corpora = [corpus("a", "xy"), corpus("b", "zx", label=True), corpus("c", "w", chosen=TURNS, rejected=TURNS)]
 
     with pytest.raises(DataError, match="kinds \\(a: 2 chat; b: 2 kto; c: 1 preference\\), but a recipe trains on one"):
@@ -277,14 +277,14 @@ contents = st.builds(
 
 
 @given(contents=st.lists(contents, min_size=1))
-def test_kinds_of_many_examples_are_those_of_each(contents):
+def test_kinds_of_a_batch_equal_those_of_single_examples(contents):
     batch = pa.RecordBatch.from_pydict(schema.to_arrow_columns([schema.example("a", content) for content in contents]))
 
     assert [merge.KINDS[i] for i in merge.example_kinds(batch)] == [schema.kind(content) for content in contents]
 
 
 @given(ids=st.lists(st.binary(min_size=2, max_size=2).map(lambda end: bytes(7) + end + bytes(7)), min_size=1))
-def test_the_first_of_equal_ids_stays_even_if_they_hold_zeros(ids):
+def test_the_first_of_equal_ids_is_kept_even_with_zero_bytes(ids):
     assert merge.first_occurrences(np.array(ids, "S16")).tolist() == [id_ not in ids[:i] for i, id_ in enumerate(ids)]
 
 
@@ -294,7 +294,7 @@ def shared_wording(
     return corpus("a", [f"{shared} {i}" for i in range(num_rows)])
 
 
-def test_an_instruction_that_all_rows_share_leaves_the_held_out_rows_clean():
+def test_a_shared_instruction_does_not_contaminate_the_held_out_rows():
     mixture = merge_corpora([shared_wording(40)], hold_out=0.3, judged=["held_out"])
 
     held_out = mixture.counts["contamination"]["held_out"]
@@ -302,7 +302,7 @@ def test_an_instruction_that_all_rows_share_leaves_the_held_out_rows_clean():
     assert mixture.counts["boilerplate"][0]["rows"] == mixture.counts["train"] > 10
 
 
-def test_too_few_clean_items_for_the_gate_are_reported_before_anything_is_trained():
+def test_too_few_clean_items_for_the_gate_are_reported_before_training():
     rows = [shared_wording(40)]
     settings = {"hold_out": 0.3, "boilerplate_rows": 40}
 
@@ -337,7 +337,7 @@ def test_only_the_held_out_rows_that_are_scored_must_be_clean():
         ({"exclude_contaminated": False}, []),
     ],
 )
-def test_what_must_be_clean_is_what_the_gate_asks_for(tmp_path, gate, judged):
+def test_only_benchmarks_of_the_gate_must_be_clean(tmp_path, gate, judged):
     recipe = SFTRecipe(
         stage="sft",
         model={"type": "directory", "path": tmp_path},

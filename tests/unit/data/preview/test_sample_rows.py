@@ -43,10 +43,10 @@ def segments(rows):
     return counts
 
 
-def preview_segments(shown):
+def preview_segments(sequences):
     """Count the sequences of a preview in the same way."""
     counts = Counter()
-    for tokens, _ in shown:
+    for tokens, _ in sequences:
         labels = [schema.IGNORE_INDEX] * len(tokens.input_ids)
         for start_, end in tokens.trained:
             labels[max(start_, 1) : end] = tokens.input_ids[max(start_, 1) : end]
@@ -80,13 +80,13 @@ def test_the_preview_of_each_shipped_recipe_shows_the_rows_of_a_run(path, tmp_pa
 
     result = sample_rows.preview_sources(recipe, load_tokenizer(manifest), num_shown=FEW)
 
-    shown, expected = [sequence for section in result.sections for sequence in section.shown], Counter()
+    sequences, expected = [sequence for section in result.sections for sequence in section.shown], Counter()
     for entry in recipe.unique_sources():
         records, _ = sample_rows._first_records(sample_rows._located(entry), entry)
         expected += run_segments(align.align(records, recipe.for_align(entry)).only(), manifest, recipe.for_tokenize())
     assert result.problem is None
-    assert preview_segments(shown) == expected
-    assert all(".jsonl:" in sequence.name for sequence in shown)
+    assert preview_segments(sequences) == expected
+    assert all(".jsonl:" in sequence.name for sequence in sequences)
 
 
 def examples_of(stage, rounds):
@@ -130,15 +130,15 @@ def test_at_every_stage_the_preview_shows_the_rows_of_a_run(
     dry_run = DryRun(load_tokenizer(manifest), config, 10**6)
     kind = "prompt" if stage == "prompt" else schema.kind(examples[0])
 
-    shown = dry_run.run(examples, kind).shown
+    sequences = dry_run.run(examples, kind).shown
     problem = dry_run.length_error()
 
     if problem:
         with pytest.raises(DataError) as error:
             run_segments(examples, manifest, config)
         assert str(error.value) == str(problem)
-    elif shown:
-        assert preview_segments(shown) == run_segments(examples, manifest, config)
+    elif sequences:
+        assert preview_segments(sequences) == run_segments(examples, manifest, config)
     else:
         with pytest.raises(DataError, match="Every training example is longer"):
             run_segments(examples, manifest, config)
@@ -155,17 +155,15 @@ def test_the_answers_of_a_pair_are_named_with_the_location_of_their_row(tmp_path
         exams=[],
         evaluate={},
     )
-    checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+    run_recipe = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
     tokenizer = load_tokenizer(source.tokenizer_manifest(tiny_model))
 
-    (section,) = sample_rows.preview_sources(checked, tokenizer, num_shown=2).sections
+    (section,) = sample_rows.preview_sources(run_recipe, tokenizer, num_shown=2).sections
 
     assert [sequence.name for sequence in section.shown] == [
         f"pairs.jsonl:{line}, {which}" for line in (1, 2) for which in ("chosen", "rejected")
     ]
-    assert [tokenizer.decode(shown.tokens.input_ids[slice(*shown.tokens.trained[0])]) for shown in section.shown][
-        :2
-    ] == [
+    assert [tokenizer.decode(item.tokens.input_ids[slice(*item.tokens.trained[0])]) for item in section.shown][:2] == [
         "It is 0.<|im_end|>",
         "No.<|im_end|>",
     ]
@@ -182,10 +180,10 @@ def test_empty_thinking_blocks_of_the_template_are_shown(tmp_path, home, tiny_mo
         evaluate={},
         template="qwen3.jinja",
     )
-    checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
-    manifest, _ = resolve.locate_tokenizer(checked.for_resolve())
+    run_recipe = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+    manifest, _ = resolve.locate_tokenizer(run_recipe.for_resolve())
 
-    (section,) = sample_rows.preview_sources(checked, load_tokenizer(manifest)).sections
+    (section,) = sample_rows.preview_sources(run_recipe, load_tokenizer(manifest)).sections
 
     assert section.counts["empty_thoughts"] == 3
     assert "an empty thinking block into 3 answers" in dict(section.facts)["empty thoughts"]
@@ -221,10 +219,10 @@ def test_a_row_that_a_run_refuses_is_named_by_its_line(tmp_path, home, tiny_mode
         exams=[],
         evaluate={},
     )
-    checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+    run_recipe = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
     with pytest.raises(TunelineError, match=message):
-        preview_or_raise(checked, tiny_model)
+        preview_or_raise(run_recipe, tiny_model)
 
 
 def test_wrapped_packing_of_chats_is_refused_by_the_preview(tmp_path, home, tiny_model):
@@ -236,12 +234,12 @@ def test_wrapped_packing_of_chats_is_refused_by_the_preview(tmp_path, home, tiny
         evaluate={},
         tokenize={"max_length": 64, "packing": "wrapped"},
     )
-    checked = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
+    run_recipe = load.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
     with pytest.raises(
         RecipeError, match="sources.mine contains examples of kind chat, whose answers would be separated"
     ):
-        sample_rows.preview_sources(checked, load_tokenizer(source.tokenizer_manifest(tiny_model)))
+        sample_rows.preview_sources(run_recipe, load_tokenizer(source.tokenizer_manifest(tiny_model)))
 
 
 def test_pairs_fall_back_to_the_original_template_and_respect_their_budget(tiny_model, home, monkeypatch):

@@ -16,8 +16,8 @@ def test_pairs_are_not_fine_tuned_on(error_of):
     _, message = error_of({"d.jsonl": pairs})
 
     assert message == (
-        "the mixture contains examples of kind preference; stage sft trains on chat or text. Set format, or use "
-        "other data."
+        "the mixture contains examples of kind preference; stage sft trains on chat or text. Set format, or use other "
+        "data."
     )
 
 
@@ -38,7 +38,7 @@ def test_a_budget_below_any_example_is_reported(error_of):
     assert message == "sources: d has no example within its max_tokens of 10. Raise it."
 
 
-def test_chats_are_not_torn_by_wrapping(error_of):
+def test_wrapped_packing_refuses_chats(error_of):
     error, message = error_of({"d.jsonl": ALPACA_LINES}, tokenize={"packing": "wrapped", "max_length": 64})
 
     assert (error, message) == (
@@ -49,7 +49,7 @@ def test_chats_are_not_torn_by_wrapping(error_of):
 
 
 @pytest.mark.parametrize("overlong", ["drop", "right", "left", "proportional", "split"])
-def test_a_room_too_small_for_any_answer_is_reported_before_training(overlong, error_of):
+def test_a_length_too_small_for_any_answer_is_reported_before_training(overlong, error_of):
     tokenize = {"max_length": 8, "overlong": overlong, "max_cut_fraction": 1}
 
     _, message = error_of({"d.jsonl": ALPACA_LINES}, tokenize=tokenize)
@@ -57,13 +57,13 @@ def test_a_room_too_small_for_any_answer_is_reported_before_training(overlong, e
     assert message == "Every training example is longer than tokenize.max_length 8. Raise it."
 
 
-def test_more_cuts_than_the_recipe_allows_are_an_error(error_of):
+def test_more_truncated_rows_than_allowed_are_an_error(error_of):
     rows = [*OPENAI, *(openai(("user", f"word {i} " * 60), ("assistant", "ok")) for i in range(40))]
 
     _, message = error_of({"d.jsonl": lines(*rows)}, tokenize={"max_length": 64, "overlong": "left"})
 
-    counted = re.match(r"(\d+) of (\d+) ", message)
+    counts = re.match(r"(\d+) of (\d+) ", message)
     assert message == (
-        f"{counted.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
+        f"{counts.group(0)}examples are longer than tokenize.max_length 64 and would be truncated or dropped; "
         "tokenize.max_cut_fraction allows 10%. Raise one of the two."
     )

@@ -137,10 +137,10 @@ def test_a_rewriting_template_can_train_the_last_turn_or_each_turn_separately(ti
     tokenizer, example = with_template(tiny_model, REWRITES), chat("a", "one", "b", "two")
 
     last = tokenize.tokenize(example, tokenizer, TokenizeConfig(rewritten_history="last_turn"))
-    each = tokenize.tokenize(example, tokenizer, TokenizeConfig(rewritten_history="each_turn"))
+    each_turn = tokenize.tokenize(example, tokenizer, TokenizeConfig(rewritten_history="each_turn"))
 
     assert [trained_text(tokens, tokenizer) for tokens in last] == ["two<|im_end|>"]
-    assert [trained_text(tokens, tokenizer) for tokens in each] == ["one<|im_end|>", "two<|im_end|>"]
+    assert [trained_text(tokens, tokenizer) for tokens in each_turn] == ["one<|im_end|>", "two<|im_end|>"]
 
 
 def test_an_answer_with_thinking_follows_a_prompt_that_opens_the_block(tiny_model):

@@ -1,4 +1,4 @@
-"""Truncation of long conversations: whole rounds first, then tokens; generation prompt and stop token are remaining."""
+"""Truncation of long conversations: whole rounds first, then tokens; generation prompt and stop token are kept."""
 
 import pytest
 from hypothesis import given, settings

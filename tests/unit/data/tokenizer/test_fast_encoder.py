@@ -81,7 +81,7 @@ def test_another_kind_of_tokenizer_is_not_replaced():
     assert fast_encoder.build_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer)).engine == "tokenizers"
 
 
-def test_a_tokenizer_that_puts_a_space_before_each_piece_is_not_cut():
+def test_a_tokenizer_that_adds_a_space_before_each_piece_is_not_split():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator([tiny.TEXT], trainers.BpeTrainer(vocab_size=200))

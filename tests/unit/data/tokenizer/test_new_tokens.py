@@ -72,10 +72,10 @@ def test_the_record_names_the_new_ids(own, grown):
 def test_equal_tokens_give_equal_files(own, grown, monkeypatch, tmp_path):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "elsewhere"))
 
-    again = new_tokens.add_new_tokens(own, WORDS, SPECIAL)
+    second = new_tokens.add_new_tokens(own, WORDS, SPECIAL)
 
-    assert again.content_hash() == grown.content_hash() != own.content_hash()
-    assert folder_of(again) != folder_of(grown)
+    assert second.content_hash() == grown.content_hash() != own.content_hash()
+    assert folder_of(second) != folder_of(grown)
 
 
 def test_different_tokens_give_a_different_tokenizer(own, grown):
@@ -110,7 +110,7 @@ def test_a_tokenizer_without_a_record_copies_none(own, tmp_path):
     assert not (tmp_path / new_tokens.RECORD_FILE).exists()
 
 
-def test_in_the_folder_of_a_whole_model_no_token_is_new(tiny_model, grown, tmp_path):
+def test_a_complete_model_folder_has_no_new_tokens(tiny_model, grown, tmp_path):
     merged = shutil.copytree(tiny_model, tmp_path / "merged")
     shutil.copytree(folder_of(grown), merged, dirs_exist_ok=True)
 
@@ -120,9 +120,9 @@ def test_in_the_folder_of_a_whole_model_no_token_is_new(tiny_model, grown, tmp_p
 
 
 def test_tokens_can_be_added_to_a_tokenizer_with_new_tokens(grown):
-    again = new_tokens.add_new_tokens(grown, ["<more>"], [])
+    extended = new_tokens.add_new_tokens(grown, ["<more>"], [])
 
-    assert new_tokens.new_token_ids(folder_of(again)) == (len(load_tokenizer(grown)),)
+    assert new_tokens.new_token_ids(folder_of(extended)) == (len(load_tokenizer(grown)),)
 
 
 def test_the_copy_contains_no_path_of_this_machine(grown, tiny_model):

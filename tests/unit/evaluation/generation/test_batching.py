@@ -1,4 +1,4 @@
-"""Prompts of different lengths side by side: what each would be answered alone, in every architecture."""
+"""Batches of prompts of different lengths give the answers of single prompts, for every architecture."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from tuneline.model import padding
 
 ROWS = [[(i * 7919 + 11) % 250 + 3 for i in range(s, s + n)] for s, n in ((0, 40), (50, 38), (100, 21), (200, 5))]
 STEPS, PAD = 6, 0
-FEW = {
+EXPECTED_BATCHING = {
     "llama": "unpadded",
     "gpt2": "unpadded",
     "bloom": "unpadded",
@@ -26,72 +26,72 @@ FEW = {
     "rwkv": "alone",
     "deepseek_v32": "alone",
 }
-"""Attention by rotation, by learned places, by distance, in windows, of both kinds, with experts; recurrent; sparse."""
+"""Rotary, learned and relative positions, sliding windows, experts, recurrent and sparse attention."""
 
 
-def answered(model, rows, past=None):
+def generate(model, rows, past=None):
     ids, mask = padding.pad_left(rows, PAD, model.device)
-    told = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": PAD}
+    options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "pad_token_id": PAD}
     with torch.inference_mode():
-        made = model.generate(input_ids=ids, attention_mask=mask, past_key_values=past, **told)
-    return made[:, ids.shape[1] :].tolist()
+        output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=past, **options)
+    return output[:, ids.shape[1] :].tolist()
 
 
-def answered_together(model, rows, way):
-    if way == "alone":
-        return [answered(model, [row])[0] for row in rows]
+def generate_batched(model, rows, strategy):
+    if strategy == "alone":
+        return [generate(model, [row])[0] for row in rows]
     with torch.inference_mode():
         cache = prefill.build_cache(model, rows, STEPS, PAD)
-    return answered(model, rows, cache if way == "unpadded" else None)
+    return generate(model, rows, cache if strategy == "unpadded" else None)
 
 
 def check(name, expected=None):
     model = architectures.build(name).eval()
-    alone = [answered(model, [row])[0] for row in ROWS]
+    expected_answers = [generate(model, [row])[0] for row in ROWS]
 
-    way = batching.choose_batching(model, ROWS, PAD)
+    strategy = batching.choose_batching(model, ROWS, PAD)
 
-    assert answered_together(model, ROWS, way) == alone
-    assert expected is None or way == expected
+    assert generate_batched(model, ROWS, strategy) == expected_answers
+    assert expected is None or strategy == expected
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_no_architecture_answers_otherwise_beside_others(name):
-    check(name, FEW[name])
+@pytest.mark.parametrize("name", EXPECTED_BATCHING)
+def test_batched_answers_equal_single_ones(name):
+    check(name, EXPECTED_BATCHING[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(architectures.GENERATING) - set(FEW)))
-def test_none_of_all_architectures_answers_otherwise_beside_others(name):
+@pytest.mark.parametrize("name", sorted(set(architectures.GENERATING) - set(EXPECTED_BATCHING)))
+def test_batched_answers_equal_single_ones_for_every_architecture(name):
     check(name)
 
 
-def test_a_cache_holds_what_each_prompt_alone_leaves_at_the_right_end(tiny_llama):
+def test_the_prefilled_cache_equals_right_aligned_single_caches(tiny_llama):
     cache = prefill.build_cache(tiny_llama, ROWS, STEPS, PAD)
     layer = cache.layers[0]
 
-    for place, row in enumerate(ROWS):
-        alone = tiny_llama(input_ids=torch.tensor([row[:-1]]), use_cache=True).past_key_values.layers[0]
-        torch.testing.assert_close(layer.keys[place, :, -len(row) + 1 :], alone.keys[0])
-        assert not layer.keys[place, :, : -len(row) + 1].any()
+    for index, row in enumerate(ROWS):
+        expected = tiny_llama(input_ids=torch.tensor([row[:-1]]), use_cache=True).past_key_values.layers[0]
+        torch.testing.assert_close(layer.keys[index, :, -len(row) + 1 :], expected.keys[0])
+        assert not layer.keys[index, :, : -len(row) + 1].any()
     assert cache.get_seq_length() == len(ROWS[0]) - 1
 
 
-def test_a_layer_with_room_grows_as_the_librarys_does_and_copies_nothing(tiny_llama):
+def test_a_preallocated_layer_equals_a_dynamic_one_and_is_not_copied(tiny_llama):
     cache = prefill.build_cache(tiny_llama, ROWS, STEPS, PAD)
     before = [(layer.keys.clone(), layer.keys.data_ptr()) for layer in cache.layers]
-    grown = DynamicCache()
+    dynamic = DynamicCache()
     for index, layer in enumerate(cache.layers):
-        grown.update(layer.keys.clone(), layer.values.clone(), index)
+        dynamic.update(layer.keys.clone(), layer.values.clone(), index)
     parts = torch.randn(2, len(ROWS), *before[0][0].shape[1:2], 3, before[0][0].shape[3])
 
-    ours, theirs = (each.update(*parts, 0) for each in (cache, grown))
+    preallocated, expected = (layers.update(*parts, 0) for layers in (cache, dynamic))
 
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(preallocated, expected)
     assert cache.layers[0].keys.data_ptr() == before[0][1]
 
 
-def test_groups_are_neighbours_that_need_little_padding():
+def test_groups_contain_adjacent_rows_of_similar_length():
     groups = list(prefill._group_by_length(ROWS))
 
     assert [row for group in groups for row in group] == ROWS
@@ -100,13 +100,13 @@ def test_groups_are_neighbours_that_need_little_padding():
     assert all(len(low[0]) < prefill.MIN_LENGTH_RATIO * len(high[0]) for high, low in pairwise(groups))
 
 
-def test_a_prompt_of_one_token_has_nothing_to_be_read_before(tiny_llama):
+def test_a_prompt_of_one_token_disables_the_prefill(tiny_llama):
     assert prefill.build_cache(tiny_llama, [ROWS[0], [5]], STEPS, PAD) is None
 
 
-def test_a_model_is_tried_once(tiny_llama, monkeypatch):
+def test_the_batching_of_a_model_is_probed_once(tiny_llama, monkeypatch):
     batching.choose_batching(tiny_llama, ROWS, PAD)
-    monkeypatch.setattr(batching, "_probe", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(batching, "_probe", lambda *_: pytest.fail("probed again"))
 
     assert batching.choose_batching(tiny_llama, ROWS[::-1], PAD) == "unpadded"
 

@@ -1,4 +1,4 @@
-"""Greedy answers: those of one prompt alone, whatever stands beside it."""
+"""Greedy and sampled answers do not depend on the other prompts of a batch."""
 
 import pytest
 import torch
@@ -17,30 +17,30 @@ LENGTH = 12
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny model in float32 whose weights are large enough for its answers to differ."""
-    made = load_model(tiny.build_model(tmp_path_factory.mktemp("generate"), seed=1)).eval()
+    loaded = load_model(tiny.build_model(tmp_path_factory.mktemp("generate"), seed=1)).eval()
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in loaded.parameters():
             weight.mul_(6 if weight.dim() == 2 else 1)
-    return made
+    return loaded
 
 
 @pytest.fixture
 def tokenizer(tiny_model):
-    """The tiny model's tokenizer, fresh."""
+    """A new instance of the tiny model's tokenizer."""
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def alone(model, tokenizer, prompt, length=LENGTH):
-    """Decode greedily one token at a time, without cache or padding: the ids."""
+def decode_single(model, tokenizer, prompt, length=LENGTH):
+    """Decode greedily one token at a time, without cache or padding; return the ids."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    made = []
+    generated = []
     for _ in range(length):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids + made]), use_cache=False).logits
-        made.append(int(logits[0, -1].argmax()))
-        if made[-1] == tokenizer.eos_token_id:
+            logits = model(input_ids=torch.tensor([ids + generated]), use_cache=False).logits
+        generated.append(int(logits[0, -1].argmax()))
+        if generated[-1] == tokenizer.eos_token_id:
             break
-    return made
+    return generated
 
 
 def text(tokenizer, ids):
@@ -48,33 +48,33 @@ def text(tokenizer, ids):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_an_answer_does_not_depend_on_its_neighbours(model, tokenizer, batch_size):
-    expected = [text(tokenizer, alone(model, tokenizer, prompt)) for prompt in PROMPTS]
+def test_an_answer_does_not_depend_on_the_batch(model, tokenizer, batch_size):
+    expected = [text(tokenizer, decode_single(model, tokenizer, prompt)) for prompt in PROMPTS]
 
     answers = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=batch_size)
 
     assert answers == expected
 
 
-def test_answers_come_in_the_order_of_the_prompts(model, tokenizer):
-    there = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=3)
-    back = generate.generate_answers(model, tokenizer, PROMPTS[::-1], max_new_tokens=LENGTH, batch_size=3)
+def test_answers_are_in_the_order_of_the_prompts(model, tokenizer):
+    forward = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=3)
+    backward = generate.generate_answers(model, tokenizer, PROMPTS[::-1], max_new_tokens=LENGTH, batch_size=3)
 
-    assert back == there[::-1]
-    assert len(set(there)) == len(set(PROMPTS)), "equal answers would hide a wrong order"
+    assert backward == forward[::-1]
+    assert len(set(forward)) == len(set(PROMPTS)), "equal answers would hide a wrong order"
 
 
 @pytest.mark.parametrize("length", [1, 4])
-def test_an_answer_is_cut_at_the_given_length(model, tokenizer, length):
-    expected = [text(tokenizer, alone(model, tokenizer, prompt)[:length]) for prompt in PROMPTS]
+def test_an_answer_is_truncated_at_max_new_tokens(model, tokenizer, length):
+    expected = [text(tokenizer, decode_single(model, tokenizer, prompt)[:length]) for prompt in PROMPTS]
 
     assert generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=length, batch_size=4) == expected
 
 
-def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(model, tokenizer):
-    whole = [alone(model, tokenizer, prompt) for prompt in PROMPTS]
-    tokenizer.eos_token_id = whole[0][4]
-    expected = [alone(model, tokenizer, prompt) for prompt in PROMPTS]
+def test_an_answer_ends_at_its_stop_token_and_others_continue(model, tokenizer):
+    full_answers = [decode_single(model, tokenizer, prompt) for prompt in PROMPTS]
+    tokenizer.eos_token_id = full_answers[0][4]
+    expected = [decode_single(model, tokenizer, prompt) for prompt in PROMPTS]
 
     answers = generate.generate_answers(model, tokenizer, PROMPTS, max_new_tokens=LENGTH, batch_size=8)
 
@@ -82,11 +82,11 @@ def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(model, tokenizer)
     assert len(expected[0]) <= 5 < max(map(len, expected))
 
 
-def test_no_prompts_have_no_answers(model, tokenizer):
+def test_an_empty_list_of_prompts_gives_no_answers(model, tokenizer):
     assert generate.generate_answers(model, tokenizer, [], max_new_tokens=4, batch_size=8) == []
 
 
-def drawn(model, tokenizer, seed, batch_size):
+def sample(model, tokenizer, seed, batch_size):
     draw = generate.SamplingConfig(temperature=1.0, seed=seed)
     return {
         answer.index: answer.text
@@ -94,14 +94,14 @@ def drawn(model, tokenizer, seed, batch_size):
     }
 
 
-def test_a_drawn_answer_follows_from_its_seed_and_not_from_its_neighbours(model, tokenizer):
-    one = drawn(model, tokenizer, seed=0, batch_size=3)
+def test_a_sampled_answer_depends_on_its_seed_and_not_on_the_batch(model, tokenizer):
+    first = sample(model, tokenizer, seed=0, batch_size=3)
 
-    assert one == drawn(model, tokenizer, seed=0, batch_size=8)
-    assert one != drawn(model, tokenizer, seed=1, batch_size=3)
+    assert first == sample(model, tokenizer, seed=0, batch_size=8)
+    assert first != sample(model, tokenizer, seed=1, batch_size=3)
 
 
-def test_the_stop_tokens_of_the_generation_config_count_too(model, tokenizer, monkeypatch):
+def test_stop_tokens_include_those_of_the_generation_config(model, tokenizer, monkeypatch):
     monkeypatch.setattr(model.generation_config, "eos_token_id", [7, 2])
     tokenizer.eos_token_id = 5
 

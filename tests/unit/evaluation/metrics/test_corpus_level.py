@@ -1,4 +1,4 @@
-"""Figures of the whole: an empty generation is counted, and takes nothing down with it."""
+"""Corpus-level metrics, also with empty generations."""
 
 import pytest
 
@@ -22,15 +22,15 @@ def test_empty_generations_are_counted(outputs, count):
     assert corpus_level.corpus_scores(scores(*outputs), config)["empty_answers"] == count
 
 
-def test_a_corpus_of_empty_generations_scores_nothing_and_is_reported():
+def test_a_corpus_of_empty_generations_scores_zero_and_is_reported():
     config = EvaluateStepConfig(metrics=["rougeL", "bleu", "chrf"])
-    found = [
+    empty_scores = [
         Score("held_out", str(i), "What?", "It is four.", "", {"rougeL": 0.0, "bleu": 0.0, "chrf": 0.0})
         for i in range(3)
     ]
 
-    figures = corpus_level.corpus_scores(found, config)
-    report = Report(found, found, "a", "b", totals={"base": figures, "model": figures})
+    figures = corpus_level.corpus_scores(empty_scores, config)
+    report = Report(empty_scores, empty_scores, "a", "b", totals={"base": figures, "model": figures})
 
     assert figures == {"corpus_bleu": 0.0, "corpus_chrf": 0.0, "empty_answers": 3.0}
     assert "empty_answers: base 3, model 3" in report.to_markdown()

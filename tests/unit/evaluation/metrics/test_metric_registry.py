@@ -1,4 +1,4 @@
-"""Metrics of generated answers, against their oracles: ROUGE-1.5.5, sacrebleu, LlamaFactory's own scores."""
+"""Metrics of generated answers, compared with ROUGE-1.5.5, sacrebleu and LlamaFactory's scores."""
 
 import gzip
 import json
@@ -31,47 +31,49 @@ def lines(path):
 
 
 @pytest.mark.parametrize(("system", "published"), [("lead", (16.30, 1.60, 11.95)), ("convs2s", (31.27, 11.07, 25.23))])
-def test_with_stems_a_published_output_scores_as_published(test_data, system, published):
+def test_a_published_output_with_stemming_has_the_published_scores(test_data, system, published):
     folder = test_data / "rouge_oracle"
-    wanted, said = (lines(folder / name) for name in ("gold-test-sentences.txt.gz", f"{system}-test-output.txt.gz"))
+    references, predictions = (
+        lines(folder / name) for name in ("gold-test-sentences.txt.gz", f"{system}-test-output.txt.gz")
+    )
 
-    found = Rouge(keep_in_memory=True).compute(predictions=said, references=wanted, use_stemmer=True)
+    scores = Rouge(keep_in_memory=True).compute(predictions=predictions, references=references, use_stemmer=True)
 
-    assert [100 * value for value in found.values()] == pytest.approx(published, rel=0, abs=0.4)
+    assert [100 * value for value in scores.values()] == pytest.approx(published, rel=0, abs=0.4)
 
 
 @settings(deadline=None, max_examples=50)
 @given(reference=LINES, prediction=LINES)
-def test_rouge_lsum_of_many_lines_is_that_of_rouge_score(reference, prediction):
+def test_rouge_lsum_of_several_lines_equals_rouge_score(reference, prediction):
     pair = "\n".join(reference), "\n".join(prediction)
     oracle = RougeScorer([SUMMARY]).score(*pair)[SUMMARY].fmeasure
 
-    found = Rouge(keep_in_memory=True).compute(predictions=[pair[1]], references=[pair[0]], kinds=[SUMMARY])
+    scores = Rouge(keep_in_memory=True).compute(predictions=[pair[1]], references=[pair[0]], kinds=[SUMMARY])
 
-    assert found == {SUMMARY: pytest.approx(oracle, abs=1e-12)}
+    assert scores == {SUMMARY: pytest.approx(oracle, abs=1e-12)}
 
 
-def test_llamafactorys_scores_are_reproduced_to_four_digits(test_data):
+def test_scores_of_llamafactory_are_reproduced_to_four_digits(test_data):
     rows = [json.loads(line) for line in (test_data / "llamafactory_compat" / "oracle.jsonl").open(encoding="utf-8")]
     names = {**llamafactory.NAMES, "bleu-4": llamafactory.BLEU}
 
-    found = llamafactory.LlamaFactoryCompat(keep_in_memory=True).compute(
+    columns = llamafactory.LlamaFactoryCompat(keep_in_memory=True).compute(
         predictions=[row["prediction"] for row in rows],
         references=[row["reference"] for row in rows],
         aggregate=False,
     )
 
     assert len(rows) == 40
-    for theirs, ours in names.items():
-        assert [round(100 * value, 4) for value in found[ours]] == [row[theirs] for row in rows]
+    for name, column in names.items():
+        assert [round(100 * value, 4) for value in columns[column]] == [row[name] for row in rows]
 
 
 def test_chinese_is_compared_by_characters():
-    found = Rouge(keep_in_memory=True).compute(
+    scores = Rouge(keep_in_memory=True).compute(
         predictions=["今天天气不好"], references=["今天天气很好"], cut="characters"
     )
 
-    assert found["rouge1"] == pytest.approx(5 / 6)
+    assert scores["rouge1"] == pytest.approx(5 / 6)
     assert text_tokenizer.CharacterTokenizer().tokenize("今天 GPT-4 はい한 foo_bar") == [
         *"今天",
         "gpt",
@@ -93,57 +95,57 @@ def test_chinese_is_compared_by_characters():
         ("auto", [""], "words", "13a"),
     ],
 )
-def test_the_cut_follows_the_references_or_the_recipe(chosen, references, cut, tokenizer):
+def test_the_tokenization_depends_on_the_references_or_the_recipe(chosen, references, cut, tokenizer):
     assert text_tokenizer.resolve_cut(chosen, references) == cut
     assert text_tokenizer.bleu_tokenizer(cut, references) == tokenizer
 
 
 @pytest.mark.parametrize(("tokenize", "pair"), [("13a", PAIRS[0]), ("zh", PAIRS[1])])
-def test_bleu_and_chrf_are_sacrebleus(tokenize, pair):
-    wanted, said = pair
-    told = {"predictions": [said], "references": [wanted]}
+def test_bleu_and_chrf_equal_sacrebleu(tokenize, pair):
+    reference, prediction = pair
+    inputs = {"predictions": [prediction], "references": [reference]}
 
-    bleu = overlap.Bleu(keep_in_memory=True).compute(**told, tokenize=tokenize)["bleu"]
-    chrf = overlap.ChrF(keep_in_memory=True).compute(**told)["chrf"]
+    bleu = overlap.Bleu(keep_in_memory=True).compute(**inputs, tokenize=tokenize)["bleu"]
+    chrf = overlap.ChrF(keep_in_memory=True).compute(**inputs)["chrf"]
 
-    theirs = BLEU(tokenize=tokenize, effective_order=True).sentence_score(said, [wanted]).score
-    assert 0 < bleu == pytest.approx(theirs / 100)
-    assert 0 < chrf == pytest.approx(CHRF().sentence_score(said, [wanted]).score / 100)
-    assert f"tok:{tokenize}" in overlap.corpus_score("bleu", [said], [wanted], tokenize)[1]
+    expected = BLEU(tokenize=tokenize, effective_order=True).sentence_score(prediction, [reference]).score
+    assert 0 < bleu == pytest.approx(expected / 100)
+    assert 0 < chrf == pytest.approx(CHRF().sentence_score(prediction, [reference]).score / 100)
+    assert f"tok:{tokenize}" in overlap.corpus_score("bleu", [prediction], [reference], tokenize)[1]
 
 
 def test_exact_match_is_strict_and_token_f1_is_not():
-    told = {"predictions": [" -1", "1", "The cat, sat!"], "references": ["-1", "-1", "a cat sat"], "aggregate": False}
+    inputs = {"predictions": [" -1", "1", "The cat, sat!"], "references": ["-1", "-1", "a cat sat"], "aggregate": False}
 
-    assert overlap.ExactMatch(keep_in_memory=True).compute(**told) == {"exact_match": [1.0, 0.0, 0.0]}
-    assert overlap.TokenF1(keep_in_memory=True).compute(**told) == {"token_f1": [1.0, 1.0, 1.0]}
-
-
-def make_config(**told):
-    return EvaluateStepConfig(**told)
+    assert overlap.ExactMatch(keep_in_memory=True).compute(**inputs) == {"exact_match": [1.0, 0.0, 0.0]}
+    assert overlap.TokenF1(keep_in_memory=True).compute(**inputs) == {"token_f1": [1.0, 1.0, 1.0]}
 
 
-def columns(config, outputs, wanted):
-    return metric_registry.columns(config, "words", "13a", ["p"] * len(outputs), outputs, wanted)
+def make_config(**options):
+    return EvaluateStepConfig(**options)
 
 
-def test_an_empty_answer_scores_nothing_by_every_metric(monkeypatch):
+def columns(config, outputs, references):
+    return metric_registry.columns(config, "words", "13a", ["p"] * len(outputs), outputs, references)
+
+
+def test_an_empty_answer_scores_zero_in_every_metric(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("opened a socket"))
 
-    found = columns(make_config(metrics=list(GENERATION_METRICS)), ["", "right"], ["wanted", "right"])
+    scores = columns(make_config(metrics=list(GENERATION_METRICS)), ["", "right"], ["wanted", "right"])
 
-    assert found.keys() == {name for names in GENERATION_METRICS.values() for name in names}
-    assert {name: column[0] for name, column in found.items()} == dict.fromkeys(found, 0.0)
-    assert all(column[1] > 0.4 for name, column in found.items() if name not in ("rouge2", "llamafactory_rouge2"))
+    assert scores.keys() == {name for names in GENERATION_METRICS.values() for name in names}
+    assert {name: column[0] for name, column in scores.items()} == dict.fromkeys(scores, 0.0)
+    assert all(column[1] > 0.4 for name, column in scores.items() if name not in ("rouge2", "llamafactory_rouge2"))
 
 
-def test_the_columns_stand_as_the_recipe_orders_its_families():
+def test_the_columns_are_in_the_order_of_the_recipe():
     config = make_config(metrics=["rougeL", "bleu", "tests.rewards:vowels"])
 
-    found = columns(config, ["aa"], ["aa"])
+    scores = columns(config, ["aa"], ["aa"])
 
-    assert list(found) == config.columns() == ["rougeL", "bleu", "vowels"]
-    assert found["vowels"] == [10.0]
+    assert list(scores) == config.columns() == ["rougeL", "bleu", "vowels"]
+    assert scores["vowels"] == [10.0]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_the_columns_stand_as_the_recipe_orders_its_families():
         ([], "at least 1 item"),
     ],
 )
-def test_a_metric_that_does_not_exist_is_refused(names, message):
+def test_an_unknown_or_duplicate_metric_is_refused(names, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaluateConfig(metrics=names)
 
@@ -166,19 +168,19 @@ def load(tmp_path, **evaluate):
     return loading.load(tiny.write_config(tmp_path / "run.yaml", recipe)).recipe
 
 
-def test_a_wrong_metric_is_told_with_the_recipes_key_and_line(tmp_path):
+def test_an_unknown_metric_is_reported_with_its_recipe_key(tmp_path):
     with pytest.raises(RecipeError, match=r"evaluate.*unknown metric 'rougel'. Did you mean 'rougeL'"):
         load(tmp_path, metrics=["rougel"])
 
 
-def test_a_gate_asks_for_any_metric_that_is_measured_and_no_other(tmp_path):
+def test_a_gate_can_use_measured_metrics_only(tmp_path):
     for metric in ("chrf", "exam_accuracy"):
         assert load(tmp_path, metrics=["chrf"], gate=metric).registry.gate.metric == metric
     with pytest.raises(RecipeError, match="does not measure rougeL"):
         load(tmp_path, metrics=["chrf"], gate="rougeL")
 
 
-def test_a_function_of_ones_own_travels_with_the_hash_of_its_source(tmp_path, monkeypatch):
+def test_a_user_function_is_identified_by_the_hash_of_its_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     source = tmp_path / "own_metric.py"
@@ -198,22 +200,22 @@ def test_a_function_of_ones_own_travels_with_the_hash_of_its_source(tmp_path, mo
     assert columns(after, ["abc"], ["x"])["length"] == [9.0]
 
 
-def test_a_function_that_returns_too_few_numbers_is_told_with_its_key():
+def test_a_function_that_returns_too_few_numbers_is_reported_with_its_key():
     config = make_config(metrics=["tests.rewards:too_few"])
 
     with pytest.raises(RecipeError, match="evaluate.metrics 'tests.rewards:too_few' must return a finite number"):
         columns(config, ["a", "b"], ["a", "b"])
 
 
-def test_a_module_that_is_missing_is_told_when_the_recipe_is_planned(tmp_path):
+def test_a_missing_module_is_reported_by_the_plan(tmp_path):
     recipe = load(tmp_path, metrics=["rougeL", "nowhere:f"])
 
     assert any(
-        "evaluate.metrics 'nowhere:f': module 'nowhere' not found" in each for each in existence.find_missing(recipe)
+        "evaluate.metrics 'nowhere:f': module 'nowhere' not found" in line for line in existence.find_missing(recipe)
     )
 
 
-def test_a_library_that_is_missing_is_told_when_the_recipe_is_planned(monkeypatch):
+def test_a_missing_library_is_reported_by_the_plan(monkeypatch):
     monkeypatch.setattr(existence, "find_spec", lambda name: None)
 
     with pytest.raises(SourceError, match="llamafactory_compat requires jieba and rouge_chinese and nltk"):

@@ -1,4 +1,4 @@
-"""ROUGE, against Google's `rouge_score` and a published system output."""
+"""ROUGE, compared with Google's `rouge_score` and a published system output."""
 
 import gzip
 import socket
@@ -18,7 +18,7 @@ TEXTS = st.one_of(WORDS.map(" ".join), st.text(max_size=20))
 PAIRS = [("the cat sat on the mat", "a cat sat there"), ("one two three", "three two one"), ("", "nothing to say")]
 
 
-def theirs(reference, prediction):
+def reference_scores(reference, prediction):
     return {kind: score.fmeasure for kind, score in ORACLE.score(reference, prediction).items()}
 
 
@@ -39,25 +39,25 @@ def lead_pairs(test_data, count=None):
 
 
 @given(reference=TEXTS, prediction=TEXTS)
-def test_a_pair_scores_as_rouge_score_says(reference, prediction):
+def test_a_pair_has_the_scores_of_rouge_score(reference, prediction):
     tokenize = DefaultTokenizer(use_stemmer=False).tokenize
 
     assert rouge(tokenize(reference), tokenize(prediction)) == pytest.approx(
-        theirs(reference, prediction), rel=0, abs=1e-12
+        reference_scores(reference, prediction), rel=0, abs=1e-12
     )
 
 
 @settings(deadline=None, max_examples=25)
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5))
-def test_the_metric_scores_each_item_as_rouge_score_says(pairs):
+def test_the_metric_has_the_item_scores_of_rouge_score(pairs):
     columns = compute(pairs, aggregate=False)
 
     for kind in KINDS:
-        assert columns[kind] == pytest.approx([theirs(*pair)[kind] for pair in pairs], rel=0, abs=1e-12)
+        assert columns[kind] == pytest.approx([reference_scores(*pair)[kind] for pair in pairs], rel=0, abs=1e-12)
 
 
 @given(a=st.lists(st.integers(0, 3), max_size=90), b=st.lists(st.integers(0, 3), max_size=90))
-def test_the_bits_find_the_subsequence_that_the_table_finds(a, b):
+def test_the_bit_parallel_lcs_equals_dynamic_programming(a, b):
     table = [0] * (len(b) + 1)
     for token in a:
         above = table
@@ -87,9 +87,9 @@ def test_no_network_is_needed(monkeypatch):
     assert compute([("same words", "same words")]) == dict.fromkeys(KINDS, 1.0)
 
 
-def test_a_published_output_has_the_mean_of_rouge_score(test_data):
+def test_the_mean_of_a_published_output_equals_rouge_score(test_data):
     pairs = lead_pairs(test_data, count=2000)
-    rows = [theirs(*pair) for pair in pairs]
+    rows = [reference_scores(*pair) for pair in pairs]
 
     assert compute(pairs) == {kind: sum(row[kind] for row in rows) / len(rows) for kind in KINDS}
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness give what the harness itself gives, item by item, and are asked once."""
+"""Tasks of lm-evaluation-harness have the per-item scores of the harness, and are scored once."""
 
 import json
 
@@ -31,11 +31,11 @@ def tokenizer(tiny_model):
     return Manifest(kind="tokenizer", items=[Located(name="t", location=str(tiny_model), source="t", files=files)])
 
 
-def make(path, **told):
-    return LmEvalConfig(**{"engine": "lm_eval", "name": "h", "task": str(path), "batch_size": 2, **told})
+def make_config(path, **options):
+    return LmEvalConfig(**{"engine": "lm_eval", "name": "h", "task": str(path), "batch_size": 2, **options})
 
 
-class Asked:
+class CountingModel:
     """A candidate that counts how often its weights are loaded."""
 
     def __init__(self, folder):
@@ -48,13 +48,13 @@ class Asked:
         return load_model(self._folder)
 
 
-def sit(tiny_model, tokenizer, config, found=None):
-    asked = Asked(tiny_model)
-    found = found or exam_files.locate_exams([config])
-    return asked, lm_eval.run_task(asked.candidate, tokenizer, load_tokenizer(tokenizer), found, config)
+def run_task(tiny_model, tokenizer, config, exams=None):
+    model = CountingModel(tiny_model)
+    exams = exams or exam_files.locate_exams([config])
+    return model, lm_eval.run_task(model.candidate, tokenizer, load_tokenizer(tokenizer), exams, config)
 
 
-def by_the_harness(tiny_model, tokenizer, path, metric, **told):
+def harness_scores(tiny_model, tokenizer, path, metric, **options):
     """Return the metric of each document as `simple_evaluate` gives it, by filter."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -62,108 +62,108 @@ def by_the_harness(tiny_model, tokenizer, path, metric, **told):
 
     model = HFLM(pretrained=load_model(tiny_model).eval(), tokenizer=load_tokenizer(tokenizer), batch_size=3)
     manager = TaskManager(include_path=str(path.parent), include_defaults=False)
-    made = lm_eval.simple_evaluate(model, tasks=[path.stem], task_manager=manager, bootstrap_iters=0, **told)
-    found = {}
-    for sample in sorted(made["samples"][path.stem], key=lambda each: each["doc_id"]):
-        found.setdefault(sample["filter"], []).append(float(sample[metric]))
-    return found
+    results = lm_eval.simple_evaluate(model, tasks=[path.stem], task_manager=manager, bootstrap_iters=0, **options)
+    scores = {}
+    for sample in sorted(results["samples"][path.stem], key=lambda each: each["doc_id"]):
+        scores.setdefault(sample["filter"], []).append(float(sample[metric]))
+    return scores
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat template"])
-def test_choices_are_scored_as_the_harness_scores_them(tiny_model, tokenizer, tasks, monkeypatch, chat):
-    config = make(tasks / "colours.yaml", metrics=["acc", "acc_norm"], apply_chat_template=chat)
+def test_scores_of_choices_equal_those_of_the_harness(tiny_model, tokenizer, tasks, monkeypatch, chat):
+    config = make_config(tasks / "colours.yaml", metrics=["acc", "acc_norm"], apply_chat_template=chat)
 
-    _, scores = sit(tiny_model, tokenizer, config)
+    _, scores = run_task(tiny_model, tokenizer, config)
 
     monkeypatch.chdir(tasks)  # the harness reads data files relative to the working directory
     for metric in ("acc", "acc_norm"):
-        theirs = by_the_harness(
+        expected = harness_scores(
             tiny_model, tokenizer, tasks / "colours.yaml", metric, apply_chat_template=chat, fewshot_as_multiturn=chat
         )
-        assert [each.metrics[metric] for each in scores] == theirs["none"]
-    assert all("What colour is the fox 0? It is" in each.prompt for each in scores[:1])
-    assert {each.output for each in scores} <= {"brown", "quick or brown", "red"}
-    assert [each.reference for each in scores] == ["brown", "quick or brown", "red"] * 2
+        assert [score.metrics[metric] for score in scores] == expected["none"]
+    assert all("What colour is the fox 0? It is" in score.prompt for score in scores[:1])
+    assert {score.output for score in scores} <= {"brown", "quick or brown", "red"}
+    assert [score.reference for score in scores] == ["brown", "quick or brown", "red"] * 2
 
 
-def test_texts_are_scored_by_each_filter_as_the_harness_scores_them(tiny_model, tokenizer, tasks, monkeypatch):
-    config = make(tasks / "sums.yaml", metrics=["exact_match,whole", "exact_match,digits"])
+def test_scores_of_texts_equal_those_of_the_harness_for_each_filter(tiny_model, tokenizer, tasks, monkeypatch):
+    config = make_config(tasks / "sums.yaml", metrics=["exact_match,whole", "exact_match,digits"])
 
-    _, scores = sit(tiny_model, tokenizer, config)
+    _, scores = run_task(tiny_model, tokenizer, config)
 
     monkeypatch.chdir(tasks)
-    theirs = by_the_harness(tiny_model, tokenizer, tasks / "sums.yaml", "exact_match")
+    expected = harness_scores(tiny_model, tokenizer, tasks / "sums.yaml", "exact_match")
     for name in ("whole", "digits"):
-        assert [each.metrics[f"exact_match_{name}"] for each in scores] == theirs[name]
-    assert [each.reference for each in scores] == [str(i + 1) for i in range(6)]
-    assert all(each.output and each.seconds > 0 for each in scores)
+        assert [score.metrics[f"exact_match_{name}"] for score in scores] == expected[name]
+    assert [score.reference for score in scores] == [str(i + 1) for i in range(6)]
+    assert all(score.output and score.seconds > 0 for score in scores)
 
 
-def test_answers_are_kept_and_only_new_items_are_asked_with_the_same_shots(tiny_model, tokenizer, tasks, monkeypatch):
-    few = make(tasks / "colours.yaml", metrics=["acc"], limit=5)
-    all_of_them = make(tasks / "colours.yaml", metrics=["acc_norm"])
+def test_stored_answers_are_reused_and_only_new_items_are_generated(tiny_model, tokenizer, tasks, monkeypatch):
+    few = make_config(tasks / "colours.yaml", metrics=["acc"], limit=5)
+    full = make_config(tasks / "colours.yaml", metrics=["acc_norm"])
 
-    first, before = sit(tiny_model, tokenizer, few)
-    again, same = sit(tiny_model, tokenizer, few)
-    more, after = sit(tiny_model, tokenizer, all_of_them)
-    none, other_metric = sit(tiny_model, tokenizer, make(tasks / "colours.yaml", metrics=["acc"]))
+    first, before = run_task(tiny_model, tokenizer, few)
+    repeated, repeated_scores = run_task(tiny_model, tokenizer, few)
+    extended, after = run_task(tiny_model, tokenizer, full)
+    other, other_metric = run_task(tiny_model, tokenizer, make_config(tasks / "colours.yaml", metrics=["acc"]))
 
     monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype, "torch": "another"})
-    anew, _ = sit(tiny_model, tokenizer, few)
+    other_library, _ = run_task(tiny_model, tokenizer, few)
 
-    assert [first.loads, again.loads, more.loads, none.loads, anew.loads] == [1, 0, 1, 0, 1]
-    assert same == before
-    assert [each.prompt for each in after[:5]] == [each.prompt for each in before]
-    assert [each.item for each in after[:5]] == [each.item for each in before]
-    assert [set(each.metrics) for each in (after[0], other_metric[0])] == [{"acc_norm"}, {"acc"}]
+    assert [first.loads, repeated.loads, extended.loads, other.loads, other_library.loads] == [1, 0, 1, 0, 1]
+    assert repeated_scores == before
+    assert [score.prompt for score in after[:5]] == [score.prompt for score in before]
+    assert [score.item for score in after[:5]] == [score.item for score in before]
+    assert [set(score.metrics) for score in (after[0], other_metric[0])] == [{"acc_norm"}, {"acc"}]
 
 
-def test_a_group_is_asked_task_by_task_under_one_name(tiny_model, tokenizer, tasks):
+def test_the_tasks_of_a_group_are_scored_under_one_name(tiny_model, tokenizer, tasks):
     (tasks / "both.yaml").write_text("group: both\ntask: [colours, more]\n")
     (tasks / "more.yaml").write_text(harness_tasks.CHOICES.replace("task: colours", "task: more"))
 
-    _, scores = sit(tiny_model, tokenizer, make(tasks / "both.yaml", metrics=["acc"]))
+    _, scores = run_task(tiny_model, tokenizer, make_config(tasks / "both.yaml", metrics=["acc"]))
 
-    assert {each.group for each in scores} == {"colours", "more"}
+    assert {score.group for score in scores} == {"colours", "more"}
     assert len(by_metric(scores)["h_acc"]) == 12
 
 
-def test_equal_documents_are_items_of_their_own(tiny_model, tokenizer, tasks):
+def test_equal_documents_are_separate_items(tiny_model, tokenizer, tasks):
     row = (tasks / "sums.jsonl").read_text().splitlines()[0]
     (tasks / "sums.jsonl").write_text(f"{row}\n{row}\n")
 
-    _, scores = sit(tiny_model, tokenizer, make(tasks / "sums.yaml", metrics=["exact_match,whole"]))
+    _, scores = run_task(tiny_model, tokenizer, make_config(tasks / "sums.yaml", metrics=["exact_match,whole"]))
 
-    assert len({each.item for each in scores}) == 2
+    assert len({score.item for score in scores}) == 2
 
 
-def test_another_function_file_or_row_is_another_benchmark(tasks):
-    def located():
-        return exam_files.locate_exams([make(tasks / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
+def test_a_changed_function_file_or_row_changes_the_content_hash(tasks):
+    def content_hash():
+        return exam_files.locate_exams([make_config(tasks / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
 
-    first = located()
+    first = content_hash()
 
-    assert located() == first
+    assert content_hash() == first
     (tasks / "helpers.py").write_text(harness_tasks.HELPERS + "\n# another\n")
-    second = located()
+    second = content_hash()
     (tasks / "sums.jsonl").write_text(json.dumps({"a": 1, "b": 1}) + "\n")
-    assert len({first, second, located()}) == 3
+    assert len({first, second, content_hash()}) == 3
 
 
 def test_a_task_that_changed_since_it_was_resolved_is_refused(tiny_model, tokenizer, tasks):
-    config = make(tasks / "colours.yaml", metrics=["acc"])
-    found = exam_files.locate_exams([config])
+    config = make_config(tasks / "colours.yaml", metrics=["acc"])
+    exams = exam_files.locate_exams([config])
     (tasks / "colours.jsonl").write_text((tasks / "colours.jsonl").read_text().replace("fox", "wolf"))
 
     with pytest.raises(SourceError, match="task colours changed since the run began"):
-        sit(tiny_model, tokenizer, config, found)
+        run_task(tiny_model, tokenizer, config, exams)
 
 
-def test_where_a_task_lies_is_no_part_of_what_it_is(tasks, tmp_path):
+def test_the_content_hash_does_not_depend_on_the_location(tasks, tmp_path):
     other = harness_tasks.write(tmp_path / "elsewhere")
-    found = [
-        exam_files.locate_exams([make(folder / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
+    hashes = [
+        exam_files.locate_exams([make_config(folder / "sums.yaml", metrics=["exact_match,whole"])]).content_hash()
         for folder in (tasks, other)
     ]
 
-    assert found[0] == found[1]
+    assert hashes[0] == hashes[1]

@@ -95,9 +95,9 @@ def test_a_continued_adapter_keeps_its_ranks(tmp_path):
     bases.train(model, "adalora", steps=4)
     ADALORA.save(model, tmp_path / "a")
 
-    again = ADALORA.attach_saved(llama(), tmp_path / "a", trainable=True)
-    losses = bases.train(again, "adalora", steps=6)
-    ADALORA.save(again, tmp_path / "b")
+    loaded = ADALORA.attach_saved(llama(), tmp_path / "a", trainable=True)
+    losses = bases.train(loaded, "adalora", steps=6)
+    ADALORA.save(loaded, tmp_path / "b")
 
     assert losses[-1] < losses[0]
     assert ranks(tmp_path / "a") == ranks(tmp_path / "b")

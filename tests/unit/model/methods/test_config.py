@@ -27,5 +27,5 @@ def test_a_section_without_effect_is_rejected(name):
         config_class(**values)
 
 
-def test_the_head_alone_can_be_trained():
+def test_only_the_head_can_be_trained():
     assert FreezeMethod(type="freeze", layers=0, extra_modules=["lm_head"]).layers == 0

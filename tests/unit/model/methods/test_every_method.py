@@ -80,12 +80,12 @@ def test_a_loaded_adapter_reproduces_the_trained_model(method, tmp_path):
     model = bases.attach_and_train(method.type, method)
     families[method.type].save(model, tmp_path)
 
-    again = families[method.type].attach_saved(llama(), tmp_path)
+    loaded = families[method.type].attach_saved(llama(), tmp_path)
 
-    assert max_difference(logits(again, method.type), logits(llama())) > 0.05
-    assert max_difference(logits(again, method.type), logits(model, method.type)) <= 1e-5
-    assert not any(p.requires_grad for p in again.parameters())
-    assert not again.training
+    assert max_difference(logits(loaded, method.type), logits(llama())) > 0.05
+    assert max_difference(logits(loaded, method.type), logits(model, method.type)) <= 1e-5
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not loaded.training
 
 
 @every(ADAPTERS | RESIDUAL)
@@ -180,12 +180,12 @@ def test_a_loaded_adapter_reproduces_a_trained_16_bit_model(method, tmp_path):
     model = bases.attach_and_train(method.type, method, half)
     families[method.type].save(model, tmp_path)
 
-    again = families[method.type].attach_saved(half(), tmp_path)
+    loaded = families[method.type].attach_saved(half(), tmp_path)
 
     rounding = 0.1 if method.type == "adalora" else 0.0  # pruned ranks are not saved, so the order of sums differs
-    assert max_difference(logits(again, method.type), logits(model, method.type)) <= rounding
+    assert max_difference(logits(loaded, method.type), logits(model, method.type)) <= rounding
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    assert all(dtypes[name] == p.dtype for name, p in again.named_parameters())
+    assert all(dtypes[name] == p.dtype for name, p in loaded.named_parameters())
 
 
 @every(ONE_OF_EACH)
@@ -238,16 +238,16 @@ def test_training_continues_from_a_saved_adapter(method, tmp_path):
     family.save(model, tmp_path / "a")
 
     family.check_continuation(tmp_path / "a", method, bases.on_meta())
-    again = family.attach_saved(llama(), tmp_path / "a", trainable=True)
-    assert max_difference(logits(again, method.type), logits(model, method.type)) <= 1e-5
+    loaded = family.attach_saved(llama(), tmp_path / "a", trainable=True)
+    assert max_difference(logits(loaded, method.type), logits(model, method.type)) <= 1e-5
     names = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {name for name, p in again.named_parameters() if p.requires_grad} == names
-    losses = bases.train(again, method.type, steps=8)
-    family.save(again, tmp_path / "b")
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == names
+    losses = bases.train(loaded, method.type, steps=8)
+    family.save(loaded, tmp_path / "b")
 
     assert losses[-1] < losses[0]
     assert (
-        max_difference(logits(family.attach_saved(llama(), tmp_path / "b"), method.type), logits(again, method.type))
+        max_difference(logits(family.attach_saved(llama(), tmp_path / "b"), method.type), logits(loaded, method.type))
         <= 1e-5
     )
 

@@ -16,16 +16,16 @@ def freeze(**changes):
     return FreezeMethod(**{"type": "freeze"} | changes)
 
 
-def trained(config, build=llama):
+def trained_model(config, build=llama):
     model = FREEZE.attach(build(), config)
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_the_last_layers_are_trained_and_the_first_where_the_number_is_negative():
+def test_the_last_layers_are_trained_or_the_first_if_the_number_is_negative():
     three = {"num_hidden_layers": 3}
 
-    last = trained(freeze(layers=2), lambda: llama(**three))
-    first = trained(freeze(layers=-1), lambda: llama(**three))
+    last = trained_model(freeze(layers=2), lambda: llama(**three))
+    first = trained_model(freeze(layers=-1), lambda: llama(**three))
 
     assert {name.split(".")[2] for name in last} == {"1", "2"}
     assert {name.split(".")[2] for name in first} == {"0"}
@@ -33,7 +33,7 @@ def test_the_last_layers_are_trained_and_the_first_where_the_number_is_negative(
 
 
 def test_parts_of_layers_and_modules_outside_are_trained():
-    names = trained(freeze(layers=1, trainable_modules=["mlp", "q_proj"], extra_modules=["norm"]))
+    names = trained_model(freeze(layers=1, trainable_modules=["mlp", "q_proj"], extra_modules=["norm"]))
 
     assert names == {
         "model.norm.weight",
@@ -43,13 +43,13 @@ def test_parts_of_layers_and_modules_outside_are_trained():
 
 
 def test_experts_can_be_trained():
-    names = trained(freeze(layers=1, trainable_modules=["experts"]), mixtral)
+    names = trained_model(freeze(layers=1, trainable_modules=["experts"]), mixtral)
 
     assert names == {"model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"}
 
 
 def test_layers_of_another_architecture_are_found():
-    assert {name.split(".")[2] for name in trained(freeze(layers=1), gpt2)} == {"1"}
+    assert {name.split(".")[2] for name in trained_model(freeze(layers=1), gpt2)} == {"1"}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_unknown_layers_and_modules_are_rejected(changes, message):
 def test_frozen_weights_do_not_change():
     model = llama()
     before = bases.copy_weights(model)
-    names = trained(freeze(layers=1), lambda: model)
+    names = trained_model(freeze(layers=1), lambda: model)
 
     bases.train(model, "freeze")
 

@@ -53,12 +53,12 @@ def test_the_conversion_keeps_new_rows_and_magnitudes(tmp_path):
     config = method(init_lora_weights="pissa", use_dora=True)
     model = train_and_save(tmp_path, config, new_ids=NEW_IDS)
 
-    again = LORA.attach_saved(llama(), tmp_path)
+    loaded = LORA.attach_saved(llama(), tmp_path)
 
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert any("trainable_tokens_delta" in name for name in names)
     assert any("lora_magnitude_vector" in name for name in names)
-    assert max_difference(logits(again), logits(model)) <= 1e-5
+    assert max_difference(logits(loaded), logits(model)) <= 1e-5
 
 
 @pytest.mark.xfail(reason="peft's conversion keeps only A and B; see docs/upstream.md", strict=True)
@@ -182,11 +182,11 @@ def test_adapters_on_experts_are_saved_and_merged(tmp_path):
     model = train_and_save(tmp_path, method(), mixtral)
 
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    again = LORA.attach_saved(mixtral(), tmp_path)
+    loaded = LORA.attach_saved(mixtral(), tmp_path)
     assert any("experts" in name for name in trained)
     assert not any("gate.lora" in name or "lm_head" in name for name in trained)
-    assert max_difference(logits(again), logits(model)) <= 1e-5
-    assert max_difference(logits(LORA.merge(again)), logits(model)) <= 1e-5
+    assert max_difference(logits(loaded), logits(model)) <= 1e-5
+    assert max_difference(logits(LORA.merge(loaded)), logits(model)) <= 1e-5
 
 
 def test_an_adapter_on_experts_can_be_continued(tmp_path):
@@ -236,9 +236,9 @@ def test_adapters_are_merged_one_after_the_other(tmp_path):
     bases.train(second, "lora")
     LORA.save(second, tmp_path / "second")
 
-    again = LORA.merge(LORA.attach_saved(llama(), tmp_path / "first"))
-    again = LORA.merge(LORA.attach_saved(again, tmp_path / "second"))
-    assert max_difference(logits(again), logits(second)) <= 1e-5
+    loaded = LORA.merge(LORA.attach_saved(llama(), tmp_path / "first"))
+    loaded = LORA.merge(LORA.attach_saved(loaded, tmp_path / "second"))
+    assert max_difference(logits(loaded), logits(second)) <= 1e-5
 
 
 def test_an_adapter_of_plain_peft_can_be_loaded(tmp_path):
@@ -247,10 +247,10 @@ def test_an_adapter_of_plain_peft_can_be_loaded(tmp_path):
     model.save_pretrained(tmp_path)
 
     check_fits(bases.on_meta(), tmp_path)
-    again = LORA.attach_saved(llama(), tmp_path, trainable=True)
+    loaded = LORA.attach_saved(llama(), tmp_path, trainable=True)
 
     assert adapter_method(tmp_path) == "lora"
-    assert max_difference(logits(again), logits(model)) == 0
+    assert max_difference(logits(loaded), logits(model)) == 0
     LORA.check_continuation(tmp_path, method(r=3, target_modules=["q_proj", "v_proj"]), bases.on_meta())
 
 

@@ -19,7 +19,7 @@ METHODS = {
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def trained(name, build=llama):
+def trained_model(name, build=llama):
     return bases.attach_and_train(name, METHODS[name], build)
 
 
@@ -42,14 +42,14 @@ def test_logits_match_those_of_the_text_after_the_virtual_tokens(name, attention
         model.set_attn_implementation(attention)
         return model
 
-    model = trained(name, build)
+    model = trained_model(name, build)
 
     assert max_difference(logits(model, name), reference_logits(name, model)) <= 1e-5
 
 
 @every_method
 def test_selected_positions_count_from_the_first_text_token(name):
-    model = trained(name)
+    model = trained_model(name)
     keep = torch.tensor([0, 3, 10])
 
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_selected_positions_count_from_the_first_text_token(name):
 
 @every_method
 def test_a_token_does_not_change_earlier_logits(name):
-    model = trained(name)
+    model = trained_model(name)
     other = IDS.clone()
     other[0, 8:] = 1
 
@@ -73,13 +73,13 @@ def test_prompt_learning_does_not_support_packing(name):
 
 
 def test_only_prompt_tuning_adds_prefix_logits():
-    numbers = {name: families[name].num_prefix_logits(trained(name)) for name in METHODS}
+    numbers = {name: families[name].num_prefix_logits(trained_model(name)) for name in METHODS}
 
     assert numbers == {"prefix": 0, "prompt": 5, "p_tuning": 5}
 
 
 def test_a_disabled_prompt_adds_no_prefix_logits():
-    model = trained("prompt")
+    model = trained_model("prompt")
 
     with families["prompt"].disable_adapter(model):
         assert families["prompt"].num_prefix_logits(model) == 0
@@ -88,11 +88,11 @@ def test_a_disabled_prompt_adds_no_prefix_logits():
 
 def test_a_prompt_is_initialized_from_the_vocabulary():
     model = bases.attach("prompt", METHODS["prompt"])
-    words = model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings().weight
 
     starts = model.prompt_encoder["default"].embedding.weight
 
-    assert all((words == start).all(dim=1).any() for start in starts)
+    assert all((embeddings == start).all(dim=1).any() for start in starts)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_prefix_tuning_rejects_gradient_checkpointing():
 
 
 def test_a_prompt_works_without_attention(tmp_path):
-    model = trained("prompt", mamba)
+    model = trained_model("prompt", mamba)
     families["prompt"].save(model, tmp_path)
 
     assert model.get_prompt(1).shape == (1, 5, 32)

@@ -1,4 +1,4 @@
-"""Which differences of a sweep are real."""
+"""Ranking of the settings of a sweep, and significance of their differences."""
 
 import math
 
@@ -13,37 +13,37 @@ def line(name, *scores):
     return SettingResult(name, [f"{name}-{i}" for i in range(len(scores))], list(scores))
 
 
-def test_settings_are_ranked_and_told_apart_from_noise():
-    found = sweep.rank([line("a", 0.10, 0.11, 0.12), line("b", 0.30, 0.31, 0.32), line("c", 0.29, 0.32, 0.30)])
+def test_settings_are_ranked_with_significant_differences():
+    results = sweep.rank([line("a", 0.10, 0.11, 0.12), line("b", 0.30, 0.31, 0.32), line("c", 0.29, 0.32, 0.30)])
 
-    assert [each.name for each in found] == ["b", "c", "a"]
-    assert found[0].differs == "best"
-    assert found[1].differs.startswith("not significantly different")
-    assert found[2].differs.startswith("significantly worse")
+    assert [result.name for result in results] == ["b", "c", "a"]
+    assert results[0].differs == "best"
+    assert results[1].differs.startswith("not significantly different")
+    assert results[2].differs.startswith("significantly worse")
 
 
-def test_one_seed_tells_no_noise():
-    found = sweep.rank([line("a", 0.1), line("b", 0.3)])
+def test_one_seed_has_no_confidence_band():
+    results = sweep.rank([line("a", 0.1), line("b", 0.3)])
 
-    assert [each.differs for each in found] == ["best", "unknown: one seed has no variance"]
-    assert math.isnan(found[0].band)
+    assert [result.differs for result in results] == ["best", "unknown: one seed has no variance"]
+    assert math.isnan(results[0].band)
 
 
 def test_the_band_is_the_interval_of_the_mean():
     assert line("a", 0.1, 0.2, 0.3).band == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
 
 
-def test_equal_settings_seldom_seem_to_differ():
-    """At most one sweep in twenty of equal settings finds a difference, to two Monte-Carlo errors."""
+def test_equal_settings_rarely_differ_significantly():
+    """At most one sweep in twenty of equal settings finds a difference, within two Monte-Carlo errors."""
     generator = np.random.default_rng(0)
-    trials, wrong = 1000, 0
+    trials, num_significant = 1000, 0
     for _ in range(trials):
         lines = [line(str(i), *generator.normal(size=4)) for i in range(2)]
-        wrong += any(each.differs.startswith("significantly") for each in sweep.rank(lines))
-    assert wrong / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+        num_significant += any(result.differs.startswith("significantly") for result in sweep.rank(lines))
+    assert num_significant / trials <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_the_page_names_what_is_swept():
+def test_the_page_has_settings_and_metric():
     page = sweep.to_html("sweep of demo", "rougeL", sweep.rank([line("<r> 2", 0.1, 0.2), line("r 4", 0.3, 0.2)]))
 
     assert "&lt;r&gt; 2" in page

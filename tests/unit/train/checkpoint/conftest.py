@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.train.checkpoint.trainings import parts_of, trained, weights
+from tests.unit.train.checkpoint.trainings import parts_of, run_training, weights
 
 
 @pytest.fixture
@@ -11,9 +11,9 @@ def parts(tiny_model, home):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tmp_path_factory):
+def uninterrupted(tiny_model, tmp_path_factory):
     """Weights and report of an uninterrupted training."""
     with pytest.MonkeyPatch.context() as env:
-        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("whole")))
-        checkpoint, report = trained(parts_of(tiny_model))
+        env.setenv("TUNELINE_HOME", str(tmp_path_factory.mktemp("uninterrupted")))
+        checkpoint, report = run_training(parts_of(tiny_model))
         return weights(checkpoint), report

@@ -8,8 +8,8 @@ from tests.unit.train.checkpoint.trainings import (
     NO_SPACE,
     NO_SPACE_OF_SAFETENSORS,
     DiedError,
-    dying_at,
-    trained,
+    fail_at,
+    run_training,
     weights,
 )
 from tuneline.errors import VerificationError
@@ -31,13 +31,13 @@ def fake_losses(monkeypatch, losses):
 def test_a_kill_between_evaluations_keeps_the_weights_of_the_recorded_evaluation(parts, monkeypatch):
     """Step 4 was best before the kill, and is not when it is computed again: step 2 is, by the checkpoint of step 3."""
     fake_losses(monkeypatch, {2: 1.0})
-    of_step_2 = weights(trained(parts, **BEST)[0])
+    of_step_2 = weights(run_training(parts, **BEST)[0])
     fake_losses(monkeypatch, {2: 1.0, 4: 0.5})
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(5), **BEST)
+        run_training(parts, LORA, fail_at(5), **BEST)
 
     fake_losses(monkeypatch, {2: 1.0, 4: 2.0})
-    checkpoint, report = trained(parts, **BEST)
+    checkpoint, report = run_training(parts, **BEST)
 
     assert report.decisions["resume"] == "resumed from step 3 of 11"
     assert report.decisions["best"].startswith("weights of step 2, ")
@@ -47,14 +47,14 @@ def test_a_kill_between_evaluations_keeps_the_weights_of_the_recorded_evaluation
 def test_each_checkpoint_contains_the_best_weights_and_their_hash(parts, home, monkeypatch, caplog):
     fake_losses(monkeypatch, {2: 1.0, 4: 0.5})
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8), **BEST)
+        run_training(parts, LORA, fail_at(8), **BEST)
     files = sorted(str(path.relative_to(path.parents[1])) for path in home.glob("training/*/*/best-*"))
     assert files == ["checkpoint-3/best-2.safetensors", "checkpoint-6/best-4.safetensors"]
     assert [path.name for path in home.glob("training/*/best*")] == ["best-4.safetensors"]
     (file,) = home.glob("training/*/checkpoint-6/best-4.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
 
-    _, report = trained(parts, **BEST)
+    _, report = run_training(parts, **BEST)
 
     assert "Discarded checkpoint-6: best-4.safetensors is missing or was modified" in caplog.text
     assert report.decisions["resume"] == "resumed from step 3 of 11"
@@ -62,7 +62,9 @@ def test_each_checkpoint_contains_the_best_weights_and_their_hash(parts, home, m
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
-def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(parts, whole, monkeypatch, caplog, error):
+def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(
+    parts, uninterrupted, monkeypatch, caplog, error
+):
     def full(tensors, path):
         path.write_bytes(b"half")
         raise error
@@ -70,16 +72,16 @@ def test_a_full_disk_while_saving_the_best_weights_does_not_end_the_training(par
     fake_losses(monkeypatch, {2: 1.0, 4: 0.5})
     monkeypatch.setattr(best_weights, "save_file", full)
 
-    checkpoint, report = trained(parts, **BEST)
+    checkpoint, report = run_training(parts, **BEST)
 
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert report.decisions["best"] == "weights of step 11, the last: those of step 4, the best, could not be saved"
     assert caplog.text.count("is full, so the weights of step") == 1
 
 
 def test_best_weights_saved_after_a_full_disk_are_restored(parts, home, monkeypatch):
     fake_losses(monkeypatch, {4: 0.5})
-    of_step_4 = weights(trained(parts, **BEST)[0])
+    of_step_4 = weights(run_training(parts, **BEST)[0])
     plain, calls = best_weights.save_file, []
 
     def full_once(tensors, path):
@@ -91,7 +93,7 @@ def test_best_weights_saved_after_a_full_disk_are_restored(parts, home, monkeypa
     fake_losses(monkeypatch, {2: 1.0, 4: 0.5})
     monkeypatch.setattr(best_weights, "save_file", full_once)
 
-    assert weights(trained(parts, **BEST)[0]) == of_step_4
+    assert weights(run_training(parts, **BEST)[0]) == of_step_4
 
 
 def test_other_errors_while_saving_the_best_weights_are_raised(parts, monkeypatch):
@@ -101,7 +103,7 @@ def test_other_errors_while_saving_the_best_weights_are_raised(parts, monkeypatc
     monkeypatch.setattr(best_weights, "save_file", broken)
 
     with pytest.raises(SafetensorError, match="Input/output error"):
-        trained(parts, **BEST)
+        run_training(parts, **BEST)
 
 
 def test_modified_best_weights_are_not_restored(parts, home, monkeypatch):
@@ -116,4 +118,4 @@ def test_modified_best_weights_are_not_restored(parts, home, monkeypatch):
     with pytest.raises(
         VerificationError, match=r"best-2.safetensors with the weights of step 2 is missing or was modified"
     ):
-        trained(parts, LORA, (damage,), **BEST)
+        run_training(parts, LORA, (damage,), **BEST)

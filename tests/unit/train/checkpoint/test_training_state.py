@@ -13,10 +13,10 @@ from tests.unit.train.checkpoint.trainings import (
     STEPS,
     DiedError,
     config,
-    dying_at,
+    fail_at,
     kill,
     parts_of,
-    trained,
+    run_training,
     weights,
 )
 from tuneline import storage_errors
@@ -41,26 +41,26 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("point", "saved"), [(2, []), (7, ["checkpoint-3", "checkpoint-6"])])
-def test_a_training_killed_at_any_step_ends_with_the_same_weights(tiny_model, home, whole, point, saved):
+def test_a_training_killed_at_any_step_ends_with_the_same_weights(tiny_model, home, uninterrupted, point, saved):
     assert kill(tiny_model, point, "SIGKILL").returncode == -signal.SIGKILL
     assert sorted(path.name for path in home.glob("training/*/checkpoint-*")) == saved
 
-    checkpoint, report = trained(parts_of(tiny_model))
+    checkpoint, report = run_training(parts_of(tiny_model))
 
     assert report.decisions.get("resume") == ("resumed from step 6 of 11" if saved else None)
-    assert weights(checkpoint) == whole[0]
-    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in whole[1].history]
-    assert report.summary["flops"] == whole[1].summary["flops"]
+    assert weights(checkpoint) == uninterrupted[0]
+    assert [entry["loss"] for entry in report.history] == [entry["loss"] for entry in uninterrupted[1].history]
+    assert report.summary["flops"] == uninterrupted[1].summary["flops"]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_kind_of_method_resumes_to_the_same_weights(parts, name):
-    undisturbed, straight = trained(parts, METHODS[name])
+    undisturbed, straight = run_training(parts, METHODS[name])
     expected = weights(undisturbed)
 
     with pytest.raises(DiedError):
-        trained(parts, METHODS[name], dying_at(8))
-    resumed, report = trained(parts, METHODS[name])
+        run_training(parts, METHODS[name], fail_at(8))
+    resumed, report = run_training(parts, METHODS[name])
 
     assert report.decisions["resume"] == "resumed from step 6 of 11"
     assert weights(resumed) == expected
@@ -70,42 +70,42 @@ def test_every_kind_of_method_resumes_to_the_same_weights(parts, name):
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
 def test_accumulation_noise_and_optimizers_resume_exactly(parts, changes):
-    expected = weights(trained(parts, **changes)[0])
+    expected = weights(run_training(parts, **changes)[0])
 
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8), **changes)
+        run_training(parts, LORA, fail_at(8), **changes)
 
-    assert weights(trained(parts, **changes)[0]) == expected
+    assert weights(run_training(parts, **changes)[0]) == expected
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(parts, home, whole, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(parts, home, uninterrupted, caplog):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8))
+        run_training(parts, LORA, fail_at(8))
     (file,) = home.glob("training/*/checkpoint-6/trained.safetensors")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
 
     with caplog.at_level(logging.WARNING):
-        checkpoint, report = trained(parts)
+        checkpoint, report = run_training(parts)
 
     assert "Discarded checkpoint-6: trained.safetensors is missing or was modified" in caplog.text
     assert report.decisions["resume"] == "resumed from step 3 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_damaged_checkpoints_do_not_count_towards_the_limit(parts, home):
-    """A damaged one of a later step must not push out the whole one that is written next."""
+    """A damaged checkpoint of a later step must not displace the intact one that is written next."""
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8))
+        run_training(parts, LORA, fail_at(8))
     (seal,) = home.glob("training/*/checkpoint-6/sha256.json")
     seal.write_text("{")
 
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(6), save_steps=0, save_seconds=1e-9, save_total_limit=1)
+        run_training(parts, LORA, fail_at(6), save_steps=0, save_seconds=1e-9, save_total_limit=1)
 
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-5"]
-    assert trained(parts)[1].decisions["resume"] == "resumed from step 5 of 11"
+    assert run_training(parts)[1].decisions["resume"] == "resumed from step 5 of 11"
 
 
 def test_a_damaged_state_file_of_another_training_is_ignored(parts, home):
@@ -113,38 +113,38 @@ def test_a_damaged_state_file_of_another_training_is_ignored(parts, home):
     other.mkdir(parents=True)
     (other / "training.json").write_text("")
 
-    assert "resume" not in trained(parts)[1].decisions
+    assert "resume" not in run_training(parts)[1].decisions
 
 
-def test_an_incomplete_checkpoint_is_not_used(parts, home, whole):
+def test_an_incomplete_checkpoint_is_not_used(parts, home, uninterrupted):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8))
+        run_training(parts, LORA, fail_at(8))
     (folder,) = (home / "training").iterdir()
     (folder / "unfinished" / "checkpoint-9").mkdir(parents=True)
     (folder / "unfinished" / "checkpoint-9" / "trained.safetensors").write_bytes(b"half")
 
-    checkpoint, report = trained(parts)
+    checkpoint, report = run_training(parts)
 
     assert report.decisions["resume"] == "resumed from step 6 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_a_finished_training_leaves_no_state(parts, home):
-    trained(parts)
+    run_training(parts)
 
     assert not list((home / "training").glob("*"))
 
 
-def test_the_state_of_a_finished_training_stays_until_its_result_is_stored(parts, home, whole, caplog):
-    checkpoint, report = trained(parts, keeps_state=True)
+def test_the_state_of_a_finished_training_stays_until_its_result_is_stored(parts, home, uninterrupted, caplog):
+    checkpoint, report = run_training(parts, keeps_state=True)
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
-    again, after = trained(parts, keeps_state=True)
+    repeated, after = run_training(parts, keeps_state=True)
     assert after.decisions["resume"] == "resumed from step 9 of 11"
-    assert weights(again) == whole[0]
+    assert weights(repeated) == uninterrupted[0]
 
-    trained(parts, learning_rate=2e-2)
+    run_training(parts, learning_rate=2e-2)
     assert "unfinished" not in caplog.text
 
     training_state.delete_state(report.state)
@@ -152,7 +152,7 @@ def test_the_state_of_a_finished_training_stays_until_its_result_is_stored(parts
 
 
 def test_a_training_without_checkpoints_leaves_no_state(parts, home):
-    _, report = trained(parts, keeps_state=True, save_steps=0)
+    _, report = run_training(parts, keeps_state=True, save_steps=0)
 
     assert report.state is None
     assert not list(home.glob("training/*"))
@@ -160,66 +160,66 @@ def test_a_training_without_checkpoints_leaves_no_state(parts, home):
 
 def test_old_checkpoints_are_deleted_after_newer_ones_are_complete(parts, home):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(10), save_total_limit=1)
+        run_training(parts, LORA, fail_at(10), save_total_limit=1)
 
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-9"]
 
 
-def test_the_steps_that_are_saved_do_not_affect_the_weights(parts, whole):
-    checkpoint, _ = trained(parts, save_steps=0)
+def test_the_steps_that_are_saved_do_not_affect_the_weights(parts, uninterrupted):
+    checkpoint, _ = run_training(parts, save_steps=0)
 
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert checkpoint.identity["train"] == config().weight_affecting_fields()
 
 
 def test_checkpoints_are_also_saved_by_time(parts, home):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(5), save_steps=0, save_seconds=1e-9, save_total_limit=9)
+        run_training(parts, LORA, fail_at(5), save_steps=0, save_seconds=1e-9, save_total_limit=9)
 
     assert len(list(home.glob("training/*/checkpoint-*"))) == 4
 
 
-def test_sigterm_saves_a_checkpoint_and_names_the_step(tiny_model, home, whole):
+def test_sigterm_saves_a_checkpoint_and_names_the_step(tiny_model, home, uninterrupted):
     stopped = kill(tiny_model, 5, "SIGTERM")
 
     assert f"{StoppedError.__name__}: The training was stopped by SIGTERM after step 6 of 11" in stopped.stderr
     assert [path.name for path in home.glob("training/*/checkpoint-6")] == ["checkpoint-6"]
-    checkpoint, report = trained(parts_of(tiny_model))
+    checkpoint, report = run_training(parts_of(tiny_model))
     assert report.decisions["resume"] == "resumed from step 6 of 11"
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
 
 
 def test_signal_handlers_are_restored_after_a_training(parts):
     before = [signal.getsignal(number) for number in resumable_trainer.STOP_SIGNALS]
 
-    trained(parts)
+    run_training(parts)
 
     assert [signal.getsignal(number) for number in resumable_trainer.STOP_SIGNALS] == before
 
 
 def test_another_recipe_starts_a_new_training_and_the_unfinished_one_is_named(parts, caplog):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(8))
+        run_training(parts, LORA, fail_at(8))
 
     with caplog.at_level(logging.WARNING):
-        _, report = trained(parts, learning_rate=2e-2)
+        _, report = run_training(parts, learning_rate=2e-2)
 
     assert "resume" not in report.decisions
     assert "train.learning_rate: 0.01 there, 0.02 here" in caplog.text
-    assert trained(parts)[1].decisions["resume"] == "resumed from step 6 of 11"
+    assert run_training(parts)[1].decisions["resume"] == "resumed from step 6 of 11"
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, NO_SPACE_OF_SAFETENSORS], ids=["os", "safetensors"])
-def test_a_full_disk_is_reported_and_training_continues(parts, home, whole, monkeypatch, caplog, error):
+def test_a_full_disk_is_reported_and_training_continues(parts, home, uninterrupted, monkeypatch, caplog, error):
     def full(*_, **__):
         raise error
 
     monkeypatch.setattr(resumable_trainer, "save_file", full)
     with caplog.at_level(logging.WARNING):
-        checkpoint, _ = trained(parts)
+        checkpoint, _ = run_training(parts)
 
     assert "is full, so the checkpoint of step 3 could not be written; there is none yet" in caplog.text
-    assert weights(checkpoint) == whole[0]
+    assert weights(checkpoint) == uninterrupted[0]
     assert not list(home.glob("training/*/unfinished"))
 
 
@@ -230,7 +230,7 @@ def test_other_errors_while_saving_are_raised(parts, monkeypatch):
     monkeypatch.setattr(resumable_trainer, "save_file", broken)
 
     with pytest.raises(OSError, match="Input/output error"):
-        trained(parts)
+        run_training(parts)
 
 
 def test_nan_gradients_stop_the_training_before_a_checkpoint_stores_them(parts, home, monkeypatch):
@@ -244,7 +244,7 @@ def test_nan_gradients_stop_the_training_before_a_checkpoint_stores_them(parts, 
     monkeypatch.setattr(Levers, "token_losses", steep_at_sixth)
 
     with pytest.raises(VerificationError, match="The gradient norm is NaN at step 6"):
-        trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
+        run_training(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert [path.name for path in home.glob("training/*/checkpoint-*")] == ["checkpoint-3"]
 
 
@@ -259,29 +259,29 @@ def test_a_nan_loss_stops_the_training_at_once_and_names_the_step(parts, monkeyp
     monkeypatch.setattr(Levers, "token_losses", nan_at_fourth)
 
     with pytest.raises(VerificationError, match="The loss is NaN at step 4"):
-        trained(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
+        run_training(parts, levers=LeversConfig(**dict.fromkeys(LeversConfig.model_fields, False)))
     assert len(calls) == 4
 
 
 def test_the_same_training_cannot_run_twice_at_once(parts, home):
     def train_it_too(figures, step):
         with pytest.raises(StoppedError, match="Another process on this machine is running this training"):
-            trained(parts, max_steps=2)
+            run_training(parts, max_steps=2)
 
-    trained(parts, listeners=(train_it_too,), max_steps=2)
-    trained(parts, max_steps=2)
+    run_training(parts, listeners=(train_it_too,), max_steps=2)
+    run_training(parts, max_steps=2)
 
 
 def test_resume_from_resumes_its_training_and_refuses_another_recipe_with_the_differences(parts, home):
     with pytest.raises(DiedError):
-        trained(parts, LORA, dying_at(5))
+        run_training(parts, LORA, fail_at(5))
     (name,) = [path.name for path in (home / "training").iterdir()]
 
     with pytest.raises(RecipeError, match="started with another recipe: train.learning_rate: 0.01 there, 0.02 here"):
-        trained(parts, LORA, resume_from=name, learning_rate=2e-2)
+        run_training(parts, LORA, resume_from=name, learning_rate=2e-2)
     with pytest.raises(RecipeError, match=f"no unfinished training 'abc' .unfinished trainings: {name}"):
-        trained(parts, LORA, resume_from="abc")
-    _, report = trained(parts, LORA, resume_from=name[:8])
+        run_training(parts, LORA, resume_from="abc")
+    _, report = run_training(parts, LORA, resume_from=name[:8])
 
     assert report.decisions["resume"] == "resumed from step 3 of 11"
 

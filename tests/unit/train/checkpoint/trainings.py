@@ -30,7 +30,7 @@ from tests.unit.train.checkpoint import trainings
 def die(figures, step):
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
-trainings.trained(trainings.parts_of(Path(sys.argv[1])), listeners=(die,))
+trainings.run_training(trainings.parts_of(Path(sys.argv[1])), listeners=(die,))
 """
 
 
@@ -50,7 +50,7 @@ def config(**changes):
     return SFTConfig(**{"max_steps": STEPS, "learning_rate": 1e-2, "save_steps": EVERY, **changes})
 
 
-def trained(parts, method=LORA, listeners=(), *, keeps_state=False, **changes):
+def run_training(parts, method=LORA, listeners=(), *, keeps_state=False, **changes):
     load = LoadStepConfig(dtype="float32", max_length=96)
     return training_run.train(*parts, load, method, config(**changes), listeners, keeps_state=keeps_state)
 
@@ -63,7 +63,7 @@ class DiedError(RuntimeError):
     """Raised by a listener to end a training."""
 
 
-def dying_at(point):
+def fail_at(point):
     def die(figures, step):
         if step == point:
             raise DiedError

@@ -27,7 +27,7 @@ def row(trained_from=3):
     return collate([{"input_ids": ids, "labels": labels, "lengths": [20, 20]}])
 
 
-def adapted(folder, dtype=torch.float32, **options):
+def make_adapted_model(folder, dtype=torch.float32, **options):
     torch.manual_seed(0)
     model = load_model(folder, dtype=dtype, attention="segment")
     model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}))
@@ -39,14 +39,14 @@ def adapted(folder, dtype=torch.float32, **options):
     return model.train()
 
 
-def measured(model, loss):
+def loss_and_gradients(model, loss):
     losses, _ = loss()
     trained = [part for part in model.parameters() if part.requires_grad]
     mean = losses.mean()
     return float(mean.detach()), torch.cat([g.flatten() for g in torch.autograd.grad(mean, trained)])
 
 
-def enabled(model, family=LORA, **config):
+def enable_levers(model, family=LORA, **config):
     return apply_levers(family, model, LeversConfig(keep_memory=False, **config), row(), None)
 
 
@@ -54,11 +54,11 @@ def enabled(model, family=LORA, **config):
 @pytest.mark.parametrize("names", [*((name,) for name in COMPUTED), COMPUTED], ids=str)
 def test_loss_and_gradients_equal_those_of_the_plain_model(tiny_model, monkeypatch, names, chunk):
     monkeypatch.setattr(head, "CHUNK_SIZE", chunk)
-    model = adapted(tiny_model)
-    plain, gradients = measured(model, lambda: token_losses.token_losses(LORA, model, row()))
+    model = make_adapted_model(tiny_model)
+    plain, gradients = loss_and_gradients(model, lambda: token_losses.token_losses(LORA, model, row()))
 
-    levers = enabled(model, **{name: name in names for name in COMPUTED})
-    fast, others = measured(model, lambda: levers.token_losses(row()))
+    levers = enable_levers(model, **{name: name in names for name in COMPUTED})
+    fast, others = loss_and_gradients(model, lambda: levers.token_losses(row()))
 
     assert {name for name in names if levers.decisions[f"levers.{name}"].startswith("on, ")} == set(names)
     assert fast == pytest.approx(plain, rel=1e-6)
@@ -66,8 +66,8 @@ def test_loss_and_gradients_equal_those_of_the_plain_model(tiny_model, monkeypat
 
 
 def test_the_loss_equals_that_of_transformers_on_each_example_alone(tiny_model):
-    model = adapted(tiny_model)
-    levers = enabled(model)
+    model = make_adapted_model(tiny_model)
+    levers = enable_levers(model)
     packed = row()
 
     total, count = 0.0, 0
@@ -77,13 +77,13 @@ def test_the_loss_equals_that_of_transformers_on_each_example_alone(tiny_model):
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         total, count = total + float(loss.detach()) * trained, count + trained
 
-    ours, where = levers.token_losses(packed)
-    assert len(ours) == len(where) == count
-    assert float(ours.detach().sum()) == pytest.approx(total, rel=1e-5)
+    losses, where = levers.token_losses(packed)
+    assert len(losses) == len(where) == count
+    assert float(losses.detach().sum()) == pytest.approx(total, rel=1e-5)
 
 
 def test_the_verification_restores_weights_and_random_numbers(tiny_model):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
     for name, part in model.named_parameters():
         if "lora_B" in name:
             part.data.zero_()
@@ -92,7 +92,7 @@ def test_the_verification_restores_weights_and_random_numbers(tiny_model):
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    enabled(model)
+    enable_levers(model)
 
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(before[name], part) for name, part in model.named_parameters())
@@ -100,9 +100,9 @@ def test_the_verification_restores_weights_and_random_numbers(tiny_model):
 
 
 def test_removing_levers_restores_the_plain_model(tiny_model):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
     rotate = modeling_llama.apply_rotary_pos_emb
-    levers = enabled(model)
+    levers = enable_levers(model)
     assert modeling_llama.apply_rotary_pos_emb is not rotate
     assert model.config._attn_implementation == "blocked"
     assert sum("forward" in vars(module) for module in model.modules()) > len(levers.fused_layers) > 0
@@ -117,16 +117,16 @@ def test_removing_levers_restores_the_plain_model(tiny_model):
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
 def test_layers_beyond_plain_lora_are_not_fused(tiny_model, options):
-    levers = enabled(adapted(tiny_model, **options))
+    levers = enable_levers(make_adapted_model(tiny_model, **options))
 
     assert "no layer has a plain LoRA" in levers.decisions["levers.fused_lora"]
     assert levers.decisions["levers.head_loss"].startswith("on, ")
 
 
 def test_disabled_adapters_give_the_base_model(tiny_model):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert enabled(model).fused_layers
+    assert enable_levers(model).fused_layers
     ids = torch.arange(3, 23)[None]
 
     with model.disable_adapter(), torch.no_grad():
@@ -134,18 +134,21 @@ def test_disabled_adapters_give_the_base_model(tiny_model):
 
 
 def test_a_trained_head_disables_the_head_loss(tiny_model):
-    levers = enabled(load_model(tiny_model, attention="segment").train(), families["full"])
+    levers = enable_levers(load_model(tiny_model, attention="segment").train(), families["full"])
 
     assert levers.decisions["levers.head_loss"] == "disabled: the head is trained"
 
 
 def test_a_method_with_virtual_tokens_disables_the_head_loss(tiny_model):
-    assert head.unsupported_reason(families["prompt"], adapted(tiny_model)) == "method prompt computes its own logits"
+    assert (
+        head.unsupported_reason(families["prompt"], make_adapted_model(tiny_model))
+        == "method prompt computes its own logits"
+    )
 
 
 @pytest.mark.parametrize("name", head.LOGIT_SCALING_KEYS)
 def test_a_model_that_changes_its_logits_disables_the_head_loss(tiny_model, name):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
     setattr(model.get_base_model().config, name, 0.5)
 
     assert name in head.unsupported_reason(LORA, model)
@@ -158,7 +161,7 @@ def test_a_lever_with_wrong_results_is_disabled(tiny_model, monkeypatch):
         return plain(x, tuple(1.5 * scaling for scaling in scalings), *tensors)
 
     monkeypatch.setattr(fused, "_FusedLora", type("Wrong", (), {"apply": staticmethod(wrong)}))
-    levers = enabled(adapted(tiny_model))
+    levers = enable_levers(make_adapted_model(tiny_model))
 
     assert levers.decisions["levers.fused_lora"].startswith("disabled: loss or gradients differ")
     assert not levers.fused_layers
@@ -167,7 +170,7 @@ def test_a_lever_with_wrong_results_is_disabled(tiny_model, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_float32_adapter_trains_with_computation_in_16_bits(tiny_model, dtype):
-    model = adapted(tiny_model, dtype)
+    model = make_adapted_model(tiny_model, dtype)
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
     assert levers.decisions["levers.fused_lora"].startswith("on, ")
@@ -178,7 +181,7 @@ def test_a_float32_adapter_trains_with_computation_in_16_bits(tiny_model, dtype)
 
 
 def test_selective_checkpointing_disables_fused_layers(tiny_model):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
 
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), None, recomputes_parts=True)
 
@@ -186,16 +189,16 @@ def test_selective_checkpointing_disables_fused_layers(tiny_model):
     assert not levers.fused_layers
 
 
-def counted(monkeypatch):
+def record_operations(monkeypatch):
     """Return a list that collects the number of layers per operation."""
-    plain, seen = fused._FusedLora.apply, []
+    plain, calls = fused._FusedLora.apply, []
 
     def counting(x, scalings, *tensors):
-        seen.append(len(scalings))
+        calls.append(len(scalings))
         return plain(x, scalings, *tensors)
 
     monkeypatch.setattr(fused, "_FusedLora", type("Counting", (), {"apply": staticmethod(counting)}))
-    return seen
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -204,17 +207,17 @@ def counted(monkeypatch):
     ids=str,
 )
 def test_layers_with_the_same_input_are_one_operation(tiny_model, monkeypatch, options, each_layer):
-    model = adapted(tiny_model, **options)
-    enabled(model)
-    seen = counted(monkeypatch)
+    model = make_adapted_model(tiny_model, **options)
+    enable_levers(model)
+    calls = record_operations(monkeypatch)
 
     model(torch.arange(3, 23)[None])
 
-    assert seen == each_layer * model.config.num_hidden_layers
+    assert calls == each_layer * model.config.num_hidden_layers
 
 
 def test_layers_with_different_inputs_are_computed_separately(tiny_model, monkeypatch):
-    model = adapted(tiny_model).eval()
+    model = make_adapted_model(tiny_model).eval()
     attention_of = model.get_base_model().model.layers[0].self_attn
     x, other = torch.randn(2, 1, 5, model.config.hidden_size)
 
@@ -222,15 +225,15 @@ def test_layers_with_different_inputs_are_computed_separately(tiny_model, monkey
         return [layer(y) for layer, y in ((attention_of.q_proj, x), (attention_of.k_proj, other)) for _ in range(2)]
 
     plain = outputs()
-    enabled(model)
-    seen = counted(monkeypatch)
+    enable_levers(model)
+    calls = record_operations(monkeypatch)
 
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(plain, outputs(), strict=True))
-    assert seen == [3, 1, 1, 1]
+    assert calls == [3, 1, 1, 1]
 
 
 def test_levers_that_are_off_change_nothing(tiny_model):
-    levers = enabled(adapted(tiny_model), **dict.fromkeys(COMPUTED, False))
+    levers = enable_levers(make_adapted_model(tiny_model), **dict.fromkeys(COMPUTED, False))
 
     assert set(levers.decisions.values()) == {"off, as the recipe says"}
     assert not levers.head_loss
@@ -248,11 +251,13 @@ def test_blocked_attention_equals_that_of_torch_within_each_example(monkeypatch,
     q, k, v = (x.transpose(1, 2) for x in tokens)
     ends, weight = [0, 7, 8, 17], torch.randn(1, 17, 6, 8, dtype=torch.float64)
 
-    ours = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
-    theirs = bounds.attend_within_bounds(q, k, v, ends, scale=0.3).transpose(1, 2)
+    output = attention._BlockedAttention.apply(q, k, v, ends, 0.3)
+    expected = bounds.attend_within_bounds(q, k, v, ends, scale=0.3).transpose(1, 2)
 
-    assert torch.allclose(ours, theirs, atol=1e-12)
-    for one, other in zip(*(torch.autograd.grad((out * weight).sum(), tokens) for out in (ours, theirs)), strict=True):
+    assert torch.allclose(output, expected, atol=1e-12)
+    for one, other in zip(
+        *(torch.autograd.grad((out * weight).sum(), tokens) for out in (output, expected)), strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -277,7 +282,7 @@ def test_gradients_equal_finite_differences(operation, shapes):
 
 
 def test_all_levers_are_on_in_16_bits(tiny_model):
-    model = adapted(tiny_model, torch.bfloat16)
+    model = make_adapted_model(tiny_model, torch.bfloat16)
 
     levers = apply_levers(LORA, model, LeversConfig(keep_memory=False), row(), torch.bfloat16)
 
@@ -318,7 +323,7 @@ def test_operations_in_16_bits_round_no_more_than_the_plain_code(name):
     inputs = [torch.randn(shape).bfloat16() for shape in shapes]
     gradient = None
 
-    def measured(operation, kind):
+    def loss_and_gradients(operation, kind):
         nonlocal gradient
         leaves = [x.to(kind).requires_grad_(i == 0 or name == "attention") for i, x in enumerate(inputs)]
         out = operation(*leaves)
@@ -326,16 +331,16 @@ def test_operations_in_16_bits_round_no_more_than_the_plain_code(name):
         gradients = torch.autograd.grad(out, [x for x in leaves if x.requires_grad], gradient.to(kind))
         return [x.float() for x in (out, *gradients)]
 
-    exact = measured(plain, torch.float32)
-    ours, theirs = (measured(operation, torch.bfloat16) for operation in (fused, plain))
+    exact = loss_and_gradients(plain, torch.float32)
+    fused_results, plain_results = (loss_and_gradients(operation, torch.bfloat16) for operation in (fused, plain))
 
-    for whole, a, b in zip(exact, ours, theirs, strict=True):
-        assert (a - whole).norm() <= 1.3 * (b - whole).norm()
-        assert (a - whole).norm() <= 0.01 * whole.norm()
+    for reference, a, b in zip(exact, fused_results, plain_results, strict=True):
+        assert (a - reference).norm() <= 1.3 * (b - reference).norm()
+        assert (a - reference).norm() <= 0.01 * reference.norm()
 
 
 def test_other_attention_or_dropout_disables_blocked_attention(tiny_model):
-    model = adapted(tiny_model)
+    model = make_adapted_model(tiny_model)
     model.get_base_model().config.attention_dropout = 0.1
     assert attention.unsupported_reason(model, torch.float32) == "the model uses attention dropout (0.1)"
 
@@ -344,18 +349,18 @@ def test_other_attention_or_dropout_disables_blocked_attention(tiny_model):
 
 
 def test_trained_norms_are_not_fused(tiny_model):
-    levers = enabled(load_model(tiny_model, attention="segment").train(), families["full"])
+    levers = enable_levers(load_model(tiny_model, attention="segment").train(), families["full"])
 
     assert levers.decisions["levers.fused_norms"] == "disabled: the architecture has no module of the supported form"
 
 
 def test_a_row_with_padding_uses_segment_attention(tiny_model):
-    model = adapted(tiny_model).eval()
+    model = make_adapted_model(tiny_model).eval()
     ids = torch.arange(3, 23)[None]
     mask = torch.ones_like(ids)
     mask[:, :4] = 0
     plain = model(input_ids=ids, attention_mask=mask).logits
-    enabled(model)
+    enable_levers(model)
 
     assert torch.allclose(model(input_ids=ids, attention_mask=mask).logits, plain, atol=1e-5)
 
@@ -366,7 +371,7 @@ def test_a_rotation_of_another_form_is_disabled(tiny_model, monkeypatch):
         return tuple(x * cos[:, None] + y * sin[:, None] for x, y in zip((q, k), turned, strict=True))
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", interleaved)
-    levers = enabled(adapted(tiny_model))
+    levers = enable_levers(make_adapted_model(tiny_model))
 
     assert levers.decisions["levers.fused_rotation"].startswith("disabled: loss or gradients differ")
     assert modeling_llama.apply_rotary_pos_emb is interleaved

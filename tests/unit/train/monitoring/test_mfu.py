@@ -24,7 +24,7 @@ def test_lora_costs_four_operations_per_weight_and_two_per_adapter_weight(tiny_m
     assert mfu.flops_per_token(model) == 4 * (frozen + adapter) + 2 * adapter
 
 
-def test_an_untied_embedding_costs_nothing():
+def test_an_untied_embedding_has_no_flops():
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=8,

@@ -24,8 +24,8 @@ def test_freed_memory_counts_and_memory_used_before_does_not(monkeypatch, kernel
         monkeypatch.setattr(
             resource_usage, "CLEAR_REFS_FILE", resource_usage.CLEAR_REFS_FILE.with_name("nothing-like-this")
         )
-    before, gone = hold(SIZE), hold(4 * SIZE)
-    del gone
+    before, freed = hold(SIZE), hold(4 * SIZE)
+    del freed
     usage = resource_usage.ResourceUsage()
 
     with usage():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests import architectures
-from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, STEEPER
+from tests.unit.test_support_matrix import COMPILED, OPTIMIZERS, RATE_FACTORS
 from tests.unit.train.checkpoint import trainings
 from tuneline.config.sections.method import FullMethod, LoraMethod
 from tuneline.config.training.optimizers import OPTIMIZER_SPECS
@@ -35,15 +35,17 @@ def options(name):
     free = {"lr_scheduler_type": "constant"} if OPTIMIZER_SPECS[name].schedule_free else {}
     args = {"optim_args": ARGUMENTS[name]} if name in ARGUMENTS else {}
     decay = {"weight_decay": 0.1} if OPTIMIZER_SPECS[name].supports_weight_decay else {}
-    rate = 2e-3 * STEEPER.get(name, 1)
+    rate = 2e-3 * RATE_FACTORS.get(name, 1)
     return {"optim": name, "learning_rate": rate, **OPTIMIZERS.get(name, {}), **free, **decay, **args}
 
 
 def run(parts, name, method=FULL, listeners=(), **changes):
-    return trainings.trained(parts, method, listeners, **{**options(name), "max_steps": trainings.STEPS, **changes})
+    return trainings.run_training(
+        parts, method, listeners, **{**options(name), "max_steps": trainings.STEPS, **changes}
+    )
 
 
-def marked(names):
+def slow_unless(names):
     return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
 
 
@@ -64,13 +66,13 @@ def parts(model, home):
     return trainings.parts_of(model)
 
 
-@pytest.mark.parametrize("name", marked(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
+@pytest.mark.parametrize("name", slow_unless(sorted(set(OPTIMIZER_SPECS) - set(optimizer_factory.CUDA_OPTIMIZERS))))
 def test_every_optimizer_learns_and_resumes_to_the_same_weights(parts, name):
     undisturbed, straight = run(parts, name)
     expected = trainings.weights(undisturbed)
 
     with pytest.raises(trainings.DiedError):
-        run(parts, name, FULL, trainings.dying_at(8))
+        run(parts, name, FULL, trainings.fail_at(8))
     resumed, report = run(parts, name)
 
     resume = "resumed from step 6 of 11" if OPTIMIZER_SPECS[name].resumable else None
@@ -89,28 +91,28 @@ def test_optimizers_with_state_on_a_gpu_are_refused_without_one(parts, name):
 
 def record_at_the_end(monkeypatch):
     """Return the optimizer and the weights at the end of a training, before the final weights are set."""
-    seen, settle = {}, optimizer_factory.EvalModeCallback.on_train_end
+    recorded, original = {}, optimizer_factory.EvalModeCallback.on_train_end
 
     def record(self, args, state, control, optimizer=None, model=None, **more):
-        seen["optimizer"] = optimizer.optimizer
-        seen["before"] = {name: part.detach().clone() for name, part in model.named_parameters()}
-        seen["parts"] = dict(model.named_parameters())
-        settle(self, args, state, control, optimizer=optimizer, model=model, **more)
+        recorded["optimizer"] = optimizer.optimizer
+        recorded["before"] = {name: part.detach().clone() for name, part in model.named_parameters()}
+        recorded["parts"] = dict(model.named_parameters())
+        original(self, args, state, control, optimizer=optimizer, model=model, **more)
 
     monkeypatch.setattr(optimizer_factory.EvalModeCallback, "on_train_end", record)
-    return seen
+    return recorded
 
 
 def test_schedule_free_training_saves_the_average(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
     checkpoint, report = run(parts, "schedule_free_adamw", learning_rate=1e-2)
     saved = dict(load_model(checkpoint.path).named_parameters())
-    optimizer = seen["optimizer"]
+    optimizer = recorded["optimizer"]
 
-    for name, part in seen["parts"].items():
-        average = seen["before"][name].lerp(optimizer.state[part]["z"], 1 - 1 / 0.9)
+    for name, part in recorded["parts"].items():
+        average = recorded["before"][name].lerp(optimizer.state[part]["z"], 1 - 1 / 0.9)
         assert torch.equal(saved[name], average), name
-    assert not torch.equal(saved["model.norm.weight"], seen["before"]["model.norm.weight"])
+    assert not torch.equal(saved["model.norm.weight"], recorded["before"]["model.norm.weight"])
     loss = training_run.mean_loss(load_model(checkpoint.path), parts[0], "validation")
     assert report.summary["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -138,25 +140,25 @@ def test_badam_refuses_a_reward_head(model, tmp_path):
 
 
 def test_8_bit_optimizers_store_8_bit_state(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, "lion_8bit", max_steps=1)
 
-    states = {name: seen["optimizer"].state[part]["state1"].dtype for name, part in seen["parts"].items()}
+    states = {name: recorded["optimizer"].state[part]["state1"].dtype for name, part in recorded["parts"].items()}
     assert states["model.layers.0.mlp.up_proj.weight"] == torch.uint8
     assert states["model.norm.weight"] == torch.float32
 
 
 def test_muon_trains_hidden_matrices_and_adamw_the_rest(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, "muon", max_steps=1, optim_args="adamw_learning_rate=1e-3,momentum=0.9,beta2=0.95")
 
-    muon, adamw = seen["optimizer"]._parts
-    names = {id(part): name for name, part in seen["parts"].items()}
+    muon, adamw = recorded["optimizer"]._parts
+    names = {id(part): name for name, part in recorded["parts"].items()}
     of_muon, of_adamw = ({names[id(p)] for g in part.param_groups for p in g["params"]} for part in (muon, adamw))
-    assert of_muon == {name for name in seen["parts"] if name.endswith("proj.weight")}
-    assert of_adamw == set(seen["parts"]) - of_muon
+    assert of_muon == {name for name in recorded["parts"] if name.endswith("proj.weight")}
+    assert of_adamw == set(recorded["parts"]) - of_muon
     assert {group["momentum"] for group in muon.param_groups} == {0.9}
     assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
     assert {group["initial_lr"] for group in adamw.param_groups} == {1e-3}
@@ -164,11 +166,11 @@ def test_muon_trains_hidden_matrices_and_adamw_the_rest(parts, monkeypatch):
 
 
 def test_muon_makes_updates_orthogonal(parts, model, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
     run(parts, "muon", max_steps=1, weight_decay=0.0, lr_scheduler_type="constant")
     name = "model.layers.0.self_attn.q_proj.weight"
 
-    update = load_model(model).get_parameter(name) - seen["before"][name]
+    update = load_model(model).get_parameter(name) - recorded["before"][name]
     spread = torch.linalg.svdvals(update / (2e-3 * 0.2 * 32**0.5))
 
     assert spread.max() < 1.3
@@ -176,11 +178,11 @@ def test_muon_makes_updates_orthogonal(parts, model, monkeypatch):
 
 
 def test_loraplus_keeps_its_ratio_under_muon(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, "muon", LoraMethod(type="lora", r=4, lora_alpha=8, loraplus_lr_ratio=8), max_steps=1)
 
-    muon, *_ = seen["optimizer"]._parts
+    muon, *_ = recorded["optimizer"]._parts
     assert {group["initial_lr"] for group in muon.param_groups} == {2e-3, 16e-3}
 
 
@@ -200,11 +202,11 @@ def test_a_missing_block_is_refused(parts):
 
 
 def test_adam_mini_keeps_one_second_moment_per_head(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, "adam_mini", max_steps=1)
 
-    state = {name: seen["optimizer"].state[part]["vmean"] for name, part in seen["parts"].items()}
+    state = {name: recorded["optimizer"].state[part]["vmean"] for name, part in recorded["parts"].items()}
     assert state["model.layers.0.self_attn.q_proj.weight"].shape == (4, 1)
     assert state["model.layers.0.self_attn.k_proj.weight"].shape == (2, 1)
     assert state["model.layers.0.mlp.down_proj.weight"].shape == (32, 1)
@@ -241,24 +243,26 @@ def test_optimizers_in_the_backward_pass_report_no_gradient_norm(parts):
 
 @pytest.mark.parametrize("name", ["galore_adamw", "apollo_adamw"])
 def test_low_rank_optimizers_get_weight_decay_except_for_norms(parts, name, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, name, max_steps=1)
 
-    names = {id(part): key for key, part in seen["parts"].items()}
-    decay = {names[id(p)]: group["weight_decay"] for group in seen["optimizer"].param_groups for p in group["params"]}
-    assert decay.keys() == seen["parts"].keys()
+    names = {id(part): key for key, part in recorded["parts"].items()}
+    decay = {
+        names[id(p)]: group["weight_decay"] for group in recorded["optimizer"].param_groups for p in group["params"]
+    }
+    assert decay.keys() == recorded["parts"].keys()
     assert {key for key, value in decay.items() if not value} == {key for key in decay if "norm" in key}
-    low = [group for group in seen["optimizer"].param_groups if "rank" in group]
+    low = [group for group in recorded["optimizer"].param_groups if "rank" in group]
     assert {names[id(p)] for group in low for p in group["params"]} == {key for key in decay if "proj" in key}
 
 
 def test_adam_arguments_are_passed_on(parts, monkeypatch):
-    seen = record_at_the_end(monkeypatch)
+    recorded = record_at_the_end(monkeypatch)
 
     run(parts, "adamw_torch", max_steps=1, optim_args="beta2=0.95,eps=1e-6")
 
-    assert {(group["betas"], group["eps"]) for group in seen["optimizer"].param_groups} == {((0.9, 0.95), 1e-6)}
+    assert {(group["betas"], group["eps"]) for group in recorded["optimizer"].param_groups} == {((0.9, 0.95), 1e-6)}
 
 
 def test_gradients_are_not_clipped_without_a_limit(parts):

@@ -54,7 +54,7 @@ def world(tiny_model, tmp_path_factory):
         yield tokenizer, base_model, rows_by_stage["prompt"]
 
 
-def trained(world, config, method=LORA, base_model=None, listeners=()):
+def run_training(world, config, method=LORA, base_model=None, listeners=()):
     tokenizer, own, rows = world
     return training_run.train(rows, base_model or own, tokenizer, LOAD, method, config, listeners)
 
@@ -69,15 +69,15 @@ GRPO = GRPOConfig(
 )  # fmt: skip
 
 
-def rise(report):
+def reward_increase(report):
     rewards = [entry["reward"] for entry in report.history]
     return sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5
 
 
 def test_ppo_raises_the_reward(world):
-    _, report = trained(world, PPO)
+    _, report = run_training(world, PPO)
 
-    assert rise(report) > 0.4
+    assert reward_increase(report) > 0.4
     assert report.history[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert report.summary["validation_reward"] > 0
     assert {"policy_loss", "value_loss", "clip_ratio", "completions/mean_length"} <= set(report.history[-1])
@@ -85,23 +85,23 @@ def test_ppo_raises_the_reward(world):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_grpo_raises_the_reward(world, loss_type):
-    _, report = trained(world, GRPO.model_copy(update={"loss_type": loss_type, "beta": 0.01}))
+    _, report = run_training(world, GRPO.model_copy(update={"loss_type": loss_type, "beta": 0.01}))
 
-    assert rise(report) > 0.2
+    assert reward_increase(report) > 0.2
     assert report.history[-1]["kl"] > 0
 
 
 def test_grpo_supports_full_training(world):
-    checkpoint, report = trained(world, GRPO.model_copy(update={"learning_rate": 1e-3}), FullMethod(type="full"))
+    checkpoint, report = run_training(world, GRPO.model_copy(update={"learning_rate": 1e-3}), FullMethod(type="full"))
 
     assert checkpoint.kind == "full"
-    assert rise(report) > 0.2
+    assert reward_increase(report) > 0.2
 
 
 def test_two_trainings_generate_the_same_answers(world):
     config = PPO.model_copy(update={"max_steps": 3})
 
-    first, second = (trained(world, config)[1].history for _ in range(2))
+    first, second = (run_training(world, config)[1].history for _ in range(2))
 
     assert [e["reward"] for e in first] == [e["reward"] for e in second]
     assert [e["loss"] for e in first] == [e["loss"] for e in second]
@@ -118,10 +118,10 @@ def test_a_killed_ppo_resumes_to_the_same_weights(world):
     def weights(checkpoint):
         return (checkpoint.path / "adapter_model.safetensors").read_bytes()
 
-    expected = weights(trained(world, config)[0])
+    expected = weights(run_training(world, config)[0])
     with pytest.raises(RuntimeError, match="died"):
-        trained(world, config, listeners=(die,))
-    resumed, report = trained(world, config)
+        run_training(world, config, listeners=(die,))
+    resumed, report = run_training(world, config)
 
     assert report.decisions["resume"] == "resumed from step 4 of 6"
     assert weights(resumed) == expected
@@ -134,7 +134,7 @@ def test_gradients_are_not_clipped_without_a_limit(world):
 
     bounds = (None, 1e6)
     results = [
-        trained(world, PPO.model_copy(update={**settings, "max_grad_norm": bound}))[1].history for bound in bounds
+        run_training(world, PPO.model_copy(update={**settings, "max_grad_norm": bound}))[1].history for bound in bounds
     ]
 
     assert [entry["loss"] for entry in results[0]] == [entry["loss"] for entry in results[1]]
@@ -142,7 +142,7 @@ def test_gradients_are_not_clipped_without_a_limit(world):
 
 def test_a_reward_function_with_too_few_values_is_refused(world):
     with pytest.raises(RecipeError, match="must return a finite number for each of 16 answers, got .0.0."):
-        trained(world, PPO.model_copy(update={"reward_function": "tests.rewards:too_few"}))
+        run_training(world, PPO.model_copy(update={"reward_function": "tests.rewards:too_few"}))
 
 
 # -- roles on one base
@@ -193,10 +193,10 @@ def test_the_shared_reward_model_scores_like_a_separate_one(world, reward_model)
 
     shared = reward_function(spans, [])
 
-    alone, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
+    separate, head = load_model(reward_model).eval(), value_head.load_value_head(reward_model)
     with torch.no_grad():
         expected = [
-            float(value_head.compute_values(alone, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans
+            float(value_head.compute_values(separate, head, input_ids=torch.tensor([p + a]))[0, -1]) for p, a in spans
         ]
     assert shared == pytest.approx(expected, rel=1e-4)
     assert {name for name, part in model.named_parameters() if part.requires_grad} == trained_before
@@ -209,9 +209,9 @@ def test_ppo_raises_the_reward_of_a_reward_model_and_saves_only_its_adapter(worl
     source.check_same_base(with_reward_model, reward_model)
     config = PPO.model_copy(update={"reward_function": None, "kl_coef": 0.0, "max_steps": 25})
 
-    checkpoint, report = trained(world, config, base_model=with_reward_model)
+    checkpoint, report = run_training(world, config, base_model=with_reward_model)
 
-    assert rise(report) > 0
+    assert reward_increase(report) > 0
     assert sorted(path.name for path in checkpoint.path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -243,14 +243,14 @@ def test_gae_is_the_discounted_sum_of_errors():
 
 
 def test_selected_completions_keep_their_values():
-    whole = experience.Experience(
+    full = experience.Experience(
         [([1], [7, 8]), ([2], [9]), ([3], [4, 5, 6])],
         torch.tensor([1.0, 2.0, 3.0]),
         torch.arange(6.0),
         advantages_N=torch.arange(6.0) * 10,
     )
 
-    part = whole.select([2, 0])
+    part = full.select([2, 0])
 
     assert part.old_logps_N.tolist() == [3, 4, 5, 0, 1]
     assert part.advantages_N.tolist() == [30, 40, 50, 0, 10]

@@ -109,8 +109,8 @@ def decompressed_size_error(path: Path) -> SourceError:
     """Build the error of a file whose decompressed size exceeds the limit for its size."""
     ratio = limits.UNPACKED_RATIO
     return SourceError(
-        f"{path}: its {path.stat().st_size:,} bytes decompress to more than {limits.UNPACKED_BYTES.shown()} and more "
-        f"than {ratio.shown()} times its size, which is unusual for text. Use the decompressed data. {ratio.advice()}"
+        f"{path}: its {path.stat().st_size:,} bytes decompress to more than {limits.UNPACKED_BYTES.to_text()} and more "
+        f"than {ratio.to_text()} times its size, which is unusual for text. Use the decompressed data. {ratio.advice()}"
     )
 
 

@@ -74,7 +74,7 @@ def row_too_long_error(place: str) -> DataError:
     """Build the error of a row that is longer than the limit."""
     limit = limits.ROW_BYTES
     return DataError(
-        f"{place}: the row is longer than {limit.shown()}. Add missing line feeds, or split or remove the row. "
+        f"{place}: the row is longer than {limit.to_text()}. Add missing line feeds, or split or remove the row. "
         f"{limit.advice()}"
     )
 

@@ -12,7 +12,7 @@ from tuneline.data.align.formats import formats
 from tuneline.errors import DataError, NotFoundError
 
 
-def test_every_format_that_a_recipe_can_name_is_there_and_is_looked_for():
+def test_every_format_of_a_recipe_is_registered_and_detectable():
     assert set(formats) == set(FORMATS) == set(align.DETECTION_ORDER)
 
 
@@ -36,7 +36,7 @@ def test_alpaca_joins_instruction_and_input_after_its_history():
     ]
 
 
-def test_fields_that_a_table_filled_with_null_count_as_absent():
+def test_null_fields_count_as_absent():
     record = {"instruction": "a", "input": None, "output": "b", "history": None, "system": None, "chosen": None}
 
     assert align_turns(record, "alpaca") == [("user", "a"), ("assistant", "b")]
@@ -50,7 +50,7 @@ def test_an_alpaca_row_with_a_pair_is_a_preference():
     assert schema.kind(pair) == "preference"
 
 
-def test_columns_of_a_dataset_take_the_names_of_the_format():
+def test_columns_are_renamed_to_those_of_the_format():
     record = {"question": "a", "answer": "b", "output": "another thing"}
 
     assert align_turns(record, "alpaca", column_names=Columns(instruction="question", output="answer")) == [
@@ -63,7 +63,7 @@ def test_columns_of_a_dataset_take_the_names_of_the_format():
         align_turns(record, "alpaca", column_names=Columns(instruction="questoin"))
 
 
-def test_two_columns_can_change_places():
+def test_two_columns_can_be_swapped():
     record = {"instruction": "b", "output": "a"}
 
     assert align_turns(record, "alpaca", column_names=Columns(instruction="output", output="instruction"))[0] == (
@@ -78,18 +78,18 @@ def test_two_columns_can_change_places():
 @pytest.mark.parametrize("name", ["conversations", "messages", "conversation"])
 @pytest.mark.parametrize("asks", ["human", "user", "prompter", "Human", "USER"])
 @pytest.mark.parametrize("answers", ["gpt", "chatgpt", "assistant", "bot", "model", "bing", "bard", "GPT"])
-def test_speakers_are_known_in_every_common_spelling(name, asks, answers):
-    spoken = {name: [{"from": asks, "value": "a"}, {"from": answers, "value": "b"}], "system": "s"}
+def test_common_speaker_names_are_known(name, asks, answers):
+    record = {name: [{"from": asks, "value": "a"}, {"from": answers, "value": "b"}], "system": "s"}
     chat = {name: [{"role": asks, "content": "a"}, {"role": answers, "content": "b"}], "system": "s"}
 
     assert (
-        align_turns(spoken, "sharegpt")
+        align_turns(record, "sharegpt")
         == [("system", "s"), ("user", "a"), ("assistant", "b")]
         == align_turns(chat, "sharegpt")
     )
 
 
-def test_tags_name_what_no_common_spelling_does():
+def test_tags_define_other_speaker_names():
     record = {"conversations": [{"who": "Ann", "says": "a"}, {"who": "Bob", "says": "b"}]}
 
     tags = Tags(role="who", content="says", user="Ann", assistant="Bob")
@@ -100,10 +100,10 @@ def test_tags_name_what_no_common_spelling_does():
 @pytest.mark.parametrize("observed", ["observation", "tool", "function_response", "ipython", "tool_response"])
 @pytest.mark.parametrize("called", ["function_call", "tool_call"])
 @pytest.mark.parametrize("value", [json.dumps(CALL), json.dumps([CALL]), json.dumps({"function": CALL})])
-def test_a_function_call_is_an_assistants_message_and_its_result_a_tools(called, observed, value):
-    spoken = [human("1+2"), {"from": called, "value": value}, {"from": observed, "value": "3"}, gpt("It is 3.")]
+def test_a_function_call_is_an_assistant_message_and_its_result_a_tool_message(called, observed, value):
+    record = [human("1+2"), {"from": called, "value": value}, {"from": observed, "value": "3"}, gpt("It is 3.")]
 
-    content = align.align_record({"conversations": spoken, "tools": json.dumps([ADD_SCHEMA])}, "sharegpt")
+    content = align.align_record({"conversations": record, "tools": json.dumps([ADD_SCHEMA])}, "sharegpt")
 
     assert turns(content["messages"]) == [("user", "1+2"), ("assistant", ""), ("tool", "3"), ("assistant", "It is 3.")]
     assert content["messages"][1]["tool_calls"] == CALLS_JSON
@@ -111,15 +111,15 @@ def test_a_function_call_is_an_assistants_message_and_its_result_a_tools(called,
 
 
 def test_text_and_the_call_after_it_are_one_message():
-    spoken = [human("1+2"), gpt("Let me see."), {"from": "function_call", "value": json.dumps(CALL)}]
+    record = [human("1+2"), gpt("Let me see."), {"from": "function_call", "value": json.dumps(CALL)}]
 
-    _, answer = align.align_record({"conversations": spoken}, "sharegpt")["messages"]
+    _, answer = align.align_record({"conversations": record}, "sharegpt")["messages"]
 
     assert answer == schema.message("assistant", "Let me see.", CALLS_JSON)
 
 
 @pytest.mark.parametrize("tools", ["", "[]", [], None])
-def test_no_functions_are_an_empty_text(tools):
+def test_an_empty_list_of_functions_is_an_empty_text(tools):
     record = {"conversations": [human("a"), gpt("b")], "tools": tools}
 
     assert align.align_record(record, "sharegpt")["tools"] == ""
@@ -129,7 +129,7 @@ def test_no_functions_are_an_empty_text(tools):
     "tools",
     [[ADD_SCHEMA], {"type": "function", "function": ADD_SCHEMA}, json.dumps(ADD_SCHEMA), [json.dumps(ADD_SCHEMA)]],
 )
-def test_functions_have_one_form_however_they_are_written(tools):
+def test_functions_are_normalized(tools):
     record = {"messages": [user("a"), assistant("b")]}
 
     assert align.align_record({**record, "tools": tools}, "openai")["tools"] == TOOLS_JSON
@@ -150,7 +150,7 @@ def test_openai_messages_keep_their_train_flag_in_either_spelling():
 
 @pytest.mark.parametrize("name", ["train", "training", "loss", "weight", "train_on_turn"])
 @pytest.mark.parametrize(("value", "flag"), [(False, False), (0, False), (True, True), (1.0, True), (None, None)])
-def test_a_switch_is_read_under_every_name_of_the_field(name, value, flag):
+def test_a_loss_switch_is_read_under_every_name_of_the_field(name, value, flag):
     content = align.align_record({"conversations": [human("a"), {**gpt("b"), name: value}]}, "sharegpt")
 
     assert content["messages"][1]["train"] is flag
@@ -168,12 +168,12 @@ def test_a_switch_is_read_under_every_name_of_the_field(name, value, flag):
         ),
     ],
 )
-def test_switches_that_cannot_be_followed_are_refused(switches, message):
+def test_unsupported_loss_switches_are_refused(switches, message):
     with pytest.raises(DataError, match=message):
         align.align_record({"messages": [user("a"), assistant("b", **switches)]}, "openai")
 
 
-def test_openai_calls_are_read_whether_their_arguments_are_text_or_not():
+def test_openai_calls_accept_arguments_as_text_or_object():
     as_text = {
         "id": "call_1",
         "type": "function",
@@ -197,7 +197,7 @@ def test_a_call_without_arguments_has_none():
     assert json.loads(calls)[0]["function"] == {"name": "now", "arguments": {}}
 
 
-def test_openais_older_and_newer_words_are_understood():
+def test_old_and_new_openai_field_names_are_supported():
     chat = [
         {"role": "developer", "content": "s"},
         user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
@@ -224,5 +224,5 @@ def test_openais_older_and_newer_words_are_understood():
         ("standard", {"prompt": [user("a")], "response": [assistant("b")]}),
     ],
 )
-def test_no_format_puts_a_system_message_where_the_data_have_none(format, record):
+def test_no_format_adds_a_system_message(format, record):
     assert align_turns(record, format) == [("user", "a"), ("assistant", "b")]

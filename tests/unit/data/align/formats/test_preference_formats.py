@@ -28,12 +28,12 @@ ANSWERS = [
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("answers", ANSWERS)
-def test_a_pair_is_the_same_in_every_form(prompt, answers):
+def test_a_pair_is_equal_in_every_format(prompt, answers):
     assert align.align_record({**prompt, **answers}, "preference") == PAIR
     assert align.detect_format([{**prompt, **answers}]) == "preference"
 
 
-def test_a_prompt_is_found_where_both_answers_are_whole_chats():
+def test_the_common_prompt_of_two_full_chats_is_detected():
     shared = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c")]
 
     content = align.align_record(
@@ -82,7 +82,7 @@ def test_a_pair_keeps_the_system_message_history_and_functions_of_its_prompt():
         ),
     ],
 )
-def test_a_pair_that_cannot_be_used_says_why(record, reason):
+def test_an_unusable_pair_is_refused_with_its_reason(record, reason):
     with pytest.raises(DataError) as caught:
         align.align_record(record, "preference")
 
@@ -111,7 +111,7 @@ def test_kto_is_a_chat_with_a_label(record, label):
 
 
 @pytest.mark.parametrize("label", [1, 0, "true", 1.0])
-def test_a_label_that_is_neither_true_nor_false_is_refused_and_not_overlooked(label):
+def test_a_label_that_is_neither_true_nor_false_is_refused(label):
     record = {"instruction": "a", "output": "b", "label": label}
 
     assert align.detect_format([record]) == "kto"
@@ -132,7 +132,7 @@ def test_transcripts_of_hh_rlhf_are_chats_that_share_their_prompt(beginning):
     assert turns(content["chosen"] + content["rejected"]) == [("assistant", "good"), ("assistant", "bad")]
 
 
-def test_a_transcript_as_the_prompt_ends_where_the_answer_goes():
+def test_a_transcript_as_the_prompt_ends_before_the_answer():
     pair = align.align_record({"prompt": TRANSCRIPT, "chosen": " good", "rejected": " bad"}, "preference")
     labelled = align.align_record({"prompt": TRANSCRIPT, "completion": " good", "label": True}, "kto")
 

@@ -115,14 +115,14 @@ from tuneline.errors import DataError
         ),
     ],
 )
-def test_a_row_that_a_format_cannot_read_says_why(format, record, message, reason):
+def test_an_unreadable_row_is_refused_with_its_reason(format, record, message, reason):
     with pytest.raises(DataError, match=message) as caught:
         align.align_record(record, format)
 
     assert caught.value.reason == reason
 
 
-def test_empty_image_columns_and_placeholders_are_no_images():
+def test_empty_image_columns_and_placeholders_do_not_count_as_images():
     record = {"instruction": "<image>", "output": "b", "images": [], "videos": None, "audios": [""]}
 
     assert align_turns(record, "alpaca") == [("user", "<image>"), ("assistant", "b")]

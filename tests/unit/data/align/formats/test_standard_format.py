@@ -15,7 +15,7 @@ from tuneline.data.align import align
 
 
 @pytest.mark.parametrize("mark", ["", "_"])
-def test_the_papers_form_is_read_with_and_without_underscores(mark):
+def test_the_format_of_the_paper_is_read_with_and_without_underscores(mark):
     call = {"role": "function", "content": json.dumps(CALL)}
     record = {
         "prompt": [user("a")],
@@ -47,14 +47,14 @@ def test_two_responses_are_a_pair():
         schema.content([schema.message("user", "a"), schema.message("assistant", "", CALLS_JSON)], tools=TOOLS_JSON),
     ],
 )
-def test_an_example_of_our_own_comes_back_as_it_was(content):
+def test_a_standard_example_is_read_unchanged(content):
     example = json.loads(json.dumps(schema.example("s", content)))
 
     assert align.detect_format([example]) == "standard"
     assert align.align_record(example, "standard") == content
 
 
-def test_a_text_is_taken_as_it_is():
+def test_a_text_is_read_unchanged():
     assert align.align_record({"text": " x\n", "meta": 1}, "text") == schema.content(text=" x\n")
 
 
@@ -100,18 +100,18 @@ def as_openai(chat, tools):
 
 
 def as_sharegpt(chat, tools):
-    words = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
-    spoken = []
+    speakers = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+    turns_of_record = []
     for role, content, calls in chat:
         if content or not calls:
-            spoken.append({"from": words[role], "value": content})
+            turns_of_record.append({"from": speakers[role], "value": content})
         if calls:
-            spoken.append({"from": "function_call", "value": json.dumps(calls)})
-    return {"conversations": spoken, "tools": json.dumps(tools)}
+            turns_of_record.append({"from": "function_call", "value": json.dumps(calls)})
+    return {"conversations": turns_of_record, "tools": json.dumps(tools)}
 
 
 @given(chat=chats(), tools=FUNCTION_TOOLS)
-def test_a_chat_says_the_same_in_openais_words_and_in_sharegpts(chat, tools):
+def test_a_chat_is_equal_in_openai_and_sharegpt_format(chat, tools):
     first = align.align_record(as_openai(chat, tools), "openai")
     second = align.align_record(as_sharegpt(chat, tools), "sharegpt")
 
@@ -123,9 +123,9 @@ def test_a_chat_says_the_same_in_openais_words_and_in_sharegpts(chat, tools):
 
 
 @given(chat=chats(), tools=FUNCTION_TOOLS)
-def test_an_example_that_was_written_and_read_again_has_its_old_id(chat, tools):
+def test_an_example_keeps_its_id_after_a_round_trip(chat, tools):
     content = align.align_record(as_openai(chat, tools), "openai")
 
-    again = align.align_record(orjson.loads(orjson.dumps(schema.example("s", content))), "standard")
+    restored = align.align_record(orjson.loads(orjson.dumps(schema.example("s", content))), "standard")
 
-    assert schema.content_id(again) == schema.content_id(content)
+    assert schema.content_id(restored) == schema.content_id(content)

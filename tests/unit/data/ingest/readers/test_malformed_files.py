@@ -26,7 +26,7 @@ from tuneline.errors import DataError, SourceError
         ("\n\n", r"a.json:3: not valid JSON: expected a list of rows"),
     ],
 )
-def test_a_list_that_is_none_is_reported_with_its_line(write, monkeypatch, text, message, window):
+def test_an_invalid_json_list_is_reported_with_its_line(write, monkeypatch, text, message, window):
     monkeypatch.setattr(json_array, "WINDOW_CHARS", window)
 
     with pytest.raises(DataError, match=message):
@@ -45,7 +45,7 @@ def test_a_list_that_is_none_is_reported_with_its_line(write, monkeypatch, text,
         ('{"q":\n "one"}', r"got one object that begins with 'q'. Add \[ \] if it is a row."),
     ],
 )
-def test_an_object_where_a_list_should_be_is_reported_what_it_is(write, text, message):
+def test_an_object_in_place_of_a_list_is_reported(write, text, message):
     with pytest.raises(DataError, match=message):
         read_rows(write("a.json", text))
 
@@ -67,12 +67,12 @@ def test_an_object_where_a_list_should_be_is_reported_what_it_is(write, text, me
         (b'{"a": 1}\n{"a": "caf\xe9"}\n', r"a.jsonl:2: byte 0xe9 at offset 19 is not UTF-8. Save the file as UTF-8"),
     ],
 )
-def test_a_line_that_is_no_row_is_reported(write, text, message):
+def test_a_line_that_is_not_a_row_is_reported(write, text, message):
     with pytest.raises(DataError, match=message):
         read_rows(write("a.jsonl", text))
 
 
-def test_half_of_a_surrogate_pair_makes_a_bad_row(write):
+def test_an_unpaired_surrogate_gives_a_bad_row(write):
     path = write("a.jsonl", '{"a": "\\ud83d"}\n{"a": "\\ud83d\\ude00"}\n')
 
     assert bad_rows(path) == [(1, "a text holds a lone surrogate, so it is not valid Unicode")]
@@ -83,7 +83,7 @@ def test_half_of_a_surrogate_pair_makes_a_bad_row(write):
     ("name", "text", "offset"),
     [("a.json", '[{"a": 1},\n{"a": "é"}]', 18), ("a.csv", "a,b\n1,é\n", 6), ("a.txt", "one\né\n", 4)],
 )
-def test_bytes_that_are_no_utf8_are_reported_with_their_place(write, name, text, offset):
+def test_bytes_that_are_not_utf8_are_reported_with_their_location(write, name, text, offset):
     with pytest.raises(DataError, match=rf"{name}:2: byte 0xe9 at offset {offset} is not UTF-8"):
         read_rows(write(name, text.encode("latin-1")))
 
@@ -115,7 +115,7 @@ def test_bytes_that_are_no_utf8_are_reported_with_their_place(write, name, text,
         ("a.arrow", b"{}", "a.arrow:1: not a complete Arrow file"),
     ],
 )
-def test_what_is_no_data_is_reported_for_what_it_is(write, name, content, message):
+def test_files_that_are_not_data_are_reported_with_their_kind(write, name, content, message):
     with pytest.raises(SourceError, match=message):
         read_rows(write(name, content))
 
@@ -128,7 +128,7 @@ def test_an_empty_file_is_refused(write, name):
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", compress_zstd)])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_a_download_that_was_cut_is_reported_with_its_line(write, kind, ending, pack):
+def test_a_truncated_download_is_reported_with_its_line(write, kind, ending, pack):
     lines = np.random.default_rng(0).integers(0, 10**9, 20_000)
     body = {
         "csv": "a\n" + "\n".join(f'"{n}"' for n in lines),
@@ -142,7 +142,7 @@ def test_a_download_that_was_cut_is_reported_with_its_line(write, kind, ending, 
         read_rows(path)
 
 
-def test_torn_records_become_bad_rows(write):
+def test_incomplete_records_are_bad_rows(write):
     path = write("a.csv", 'a,b\n1,2\n3\n,\n"x"y,4\n5,6,7\n\n8,"never closed\n9,10\n')
 
     assert bad_rows(path) == [
@@ -172,7 +172,7 @@ def test_a_header_that_names_no_columns_is_refused(write, name, text, message):
         read_rows(write(name, text))
 
 
-def test_the_public_malformed_files_are_reported_for_what_they_are(test_data):
+def test_public_malformed_files_are_reported_with_the_cause(test_data):
     folder = test_data / "malformed"
     for name, error, message in [
         ("garbage_prefix.jsonl", DataError, r":1: not valid JSON: Expecting value at column 1, near 'rug"),
@@ -185,7 +185,7 @@ def test_the_public_malformed_files_are_reported_for_what_they_are(test_data):
             read_rows(folder / name)
 
 
-def test_a_public_torn_csv_shows_its_blank_records(test_data):
+def test_blank_records_of_a_public_damaged_csv_file_are_reported(test_data):
     path = test_data / "malformed" / "cnn_dailymail_broken.csv.gz"
 
     assert len(row_values(path)) == 68_061

@@ -12,7 +12,7 @@ from tests.reader_rows import ROWS, read_rows, row_values
 from tuneline.errors import DataError, SourceError
 
 
-def test_tables_give_the_same_rows(tmp_path):
+def test_tables_have_the_same_rows_as_text_files(tmp_path):
     table = pa.Table.from_pylist(ROWS)
     parquet.write_table(table, tmp_path / "a.parquet")
     Dataset(table).save_to_disk(tmp_path / "saved")
@@ -23,18 +23,18 @@ def test_tables_give_the_same_rows(tmp_path):
         assert read_rows(path) == list(enumerate(ROWS, start=1))
 
 
-def test_a_stream_that_was_cut_between_batches_is_reported(tmp_path):
+def test_a_stream_truncated_between_batches_is_reported(tmp_path):
     table = pa.Table.from_pylist(ROWS)
     with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table, max_chunksize=1)
-    whole = (tmp_path / "a.arrow").read_bytes()
-    (tmp_path / "a.arrow").write_bytes(whole[:-8])
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[:-8])
 
     with pytest.raises(SourceError, match=r"not a complete Arrow file \(the end-of-stream marker is missing\)"):
         read_rows(tmp_path / "a.arrow")
 
 
-def test_values_of_tables_become_what_json_has(tmp_path):
+def test_values_of_tables_are_converted_to_json_types(tmp_path):
     row = {
         "day": datetime.date(2024, 2, 29),
         "at": datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
@@ -55,7 +55,7 @@ def test_values_of_tables_become_what_json_has(tmp_path):
     ]
 
 
-def test_json_columns_of_datasets_become_what_they_hold(tmp_path):
+def test_json_columns_are_parsed(tmp_path):
     features = Features({"calls": List(Json()), "score": Value("float64")})
     Dataset.from_dict({"calls": [[{"b": 0}, {"c": "x"}]], "score": [0.5]}, features=features).save_to_disk(
         tmp_path / "a"
@@ -73,7 +73,7 @@ def test_json_columns_of_datasets_become_what_they_hold(tmp_path):
         (pa.table({"t": [1.0, float("nan")]}), r"a.arrow:2: a value cannot be written as JSON \(Out of range float"),
     ],
 )
-def test_what_is_no_text_in_a_table_is_refused(tmp_path, table, message):
+def test_invalid_text_in_a_table_is_refused(tmp_path, table, message):
     with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table)
 

@@ -15,7 +15,7 @@ from tuneline.data.ingest.readers import json_array
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".zst", compress_zstd)])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_every_kind_of_text_gives_the_same_rows(write, kind, ending, pack, mark):
+def test_every_text_format_has_the_same_rows(write, kind, ending, pack, mark):
     assert row_values(write(f"a.{kind}{ending}", pack(mark + TEXTS[kind].encode()))) == ROWS
 
 
@@ -26,7 +26,7 @@ def test_lines_of_text_are_rows(write):
     assert count_blank(path) == 3
 
 
-def test_a_row_keeps_its_own_text(write):
+def test_a_row_keeps_its_text(write):
     text = b'{"n": 123456789012345678901234567890, "f": 1.10,  "z": null}'
 
     (chunk,) = readers.read_chunks(write("a.jsonl", text))
@@ -42,7 +42,7 @@ def test_a_row_keeps_its_own_text(write):
         ("a.csv", 'a,b\n1,"x\ny\nz"\n\n2,\n', [2, 6]),
     ],
 )
-def test_a_row_knows_the_line_at_which_it_begins(write, name, text, lines):
+def test_a_row_has_the_number_of_its_first_line(write, name, text, lines):
     assert [line for line, _ in read_rows(write(name, text))] == lines
 
 
@@ -59,7 +59,7 @@ json_values = st.recursive(
     escaped=st.booleans(),
     window=st.integers(1, 40),
 )
-def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, indent, escaped, window):
+def test_a_list_is_read_with_any_window_size(tmp_path_factory, records, indent, escaped, window):
     path = tmp_path_factory.mktemp("list") / "a.json"
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=escaped), encoding="utf-8", newline="")
 
@@ -68,11 +68,11 @@ def test_a_list_is_read_whatever_the_window_cuts(tmp_path_factory, records, inde
         result = read_rows(path)
 
     assert [row for _, row in result] == records
-    whole = path.read_text(encoding="utf-8").split("\n")
-    assert all("{" in whole[line - 1] for line, _ in result)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert all("{" in lines[line - 1] for line, _ in result)
 
 
-def test_equal_keys_in_different_objects_are_no_fault(write):
+def test_equal_keys_in_different_objects_are_accepted(write):
     assert row_values(write("a.jsonl", '{"a": {"a": [{"a": 1}, {"a": 2}]}, "b": "a"}')) == [
         {"a": {"a": [{"a": 1}, {"a": 2}]}, "b": "a"}
     ]
