@@ -179,7 +179,7 @@ def mark_contaminated(scores: list[Score], contamination: Dataset) -> list[Score
 
     Args:
         scores: Scores of any benchmarks.
-        contamination: Rows with the schema `contamination.FOUND`.
+        contamination: Rows with the schema `contamination.CONTAMINATION_FEATURES`.
     """
     kinds = {(row["benchmark"], row["item"]): row["kind"] for row in contamination}
     return [replace(each, contamination=kinds.get((each.benchmark, each.item), "")) for each in scores]

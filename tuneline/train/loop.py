@@ -143,7 +143,7 @@ def run_training(loop: StageTrainer, job: TrainingJob, listeners: tuple[StepList
 
 @contextmanager
 def _add_checkpoint_to_errors(job: TrainingJob, loop: StageTrainer) -> Iterator[None]:
-    """Add the latest complete checkpoint to the message of a `ProofError`."""
+    """Add the latest complete checkpoint to the message of a `VerificationError`."""
     try:
         yield
     except VerificationError as error:
