@@ -117,7 +117,7 @@ def run_training(loop: StageTrainer, job: TrainingJob, listeners: tuple[StepList
 
     Raises:
         StoppedError: The training was stopped by a signal; its state is saved.
-        ProofError: The loss or the gradient norm is not finite.
+        VerificationError: The loss or the gradient norm is not finite.
     """
     from transformers import PrinterCallback
 
