@@ -91,7 +91,7 @@ def build_cells(options: TableOptions) -> list[Cell]:
         if unknown := [name for name in names if name not in known]:
             raise NotFoundError.among(kind, unknown[0], known)
     cells = [
-        Cell(table, task, method, _validated(options, table, task, method))
+        Cell(table, task, method, _write_and_validate(options, table, task, method))
         for table, definition in runs()["tables"].items()
         for task in _select(definition["tasks"], options.tasks)
         for method in _select(definition["methods"], options.methods)
@@ -112,7 +112,7 @@ def _select(names: Iterable[str], selection: tuple[str, ...]) -> list[str]:
     return [name for name in names if not selection or name in selection]
 
 
-def _validated(options: TableOptions, table: str, task: str, method: str) -> RunConfig:
+def _write_and_validate(options: TableOptions, table: str, task: str, method: str) -> RunConfig:
     """Write a cell's run configuration and validate it like a user's file."""
     content = run_content(options, table, task, method)
     path = state.folder("paper-tables") / f"{task}-{method}-{identity.digest(content)[:12]}.yaml"

@@ -97,7 +97,7 @@ class TrainingState:
             )
 
     def discard_damaged(self) -> None:
-        """Delete checkpoints whose hashes do not match, with a warning; they must not count towards the limit."""
+        """Delete checkpoints whose hashes do not match, with a warning; they must not count toward the limit."""
         for path in self._checkpoints():
             if file := _find_damage(path):
                 logger.warning("Discarded %s: %s is missing or was modified. Using the one before it.", path.name, file)
