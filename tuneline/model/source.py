@@ -167,8 +167,9 @@ def check_same_base(base_model: Manifest, reward_model: Path) -> None:
     folder = reward_model / "base_model"
     if weights_hash(file_entries(folder, _glob(folder, WEIGHT_FILES))) != weights_hash(base_model.items[0].files):
         raise SourceError(
-            f"load.adapters: the reward model {reward_model} was trained on another base model than this recipe's "
-            "`model`, but both share one base. Use the same model, or train the reward model on this one."
+            f"load.adapters: the reward model {reward_model} was trained on a different base model than "
+            "the `model` of this recipe, but both share one base. Use the same model, or train the reward model on "
+            "this one."
         )
 
 

@@ -270,8 +270,8 @@ def _test(criterion: _GateCriterion, pairs: list[tuple[float, float]], config: G
     is_binary = statistics.is_binary(scores)
     if config.test == "mcnemar" and not is_binary:
         raise RecipeError(
-            f"registry.gate.test: mcnemar compares right and wrong answers, and {criterion.metric} has other scores. "
-            "Set test: auto."
+            f"registry.gate.test: mcnemar compares right and wrong answers, but {criterion.metric} has scores "
+            "other than 0 and 1. Set test: auto."
         )
     differences = [candidate - opponent for candidate, opponent in pairs]
     if config.test == "bootstrap" and criterion.role == "target":

@@ -99,7 +99,7 @@ def cannot_resume(job: TrainingJob) -> bool:
 def load_config_for_resume(job: TrainingJob) -> LoadStepConfig:
     """Return the load options, with the dtype that was chosen when this training started.
 
-    `load.dtype: auto` measures which dtype is faster; another choice on resume would lead to other weights.
+    `load.dtype: auto` measures which dtype is faster; a different choice on resume would lead to different weights.
     """
     dtype = job.state.get_note("dtype") if job.load.dtype == "auto" and job.state.latest() else None
     return job.load.model_copy(update={"dtype": dtype}) if dtype else job.load

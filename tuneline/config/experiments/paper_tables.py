@@ -62,7 +62,7 @@ class TableOptions:
     methods: tuple[str, ...] = ()
     seed: int = 0
     compat: bool = False
-    """Additionally score responses with LlamaFactory's metrics."""
+    """Additionally score answers with LlamaFactory's metrics."""
 
 
 @cache
@@ -225,7 +225,7 @@ def parse_source(text: str) -> tuple[str, Path]:
     """Parse `task=file`.
 
     Raises:
-        RecipeError: It has another form.
+        RecipeError: It does not have the form TASK=FILE.
         NotFoundError: The task does not exist.
     """
     task, equals, path = text.partition("=")

@@ -83,7 +83,7 @@ class ExportOptions(Config):
 
     modelfile: Literal["exact", "limited", "none"] = "exact"
     """Ollama Modelfile. `exact` requires a chat template with an equivalent Ollama template; `limited` also accepts one
-    that differs for texts with certain words, such as reasoning in earlier responses; `none` writes no Modelfile."""
+    that differs for texts with certain words, such as reasoning in earlier answers; `none` writes no Modelfile."""
 
     system: str | None = None
     """Default system message of the Modelfile. If omitted, that of the training data (`align.system`), if known."""

@@ -1,6 +1,6 @@
 """Choose the attention implementation of a model on this machine.
 
-The choice depends on the config only, before weights are loaded. For each implementation one sentence says what the
+The choice depends on the config only, before weights are loaded. For each implementation one sentence states what the
 machine lacks or the architecture does not support: `auto` reports it, and an unsupported request is rejected with it.
 """
 

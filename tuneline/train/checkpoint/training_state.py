@@ -91,7 +91,7 @@ class TrainingState:
         if matches[0] != self.folder:
             other = _read(matches[0] / STATE_FILE).get("identity", {})
             raise RecipeError(
-                f"train.resume_from: {name} was started with another recipe: "
+                f"train.resume_from: {name} was started with a different recipe: "
                 f"{'; '.join(describe_differences(other, self.identity))}. Use the same recipe, or remove resume_from "
                 "to start a new training."
             )
