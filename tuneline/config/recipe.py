@@ -175,7 +175,7 @@ class Recipe(DataSection):
         return MergeStepConfig(
             **self.merge.model_dump(),
             shares=self.shares(),
-            judged=self.evaluation_sets(gate.named_metrics()) if gate.exclude_contaminated else [],
+            gate_sets=self.evaluation_sets(gate.named_metrics()) if gate.exclude_contaminated else [],
             max_items=self.evaluate.max_items,
         )
 

@@ -60,7 +60,7 @@ class MergeStepConfig(MergeConfig):
 
     shares: list[SourceShare] = Field(default_factory=list)
 
-    judged: list[str] = Field(default_factory=list)
+    gate_sets: list[str] = Field(default_factory=list)
     """Evaluation sets (`held_out`, exams) whose clean items the gate uses. Each must have enough of them."""
 
     max_items: int | None = None

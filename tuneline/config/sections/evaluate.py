@@ -143,6 +143,6 @@ class EvaluateStepConfig(EvaluateConfig):
     """`module:function` -> hash of its source, so that a modified metric is computed again."""
 
     @property
-    def judged(self) -> bool:
+    def has_reward(self) -> bool:
         """Whether a reward model or reward function scores completions."""
         return self.reward_model is not None or self.reward_function is not None
