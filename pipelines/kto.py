@@ -10,5 +10,5 @@ from tuneline.zenml_integration.strict_pipeline import strict_pipeline
 
 @strict_pipeline("kto")
 def kto_pipeline(recipe: KTORecipe) -> None:
-    """Train on labelled answers."""
+    """Train on labeled answers."""
     train_and_register(recipe)

@@ -1,4 +1,4 @@
-"""Reward modelling on pairs: an adapter and a value head, with the steps of `sft_pipeline`.
+"""Reward modeling on pairs: an adapter and a value head, with the steps of `sft_pipeline`.
 
 `zenml pipeline run pipelines.rm_pipeline --config configs/<recipe>.yaml`
 """

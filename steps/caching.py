@@ -23,7 +23,7 @@ def library_source_hash(*modules: str, libraries: tuple[str, ...] = ()) -> str:
 
     Args:
         modules: Library modules that the step calls, as dotted names below `tuneline`.
-        libraries: Installed packages whose behaviour the result depends on; their versions count.
+        libraries: Installed packages whose behavior the result depends on; their versions count.
 
     Raises:
         LookupError: The library has no such module.

@@ -111,7 +111,7 @@ class BoundedMeanTest:
         return float(scores.mean()), float(scores.std(ddof=1))
 
     @cached_property
-    def _counted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _distinct_values(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the distinct values and their numbers of items."""
         scores = np.asarray(self.differences, dtype=float)
         values, counts = np.unique(scores, return_counts=True)
@@ -123,10 +123,10 @@ class BoundedMeanTest:
 
     def _p(self, bound: float, *, shift: float = 0.0, size: int | None = None) -> float:
         """Return the p-value for differences moved by `shift` and scaled to `size` items."""
-        values, counts = self._counted
+        values, counts = self._distinct_values
         shapes = counts * ((size or len(self.differences)) / len(self.differences))
-        centred = np.concatenate([values + shift, [min(self.worst, float(values[0]) + shift)]]) - bound
-        return _below_zero(centred, np.concatenate([shapes, [1.0]]))
+        centered = np.concatenate([values + shift, [min(self.worst, float(values[0]) + shift)]]) - bound
+        return _below_zero(centered, np.concatenate([shapes, [1.0]]))
 
 
 def _below_zero(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> float:
@@ -140,7 +140,7 @@ def _below_zero(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> flo
     nearest = 0.5 / sqrt(float(shapes @ values**2))
     if abs(line) < nearest:  # too close to the pole at 0
         line = max(-nearest, 0.5 / float(values.min()))
-    log_terms, weights = _along(line, values, shapes)
+    log_terms, weights = _integrand_along(line, values, shapes)
     tail = float(np.real(np.exp(log_terms - log_terms[0].real) @ weights)) * exp(min(log_terms[0].real, 700.0))
     return min(max(-tail if line < 0 else 1 - tail, 0.0), 1.0)
 
@@ -156,7 +156,7 @@ def _saddle_point(values: NDArray[np.float64], shapes: NDArray[np.float64]) -> f
     return _root(slope, low + margin, high - margin)
 
 
-def _along(
+def _integrand_along(
     line: float, values: NDArray[np.float64], shapes: NDArray[np.float64]
 ) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
     """Return the logarithms of the integrand's moment generating function along a line, and their weights.

@@ -28,7 +28,7 @@ WEEK_SECONDS = 7 * 24 * 3600
 
 logger = logging.getLogger(__name__)
 
-_mine: dict[tuple[Path, int], "Owner"] = {}
+_owners: dict[tuple[Path, int], "Owner"] = {}
 
 
 @dataclass
@@ -95,15 +95,15 @@ class DeadOwner:
 def current_owner() -> Owner:
     """Return the record of this process on the current state root."""
     key = (state.root(), os.getpid())
-    if key not in _mine:
+    if key not in _owners:
         with _lock():
             path = state.folder(FOLDER) / f"{uuid.uuid4().hex}.json"
             handle = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _mine[key] = Owner(path, handle, key[1])
-            _mine[key]._write()
-        atexit.register(_mine[key]._leave)
-    return _mine[key]
+            _owners[key] = Owner(path, handle, key[1])
+            _owners[key]._write()
+        atexit.register(_owners[key]._leave)
+    return _owners[key]
 
 
 def scratch_folder() -> Path:
@@ -117,7 +117,7 @@ def dead_owners() -> list[DeadOwner]:
     return [
         DeadOwner(path, record["notes"])
         for path, record in _records()
-        if record is not None and _is_ours(record) and not is_locked(_lock_path(path))
+        if record is not None and _is_local(record) and not is_locked(_lock_path(path))
     ]
 
 
@@ -144,15 +144,15 @@ def clear_scratch() -> int:
 
 def _is_used() -> bool:
     """Return whether a running process may use the scratch folder: this one, another one, or one of another host."""
-    mine = _mine.get((state.root(), os.getpid()))
-    if mine and mine.uses_scratch:
+    own_record = _owners.get((state.root(), os.getpid()))
+    if own_record and own_record.uses_scratch:
         return True
     for path, record in _records():
-        if mine and path == mine.path:
+        if own_record and path == own_record.path:
             continue
-        foreign = record is not None and not _is_ours(record)
+        is_foreign = record is not None and not _is_local(record)
         recent = time.time() - path.stat().st_mtime < WEEK_SECONDS
-        if is_locked(_lock_path(path)) or (foreign and recent):
+        if is_locked(_lock_path(path)) or (is_foreign and recent):
             return True
     return False
 
@@ -170,7 +170,7 @@ def _records() -> Iterator[tuple[Path, dict[str, Any] | None]]:
         yield path, record if complete else None
 
 
-def _is_ours(record: dict[str, Any]) -> bool:
+def _is_local(record: dict[str, Any]) -> bool:
     return (record.get("host"), record.get("user")) == (socket.gethostname(), os.getuid())
 
 

@@ -42,7 +42,7 @@ class ReceivedSignal:
 
 @contextmanager
 def raise_on_signal() -> Iterator[ReceivedSignal]:
-    """Raise an exception for the first SIGTERM or SIGINT; a second one ends the process at once.
+    """Raise an exception for the first SIGTERM or SIGINT; a second one ends the process immediately.
 
     Handlers installed by others stay. Signals are handled only in the main thread.
     """

@@ -48,7 +48,7 @@ def bootstrap_mean(
     scores = np.asarray(values, dtype=float)
     if scores.size == 0:
         raise ValueError("The mean of no items is not defined.")
-    tail = _expanded((1 - level) if one_sided else (1 - level) / 2, scores.size)
+    tail = _expanded_tail((1 - level) if one_sided else (1 - level) / 2, scores.size)
     low, high = np.quantile(_resampled_means(scores, num_resamples, seed), [tail, 1 - tail])
     return Interval(float(scores.mean()), float(low), float(high), int(scores.size))
 
@@ -90,7 +90,7 @@ def bootstrap_macro(
     return Interval(mean, float(low), float(high), sum(group.size for group in groups))
 
 
-def _expanded(tail: float, num_items: int) -> float:
+def _expanded_tail(tail: float, num_items: int) -> float:
     """Return the share of resamples to exclude on one side, so that the interval is as wide as Student's t."""
     if num_items < 2:
         return tail
@@ -142,7 +142,7 @@ class PairedBootstrapTest:
 
     def low(self, level: float) -> float:
         """Return the lower end of the one-sided interval at `level`."""
-        return float(np.quantile(self._means, _expanded(1 - level, self._scores.size)))
+        return float(np.quantile(self._means, _expanded_tail(1 - level, self._scores.size)))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_a_model_card_shows_data_scores_and_what_was_not_recorded(two_runs):
     card = tuneline("card", "tiny", "2")
 
     assert card.startswith('---\nlicense: "other"\ntags: ')
-    for text in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## Licence", "Not recorded:"):
+    for text in ("# tiny version 2", "## Data", "| first |", "## Scores", "| rougeL |", "## License", "Not recorded:"):
         assert text in card
     assert "Kept as challenger: " in card
     assert "nothing was measured on safety" in card
@@ -197,7 +197,7 @@ def test_runs_are_read_over_several_pages(two_runs, monkeypatch):
 
 
 def test_doctor_reports_a_working_stack_and_tracker(project):
-    rows = {row["what"]: row["status"] for row in as_json("doctor")}
+    rows = {row["check"]: row["status"] for row in as_json("doctor")}
 
     assert rows["stack"] == rows["mlflow"] == rows["torch"] == rows["device"] == "ok"
 

@@ -1,4 +1,4 @@
-"""`tuneline data`: list and import dataset descriptions, and preview the rows of a recipe."""
+"""`tuneline data`: list and import dataset registries, and preview the rows of a recipe."""
 
 import os
 from pathlib import Path
@@ -27,11 +27,11 @@ def add_commands(app: typer.Typer) -> None:
 
 def import_(
     file: Annotated[Path, typer.Argument(help="LlamaFactory's dataset_info.json.")],
-    output: Annotated[Path, typer.Option(help="Description file to write.")] = Path("datasets.yaml"),
+    output: Annotated[Path, typer.Option(help="Dataset registry to write.")] = Path("datasets.yaml"),
     force: Annotated[bool, typer.Option(help="Overwrite the output file.")] = False,
     as_json: show.JsonOption = False,
 ) -> None:
-    """Translate a dataset_info.json into dataset descriptions; reports skipped entries with the reason."""
+    """Translate a dataset_info.json into a dataset registry; reports skipped entries with the reason."""
     from tuneline.config.datasets import dataset_registry, llamafactory_dataset_info
 
     if output.exists() and not force:
@@ -50,28 +50,28 @@ def import_(
     )
     if not as_json:
         show.console().print(
-            f"Wrote {len(translated)} descriptions to {output}; skipped {len(skipped)}. Columns that an entry does not "
+            f"Wrote {len(translated)} entries to {output}; skipped {len(skipped)}. Columns that an entry does not "
             "name have the default names of the format; LlamaFactory ignores some of those.",
             soft_wrap=True,
         )
 
 
 def list_(
-    file: Annotated[Path, typer.Argument(help="Description file, or a dataset_info.json.")] = Path(
+    file: Annotated[Path, typer.Argument(help="Dataset registry, or a dataset_info.json.")] = Path(
         "configs/datasets.yaml"
     ),
     as_json: show.JsonOption = False,
 ) -> None:
-    """List the datasets of a description file."""
+    """List the datasets of a registry."""
     from tuneline.config.datasets import dataset_registry
 
-    descriptions = dataset_registry.read(file)
-    rows = [_row(name, entry) for name, entry in descriptions.entries.items()]
+    registry = dataset_registry.read(file)
+    rows = [_row(name, entry) for name, entry in registry.entries.items()]
     optional = [key for key in ("columns", "tags", "max_rows") if any(row[key] for row in rows)]
     names = ("name", "place", "format", *optional)
     show.print_rows(f"Datasets of {file}", rows, names, as_json=as_json, empty=f"{file} has no dataset.")
-    if descriptions.left_out and not as_json:
-        show.console().print(f"{len(descriptions.left_out)} entries skipped; `tuneline data import` shows the reasons.")
+    if registry.left_out and not as_json:
+        show.console().print(f"{len(registry.left_out)} entries skipped; `tuneline data import` shows the reasons.")
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -36,17 +36,17 @@ def add_commands(app: typer.Typer) -> None:
 def doctor(as_json: show.JsonOption = False) -> None:
     """Check the installation, the device, the stack and the network; the exit code is 1 if a check fails."""
     show.silence_logs()
-    results = [*_installed(), *_device(), *_stack(), *_reachable()]
-    show.print_rows("Doctor", results, ("what", "status", "detail"), as_json=as_json, empty="")
-    if any(row["status"] == "wrong" for row in results):
+    results = [*_package_rows(), *_device_rows(), *_stack_rows(), *_network_rows()]
+    show.print_rows("Doctor", results, ("check", "status", "detail"), as_json=as_json, empty="")
+    if any(row["status"] == "failed" for row in results):
         raise typer.Exit(1)
 
 
-def _row(what: str, status: str, detail: str) -> dict[str, Any]:
-    return {"what": what, "status": status, "detail": detail}
+def _row(check: str, status: str, detail: str) -> dict[str, Any]:
+    return {"check": check, "status": status, "detail": detail}
 
 
-def _installed() -> list[dict[str, Any]]:
+def _package_rows() -> list[dict[str, Any]]:
     rows = [_row("python", "ok", platform.python_version())]
     for name in (*PACKAGES, *OPTIONAL):
         try:
@@ -56,14 +56,14 @@ def _installed() -> list[dict[str, Any]]:
             rows.append(
                 _row(
                     name,
-                    "absent" if optional else "wrong",
+                    "absent" if optional else "failed",
                     "optional" if optional else "not installed; run `make install`",
                 )
             )
     return rows
 
 
-def _device() -> list[dict[str, Any]]:
+def _device_rows() -> list[dict[str, Any]]:
     import torch
 
     from tuneline.model import device, precision
@@ -78,7 +78,7 @@ def _device() -> list[dict[str, Any]]:
     ]
 
 
-def _stack() -> list[dict[str, Any]]:
+def _stack_rows() -> list[dict[str, Any]]:
     from zenml.client import Client
 
     from tuneline import state
@@ -94,15 +94,15 @@ def _stack() -> list[dict[str, Any]]:
         ("ledger", lambda: f"{ledger.verify()} lines, hashes match"),
         ("killed runs", lambda: "; ".join(abandoned_runs.close()) or "none"),
     )
-    for what, check in checks:
+    for name, check in checks:
         try:
-            rows.append(_row(what, "ok", check()))
+            rows.append(_row(name, "ok", check()))
         except TunelineError as error:
-            rows.append(_row(what, "wrong", str(error)))
+            rows.append(_row(name, "failed", str(error)))
     return rows
 
 
-def _reachable() -> list[dict[str, Any]]:
+def _network_rows() -> list[dict[str, Any]]:
     """Check the Hub, which is optional: catalogue models have other sources."""
     from huggingface_hub.constants import ENDPOINT
 

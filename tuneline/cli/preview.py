@@ -22,7 +22,7 @@ HEAD_CHARS, TAIL_CHARS = 2000, 1000
 """Characters printed of the start and the end of a long sequence; the HTML page shows all."""
 
 MARKERS = ("⟦", "⟧")
-"""Enclose trained text on output without colours."""
+"""Enclose trained text on output without colors."""
 
 STYLES = {(True, False): "green", (True, True): "bold green", (False, True): "magenta", (False, False): ""}
 """Styles by (is trained, is a special token)."""
@@ -105,11 +105,11 @@ def _show(facts: list[str], result: "PreviewResult", tokenizer: "PreTrainedToken
 
 
 def _legend(console: Console) -> str:
-    style = "is green" if _has_colours(console) else f"is enclosed in {MARKERS[0]} {MARKERS[1]}"
+    style = "is green" if _has_colors(console) else f"is enclosed in {MARKERS[0]} {MARKERS[1]}"
     return f"Model input; trained text {style}"
 
 
-def _has_colours(console: Console) -> bool:
+def _has_colors(console: Console) -> bool:
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
@@ -119,12 +119,12 @@ def _show_sequences(console: Console, section: "DatasetPreview", tokenizer: "Pre
     for number, shown in enumerate(section.shown, start=1):
         parts = pages.text_spans(shown.tokens, tokenizer)
         console.print(Text(f"\n{number}: {shown.title}", "bold"))
-        console.print(_coloured(parts) if _has_colours(console) else Text(_marked(parts)), soft_wrap=True)
+        console.print(_color_text(parts) if _has_colors(console) else Text(_mark_text(parts)), soft_wrap=True)
 
 
-def _coloured(parts: "list[TextSpan]") -> Text:
+def _color_text(parts: "list[TextSpan]") -> Text:
     text = Text()
-    for part in _shortened(parts):
+    for part in _shorten(parts):
         style = STYLES[part.trained, part.special]
         for i, line in enumerate(part.text.split("\n")):
             if i:
@@ -133,12 +133,12 @@ def _coloured(parts: "list[TextSpan]") -> Text:
     return text
 
 
-def _marked(parts: "list[TextSpan]") -> str:
-    text = "".join(f"{MARKERS[0]}{part.text}{MARKERS[1]}" if part.trained else part.text for part in _shortened(parts))
+def _mark_text(parts: "list[TextSpan]") -> str:
+    text = "".join(f"{MARKERS[0]}{part.text}{MARKERS[1]}" if part.trained else part.text for part in _shorten(parts))
     return text.replace("".join(reversed(MARKERS)), "")
 
 
-def _shortened(parts: "list[TextSpan]") -> "Iterator[TextSpan]":
+def _shorten(parts: "list[TextSpan]") -> "Iterator[TextSpan]":
     """Omit the middle of a long sequence."""
     total = sum(len(part.text) for part in parts)
     resume = total - TAIL_CHARS if total > 1.5 * (HEAD_CHARS + TAIL_CHARS) else HEAD_CHARS

@@ -75,7 +75,7 @@ def _sweep(config: Path, sets: list[str], seeds: int, *, verbose: bool) -> None:
         def report(name: str, outcome: "Outcome") -> None:
             nonlocal done
             done += 1
-            view.print(f"{done} of {total}: {name}: {_cached(outcome)}")
+            view.print(f"{done} of {total}: {name}: {_count_cached(outcome)}")
 
         swept = running.run(f"sweep of {config.stem}", settings, report)
     console = show.console()
@@ -94,7 +94,7 @@ def _search(plan: "Search", seeds: int, *, verbose: bool) -> None:
         from tuneline.tracking.experiments import optuna_study
 
         def report(name: str, outcome: "Outcome | None") -> None:
-            view.print(f"{name}: {_cached(outcome)}" if outcome else name)
+            view.print(f"{name}: {_count_cached(outcome)}" if outcome else name)
 
         searched = running.run(f"search of {plan.base.path.stem}", plan, seeds, report)
     table = Table("trial", "values", plan.objective, "", title="Trials", title_justify="left")
@@ -120,6 +120,6 @@ def _table(title: str, metric: str, lines: "list[SettingResult]") -> Table:
     return table
 
 
-def _cached(outcome: "Outcome") -> str:
+def _count_cached(outcome: "Outcome") -> str:
     cached = sum(step.status == "cached" for step in outcome.steps)
     return f"{cached} of {len(outcome.steps)} steps cached"

@@ -54,8 +54,8 @@ def paper_tables(
 
     sources = tables.find_sources(data) if data else {}
     sources |= dict(tables.parse_source(text) for text in source or [])
-    asked = tables.TableOptions(budget, model, sources, tuple(task or ()), tuple(method or ()), seed, compat)
-    cells = tables.build_cells(asked)
+    options = tables.TableOptions(budget, model, sources, tuple(task or ()), tuple(method or ()), seed, compat)
+    cells = tables.build_cells(options)
     show.silence_logs()
     from tuneline.runner import paper_tables as runner
     from tuneline.tracking.experiments import paper_report
@@ -68,7 +68,7 @@ def paper_tables(
     runner.check(cells)
 
     def report(results: "list[CellResult]", number: int) -> None:
-        paper_report.write(output, asked, results)
+        paper_report.write(output, options, results)
         console.print(f"{number + 1} of {len(results)}: {lines.summary_line(results[number])}", soft_wrap=True)
 
     results = runner.run(cells, output / "logs", report)

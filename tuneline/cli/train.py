@@ -31,7 +31,7 @@ def plan(
     """Validate a recipe and print it with all defaults; runs nothing."""
     import yaml
 
-    checked = _checked(config)
+    checked = _load_and_check(config)
     if as_json:
         typer.echo(checked.recipe.model_dump_json(indent=1))
         return
@@ -50,7 +50,7 @@ def run(
     verbose: show.VerboseOption = False,
 ) -> None:
     """Check a recipe, its data and the stack, then run it; creates the embedded stack if no stack is active."""
-    checked = imports.ensure_config_file(_checked(config))
+    checked = imports.ensure_config_file(_load_and_check(config))
     _check_steps(checked, recompute or [])
     with run_view.open_view(config.stem, checked.recipe.step_names(), verbose=verbose) as view:
         with view.spinner(f"Checking {config}"):
@@ -85,7 +85,7 @@ def _show_export(outcome: "ExportOutcome") -> None:
     console.print(f"Run      {outcome.run_name} ({outcome.pipeline})", soft_wrap=True)
 
 
-def _checked(config: Path) -> "RunConfig":
+def _load_and_check(config: Path) -> "RunConfig":
     """Load a recipe and check that its files exist.
 
     Raises:

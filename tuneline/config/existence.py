@@ -39,7 +39,7 @@ def check(recipe: RunRecipe) -> None:
 def find_missing(recipe: RunRecipe) -> list[str]:
     """Return one error message per missing file, model, template or package."""
     problems = []
-    for check in _of_export(recipe) if isinstance(recipe, ExportRecipe) else _of_training(recipe):
+    for check in _export_checks(recipe) if isinstance(recipe, ExportRecipe) else _training_checks(recipe):
         try:
             check()
         except TunelineError as error:
@@ -47,7 +47,7 @@ def find_missing(recipe: RunRecipe) -> list[str]:
     return problems
 
 
-def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
+def _export_checks(recipe: ExportRecipe) -> list[Callable[[], None]]:
     options = ModelLoadOptions(trust_remote_code=recipe.trust_remote_code, allow_pickle=recipe.allow_pickle)
     return [
         lambda: check_model(recipe.model, options),
@@ -56,7 +56,7 @@ def _of_export(recipe: ExportRecipe) -> list[Callable[[], None]]:
     ]
 
 
-def _of_training(recipe: Recipe) -> list[Callable[[], None]]:
+def _training_checks(recipe: Recipe) -> list[Callable[[], None]]:
     return [
         *(lambda source=source: check_source(source) for source in recipe.unique_sources()),
         *(lambda exam=exam: check_exam(exam) for exam in recipe.exams),

@@ -45,7 +45,8 @@ def load(path: Path) -> RunConfig:
         errors += document.format_errors(
             problem
             for problem in problems
-            if not (source_errors and _is_of_sources(problem)) and not (gate_errors and _is_of_gate(problem))
+            if not (source_errors and _may_come_from_sources(problem))
+            and not (gate_errors and _may_come_from_gate(problem))
         )
     else:
         missing = (RECIPE_KEY, "is required. Add the recipe; configs/demo.yaml is a complete example.")
@@ -103,12 +104,12 @@ def _known_keys(model: type[RunRecipe], loc: Key, parent: Any) -> list[str]:
     return [*known, "dataset"] if loc[0] == "sources" and len(loc) == 3 else known
 
 
-def _is_of_sources(problem: Problem) -> bool:
+def _may_come_from_sources(problem: Problem) -> bool:
     """Return whether a problem may be a consequence of an unresolved dataset entry."""
     return problem[0][len(RECIPE_KEY) :][:1] in (("sources",), ("datasets",))
 
 
-def _is_of_gate(problem: Problem) -> bool:
+def _may_come_from_gate(problem: Problem) -> bool:
     """Return whether a problem may be a consequence of an invalid gate, which is already reported."""
     return problem[0][len(RECIPE_KEY) :][:2] == ("registry", "gate") or problem[1].startswith("registry.gate.")
 

@@ -114,7 +114,7 @@ class Recipe(DataSection):
     def _thinking_mask_needs_sft_rows(self) -> "Recipe":
         if self.rows in ("preference", "kto", "prompt") and self.tokenize.thinking == "mask":
             raise ValueError(
-                f"tokenize.thinking is 'mask', but stage {self.stage} trains on entire responses, including <think> "
+                f"tokenize.thinking is 'mask', but stage {self.stage} trains on entire answers, including <think> "
                 "blocks. Remove tokenize.thinking."
             )
         return self
@@ -175,7 +175,7 @@ class Recipe(DataSection):
         return MergeStepConfig(
             **self.merge.model_dump(),
             shares=self.shares(),
-            judged=self.evaluation_sets(gate.named_metrics()) if gate.exclude_contaminated else [],
+            gate_sets=self.evaluation_sets(gate.named_metrics()) if gate.exclude_contaminated else [],
             max_items=self.evaluate.max_items,
         )
 

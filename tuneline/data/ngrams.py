@@ -16,7 +16,7 @@ MIN_QUESTION_WORDS = 8
 """Questions with fewer words are searched for together with their choices."""
 
 NO_ROW = np.iinfo(np.int32).max
-"""Row number that stands for no row."""
+"""Row number that means no row."""
 
 WORDS_PER_BATCH = 2**16
 """Approximate number of words that are hashed per batch."""

@@ -103,7 +103,7 @@ def _score_generated(
     cut = text_tokenizer.resolve_cut(config.cut, references)
     tokenize = text_tokenizer.bleu_tokenizer(cut, references)
     generation = generation_protocol(tokenizer_manifest, config, draw, candidate.setting)
-    reward_ids = [reward.reward_id(config)] if config.judged else []
+    reward_ids = [reward.reward_id(config)] if config.has_reward else []
 
     def scorer(missing: list[Item]) -> list[Score]:
         generate_missing = _generator(candidate, tokenizer, config, draw)
@@ -116,7 +116,7 @@ def _score_generated(
         columns = metric_registry.columns(config, cut, tokenize, *texts)
         if config.reward_model is not None:
             candidate.release()  # make room for the reward model
-        if config.judged:
+        if config.has_reward:
             columns["reward"] = reward.reward_scorer(config, tokenizer)(*texts)
         rows = ({kind: column[i] for kind, column in columns.items()} for i in range(len(answers)))
         return [replace(each, metrics=row) for each, row in zip(answers, rows, strict=True)]
@@ -179,7 +179,7 @@ def mark_contaminated(scores: list[Score], contamination: Dataset) -> list[Score
 
     Args:
         scores: Scores of any benchmarks.
-        contamination: Rows with the schema `contamination.FOUND`.
+        contamination: Rows with the schema `contamination.CONTAMINATION_FEATURES`.
     """
     kinds = {(row["benchmark"], row["item"]): row["kind"] for row in contamination}
     return [replace(each, contamination=kinds.get((each.benchmark, each.item), "")) for each in scores]

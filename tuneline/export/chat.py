@@ -64,7 +64,7 @@ class TurnFormat:
     """Role -> how whitespace around a content is stripped, if it is."""
 
     empty_system: Literal["rendered", "omitted", "rejected"] = "rendered"
-    """Whether an empty system message is rendered like others, omitted, or in another form, which is rejected."""
+    """Whether an empty system message is rendered like others, omitted, or in a different form, which is rejected."""
 
     prefill: bool = True
     """Whether a conversation that ends with an answer can be continued."""
@@ -176,7 +176,7 @@ def _pieces(
     for marker in markers:
         before, match, rest = rest.partition(marker)
         if not match:
-            raise NotExpressibleError("the chat template renders turns in another order")
+            raise NotExpressibleError("the chat template renders turns in a different order")
         separators.append(before)
     for pair, text in zip(_transitions(roles), [*separators, rest], strict=True):
         if pieces.setdefault(pair, text) != text:

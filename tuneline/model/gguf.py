@@ -13,7 +13,7 @@ from tuneline.identity import digest, file_entries
 from tuneline.model import gguf_split
 
 CONVERTER = "dequantized to float32, 1"
-"""Part of the key: another conversion gives another model."""
+"""Part of the key: a different conversion gives a different model."""
 
 
 def convert_gguf(files: Sequence[Path], sha256: str | list[str] | None = None, *, weights: bool = True) -> Path:
@@ -25,7 +25,7 @@ def convert_gguf(files: Sequence[Path], sha256: str | list[str] | None = None, *
         weights: Whether weights are needed; if not, tokenizer and config are enough.
 
     Raises:
-        SourceError: A file has another hash than expected, or transformers cannot read it.
+        SourceError: A file has a different hash than expected, or transformers cannot read it.
     """
     hashes = [file_entries(file.parent, [file])[0].sha256 for file in files]
     expected = [sha256] if isinstance(sha256, str) else sha256 or hashes

@@ -206,7 +206,7 @@ def read_weights(
     """Load the weights onto the device `to`, by default the device of this process; quantize if configured.
 
     Raises:
-        SourceError: Weights are missing or have other shapes than the config.
+        SourceError: Weights are missing or have different shapes than in the config.
     """
     transformers_logging.disable_progress_bar()
     target = to or device.device_type()
@@ -248,7 +248,7 @@ def _check_loading_info(folder: Path, info: dict[str, Any]) -> None:
     """Reject incomplete weights: transformers initializes missing tensors randomly and only logs a warning."""
     missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
     if missing or mismatched:
-        problem = "lacks" if missing else "has another shape for"
+        problem = "lacks" if missing else "has a different shape for"
         raise SourceError(
             f"model: {folder} {problem} {', '.join((missing or mismatched)[:3])}, expected by its config.json; they "
             "would be random numbers. Download the model again, or correct its config.json."

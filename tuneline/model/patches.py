@@ -106,7 +106,7 @@ def checkpoint_policy(saved_ops: set[str], _: Any, operation: Any, *args: Any, *
     """Return whether the result of an operation is saved; a policy function of torch once `saved_ops` is bound.
 
     Attention with dropout inside its kernel is recomputed: skipping it would not advance the random state, and later
-    layers would drop other values than in the forward pass.
+    layers would drop different values than in the forward pass.
     """
     if operation.name() not in saved_ops or _has_dropout(operation, args, kwargs) or _is_cheap(operation, args):
         return CheckpointPolicy.PREFER_RECOMPUTE

@@ -70,7 +70,8 @@ def check_inputs(base_model: Manifest, tokenizer: Manifest, config: ResolveConfi
 
     Raises:
         RecipeError: The device lacks a dtype, a target module does not exist, a rank exceeds a matrix, rows exceed the
-            model's positions, a quantized model would be trained fully, or an adapter belongs to another base model.
+            model's positions, a quantized model would be trained fully, or an adapter belongs to a different base
+            model.
     """
     model_config = read_config(source.manifest_folder(base_model), config.load)
     family = families[config.method.type]

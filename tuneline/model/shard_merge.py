@@ -72,7 +72,7 @@ def prepare_shard_merge(
         dtype: Dtype of the merged weights.
 
     Raises:
-        RecipeError: The adapter was trained on another base model.
+        RecipeError: The adapter was trained on a different base model.
     """
     locations = _tensor_locations(base, bases[0])
     if locations is None or not _is_plain_lora(adapter, family):

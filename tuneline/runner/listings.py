@@ -41,7 +41,7 @@ def models(name: str | None, most: int | None) -> Models:
         NotFoundError: No model has that name.
         TrackingError: MLflow cannot be reached.
     """
-    return _first(lambda: _sqlite_models(name, most), lambda: _client_models(name, most))
+    return _read_or_ask(lambda: _sqlite_models(name, most), lambda: _client_models(name, most))
 
 
 def card(name: str, version: str) -> str:
@@ -51,20 +51,20 @@ def card(name: str, version: str) -> str:
         NotFoundError: No version has that number or alias.
         TrackingError: The run that made the version has no card, or MLflow cannot be reached.
     """
-    return _first(lambda: _sqlite_card(name, version), lambda: _client_card(name, version))
+    return _read_or_ask(lambda: _sqlite_card(name, version), lambda: _client_card(name, version))
 
 
 def runs(limit: int) -> list[dict[str, Any]]:
     """Return the newest runs, newest first; runs whose process was killed are marked as failed before."""
-    return _first(lambda: _sqlite_runs(limit), lambda: _client_runs(limit))
+    return _read_or_ask(lambda: _sqlite_runs(limit), lambda: _client_runs(limit))
 
 
 def list_schedules() -> list[Schedule]:
     """Return the schedules of the active stack."""
-    return _first(_sqlite_schedules, schedules.list_schedules)
+    return _read_or_ask(_sqlite_schedules, schedules.list_schedules)
 
 
-def _first(read: Callable[[], Result], ask_client: Callable[[], Result]) -> Result:
+def _read_or_ask(read: Callable[[], Result], ask_client: Callable[[], Result]) -> Result:
     try:
         return read()
     except UnsupportedStoreError:
@@ -87,7 +87,7 @@ def _sqlite_models(name: str | None, most: int | None) -> Models:
     with _registry() as registry:
         if name and not registry.has_model(name):
             raise UnsupportedStoreError(f"no model {name}")
-        return _without_old(registry.recent(name, most + 1) if most else registry.versions(name), most)
+        return _drop_old(registry.recent(name, most + 1) if most else registry.versions(name), most)
 
 
 def _client_models(name: str | None, most: int | None) -> Models:
@@ -97,13 +97,13 @@ def _client_models(name: str | None, most: int | None) -> Models:
     tracker.connect()
     if name and not registry.list_models(name):
         raise NotFoundError.among("model", name, list(registry.list_models())[: registry.MAX_LISTED])
-    return _without_old(registry.list_recent(name, most + 1) if most else registry.list_versions(name), most)
+    return _drop_old(registry.list_recent(name, most + 1) if most else registry.list_versions(name), most)
 
 
-def _without_old(versions: Any, most: int | None) -> Models:
+def _drop_old(versions: Any, most: int | None) -> Models:
     """Leave out older versions without an alias."""
-    kept = [version for i, version in enumerate(versions) if most is None or i < most or version.aliases]
-    return Models(kept, len(versions) - len(kept))
+    listed_versions = [version for i, version in enumerate(versions) if most is None or i < most or version.aliases]
+    return Models(listed_versions, len(versions) - len(listed_versions))
 
 
 def _sqlite_card(name: str, version: str) -> str:

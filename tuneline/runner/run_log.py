@@ -1,7 +1,7 @@
 """The log file of a command that runs pipelines: it receives what ZenML, MLflow and other libraries print and log.
 
 Standard output and standard error are redirected by their file descriptors, so that C libraries and child processes
-write to the file, too. The file lies in `logs/` below the state root.
+write to the file, too. The file is in `logs/` below the state root.
 """
 
 import logging

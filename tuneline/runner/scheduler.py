@@ -216,8 +216,8 @@ class Scheduler:
     def _due(self, schedule: Schedule) -> datetime | None:
         """Return the last due time that has passed and has no run yet."""
         now = self.clock()
-        if wrong := cron_error(schedule.cron_expression):
-            raise ValueError(wrong.rstrip("."))
+        if problem := cron_error(schedule.cron_expression):
+            raise ValueError(problem.rstrip("."))
         last = scheduler_state.load(self._report_once).get(schedule.id)
         if last and last.unfinished and not self._has_ended(schedule, last):
             return last.due
@@ -260,7 +260,7 @@ class Scheduler:
             job = self.launch(schedule, due, log)
         except OSError as error:  # the other schedules must still run
             log.write_text(f"The run could not be started: {error}\n")
-            job = _NotStarted(run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log)))
+            job = _FailedStart(run_processes.RunRecord(schedule.id, schedule.name, due.isoformat(), str(log)))
         self._running()[schedule.id] = job
         if job.record.pid:
             self._save(schedule.id, entry.model_copy(update={"pid": job.record.pid}))
@@ -305,7 +305,7 @@ class Scheduler:
             time.sleep(0.05)
 
 
-class _NotStarted:
+class _FailedStart:
     """A run whose process could not be started."""
 
     def __init__(self, record: run_processes.RunRecord) -> None:

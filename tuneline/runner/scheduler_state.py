@@ -33,34 +33,34 @@ class ScheduleState(BaseModel):
 
     @property
     def unfinished(self) -> bool:
-        """It was started, and nobody has seen its end."""
+        """It was started, and its end is not recorded."""
         return self.status in (RUNNING, STOPPED)
 
 
-def load(tell: Callable[[str], None] = lambda line: None) -> dict[str, ScheduleState]:
+def load(report: Callable[[str], None] = lambda line: None) -> dict[str, ScheduleState]:
     """Return, for each schedule's id, what was fired last.
 
     Args:
-        tell: Hears what could not be read, in one line.
+        report: Receives one line for each entry or file that could not be read.
     """
     path = state.root() / FILE
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        found = error
-    if not isinstance(found, dict):
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        tell(f"{path} is damaged and was moved to {aside.name}: each due schedule runs once more.")
+        content = error
+    if not isinstance(content, dict):
+        backup = path.with_suffix(".damaged")
+        path.replace(backup)
+        report(f"{path} is damaged and was moved to {backup.name}: each due schedule runs once more.")
         return {}
     entries = {}
-    for schedule_id, entry in found.items():
+    for schedule_id, entry in content.items():
         try:
             entries[schedule_id] = ScheduleState.model_validate(entry)
         except ValidationError:
-            tell(f"{path}: the entry {schedule_id} is damaged, so its schedule runs once more if it is due.")
+            report(f"{path}: the entry {schedule_id} is damaged, so its schedule runs once more if it is due.")
     return entries
 
 

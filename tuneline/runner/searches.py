@@ -61,16 +61,16 @@ def run(title: str, plan: Search, num_seeds: int, on_run: OnRun = lambda name, o
     ):
         study.parent_run = parent.run_id
         while len(study.trials()) < plan.trials:
-            _try(study, plan, parent, on_run)
+            _run_trial(study, plan, parent, on_run)
         best = study.best()
         lines = [_confirm(values, plan, num_seeds, parent, on_run) for values in (best.values, {})]
         trials = study.trials()
-        _close(title, plan, parent, trials, best, lines)
+        _log_results(title, plan, parent, trials, best, lines)
     ranked = sweep.rank(lines, plan.direction)
     return SearchResult(trials, best, ranked, optuna_study.describe_confirmation(plan, *lines), parent.run_id)
 
 
-def _try(study: Study, plan: Search, parent: ParentRun, on_run: OnRun) -> None:
+def _run_trial(study: Study, plan: Search, parent: ParentRun, on_run: OnRun) -> None:
     trial, values = study.draw()
     name = f"trial {len(study.trials()) + 1} of {plan.trials}: {describe_values(values)}"
     try:
@@ -98,7 +98,7 @@ def _confirm(values: dict[str, Any], plan: Search, num_seeds: int, parent: Paren
     return SettingResult(name, names, scores)
 
 
-def _close(
+def _log_results(
     title: str, plan: Search, parent: ParentRun, trials: list[Trial], best: Trial, lines: list[SettingResult]
 ) -> None:
     """Log the tables and the score of each trial."""

@@ -76,7 +76,7 @@ class Decision(BaseModel):
 
     def contamination_notes(self) -> list[str]:
         """Return, for each comparison that left out contaminated items, the result on all items."""
-        return [_with_all(finding) for finding in self.findings if finding.all_items]
+        return [_describe_all_items(finding) for finding in self.findings if finding.all_items]
 
     def title(self) -> str:
         """Return the model name and the version."""
@@ -102,7 +102,7 @@ def _row(finding: Finding) -> dict[str, str]:
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-def _with_all(finding: Finding) -> str:
+def _describe_all_items(finding: Finding) -> str:
     assert finding.all_items is not None
     values = (finding.all_items.candidate, finding.all_items.opponent)
     candidate, opponent = (finding.show(value) for value in values)

@@ -69,8 +69,8 @@ def to_rows(model_input: Any) -> list[Any]:
     if hasattr(model_input, "to_dict") and hasattr(model_input, "columns"):
         return list(model_input.to_dict(orient="records"))
     if isinstance(model_input, Mapping):
-        return _from_columns({str(name): _listed(column) for name, column in model_input.items()})
-    values = _listed(model_input)
+        return _from_columns({str(name): _to_list(column) for name, column in model_input.items()})
+    values = _to_list(model_input)
     return values if isinstance(values, list) else [values]
 
 
@@ -86,7 +86,7 @@ def parse_request(row: Any) -> tuple[str, Any]:
         raise DataError(
             f"A row has the columns {sorted(map(str, record))} and none of {list(COLUMNS)}, like {EXAMPLE}."
         )
-    value = _listed(record[name])
+    value = _to_list(record[name])
     if name == "messages":
         return name, _chat(value)
     if not isinstance(value, str):
@@ -100,7 +100,7 @@ def _is_one(model_input: Any) -> bool:
         return True
     if not isinstance(model_input, Mapping):
         return False
-    values = {name: _listed(model_input[name]) for name in COLUMNS if name in model_input}
+    values = {name: _to_list(model_input[name]) for name in COLUMNS if name in model_input}
     messages = values.get("messages")
     chat = isinstance(messages, list) and all(isinstance(message, Mapping) for message in messages)
     return chat or any(isinstance(value, str) for value in values.values())
@@ -135,7 +135,7 @@ def _has_value(value: Any) -> bool:
     return value is not None and value == value if isinstance(value, float) else value is not None
 
 
-def _listed(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 

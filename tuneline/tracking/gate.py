@@ -176,7 +176,7 @@ def evaluate(
     targets = [comparison for comparison in comparisons if comparison.criterion.role == "target"]
     guards = [comparison for comparison in comparisons if comparison.criterion.role == "guard"]
     return [
-        *_of_targets(targets, against, config),
+        *_test_targets(targets, against, config),
         *(_finding(comparison, against, config.level) for comparison in guards),
     ]
 
@@ -270,10 +270,10 @@ def _test(criterion: _GateCriterion, pairs: list[tuple[float, float]], config: G
     is_binary = statistics.is_binary(scores)
     if config.test == "mcnemar" and not is_binary:
         raise RecipeError(
-            f"registry.gate.test: mcnemar compares right and wrong answers, and {criterion.metric} has other scores. "
-            "Set test: auto."
+            f"registry.gate.test: mcnemar compares right and wrong answers, but {criterion.metric} has scores "
+            "other than 0 and 1. Set test: auto."
         )
-    differences = [mine - theirs for mine, theirs in pairs]
+    differences = [candidate - opponent for candidate, opponent in pairs]
     if config.test == "bootstrap" and criterion.role == "target":
         return statistics.PairedBootstrapTest(differences, config.num_resamples), "bootstrap"
     if is_binary and criterion.needed == 0:
@@ -303,7 +303,7 @@ def _range(criterion: _GateCriterion, scores: list[float]) -> tuple[float, float
     return (low, high, True) if low < high else (low - 1, high, True)
 
 
-def _of_targets(comparisons: list[_Comparison], against: str, config: GateConfig) -> list[Finding]:
+def _test_targets(comparisons: list[_Comparison], against: str, config: GateConfig) -> list[Finding]:
     """Test targets in the order of their p-values; after one that fails, Holm's method lets none pass."""
     p_values = [comparison.test.p(comparison.criterion.needed) for comparison in comparisons]
     if config.correction == "none":

@@ -96,14 +96,18 @@ def _difference(version: Version, record: dict[str, Any], files: FileHashes, fol
     expected: dict[str, str] = dict(registered)  # type: ignore[arg-type]
     present: dict[str, str] = dict(files)  # type: ignore[arg-type]
     differences = [
-        *(_changed(folder / name, sha, present.get(name)) for name, sha in registered if present.get(name) != sha),
+        *(
+            _describe_change(folder / name, sha, present.get(name))
+            for name, sha in registered
+            if present.get(name) != sha
+        ),
         *(f"{folder / name} was not registered" for name in present if name not in expected),
     ]
     more = f"; {len(differences) - 1} more differ" if len(differences) > 1 else ""
     return f"{differences[0]}{more}."
 
 
-def _changed(path: Path, expected: str, actual: str | None) -> str:
+def _describe_change(path: Path, expected: str, actual: str | None) -> str:
     if actual is None:
         return f"{path} is missing (sha256 {expected} was registered)"
     return f"{path} has the sha256 {actual}, expected {expected} as registered"

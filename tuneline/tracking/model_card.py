@@ -45,11 +45,11 @@ def render(inputs: CardInputs) -> str:
         _front(inputs),
         f"# {decision.model_name} version {decision.version}",
         f"{_description(inputs)} When it was registered: {decision.sentence}",
-        f"## Base model\n\n{base.name} ({base.source}), licence {base.licence}, sha256 {base.content_hash()[:16]}.",
+        f"## Base model\n\n{base.name} ({base.source}), license {base.licence}, sha256 {base.content_hash()[:16]}.",
         f"## Data\n\n{_data(inputs)}",
         f"## Method\n\n{_method(inputs.recipe)}",
         f"## Scores\n\n{_scores(inputs)}",
-        f"## Licence\n\n{_licence(inputs)}",
+        f"## License\n\n{_describe_licenses(inputs)}",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(inputs)),
         f"## Identity\n\nContent hash {inputs.content_hash}. Weights, tokenizer, chat template and generation config "
         "are in one folder, which the registry refers to.",
@@ -84,7 +84,7 @@ def _repository(item: Located) -> str | None:
 
 
 def _identifier(licence: str) -> str:
-    """Return a licence identifier that the Hub accepts."""
+    """Return a license identifier that the Hub accepts."""
     return licence if re.fullmatch(r"[a-z0-9.-]+", licence) and licence != "unknown" else "other"
 
 
@@ -95,7 +95,7 @@ def _description(inputs: CardInputs) -> str:
 
 def _data(inputs: CardInputs) -> str:
     rows = inputs.counts["by_source"]
-    lines = ["| dataset | source | licence | training rows | held-out rows | sha256 |", "|---|---|---|---:|---:|---|"]
+    lines = ["| dataset | source | license | training rows | held-out rows | sha256 |", "|---|---|---|---:|---:|---|"]
     for item in inputs.sources.items:
         count = rows.get(item.name, {})
         cells = (item.name, item.source, item.licence, count.get("train", "?"), count.get("validation", "?"))
@@ -119,7 +119,7 @@ def _scores(inputs: CardInputs) -> str:
     return "\n".join(lines)
 
 
-def _licence(inputs: CardInputs) -> str:
+def _describe_licenses(inputs: CardInputs) -> str:
     data = {item.licence for item in inputs.sources.items}
     unknown = ["base model"] if inputs.base_model.items[0].licence == "unknown" else []
     unknown += [item.name for item in inputs.sources.items if item.licence == "unknown"]
@@ -146,19 +146,19 @@ def render_export(card: str, name: str, source: str, licence: str, facts: Mappin
         card: Card of the registered version; empty if there is none.
         name: Name of the model.
         source: Origin of the model.
-        licence: Licence, if known.
+        licence: License, if known.
         facts: Facts of the export: `weights`, `dtype`, `kl`, `modelfile.sentence`.
     """
     keys = {"license": _identifier(licence), "tags": ["tuneline"]}
     front = "---\n" + "\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "\n---"
     text = card.rstrip("\n") or (
-        f"{front}\n\n# {name}\n\nSource: {source}. Licence: {licence}. Nothing else was recorded: training "
+        f"{front}\n\n# {name}\n\nSource: {source}. License: {licence}. Nothing else was recorded: training "
         "method, data and scores are unknown."
     )
-    return f"{text}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _exported(facts)) + "\n"
+    return f"{text}\n\n## Export\n\n" + "\n".join(f"- {line}" for line in _export_facts(facts)) + "\n"
 
 
-def _exported(facts: Mapping[str, Any]) -> list[str]:
+def _export_facts(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"Weights: {facts['weights']}, {facts['dtype']}, as safetensors."]
     if "kl" in facts:
         lines.append(

@@ -47,7 +47,7 @@ class TrainingRows:
 
     def seen_by(self, other: "TrainingRows") -> set[str]:
         """Return the ids of held-out examples whose id or prompt is in the training rows of another version."""
-        short_ids = _shortened(self.held_out)
+        short_ids = _shorten(self.held_out)
         seen = np.isin(short_ids, other.ids) | np.isin(self.keys, other.prompts)
         return {row.tobytes().hex() for row in self.held_out[seen]}
 
@@ -60,12 +60,12 @@ def from_mixture(mixture: Corpus, split_by: str) -> TrainingRows:
         split_by: The recipe's `merge.split_by`.
     """
     train, held_out = mixture.splits["train"], mixture.splits["validation"]
-    ids, prompts = _collected(train, "prompt")
-    held_ids, keys = _collected(held_out, split_by)
-    return TrainingRows(np.unique(_shortened(ids)), np.unique(_shortened(prompts)), held_ids, _shortened(keys))
+    ids, prompts = _collect(train, "prompt")
+    held_ids, keys = _collect(held_out, split_by)
+    return TrainingRows(np.unique(_shorten(ids)), np.unique(_shorten(prompts)), held_ids, _shorten(keys))
 
 
-def _collected(rows: Dataset, split_by: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _collect(rows: Dataset, split_by: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the ids of all rows and the keys of the split, in full [rows, 32]."""
     parts = list(_hashes(rows, split_by)) or [(np.empty((0, 32), np.uint8), np.empty((0, 32), np.uint8))]
     ids, keys = zip(*parts, strict=True)
@@ -83,5 +83,5 @@ def _from_hex(hashes: list[str]) -> NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), 32)
 
 
-def _shortened(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+def _shorten(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     return np.ascontiguousarray(hashes[:, :HASH_BYTES]).view(f"S{HASH_BYTES}")[:, 0]

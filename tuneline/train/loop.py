@@ -101,7 +101,7 @@ def cannot_resume(job: TrainingJob) -> bool:
 def load_config_for_resume(job: TrainingJob) -> LoadStepConfig:
     """Return the load options, with the dtype that was chosen when this training started.
 
-    `load.dtype: auto` measures which dtype is faster; another choice on resume would lead to other weights.
+    `load.dtype: auto` measures which dtype is faster; a different choice on resume would lead to different weights.
     """
     dtype = job.state.get_note("dtype") if job.load.dtype == "auto" and job.state.latest() else None
     return job.load.model_copy(update={"dtype": dtype}) if dtype else job.load
@@ -119,7 +119,7 @@ def run_training(loop: StageTrainer, job: TrainingJob, listeners: tuple[StepList
 
     Raises:
         StoppedError: The training was stopped by a signal; its state is saved.
-        ProofError: The loss or the gradient norm is not finite.
+        VerificationError: The loss or the gradient norm is not finite.
     """
     from transformers import PrinterCallback
 
@@ -145,7 +145,7 @@ def run_training(loop: StageTrainer, job: TrainingJob, listeners: tuple[StepList
 
 @contextmanager
 def _add_checkpoint_to_errors(job: TrainingJob, loop: StageTrainer) -> Iterator[None]:
-    """Add the latest complete checkpoint to the message of a `ProofError`."""
+    """Add the latest complete checkpoint to the message of a `VerificationError`."""
     try:
         yield
     except VerificationError as error:

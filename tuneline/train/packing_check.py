@@ -30,7 +30,7 @@ def check_packing_isolation(
         The attention implementation that isolates packed examples, and the result as text.
 
     Raises:
-        ProofError: Packed examples attend to each other.
+        VerificationError: Packed examples attend to each other.
     """
     train = rows.splits["train"]
     checked = [_segments(row) for row in train.select(range(min(CHECKED_ROWS, len(train))))]

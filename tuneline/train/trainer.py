@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class StageTrainer(ResumableTrainer):
-    """Minimises the loss of an objective, averaged over the items of an optimizer step."""
+    """Minimizes the loss of an objective, averaged over the items of an optimizer step."""
 
     optimizer: Any
     levers: "Levers | None" = None

@@ -57,7 +57,7 @@ def train(
 
     Raises:
         RecipeError: The machine, the model or the method does not support an option of the recipe.
-        ProofError: Packed examples attend to each other in this architecture, or the loss is not finite.
+        VerificationError: Packed examples attend to each other in this architecture, or the loss is not finite.
         StoppedError: The training was stopped by a signal, or another process is running the same training.
     """
     job = TrainingJob(rows, base_model, tokenizer, load, method, config)

@@ -45,9 +45,9 @@ def locate(config: LocateConfig) -> ModelParts:
 def _find(config: LocateConfig) -> ModelParts:
     match config.model:
         case RegisteredModel(name=name, version=version):
-            return _registered(registry.find_version(name, version))
+            return _locate_registered(registry.find_version(name, version))
         case RunModel(name=name):
-            return _of_run(name)
+            return _locate_run(name)
         case location:
             options = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
             tokenizer, base_model, description = source.resolve_model(location, options)
@@ -55,7 +55,7 @@ def _find(config: LocateConfig) -> ModelParts:
             return tokenizer, base_model, Origin(name=item.name, source=description, licence=item.licence)
 
 
-def _registered(version: Version) -> ModelParts:
+def _locate_registered(version: Version) -> ModelParts:
     folder = integrity.verified_folder(version)
     description = f"registered model {version.name} version {version.version}"
     origin = Origin(
@@ -64,13 +64,13 @@ def _registered(version: Version) -> ModelParts:
         content_hash=version.content_hash,
         source=description,
         card=_card(version),
-        system=_system(version.run_id),
+        system=_system_message(version.run_id),
         mlflow_run_id=version.run_id,
     )
     return *source.folder_manifests(folder, description), origin
 
 
-def _of_run(name: str) -> ModelParts:
+def _locate_run(name: str) -> ModelParts:
     """Return the model of a run; if it was registered, that version."""
     try:
         run = Client().get_pipeline_run(name)
@@ -82,10 +82,12 @@ def _of_run(name: str) -> ModelParts:
         ) from error
     content_hash = str(model.run_metadata.get("sha256", ""))
     if content_hash and (versions := registry.find_by_content(content_hash)):
-        return _registered(versions[0])
+        return _locate_registered(versions[0])
     description = f"run {run.name}"
     parts = source.folder_manifests(model.load().path, description)
-    return *parts, Origin(name=run.name, content_hash=content_hash, source=description, system=_system_of_run(run.name))
+    return *parts, Origin(
+        name=run.name, content_hash=content_hash, source=description, system=_system_message_of_run(run.name)
+    )
 
 
 def _card(version: Version) -> str:
@@ -95,7 +97,7 @@ def _card(version: Version) -> str:
         return ""
 
 
-def _system(run_id: str) -> str | None:
+def _system_message(run_id: str) -> str | None:
     """Return the default system message of a run."""
     try:
         text = MlflowClient().get_run(run_id).data.params.get(SYSTEM_PARAM)
@@ -104,9 +106,9 @@ def _system(run_id: str) -> str | None:
     return None if text in EMPTY_VALUES else text
 
 
-def _system_of_run(name: str) -> str | None:
+def _system_message_of_run(name: str) -> str | None:
     try:
-        return _system(compare.find_run(name).info.run_id)
+        return _system_message(compare.find_run(name).info.run_id)
     except NotFoundError:
         return None
 

@@ -37,7 +37,7 @@ def mirror(name: str, decision: Decision | None = None) -> None:
     versions = {version_name(version): version for version in registry.list_recent(name, NUM_NEWEST)}
     if not (model := _model(client, name, create=bool(versions))):
         return
-    existing = [*_listed(client, model, tags=ALIASES), *_listed(client, model, name=versions)]
+    existing = [*_list_versions(client, model, tags=ALIASES), *_list_versions(client, model, name=versions)]
     mirrors = {str(version.name): version for version in existing}
     for label, version in reversed(versions.items()):
         if label not in mirrors:
@@ -73,7 +73,7 @@ def _model(client: Client, name: str, *, create: bool) -> UUID | None:
         return client.create_model(name, description="Mirrors the MLflow registry.").id
 
 
-def _listed(client: Client, model: UUID, **conditions: Iterable[str]) -> list[ModelVersionResponse]:
+def _list_versions(client: Client, model: UUID, **conditions: Iterable[str]) -> list[ModelVersionResponse]:
     """List the versions whose name or tags are among the given values."""
     filters = {key: f"oneof:{json.dumps(list(values))}" for key, values in conditions.items()}
     return depaginate(client.list_model_versions, model=model, size=PAGE_SIZE, hydrate=True, **filters)

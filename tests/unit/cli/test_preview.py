@@ -212,10 +212,10 @@ def test_control_characters_are_shown_as_symbols(project):
 def test_a_long_sequence_is_shortened_on_the_terminal():
     long = [TextSpan("a" * 3000, False, False), TextSpan("b" * 4000, True, False), TextSpan("<end>", True, True)]
 
-    text = preview._marked(long)
+    text = preview._mark_text(long)
 
     assert text == f"{'a' * 2000} […4,005 characters…] ⟦{'b' * 995}<end>⟧"
-    assert preview._marked([TextSpan("a" * 4000, False, False)]) == "a" * 4000
+    assert preview._mark_text([TextSpan("a" * 4000, False, False)]) == "a" * 4000
 
 
 def test_a_preview_imports_no_zenml(project):

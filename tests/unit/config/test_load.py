@@ -219,7 +219,7 @@ def test_thinking_cannot_be_masked_in_preference_stages(tmp_path):
         tmp_path / "run.yaml", tiny.recipe(stage="dpo", registry=registry, exams=[], tokenize={"thinking": "mask"})
     )
 
-    with pytest.raises(RecipeError, match="tokenize.thinking is 'mask', but stage dpo trains on entire responses"):
+    with pytest.raises(RecipeError, match="tokenize.thinking is 'mask', but stage dpo trains on entire answers"):
         load.load(path)
 
 

@@ -175,7 +175,7 @@ def test_an_adapter_of_another_base_is_rejected(tiny_model, tmp_path, home):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     LlamaForCausalLM(config).save_pretrained(base)
 
-    with pytest.raises(RecipeError, match=r"trained on another base model"):
+    with pytest.raises(RecipeError, match=r"trained on a different base model"):
         merge_checkpoint(adapter(tmp_path / "adapter", base), tiny_model)
 
 

@@ -130,7 +130,7 @@ def test_an_adapter_for_another_base(project, monkeypatch, tiny_model):
 
     message = error_message(project, monkeypatch, load={"adapters": [{"path": "adapter"}]})
     assert "load.adapters" in message
-    assert "another base model" in message
+    assert "a different base model" in message
 
 
 def test_a_folder_without_an_adapter(project, monkeypatch):

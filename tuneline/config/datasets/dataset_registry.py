@@ -118,10 +118,10 @@ def _validate(name: Any, entry: Any) -> list[Problem]:
         return [((name,), f"expected a mapping with path or hub, and format, got {entry!r}. Correct it.")]
     if "name" in entry:
         return [((name, "name"), f"unknown key. The entry's name is its key, {name!r}. Remove name.")]
-    return located_yaml.validate(SourceConfig, {**entry, "name": "any"}, (name,), _known)[1]
+    return located_yaml.validate(SourceConfig, {**entry, "name": "any"}, (name,), _known_keys)[1]
 
 
-def _known(loc: Key, parent: Any) -> list[str]:
+def _known_keys(loc: Key, parent: Any) -> list[str]:
     return [key for key in located_yaml.sibling_fields(SourceConfig, loc, parent) if key != "name"]
 
 

@@ -62,7 +62,7 @@ class TableOptions:
     methods: tuple[str, ...] = ()
     seed: int = 0
     compat: bool = False
-    """Additionally score responses with LlamaFactory's metrics."""
+    """Additionally score answers with LlamaFactory's metrics."""
 
 
 @cache
@@ -91,7 +91,7 @@ def build_cells(options: TableOptions) -> list[Cell]:
         if unknown := [name for name in names if name not in known]:
             raise NotFoundError.among(kind, unknown[0], known)
     cells = [
-        Cell(table, task, method, _validated(options, table, task, method))
+        Cell(table, task, method, _write_and_validate(options, table, task, method))
         for table, definition in runs()["tables"].items()
         for task in _select(definition["tasks"], options.tasks)
         for method in _select(definition["methods"], options.methods)
@@ -112,7 +112,7 @@ def _select(names: Iterable[str], selection: tuple[str, ...]) -> list[str]:
     return [name for name in names if not selection or name in selection]
 
 
-def _validated(options: TableOptions, table: str, task: str, method: str) -> RunConfig:
+def _write_and_validate(options: TableOptions, table: str, task: str, method: str) -> RunConfig:
     """Write a cell's run configuration and validate it like a user's file."""
     content = run_content(options, table, task, method)
     path = state.folder("paper-tables") / f"{task}-{method}-{identity.digest(content)[:12]}.yaml"
@@ -225,7 +225,7 @@ def parse_source(text: str) -> tuple[str, Path]:
     """Parse `task=file`.
 
     Raises:
-        RecipeError: It has another form.
+        RecipeError: It does not have the form TASK=FILE.
         NotFoundError: The task does not exist.
     """
     task, equals, path = text.partition("=")

@@ -186,7 +186,7 @@ def _rows(translation: Translation, stage: str) -> None:
     else:
         translation.set_value("tokenize.packing", bool(packed or config.neat_packing), "packing", "neat_packing")
         translation.set_value("tokenize.overlong", "proportional", "cutoff_len")
-        translation.note("cutoff_len", "truncation keeps a response's header and end token; LlamaFactory removes them")
+        translation.note("cutoff_len", "truncation keeps an answer's header and end token; LlamaFactory removes them")
         if packed and not config.neat_packing:
             translation.note(
                 "packing",
@@ -239,6 +239,6 @@ def _thinking(translation: Translation) -> None:
     translation.add(
         "tokenize.rewritten_history",
         rewritten_history,
-        "templates of reasoning models rewrite earlier turns; each response is trained with the history that the model "
+        "templates of reasoning models rewrite earlier turns; each answer is trained with the history that the model "
         "sees at inference",
     )

@@ -78,7 +78,7 @@ def translate(path: Path) -> ImportedConfig:
     else:
         _refuse_purpose(translation)
     translation.finish()
-    recipe = _validated(translation)
+    recipe = _validate(translation)
     name = recipe.registry.model_name if isinstance(recipe, Recipe) else "export"
     ordered = {key: translation.recipe[key] for key in type(recipe).model_fields if key in translation.recipe}
     content = {"run_name": f"{name}-{{date}}-{{time}}", "parameters": {"recipe": ordered}}
@@ -136,7 +136,7 @@ def _model_name(translation: Translation) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts)).strip("-")
 
 
-def _validated(translation: Translation) -> RunRecipe:
+def _validate(translation: Translation) -> RunRecipe:
     """Validate the recipe with the model of its stage. Errors are reported at the LlamaFactory keys that cause them.
 
     Raises:

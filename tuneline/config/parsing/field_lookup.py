@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 DISCRIMINATORS = {"type": None, "engine": "tuneline"}
-"""Keys that discriminate unions, with the value that a missing key stands for."""
+"""Keys that discriminate unions, with the value that a missing key means."""
 
 
 def fields_at(model: type[BaseModel], loc: Sequence[str | int], raw: Any) -> list[str]:

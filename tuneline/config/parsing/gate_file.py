@@ -36,7 +36,7 @@ def expand(document: Document, raw: dict[str, Any]) -> list[str]:
         reason = limits.why_not_a_file(path)
         text = f"{reason}. Set the path of a gate file, relative to the recipe, or the keys of a gate."
         return document.format_errors([(gate_key, text)])
-    registry["gate"], errors = _validated(path)
+    registry["gate"], errors = _validate(path)
     return errors
 
 
@@ -46,13 +46,13 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: The file is invalid. One line per error.
     """
-    content, errors = _validated(path)
+    content, errors = _validate(path)
     if errors:
         raise RecipeError("\n".join(errors))
     return content
 
 
-def _validated(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _validate(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return a gate's keys, or an empty dict if they are invalid, and its errors with line numbers."""
     from tuneline.config.sections.gate import GateConfig
 

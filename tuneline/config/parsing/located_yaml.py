@@ -125,30 +125,30 @@ def _explain(problem: ErrorDetails, raw: Any, prefix: Key, known: Callable[[Key,
         case "missing":
             return (*prefix, *key), "is required."
         case "model_type" | "dict_type":
-            return (*prefix, *key), f"expected a mapping, got {_shown(problem['input'])}."
+            return (*prefix, *key), f"expected a mapping, got {_format_input(problem['input'])}."
         case "value_error":
             return (*prefix, *key), str(problem["ctx"]["error"])
         case "union_tag_not_found":
             return (*prefix, *key, "type"), "is required. Set the kind of this section."
         case "union_tag_invalid":
-            tag, tags = str(problem["ctx"]["tag"]), _quoted(problem["ctx"]["expected_tags"])
+            tag, tags = str(problem["ctx"]["tag"]), _extract_names(problem["ctx"]["expected_tags"])
             field = problem["ctx"]["discriminator"].strip("'").removesuffix("()")
             shown = field if isinstance(key[-1], int) else key[-1]
             return (*prefix, *key, field), f"unknown {shown} {tag!r}.{suggest(tag, tags)}"
         case "literal_error" if isinstance(problem["input"], str):
-            values = _quoted(problem["ctx"]["expected"])
+            values = _extract_names(problem["ctx"]["expected"])
             return (*prefix, *key), f"unknown {key[-1]} {problem['input']!r}.{suggest(problem['input'], values)}"
         case _:
-            return (*prefix, *key), f"{problem['msg']}, got {_shown(problem['input'])}."
+            return (*prefix, *key), f"{problem['msg']}, got {_format_input(problem['input'])}."
 
 
 def _union_message(problems: list[ErrorDetails]) -> str:
     """Return the error message for a value that matches no member of a union."""
     kinds = [re.sub(r"^Input should be |, unable to .*$", "", problem["msg"]) for problem in problems]
-    return f"expected {' or '.join(kinds)}, got {_shown(problems[0]['input'])}."
+    return f"expected {' or '.join(kinds)}, got {_format_input(problems[0]['input'])}."
 
 
-def _shown(value: Any) -> str:
+def _format_input(value: Any) -> str:
     return f"{value!r:.200}"
 
 
@@ -198,6 +198,6 @@ def _format_key(key: Key, root: Key) -> str:
     return ".".join(map(str, shown))
 
 
-def _quoted(expected: str) -> list[str]:
+def _extract_names(expected: str) -> list[str]:
     """Extract the names from pydantic's `'a', 'b' or 'c'`."""
     return expected.split("'")[1::2]

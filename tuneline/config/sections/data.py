@@ -60,7 +60,7 @@ class MergeStepConfig(MergeConfig):
 
     shares: list[SourceShare] = Field(default_factory=list)
 
-    judged: list[str] = Field(default_factory=list)
+    gate_sets: list[str] = Field(default_factory=list)
     """Evaluation sets (`held_out`, exams) whose clean items the gate uses. Each must have enough of them."""
 
     max_items: int | None = None
@@ -79,7 +79,7 @@ class TokenizeConfig(Config):
 
     overlong: Literal["refuse", "drop", "right", "left", "proportional", "split"] = "refuse"
     """Handling of examples longer than `max_length`: `refuse` fails, `drop` skips them, `right` and `left` truncate the
-    end or the beginning, `proportional` truncates prompt and response in proportion (LlamaFactory's rule), `split`
+    end or the beginning, `proportional` truncates prompt and answer in proportion (LlamaFactory's rule), `split`
     makes several examples. All are counted."""
 
     max_cut_fraction: float = Field(0.1, ge=0, le=1)
@@ -94,7 +94,7 @@ class TokenizeConfig(Config):
     on the last turn only, `each_turn` makes one example per turn, with the history that the model sees at inference."""
 
     thinking: Literal["train", "mask"] = "train"
-    """Whether `<think>` blocks in responses have loss. Empty blocks that the template inserts never have loss."""
+    """Whether `<think>` blocks in answers have loss. Empty blocks that the template inserts never have loss."""
 
 
 class TokenizeStepConfig(TokenizeConfig):

@@ -21,7 +21,7 @@ GENERATION_METRICS: dict[str, tuple[str, ...]] = {
     },
     "llamafactory_compat": tuple(f"llamafactory_{kind}" for kind in ("rouge1", "rouge2", "rougeL", "bleu4")),
 }
-"""Metric of generated responses -> its columns in the report."""
+"""Metric of generated answers -> its columns in the report."""
 
 
 UNIT_INTERVAL_METRICS = frozenset(
@@ -46,10 +46,10 @@ versions."""
 
 
 class NoiseConfig(Config):
-    """Sampling of responses for the noise band."""
+    """Sampling of answers for the noise band."""
 
     num_seeds: int = Field(3, ge=2, le=1000)
-    """Number of samples per response, with seeds 0, 1, ..."""
+    """Number of samples per answer, with seeds 0, 1, ..."""
 
     temperature: float = Field(1.0, gt=0, le=100)
     """Sampling temperature."""
@@ -59,10 +59,10 @@ class EvaluateConfig(Config):
     """How the base model and the new model are evaluated."""
 
     max_new_tokens: int = Field(64, ge=1, le=MAX_TOKENS)
-    """Maximum number of generated tokens per response. References are never truncated."""
+    """Maximum number of generated tokens per answer. References are never truncated."""
 
     batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
-    """Prompts per generation batch. Affects speed, not responses."""
+    """Prompts per generation batch. Affects speed, not answers."""
 
     max_items: int | None = Field(None, ge=5, le=MAX_ROWS)
     """Maximum number of held-out examples to score, the first ones by id. The remaining ones are counted. Null scores
@@ -73,7 +73,7 @@ class EvaluateConfig(Config):
     otherwise. Part of each score's protocol."""
 
     metrics: list[str] = Field(["rouge1", "rouge2", "rougeL"], min_length=1)
-    """Metrics of generated responses: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,
+    """Metrics of generated answers: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf`, `exact_match`,
     `token_f1`, `llamafactory_compat` (LlamaFactory's ROUGE and BLEU-4, for comparison), or a custom `module:function`
     that takes `prompts`, `completions` and `references` (lists of strings) and returns one number per completion."""
 
@@ -85,10 +85,10 @@ class EvaluateConfig(Config):
     """Apply Porter stemming to English words in ROUGE, as ROUGE-1.5.5 does with `-m`."""
 
     noise: NoiseConfig | None = None
-    """Additionally sample responses with several seeds and report the spread of the mean scores as a noise band."""
+    """Additionally sample answers with several seeds and report the spread of the mean scores as a noise band."""
 
     def columns(self) -> list[str]:
-        """Return the score columns of generated responses."""
+        """Return the score columns of generated answers."""
         return [column for name in self.metrics for column in GENERATION_METRICS.get(name, (column_name(name),))]
 
     @model_validator(mode="after")
@@ -143,6 +143,6 @@ class EvaluateStepConfig(EvaluateConfig):
     """`module:function` -> hash of its source, so that a modified metric is computed again."""
 
     @property
-    def judged(self) -> bool:
+    def has_reward(self) -> bool:
         """Whether a reward model or reward function scores completions."""
         return self.reward_model is not None or self.reward_function is not None

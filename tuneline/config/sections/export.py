@@ -83,7 +83,7 @@ class ExportOptions(Config):
 
     modelfile: Literal["exact", "limited", "none"] = "exact"
     """Ollama Modelfile. `exact` requires a chat template with an equivalent Ollama template; `limited` also accepts one
-    that differs for texts with certain words, such as reasoning in earlier responses; `none` writes no Modelfile."""
+    that differs for texts with certain words, such as reasoning in earlier answers; `none` writes no Modelfile."""
 
     gguf: Literal["none", "f16", "q8_0", "q4_k_m"] = "none"
     """Also write a GGUF file for llama.cpp, with weights of this type. llama.cpp runs it to verify it, which needs the

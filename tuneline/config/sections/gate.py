@@ -83,7 +83,7 @@ class GateConfig(Config):
 
     metric: MetricName | None = None
     """Target metric, compared by its mean over held-out items. Null uses `rougeL` for conversations, `log_likelihood`
-    (nats per token) for text, `preference_accuracy` (the chosen response is more likely) for pairs,
+    (nats per token) for text, `preference_accuracy` (the chosen answer is more likely) for pairs,
     `signed_log_likelihood` for labeled completions, and `reward` for `ppo` and `grpo`."""
 
     min_gain: float = Field(0.0, ge=0, le=1e6)

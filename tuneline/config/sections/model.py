@@ -103,7 +103,7 @@ ModelSource = Annotated[ModelLocation | CatalogueModel, Field(discriminator="typ
 
 
 class CatalogueEntry(Config):
-    """A catalogue model: its licence and its locations, in order of preference."""
+    """A catalogue model: its license and its locations, in order of preference."""
 
     licence: str
     places: list[Annotated[ModelLocation, Field(discriminator="type")]]

@@ -32,13 +32,13 @@ class Columns(Config):
     """Input of the instruction. LlamaFactory: `query`."""
 
     output: str | None = None
-    """Response. LlamaFactory: `response`."""
+    """Answer. LlamaFactory: `response`."""
 
     system: str | None = None
     """System message."""
 
     history: str | None = None
-    """Previous turns, a list of [instruction, response]."""
+    """Previous turns, a list of [instruction, answer]."""
 
     messages: str | None = None
     """Messages of a conversation."""
@@ -47,10 +47,10 @@ class Columns(Config):
     """JSON schemas of the available tools."""
 
     chosen: str | None = None
-    """Preferred response of a pair."""
+    """Preferred answer of a pair."""
 
     rejected: str | None = None
-    """Other response of a pair."""
+    """Other answer of a pair."""
 
     label: str | None = None
     """Whether a completion is desirable (KTO). LlamaFactory: `kto_tag`."""

@@ -49,7 +49,7 @@ class DPOConfig(PreferenceConfig):
     """Strength of the penalty for deviating from the reference model; IPO calls it tau. LlamaFactory: `pref_beta`."""
 
     loss_type: DPOLoss | list[DPOLoss] = "sigmoid"
-    """Loss function, or a list of losses to sum. `sft` is the cross entropy of the chosen responses. LlamaFactory:
+    """Loss function, or a list of losses to sum. `sft` is the cross entropy of the chosen answers. LlamaFactory:
     `pref_loss`."""
 
     loss_weights: list[float] | None = None
@@ -74,7 +74,7 @@ class DPOConfig(PreferenceConfig):
             )
         if kinds == ["sft"]:
             raise ValueError(
-                "loss_type: sft alone does not use the rejected responses. Add another loss, or set stage: sft."
+                "loss_type: sft alone does not use the rejected answers. Add another loss, or set stage: sft."
             )
         return self
 
@@ -118,7 +118,7 @@ class CPOConfig(PreferenceConfig):
     """Training objective. Determined by the stage."""
 
     beta: float = Field(0.1, gt=0, le=1e6)
-    """Scale of the margin between the log-likelihoods of the two responses."""
+    """Scale of the margin between the log-likelihoods of the two answers."""
 
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
     """Loss function applied to the margin."""
@@ -127,7 +127,7 @@ class CPOConfig(PreferenceConfig):
     """Assumed probability that a pair's labels are swapped. Only for `loss_type: sigmoid`."""
 
     cpo_alpha: float = Field(1.0, ge=0, le=1e6)
-    """Weight of the cross entropy of the chosen responses."""
+    """Weight of the cross entropy of the chosen answers."""
 
     @model_validator(mode="after")
     def _label_smoothing_is_supported(self) -> "CPOConfig":
@@ -154,7 +154,7 @@ class SimPOConfig(PreferenceConfig):
     """Assumed probability that a pair's labels are swapped."""
 
     cpo_alpha: float = Field(0.0, ge=0, le=1e6)
-    """Weight of the cross entropy of the chosen responses; 0 in the paper."""
+    """Weight of the cross entropy of the chosen answers; 0 in the paper."""
 
 
 class KTOConfig(PreferenceConfig):
@@ -189,7 +189,7 @@ class KTOConfig(PreferenceConfig):
 
 
 class RewardConfig(PreferenceConfig):
-    """Reward modeling (Ouyang et al. 2022, arXiv:2203.02155): a value head that scores the chosen response higher."""
+    """Reward modeling (Ouyang et al. 2022, arXiv:2203.02155): a value head that scores the chosen answer higher."""
 
     objective: Literal["reward"] = "reward"
     """Training objective. Determined by the stage."""

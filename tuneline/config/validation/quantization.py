@@ -26,7 +26,7 @@ class QuantizationEntry(Config):
 
     about: str
     bits: list[int]
-    made: list[Literal["on_the_fly", "before"]]
+    when: list[Literal["on_the_fly", "before"]]
     """`on_the_fly`: quantized while loading, as set in the recipe; `before`: quantized by the publisher of the
     model."""
 
@@ -107,7 +107,7 @@ def check_trainable(name: str | None, *, trains_all: bool, device: Device | None
         devices = ", ".join(entry.runs_on)
         raise RecipeError(f"{key}: {name} runs on {devices}, but the device is {device}. {_alternative(key)}")
     if missing := entry.missing():
-        raise RecipeError(f"{key}: {name} requires {', '.join(missing)}. Install with: pip install {_quoted(missing)}.")
+        raise RecipeError(f"{key}: {name} requires {', '.join(missing)}. Install with: pip install {_quote(missing)}.")
 
 
 def check_not_quantized(name: str | None, requested: str | None) -> None:
@@ -147,7 +147,7 @@ def to_markdown() -> str:
     """Return the table as Markdown: one row per kind, with reasons for unsupported operations."""
     lines = ["| kind | quantized | trains | merges | runs on | needs |", "|---|---|---|---|---|---|"]
     for name, entry in table().items():
-        made = " or ".join("on the fly" if kind == "on_the_fly" else "before" for kind in entry.made)
+        when = " or ".join("on the fly" if kind == "on_the_fly" else "before" for kind in entry.when)
         loads = ", dequantized on loading" if entry.loads == "dequantized" else ""
         reason = next(iter(entry.cannot.values()), "")
         supported = [
@@ -155,7 +155,7 @@ def to_markdown() -> str:
             "yes" if entry.merges else f"no: {reason}" if entry.trains else "no",
         ]
         needs = ", ".join(f"`{package}`" for package in entry.needs.values())
-        cells = [f"`{name}`: {entry.about}", made + loads, *supported, ", ".join(entry.runs_on), needs]
+        cells = [f"`{name}`: {entry.about}", when + loads, *supported, ", ".join(entry.runs_on), needs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -171,7 +171,7 @@ def _entry(name: str, key: str) -> QuantizationEntry:
 
 def _alternative(key: str) -> str:
     if key == "load.quantization":
-        names = ", ".join(name for name, entry in table().items() if "on_the_fly" in entry.made)
+        names = ", ".join(name for name, entry in table().items() if "on_the_fly" in entry.when)
         return f"Set one of {names}, or remove load.quantization."
     return "Use the model that is not quantized."
 
@@ -180,7 +180,7 @@ def _bits(entry: QuantizationEntry) -> str:
     return " or ".join(str(bits) for bits in entry.bits)
 
 
-def _quoted(packages: list[str]) -> str:
+def _quote(packages: list[str]) -> str:
     return " ".join(f"'{package}'" if re.search(r"[<>\[]", package) else package for package in packages)
 
 

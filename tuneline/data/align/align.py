@@ -61,7 +61,7 @@ def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = 
         batches = (batch.column("record").to_pylist() for batch in corpus.iter_batches(rows))
         name = _detect(f"sources.{source}", (_parse(text) for batch in batches for text in batch), mapping)
     reader = _reader(name, config)
-    tally = _Tally(places=places)
+    tally = _RecordCounts(places=places)
     with nullcontext() if ":" in name else gc_pause.gc_disabled(), corpus.RowWriter(schema.EXAMPLE) as writer:
         for batch in corpus.iter_batches(rows):
             examples = list(_examples(batch, source, reader, config, tally))
@@ -125,7 +125,7 @@ def _reader(format: str, config: AlignConfig) -> _Reader:
 
 
 @dataclass
-class _Tally:
+class _RecordCounts:
     """Counts of used and dropped records."""
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -158,7 +158,7 @@ class _Tally:
 
 
 def _examples(
-    batch: pa.RecordBatch, source: str, reader: _Reader, policy: AlignPolicy, tally: _Tally
+    batch: pa.RecordBatch, source: str, reader: _Reader, policy: AlignPolicy, tally: _RecordCounts
 ) -> Iterator[dict[str, Any]]:
     files, lines, texts = (batch.column(name).to_pylist() for name in ("file", "line", "record"))
     for file, line, text in zip(files, lines, texts, strict=True):
@@ -187,7 +187,7 @@ def _parse(text: str) -> Record:
         return json.loads(text)
 
 
-def _check_num_usable(source: str, tally: _Tally, policy: AlignPolicy) -> None:
+def _check_num_usable(source: str, tally: _RecordCounts, policy: AlignPolicy) -> None:
     num_bad, num_good = tally.dropped.total(), tally.kinds.total()
     reasons = "; ".join(f"{reason}: {count}" for reason, count in tally.dropped.most_common(10))
     first = f" First bad row: {tally.dropped_first[0]}" if tally.dropped_first else ""

@@ -1,4 +1,4 @@
-"""Keys of rows and of turns that nothing reads: a misspelt key has no effect and would go unnoticed.
+"""Keys of rows and of turns that nothing reads: a misspelled key has no effect and would go unnoticed.
 
 They are counted and logged once per dataset, with the first place of each. Null values are skipped: tables fill gaps
 with them.

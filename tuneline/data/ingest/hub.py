@@ -62,7 +62,7 @@ def _copy_key(source: SourceConfig, commit: str) -> dict[str, Any]:
 
 
 def _resolve_commit(source: SourceConfig) -> tuple[str, str]:
-    """Return the commit of the revision, and the licence. A commit with a local copy needs no network."""
+    """Return the commit of the revision, and the license. A commit with a local copy needs no network."""
     revision = source.revision or ""
     folder = state.folder("hub") / digest(_copy_key(source, revision))[:16]
     if re.fullmatch("[0-9a-f]{40}", revision) and folder.is_dir():

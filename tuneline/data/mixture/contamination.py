@@ -63,8 +63,8 @@ def find_contamination(
         that hold them.
     """
     evaluation_sets: list[EvaluationSet] = [
-        *(_Exam(exam.name, *_read_items(exam)) for exam in exams.items),
-        _HeldOut(validation),
+        *(_ExamItems(exam.name, *_read_items(exam)) for exam in exams.items),
+        _HeldOutExamples(validation),
     ]
     counts = {each.name: {"exact": 0, "ngram": 0, "boilerplate": 0, "items": 0} for each in evaluation_sets}
     boilerplate: dict[str, dict[int, dict[str, Any]]] = {each.name: {} for each in evaluation_sets}
@@ -82,7 +82,7 @@ def find_contamination(
     return ContaminationResult(writer.rows(), counts, runs)
 
 
-class _Exam:
+class _ExamItems:
     matches_anywhere = True
 
     def __init__(self, name: str, ids: list[str], texts: list[str]) -> None:
@@ -116,7 +116,7 @@ def _identifying_text(question: multiple_choice.Question) -> str:
     return " ".join((question.text, *question.choices))
 
 
-class _HeldOut:
+class _HeldOutExamples:
     matches_anywhere = False
     name = HELD_OUT
 

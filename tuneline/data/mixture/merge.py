@@ -199,7 +199,7 @@ def _check_sizes(num_train: int, num_held_out: int, num_copies: int, config: Mer
 
 def _check_num_clean(result: ContaminationResult, validation: Dataset, config: MergeStepConfig) -> None:
     """Check that enough items of the gate's evaluation sets are in no training example."""
-    for name in config.judged:
+    for name in config.gate_sets:
         counts = result.counts[name]
         num_items, num_contaminated = counts["items"], counts["exact"] + counts["ngram"]
         if name == HELD_OUT and config.max_items is not None and config.max_items < num_items:

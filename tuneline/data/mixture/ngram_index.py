@@ -25,7 +25,7 @@ class EvaluationSet(Protocol):
 
 
 class Hits(NamedTuple):
-    """For each item: the first row that holds it whole, and the first that holds one of its n-grams, or `NOWHERE`.
+    """For each item: the first row that contains it whole, and the first with one of its n-grams, or `ngrams.NO_ROW`.
 
     An n-gram in more rows than the limit is boilerplate. It is not a hit, and neither is an n-gram that shares a word
     with it, because the first words after a common instruction are often the same. `boilerplate` marks the items with

@@ -61,7 +61,7 @@ def preview_sources(recipe: Recipe, tokenizer: Any, *, num_shown: int = 5, only:
 
 
 def _section(source: SourceConfig, recipe: Recipe, dry_run: DryRun) -> DatasetPreview:
-    records, are_all = _first_records(_located(source), source)
+    records, are_all = _first_records(_locate_source(source), source)
     examples = align.align(records, recipe.for_align(source), dry_run.locations)
     counts = examples.counts
     result = dry_run.run(examples.only(), resolve_kind(counts["kinds"], dry_run.config, f"sources.{source.name}"))
@@ -80,7 +80,7 @@ def _section(source: SourceConfig, recipe: Recipe, dry_run: DryRun) -> DatasetPr
     return DatasetPreview(source.name, result.shown, statistics, list(_facts(statistics)))
 
 
-def _located(source: SourceConfig) -> Located:
+def _locate_source(source: SourceConfig) -> Located:
     """Locate the files of a dataset without reading them; files from the Hub are downloaded first."""
     if source.path is None:
         return ingest.locate_sources([source]).only()
@@ -127,7 +127,7 @@ def _facts(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     unread = [f"{key}: {usage['count']:,}, first {usage['first']}" for key, usage in stats["unread_keys"].items()]
     yield "unread keys", "\n".join(unread) or "none"
     yield "lengths", f"{lengths} tokens"
-    yield "too long", _too_long(stats)
+    yield "too long", _describe_overlong(stats)
     yield "trained", f"{stats['trained_tokens']:,} of {stats['tokens']:,} tokens, {stats['coverage']:.1%}"
     if stats["empty_thoughts"]:
         yield "empty thoughts", _empty_thoughts(stats)
@@ -144,7 +144,7 @@ def _empty_thoughts(stats: dict[str, Any]) -> str:
     )
 
 
-def _too_long(stats: dict[str, Any]) -> str:
+def _describe_overlong(stats: dict[str, Any]) -> str:
     if not stats["too_long"]:
         return "none"
     actions = {

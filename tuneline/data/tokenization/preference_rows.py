@@ -1,4 +1,4 @@
-"""Preference rows: pairs and labelled answers as token rows, with the column names of trl's preference trainers.
+"""Preference rows: pairs and labeled answers as token rows, with the column names of trl's preference trainers.
 
 The prompt is the text that a server would send, with the generation prompt; an answer is the text after it, including
 the stop token. Both answers of a pair share one prompt, so both are truncated with the same prompt.
@@ -20,13 +20,13 @@ from tuneline.errors import DataError
 
 _IDS = List(Value("int32"))
 PAIR_FEATURES = Features({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "example_id": Value("string")})
-LABELLED_FEATURES = Features(
+LABELED_FEATURES = Features(
     {"prompt_ids": _IDS, "completion_ids": _IDS, "label": Value("bool"), "example_id": Value("string")}
 )
 INPUT_COLUMNS = ("id", "source", "messages", "tools", "text", "chosen", "rejected", "label")
 PROMPT_FEATURES = Features({"prompt_ids": _IDS, "completion_ids": _IDS, "example_id": Value("string")})
 ANSWERS_BY_KIND = {"preference": ("chosen", "rejected"), "kto": ("completion",), "prompt": ("completion",)}
-FEATURES_BY_KIND = {"preference": PAIR_FEATURES, "kto": LABELLED_FEATURES, "prompt": PROMPT_FEATURES}
+FEATURES_BY_KIND = {"preference": PAIR_FEATURES, "kto": LABELED_FEATURES, "prompt": PROMPT_FEATURES}
 _ANSWER_COLUMNS = ("chosen_ids", "rejected_ids", "completion_ids")
 
 Row = dict[str, Any]
@@ -134,7 +134,7 @@ class PreferenceRowWriter:
 
 
 def _prompt_messages(example: Example) -> list[schema.Message]:
-    """Return the messages before the answer; of a labelled chat, all but the last message."""
+    """Return the messages before the answer; of a labeled chat, all but the last message."""
     messages: list[schema.Message] = example["messages"]
     return messages if example["chosen"] else messages[:-1]
 

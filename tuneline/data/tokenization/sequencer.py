@@ -96,7 +96,7 @@ class Sequencer:
 
         Raises:
             DataError: An example is too long and `overlong` is `refuse`, or its kind has no answers.
-            ProofError: The template rewrites earlier turns, an answer has no stop token, or no token has loss.
+            VerificationError: The template rewrites earlier turns, an answer has no stop token, or no token has loss.
         """
         parts = [part for example in examples for part in self._split_turns(example)]
         for example, encoded in zip(parts, self.encode_verified(parts), strict=True):
@@ -109,7 +109,7 @@ class Sequencer:
 
         Raises:
             CompiledTemplateMismatchError: The compiled template produced different ids.
-            ProofError: Training and inference would use different tokens.
+            VerificationError: Training and inference would use different tokens.
         """
         encoded = self._encode_all(examples)
         for number, (example, result) in enumerate(zip(examples, encoded, strict=True), start=self._num_encoded):
@@ -205,7 +205,7 @@ class Sequencer:
         """Compare ids and answers with those of the original template.
 
         Raises:
-            ProofError: The ids or the answers differ, or the prompt's ids are not a prefix of the example's.
+            VerificationError: The ids or the answers differ, or the prompt's ids are not a prefix of the example's.
         """
         if example["text"]:
             return

@@ -44,7 +44,7 @@ def tokenize_pack(mixture: Corpus, tokenizer_manifest: Manifest, config: Tokeniz
         DataError: The examples are of a kind that the stage does not train on, an example is longer than a row and
             `overlong` is `refuse`, or too many examples are truncated.
         RecipeError: `packing: wrapped` is set for chats.
-        ProofError: A loss mask or the parity with the chat template does not hold.
+        VerificationError: A loss mask or the parity with the chat template does not hold.
     """
     tokenizer = load_tokenizer(tokenizer_manifest)
     sequencer = Sequencer(tokenizer, config)

@@ -186,7 +186,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
 
 
 def bytes_of_letters() -> dict[str, int]:
-    """Return the byte that each letter of a byte-level vocabulary stands for: printable bytes are themselves."""
+    """Return the byte that each letter of a byte-level vocabulary represents: printable bytes are themselves."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

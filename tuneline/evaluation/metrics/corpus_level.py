@@ -18,7 +18,7 @@ def corpus_scores(scores: list[Score], config: EvaluateStepConfig) -> dict[str, 
     if tokens:
         nats = sum(score.tokens * score.metrics["log_likelihood"] for score in held_out if score.tokens)
         return {"perplexity": exp(-nats / tokens), "scored_tokens": float(tokens)}
-    if not _generated(held_out, config):
+    if not _are_generated(held_out, config):
         return {}
     outputs, references = [score.output for score in held_out], [score.reference for score in held_out]
     tokenize = text_tokenizer.bleu_tokenizer(text_tokenizer.resolve_cut(config.cut, references), references)
@@ -37,7 +37,7 @@ def describe_methods(scores: list[Score], config: EvaluateStepConfig) -> dict[st
         f"{task.name}_{column}": lm_eval.describe(task) for task in config.harness for column in task.columns()
     }
     held_out = [score for score in scores if score.benchmark == "held_out"]
-    if not _generated(held_out, config):
+    if not _are_generated(held_out, config):
         return descriptions
     references = [score.reference for score in held_out]
     cut = text_tokenizer.resolve_cut(config.cut, references)
@@ -55,5 +55,5 @@ def describe_methods(scores: list[Score], config: EvaluateStepConfig) -> dict[st
     return descriptions
 
 
-def _generated(held_out: list[Score], config: EvaluateStepConfig) -> bool:
+def _are_generated(held_out: list[Score], config: EvaluateStepConfig) -> bool:
     return bool(held_out) and set(config.columns()) <= held_out[0].metrics.keys()

@@ -65,6 +65,7 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"] for letter in LETTERS]
     if any(len(tokens) != 1 for tokens in ids) or len({tokens[0] for tokens in ids}) != len(LETTERS):
         raise SourceError(
-            "The tokenizer does not encode ' A' to ' D' as one token each, so their probabilities cannot be compared."
+            "The tokenizer does not encode ' A' to ' D' as one token each, so their probabilities cannot be compared. "
+            "Remove the exam, or evaluate it with engine: lm_eval."
         )
     return [tokens[0] for tokens in ids]

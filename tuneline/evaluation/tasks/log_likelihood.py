@@ -1,9 +1,9 @@
-"""Log-likelihood scores of held-out rows: texts, preference pairs and labelled answers.
+"""Log-likelihood scores of held-out rows: texts, preference pairs and labeled answers.
 
 A text is scored by its mean log-likelihood per token; the negative is the logarithm of the perplexity. A pair counts as
 correct if the chosen answer has the higher mean log-likelihood per token. This is the reward of SimPO (Meng et al.
 2024, arXiv:2405.14734); it needs no reference model, so it also applies to the base model. A reward model scores pairs
-by its rewards instead. The log-likelihood of a labelled answer is negated if its label is false.
+by its rewards instead. The log-likelihood of a labeled answer is negated if its label is false.
 """
 
 import time
@@ -91,7 +91,7 @@ class LikelihoodScorer:
 
 
 def uses_log_likelihood(held_out: Dataset) -> bool:
-    """Return whether rows are texts, pairs or labelled answers, which are scored here, rather than chats."""
+    """Return whether rows are texts, pairs or labeled answers, which are scored here, rather than chats."""
     return held_out.num_rows > 0 and schema.kind(held_out[0]) != "chat"
 
 

@@ -1,6 +1,6 @@
 """Choose the attention implementation of a model on this machine.
 
-The choice depends on the config only, before weights are loaded. For each implementation one sentence says what the
+The choice depends on the config only, before weights are loaded. For each implementation one sentence states what the
 machine lacks or the architecture does not support: `auto` reports it, and an unsupported request is rejected with it.
 """
 
@@ -58,11 +58,11 @@ def choose_attention(
 def unsupported_reason(kind: str, model_class: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> str:
     """Return why an attention implementation is not supported here, or an empty string."""
     if kind in FLASH_REQUIREMENTS:
-        return _flash_obstacle(kind, model_class, config, dtype)
+        return _flash_unsupported_reason(kind, model_class, config, dtype)
     if kind == "flex_attention":
-        return _flex_obstacle(model_class, config)
+        return _flex_unsupported_reason(model_class, config)
     if kind in ("segment", "s2"):
-        return _bounds_obstacle(model_class)
+        return _bounds_unsupported_reason(model_class)
     if kind == "sdpa" and not model_class._supports_sdpa:
         return f"omits a part of the attention of {model_class.__name__}"
     return ""
@@ -111,7 +111,7 @@ def _choose_shifted(
     return "s2", "load.s2_group_size_ratio is set"
 
 
-def _flash_obstacle(kind: str, model_class: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> str:
+def _flash_unsupported_reason(kind: str, model_class: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> str:
     package, is_installed, capability = FLASH_REQUIREMENTS[kind]
     requirements = []
     if not torch.cuda.is_available():
@@ -127,23 +127,23 @@ def _flash_obstacle(kind: str, model_class: type[PreTrainedModel], config: Any, 
     compatible = getattr(model_class, "_compatible_flash_implementations", None)
     if not model_class._supports_flash_attn or (compatible and kind not in compatible):
         return f"is not supported by {model_class.__name__}"
-    return _dropout_obstacle(config) if kind == "flash_attention_3" else ""
+    return _dropout_unsupported_reason(config) if kind == "flash_attention_3" else ""
 
 
-def _flex_obstacle(model_class: type[PreTrainedModel], config: Any) -> str:
+def _flex_unsupported_reason(model_class: type[PreTrainedModel], config: Any) -> str:
     if not torch.cuda.is_available():
         return "needs a CUDA device: its backward pass is not implemented on CPUs"
     if not model_class._supports_flex_attn:
         return f"is not supported by {model_class.__name__}"
-    return _dropout_obstacle(config)
+    return _dropout_unsupported_reason(config)
 
 
-def _dropout_obstacle(config: Any) -> str:
+def _dropout_unsupported_reason(config: Any) -> str:
     dropout = getattr(config, "attention_dropout", 0.0)
     return f"does not support dropout, and this model's attention_dropout is {dropout}" if dropout else ""
 
 
-def _bounds_obstacle(model_class: type[PreTrainedModel]) -> str:
+def _bounds_unsupported_reason(model_class: type[PreTrainedModel]) -> str:
     name = model_class.__name__
     if not model_class._can_set_attn_implementation():
         return f"needs an architecture with replaceable attention, which {name} does not support"

@@ -125,13 +125,13 @@ def check_shapes(folder: Path, actual: Mapping[str, torch.Size], expected: Mappi
     if mismatches:
         name = mismatches[0]
         raise RecipeError(
-            f"load.adapters: {folder} was trained on another base model: {name} has the shape {list(actual[name])}, "
-            f"expected {list(expected[name])}. Set `model` to the base model of the adapter."
+            f"load.adapters: {folder} was trained on a different base model: {name} has the shape "
+            f"{list(actual[name])}, expected {list(expected[name])}. Set `model` to the base model of the adapter."
         )
     if differences := sorted(actual.keys() ^ expected.keys()):
         where = "is not in this model" if differences[0] in actual else "is missing in the file"
         raise RecipeError(
-            f"load.adapters: {folder} was trained on another base model: {differences[0]} {where} "
+            f"load.adapters: {folder} was trained on a different base model: {differences[0]} {where} "
             f"({len(differences)} such names). Set `model` to the base model of the adapter."
         )
 

@@ -128,7 +128,7 @@ class MethodFamily:
         """Attach a saved adapter to a base model, for inference or, with `trainable`, for further training.
 
         Raises:
-            RecipeError: The adapter belongs to another base model, or cannot be trained further.
+            RecipeError: The adapter belongs to a different base model, or cannot be trained further.
         """
         raise NotImplementedError
 

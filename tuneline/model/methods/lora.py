@@ -103,7 +103,7 @@ class Lora(PeftFamily):
         if tied := trainable_embedding_rows.first_tied(model, saved.get("target_modules")):
             raise RecipeError(
                 f"load.adapters: {folder} adapts {tied}, which this model shares between embedding and head; the "
-                "merged model would give other logits. Train it with method.modules_to_save instead."
+                "merged model would give different logits. Train it with method.modules_to_save instead."
             )
 
     def check_continuation(self, folder: Path, config: Any, model: nn.Module | None = None) -> None:

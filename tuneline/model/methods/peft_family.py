@@ -121,7 +121,7 @@ class PeftFamily(MethodFamily):
             side = "only in the adapter" if differences[0] in actual else "only in the recipe"
             names = sorted({layer.rpartition(".")[2] for layer in actual})
             raise RecipeError(
-                f"method.target_modules: {folder} adapts other layers than the recipe: {differences[0]} is {side}. "
+                f"method.target_modules: {folder} adapts different layers than the recipe: {differences[0]} is {side}. "
                 f"Set target_modules: [{', '.join(names)}]."
             )
 

@@ -159,7 +159,7 @@ class PrefixTuning(PromptLearning):
         if stateful or getattr(text_config, "kv_lora_rank", None):
             raise RecipeError(
                 f"method.type: prefix writes keys and values into the cache, and the cache of {type(model).__name__} "
-                "has another form. Set method.type: prompt or lora."
+                "has a different layout. Set method.type: prompt or lora."
             )
 
     def gradient_reaches_all(self, model: Any, gradient: torch.Tensor) -> bool:

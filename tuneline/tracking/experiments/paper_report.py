@@ -155,7 +155,7 @@ def settings(results: list[CellResult]) -> Table:
     """Return a table of the settings that differ from the paper's, with their methods."""
     changes: dict[tuple[str, str, str, str], list[str]] = {}
     for result in results:
-        for key, (value, paper_value) in _changed(result).items():
+        for key, (value, paper_value) in _changed_settings(result).items():
             changes.setdefault((result.table, key, value, paper_value), []).append(result.method)
     methods_by_table = {
         kind: {result.method for result in results if result.table == kind} for kind in table_builder.METHOD_ORDER
@@ -179,11 +179,11 @@ def _machine(environment: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {environment[name]}" for name in names if name in environment)
 
 
-def _changed(result: CellResult) -> dict[str, tuple[str, str]]:
+def _changed_settings(result: CellResult) -> dict[str, tuple[str, str]]:
     """Return key -> (our value, value of the paper's recipe) for settings that differ."""
     content = tables.run_content(TableOptions("paper"), result.table, result.task, result.method)
-    paper_values = dict(_flat(content["parameters"]["recipe"]))
-    values = dict(_flat(result.recipe))
+    paper_values = dict(_flatten(content["parameters"]["recipe"]))
+    values = dict(_flatten(result.recipe))
     keys = [key for key in paper_values if key.partition(".")[0] not in (*RUN_SPECIFIC_SECTIONS, "model")]
     return {
         key: (values[key], paper_values[key])
@@ -199,9 +199,9 @@ def _differs(value: str, paper_value: str) -> bool:
         return value != paper_value
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)

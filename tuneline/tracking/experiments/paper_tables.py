@@ -69,14 +69,14 @@ def all_tables(results: list[CellResult]) -> list[Table]:
     return measured_tables
 
 
-def _of(results: Iterable[CellResult], **values: str) -> list[CellResult]:
+def _select(results: Iterable[CellResult], **values: str) -> list[CellResult]:
     return [result for result in results if all(getattr(result, key) == value for key, value in values.items())]
 
 
 def _efficiency(results: list[CellResult]) -> Table:
     name = reference_model(results, "efficiency")
     paper = tables.numbers()["efficiency"][name]
-    cells = {result.method: result for result in _of(results, table="efficiency")}
+    cells = {result.method: result for result in _select(results, table="efficiency")}
     measured = [result.measured for result in cells.values() if result.measured]
     full = cells["full"].measured if "full" in cells else None
     head = ["method", "trained parameters", "memory", "of full", "bytes per parameter", "tokens/s", "of full"]
@@ -87,13 +87,13 @@ def _efficiency(results: list[CellResult]) -> Table:
     ]
     head += [f"{name}: {column}" for column in ("tokens/s", "of full", "perplexity")]
     before = measured[0].totals["base"].get("perplexity") if measured else None
-    rows = [["base (untrained)", *[EMPTY_CELL] * 7, _number(before), *_published(paper, BASE_ROW)]]
+    rows = [["base (untrained)", *[EMPTY_CELL] * 7, _number(before), *_published_cells(paper, BASE_ROW)]]
     for method in METHOD_ORDER["efficiency"]:
         if method in cells:
             measured_cells = (
                 _training_cells(cells[method].measured, full) if cells[method].measured else [cells[method].status] * 8
             )
-            rows.append([method, *measured_cells, *_published(paper, method)])
+            rows.append([method, *measured_cells, *_published_cells(paper, method)])
     return Table(f"Training efficiency: {base_model_name(results, 'efficiency')} and the paper's {name}", head, rows)
 
 
@@ -106,21 +106,21 @@ def _training_cells(cell: CellMeasurement | None, full: CellMeasurement | None) 
     return [
         _count(training["trainable_parameters"]),
         f"{memory / GB:.2f} GB",
-        _share(memory, full_training.get("train_memory_bytes")),
+        _ratio(memory, full_training.get("train_memory_bytes")),
         f"{memory / cell.parameters:.1f}",
         f"{speed:.1f}",
-        _share(speed, full_training.get("tokens_per_second")),
+        _ratio(speed, full_training.get("tokens_per_second")),
         _number(by_processor, 1),
         _number(cell.totals["model"].get("perplexity")),
     ]
 
 
-def _published(paper: Mapping[str, Any], method: str) -> list[str]:
+def _published_cells(paper: Mapping[str, Any], method: str) -> list[str]:
     """Return the paper's figures in the order of the measured ones."""
     _, memory, speed, perplexity = paper[method]
     _, full_memory, full_speed, _ = paper["full"]
     per_parameter = memory / paper["parameters"] if memory else None
-    shares = _share(memory, full_memory), _share(speed, full_speed)
+    shares = _ratio(memory, full_memory), _ratio(speed, full_speed)
     return [
         f"{memory:.2f} GB" if memory else EMPTY_CELL,
         shares[0],
@@ -134,7 +134,7 @@ def _published(paper: Mapping[str, Any], method: str) -> list[str]:
 def _downstream(results: list[CellResult], metric: str, title: str) -> Table:
     name = reference_model(results, "downstream")
     paper = tables.numbers()["downstream"][name]
-    cells = {(result.task, result.method): result for result in _of(results, table="downstream")}
+    cells = {(result.task, result.method): result for result in _select(results, table="downstream")}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     head = ["method", *(text for task in tasks for text in (TASK_TITLES[task], f"{name}: {TASK_TITLES[task]}"))]
     rows = []
@@ -176,7 +176,7 @@ def _number(value: float | None, digits: int = 2) -> str:
     return EMPTY_CELL if value is None else f"{value:,.{digits}f}"
 
 
-def _share(value: float | None, full: float | None) -> str:
+def _ratio(value: float | None, full: float | None) -> str:
     return f"{value / full:.2f}" if value and full else EMPTY_CELL
 
 
@@ -202,11 +202,11 @@ def paper_own_tables() -> list[Table]:
         for method in (BASE_ROW, *METHOD_ORDER["efficiency"])
     ]
     head = ["model", "method", "trained parameters (B)", "memory (GB)", "tokens/s", "perplexity"]
-    built = [Table("Table 4 of the paper", head, rows)]
+    training_table = Table("Table 4 of the paper", head, rows)
     methods = (BASE_ROW, *METHOD_ORDER["downstream"])
     rows = [
         [name, *(_number(value) for task in paper for value in paper[task])]
         for name, paper in numbers["downstream"].items()
     ]
     head = ["model", *(f"{TASK_TITLES[task]}: {method}" for task in ("cnn_dm", "xsum", "adgen") for method in methods)]
-    return [*built, Table("Table 5 of the paper", head, rows)]
+    return [training_table, Table("Table 5 of the paper", head, rows)]

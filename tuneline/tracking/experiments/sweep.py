@@ -61,7 +61,7 @@ def rank(lines: list[SettingResult], direction: str = "maximize") -> list[Settin
             SettingResult(line.name, line.runs, line.scores, text) for line, text in zip(ranked, texts, strict=True)
         ]
     p_values = [_p_value(best.scores, line.scores) for line in others]
-    rejected = _rejected(p_values)
+    rejected = _holm_rejections(p_values)
     results = [SettingResult(best.name, best.runs, best.scores, "best")]
     for i, (line, p) in enumerate(zip(others, p_values, strict=True)):
         text = f"{'significantly worse' if i in rejected else 'not significantly different'} (p {p:.2g})"
@@ -78,7 +78,7 @@ def _p_value(first: list[float], second: list[float]) -> float:
     return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
-def _rejected(p_values: list[float]) -> set[int]:
+def _holm_rejections(p_values: list[float]) -> set[int]:
     """Return the rejected hypotheses, at a level for all of them together."""
     confidences = holm_levels(p_values, 1 - LEVEL)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

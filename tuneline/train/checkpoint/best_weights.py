@@ -86,7 +86,7 @@ class BestWeights:
         """Copy the best weights into the trainable parameters.
 
         Raises:
-            ProofError: The file is missing or was modified.
+            VerificationError: The file is missing or was modified.
         """
         if not self.file.is_file() or sha256_of(self.file) != self.evaluation.sha256:
             raise VerificationError(

@@ -153,7 +153,7 @@ class CheckpointCallback(TrainerCallback):
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Stop the training after its current step on SIGTERM or SIGINT; a second signal ends the process at once.
+    """Stop the training after its current step on SIGTERM or SIGINT; a second signal ends the process immediately.
 
     Python delivers signals to the main thread only; in other threads this does nothing.
     """

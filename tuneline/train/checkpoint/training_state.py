@@ -93,13 +93,13 @@ class TrainingState:
         if matches[0] != self.folder:
             other = read_state(matches[0] / STATE_FILE).get("identity", {})
             raise RecipeError(
-                f"train.resume_from: {name} was started with another recipe: "
+                f"train.resume_from: {name} was started with a different recipe: "
                 f"{'; '.join(describe_differences(other, self.identity))}. Use the same recipe, or remove resume_from "
                 "to start a new training."
             )
 
     def discard_damaged(self) -> None:
-        """Delete checkpoints whose hashes do not match, with a warning; they must not count towards the limit."""
+        """Delete checkpoints whose hashes do not match, with a warning; they must not count toward the limit."""
         for path in self._checkpoints():
             if file := find_damage(path):
                 logger.warning("Discarded %s: %s is missing or was modified. Using the one before it.", path.name, file)

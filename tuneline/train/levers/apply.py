@@ -184,7 +184,7 @@ class _Probe:
 
 @contextmanager
 def _replace_zero_weights(model: Any) -> Iterator[None]:
-    """Set weights that are all zero to small random numbers meanwhile, so that the other half of LoRA has gradients."""
+    """Temporarily set weights that are all zero to small random numbers, so that both halves of LoRA have gradients."""
     zero = [part for part in model.parameters() if part.requires_grad and not part.detach().any()]
     generator = torch.Generator().manual_seed(PROBE_SEED)
     for part in zero:

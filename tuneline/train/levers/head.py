@@ -1,7 +1,7 @@
 """Head and cross entropy at trained positions, in chunks, with the gradient computed in the forward pass.
 
 The logits of a whole row are the largest tensor of a step (tokens times vocabulary). Here only the logits of one chunk
-exist at a time, and the softmax of the loss is turned into the gradient at once (as in Liger Kernel, Hsu et al. 2024,
+exist at a time, and the softmax of the loss is turned directly into the gradient (as in Liger Kernel, Hsu et al. 2024,
 arXiv:2410.10989; Wijmans et al. 2024, arXiv:2411.09009). The head must be frozen and plain: no gradient is computed for
 it.
 """

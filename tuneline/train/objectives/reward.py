@@ -1,4 +1,4 @@
-"""Reward modelling: a value head is trained to score the chosen answer of a pair higher than the rejected one.
+"""Reward modeling: a value head is trained to score the chosen answer of a pair higher than the rejected one.
 
 The loss is that of Bradley and Terry, on the values at the last tokens of both answers (Ouyang et al. 2022,
 arXiv:2203.02155).

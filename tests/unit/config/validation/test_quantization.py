@@ -11,7 +11,7 @@ from tuneline.config.validation import quantization
 from tuneline.errors import RecipeError
 
 TABLE = quantization.table()
-ON_THE_FLY = [name for name, entry in TABLE.items() if "on_the_fly" in entry.made]
+ON_THE_FLY = [name for name, entry in TABLE.items() if "on_the_fly" in entry.when]
 
 
 def config_with(**quantization_config):
@@ -48,7 +48,7 @@ def test_transformers_and_the_table_agree_on_what_needs_no_gpu():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_table_knows_the_on_the_fly_kinds_and_gives_reasons_for_exclusions(name):
-    assert ("on_the_fly" in TABLE[name].made) == (name in ON_THE_FLY)
+    assert ("on_the_fly" in TABLE[name].when) == (name in ON_THE_FLY)
     assert all(reason and not reason.endswith(".") for reason in TABLE[name].cannot.values())
 
 

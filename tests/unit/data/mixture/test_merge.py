@@ -295,7 +295,7 @@ def shared_wording(
 
 
 def test_a_shared_instruction_does_not_contaminate_the_held_out_rows():
-    mixture = merge_corpora([shared_wording(40)], hold_out=0.3, judged=["held_out"])
+    mixture = merge_corpora([shared_wording(40)], hold_out=0.3, gate_sets=["held_out"])
 
     held_out = mixture.counts["contamination"]["held_out"]
     assert (held_out["ngram"], held_out["boilerplate"]) == (0, held_out["items"])
@@ -309,7 +309,7 @@ def test_too_few_clean_items_for_the_gate_are_reported_before_training():
     with pytest.raises(
         DataError, match=r"(\d+) of the \1 held-out examples that the gate .* so 0 clean ones .* at least 5 are"
     ):
-        merge_corpora(rows, **settings, judged=["held_out"])
+        merge_corpora(rows, **settings, gate_sets=["held_out"])
     assert merge_corpora(rows, **settings).counts["contamination"]["held_out"]["ngram"] > 5, "no gate leaves them out"
 
 
@@ -321,15 +321,15 @@ def test_only_the_held_out_rows_that_are_scored_must_be_clean():
     first = sorted(held_out, key=lambda row: row["id"])
     num_first = next(n for n in range(5, 60) if sum(leaked not in r["messages"][1]["content"] for r in first[:n]) == 5)
 
-    assert merge_corpora(rows, **settings, judged=["held_out"], max_items=num_first).counts["validation"] == len(
+    assert merge_corpora(rows, **settings, gate_sets=["held_out"], max_items=num_first).counts["validation"] == len(
         held_out
     )
     with pytest.raises(DataError, match=rf"of the {num_first - 1} held-out examples .* so 4 clean ones"):
-        merge_corpora(rows, **settings, judged=["held_out"], max_items=num_first - 1)
+        merge_corpora(rows, **settings, gate_sets=["held_out"], max_items=num_first - 1)
 
 
 @pytest.mark.parametrize(
-    ("gate", "judged"),
+    ("gate", "gate_sets"),
     [
         ({}, ["held_out"]),
         ({"metric": "exam_accuracy"}, ["exam"]),
@@ -337,7 +337,7 @@ def test_only_the_held_out_rows_that_are_scored_must_be_clean():
         ({"exclude_contaminated": False}, []),
     ],
 )
-def test_only_benchmarks_of_the_gate_must_be_clean(tmp_path, gate, judged):
+def test_only_benchmarks_of_the_gate_must_be_clean(tmp_path, gate, gate_sets):
     recipe = SFTRecipe(
         stage="sft",
         model={"type": "directory", "path": tmp_path},
@@ -347,4 +347,4 @@ def test_only_benchmarks_of_the_gate_must_be_clean(tmp_path, gate, judged):
         registry={"model_name": "m", "gate": gate},
     )
 
-    assert recipe.for_merge().judged == judged
+    assert recipe.for_merge().gate_sets == gate_sets

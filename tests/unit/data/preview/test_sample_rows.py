@@ -82,7 +82,7 @@ def test_the_preview_of_each_shipped_recipe_shows_the_rows_of_a_run(path, tmp_pa
 
     sequences, expected = [sequence for section in result.sections for sequence in section.shown], Counter()
     for entry in recipe.unique_sources():
-        records, _ = sample_rows._first_records(sample_rows._located(entry), entry)
+        records, _ = sample_rows._first_records(sample_rows._locate_source(entry), entry)
         expected += run_segments(align.align(records, recipe.for_align(entry)).only(), manifest, recipe.for_tokenize())
     assert result.problem is None
     assert preview_segments(sequences) == expected

@@ -90,7 +90,7 @@ def test_a_continued_adapter_must_match_the_recipe(tmp_path):
         FAMILY.check_continuation(tmp_path, method(bottleneck_size=4))
     with pytest.raises(RecipeError, match=r"method.after: the recipe says \['mlp'\]"):
         FAMILY.check_continuation(tmp_path, method(after=["mlp"]))
-    with pytest.raises(RecipeError, match="load.adapters: .*trained on another base model"):
+    with pytest.raises(RecipeError, match="load.adapters: .*trained on a different base model"):
         check_fits(bases.on_meta(num_hidden_layers=3), tmp_path)
 
 

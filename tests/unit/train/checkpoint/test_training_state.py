@@ -277,7 +277,9 @@ def test_resume_from_resumes_its_training_and_refuses_another_recipe_with_the_di
         run_training(parts, LORA, fail_at(5))
     (name,) = [path.name for path in (home / "training").iterdir()]
 
-    with pytest.raises(RecipeError, match="started with another recipe: train.learning_rate: 0.01 there, 0.02 here"):
+    with pytest.raises(
+        RecipeError, match="started with a different recipe: train.learning_rate: 0.01 there, 0.02 here"
+    ):
         run_training(parts, LORA, resume_from=name, learning_rate=2e-2)
     with pytest.raises(RecipeError, match=f"no unfinished training 'abc' .unfinished trainings: {name}"):
         run_training(parts, LORA, resume_from="abc")

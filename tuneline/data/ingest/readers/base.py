@@ -1,4 +1,4 @@
-"""Chunks of rows, and the row that stands for a malformed record."""
+"""Chunks of rows, and the row that represents a malformed record."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,5 +50,5 @@ def _chunk(rows: list[tuple[int, T]], read: Callable[[int, T], bytes], num_lines
 
 
 def make_bad_row(reason: str) -> bytes:
-    """Return the JSON text of a row that stands for a malformed record."""
+    """Return the JSON text of a row that represents a malformed record."""
     return orjson.dumps({schema.BAD_ROW_KEY: reason})

@@ -120,7 +120,7 @@ class _Window:
 
 
 def _not_a_list_error(window: _Window) -> DataError:
-    """Build the error of a file that holds something else than a list."""
+    """Build the error of a file that contains something other than a list."""
     head, place = window.text[window.position :], f"{window.path}:{window.line}"
     first, _, rest = head.partition("\n")
     if rest.strip() and _is_row(first):
