@@ -15,11 +15,12 @@ from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.model.methods import families
 from tuneline.model.positions import prediction_positions
+from tuneline.model.value_head import MODULE_NAME
 from tuneline.train import rollout
 from tuneline.train.collate import collate
 from tuneline.train.rl import roles
 from tuneline.train.rl.experience import Experience
-from tuneline.train.rl.objectives import PPO, VALUE_HEAD
+from tuneline.train.rl.objectives import PPO
 from tuneline.train.rl.roles import PromptCompletion, RewardFunction
 from tuneline.train.rollout import GenerationOptions
 
@@ -58,7 +59,7 @@ def shared_layout(model: Path, reward: Path, objective: PPO) -> Layout:
     return Layout(
         policy,
         lambda inputs: objective._logps(policy, inputs)[0],
-        lambda inputs: _values(policy, getattr(policy, VALUE_HEAD), inputs),
+        lambda inputs: _values(policy, getattr(policy, MODULE_NAME), inputs),
         reference,
         roles.attach_reward_model(policy, reward),
         [policy],
@@ -71,7 +72,7 @@ def separate_layout(model: Path, reward: Path, objective: PPO) -> Layout:
     reference = load_model(model, attention="segment").eval()
     reward_model = FAMILY.attach_saved(load_model(model, attention="segment"), reward).eval()
     head, reward_head = value_head.build_value_head(critic), value_head.load_value_head(reward)
-    critic.add_module(VALUE_HEAD, head)
+    critic.add_module(MODULE_NAME, head)
 
     @torch.no_grad()
     def rewards(spans: list[PromptCompletion], references: list[list[int]]) -> list[float]:

@@ -296,7 +296,7 @@ def test_an_event_is_part_of_the_chain_and_moves_no_alias():
 
 def test_an_event_of_an_unknown_kind_is_refused():
     write_moves(1)
-    change_lines(replaced(1, event="other"))
+    change_lines(replace_values(1, event="other"))
 
     with pytest.raises(TrackingError, match="ledger.jsonl:1: not a line of the ledger .event"):
         ledger.verify()

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.unit.train.checkpoint.trainings import DiedError, dying_at, parts_of, trained
+from tests.unit.train.checkpoint.trainings import DiedError, fail_at, parts_of, run_training
 from tuneline import state
 from tuneline.config.sections.serve import ServeConfig
 from tuneline.errors import RecipeError, SourceError, TunelineError
@@ -32,7 +32,7 @@ def adapter(tiny_model, tmp_path_factory):
 def checkpoint(tiny_model, home):
     """A checkpoint of a training that was interrupted."""
     with pytest.raises(DiedError):
-        trained(parts_of(tiny_model), listeners=dying_at(5))
+        run_training(parts_of(tiny_model), listeners=fail_at(5))
     (folder,) = (state.root() / "training").iterdir()
     return folder / "checkpoint-3"
 

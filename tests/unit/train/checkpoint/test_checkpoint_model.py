@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.train.checkpoint.trainings import LORA, DiedError, dying_at, parts_of, trained
+from tests.unit.train.checkpoint.trainings import LORA, DiedError, fail_at, parts_of, run_training
 from tuneline import state
 from tuneline.config.sections.method import FullMethod
 from tuneline.errors import SourceError
@@ -17,7 +17,7 @@ from tuneline.train.checkpoint import checkpoint_model, training_state
 def interrupted(parts, method=LORA):
     """Train until a checkpoint of step 6 exists; return its folder."""
     with pytest.raises(DiedError):
-        trained(parts, method, dying_at(8), save_total_limit=2)
+        run_training(parts, method, fail_at(8), save_total_limit=2)
     (folder,) = (state.root() / "training").iterdir()
     return max(folder.glob("checkpoint-*"), key=training_state.checkpoint_step)
 
