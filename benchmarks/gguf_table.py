@@ -16,7 +16,8 @@ from tuneline.export.gguf.write import write_gguf
 
 DOC = Path(__file__).parents[1] / "docs" / "export.md"
 START, END = "<!-- gguf -->\n", "<!-- end of gguf -->\n"
-KINDS: tuple[Kind, ...] = ("f16", "q8_0", "q4_k_m")
+KINDS: tuple[Kind, ...] = ("f16", "q8_0")
+"""4-bit types need rows of 256 numbers, which tiny models do not have."""
 
 
 def check_architecture(name: str, folder: Path) -> str:

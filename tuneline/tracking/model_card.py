@@ -169,7 +169,8 @@ def _exported(facts: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"GGUF for llama.cpp: {facts['gguf.file']}, KL {facts['gguf.mean_kl']:.1e} nats per token to the "
             f"safetensors weights (mean of {facts['gguf.positions']} positions, maximum {facts['gguf.max_kl']:.1e}), "
-            f"equal token ids for {facts['gguf.texts']} texts, equal prompts for {facts['gguf.conversations']} conversations."
+            f"equal token ids for {facts['gguf.texts']} texts, equal prompts for {facts['gguf.conversations']} "
+            "conversations."
         )
         lines += [str(note) for note in facts.get("gguf.notes", [])]
     if "modelfile.sentence" in facts:

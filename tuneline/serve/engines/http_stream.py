@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -59,7 +59,7 @@ async def post(clients: Clients, child: ChildProcess, path: str, body: dict[str,
 
 async def stream(
     clients: Clients, child: ChildProcess, path: str, body: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the events of a response; closing the iterator closes the connection, which cancels the request.
 
     Raises:

@@ -5,7 +5,7 @@ llguidance, as in the engine `transformers`.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class LlamaCppEngine:
         engine._slots = max_batch_size
         return engine
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
         """Yield the tokens of the answer; see `Engine.generate`."""
         limit = min(request.max_tokens, self.max_length - len(request.prompt_ids))
         body = completion_body(request, limit)
@@ -113,7 +113,7 @@ class LlamaCppEngine:
 
     async def _numbered_tokens(
         self, body: dict[str, Any], request: GenerationRequest
-    ) -> AsyncIterator[tuple[int, Token]]:
+    ) -> AsyncGenerator[tuple[int, Token], None]:
         """Yield tokens with their numbers, from 1; one without text, which may be the stop token, waits for an event.
 
         The last token always has a finish reason.

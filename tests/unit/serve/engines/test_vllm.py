@@ -12,7 +12,6 @@ from tuneline.errors import SourceError
 from tuneline.serve.engines.interface import EngineFailedError, GenerationRequest, Grammar, Sampling
 from tuneline.serve.engines.vllm import VllmEngine
 
-
 STAND_IN = Path(__file__).parents[3] / "vllm_stand_in.py"
 
 
