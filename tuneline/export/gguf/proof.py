@@ -142,8 +142,8 @@ def verify(folder: Path, file: Path, kind: Kind, options: ModelLoadOptions, cont
     if not (report.mean_kl <= bounds.mean_kl and report.max_kl <= bounds.max_kl):
         raise VerificationError(
             f"gguf: {kind}: llama.cpp and transformers disagree on {report.architecture}: KL divergence "
-            f"{report.mean_kl:.2e} (mean), {report.max_kl:.2e} (max) nats per token at {report.positions} positions, at "
-            f"most {bounds.mean_kl:.0e} and {bounds.max_kl:.0e} allowed. Set gguf: none, or another type."
+            f"{report.mean_kl:.2e} (mean), {report.max_kl:.2e} (max) nats per token at {report.positions} positions, "
+            f"at most {bounds.mean_kl:.0e} and {bounds.max_kl:.0e} allowed. Set gguf: none, or another type."
         )
     return report
 

@@ -96,6 +96,10 @@ class LlamaCppEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
         """Yield the tokens of the answer; see `Engine.generate`."""
         limit = min(request.max_tokens, self.max_length - len(request.prompt_ids))
+        if limit < 1:
+            raise ValueError(
+                f"The prompt has {len(request.prompt_ids)} tokens; prompt and answer have at most {self.max_length}."
+            )
         body = completion_body(request, limit)
         self._running += 1
         try:
