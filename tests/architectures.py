@@ -225,9 +225,15 @@ GENERATING = [name for name in NAMES if name not in WITHOUT_GENERATION]
 MAX_PARAMETERS = 5_000_000
 
 
-def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """Build a random model of an architecture, after checking its size on the meta device."""
-    config = tiny_config(name)
+def build(name: str, seed: int = 0, keys: dict[str, Any] | None = None) -> PreTrainedModel:
+    """Build a random model of an architecture, after checking its size on the meta device.
+
+    Args:
+        name: Architecture.
+        seed: Seed of the weights.
+        keys: Config keys that replace those of the tiny config.
+    """
+    config = tiny_config(name, keys)
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if count > MAX_PARAMETERS:
@@ -241,10 +247,10 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def tiny_config(name: str) -> Any:
-    """Return the tiny config of an architecture."""
+def tiny_config(name: str, keys: dict[str, Any] | None = None) -> Any:
+    """Return the tiny config of an architecture, with some keys replaced."""
     config_class = CONFIG_MAPPING[name]
-    return config_class(**_keys(config_class, EXTRA.get(name, {})))
+    return config_class(**(_keys(config_class, EXTRA.get(name, {})) | (keys or {})))
 
 
 def _keys(config_class: type, extra: dict[str, Any]) -> dict[str, Any]:

@@ -79,15 +79,20 @@ def add_rms(writer: Writer, config: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_key_length(head_size(config))
     writer.add_value_length(head_size(config))
-    writer.add_rope_dimension_count(head_size(config))
+    writer.add_rope_dimension_count(_rope_size(config))
 
 
 def add_layer_norm(writer: Writer, config: Any) -> None:
     """Add the keys of architectures with layer norm and a rotary embedding of a part of each head."""
     add_common(writer, config)
-    writer.add_layer_norm_eps(_first(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"))
+    writer.add_layer_norm_eps(_first(config, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"))
+    writer.add_rope_dimension_count(_rope_size(config))
+
+
+def _rope_size(config: Any) -> int:
+    """Return the number of rotated dimensions of a head."""
     share = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor") or 1.0
-    writer.add_rope_dimension_count(int(share * head_size(config)))
+    return int(share * head_size(config))
 
 
 def _first(config: Any, *names: str) -> Any:
@@ -113,9 +118,7 @@ def _gemma3(writer: Writer, config: Any) -> None:
 
 def _phi3(writer: Writer, config: Any) -> None:
     add_rms(writer, config)
-    share = (config.rope_parameters or {}).get("partial_rotary_factor") or 1.0
-    writer.add_rope_dimension_count(int(share * head_size(config)))
-    writer.add_sliding_window(config.sliding_window or 0)
+    writer.add_sliding_window(0)
     writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings or config.max_position_embeddings)
 
 
@@ -157,14 +160,20 @@ def _mixture(writer: Writer, config: Any) -> None:
         writer.add_expert_feed_forward_length(size)
 
 
-def _bloom(writer: Writer, config: Any) -> None:
-    add_common(writer, config)
-    writer.add_context_length(2048)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+def _cohere2(writer: Writer, config: Any) -> None:
+    _cohere(writer, config)
+    writer.add_sliding_window(config.sliding_window)
 
 
 ARCH = gguf.MODEL_ARCH
 for _name, _entry in {
+    "arcee": Architecture(ARCH.ARCEE, add_rms, changes.permute_heads),
+    "cohere2": Architecture(ARCH.COHERE2, _cohere2, window=True),
+    "ernie4_5": Architecture(ARCH.ERNIE4_5, add_rms),
+    "glm4": Architecture(ARCH.GLM4, add_rms),
+    "hunyuan_v1_dense": Architecture(ARCH.HUNYUAN_DENSE, add_rms),
+    "nemotron": Architecture(ARCH.NEMOTRON, add_layer_norm, changes.add_one_to_norms),
+    "seed_oss": Architecture(ARCH.SEED_OSS, add_rms),
     "cohere": Architecture(ARCH.COMMAND_R, _cohere),
     "gemma": Architecture(ARCH.GEMMA, add_rms, changes.add_one_to_norms),
     "gemma2": Architecture(ARCH.GEMMA2, _gemma2, changes.add_one_to_norms, window=True),
@@ -178,7 +187,7 @@ for _name, _entry in {
     "olmo": Architecture(ARCH.OLMO, _olmo, changes.permute_heads),
     "olmo2": Architecture(ARCH.OLMO2, add_rms),
     "phi": Architecture(ARCH.PHI2, add_layer_norm),
-    "phi3": Architecture(ARCH.PHI3, _phi3, window=True),
+    "phi3": Architecture(ARCH.PHI3, _phi3),
     "qwen2": Architecture(ARCH.QWEN2, add_rms),
     "qwen3": Architecture(ARCH.QWEN3, add_rms),
     "qwen3_moe": Architecture(ARCH.QWEN3MOE, _mixture),

@@ -27,6 +27,9 @@ PROMPTS = (
     "Übersetze: Das Treffen wurde von Montag auf Donnerstag, halb zehn, verlegt. 会议改到星期四。",
     "The planets by distance from the sun: Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and",
 )
+MAX_ROW = 256
+"""Tokens per prompt."""
+
 POSITIONS = 8
 """Compared positions per prompt, evenly spaced, with the last one."""
 
@@ -115,7 +118,7 @@ def verify(folder: Path, file: Path, kind: Kind, options: ModelLoadOptions, cont
     """
     tokenizer = load_tokenizer_from(folder)
     model = load_model(folder, torch.float32, allowed=options).eval()
-    rows = [row[:256] for text in PROMPTS if (row := tokenizer(text)["input_ids"])]
+    rows = [row[: min(MAX_ROW, context - 1)] for text in PROMPTS if (row := tokenizer(text)["input_ids"])]
     notes: list[str] = []
     with running_server(file, context=min(context, 512)) as client:
         texts = compare_tokens(tokenizer, client, notes)

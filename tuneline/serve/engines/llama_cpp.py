@@ -5,7 +5,7 @@ llguidance, as in the engine `transformers`.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,13 @@ class LlamaCppEngine:
         engine._slots = max_batch_size
         return engine
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
         """Yield the tokens of the answer; see `Engine.generate`."""
         limit = min(request.max_tokens, self.max_length - len(request.prompt_ids))
+        if limit < 1:
+            raise ValueError(
+                f"The prompt has {len(request.prompt_ids)} tokens; prompt and answer have at most {self.max_length}."
+            )
         body = completion_body(request, limit)
         self._running += 1
         try:

@@ -7,7 +7,7 @@ front keeps the key, because vLLM's own key protects only a part of its routes.
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class VllmEngine:
             raise
         return engine
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token, None]:
         """Yield the tokens of the answer; see `Engine.generate`."""
         body = completion_body(request)
         if request.adapter is not None and request.adapter not in self.adapters:

@@ -139,11 +139,13 @@ def save_sentencepiece(folder, *, prefix):
     fast.save_pretrained(folder)
 
 
-def test_sentencepiece_without_a_space_prefix_gives_the_same_tokens(folder, tmp_path):
-    save_sentencepiece(folder, prefix=False)
+@pytest.mark.parametrize("prefix", [True, False], ids=["like Llama 2", "like Gemma"])
+def test_sentencepiece_gives_the_same_tokens(folder, tmp_path, prefix):
+    save_sentencepiece(folder, prefix=prefix)
 
     assert compare_tokens(folder, tmp_path)[0] >= len(proof.TEXTS)
-    assert vocabulary.read_vocabulary(folder, 512).model == "llama"
+    known = vocabulary.read_vocabulary(folder, 512)
+    assert (known.model, known.space_prefix) == ("llama", prefix)
 
 
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(folder):

@@ -41,18 +41,26 @@ def tensor_types(path):
     return {tensor.name: tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors}
 
 
+@pytest.fixture(scope="module")
+def exports(source, tmp_path_factory):
+    """Type -> a file of the type, and the report of its verification."""
+    folder = tmp_path_factory.mktemp("exports")
+    paths = {kind: folder / f"{kind}.gguf" for kind in BOUNDS}
+    return {kind: (path, write.write_gguf(source, path, kind)) for kind, path in paths.items()}
+
+
 @pytest.mark.parametrize(
     ("kind", "matrix", "output"),
     [("f16", Type.F16, Type.F16), ("q8_0", Type.Q8_0, Type.Q8_0), ("q4_k_m", Type.Q4_K, Type.Q6_K)],
 )
-def test_a_file_of_each_type_computes_what_the_model_computes(source, tmp_path, kind, matrix, output):
-    report = write.write_gguf(source, tmp_path / "model.gguf", kind)
+def test_a_file_of_each_type_computes_what_the_model_computes(exports, kind, matrix, output):
+    path, report = exports[kind]
 
-    types = tensor_types(tmp_path / "model.gguf")
+    types = tensor_types(path)
     assert types["blk.1.attn_q.weight"] == matrix
     assert types["output.weight"] == output
     assert types["output_norm.weight"] == Type.F32
-    assert report.bytes == (tmp_path / "model.gguf").stat().st_size
+    assert report.bytes == path.stat().st_size
     assert 0 <= report.mean_kl <= BOUNDS[kind].mean_kl / 5, "far below the bound"
     assert report.positions == 32
     assert report.texts > 20
@@ -60,8 +68,8 @@ def test_a_file_of_each_type_computes_what_the_model_computes(source, tmp_path, 
     assert report.facts()["gguf.max_kl"] == report.max_kl
 
 
-def test_each_type_is_larger_and_closer_than_the_next(source, tmp_path):
-    reports = [write.write_gguf(source, tmp_path / f"{kind}.gguf", kind) for kind in ("f16", "q8_0", "q4_k_m")]
+def test_each_type_is_larger_and_closer_than_the_next(exports):
+    reports = [exports[kind][1] for kind in ("f16", "q8_0", "q4_k_m")]
 
     assert reports[0].bytes > 1.5 * reports[1].bytes > 2 * reports[2].bytes
     assert reports[0].mean_kl < reports[1].mean_kl / 10 < reports[2].mean_kl / 100
