@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tuneline import filesystem, limits
-from tuneline.data.align.formats import tool_calls
 from tuneline.errors import DataError, RecipeError
 from tuneline.serve.chat.interface import Answer, ChatToolCall, Message, format_tool_call
 
@@ -43,13 +42,14 @@ class Conversation:
         return [*system, *(turn.message for turn in self.turns)]
 
     def add_user(self, text: str) -> None:
-        """Add a prompt."""
+        """Add a prompt. It replaces a prompt that was not answered."""
+        if self.turns and self.turns[-1].role == "user":
+            self.turns.pop()
         self.turns.append(Turn({"role": "user", "content": text}))
 
     def add_answer(self, answer: Answer) -> None:
-        """Add an answer. An answer without any text is dropped together with its prompt."""
+        """Add an answer, unless it is empty; its prompt then stays for `/regenerate`."""
         if answer.is_empty:
-            self.undo()
             return
         message: Message = {"role": "assistant", "content": answer.content}
         if answer.tool_calls:
@@ -163,6 +163,8 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     Raises:
         RecipeError: The file is missing, or does not contain tools.
     """
+    from tuneline.data.align.formats import tool_calls  # imports datasets, which takes long
+
     if not path.is_file():
         raise RecipeError(f"tools: {limits.why_not_a_file(path)}. Give a JSON file with a list of functions.")
     try:

@@ -1,8 +1,8 @@
 """Chat with a server: Tuneline's own, or any other with an OpenAI-compatible API."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,14 +83,16 @@ class HttpClient:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]:
         """Yield the parts of the answer."""
         try:
-            async for delta in self._stream(self._body(request)):
-                yield delta
+            async with aclosing(self._stream(self._body(request))) as deltas:
+                async for delta in deltas:
+                    yield delta
         except ChatError as error:
             if not (self._sends_stream_options and error.status in (400, 422) and "stream_options" in str(error)):
                 raise
             self._sends_stream_options = False  # the server cannot report the number of tokens
-            async for delta in self._stream(self._body(request)):
-                yield delta
+            async with aclosing(self._stream(self._body(request))) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         body = {"model": self.name, "messages": request.messages, "stream": True, **options.as_request(request.options)}
@@ -100,7 +102,7 @@ class HttpClient:
             body["stream_options"] = {"include_usage": True}
         return body
 
-    async def _stream(self, body: dict[str, Any]) -> AsyncIterator[ChatDelta]:
+    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[ChatDelta]:
         parts = _StreamState()
         async with self._send("POST", "/v1/chat/completions", body) as response:
             async for data in _events(response):

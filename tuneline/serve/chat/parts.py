@@ -1,0 +1,21 @@
+"""Prompts and answers of chats in this process: the code that the server uses."""
+
+from typing import Any
+
+from tuneline.serve.answers.parser import AnswerParser  # type: ignore[import-not-found]
+from tuneline.serve.answers.prompts import encode_chat  # type: ignore[import-not-found]
+from tuneline.serve.chat.interface import Message
+from tuneline.serve.deploy.interface import ServedVersion
+
+
+def encode(
+    version: ServedVersion, messages: list[Message], tools: list[dict[str, Any]], arguments: dict[str, Any]
+) -> list[int]:
+    """Return the ids of a prompt."""
+    ids: list[int] = encode_chat(version.tokenizer, messages, tools or None, arguments)
+    return ids
+
+
+def make_parser(version: ServedVersion, ids: list[int], stop: list[str], has_tools: bool) -> AnswerParser:
+    """Return the parser of an answer."""
+    return AnswerParser(version.tokenizer, ids, stop)
