@@ -6,7 +6,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneline.cli.chat_input import PROMPT, LineReader
 from tuneline.cli.chat_view import AnswerView, ColumnsView, PlainView, TerminalView
@@ -14,6 +14,8 @@ from tuneline.errors import TunelineError
 from tuneline.serve.chat import commands, session
 from tuneline.serve.chat.interface import Answer, ChatClient, ChatRequest
 from tuneline.serve.chat.session import Session
+
+T = TypeVar("T")
 
 STOPPED = "Stopped. Press Ctrl-C again to exit."
 INTERRUPTED = "Press Ctrl-C again, or Ctrl-D, to exit."
@@ -45,17 +47,16 @@ class Interrupts:
             raise KeyboardInterrupt
         self._loop.call_soon_threadsafe(self._task.cancel)
 
-    async def cancellable(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Run work as a task that Ctrl-C cancels; return whether it was cancelled."""
+    async def cancellable(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Run work as a task that Ctrl-C cancels; return its result, or None if it was cancelled."""
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(work)
+        task = self._task = self._loop.create_task(work)
         try:
-            await self._task
+            return await task
         except asyncio.CancelledError:
-            pass
+            return None
         finally:
             self._task = None
-        return self.count > 0
 
 
 class ChatLoop:
@@ -103,7 +104,10 @@ class ChatLoop:
 
     def _execute(self, line: str, runner: asyncio.Runner) -> bool:
         """Run a command; return whether the chat continues."""
-        outcome = runner.run(commands.execute(line, self._session))
+        outcome = runner.run(self._interrupts.cancellable(commands.execute(line, self._session)))
+        if outcome is None:
+            self._view.message(STOPPED)
+            return True
         if outcome.text:
             self._view.message(outcome.text)
         if outcome.action == "answer":
@@ -130,15 +134,15 @@ class ChatLoop:
         answer = Answer()
         self._skips_results = False
         try:
-            was_stopped = runner.run(self._interrupts.cancellable(self._show_answers(answer)))
+            runner.run(self._interrupts.cancellable(self._show_answers(answer)))
         except TunelineError:
             answer.stopped = True
             raise
         finally:
             self._session.conversation.add_answer(answer)
-        if was_stopped and isinstance(self._view, PlainView):
+        if self._interrupts.count and isinstance(self._view, PlainView):
             raise KeyboardInterrupt
-        if was_stopped:
+        if self._interrupts.count:
             self._view.message(STOPPED)
 
     async def _show_answers(self, answer: Answer) -> None:
@@ -148,7 +152,10 @@ class ChatLoop:
         elif isinstance(self._view, TerminalView) and self._view.has_room_for_columns:
             with ColumnsView(self._view.console, (client.name, other.name)) as view:
                 left, right = view.columns()
-                await asyncio.gather(_show(client, request, answer, left), _show(other, request, Answer(), right))
+                shown = _show(client, request, answer, left), _show(other, request, Answer(), right)
+                errors = await asyncio.gather(*shown, return_exceptions=True)
+            for error in filter(None, errors):
+                raise error
         else:
             await _show(client, request, answer, self._view.answer(client.name))
             if not answer.stopped:

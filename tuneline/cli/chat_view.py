@@ -76,7 +76,8 @@ class PlainAnswer:
         sys.stdout.flush()
         if answer.reasoning:
             sys.stderr.write("\n")
-        sys.stderr.write(f"{answer.summary()}\n")
+        if answer.summary():
+            sys.stderr.write(f"{answer.summary()}\n")
         sys.stderr.flush()
 
 
@@ -125,7 +126,8 @@ class TerminalAnswer:
     def finish(self, answer: "Answer") -> None:
         """End the line of the answer, and write its summary."""
         self._console.out(self._written.end(), end="", highlight=False)
-        self._console.print(Text(answer.summary(), "dim"))
+        if answer.summary():
+            self._console.print(Text(answer.summary(), "dim"), soft_wrap=True)
 
 
 class ColumnsView(AbstractContextManager["ColumnsView"]):
