@@ -2,7 +2,21 @@
 
 import typer
 
-from tuneline.cli import chat, data, doctor, exports, imports, models, runs, schedules, setup, sweeps, tables, train
+from tuneline.cli import (
+    chat,
+    data,
+    doctor,
+    exports,
+    imports,
+    models,
+    predict,
+    runs,
+    schedules,
+    setup,
+    sweeps,
+    tables,
+    train,
+)
 
 app = typer.Typer(
     name="tuneline",
@@ -11,5 +25,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (setup, train, sweeps, tables, imports, data, runs, models, exports, chat, schedules, doctor):
+for module in (setup, train, sweeps, tables, imports, data, runs, models, exports, chat, predict, schedules, doctor):
     module.add_commands(app)

@@ -50,7 +50,8 @@ class Interrupts:
     async def cancellable(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Run work as a task that Ctrl-C cancels; return its result, or None if it was cancelled."""
         self._loop = asyncio.get_running_loop()
-        task = self._task = self._loop.create_task(work)
+        task: asyncio.Task[T] = self._loop.create_task(work)
+        self._task = task
         try:
             return await task
         except asyncio.CancelledError:

@@ -208,8 +208,7 @@ def test_two_answers_stand_side_by_side_in_a_wide_terminal(terminal):
         chat = terminal("--url", server.url, "--compare", "old/1", columns=120)
         chat.wait_for("> ")
         chat.type("Hello\n")
-        chat.wait_for("tokens")
-        shown = chat.wait_for("> ")
+        shown = chat.wait_for(" tokens") + chat.wait_for("\n> ")
 
     lines = [line for line in shown.splitlines() if "You said: Hello" in line]
     assert any("The old one answers." in line for line in lines), shown
