@@ -132,7 +132,7 @@ def _complete_turns(turns: list[Record], tags: Tags) -> list[Record]:
     """Add the placeholder to a chat that ends with another role than the assistant, or with an empty answer."""
     speaker, name = chat.speaker_and_content_keys(turns[-1], tags)
     try:
-        last = chat.read_messages([{name: "", **turns[-1]}], "messages", tags)[0]["role"]
+        last = chat.read_messages([{**turns[-1], name: turns[-1].get(name) or ""}], "messages", tags)[0]["role"]
     except DataError:
         return turns
     if last == "assistant":

@@ -104,8 +104,11 @@ class HttpClient:
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[ChatDelta]:
         parts = _StreamState()
-        async with self._send("POST", "/v1/chat/completions", body) as response:
-            async for data in _events(response):
+        async with (
+            self._send("POST", "/v1/chat/completions", body) as response,
+            aclosing(_events(response)) as events,
+        ):
+            async for data in events:
                 if data == "[DONE]":
                     parts.is_complete = True
                     break
@@ -205,7 +208,7 @@ class _StreamState:
         )
 
 
-async def _events(response: httpx2.Response) -> AsyncIterator[str]:
+async def _events(response: httpx2.Response) -> AsyncGenerator[str]:
     """Yield the data of the events of a stream (server-sent events)."""
     data: list[str] = []
     async for line in response.aiter_lines():

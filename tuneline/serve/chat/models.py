@@ -4,8 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import mlflow
+from typing import TYPE_CHECKING
 
 from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.config.sections.model import CatalogueModel, DirectoryModel, HubModel, catalogue
@@ -14,9 +13,9 @@ from tuneline.errors import RecipeError
 from tuneline.identity import digest, tree_hash
 from tuneline.model import adapter_bundle, precision, source, value_head
 from tuneline.serve.deploy.interface import ServedVersion
-from tuneline.tracking import integrity, registry
-from tuneline.tracking.registry import Version
-from tuneline.zenml_integration import tracker
+
+if TYPE_CHECKING:
+    from tuneline.tracking.registry import Version
 
 REGISTERED = re.compile(r"(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?")
 REPOSITORY = re.compile(r"(?:hf:)?(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)")
@@ -59,6 +58,8 @@ def open_model(text: str, options: ModelLoadOptions | None = None) -> LocalModel
     if path.is_dir() and adapter_bundle.is_adapter_bundle(path):
         return LocalModel(path.resolve().name, path, tree_hash(path), options)
     if version := find_version(text):
+        from tuneline.tracking import integrity
+
         folder = integrity.verified_folder(version)
         return LocalModel(f"{version.name}/{version.version}", folder, version.content_hash, options)
     tokenizer, base_model, _ = source.resolve_model(_source(text), options)
@@ -67,7 +68,7 @@ def open_model(text: str, options: ModelLoadOptions | None = None) -> LocalModel
     return LocalModel(name, folder, digest([tokenizer.content_hash(), base_model.content_hash()]), options)
 
 
-def find_version(text: str) -> Version | None:
+def find_version(text: str) -> "Version | None":
     """Return the registered version of a name; None if the name is not that of a registered model.
 
     Raises:
@@ -77,6 +78,9 @@ def find_version(text: str) -> Version | None:
     match = REGISTERED.fullmatch(text)
     if match is None or not is_registered(text):
         return None
+    from tuneline.tracking import registry
+    from tuneline.zenml_integration import tracker
+
     tracker.connect()
     return registry.find_version(match["name"], match["version"] or "champion")
 
@@ -115,6 +119,8 @@ def base_model(text: str) -> str:
     """
     folder = Path(text)
     if version := find_version(text):
+        import mlflow
+
         recipe = mlflow.MlflowClient().get_run(version.run_id).data.params
         if name := next((recipe[key] for key in BASE_MODEL_PARAMS if key in recipe), ""):
             return str(name)
