@@ -39,7 +39,17 @@ def run(words, folder):
     return "\n".join(lines), last
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plan", str(CONFIGS / "demo.yaml")], LISTINGS[-1]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["chat", "--help"],
+        ["predict", "--help"],
+        ["plan", str(CONFIGS / "demo.yaml")],
+        LISTINGS[-1],
+    ],
+)
 def test_help_and_recipes_import_no_heavy_library(words, tmp_path):
     assert run(words, CONFIGS.parent)[1] == "0 []"
 

@@ -420,7 +420,7 @@ def test_no_request_is_left_when_a_prediction_ends_early(make_job):
         stream = remote.answers(client, rows, 3, GenerationSettings())
         await anext(stream)
         await stream.aclose()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
+        tasks = [task for task in asyncio.all_tasks() if task.get_coro().__name__ == remote._outcome.__name__]
         await client.close()
         return tasks
 
