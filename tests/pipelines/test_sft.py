@@ -8,6 +8,7 @@ import pytest
 
 from steps import caching
 from tests import tiny
+from tuneline.errors import VerificationError
 from tuneline.tracking import ledger, promotion, registry
 from tuneline.zenml_integration import tracker
 
@@ -219,6 +220,23 @@ def test_a_version_tells_its_lineage_and_is_not_copied(first, project):
     assert project in version.folder().parents
     assert version.tags["zenml.run"] == first.run_name
     assert version.tags["tuneline.data"]
+
+
+def test_prompts_of_a_server_are_proven_on_the_stored_rows_of_a_version(first):
+    from tuneline.data.tokenizer.loader import load_tokenizer_from
+    from tuneline.serve import parity
+
+    tracker.connect()
+    tokenizer = load_tokenizer_from(first.model_folder)
+    rows = parity.stored_rows(registry.find_version("tiny", first.decision.version))
+
+    report = parity.verify_template(tokenizer, rows)
+
+    assert report.source == f"the training rows of tiny/{first.decision.version}"
+    assert report.num_examples == report.num_prompts > 10
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "model")
+    with pytest.raises(VerificationError, match="the server would send"):
+        parity.verify_template(tokenizer, rows)
 
 
 def test_the_version_loads_through_mlflow_and_through_plain_transformers(first):

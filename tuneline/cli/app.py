@@ -12,6 +12,7 @@ from tuneline.cli import (
     predict,
     runs,
     schedules,
+    serve,
     setup,
     sweeps,
     tables,
@@ -25,5 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (setup, train, sweeps, tables, imports, data, runs, models, exports, chat, predict, schedules, doctor):
+COMMANDS = (setup, train, sweeps, tables, imports, data, runs, models, exports, serve, chat, predict, schedules, doctor)
+for module in COMMANDS:
     module.add_commands(app)

@@ -11,6 +11,7 @@ from tuneline.cli import show
 from tuneline.errors import RecipeError
 
 if TYPE_CHECKING:
+    from tuneline.config.sections.serve import ServeConfig
     from tuneline.serve.chat.session import Session
 
 UrlOption = Annotated[
@@ -55,11 +56,13 @@ def chat(
     show.silence_logs()
     view = open_view()
     with asyncio.Runner() as runner:
-        target = opening.Target(model or "", url, key)
         changes = options.parse(param or [])
         given_tools = conversation.read_tools(tools) if tools else []
         with show.status(f"Opening {model or url}"):
-            chat_session = runner.run(opening.open_session(target))
+            opened = (
+                opening.open_server(url, model or "", key) if url else opening.open_local(model or "", _read_config)
+            )
+            chat_session = runner.run(opened)
         try:
             _configure(chat_session, system, given_tools, changes)
             if compare is not None:
@@ -81,3 +84,10 @@ def _configure(chat_session: "Session", system: str, tools: list[dict[str, Any]]
 
     chat_session.conversation.system, chat_session.conversation.tools = system, tools
     chat_session.options = options.update(chat_session.options, changes)
+
+
+def _read_config(model: str) -> "ServeConfig":
+    """Return the settings of a model argument, as `tuneline serve` reads them."""
+    from tuneline.cli import serve
+
+    return serve.read_config(model, {})

@@ -1,6 +1,5 @@
 """`tuneline export`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +7,6 @@ import typer
 
 from tuneline.cli import show, train
 from tuneline.errors import RecipeError
-
-MODEL_REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -56,6 +53,8 @@ def _source(model: str) -> dict[str, str]:
     Raises:
         RecipeError: It is a recipe, or neither of the two.
     """
+    from tuneline.config.parsing import model_reference
+
     path = Path(model)
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(
@@ -63,13 +62,13 @@ def _source(model: str) -> dict[str, str]:
         )
     if path.is_dir():
         return {"type": "directory", "path": str(path.resolve())}
-    match = MODEL_REFERENCE.match(model)
-    if not match:
+    registered = model_reference.parse_registered(model)
+    if registered is None:
         raise RecipeError(
             f"{model!r} is neither a folder nor a valid name of a registered model. Give an existing folder, or a name "
             "such as demo@champion; `tuneline models` lists the names."
         )
-    return {"type": "registered", "name": match["name"], "version": match["version"] or "champion"}
+    return registered.model_dump()
 
 
 def _write_config(recipe: dict[str, Any]) -> Path:

@@ -91,11 +91,14 @@ def predict(
 
 
 def _predict_locally(job: "PredictJob", model: str, dtype: Dtype) -> "PredictResult":
+    from tuneline.cli import serve
+
+    config = serve.read_config(model, {} if dtype == "auto" else {"dtype": dtype})
     with show.status(f"Opening {model}"):
         from tuneline.serve.predict.opening import open_local
         from tuneline.serve.predict.predict import predict_local
 
-        load, identity = open_local(model, dtype)
+        load, identity = open_local(config)
     return predict_local(job, load, identity)
 
 

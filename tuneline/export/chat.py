@@ -187,14 +187,18 @@ def _pieces(
     return pieces
 
 
-def _check_no_date(tokenizer: PreTrainedTokenizerBase) -> None:
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template writes the current date into a prompt."""
     original = tokenizer.chat_template
     tokenizer.chat_template = DATE_MACRO + str(original)
     try:
-        prompt = render_prompt(tokenizer, conversation("U", ["question"]))
+        return DATE_MARKER in render_prompt(tokenizer, conversation("U", ["question"]))
     finally:
         tokenizer.chat_template = original
-    if DATE_MARKER in prompt:
+
+
+def _check_no_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    if writes_date(tokenizer):
         raise NotExpressibleError(
             "the chat template writes today's date, which a Go template cannot reproduce; set a fixed date in "
             "template_arguments, like date_string, if the template supports it"

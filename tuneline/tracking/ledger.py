@@ -1,4 +1,4 @@
-"""The ledger of promotions: an append-only hash chain with one line per move of an alias.
+"""The ledger of promotions: an append-only hash chain with one line per move of an alias, or per event of a version.
 
 Guarantee: changing, inserting or removing a line breaks the chain, which `verify` detects by reading every line. A
 marker file has the number and hash of the last line, and the size, times and inode of the ledger when the chain was
@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,6 +33,9 @@ GENESIS_HASH = "0" * 64
 MARKER = "ledger.marker.json"
 
 logger = logging.getLogger(__name__)
+
+Event = Literal["serving_rejected"]
+"""Kinds of lines that move no alias. `serving_rejected`: a server does not serve the version of an alias."""
 
 Entry = dict[str, Any]
 Stamp = tuple[int, int, int, int]
@@ -51,6 +54,9 @@ class _Line(BaseModel):
     before: str | None = Field(alias="from")
     after: str | None = Field(alias="to")
     why: str
+    event: Event | None = None
+    """None for a move; the alias of an event stays where it is."""
+
     last: str
     hash: str
 
@@ -88,6 +94,27 @@ def append(model: str, alias: str, before: str | None, after: str | None, why: s
     Raises:
         TrackingError: The ledger was changed, or the line cannot be written; then the ledger is unchanged.
     """
+    return _append(model, alias, before, after, why, more)
+
+
+def append_event(event: Event, model: str, alias: str, version: str, why: str, **more: Any) -> Entry:
+    """Append an event that moves no alias; hold the lock of promotions.
+
+    Args:
+        event: Its kind.
+        model: Registered model.
+        alias: Alias of the version.
+        version: The version.
+        why: Reason in one sentence.
+        more: Additional JSON-able fields.
+
+    Raises:
+        TrackingError: The ledger was changed, or the line cannot be written; then the ledger is unchanged.
+    """
+    return _append(model, alias, version, version, why, {"event": event, **more})
+
+
+def _append(model: str, alias: str, before: str | None, after: str | None, why: str, more: dict[str, Any]) -> Entry:
     marker = _verified_marker()
     entry = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,17 +134,24 @@ def append(model: str, alias: str, before: str | None, after: str | None, why: s
     except UnicodeEncodeError as error:
         raise TrackingError(f"{model}: the reason {why!r} is not valid Unicode text. Give a valid one.") from error
     except OSError as error:
+        what, result = (
+            (f"{more['event']} of version {after} of {model}", "")
+            if "event" in more
+            else (f"the move of {alias} of {model} to version {after or 'none'}", "The alias was not moved. ")
+        )
         raise TrackingError(
-            f"{path()}: the move of {alias} of {model} to version {after or 'none'} could not be recorded: {error}. "
-            "The alias was not moved. Free space or fix the permissions, then run the command again."
+            f"{path()}: {what} could not be recorded: {error}. {result}Free space or fix the permissions, then run the "
+            "command again."
         ) from error
-    positions = marker.positions | {model: marker.positions.get(model, {}) | {alias: after}}
+    positions = marker.positions
+    if "event" not in more:
+        positions = positions | {model: positions.get(model, {}) | {alias: after}}
     _save_marker(_Marker(stamp=stamp, num_lines=marker.num_lines + 1, last=entry["hash"], positions=positions))
     return entry
 
 
 def entries(model: str | None = None) -> list[Entry]:
-    """Return the moves of one model or of all models, oldest first.
+    """Return the moves and events of one model or of all models, oldest first.
 
     Raises:
         TrackingError: A line is not valid.
@@ -192,7 +226,8 @@ def _chain() -> _Marker:
         if line["last"] != last or _hash_of(line) != line["hash"] or misplaced:
             raise TrackingError(f"{path()}:{num_lines}: the ledger was changed here. Restore it from a backup.")
         last = line["hash"]
-        positions.setdefault(line["model"], {})[line["alias"]] = line["to"]
+        if not line.get("event"):
+            positions.setdefault(line["model"], {})[line["alias"]] = line["to"]
     if num_lines < marker.num_lines:
         raise TrackingError(
             f"{path()}: has {num_lines} lines, and had {marker.num_lines}: the last lines were removed. Restore it "

@@ -135,7 +135,8 @@ def verify() -> int:
         recorded: dict[str, dict[str, str | None]] = {}
         for line in ledger.entries():
             hashes.setdefault(line["model"], set()).add(line["hash"])
-            recorded.setdefault(line["model"], {})[line["alias"]] = line["to"]
+            if not line.get("event"):
+                recorded.setdefault(line["model"], {})[line["alias"]] = line["to"]
         models = registry.list_models() if recorded else {}
         for name in recorded:
             _verify_model(name, models.get(name), recorded[name], hashes[name])

@@ -18,7 +18,7 @@ from tuneline.model.load import LoadedModel
 from tuneline.train import neftune, reference_logps, trainer
 from tuneline.train.checkpoint.best_weights import BestWeights
 from tuneline.train.checkpoint.resumable_trainer import CheckpointCallback, stop_on_signals
-from tuneline.train.checkpoint.training_state import checkpoint_step
+from tuneline.train.checkpoint.training_state import BASE_MODEL_NOTE, TOKENIZER_NOTE, checkpoint_step
 from tuneline.train.collate import collate, move_to_device
 from tuneline.train.job import TrainingJob
 from tuneline.train.levers.apply import Levers, apply_levers
@@ -76,6 +76,8 @@ def build_trainer(job: TrainingJob, loaded: LoadedModel, work: Path) -> StageTra
     if loop.training_state:
         dtype = str(loaded.precision.autocast or loaded.precision.weights).removeprefix("torch.")
         loop.training_state.set_note("dtype", dtype)
+        loop.training_state.set_note(BASE_MODEL_NOTE, job.base_model.model_dump_json())
+        loop.training_state.set_note(TOKENIZER_NOTE, job.tokenizer.model_dump_json())
     return loop
 
 

@@ -66,7 +66,7 @@ def test_a_server_answers_with_own_columns_and_dropped_rows(folder):
         (("-m", "model", "--format", "alpacca"), RecipeError, "unknown format 'alpacca'"),
         (("-m", "model", "--columns", "x=y"), NotFoundError, "Unknown column of a format 'x'"),
         (("-m", "model", "--metric", "rogue"), RecipeError, "unknown metric 'rogue'"),
-        (("-m", "no such model"), RecipeError, "'no such model' is not"),
+        (("-m", "no such model"), RecipeError, "'no such model' is neither"),
     ],
 )
 def test_wrong_options_are_refused(folder, words, error, message):

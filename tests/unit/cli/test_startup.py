@@ -45,10 +45,12 @@ def run(words, folder):
         ["--help"],
         ["run", "--help"],
         ["chat", "--help"],
+        ["serve", "--help"],
         ["predict", "--help"],
         ["plan", str(CONFIGS / "demo.yaml")],
         LISTINGS[-1],
     ],
+    ids=" ".join,
 )
 def test_help_and_recipes_import_no_heavy_library(words, tmp_path):
     assert run(words, CONFIGS.parent)[1] == "0 []"

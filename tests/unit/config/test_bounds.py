@@ -33,6 +33,7 @@ UNBOUNDED = {
     "llamafactory.schema.Optimizer": TRANSLATED,
     "llamafactory.schema.Training": TRANSLATED,
     "llamafactory.schema.LlamaFactoryConfig": TRANSLATED,
+    "llamafactory.serving.InferenceConfig": TRANSLATED,
 }
 """Models with integers without bounds, and the reason."""
 

@@ -277,3 +277,26 @@ def test_appending_reads_nothing_of_the_lines_before_it(monkeypatch):
     ledger.append("m", "champion", "3", "4", "next")
 
     assert ledger.alias_positions("m") == {"champion": "4"}
+
+
+def test_an_event_is_part_of_the_chain_and_moves_no_alias():
+    write_moves(2)
+
+    ledger.append_event("serving_rejected", "m", "champion", "2", "serving rejected: it repeats one token", serving="1")
+    ledger.append_event("serving_rejected", "other", "champion", "5", "serving rejected: no memory")
+
+    assert ledger.verify() == 4
+    assert ledger.alias_positions("m") == {"champion": "2"}
+    assert ledger.alias_positions("other") == {}
+    (ledger.path().parent / ledger.MARKER).unlink()
+    assert ledger.alias_positions("other") == {}, "also when the whole ledger is read again"
+    event = ledger.entries("m")[-1]
+    assert (event["event"], event["from"], event["to"], event["serving"]) == ("serving_rejected", "2", "2", "1")
+
+
+def test_an_event_of_an_unknown_kind_is_refused():
+    write_moves(1)
+    change_lines(replaced(1, event="other"))
+
+    with pytest.raises(TrackingError, match="ledger.jsonl:1: not a line of the ledger .event"):
+        ledger.verify()

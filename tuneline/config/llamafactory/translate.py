@@ -31,10 +31,9 @@ MODEL_KEY = "model_name_or_path"
 UNSUPPORTED_PURPOSES = {
     "do_eval": "evaluation without training is not supported. Set do_train: true and dataset; a run evaluates the new "
     "model on held-out rows.",
-    "infer_backend": "serving is not part of a run. Serve the registered version with mlflow models serve, or the "
-    "merged folder (Weights in the output of a run) with vLLM.",
-    MODEL_KEY: "is the only request in this file, so there is nothing to train. Set do_train: true and dataset; "
-    "serving is not part of a run.",
+    "infer_backend": "serving is not part of a run. Serve this file with tuneline serve, or chat with tuneline chat.",
+    MODEL_KEY: "is the only request in this file, so there is nothing to train. Set do_train: true and dataset to "
+    "train; serve this file with tuneline serve, or chat with tuneline chat.",
 }
 """Key of a file that does not train -> reason for the rejection."""
 

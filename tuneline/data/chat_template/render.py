@@ -8,6 +8,7 @@ an explicit setting.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -120,9 +121,21 @@ def _render_after_think_tag(prompt: str, text: str, answer: str, i: int) -> Rend
 
 
 def apply_chat_template(
-    messages: list[Message], tools: str, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+    messages: list[Message],
+    tools: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text that the chat template renders.
+
+    Args:
+        messages: Messages in order; other keys than those of `Message` are passed to the template.
+        tools: JSON schemas of the tools as JSON text, or empty.
+        tokenizer: The tokenizer whose chat template is used.
+        add_generation_prompt: Whether the text ends with the header of an answer.
+        variables: Variables of the template, such as `enable_thinking`.
 
     Raises:
         SourceError: The tokenizer has no chat template.
@@ -133,12 +146,12 @@ def apply_chat_template(
             "The base model's tokenizer has no chat template. Set one in the recipe, for example template: chatml."
         )
     try:
-        return _apply(messages, tools, tokenizer, add_generation_prompt, arguments_as_text=False)
+        return _apply(messages, tools, tokenizer, add_generation_prompt, variables or {}, arguments_as_text=False)
     except _TEMPLATE_ERRORS as error:
         fault = error
     if any(message["tool_calls"] for message in messages):
         try:  # some templates write the arguments of a tool call unchanged, and require text
-            return _apply(messages, tools, tokenizer, add_generation_prompt, arguments_as_text=True)
+            return _apply(messages, tools, tokenizer, add_generation_prompt, variables or {}, arguments_as_text=True)
         except _TEMPLATE_ERRORS as error:
             fault = error
     roles = ", ".join(message["role"] for message in messages)
@@ -150,6 +163,7 @@ def _apply(
     tools: str,
     tokenizer: PreTrainedTokenizerBase,
     add_generation_prompt: bool,
+    variables: Mapping[str, Any],
     *,
     arguments_as_text: bool,
 ) -> str:
@@ -159,6 +173,7 @@ def _apply(
             tools=json.loads(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
+            **variables,
         )
     )
 

@@ -95,18 +95,13 @@ class ConversationEncoder:
                 "The base model's tokenizer does not report token offsets; a fast tokenizer is required. Add a "
                 "tokenizer.json to the base model."
             )
-        pieces = self._pieces(text, split_points) if self.encoder.is_piecewise else [text]
+        pieces = self.encoder.split(text, split_points)
         ids, starts, position = [], [], 0
         for piece, encoding in zip(pieces, backend.encode_batch(pieces, add_special_tokens=False), strict=True):
             ids += encoding.ids
             starts += [position + start for start, _ in encoding.offsets]
             position += len(piece)
         return ids, starts
-
-    def _pieces(self, text: str, split_points: list[int]) -> list[str]:
-        bounds = [0, *split_points, len(text)]
-        chunks = [text[a:b] for a, b in itertools.pairwise(bounds) if a < b]
-        return [piece for chunk in chunks for piece in self.encoder.pieces(chunk)]
 
     def _answer_span(
         self, rendered: render.RenderedAnswer, text: str, messages: list[Message], ids: list[int], starts: list[int]

@@ -110,6 +110,19 @@ class Encoder:
             start = match.end()
         return [piece for piece in [*pieces, text[start:]] if piece]
 
+    def split(self, text: str, split_points: list[int]) -> list[str]:
+        """Split the text of a conversation into the pieces that are encoded separately.
+
+        Args:
+            text: The rendered text.
+            split_points: Where answers start, ascending: the prompt ends there at inference.
+        """
+        if not self.is_piecewise:
+            return [text]
+        bounds = [0, *split_points, len(text)]
+        chunks = [text[a:b] for a, b in itertools.pairwise(bounds) if a < b]
+        return [piece for chunk in chunks for piece in self.pieces(chunk)]
+
 
 def build_encoder(tokenizer: PreTrainedTokenizerBase, *, allow_tiktoken: bool = True) -> Encoder:
     """Return the encoder of a tokenizer: tiktoken if it is proven to be equal, otherwise the tokenizer itself."""
@@ -160,7 +173,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     unusual = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if model["type"] != "BPE" or any(model.get(name) for name in unusual):
         return None
-    vocabulary, letters = model["vocab"], _bytes_of_letters()
+    vocabulary, letters = model["vocab"], bytes_of_letters()
     merged = [vocabulary.get("".join(pair if isinstance(pair, list) else pair.split(" "))) for pair in model["merges"]]
     in_order = None not in merged and all(a <= b for a, b in itertools.pairwise(merged))
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -172,7 +185,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     return {bytes(letters[letter] for letter in word): rank for word, rank in words.items()}
 
 
-def _bytes_of_letters() -> dict[str, int]:
+def bytes_of_letters() -> dict[str, int]:
     """Return the byte that each letter of a byte-level vocabulary stands for: printable bytes are themselves."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]

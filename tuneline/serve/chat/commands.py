@@ -137,7 +137,7 @@ def _split(text: str) -> list[str]:
 COMMANDS: dict[str, Command] = {
     "help": Command("", "Show this help.", _help),
     "system": Command("[TEXT|off]", "Show, set or remove the system message.", _system),
-    "params": Command("[NAME=VALUE ...]", "Show or set parameters; NAME= restores the default.", _params),
+    "params": Command("[NAME=VALUE ...]", "Show or set parameters; NAME= resets one.", _params),
     "tools": Command("[FILE|off]", "Show, set or remove the tools, a JSON file of functions.", _tools),
     "compare": Command("[MODEL|off]", "Show the answers of a second model too; default: the base model.", _compare),
     "regenerate": Command("", "Answer the last prompt again.", _regenerate),

@@ -22,8 +22,11 @@ class Parser(Protocol):
         ...
 
 
-MakeParser = Callable[[ServedVersion, list[int], list[str], bool], Parser]
-"""(version, prompt ids, stop strings, whether the request has tools) -> parser of one answer."""
+MakeParser = Callable[[ServedVersion, list[int], list[str], list[dict[str, Any]]], Parser]
+"""(version, prompt ids, stop strings, tools) -> parser of one answer."""
+
+MAX_TOKENS = 1024
+"""Maximum number of tokens of an answer, unless the chat or the settings of the model set another."""
 
 
 class InProcessClient:
@@ -46,10 +49,11 @@ class InProcessClient:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatDelta]:
         """Yield the parts of the answer."""
         async with self._deployment.acquire(self._model) as version:
-            arguments = options.template_arguments(request.options)
-            ids = self._encode(version, request.messages, request.tools, arguments)
-            generation = _generation_request(version, ids, request.options)
-            parser = self._make_parser(version, ids, request.options.get("stop", []), bool(request.tools))
+            chosen = _with_defaults(version, request.options)
+            arguments = options.template_arguments(chosen)
+            ids = self._encode(version, _with_system(version, request.messages), request.tools, arguments)
+            generation = _generation_request(version, ids, chosen)
+            parser = self._make_parser(version, ids, chosen.get("stop", []), request.tools)
             num_tokens = 0
             async with aclosing(version.engine.generate(generation)) as tokens:  # type: ignore[type-var]
                 async for token in tokens:
@@ -65,6 +69,21 @@ class InProcessClient:
         await self._deployment.close()
 
 
+def _with_defaults(version: ServedVersion, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request with those that the settings or the generation config of the model set."""
+    defaults = version.defaults
+    variables = {f"{options.TEMPLATE_PREFIX}{name}": value for name, value in defaults.chat_template_kwargs.items()}
+    return {"max_tokens": defaults.max_tokens or MAX_TOKENS, **defaults.sampling, **variables, **chosen}
+
+
+def _with_system(version: ServedVersion, messages: list[Message]) -> list[Message]:
+    """Return the messages with the system message of the settings, if they have none."""
+    system = version.defaults.system
+    if not system or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _generation_request(version: ServedVersion, ids: list[int], chosen: dict[str, Any]) -> GenerationRequest:
     """Build the request for the engine.
 
@@ -72,7 +91,9 @@ def _generation_request(version: ServedVersion, ids: list[int], chosen: dict[str
         ChatError: The prompt is too long, or the engine cannot honor a parameter.
     """
     if refused := sorted(version.engine.unsupported & chosen.keys()):
-        raise ChatError(f"The engine {version.engine.name} does not support {refused[0]}. Reset it: {refused[0]}=")
+        raise ChatError(
+            f"The engine {version.engine.name} does not support {refused[0]}. Reset it: /params {refused[0]}="
+        )
     room = version.engine.max_length - len(ids)
     if room < 1:
         raise ChatError(
@@ -81,7 +102,7 @@ def _generation_request(version: ServedVersion, ids: list[int], chosen: dict[str
         )
     return GenerationRequest(
         prompt_ids=ids,
-        max_tokens=min(chosen.get("max_tokens", room), room),
+        max_tokens=min(chosen["max_tokens"], room),
         sampling=options.sampling(chosen),
         stop_ids=version.stop_ids,
         adapter=version.adapter,

@@ -1,4 +1,7 @@
-"""Generation parameters of a chat, by the names of the OpenAI API: types, ranges and defaults."""
+"""Generation parameters of a chat, by the names of the OpenAI API: types and ranges.
+
+A parameter that is not set has the value of the server, or of the generation config of the model.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,9 +12,6 @@ from typing import Any
 from tuneline.config.base import MAX_SEED, MAX_TOKENS
 from tuneline.errors import NotFoundError, RecipeError
 from tuneline.serve.engines.interface import Sampling
-
-DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 1024}
-"""Parameters of a new session. They are sent with every request, so a server and a loaded model answer alike."""
 
 TEMPLATE_PREFIX = "template."
 """Prefix of variables of the chat template, such as `template.enable_thinking`."""
@@ -94,15 +94,14 @@ def _json_or_text(text: str) -> Any:
 
 
 def update(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with changes; a change to None removes a parameter, or restores its default."""
-    merged = {**options, **changes}
-    restored = {name: DEFAULTS.get(name) if value is None else value for name, value in merged.items()}
-    return {name: value for name, value in restored.items() if value is not None}
+    """Return options with changes; a change to None removes a parameter."""
+    return {name: value for name, value in {**options, **changes}.items() if value is not None}
 
 
 def describe(options: Mapping[str, Any]) -> str:
     """Return options as text, `name=value` each."""
-    return " ".join(f"{name}={_as_text(value)}" for name, value in options.items()) or "none"
+    assignments = [f"{name}={_as_text(value)}" for name, value in options.items()]
+    return " ".join(assignments) or "those of the model or the server"
 
 
 def _as_text(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tuneline.serve.answers.parser import AnswerParser  # type: ignore[import-not-found]
-from tuneline.serve.answers.prompts import encode_chat  # type: ignore[import-not-found]
+from tuneline.serve.answers.parser import AnswerParser
+from tuneline.serve.answers.prompts import encode_chat
 from tuneline.serve.chat.interface import Message
 from tuneline.serve.deploy.interface import ServedVersion
 
@@ -12,10 +12,9 @@ def encode(
     version: ServedVersion, messages: list[Message], tools: list[dict[str, Any]], arguments: dict[str, Any]
 ) -> list[int]:
     """Return the ids of a prompt."""
-    ids: list[int] = encode_chat(version.tokenizer, messages, tools or None, arguments)
-    return ids
+    return encode_chat(version.tokenizer, messages, tools or None, arguments)
 
 
-def make_parser(version: ServedVersion, ids: list[int], stop: list[str], has_tools: bool) -> AnswerParser:
+def make_parser(version: ServedVersion, ids: list[int], stop: list[str], tools: list[dict[str, Any]]) -> AnswerParser:
     """Return the parser of an answer."""
-    return AnswerParser(version.tokenizer, ids, stop)
+    return AnswerParser(version.tokenizer, ids, stop, bool(tools), tools=tools or None)

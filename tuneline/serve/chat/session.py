@@ -6,7 +6,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuneline.serve.chat import options
 from tuneline.serve.chat.conversation import Conversation
 from tuneline.serve.chat.interface import Answer, ChatClient, ChatDelta, ChatRequest
 
@@ -23,7 +22,7 @@ class Session:
 
     client: ChatClient
     open_client: OpenClient
-    options: dict[str, Any] = field(default_factory=lambda: dict(options.DEFAULTS))
+    options: dict[str, Any] = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
     other: ChatClient | None = None
     """Second model, whose answers are shown but are not part of the conversation."""

@@ -16,6 +16,21 @@ class UnknownModelError(NotFoundError):
 
 
 @dataclass(frozen=True)
+class RequestDefaults:
+    """Values of the fields that a request omits."""
+
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Sampling parameters by their API names; from the settings, else from the generation config of the model."""
+
+    max_tokens: int | None = None
+    system: str | None = None
+    """System message of conversations that have none."""
+
+    chat_template_kwargs: dict[str, bool | int | str] = field(default_factory=dict)
+    """Variables of the chat template; those of a request have precedence."""
+
+
+@dataclass(frozen=True)
 class ServedVersion:
     """A loaded, verified version. Its identity never changes; a promotion makes another one."""
 
@@ -35,6 +50,7 @@ class ServedVersion:
 
     stop_ids: tuple[int, ...] = ()
     is_reward_model: bool = False
+    defaults: RequestDefaults = RequestDefaults()
 
 
 @dataclass(frozen=True)

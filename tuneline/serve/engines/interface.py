@@ -112,7 +112,7 @@ class Engine(Protocol):
         """Return the score of a reward model for a text."""
         ...
 
-    def load(self) -> "EngineLoad":
+    def current_load(self) -> "EngineLoad":
         """Return the current load, for metrics and for the queue limit."""
         ...
 

@@ -1,7 +1,6 @@
 """Answers of a model in this process: the batched generation of evaluation, so a prediction equals an evaluation."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +13,8 @@ from tuneline.errors import DataError
 from tuneline.evaluation.generation import generate
 from tuneline.evaluation.generation.generate import SamplingConfig
 from tuneline.model.load import load_model
+from tuneline.model.methods import adapter_method, families
+from tuneline.serve.deploy.located import LocatedModel
 from tuneline.serve.predict.job import GenerationSettings, Prediction
 
 CHUNK_BATCHES = 8
@@ -30,11 +31,14 @@ class LocalModelAnswers:
         self._model, self._tokenizer, self._name = model, tokenizer, name
 
     @classmethod
-    def load(
-        cls, folder: Path, name: str, dtype: torch.dtype, options: ModelLoadOptions | None = None
-    ) -> "LocalModelAnswers":
-        """Load a model directory."""
-        return cls(load_model(folder, dtype, allowed=options).eval(), load_tokenizer_from(folder), name)
+    def load(cls, located: LocatedModel, dtype: torch.dtype, options: ModelLoadOptions) -> "LocalModelAnswers":
+        """Load a model, with its adapter if it is one."""
+        model = load_model(located.folder, dtype, allowed=options)
+        if located.adapter is not None:
+            adapter = located.adapters[located.adapter]
+            model = families[adapter_method(adapter)].attach_saved(model, adapter)
+        tokenizer = load_tokenizer_from(located.tokenizer_folder or located.folder)
+        return cls(model.eval(), tokenizer, located.name)
 
     def check(self, row: PromptRow, max_new_tokens: int) -> None:
         """Check that a row can be answered.

@@ -4,26 +4,26 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from tuneline.errors import RecipeError
-from tuneline.model import precision, value_head
-from tuneline.serve.chat import models
+from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.config.sections.serve import ServeConfig
+from tuneline.model import precision
+from tuneline.serve.chat import opening
 from tuneline.serve.chat.http_client import HttpClient
 from tuneline.serve.predict.job import ModelIdentity
 from tuneline.serve.predict.local import LocalModelAnswers
 
 
-def open_local(text: str, dtype: str = "auto") -> tuple[Callable[[], LocalModelAnswers], ModelIdentity]:
+def open_local(config: ServeConfig) -> tuple[Callable[[], LocalModelAnswers], ModelIdentity]:
     """Find a model; return a function that loads it, and its identity.
 
     Raises:
         TunelineError: It does not exist, or is not supported.
     """
-    model = models.open_model(text)
-    if (model.folder / value_head.HEAD_FILE).is_file():
-        raise RecipeError(f"{model.name} is a reward model, which scores answers. Give a model that writes answers.")
-    weights = precision.inference_dtype(dtype)
-    identity = ModelIdentity(model.name, model.content_hash, dtype=str(weights).removeprefix("torch."))
-    return partial(LocalModelAnswers.load, model.folder, model.name, weights, model.options), identity
+    located = opening.locate(config)
+    dtype = precision.inference_dtype(config.dtype)
+    options = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
+    identity = ModelIdentity(located.name, located.content_hash, dtype=str(dtype).removeprefix("torch."))
+    return partial(LocalModelAnswers.load, located, dtype, options), identity
 
 
 def open_server(url: str, model: str, key: str | None) -> tuple[HttpClient, ModelIdentity]:

@@ -9,7 +9,7 @@ ends with bitwise identical weights on a CPU.
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE, HASHES_FILE, UNFINISHED_FOLDER = "training.json", "sha256.json", "unfinished"
 CHECKPOINT_PREFIX, FINISHED_NOTE = "checkpoint-", "finished"
+BASE_MODEL_NOTE, TOKENIZER_NOTE = "base_model", "tokenizer"
+"""Notes with the manifests of the training, so that a checkpoint can be loaded without its recipe."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TrainingState:
 
     def latest(self) -> Path | None:
         """Return the latest complete checkpoint, or None."""
-        return next((path for path in self._checkpoints() if _find_damage(path) is None), None)
+        return next((path for path in self._checkpoints() if find_damage(path) is None), None)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -89,7 +91,7 @@ class TrainingState:
                 "name, or remove it: an unfinished training of this recipe resumes automatically."
             )
         if matches[0] != self.folder:
-            other = _read(matches[0] / STATE_FILE).get("identity", {})
+            other = read_state(matches[0] / STATE_FILE).get("identity", {})
             raise RecipeError(
                 f"train.resume_from: {name} was started with another recipe: "
                 f"{'; '.join(describe_differences(other, self.identity))}. Use the same recipe, or remove resume_from "
@@ -99,7 +101,7 @@ class TrainingState:
     def discard_damaged(self) -> None:
         """Delete checkpoints whose hashes do not match, with a warning; they must not count towards the limit."""
         for path in self._checkpoints():
-            if file := _find_damage(path):
+            if file := find_damage(path):
                 logger.warning("Discarded %s: %s is missing or was modified. Using the one before it.", path.name, file)
                 shutil.rmtree(path)
 
@@ -126,13 +128,13 @@ class TrainingState:
     def get_note(self, name: str) -> str | None:
         """Return the note with this name, or None."""
         path = self.folder / STATE_FILE
-        note = _read(path).get("notes", {}).get(name) if path.exists() else None
+        note = read_state(path).get("notes", {}).get(name) if path.exists() else None
         return None if note is None else str(note)
 
     def set_note(self, name: str, value: str) -> None:
         """Store a short text with the checkpoints, for example the id of the MLflow run with the curves."""
         path = self.folder / STATE_FILE
-        notes = _read(path).get("notes", {}) if path.exists() else {}
+        notes = read_state(path).get("notes", {}) if path.exists() else {}
         filesystem.write_atomic(
             path, json.dumps({"identity": self.identity, "notes": {**notes, name: value}}, indent=1)
         )
@@ -141,9 +143,9 @@ class TrainingState:
         """Return the other unfinished trainings of the same rows and base model, with the recipe keys that differ."""
         trainings = []
         for path in sorted(self.folder.parent.glob(f"*/{STATE_FILE}")):
-            other = _read(path).get("identity", {})
+            other = read_state(path).get("identity", {})
             same = all(other.get(name) == self.identity.get(name) for name in ("rows", "base_model"))
-            finished = FINISHED_NOTE in _read(path).get("notes", {})
+            finished = FINISHED_NOTE in read_state(path).get("notes", {})
             has_checkpoint = any(path.parent.glob(f"{CHECKPOINT_PREFIX}*"))
             if same and not finished and path.parent != self.folder and has_checkpoint:
                 trainings.append(f"{path.parent.name} ({'; '.join(describe_differences(other, self.identity))})")
@@ -190,20 +192,22 @@ def describe_differences(other: dict[str, Any], current: dict[str, Any], prefix:
     return differences
 
 
-def _find_damage(path: Path) -> str | None:
-    """Return the first file of a checkpoint that is missing or does not match its hash, or None."""
-    if not (path / HASHES_FILE).exists():
-        return HASHES_FILE
-    hashes = _read(path / HASHES_FILE)
-    if not hashes:
+def find_damage(path: Path, only: Collection[str] = ()) -> str | None:
+    """Return the first file of a checkpoint that is missing or does not match its hash, or None.
+
+    Args:
+        path: Folder of the checkpoint.
+        only: Names of the files to check; by default all.
+    """
+    hashes = read_state(path / HASHES_FILE) if (path / HASHES_FILE).exists() else {}
+    if not hashes or not set(only) <= hashes.keys():
         return HASHES_FILE
     return next(
-        (name for name, sha256 in hashes.items() if not (path / name).exists() or sha256_of(path / name) != sha256),
-        None,
+        (name for name in only or hashes if not (path / name).exists() or sha256_of(path / name) != hashes[name]), None
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """Return the content of a small JSON file; empty if it is damaged."""
     try:
         content = json.loads(path.read_text())

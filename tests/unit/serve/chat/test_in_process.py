@@ -11,7 +11,7 @@ from tuneline.serve.chat.in_process import InProcessClient
 from tuneline.serve.chat.interface import Answer, ChatError, ChatRequest
 from tuneline.serve.chat.opening import FixedDeployment
 from tuneline.serve.chat.session import receive
-from tuneline.serve.deploy.interface import ServedVersion
+from tuneline.serve.deploy.interface import RequestDefaults, ServedVersion
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -36,9 +36,11 @@ def open_client(tiny_model):
     """Build a client whose engine answers with a text."""
     tokenizer = load_tokenizer_from(tiny_model)
 
-    def build(text="It is three.", **options):
+    def build(text="It is three.", defaults=None, **options):
         engine = ScriptedEngine(tokenizer(text)["input_ids"], **options)
-        version = ServedVersion("tiny/3", tiny_model, tokenizer, engine, "fp", stop_ids=(2,))
+        version = ServedVersion(
+            "tiny/3", tiny_model, tokenizer, engine, "fp", stop_ids=(2,), defaults=defaults or RequestDefaults()
+        )
 
         def encode(version, messages, tools, arguments):
             encode.seen = (messages, tools, arguments)
@@ -49,7 +51,7 @@ def open_client(tiny_model):
             "",
             version.name,
             encode,
-            lambda version, ids, stop, has_tools: PieceParser(tokenizer, has_tools),
+            lambda version, ids, stop, tools: PieceParser(tokenizer, bool(tools)),
         )
         return client, engine, encode
 
@@ -131,3 +133,16 @@ def test_a_parameter_that_the_engine_cannot_honor_is_refused(open_client):
 
     with pytest.raises(ChatError, match="engine scripted does not support min_p"):
         ask(client, ChatRequest(MESSAGES, options={"min_p": 0.1}))
+
+
+def test_the_settings_of_the_model_are_defaults(open_client):
+    defaults = RequestDefaults({"temperature": 0.6, "top_k": 20}, 5, "Be brief.", {"enable_thinking": False})
+    client, engine, encode = open_client(defaults=defaults)
+    ask(client, ChatRequest(MESSAGES, options={"top_k": 3}))
+    ask(client, ChatRequest([{"role": "system", "content": "Rhyme."}, *MESSAGES], options={"max_tokens": 4}))
+
+    first, second = engine.requests
+    assert (first.sampling.temperature, first.sampling.top_k, first.max_tokens) == (0.6, 3, 5)
+    assert second.max_tokens == 4
+    messages, _, arguments = encode.seen
+    assert (messages[0]["content"], arguments) == ("Rhyme.", {"enable_thinking": False})

@@ -1,0 +1,1 @@
+"""Inference in this process with transformers: continuous batching in one decode loop."""
