@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tuneline.errors import RecipeError
+from tuneline.serve.chat import options
 from tuneline.serve.chat.http_client import HttpClient
 from tuneline.serve.chat.interface import ChatClient
 from tuneline.serve.chat.session import Session
@@ -62,7 +63,8 @@ async def open_local(model: str, read_config: ReadConfig) -> Session:
         config = read_config(name or base_model(loaded.located))
         return (await asyncio.to_thread(load, config)).client()
 
-    return Session(loaded.client(), open_other)
+    chosen = {} if loaded.version.defaults.sampling else dict(options.DEFAULTS)
+    return Session(loaded.client(), open_other, chosen)
 
 
 @dataclass(frozen=True)

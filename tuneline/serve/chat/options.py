@@ -13,6 +13,10 @@ from tuneline.config.base import MAX_SEED, MAX_TOKENS
 from tuneline.errors import NotFoundError, RecipeError
 from tuneline.serve.engines.interface import Sampling
 
+DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
+"""Parameters of a new session, unless the generation config of the model sets some. Without them, many small models
+ramble: the default of the API is a temperature of 1."""
+
 TEMPLATE_PREFIX = "template."
 """Prefix of variables of the chat template, such as `template.enable_thinking`."""
 

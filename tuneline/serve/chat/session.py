@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneline.serve.chat import options
 from tuneline.serve.chat.conversation import Conversation
 from tuneline.serve.chat.interface import Answer, ChatClient, ChatDelta, ChatRequest
 
@@ -22,7 +23,7 @@ class Session:
 
     client: ChatClient
     open_client: OpenClient
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: dict(options.DEFAULTS))
     conversation: Conversation = field(default_factory=Conversation)
     other: ChatClient | None = None
     """Second model, whose answers are shown but are not part of the conversation."""

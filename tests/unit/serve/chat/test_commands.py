@@ -45,7 +45,8 @@ def test_every_command_is_in_the_help(session):
 
 
 def test_parameters_are_set_shown_and_reset(session):
-    assert run("/params", session).text == "Parameters: those of the model or the server"
+    assert run("/params", session).text == "Parameters: temperature=0.7 top_p=0.9"
+    assert run("/params temperature= top_p=", session).text == "Parameters: those of the model or the server"
     shown = run("/params temperature=0 seed=7 stop='a b' template.enable_thinking=false", session).text
 
     assert shown == 'Parameters: temperature=0 seed=7 stop=["a b"] template.enable_thinking=false'
