@@ -18,7 +18,17 @@ from tuneline.tracking import model_card
 
 def cache_key() -> str:
     """Return what decides the result besides the inputs: library source and package versions."""
-    libraries = ("torch", "transformers", "tokenizers", "jinja2", "peft", "safetensors", "bitsandbytes")
+    libraries = (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "jinja2",
+        "peft",
+        "safetensors",
+        "bitsandbytes",
+        "gguf",
+        "xllamacpp",
+    )
     modules = ("export.write", "export.origin", "model.checkpoint", "model.verification", "tracking.model_card")
     return library_source_hash(*modules, libraries=libraries)
 

@@ -63,7 +63,7 @@ class ScriptedEngine:
     async def score(self, ids: list[int]) -> float:
         return float(len(ids))
 
-    def load(self) -> EngineLoad:
+    def current_load(self) -> EngineLoad:
         return EngineLoad(self.running, self.waiting)
 
     def is_healthy(self) -> bool:

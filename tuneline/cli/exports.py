@@ -31,13 +31,18 @@ def export(
     dtype: Annotated[str, typer.Option(help="Data type of the weights: keep, float32, bfloat16 or float16.")] = "keep",
     max_shard_size: Annotated[str | None, typer.Option(help="Maximum size of a weight file, such as 5GB.")] = None,
     modelfile: Annotated[str, typer.Option(help="Ollama Modelfile: exact, limited or none.")] = "exact",
+    gguf: Annotated[
+        str, typer.Option(help="Also write a GGUF file for llama.cpp: none, f16, q8_0 or q4_k_m.")
+    ] = "none",
     cache: Annotated[bool, typer.Option(help="Reuse a cached export.")] = True,
     verbose: show.VerboseOption = False,
 ) -> None:
-    """Export a model: safetensors, tokenizer, model card, Modelfile and checksums; optionally push it to the Hub."""
+    """Export a model: safetensors, tokenizer, model card, Modelfile, checksums, GGUF; optionally push it to the Hub."""
     if not push and (public or revision != "main" or message):
         raise RecipeError("--public, --revision and --message require --push. Add --push owner/name, or remove them.")
     recipe: dict[str, Any] = {"stage": "export", "model": _source(model), "dtype": dtype, "modelfile": modelfile}
+    if gguf != "none":
+        recipe["gguf"] = gguf
     if max_shard_size:
         recipe["max_shard_size"] = max_shard_size
     if to:

@@ -23,58 +23,76 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(serve)
 
 
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A registered model (demo@champion, demo/7, models:/demo@champion), a model or adapter folder, a "
+        "checkpoint of a training, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings of "
+        "the server or of LlamaFactory's inference."
+    ),
+]
+BaseOption = Annotated[str | None, typer.Option(help="Base model of an adapter or a checkpoint.")]
+AdapterOption = Annotated[
+    list[str] | None, typer.Option(help="Adapter that requests can select, NAME=PATH; may be repeated.")
+]
+ServedNameOption = Annotated[
+    list[str] | None, typer.Option(help="Additional model name for requests; may be repeated.")
+]
+EngineOption = Annotated[str | None, typer.Option(help="Engine: transformers (default), vllm or llama_cpp.")]
+EnginePythonOption = Annotated[Path | None, typer.Option(help="Python of the environment that has vLLM.")]
+DtypeOption = Annotated[str | None, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")]
+BatchOption = Annotated[int | None, typer.Option(help="Requests that are decoded at the same time.")]
+LengthOption = Annotated[int | None, typer.Option(help="Maximum number of tokens of prompt and answer.")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Chat template of a model that is not registered: a name or a Jinja file.")
+]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")]
+PortOption = Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one; default: 8000.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help=f"File with API keys, `name: key` per line. {KEY_VARIABLE} adds one.")
+]
+AllowedHostOption = Annotated[list[str] | None, typer.Option(help="Additional Host header to accept; may be repeated.")]
+AllowedOriginOption = Annotated[
+    list[str] | None, typer.Option(help="Origin of a web page that may send requests; may be repeated.")
+]
+FollowOption = Annotated[
+    float | None, typer.Option(help="Seconds between two look-ups of the alias; 0 serves one version.")
+]
+SwapOption = Annotated[
+    str | None, typer.Option(help="When the alias moves: beside (default), or restart if memory is short.")
+]
+ShadowOption = Annotated[
+    float | None, typer.Option(help="Share of requests that the challenger answers too, for comparison.")
+]
+CanaryOption = Annotated[Path | None, typer.Option(help="File with canary prompts, one per line.")]
+LogPromptsOption = Annotated[bool | None, typer.Option(help="Write prompts to the access log.")]
+RemoteCodeOption = Annotated[bool | None, typer.Option(help="Execute Python code from the model's repository.")]
+PickleOption = Annotated[bool | None, typer.Option(help="Allow weights in pickle files.")]
+
+
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A registered model (demo@champion, demo/7, models:/demo@champion), a model or adapter folder, a "
-            "checkpoint of a training, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings "
-            "of the server or of LlamaFactory's inference."
-        ),
-    ],
-    base: Annotated[str | None, typer.Option(help="Base model of an adapter or a checkpoint.")] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter that requests can select, NAME=PATH; may be repeated.")
-    ] = None,
-    served_name: Annotated[
-        list[str] | None, typer.Option(help="Additional model name for requests; may be repeated.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine: transformers (default), vllm or llama_cpp.")] = None,
-    engine_python: Annotated[Path | None, typer.Option(help="Python of the environment that has vLLM.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")
-    ] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Requests that are decoded at the same time.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Maximum number of tokens of prompt and answer.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Chat template of a model that is not registered: a name or a Jinja file.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 8000].")] = None,
-    key_file: Annotated[
-        Path | None, typer.Option(help=f"File with API keys, `name: key` per line. {KEY_VARIABLE} adds one.")
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Additional Host header to accept; may be repeated.")
-    ] = None,
-    allowed_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin of a web page that may send requests; may be repeated.")
-    ] = None,
-    follow: Annotated[
-        float | None, typer.Option(help="Seconds between two look-ups of the alias; 0 serves one version.")
-    ] = None,
-    swap: Annotated[
-        str | None, typer.Option(help="When the alias moves: beside (default), or restart if memory is short.")
-    ] = None,
-    shadow: Annotated[
-        float | None, typer.Option(help="Share of requests that the challenger answers too, for comparison.")
-    ] = None,
-    canary: Annotated[Path | None, typer.Option(help="File with canary prompts, one per line.")] = None,
-    log_prompts: Annotated[bool | None, typer.Option(help="Write prompts to the access log.")] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option(help="Execute Python code from the model's repository.")
-    ] = None,
-    allow_pickle: Annotated[bool | None, typer.Option(help="Allow weights in pickle files.")] = None,
+    model: ModelArgument,
+    base: BaseOption = None,
+    adapter: AdapterOption = None,
+    served_name: ServedNameOption = None,
+    engine: EngineOption = None,
+    engine_python: EnginePythonOption = None,
+    dtype: DtypeOption = None,
+    max_batch_size: BatchOption = None,
+    max_length: LengthOption = None,
+    template: TemplateOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    key_file: KeyFileOption = None,
+    allowed_host: AllowedHostOption = None,
+    allowed_origin: AllowedOriginOption = None,
+    follow: FollowOption = None,
+    swap: SwapOption = None,
+    shadow: ShadowOption = None,
+    canary: CanaryOption = None,
+    log_prompts: LogPromptsOption = None,
+    trust_remote_code: RemoteCodeOption = None,
+    allow_pickle: PickleOption = None,
 ) -> None:
     """Serve a model with an OpenAI-compatible API, and follow its alias in the registry."""
     changes = {

@@ -1,6 +1,7 @@
 """Ollama Modelfile: chat template in Go's template language, stop tokens, and sampling parameters.
 
-https://docs.ollama.com/modelfile. `FROM .` refers to the folder of the Modelfile: Ollama converts its safetensors.
+https://docs.ollama.com/modelfile. `FROM .` refers to the folder of the Modelfile: Ollama converts its safetensors. If
+there is a GGUF file, `FROM` names it.
 """
 
 import json
@@ -8,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from tuneline.config.sections.export import ExportOptions
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import RecipeError, VerificationError
 from tuneline.export import proof
 from tuneline.export.chat import NotExpressibleError
+from tuneline.export.gguf.quantize import gguf_file_name
 
 FILE_NAME = "Modelfile"
 PARAMETER_NAMES = {"repetition_penalty": "repeat_penalty"}
@@ -59,7 +63,7 @@ def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> 
         "# TEMPLATE is the chat template of this folder in Ollama's template language. Both rendered",
         f"# {comparison.conversations} conversations to the same {comparison.tokens} tokens.",
         *(f"# {' '.join(note.split())}" for note in notes),
-        "FROM .",
+        f"FROM {_base(folder, tokenizer, config)}",
         f"TEMPLATE {quote_block(text)}",
         *([f"SYSTEM {quote_block(system, 'system')}"] if system else []),
         *(f"PARAMETER stop {_quote_stop_token(token)}" for token in stop_tokens(folder)),
@@ -68,6 +72,15 @@ def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> 
     facts: dict[str, Any] = {"modelfile.conversations": comparison.conversations, "modelfile.tokens": comparison.tokens}
     facts |= {"modelfile.exact": comparison.exact, "modelfile.notes": notes}
     return Modelfile("\n".join(lines) + "\n", facts, _sentence(comparison))
+
+
+def _base(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ExportOptions) -> str:
+    """Return the value of FROM: the GGUF file, unless Ollama would prepend BOS tokens differently with it."""
+    if config.gguf == "none":
+        return "."
+    sample = tokenizer("a")["input_ids"]
+    adds_bos = bool(sample) and tokenizer.bos_token_id is not None and sample[0] == tokenizer.bos_token_id
+    return f"./{gguf_file_name(config.gguf)}" if adds_bos == proof.adds_bos_token(folder) else "."
 
 
 def _sentence(comparison: proof.TemplateComparison) -> str:

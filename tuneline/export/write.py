@@ -19,6 +19,8 @@ from tuneline.config.training.base import MergeAdapterConfig
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import RecipeError, VerificationError
 from tuneline.export import modelfile
+from tuneline.export.gguf.quantize import Kind, gguf_file_name
+from tuneline.export.gguf.write import write_gguf
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest, digest, file_entries
 from tuneline.model import divergence, merge, quantize, source
@@ -52,8 +54,10 @@ def export_model(tokenizer: Manifest, base_model: Manifest, origin: Origin, conf
         config: Export options.
 
     Raises:
-        VerificationError: The output changes by more than `config.max_kl`, or the Modelfile cannot be exact.
+        VerificationError: The output changes by more than `config.max_kl`, the Modelfile cannot be exact, or llama.cpp
+            computes something else.
         RecipeError: The model does not support these options.
+        SourceError: The architecture or tokenizer cannot be exported to GGUF.
     """
     key = digest([tokenizer.content_hash(), base_model.content_hash(), config.model_dump(mode="json"), origin.card])
     target = owner.scratch_folder() / f"export-{key[:32]}"
@@ -66,6 +70,8 @@ def export_model(tokenizer: Manifest, base_model: Manifest, origin: Origin, conf
         facts = _write_modelfile(target, base_model, origin, config)
     facts |= _write_weights(target, base_model, tokenizer, config)
     merge.add_eos_token(target)
+    if config.gguf != "none":
+        facts |= _write_gguf(target, origin, config, config.gguf)
     kind = "merged" if len(base_model.items) > 1 else "full"
     identity = {"base_model": base_model.content_hash(), "tokenizer": tokenizer.content_hash()}
     return Checkpoint(target, kind, identity, facts, disposable=True)
@@ -89,6 +95,13 @@ def _write_modelfile(target: Path, base_model: Manifest, origin: Origin, config:
     result = modelfile.build_modelfile(target, config, system)
     (target / modelfile.FILE_NAME).write_text(result.text, encoding="utf-8")
     return {**result.facts, "modelfile.sentence": result.sentence}
+
+
+def _write_gguf(target: Path, origin: Origin, config: ExportStepConfig, kind: Kind) -> dict[str, Any]:
+    """Write and verify the GGUF file of the exported folder."""
+    name = f"{origin.name} version {origin.version}" if origin.version else origin.name
+    file = target / gguf_file_name(kind)
+    return write_gguf(target, file, kind, options=_load_options(config), name=name).facts()
 
 
 def _write_weights(target: Path, base_model: Manifest, tokenizer: Manifest, config: ExportStepConfig) -> dict[str, Any]:

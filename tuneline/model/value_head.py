@@ -19,6 +19,8 @@ from tuneline.errors import SourceError
 from tuneline.model import source
 
 HEAD_FILE = source.REWARD_HEAD_FILE
+MODULE_NAME = "value_head"
+"""Name of the submodule that the critic of PPO adds to the model."""
 
 
 class ValueHead(nn.Module):

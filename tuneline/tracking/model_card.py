@@ -165,6 +165,13 @@ def _exported(facts: Mapping[str, Any]) -> list[str]:
             f"Compared with the original model: KL {facts['kl']:.1e} nats per token, equal most likely tokens at "
             f"{facts['greedy_agreement']:.1%} of {facts['positions']} positions."
         )
+    if "gguf.file" in facts:
+        lines.append(
+            f"GGUF for llama.cpp: {facts['gguf.file']}, KL {facts['gguf.mean_kl']:.1e} nats per token to the "
+            f"safetensors weights (mean of {facts['gguf.positions']} positions, maximum {facts['gguf.max_kl']:.1e}), "
+            f"equal token ids for {facts['gguf.texts']} texts, equal prompts for {facts['gguf.conversations']} conversations."
+        )
+        lines += [str(note) for note in facts.get("gguf.notes", [])]
     if "modelfile.sentence" in facts:
         lines.append(f"Ollama's Modelfile: {facts['modelfile.sentence']}.")
         lines += [str(note) for note in facts.get("modelfile.notes", [])]

@@ -72,7 +72,20 @@ def test_a_checkpoint_and_a_gguf_file_are_recognized(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["./no", "../no", "/no/such", "~/no", "no.gguf", "a b", "a@b@c", "", "a\0b", "x" * 9000]
+    "text",
+    [
+        "./no",
+        "../no",
+        "/no/such",
+        "~/no",
+        "no.gguf",
+        "a b",
+        "a@b@c",
+        "",
+        "a\0b",
+        "x" * 9000,
+        "a" * 200 + "/" + "b" * 200,
+    ],
 )
 def test_other_texts_are_refused_in_one_line(text):
     with pytest.raises(RecipeError, match=r"does not exist|neither an existing path nor a valid name") as caught:

@@ -11,8 +11,10 @@ from tuneline.config.sections.export import RegisteredModel
 from tuneline.config.sections.model import CatalogueModel, DirectoryModel, GgufModel, HubModel, catalogue
 from tuneline.errors import RecipeError
 
-MODEL_NAME = re.compile(r"^(?P<scheme>models:/)?(?P<name>[\w.-]+)(?:[@/](?P<version>[\w-]+))?$")
-REPOSITORY = re.compile(r"^(hf:)?(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$")
+MODEL_NAME = re.compile(r"^(?P<scheme>models:/)?(?P<name>[\w.-]{1,256})(?:[@/](?P<version>[\w-]{1,255}))?$")
+REPOSITORY = re.compile(
+    r"^(hf:)?(?P<repo_id>(?=.{3,128}$|.{3,128}@)[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$"
+)
 ADAPTER_CONFIGS = ("adapter_config.json", "bottleneck_config.json")
 LOAD_CONFIG, WHOLE_MODEL = "adapter_base.json", "config.json"
 PATH_PREFIXES = ("./", "../", "/", "~")
@@ -61,17 +63,8 @@ def parse(text: str) -> ModelReference:
     Raises:
         RecipeError: It is none of these.
     """
-    if not text.strip():
-        raise _error(text)
-    path = Path(text)
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # too long, or a null byte
-        raise _error(text) from None
-    if is_folder:
-        return _folder(path.resolve())
-    if is_file:
-        return _file(path.resolve())
+    if path := _existing_path(text):
+        return _folder(path) if path.is_dir() else _file(path)
     if text.startswith(PATH_PREFIXES) or text.endswith(".gguf"):
         raise RecipeError(f"{text[:200]} does not exist. Give the path of a model folder or a .gguf file.")
     registered = parse_registered(text)
@@ -84,6 +77,13 @@ def parse(text: str) -> ModelReference:
     if text in catalogue():
         return CatalogueModel(type="catalogue", name=text)
     return registered
+
+
+def _existing_path(text: str) -> Path | None:
+    try:
+        return Path(text).resolve() if text.strip() and Path(text).exists() else None
+    except (OSError, ValueError):  # too long, or a null byte
+        return None
 
 
 def _folder(path: Path) -> ModelReference:

@@ -85,6 +85,10 @@ class ExportOptions(Config):
     """Ollama Modelfile. `exact` requires a chat template with an equivalent Ollama template; `limited` also accepts one
     that differs for texts with certain words, such as reasoning in earlier responses; `none` writes no Modelfile."""
 
+    gguf: Literal["none", "f16", "q8_0", "q4_k_m"] = "none"
+    """Also write a GGUF file for llama.cpp, with weights of this type. llama.cpp runs it to verify it, which needs the
+    extra `llama-cpp`. The export fails if the architecture or tokenizer is not supported."""
+
     system: str | None = None
     """Default system message of the Modelfile. If omitted, that of the training data (`align.system`), if known."""
 

@@ -62,7 +62,7 @@ def grammar_for(
     if schema is None and not is_forced:
         return None
     tags = markup.find_markup(tokenizer)
-    if schema is not None and not can_call and not tags.thinking_open and not tags.header:
+    if schema is not None and not can_call and not tags.shows_thinking and not tags.header:
         kind = "json_object" if schema == {"type": "object"} else "json_schema"
         grammar = Grammar(kind, json.dumps(schema))  # type: ignore[arg-type]
     else:
@@ -99,7 +99,7 @@ def _lark(
 
 def _thoughts(lark: Lark, tags: Markup, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] | None) -> str:
     """Return the rule of the thinking block before the answer."""
-    if not tags.thinking_open:
+    if not tags.shows_thinking:
         return ""
     end = parser.prompt_end(tokenizer, prompt_ids) if prompt_ids is not None else ""
     if end.endswith(tags.thinking_close):

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.serve.answers import probes, tool_probe
 from tuneline.serve.answers.markup_reader import Markup
 
+DEFAULT_TAGS = probes.KNOWN_THINKING_TAGS[0]
 _CACHE: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Markup]]" = WeakKeyDictionary()
 
 
@@ -25,4 +26,4 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> Markup:
     if tags and header:
         tags = (tags[0], tags[1].removesuffix(header) or tags[1])
     tool_format = tool_probe.derive_format(lambda calls: probes.render_calls(tokenizer, calls, tags))
-    return Markup(*(tags or ("", "")), header, tool_format)
+    return Markup(*(tags or DEFAULT_TAGS), header, tool_format, shows_thinking=tags is not None)

@@ -26,6 +26,8 @@ class Markup:
     """Text before an answer without thoughts."""
 
     tool_format: ToolFormat | None = None
+    shows_thinking: bool = False
+    """Whether the template itself has thinking tags. Other models may write `<think>` as well, if trained on it."""
 
     def texts(self) -> Iterator[str]:
         """Yield all texts of tags."""
@@ -33,7 +35,7 @@ class Markup:
         if self.tool_format:
             tools = self.tool_format
             yield from (tools.open, tools.close, tools.next_open, tools.outer_close, tools.name_end)
-            yield from (tools.parameter_open, tools.parameter_middle, tools.parameter_close)
+            yield from (tools.quote, tools.parameter_open, tools.parameter_middle, tools.parameter_close)
 
 
 class Part(NamedTuple):

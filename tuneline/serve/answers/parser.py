@@ -5,7 +5,8 @@ the whole answer, including thoughts and tool calls, as other servers do.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -38,20 +39,35 @@ def prompt_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) ->
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)).rstrip()
 
 
-_SPECIAL: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Markup, frozenset[int], frozenset[int]]]"
-_SPECIAL = WeakKeyDictionary()
+class _Tokens(NamedTuple):
+    """What an answer is parsed with: its tags, and its ids without text."""
+
+    tags: Markup
+    skipped: frozenset[int]
+    """Special tokens that are part of no tag."""
+
+    ends: frozenset[int]
+    """Added tokens that have no text when they end the answer."""
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the ids of all special tokens, and of those that are part of a tag."""
-    tags = markup.find_markup(tokenizer)
-    cached = _SPECIAL.get(tokenizer)
-    if cached is None or cached[0] is not tags:
-        special, texts = detokenizer.special_ids(tokenizer), "\n".join(tags.texts())
-        names = zip(sorted(special), tokenizer.convert_ids_to_tokens(sorted(special)), strict=True)
+_CACHE: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Markup, dict[tuple[bool, bool], _Tokens]]]"
+_CACHE = WeakKeyDictionary()
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, *, reasoning: bool, tools: bool) -> _Tokens:
+    whole = markup.find_markup(tokenizer)
+    cached = _CACHE.get(tokenizer)
+    if cached is None or cached[0] is not whole:
+        cached = _CACHE[tokenizer] = (whole, {})
+    if (reasoning, tools) not in cached[1]:
+        tags = whole if reasoning else Markup(tool_format=whole.tool_format)
+        tags = tags if tools else replace(tags, tool_format=None)
+        special, texts = sorted(detokenizer.special_ids(tokenizer)), "\n".join(tags.texts())
+        names = zip(special, tokenizer.convert_ids_to_tokens(special), strict=True)
         in_tags = frozenset(i for i, name in names if name and name in texts and i != tokenizer.eos_token_id)
-        cached = _SPECIAL[tokenizer] = (tags, special, in_tags)
-    return cached[1], cached[2]
+        added = frozenset(tokenizer.added_tokens_decoder)
+        cached[1][reasoning, tools] = _Tokens(tags, frozenset(special) - in_tags, added - in_tags)
+    return cached[1][reasoning, tools]
 
 
 class AnswerParser:
@@ -77,21 +93,16 @@ class AnswerParser:
             tools: Tools of the request; their schemas determine the types of parameters in tags.
             parse_reasoning: Whether thinking blocks are parsed; false for text completions.
         """
-        tags = markup.find_markup(tokenizer) if parse_reasoning or parse_tools else Markup()
-        if not parse_reasoning:
-            tags = Markup(tool_format=tags.tool_format)
-        special, self._in_tags = _special_ids(tokenizer)
-        if not (parse_reasoning or parse_tools):
-            self._in_tags = frozenset()
+        tokens = _tokens(tokenizer, reasoning=parse_reasoning, tools=parse_tools)
         functions = [tool.get("function", tool) for tool in tools or ()]
         self._reader = MarkupReader(
-            tags,
+            tokens.tags,
             parse_tools=parse_tools,
             is_thinking=parse_reasoning and opens_thinking(tokenizer, prompt_ids),
             schemas={function["name"]: function.get("parameters") or {} for function in functions},
         )
-        self._detokenizer = detokenizer.build_detokenizer(tokenizer, special - self._in_tags)
-        self._added = frozenset(tokenizer.added_tokens_decoder)
+        self._detokenizer = detokenizer.build_detokenizer(tokenizer, tokens.skipped)
+        self._ends = tokens.ends
         self._stops = StopStrings(stop)
         self._tokens: list[Token] = []
         """Tokens without delta so far."""
@@ -105,7 +116,7 @@ class AnswerParser:
         if self.finished:
             return None
         self._tokens.append(token)
-        is_stop_token = token.finish == "stop" and token.id in self._added - self._in_tags
+        is_stop_token = token.finish == "stop" and token.id in self._ends
         text = self._stops.feed("" if is_stop_token else self._detokenizer.feed(token.id))
         parts = self._reader.feed(text)
         if self._stops.is_stopped:

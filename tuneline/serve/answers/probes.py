@@ -20,6 +20,7 @@ KNOWN_THINKING_TAGS = (
     ("<think>", "</think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
     ("<seed:think>", "</seed:think>"),
 )
 """Tags that a template may mention without ever writing thoughts, because it removes them from earlier answers."""

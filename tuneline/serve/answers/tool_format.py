@@ -1,7 +1,8 @@
 """Tool calls as text: the syntax of a chat template, and its parser.
 
 A call is one of: a JSON object (Hermes, Qwen, Llama 3.1), or a JSON list of them (Mistral); a name and a JSON object
-(DeepSeek, gpt-oss); a name and parameters in tags (Qwen3-Coder, GLM); Python calls (LFM2).
+(DeepSeek, gpt-oss), or an object whose texts stand between quote tokens (Gemma 4); a name and parameters in tags
+(Qwen3-Coder, GLM); Python calls (LFM2).
 """
 
 import ast
@@ -17,6 +18,14 @@ from tuneline.serve.answers.parts import ToolCall
 Kind = Literal["json", "named_json", "parameters", "python"]
 Schemas = Mapping[str, dict[str, Any]]
 """Name of a function -> JSON schema of its parameters."""
+
+
+MAX_CLOSINGS = 32
+"""Maximum number of closing texts inside of the strings of one call."""
+
+_BARE_KEY = re.compile(r"([{,]\s*)([\w.$-]+)(\s*:)")
+
+_NONE = re.compile(r"\bNone\b")
 
 
 class IncompleteError(ValueError):
@@ -68,6 +77,9 @@ class ToolFormat:
     name_end: str = ""
     """Text between the name and the JSON arguments, or the first parameter."""
 
+    quote: str = ""
+    """Text around the texts of an object with bare keys; empty for JSON."""
+
     parameter_open: str = ""
     parameter_middle: str = ""
     parameter_close: str = ""
@@ -100,18 +112,15 @@ class ToolFormat:
             IncompleteError: The call is not complete.
             MalformedError: The text is not a call.
         """
-        start = 0
-        if self.triggers:
-            head = re.match(rf"\s*(?:{'|'.join(flexible(text) for text in (self.open, self.next_open) if text)})", text)
-            if head is None:
-                raise (IncompleteError if not is_end and len(text) < len(self.open) + 16 else MalformedError)(text)
-            start = head.end()
+        start = self._head_length(text, is_end=is_end)
         if not self.closing:
             if not is_end:
                 raise IncompleteError(text)
             return self._body(text[start:].strip(), schemas), len(text)
         pattern = re.compile(flexible(self.close))
-        for close in pattern.finditer(text, start):
+        for number, close in enumerate(pattern.finditer(text, start)):
+            if number == MAX_CLOSINGS:
+                raise MalformedError(text)
             try:
                 return self._body(text[start : close.start()], schemas), close.end()
             except IncompleteError:
@@ -120,7 +129,22 @@ class ToolFormat:
             raise IncompleteError(text)
         return self._body(text[start:].strip(), schemas), len(text)  # the stop token took the place of the closing text
 
+    def _head_length(self, text: str, *, is_end: bool) -> int:
+        """Return the length of the text before a call."""
+        if not self.triggers:
+            return 0
+        head = re.match(rf"\s*(?:{'|'.join(flexible(text) for text in (self.open, self.next_open) if text)})", text)
+        if head is None:
+            raise (IncompleteError if not is_end and len(text) < len(self.open) + 16 else MalformedError)(text)
+        return head.end()
+
     def _body(self, body: str, schemas: Schemas) -> list[ToolCall]:
+        try:
+            return self._calls(body, schemas)
+        except RecursionError:
+            raise MalformedError("nested too deeply") from None
+
+    def _calls(self, body: str, schemas: Schemas) -> list[ToolCall]:
         match self.kind:
             case "json":
                 value = _parse_json(body)
@@ -147,7 +171,16 @@ class ToolFormat:
             values = re.sub(rf"\A\s*{flexible(' '.join(self.name_end.split()[1:]))}", "", values)
         else:
             values = end + values
-        return _call(name.strip(), _parse_json(values))
+        return _call(name.strip(), _parse_json(self._as_json(values) if self.quote else values))
+
+    def _as_json(self, text: str) -> str:
+        """Convert an object with bare keys and texts between quote tokens to JSON."""
+        parts = text.split(self.quote)
+        if len(parts) % 2 == 0:
+            raise IncompleteError(text)
+        for i, part in enumerate(parts):
+            parts[i] = json.dumps(part) if i % 2 else _NONE.sub("null", _BARE_KEY.sub(r'\1"\2"\3', part))
+        return "".join(parts)
 
     def _parameters_call(self, body: str, schemas: Schemas) -> ToolCall:
         head = re.match(rf"\s*([\w.:/-]+)\s*{flexible(self.name_end.strip())}", body)
@@ -157,7 +190,7 @@ class ToolFormat:
         properties = schemas.get(name, {}).get("properties", {})
         following = rf"(?=\s*(?:{flexible(self.parameter_open)}|\Z))"
         parameter = re.compile(
-            rf"\s*{flexible(self.parameter_open)}(.*?){flexible(self.parameter_middle)}(.*?)"
+            rf"\s*{flexible(self.parameter_open)}([^<>\n]{{1,256}}?){flexible(self.parameter_middle)}(.*?)"
             rf"{flexible(self.parameter_close)}{following}",
             re.S,
         )
@@ -190,8 +223,6 @@ def _parse_json(text: str) -> Any:
         if error.pos >= len(text) or error.msg.startswith("Unterminated"):
             raise IncompleteError(text) from None
         raise MalformedError(str(error)) from None
-    except RecursionError:
-        raise MalformedError("nested too deeply") from None
 
 
 def _typed(text: str, schema: Any) -> Any:

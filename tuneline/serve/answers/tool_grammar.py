@@ -42,12 +42,23 @@ def _single(lark: Lark, tools: ToolFormat, functions: Functions) -> str:
             return lark.json({"anyOf": [_json_call(tools, function) for function in functions]})
         case "named_json":
             name_end = lark.literal(tools.name_end)
-            calls = [f"{lark.literal(f['name'])} {name_end} {lark.json(_parameters(f))}" for f in functions]
+            arguments = (
+                [_quoted(lark, _parameters(f), tools.quote, f["name"]) for f in functions] if tools.quote else None
+            )
+            arguments = arguments or [lark.json(_parameters(f)) for f in functions]
+            pairs = zip(functions, arguments, strict=True)
+            calls = [f"{lark.literal(f['name'])} {name_end} {values}" for f, values in pairs]
         case "python":
             calls = [_python_call(lark, function) for function in functions]
         case "parameters":
             calls = [_parameters_call(lark, tools, function) for function in functions]
     return lark.rule(" | ".join(calls))
+
+
+def _arguments(lark: Lark, tools: ToolFormat, function: Mapping[str, Any]) -> str:
+    if tools.quote:
+        return _quoted(lark, _parameters(function), tools.quote, function["name"])
+    return lark.json(_parameters(function))
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +123,31 @@ def _value(lark: Lark, schema: Any, close: str, where: str) -> str:
             "quotes. Remove it, or use tool_choice auto."
         )
     return lark.text_until(close)
+
+
+def _quoted(lark: Lark, schema: Any, quote: str, where: str) -> str:
+    """Return a value of an object with bare keys, sorted as templates write them, and quote tokens around texts."""
+    schema = schema if isinstance(schema, dict) else {}
+    kind = schema.get("type")
+    texts = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if texts is not None and all(isinstance(value, str) for value in texts):
+        return f"({' | '.join(lark.literal(quote + value + quote) for value in texts)})"
+    unenforced = next((key for key in UNENFORCED if key in schema), None)
+    if kind == "string" and unenforced is None:
+        return f"{lark.literal(quote)} {lark.text_until(quote)}"
+    if kind == "array" and isinstance(schema.get("items"), dict) and not {"minItems", "maxItems"} & set(schema):
+        item = lark.rule(_quoted(lark, schema["items"], quote, where))
+        return f'"[" ({item} ("," {item})*)? "]"'
+    if kind == "object":
+        entries = sorted((schema.get("properties") or {}).items())
+        items = {key: f"{lark.literal(key + ':')} {_quoted(lark, value, quote, where)}" for key, value in entries}
+        return f'"{{" {_in_order(lark, items, set(schema.get("required") or ()), ",")} "}}"'
+    if kind in ("integer", "number", "boolean", "null"):
+        return lark.json(schema)
+    raise ValueError(
+        f"a parameter of {where} has the schema {schema!r:.80}, which the tool calls of this model cannot enforce. "
+        "Give it a type without limits on texts and lists, or use tool_choice auto."
+    )
 
 
 def _properties(function: Mapping[str, Any]) -> dict[str, Any]:

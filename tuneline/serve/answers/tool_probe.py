@@ -116,10 +116,20 @@ def _named_json_format(text: str, render: Renderer) -> ToolFormat | None:
     try:
         value, end = json.JSONDecoder().raw_decode(rest, position)
     except ValueError:
-        return None
+        return _quoted_format(before, rest, position)
     if value != MARKED[1]:
         return None
     return ToolFormat("named_json", before, rest[end:], name_end=rest[:position])
+
+
+def _quoted_format(before: str, rest: str, position: int) -> ToolFormat | None:
+    """The name, and then an object with bare keys, whose texts stand between quote tokens."""
+    entries = ",".join(rf"{key}:(?P=quote){value}(?P=quote)" for key, value in MARKED[1].items())
+    pattern = entries.replace("(?P=quote)", "(?P<quote>[^\\w\\s]+)", 1)
+    match = re.compile(rf"\{{{pattern}\}}").match(rest, position)
+    if match is None:
+        return None
+    return ToolFormat("named_json", before, rest[match.end() :], name_end=rest[:position], quote=match["quote"])
 
 
 def _parameters_format(text: str, render: Renderer) -> ToolFormat | None:
@@ -177,7 +187,8 @@ def _with_several_calls(derived: ToolFormat, render: Renderer) -> ToolFormat:
     if derived.kind == "json":
         between = both[_json_end(both, FIRST) : _json_start(both, SECOND)]
     elif derived.kind == "named_json":
-        between = both[_json_end(both, KEYS[0]) : both.index(SECOND)]
+        end = both.index("}", both.index(VALUES[1])) + 1 if derived.quote else _json_end(both, KEYS[0])
+        between = both[end : both.index(SECOND)]
     else:
         first = both.index(VALUES[1]) + len(VALUES[1])
         between = both[first : both.index(SECOND)].removeprefix(derived.parameter_close)

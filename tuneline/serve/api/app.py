@@ -36,9 +36,19 @@ def create_app(deployment: Deployment, settings: ApiSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, answer_http_error)
     routes = frozenset(path for route in app.routes if isinstance(path := getattr(route, "path", None), str))
     # The middleware that is added last is the outermost.
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes, read_timeout=settings.read_timeout_seconds)
+    app.add_middleware(
+        BodyGuard,
+        max_bytes=settings.max_body_bytes,
+        read_timeout=settings.read_timeout_seconds,
+        total_timeout=settings.max_request_seconds,
+    )
     app.add_middleware(KeyGuard, keys=settings.keys)
-    app.add_middleware(HostGuard, hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    app.add_middleware(
+        HostGuard,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+        max_header_bytes=settings.max_header_bytes,
+    )
     app.add_middleware(
         Access,
         metrics=front.metrics,

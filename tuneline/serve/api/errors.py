@@ -145,7 +145,10 @@ def _shorten(value: Any) -> str:
 
 def engine_failed(error: Exception, retry_after: int) -> ApiError:
     """Return the error for an engine that died or does not respond."""
-    return ApiError(503, f"{str(error).rstrip('.')}. Send the request again.", None, "engine_failed", retry_after)
+    message = f"{str(error).rstrip('.')}."
+    if "again" not in message:
+        message += " Send the request again."
+    return ApiError(503, message, None, "engine_failed", retry_after)
 
 
 def unknown_model(error: Exception) -> ApiError:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,8 +13,8 @@ from tuneline.serve.api.errors import ApiError, bad_request
 from tuneline.serve.api.metrics import Metrics
 from tuneline.serve.api.record import Record
 from tuneline.serve.api.settings import ApiSettings
-from tuneline.serve.deploy.interface import Deployment, ServedVersion
-from tuneline.serve.engines.interface import Engine
+from tuneline.serve.deploy.interface import Deployment, ServedVersion, UnknownModelError
+from tuneline.serve.engines.interface import Engine, EngineFailedError
 
 LONG_TEXT = 20_000
 """Characters; longer texts (more than about 10 ms) are encoded in a thread, so that other requests continue."""
@@ -49,7 +49,7 @@ class Front:
 
     def check_queue(self, engine: Engine) -> None:
         """Raise an error if too many requests wait."""
-        waiting = engine.load().waiting
+        waiting = engine.current_load().waiting
         if waiting > self.settings.max_waiting:
             message = f"{waiting} requests wait, and at most {self.settings.max_waiting} may. Send the request later."
             raise ApiError(503, message, code="queue_full", retry_after=self.settings.retry_after_seconds)
@@ -76,8 +76,9 @@ class Front:
         """Return the metrics with the current load of all served versions."""
         loads = {}
         for entry in {entry.resolved: entry for entry in self.deployment.models()}.values():
-            async with self.deployment.acquire(entry.id) as version:
-                loads[version.name] = version.engine.load()
+            with suppress(UnknownModelError, EngineFailedError):  # a version that is replaced or restarts
+                async with self.deployment.acquire(entry.id) as version:
+                    loads[version.name] = version.engine.current_load()
         self.metrics.loads = loads
         return self.metrics.render()
 

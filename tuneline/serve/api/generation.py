@@ -20,6 +20,7 @@ QUEUE_SIZE = 64
 """Deltas that wait for a slow client, over all choices of a request; then the engine's iterators wait."""
 
 IndexedDelta = tuple[int, Delta]
+Queue = asyncio.Queue[IndexedDelta | Exception | None]
 
 
 @dataclass
@@ -77,24 +78,14 @@ class Run:
         )
 
     async def _merge(self) -> AsyncGenerator[IndexedDelta, None]:
-        queue: asyncio.Queue[IndexedDelta | BaseException | None] = asyncio.Queue(QUEUE_SIZE)
-
-        async def pump(index: int, request: GenerationRequest) -> None:
-            try:
-                async with aclosing(self._choice(index, request)) as deltas:
-                    async for delta in deltas:
-                        await queue.put(delta)
-            except Exception as error:
-                await queue.put(error)
-            else:
-                await queue.put(None)
-
-        tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(self.plan.requests)]
+        queue: Queue = asyncio.Queue(QUEUE_SIZE)
+        requests = enumerate(self.plan.requests)
+        tasks = [asyncio.create_task(self._fill(queue, index, request)) for index, request in requests]
         running = len(tasks)
         try:
             while running:
                 item = await queue.get()
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise item
                 if item is None:
                     running -= 1
@@ -104,6 +95,17 @@ class Run:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fill(self, queue: Queue, index: int, request: GenerationRequest) -> None:
+        """Put the deltas of one choice into a queue, and at its end None or its error."""
+        try:
+            async with aclosing(self._choice(index, request)) as deltas:
+                async for delta in deltas:
+                    await queue.put(delta)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
 
 
 async def close(iterator: AsyncIterator[Any]) -> None:

@@ -29,10 +29,10 @@ def get_header(scope: Scope, name: bytes) -> str | None:
 
 
 class HostGuard:
-    """Reject requests that a web page sends by a name of its own (DNS rebinding) or from another origin."""
+    """Reject long headers, and requests of web pages: by a name of their own (DNS rebinding) or from another origin."""
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...], max_header_bytes: int) -> None:
+        self.app, self.max_header_bytes = app, max_header_bytes
         self.hosts = {host.lower() for host in (*LOOPBACK_HOSTS, *hosts)}
         self.origins = {origin.lower().rstrip("/") for origin in origins}
 
@@ -40,6 +40,7 @@ class HostGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        self.check_size(scope)
         host = (get_header(scope, b"host") or "").lower()
         self.check_host(host)
         origin = get_header(scope, b"origin")
@@ -51,6 +52,14 @@ class HostGuard:
             message = f"Requests of the origin {origin[:200]!r} are not allowed. Add it to the allowed origins."
             raise ApiError(403, message, code="origin_not_allowed")
         await self._answer(scope, receive, send, origin)
+
+    def check_size(self, scope: Scope) -> None:
+        """Raise an error if path and headers are too long; h11 limits only headers that arrive in parts."""
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self.max_header_bytes:
+            message = f"Path and headers have {size} bytes; at most {self.max_header_bytes} are allowed. Shorten them."
+            raise ApiError(431, message, code="headers_too_large", close=True)
 
     def check_host(self, host: str) -> None:
         """Raise an error if the `Host` header, without its port, is not allowed."""
@@ -144,10 +153,11 @@ def _digest(secret: str) -> bytes:
 
 
 class BodyGuard:
-    """Limit the size of bodies, and the time between two parts of a body."""
+    """Limit the size of bodies, the time between two parts of a body, and the time of a whole body."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float) -> None:
-        self.app, self.max_bytes, self.read_timeout = app, max_bytes, read_timeout
+    def __init__(self, app: ASGIApp, max_bytes: int, read_timeout: float, total_timeout: float) -> None:
+        self.app, self.max_bytes = app, max_bytes
+        self.read_timeout, self.total_timeout = read_timeout, total_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,13 +170,13 @@ class BodyGuard:
         if length is not None and int(length) > self.max_bytes:
             is_waiting = get_header(scope, b"expect") is not None  # the client sends nothing before our answer
             await self._reject(receive, f"{length} bytes", is_complete=is_waiting)
-        size, is_complete = 0, False
+        size, is_complete, record = 0, False, get_record(scope)
 
         async def receive_limited() -> Message:
             nonlocal size, is_complete
             if is_complete:  # the message after the body is the end of the connection
                 return await receive()
-            message = await self._receive_part(receive)
+            message = await self._receive_part(receive, record.seconds)
             size += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if size > self.max_bytes:
@@ -175,12 +185,15 @@ class BodyGuard:
 
         await self.app(scope, receive_limited, send)
 
-    async def _receive_part(self, receive: Receive) -> Message:
+    async def _receive_part(self, receive: Receive, seconds: float) -> Message:
+        timeout = min(self.read_timeout, self.total_timeout - seconds)
         try:
-            async with asyncio.timeout(self.read_timeout):
+            async with asyncio.timeout(timeout):
                 message = await receive()
         except TimeoutError:
-            reason = f"No part of the body arrived for {self.read_timeout:g} s. Send the request again."
+            reason = f"The body is incomplete, and no part of it arrived for {self.read_timeout:g} s. Send it again."
+            if timeout < self.read_timeout:
+                reason = f"The body is not complete after {self.total_timeout:g} s. Send it faster."
             raise ApiError(408, reason, code="read_timeout", close=True) from None
         if message["type"] == "http.disconnect":
             raise ClientClosedError

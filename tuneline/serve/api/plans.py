@@ -18,9 +18,7 @@ from tuneline.serve.engines.interface import GenerationRequest, Grammar, Samplin
 COMPLETION_TOKENS = 16
 """Default length of an answer of `/v1/completions`, as in OpenAI's API."""
 
-SAMPLING_FIELDS = (
-    "temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty seed logit_bias".split()
-)
+SAMPLING_FIELDS = tuple(name for name in Sampling.__dataclass_fields__ if name in Generation.model_fields)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ async def plan_chat(front: Front, version: ServedVersion, body: ChatRequest) -> 
     ids = await front.encode(size, lambda: encode_messages(version, body.messages, tools, kwargs))
     limit = find_limit(front, version, ids, body.max_completion_tokens or body.max_tokens, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    grammar = find_grammar(version, body, tools)
+    grammar = find_grammar(version, body, tools, ids)
     requests = [build_request(version, body, ids, limit, logprobs, grammar, i) for i in range(body.n or 1)]
     return Plan(requests, len(ids), body.stop_strings, tools, parse_reasoning=True)
 
@@ -56,8 +54,9 @@ async def plan_chat(front: Front, version: ServedVersion, body: ChatRequest) -> 
 async def plan_completion(front: Front, version: ServedVersion, body: CompletionRequest) -> Plan:
     """Return the plan of a completion request."""
     check_supported(body, version.engine)
-    grammar = find_grammar(version, body, None)
-    requests, prompt_tokens = [], 0
+    grammar = find_grammar(version, body, None, None)
+    requests: list[GenerationRequest] = []
+    prompt_tokens = 0
     for prompt in body.prompts:
         ids = prompt if isinstance(prompt, list) else await encode_text(front, version, prompt)
         limit = find_limit(front, version, ids, body.max_tokens or COMPLETION_TOKENS, "prompt")
@@ -124,15 +123,17 @@ def find_limit(front: Front, version: ServedVersion, ids: list[int], wanted: int
     return wanted or min(rest, allowed or rest)
 
 
-def find_grammar(version: ServedVersion, body: Generation, tools: list[dict[str, Any]] | None) -> Grammar | None:
-    """Return the grammar of the answer."""
+def find_grammar(
+    version: ServedVersion, body: Generation, tools: list[dict[str, Any]] | None, prompt_ids: list[int] | None
+) -> Grammar | None:
+    """Return the grammar of the answer; the prompt of a chat may have opened a thinking block."""
     response_format = dump(body.response_format) if body.response_format is not None else None
     choice: Any = getattr(body, "tool_choice", None)
     tool_choice = dump(choice) if choice is not None and not isinstance(choice, str) else choice
     if response_format is None and tool_choice in (None, "auto", "none"):
         return None
     try:
-        return grammars.grammar_for(response_format, tools, tool_choice, version.tokenizer)
+        return grammars.grammar_for(response_format, tools, tool_choice, version.tokenizer, prompt_ids=prompt_ids)
     except ValueError as error:
         param = "response_format" if tool_choice in (None, "auto", "none") else "tool_choice"
         raise bad_request(f"{str(error).rstrip('.')}.", param, "invalid_value") from error

@@ -1,12 +1,13 @@
 """Routes of the API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,6 +43,7 @@ def add_routes(app: FastAPI, front: Front) -> None:
     ]
     for path, schema, endpoint in posts:
         add_route(app, path, "POST", endpoint, schema)
+    describe_bodies(app, [schema for _, schema, _ in posts])
     gets: list[tuple[str, Endpoint]] = [
         ("/v1/models", partial(list_models, front)),
         ("/v1/models/{model:path}", partial(show_model, front)),
@@ -60,11 +62,24 @@ def add_route(app: FastAPI, path: str, method: str, endpoint: Endpoint, schema: 
 
     extra = None
     if schema is not None:
-        content = {
-            "application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}
-        }
-        extra = {"requestBody": {"content": content, "required": True}}
+        reference = {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}
+        extra = {"requestBody": {"content": {"application/json": reference}, "required": True}}
     app.add_api_route(path, handle, methods=[method], response_class=Response, openapi_extra=extra, name=path)
+
+
+def describe_bodies(app: FastAPI, schemas: Sequence[type[Strict]]) -> None:
+    """Add the schemas of request bodies to the OpenAPI document."""
+    build = app.openapi
+    _, definitions = models_json_schema(
+        [(schema, "validation") for schema in schemas], ref_template="#/components/schemas/{model}"
+    )
+
+    def describe() -> dict[str, Any]:
+        document = build()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return document
+
+    app.openapi = describe  # type: ignore[method-assign]
 
 
 async def answer_chat(front: Front, request: Request) -> Response:

@@ -21,8 +21,11 @@ NEUTRAL: dict[str, Any] = {
 """Fields of OpenAI's API that clients send by habit. Only these values are accepted: they change nothing."""
 
 NOT_OFFERED = frozenset(
-    "audio function_call functions metadata modalities moderation prediction prompt_cache_key prompt_cache_retention "
-    "reasoning_effort safety_identifier suffix verbosity web_search_options".split()
+    {
+        *("audio", "function_call", "functions", "metadata", "modalities", "moderation", "prediction"),
+        *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "safety_identifier"),
+        *("suffix", "verbosity", "web_search_options"),
+    }
 )
 """Other fields of OpenAI's API; null is accepted."""
 

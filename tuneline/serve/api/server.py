@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tuneline.errors import TunelineError
+from tuneline.serve.api.errors import ApiError
 from tuneline.serve.api.responses import ABORT
 from tuneline.serve.api.settings import ApiSettings
 
@@ -68,10 +69,15 @@ class GuardedProtocol(H11Protocol):
     header_timeout = 30.0
     """Seconds from the connection to the end of the headers of its first request."""
 
+    max_connections = 2048
+    """Requests of further connections are answered with status 503."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start a connection."""
         super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
         self.app_state = {**self.app_state, ABORT: transport.abort}
+        if len(self.connections) > self.max_connections:
+            self.app = refuse
         self._unread = 0
         self._header_timer = self.loop.call_later(self.header_timeout, self._close_without_request)
         connection: socket.socket = transport.get_extra_info("socket")
@@ -90,10 +96,10 @@ class GuardedProtocol(H11Protocol):
         if self.cycle is None:
             self.transport.abort()
 
-    def _unset_keepalive_if_required(self) -> None:
-        """Keep the timer while the headers of the next request are incomplete: its first bytes do not stop it."""
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            super()._unset_keepalive_if_required()
+    def data_received(self, data: bytes) -> None:
+        """Read a part of a request. Only complete headers stop the timer of an idle connection."""
+        self.conn.receive_data(data)
+        self.handle_events()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; a client that still reads its last response gets more time."""
@@ -103,13 +109,21 @@ class GuardedProtocol(H11Protocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-        elif self.conn.their_state is h11.IDLE or self.transport.is_closing():
+        else:
             self.transport.abort()
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request of a connection above the limit."""
+    message = "The server has its maximum number of connections. Send the request later."
+    error = ApiError(503, message, code="too_many_connections", retry_after=1, close=True)
+    await error.response()(scope, receive, send)
 
 
 def build_server(app: FastAPI, settings: ApiSettings, stop_seconds: float = STOP_SECONDS) -> uvicorn.Server:
     """Return the server of an app; it logs nothing but its errors."""
-    protocol = type("Protocol", (GuardedProtocol,), {"header_timeout": settings.read_timeout_seconds})
+    limits = {"header_timeout": settings.read_timeout_seconds, "max_connections": settings.max_connections}
+    protocol = type("Protocol", (GuardedProtocol,), limits)
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -120,7 +134,6 @@ def build_server(app: FastAPI, settings: ApiSettings, stop_seconds: float = STOP
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=max(1, round(settings.keep_alive_seconds)),
         timeout_graceful_shutdown=math.ceil(stop_seconds),
         h11_max_incomplete_event_size=settings.max_header_bytes,

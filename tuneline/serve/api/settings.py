@@ -1,4 +1,4 @@
-"""Settings of the HTTP API. This module imports nothing heavy, so the CLI can build settings before it loads a model."""
+"""Settings of the HTTP API. This module imports nothing heavy, so the CLI builds settings before it loads a model."""
 
 from dataclasses import dataclass, field
 
@@ -65,7 +65,7 @@ class ApiSettings:
     """A request that takes longer ends with status 504, a stream with an error event."""
 
     read_timeout_seconds: float = 30.0
-    """Time for the headers of a request, and longest pause between two parts of its body."""
+    """Time for the headers of a connection's first request, and longest pause between two parts of a body."""
 
     write_timeout_seconds: float = 30.0
     """Longest wait for a client that does not read its stream; then the connection is closed."""

@@ -81,12 +81,16 @@ def _finish(located: LocatedModel, config: ServeConfig) -> LocatedModel:
             f"engine: llama_cpp needs a GGUF file, and {located.description} has none. Export one with tuneline "
             "export --gguf, or set engine: transformers."
         )
+    is_reward_model = (located.folder / value_head.HEAD_FILE).is_file()
+    if is_reward_model and config.engine != "transformers":
+        raise RecipeError(
+            f"engine: {config.engine} cannot serve {located.description}, a reward model. Set engine: transformers."
+        )
     adapters = dict(located.adapters)
     for name, text in config.adapters.items():
         if name in adapters:
             raise RecipeError(f"adapters: {name} is the name of the adapter in {config.model}. Set another name.")
         adapters[name] = _locate_adapter(name, text, config)
-    is_reward_model = (located.folder / value_head.HEAD_FILE).is_file()
     return replace(located, adapters=adapters, is_reward_model=is_reward_model)
 
 

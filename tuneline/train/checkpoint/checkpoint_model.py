@@ -28,12 +28,11 @@ from tuneline.model.source import adapter_folders
 from tuneline.train.checkpoint import training_state
 from tuneline.train.checkpoint.resumable_trainer import EXTRA_STATE_FILE, WEIGHTS_FILE
 from tuneline.train.objectives.reward import REWARD_HEAD
-from tuneline.train.rl.objectives import VALUE_HEAD
 
 ATTEMPTS = 5
 """Number of checkpoints to try, in case the trainer deletes each of them while it is linked."""
 
-HEADS = (f"{REWARD_HEAD}.", f"{VALUE_HEAD}.")
+HEADS = (f"{REWARD_HEAD}.", f"{value_head.MODULE_NAME}.")
 """Prefixes of the parameters that an objective adds to the model."""
 
 NEEDED_FILES = (WEIGHTS_FILE, EXTRA_STATE_FILE)

@@ -11,8 +11,6 @@ from tuneline.train.objectives.base import Inputs, LossOutput, Objective, TokenL
 from tuneline.train.rl.experience import Experience, compute_gae, whiten
 from tuneline.train.rl.roles import detach_reward_model
 
-VALUE_HEAD = "value_head"
-
 
 class RLObjective(Objective):
     """Base class of PPO and GRPO: rows are prompts, and the completions of a step are split into updates."""
@@ -102,11 +100,11 @@ class PPO(RLObjective):
 
     def attach(self, model: Any, seed: int) -> None:
         """Add the head of the critic to the policy, initialized with zeros."""
-        model.add_module(VALUE_HEAD, value_head.build_value_head(model))
+        model.add_module(value_head.MODULE_NAME, value_head.build_value_head(model))
 
     def detach(self, model: Any) -> dict[str, torch.Tensor]:
         """Remove the head of the critic; the trained model does not need it."""
-        delattr(model, VALUE_HEAD)
+        delattr(model, value_head.MODULE_NAME)
         return super().detach(model)
 
     def state(self) -> dict[str, float]:
@@ -121,7 +119,7 @@ class PPO(RLObjective):
         self, model: Any, inputs: Inputs, token_losses: TokenLossFunction, *, values: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return log-probabilities and values of one forward pass."""
-        return self._logps(model, inputs, getattr(model, VALUE_HEAD) if values else None)
+        return self._logps(model, inputs, getattr(model, value_head.MODULE_NAME) if values else None)
 
     def compute_advantages(self, experience: Experience) -> None:
         """Set advantages and returns: rewards at the last token, less the KL penalty, compared with the values."""
@@ -147,7 +145,7 @@ class PPO(RLObjective):
         assert part.values_N is not None, "computed with the completions"
         assert part.returns_N is not None, "set by compute_advantages"
         config = self.config
-        logps_N, values_N = self._logps(model, inputs, getattr(model, VALUE_HEAD))
+        logps_N, values_N = self._logps(model, inputs, getattr(model, value_head.MODULE_NAME))
         assert values_N is not None, "the head is given"
         ratio_N = (logps_N - part.old_logps_N).exp()
         clipped_N = ratio_N.clamp(1 - config.cliprange, 1 + config.cliprange)

@@ -28,7 +28,7 @@ NOW = {"type": "function", "function": {"name": "now", "description": "The time.
 TOOLS = [ADD, NOW]
 FORCED = {"type": "function", "function": {"name": "add"}}
 NAMES = ("trl: qwen2_5", "trl: qwen3", "trl: qwen3_5_think", "trl: glm4moe", "trl: gptoss", "trl: llama3_1")
-NAMES += ("trl: lfm2_v2", "trl: deepseekv3", "tuneline: chatml")
+NAMES += ("trl: gemma4_v2", "trl: lfm2_v2", "trl: deepseekv3", "tuneline: chatml")
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": PARAMETERS}}
 QUESTION = [{"role": "user", "content": "Q"}]
 

@@ -29,6 +29,7 @@ WITH_CALLS = {
     "llama": TEMPLATES["trl: llama3_1"],
     "python": TEMPLATES["trl: lfm2_v2"],
     "mistral": MISTRAL,
+    "gemma": TEMPLATES["trl: gemma4_v2"],
 }
 PARALLEL = [name for name in WITH_CALLS if name not in ("gptoss", "llama")]
 OPEN_PROMPTS = ("coder", "deepseek")
@@ -36,6 +37,7 @@ KINDS = {"hermes": "json", "thinking": "json", "llama": "json", "mistral": "json
     "glm": "parameters",
     "deepseek": "named_json",
     "gptoss": "named_json",
+    "gemma": "named_json",
     "python": "python",
 }
 CALLS = [
@@ -46,6 +48,7 @@ BROKEN = {
     "hermes": '<tool_call>\n{"name": "add", "arguments": {"a": 1}, oops}\n</tool_call>',
     "coder": "<tool_call>\n<function=add>\n1 and 2\n</function>\n</tool_call>",
     "python": "<|tool_call_start|>[add(1)]<|tool_call_end|>",
+    "gemma": "<|tool_call>call:add{a:}<tool_call|>",
     "llama": '{"answer": 3}',
     "mistral": "[TOOL_CALLS] [add]",
 }
@@ -79,7 +82,7 @@ def calls_of(delta):
 
 def written_calls(tokenizer, calls):
     tags = markup.find_markup(tokenizer)
-    pair = (tags.thinking_open, tags.thinking_close) if tags.thinking_open else None
+    pair = (tags.thinking_open, tags.thinking_close) if tags.shows_thinking else None
     return probes.render_calls(tokenizer, calls, pair)
 
 
@@ -116,7 +119,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_reasoning(name, tokenize
     opens = name in OPEN_PROMPTS
     prompt = prompts.encode_chat(tokenizer, [{"role": "user", "content": "Q"}]) if opens else []
     thoughts = (
-        f"{'' if opens else tags.thinking_open}\nI think.\n{tags.thinking_close}\n\n" if tags.thinking_open else ""
+        f"{'' if opens else tags.thinking_open}\nI think.\n{tags.thinking_close}\n\n" if tags.shows_thinking else ""
     )
     text = f"{thoughts}Let me see.\n{written_calls(tokenizer, CALLS[1:])}"
 
@@ -124,7 +127,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_reasoning(name, tokenize
 
     assert calls_of(delta) == CALLS[1:]
     assert delta.content == "Let me see."
-    assert delta.reasoning == ("I think." if tags.thinking_open else "")
+    assert delta.reasoning == ("I think." if tags.shows_thinking else "")
 
 
 def test_channels_of_gpt_oss_become_reasoning_and_content(tokenizers):
@@ -170,7 +173,34 @@ def test_a_call_that_is_cut_stays_text_and_calls_are_text_without_tools(tokenize
     assert cut.finish == "length"
     assert text.startswith(cut.content)
     assert not cut.tool_calls
-    assert parse(tokenizers["hermes"], ids).content == text
+    assert parse(tokenizers["hermes"], ids).content == text.removeprefix("<tool_call>").removesuffix("</tool_call>")
+
+
+def test_tags_may_have_other_white_space_than_in_the_template(tokenizers):
+    answers = {
+        "hermes": '<tool_call>{"name": "now", "arguments": {"zone": "UTC"}}</tool_call>',
+        "coder": "<tool_call><function=now>\n\n<parameter=zone>UTC</parameter></function></tool_call>",
+        "mistral": '[TOOL_CALLS][{"name": "now", "arguments": {"zone": "UTC"}}]',
+        "llama": '\n<|python_tag|>{"name": "now", "parameters": {"zone": "UTC"}}',
+    }
+
+    for name, text in answers.items():
+        assert calls_of(parse(tokenizers[name], encode(tokenizers[name], text), parse_tools=True)) == CALLS[1:], name
+
+
+def test_special_tokens_of_tool_calls_have_no_text_without_tools(tokenizers):
+    ids = encode(tokenizers["python"], written_calls(tokenizers["python"], CALLS[1:]))
+
+    assert parse(tokenizers["python"], ids).content == "[now(zone='UTC')]"
+
+
+def test_an_answer_that_is_not_a_call_is_streamed_as_content(tokenizers):
+    reader = AnswerParser(tokenizers["llama"], [], parse_tools=True)
+
+    deltas = [reader.feed(Token(i)) for i in encode(tokenizers["llama"], "It is 4.")]
+
+    assert deltas[0].content == "It"
+    assert parser.join([delta for delta in deltas if delta]).content == "It is 4."
 
 
 def test_closing_tags_inside_of_arguments_do_not_end_a_call(tokenizers):
@@ -193,7 +223,7 @@ def test_types_of_tagged_parameters_follow_the_schema(tokenizers):
     assert calls_of(delta) == [("find", {"zip": "01234", "count": 2})]
 
 
-def test_a_thinking_block_is_only_read_where_the_template_has_one(tokenizers, tokenizer):
+def test_a_thinking_block_is_read_at_the_start_of_a_chat_answer(tokenizers, tokenizer):
     text = "<think>\nhm\n</think>\n\nyes"
 
     plain = parse(tokenizer, encode(tokenizer, text))
@@ -201,7 +231,7 @@ def test_a_thinking_block_is_only_read_where_the_template_has_one(tokenizers, to
     later = parse(tokenizers["thinking"], encode(tokenizers["thinking"], f"Use {text}"))
     completion = parse(tokenizers["thinking"], encode(tokenizers["thinking"], text), parse_reasoning=False)
 
-    assert (plain.content, plain.reasoning) == (text, "")
+    assert (plain.content, plain.reasoning) == ("yes", "hm")
     assert (thinking.content, thinking.reasoning) == ("yes", "hm")
     assert (later.content, later.reasoning) == (f"Use {text}", "")
     assert completion.reasoning == ""
@@ -284,7 +314,7 @@ def test_any_split_into_tokens_gives_the_same_text(tokenizer, text, stop, data):
 @pytest.mark.parametrize("name", ["thinking", "coder", "deepseek", "python", "llama"])
 def test_any_split_gives_the_same_thoughts_and_calls(tokenizers, name, before, after, data):
     tokenizer, tags = tokenizers[name], markup.find_markup(tokenizers[name])
-    thoughts = f"{tags.thinking_open}{before}{tags.thinking_close}" if tags.thinking_open else ""
+    thoughts = f"{tags.thinking_open}{before}{tags.thinking_close}" if tags.shows_thinking else ""
     call = written_calls(tokenizer, CALLS[1:])
     text = thoughts + call if name == "llama" else f"{thoughts}{before}{call}{after}"
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))

@@ -15,7 +15,8 @@ MESSAGES = [{"role": "user", "content": "What is one and two?"}]
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m.get('reasoning_content') %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}{{ m['content'] }}"
+    "{% if m.get('reasoning_content') %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}"
     "{% for c in m.get('tool_calls') or [] %}\n<tool_call>\n"
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
@@ -101,7 +102,7 @@ def test_log_probabilities_follow_the_text(server, client):
     logprobs = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs
 
     assert "".join(token.token for token in logprobs.content) == TEXT
-    assert bytes(sum((token.bytes for token in logprobs.content), [])).decode() == TEXT
+    assert b"".join(bytes(token.bytes) for token in logprobs.content).decode() == TEXT
     assert {token.logprob for token in logprobs.content} == {-0.5}
     assert [len(token.top_logprobs) for token in logprobs.content] == [2] * len(logprobs.content)
 
@@ -181,6 +182,7 @@ def test_thoughts_and_tool_calls_have_their_own_fields(tokenizer):
         choice = chat(client, tools=[tool]).choices[0]
         deltas = [chunk.choices[0].delta for chunk in chat(client, tools=[tool], stream=True)]
         plain = chat(client, tools=[tool], tool_choice="none").choices[0]
+        chat(client, tools=[tool], tool_choice="required")
 
     message = choice.message
     assert (message.content.strip(), message.reasoning_content.strip()) == ("Three.", "It is 1.")
@@ -191,5 +193,7 @@ def test_thoughts_and_tool_calls_have_their_own_fields(tokenizer):
     calls = [item for delta in deltas for item in delta.tool_calls or ()]
     assert [(item.index, item.type, item.function.name) for item in calls] == [(0, "function", "add")]
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas).strip() == "It is 1."
+    assert [request.grammar is None for request in engine.requests] == [True, True, True, False]
+    assert len(engine.requests[2].prompt_ids) < len(engine.requests[0].prompt_ids)
     assert plain.message.tool_calls is None
     assert "<tool_call>" in plain.message.content

@@ -143,6 +143,33 @@ def test_a_body_that_stops_is_a_timeout(impatient):
     assert impatient.engine.requests == []
 
 
+def test_a_body_that_trickles_has_a_limited_time(tokenizer):
+    with api_server.serve(tokenizer, max_request_seconds=0.5) as server, connect(server) as connection:
+        connection.sendall(request(b"{", length=1000))
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < 4:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+        seconds = time.monotonic() - start
+
+    assert seconds < 2
+
+
+def test_the_rest_of_a_refused_body_has_a_limited_time(impatient):
+    with connect(impatient) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: evil.example.org\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < 4:
+                connection.sendall(b"1\r\nx\r\n")
+                time.sleep(0.1)
+        seconds = time.monotonic() - start
+
+    assert seconds < 3
+
+
 def test_a_body_that_breaks_off_is_no_request(impatient):
     with connect(impatient) as connection:
         connection.sendall(request(b'{"messages": [', length=100))
@@ -160,6 +187,7 @@ def test_a_body_that_breaks_off_is_no_request(impatient):
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
     ],
 )
 def test_broken_http_is_refused(impatient, data):
@@ -178,5 +206,6 @@ def test_too_many_connections_get_an_answer(tokenizer):
         for connection in idle:
             connection.close()
 
-        assert refused.status_code == 503
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "too_many_connections"
         assert wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)

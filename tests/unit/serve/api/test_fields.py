@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tuneline.serve.engines.interface import Grammar, Sampling
+from tuneline.serve.engines.interface import Sampling
 
 MESSAGES = [{"role": "user", "content": "What is one and two?"}]
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}}
@@ -130,7 +130,7 @@ def test_log_probabilities_of_completions_reach_the_engine(server, client):
 def test_a_json_object_is_a_grammar(server, client, send):
     send(client, response_format={"type": "json_object"})
 
-    assert server.engine.requests[-1].grammar == Grammar("json_object")
+    assert server.engine.requests[-1].grammar.kind == "json_object"
 
 
 def test_a_json_schema_is_a_grammar(server, client):

@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from tests import api_server
-from tuneline.serve.api.guards import KeyGuard, KeyUse
 from tuneline.serve.api.errors import ApiError
+from tuneline.serve.api.guards import KeyGuard, KeyUse
 from tuneline.serve.api.settings import ApiKey, ApiSettings
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}

@@ -2,6 +2,9 @@
 
 import logging
 import re
+import statistics
+import threading
+import time
 
 import httpx2 as httpx
 import pytest
@@ -99,3 +102,17 @@ def test_a_client_that_disconnects_has_status_499(observed):
             break
     assert metrics["tuneline_requests_total", CHAT, "499", "demo/7"] == 1
     assert metrics["tuneline_requests_answering", "demo/7"] == 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}])
+def test_the_front_costs_less_than_three_milliseconds_of_cpu(observed, fields):
+    thread = next(thread for thread in threading.enumerate() if thread.name == "tuneline-api")
+    clock = time.pthread_getcpuclockid(thread.ident)
+    seconds = []
+    with httpx.Client(headers=HEADERS) as client:
+        for _ in range(40):
+            start = time.clock_gettime(clock)
+            client.post(observed.url + CHAT, json={**BODY, **fields}).raise_for_status()
+            seconds.append(time.clock_gettime(clock) - start)
+
+    assert statistics.median(seconds) < 0.003

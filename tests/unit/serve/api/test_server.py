@@ -95,8 +95,8 @@ def test_run_announces_its_url_and_passes_the_signal_on_after_a_graceful_stop(to
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
+        app = create_app(api_server.build_deployment(tokenizer, engine), settings)
         with pytest.raises(Stopped):
-            app = create_app(api_server.build_deployment(tokenizer, engine), settings)
             server_module.run(app, "127.0.0.1", 0, settings, on_listening=on_listening)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,7 @@
 """Embeddings, scores and tokens."""
 
 import base64
+import json
 import struct
 
 import httpx2 as httpx
@@ -148,3 +149,13 @@ def test_the_models_are_listed_with_their_versions(server, client):
     assert client.models.retrieve("demo/7").created == 1_700_000_000
     with pytest.raises(openai.NotFoundError, match="Served models: demo/7, demo@champion"):
         client.models.retrieve("demo/8")
+
+
+def test_the_openapi_document_describes_the_bodies(server):
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    names = {reference.split('"')[0] for reference in json.dumps(document).split("#/components/schemas/")[1:]}
+
+    assert body == {"$ref": "#/components/schemas/ChatRequest"}
+    assert names <= document["components"]["schemas"].keys()
+    assert "temperature" in document["components"]["schemas"]["ChatRequest"]["properties"]
