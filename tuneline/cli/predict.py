@@ -15,6 +15,36 @@ if TYPE_CHECKING:
     from tuneline.serve.predict.predict import PredictResult
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+FileArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Data file, folder or pattern in any format that recipes read, or dataset:NAME, an entry of a dataset "
+        "registry."
+    ),
+]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="JSONL file for the answers; resumed if it exists.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A registered model (demo@champion, demo/7), a folder, a catalogue name, or a Hub repository. With "
+        "--url: the name of a model on the server.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option(min=1, max=65536, help="Prompts per batch, or requests to the server at the same time.")
+]
+ColumnsOption = Annotated[
+    list[str] | None, typer.Option(help="Column names, such as instruction=question,output=answer; repeatable.")
+]
+BadRowsOption = Annotated[
+    Literal["refuse", "drop"], typer.Option(help="Rows that cannot be used: fail, or drop and count them.")
+]
+MetricsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Metric for rows with a reference, as in evaluate.metrics; can be repeated."),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -23,28 +53,12 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def predict(
-    file: Annotated[
-        str,
-        typer.Argument(
-            help="Data file, folder or pattern in any format that recipes read, or dataset:NAME, an entry of a dataset "
-            "registry."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL file for the answers; resumed if it exists.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A registered model (demo@champion, demo/7), a folder, a catalogue name, or a Hub repository. With "
-            "--url: the name of a model on the server.",
-        ),
-    ] = None,
+    file: FileArgument,
+    output: OutputOption,
+    model: ModelOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=65536, help="Prompts per batch, or requests to the server at the same time.")
-    ] = 16,
+    batch_size: BatchSizeOption = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens per answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -52,18 +66,11 @@ def predict(
     format: Annotated[
         str | None, typer.Option(help="Row format, such as alpaca or openai; default: detect it.")
     ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option(help="Column names, such as instruction=question,output=answer; repeatable.")
-    ] = None,
+    columns: ColumnsOption = None,
     datasets: Annotated[Path | None, typer.Option(help="Dataset registry for dataset:NAME.")] = None,
     max_rows: Annotated[int | None, typer.Option(help="Number of first rows to answer.")] = None,
-    bad_rows: Annotated[
-        Literal["refuse", "drop"], typer.Option(help="Rows that cannot be used: fail, or drop and count them.")
-    ] = "refuse",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="Metric for rows with a reference, as in evaluate.metrics; can be repeated."),
-    ] = None,
+    bad_rows: BadRowsOption = "refuse",
+    metric: MetricsOption = None,
     dtype: Annotated[Dtype, typer.Option(help="Data type of the weights.")] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Delete the answers in the output file first.")] = False,
 ) -> None:
