@@ -2,7 +2,22 @@
 
 import typer
 
-from tuneline.cli import data, doctor, exports, imports, models, runs, schedules, serve, setup, sweeps, tables, train
+from tuneline.cli import (
+    chat,
+    data,
+    doctor,
+    exports,
+    imports,
+    models,
+    predict,
+    runs,
+    schedules,
+    serve,
+    setup,
+    sweeps,
+    tables,
+    train,
+)
 
 app = typer.Typer(
     name="tuneline",
@@ -11,5 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (setup, train, sweeps, tables, imports, data, runs, models, exports, serve, schedules, doctor):
+COMMANDS = (setup, train, sweeps, tables, imports, data, runs, models, exports, serve, chat, predict, schedules, doctor)
+for module in COMMANDS:
     module.add_commands(app)

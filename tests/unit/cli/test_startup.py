@@ -41,7 +41,15 @@ def run(arguments, folder):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["serve", "--help"], ["plan", str(CONFIGS / "demo.yaml")], LISTINGS[-1]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["chat", "--help"],
+        ["serve", "--help"],
+        ["predict", "--help"],
+        ["plan", str(CONFIGS / "demo.yaml")],
+        LISTINGS[-1],
+    ],
     ids=" ".join,
 )
 def test_help_and_recipes_import_no_heavy_library(arguments, tmp_path):

@@ -59,15 +59,15 @@ def align(records: Corpus, config: AlignConfig, places: dict[str, str] | None = 
     name = config.format
     if name == "auto":
         batches = (batch.column("record").to_pylist() for batch in corpus.iter_batches(rows))
-        name = _detect(f"sources.{source}", (_parse(text) for batch in batches for text in batch), mapping)
+        name = detect(f"sources.{source}", (parse_record(text) for batch in batches for text in batch), mapping)
     reader = _reader(name, config)
-    tally = _RecordCounts(places=places)
+    tally = RecordCounts(places=places)
     with nullcontext() if ":" in name else gc_pause.gc_disabled(), corpus.RowWriter(schema.EXAMPLE) as writer:
         for batch in corpus.iter_batches(rows):
             examples = list(_examples(batch, source, reader, config, tally))
             if examples:
                 writer.write(schema.to_arrow_columns(examples))
-    _check_num_usable(source, tally, config)
+    check_num_usable(source, tally, config)
     counts = {**records.counts, "format": name, "format_found": config.format == "auto", **tally.counts()}
     return Corpus({"examples": writer.rows()}, {"source": source}, counts)
 
@@ -79,7 +79,7 @@ def warn_about_unknown_keys(examples: Corpus) -> None:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class RowReader:
     """Reads the records of one dataset."""
 
     format: Format
@@ -114,9 +114,9 @@ class _Reader:
         return columns.rename_columns(record, self.mapping) if self.mapping else record
 
 
-def _reader(format: str, config: AlignConfig) -> _Reader:
-    return _Reader(
-        _format(format, config.format_hash),
+def _reader(format: str, config: AlignConfig) -> RowReader:
+    return RowReader(
+        load_format(format, config.format_hash),
         columns.column_mapping(config.columns),
         config.tags,
         config.system,
@@ -125,7 +125,7 @@ def _reader(format: str, config: AlignConfig) -> _Reader:
 
 
 @dataclass
-class _RecordCounts:
+class RecordCounts:
     """Counts of used and dropped records."""
 
     kinds: Counter[str] = field(default_factory=Counter)
@@ -158,17 +158,17 @@ class _RecordCounts:
 
 
 def _examples(
-    batch: pa.RecordBatch, source: str, reader: _Reader, policy: AlignPolicy, tally: _RecordCounts
+    batch: pa.RecordBatch, source: str, reader: RowReader, policy: AlignPolicy, tally: RecordCounts
 ) -> Iterator[dict[str, Any]]:
     files, lines, texts = (batch.column(name).to_pylist() for name in ("file", "line", "record"))
     for file, line, text in zip(files, lines, texts, strict=True):
         try:
-            record = _parse(text)
+            record = parse_record(text)
             content, kind = reader.read(record)
             example = schema.example(source, content)
         except DataError as error:
             if policy.bad_rows == "refuse":
-                raise _bad_row_error(file, line, error) from error.__cause__
+                raise bad_row_error(file, line, error) from error.__cause__
             tally.count_dropped(file, line, error)
             continue
         tally.count_used(file, line, kind, example["id"])
@@ -177,7 +177,7 @@ def _examples(
         yield example
 
 
-def _parse(text: str) -> Record:
+def parse_record(text: str) -> Record:
     """Parse a record. orjson rounds long integers, which matter in tool calls, and refuses lone surrogates."""
     if '"tool' in text or '"function' in text:
         return json.loads(text)
@@ -187,7 +187,12 @@ def _parse(text: str) -> Record:
         return json.loads(text)
 
 
-def _check_num_usable(source: str, tally: _RecordCounts, policy: AlignPolicy) -> None:
+def check_num_usable(source: str, tally: RecordCounts, policy: AlignPolicy) -> None:
+    """Check that rows can be used, and that no more were dropped than the policy allows.
+
+    Raises:
+        DataError: None can be used, or too many were dropped.
+    """
     num_bad, num_good = tally.dropped.total(), tally.kinds.total()
     reasons = "; ".join(f"{reason}: {count}" for reason, count in tally.dropped.most_common(10))
     first = f" First bad row: {tally.dropped_first[0]}" if tally.dropped_first else ""
@@ -212,14 +217,14 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
     mapping = columns.column_mapping(config.columns)
     name = config.format
     if name == "auto":
-        name = _detect(rows[0][0] if rows else "auto", (record for _, _, record in rows), mapping)
+        name = detect(rows[0][0] if rows else "auto", (record for _, _, record in rows), mapping)
     reader = _reader(name, config)
     last: DataError | None = None
     for file, line, record in rows:
         try:
             schema.content_id(reader.read(record)[0])
         except DataError as error:
-            last = _bad_row_error(file, line, error)
+            last = bad_row_error(file, line, error)
             if config.bad_rows == "refuse":
                 raise last from error.__cause__
         else:
@@ -229,7 +234,8 @@ def check_rows(rows: Iterable[tuple[str, int, Record]], config: AlignConfig) -> 
         raise last
 
 
-def _bad_row_error(file: str, line: int, error: DataError) -> DataError:
+def bad_row_error(file: str, line: int, error: DataError) -> DataError:
+    """Return the error of a row with its place."""
     return DataError(f"{file}:{line}: {error} Fix the row, or set align.bad_rows: drop.", error.reason)
 
 
@@ -255,11 +261,12 @@ def align_record(
         DataError: The record does not match its format, or cannot be used for training.
     """
     mapping = columns.column_mapping(column_names or Columns())
-    content, _ = _Reader(_format(format), mapping, tags or Tags(), system).read(record)
+    content, _ = RowReader(load_format(format), mapping, tags or Tags(), system).read(record)
     return content
 
 
-def _format(name: str, sha256: str = "") -> Format:
+def load_format(name: str, sha256: str = "") -> Format:
+    """Return a format by its name, or a custom format `module:function`."""
     return user_function.load_format(name, sha256) if ":" in name else formats[name]
 
 
@@ -299,7 +306,7 @@ def _detection_error(matches: Counter[str], keys: list[str]) -> DataError:
     )
 
 
-def _detect(place: str, records: Iterable[Record], mapping: columns.ColumnMapping) -> str:
+def detect(place: str, records: Iterable[Record], mapping: columns.ColumnMapping) -> str:
     """Detect the format of records after their columns are renamed; errors begin with `place`."""
     errors: list[DataError] = []
     try:

@@ -9,6 +9,7 @@ sampled answer does not depend on its batch either.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +35,11 @@ class Answer:
     index: int
     text: str
     seconds: float
+    num_tokens: int = 0
+    """Number of generated tokens, with the stop token."""
+
+    finish: Literal["stop", "length"] = "stop"
+    """Whether a stop token or `max_new_tokens` ended the answer."""
 
 
 def generate_answers(
@@ -71,16 +77,30 @@ def stream_answers(
         title: Title of the progress bar.
         draw: Sampling; None decodes greedily.
     """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     with progress.bar(title, len(prompts)) as advance:
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
-            start_time = time.perf_counter()
-            texts = _answer_batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens, draw)
-            seconds = (time.perf_counter() - start_time) / len(members)
-            for i, text in zip(members, texts, strict=True):
-                yield Answer(i, text, seconds)
-            advance(start + len(members))
+        num_done = 0
+        for answers in stream_batches(model, tokenizer, prompts, max_new_tokens, batch_size, draw):
+            yield from answers
+            num_done += len(answers)
+            advance(num_done)
+
+
+def stream_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    draw: SamplingConfig | None = None,
+) -> Iterator[list[Answer]]:
+    """Yield the answers of each batch, as `stream_answers`, without a progress bar."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        start_time = time.perf_counter()
+        answers = _answer_batch(model, tokenizer, [prompts[i] for i in members], max_new_tokens, draw)
+        seconds = (time.perf_counter() - start_time) / len(members)
+        yield [Answer(i, each.text, seconds, *each[1:]) for i, each in zip(members, answers, strict=True)]
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -90,6 +110,14 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted({int(each) for each in [*ids, tokenizer.eos_token_id] if each is not None})
 
 
+class _Decoded(NamedTuple):
+    """The text of an answer, its number of tokens, and what ended it."""
+
+    text: str
+    num_tokens: int
+    finish: Literal["stop", "length"]
+
+
 @torch.inference_mode()
 def _answer_batch(
     model: PreTrainedModel,
@@ -97,7 +125,7 @@ def _answer_batch(
     prompts: list[str],
     max_new_tokens: int,
     draw: SamplingConfig | None,
-) -> list[str]:
+) -> list[_Decoded]:
     """Answer the prompts of one batch, batched as the model allows."""
     rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     stops = stop_token_ids(model, tokenizer)
@@ -107,7 +135,7 @@ def _answer_batch(
     method = batching.choose_batching(model, ordered, pad) if len(ordered[0]) > len(ordered[-1]) else "padded"
     if method == "unpadded" and prefill.has_little_padding(ordered):
         method = "padded"
-    texts = [""] * len(rows)
+    decoded: dict[int, _Decoded] = {}
     for members in [[i] for i in order] if method == "alone" else [order]:
         batch = [rows[i] for i in members]
         ids, mask = padding.pad_left(batch, pad, model.device)
@@ -121,10 +149,12 @@ def _answer_batch(
             eos_token_id=stops,
             logits_processor=LogitsProcessorList([_GumbelNoise([prompts[i] for i in members], draw)] if draw else []),
         )
-        decoded = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(members, decoded, strict=True):
-            texts[i] = text.strip()
-    return texts
+        answers = output[:, ids.shape[1] :]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        for i, text, tokens in zip(members, texts, answers.tolist(), strict=True):
+            end = next((position for position, token in enumerate(tokens, start=1) if token in stops), None)
+            decoded[i] = _Decoded(text.strip(), end or len(tokens), "stop" if end else "length")
+    return [decoded[i] for i in range(len(rows))]
 
 
 class _GumbelNoise(LogitsProcessor):

@@ -1,0 +1,1 @@
+"""Chat sessions with a loaded model or a server, without a terminal."""

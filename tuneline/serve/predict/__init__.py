@@ -1,0 +1,1 @@
+"""Batch inference: answers to the rows of a dataset, resumable, scored where rows have references."""
