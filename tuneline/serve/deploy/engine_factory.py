@@ -61,11 +61,10 @@ def _transformers(spec: EngineSpec) -> Engine:
 
     config = spec.config
     allowed = ModelLoadOptions(trust_remote_code=config.trust_remote_code, allow_pickle=config.allow_pickle)
-    options = {} if allowed == ModelLoadOptions() else {"options": allowed}
     engine: Engine = TransformersEngine.load(
         spec.folder,
         tokenizer=spec.tokenizer,
-        **options,
+        options=allowed,
         adapters=spec.adapters,
         dtype=precision.inference_dtype(config.dtype),
         max_batch_size=config.max_batch_size,
@@ -79,7 +78,7 @@ def _llama_cpp(spec: EngineSpec) -> Engine:
         from tuneline.serve.engines.llama_cpp import LlamaCppEngine
     except ImportError as error:
         raise SourceError(
-            f"engine: llama_cpp cannot be imported ({error}). Install it with: pip install tuneline[llama_cpp]."
+            f"engine: llama_cpp cannot be imported ({error}). Install it with: pip install 'tuneline[llama-cpp]'."
         ) from error
     config = spec.config
     engine: Engine = LlamaCppEngine.load(

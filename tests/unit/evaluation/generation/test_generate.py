@@ -109,7 +109,7 @@ def test_stop_tokens_include_those_of_the_generation_config(model, tokenizer, mo
 
 
 def test_an_answer_has_its_number_of_tokens_and_its_end(model, tokenizer):
-    ids = [alone(model, tokenizer, prompt, length=40) for prompt in PROMPTS]
+    ids = [decode_single(model, tokenizer, prompt, length=40) for prompt in PROMPTS]
     stops = [row[-1] == tokenizer.eos_token_id for row in ids]
 
     batches = generate.stream_batches(model, tokenizer, PROMPTS, max_new_tokens=40, batch_size=3)

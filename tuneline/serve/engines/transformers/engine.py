@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.model.load import load_model
 from tuneline.serve.engines import constraint
 from tuneline.serve.engines.interface import EngineFailedError, EngineLoad, GenerationRequest, Grammar, Token
@@ -77,6 +78,7 @@ class TransformersEngine:
         adapters: Mapping[str, Path] | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
         max_length: int | None = None,
+        options: ModelLoadOptions | None = None,
     ) -> "TransformersEngine":
         """Load a model directory (a whole model, or an adapter bundle) and start the decode loop.
 
@@ -87,8 +89,9 @@ class TransformersEngine:
             adapters: Name -> folder of a peft adapter that requests can select.
             max_batch_size: Maximum number of answers at the same time.
             max_length: Maximum number of tokens of prompt and answer.
+            options: Permissions to load custom code or pickle files; by default neither is allowed.
         """
-        model: Any = load_model(folder, dtype)
+        model: Any = load_model(folder, dtype, allowed=options)
         for name, path in (adapters or {}).items():
             model = _attach(model, name, path)
         vocab_size = model.get_output_embeddings().weight.shape[0]
