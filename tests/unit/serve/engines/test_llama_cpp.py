@@ -227,13 +227,13 @@ def test_the_child_rejects_requests_without_the_key(engine):
 
 
 def test_a_killed_child_fails_its_requests_at_once_and_comes_back(gguf_folder, tokenizer, engine_home, collect, prompt):
-    engine = LlamaCppEngine.load(gguf_folder / "model.gguf", tokenizer=tokenizer, max_length=512, threads=1)
-    request = GenerationRequest(prompt, 400, Sampling(logit_bias={2: -100, 0: -100}), ())
+    engine = LlamaCppEngine.load(gguf_folder / "model.gguf", tokenizer=tokenizer, max_length=4000, threads=1)
+    request = GenerationRequest(prompt, 3900, Sampling(logit_bias={2: -100, 0: -100}), ())
 
     async def kill_during_an_answer():
         tokens = engine.generate(request)
-        await anext(tokens)
         [server] = psutil.Process(engine.child.pid).children()
+        await anext(tokens)
         os.kill(server.pid, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(EngineFailedError, match="died"):
