@@ -27,7 +27,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         help="A registered model (demo@champion, demo/7, models:/demo@champion), a model or adapter folder, a "
-        "checkpoint of a training, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings of "
+        "checkpoint of a training run, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings of "
         "the server or of LlamaFactory's inference."
     ),
 ]
@@ -59,7 +59,7 @@ FollowOption = Annotated[
     float | None, typer.Option(help="Seconds between two look-ups of the alias; 0 serves one version.")
 ]
 SwapOption = Annotated[
-    str | None, typer.Option(help="When the alias moves: beside (default), or restart if memory is short.")
+    str | None, typer.Option(help="When the alias moves: `beside` (default), or `restart` if memory is short.")
 ]
 ShadowOption = Annotated[
     float | None, typer.Option(help="Share of requests that the challenger answers too, for comparison.")
