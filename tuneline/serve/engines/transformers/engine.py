@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuneline.config.sections.load import ModelLoadOptions
+from tuneline.model import value_head
 from tuneline.model.load import load_model
+from tuneline.model.value_head import ValueHead
 from tuneline.serve.engines import constraint
 from tuneline.serve.engines.interface import EngineFailedError, EngineLoad, GenerationRequest, Grammar, Token
 from tuneline.serve.engines.transformers.batch import Batch, Slot, verify_batching
@@ -43,6 +45,7 @@ class TransformersEngine:
         max_batch_size: int = MAX_BATCH_SIZE,
         adapters: tuple[str, ...] = (),
         make_constraint: MakeConstraint | None = None,
+        head: ValueHead | None = None,
     ) -> None:
         """Start the decode loop.
 
@@ -52,11 +55,12 @@ class TransformersEngine:
             max_batch_size: Maximum number of answers at the same time; further requests wait.
             adapters: Names of the adapters of the PeftModel that requests can select.
             make_constraint: Compiles a grammar; without it, requests with a grammar are refused.
+            head: Value head of a reward model.
         """
         self._model, self._max_batch_size = model.eval(), max_batch_size
         self.max_length = max_length or context_length(model)
         self.adapters = adapters
-        self._make_constraint = make_constraint
+        self._make_constraint, self._head = make_constraint, head
         with self._select(None):
             self._together = max_batch_size > 1 and verify_batching(model)
         self._waiting: deque[Slot] = deque()
@@ -105,6 +109,7 @@ class TransformersEngine:
             max_batch_size=max_batch_size,
             adapters=tuple(adapters or ()),
             make_constraint=compile_grammar,
+            head=_load_head(folder, model),
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
@@ -157,12 +162,21 @@ class TransformersEngine:
         return embedding
 
     async def score(self, ids: list[int]) -> float:
-        """Refuse: this engine serves language models.
+        """Return the value of a reward model at the last token.
 
         Raises:
-            ValueError: Always.
+            ValueError: The model is not a reward model.
         """
-        raise ValueError("the model is not a reward model")
+        head = self._head
+        if head is None:
+            raise ValueError("the model is not a reward model")
+
+        def compute() -> float:
+            row = torch.tensor([ids], device=self._model.device)
+            return float(value_head.compute_values(self._model, head, input_ids=row, use_cache=False)[0, -1])
+
+        score: float = await self._call(compute)
+        return score
 
     def current_load(self) -> EngineLoad:
         """Return the number of running and waiting requests."""
@@ -306,6 +320,12 @@ def context_length(model: PreTrainedModel) -> int:
     """Return the number of positions of a model."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 17)
+
+
+def _load_head(folder: Path, model: PreTrainedModel) -> ValueHead | None:
+    if not (folder / value_head.HEAD_FILE).is_file():
+        return None
+    return value_head.load_value_head(folder).to(model.device).eval()
 
 
 def _attach(model: Any, name: str, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from tests import architectures
+from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.tokenizer.loader import load_tokenizer_from
+from tuneline.evaluation.tasks.reward import reward_scorer
+from tuneline.model import value_head
 from tuneline.model.load import load_model
 from tuneline.serve.engines.interface import EngineFailedError, GenerationRequest, Grammar, Sampling
 from tuneline.serve.engines.transformers.batch import verify_batching
@@ -290,3 +294,27 @@ def test_a_grammar_that_fails_ends_its_answer_alone(model):
 
     assert str(failed) == "the grammar became too complex"
     assert [token.id for token in tokens] == generated(model, ids[1], 6)
+
+
+def test_scores_are_those_of_the_evaluation(tiny_model, tmp_path):
+    folder = tmp_path / "reward"
+    shutil.copytree(tiny_model, folder)
+    model = load_model(tiny_model)
+    head = value_head.build_value_head(model)
+    torch.nn.init.normal_(head.summary.weight)
+    value_head.save_value_head(head, folder)
+    tokenizer = load_tokenizer_from(tiny_model)
+    expected = reward_scorer(EvaluateStepConfig(reward_model=folder), tokenizer)(["One and"], [" two"], [""])
+    ids = [*tokenizer("One and")["input_ids"], *tokenizer(" two")["input_ids"], tokenizer.eos_token_id]
+    engine = TransformersEngine.load(folder, tokenizer=tokenizer)
+
+    score = asyncio.run(engine.score(ids))
+    engine.close()
+
+    assert score == pytest.approx(expected[0], abs=1e-4)
+    assert score != 0
+
+
+def test_a_language_model_has_no_scores(engine):
+    with pytest.raises(ValueError, match="not a reward model"):
+        asyncio.run(engine.score([5]))
