@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import chat_templates
 from tuneline.data.chat_template import selection
 from tuneline.errors import TunelineError
-from tuneline.export import proof
+from tuneline.export import template_comparison
 
 DOC = Path(__file__).parents[1] / "docs" / "export.md"
 MARK = "<!-- table -->\n"
@@ -31,7 +31,7 @@ def check_template(text: str, folder: Path) -> tuple[str, str]:
     for name, arguments in CHOICES:
         try:
             tokenizer = chat_templates.tokenizer_for(selection.prepend_arguments(text, arguments), folder)
-            _, result = proof.translate_template(tokenizer)
+            _, result = template_comparison.translate_template(tokenizer)
         except TunelineError as error:
             reason = reason or chat_templates.shorten_reason(str(error).split(": '")[0])
             continue

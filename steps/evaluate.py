@@ -9,7 +9,7 @@ from materializers import REPORT
 from steps.caching import library_source_hash
 from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import model_under_test, score, setting
+from tuneline.evaluation import environment, model_under_test, score
 from tuneline.evaluation.report import Report
 from tuneline.identity import Manifest
 from tuneline.model import device as hardware
@@ -19,7 +19,7 @@ from tuneline.model.checkpoint import Checkpoint
 
 def cache_key() -> str:
     """Return what decides the result besides the inputs: library source, package versions, hardware if it matters."""
-    libraries = (*setting.GENERATION_PACKAGES, *setting.METRIC_PACKAGES, "lm-eval")
+    libraries = (*environment.GENERATION_PACKAGES, *environment.METRIC_PACKAGES, "lm-eval")
     modules = ("evaluation.score", "evaluation.report", "model.checkpoint", "model.verification", "data.corpus")
     device = f"{hardware.device_type()} {precision.inference_dtype('auto')}"
     return f"{library_source_hash(*modules, libraries=libraries)} {device}"

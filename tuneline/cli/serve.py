@@ -27,8 +27,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         help="A registered model (demo@champion, demo/7, models:/demo@champion), a model or adapter folder, a "
-        "checkpoint of a training run, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings of "
-        "the server or of LlamaFactory's inference."
+        "checkpoint of a training run, a GGUF file, a catalogue name, a Hub repository, or a YAML file with settings "
+        "of the server or of LlamaFactory's inference."
     ),
 ]
 BaseOption = Annotated[str | None, typer.Option(help="Base model of an adapter or a checkpoint.")]

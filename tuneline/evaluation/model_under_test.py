@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneline.config.sections.evaluate import EvaluateStepConfig
-from tuneline.evaluation import setting
+from tuneline.evaluation import environment
 from tuneline.identity import Manifest
 from tuneline.model import device, precision, value_head
 from tuneline.model.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ class EvaluatedModel:
     @property
     def setting(self) -> dict[str, str]:
         """Data type, device and library versions: the part of a protocol that depends on the machine."""
-        return setting.evaluation_setting(self.dtype)
+        return environment.evaluation_setting(self.dtype)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.data.chat_template import render
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenizer.loader import load_tokenizer
-from tuneline.evaluation import setting
+from tuneline.evaluation import environment
 from tuneline.evaluation.generation import generate
 from tuneline.evaluation.generation.generate import SamplingConfig
 from tuneline.evaluation.metrics import corpus_level, metric_registry, text_tokenizer
@@ -66,7 +66,7 @@ def report(
         base_hash=before.content_hash,
         model_hash=after.content_hash,
         totals={role: corpus_level.corpus_scores(each, config) for role, each in scores.items()},
-        methods=setting.describe(after.dtype) | corpus_level.describe_methods(scores["model"], config),
+        methods=environment.describe(after.dtype) | corpus_level.describe_methods(scores["model"], config),
         noise={role: band for role, band in bands.items() if band},
     )
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.config.sections.export import ExportOptions
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import RecipeError, VerificationError
-from tuneline.export import proof
-from tuneline.export.chat import NotExpressibleError
+from tuneline.export import template_comparison
 from tuneline.export.gguf.quantize import gguf_file_name
+from tuneline.export.template_analysis import NotExpressibleError
 
 FILE_NAME = "Modelfile"
 PARAMETER_NAMES = {"repetition_penalty": "repeat_penalty"}
@@ -47,7 +47,9 @@ def build_modelfile(folder: Path, config: ExportOptions, system: str | None) -> 
     """
     tokenizer = load_tokenizer_from(folder)
     try:
-        text, comparison = proof.translate_template(tokenizer, bos=proof.adds_bos_token(folder))
+        text, comparison = template_comparison.translate_template(
+            tokenizer, bos=template_comparison.adds_bos_token(folder)
+        )
     except NotExpressibleError as error:
         raise VerificationError(
             f"modelfile: {config.modelfile}: {_truncate(str(error))}. Set modelfile: none to export without it."
@@ -80,10 +82,10 @@ def _base(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ExportOption
         return "."
     sample = tokenizer("a")["input_ids"]
     adds_bos = bool(sample) and tokenizer.bos_token_id is not None and sample[0] == tokenizer.bos_token_id
-    return f"./{gguf_file_name(config.gguf)}" if adds_bos == proof.adds_bos_token(folder) else "."
+    return f"./{gguf_file_name(config.gguf)}" if adds_bos == template_comparison.adds_bos_token(folder) else "."
 
 
-def _sentence(comparison: proof.TemplateComparison) -> str:
+def _sentence(comparison: template_comparison.TemplateComparison) -> str:
     sentence = f"{comparison.conversations} conversations give the {comparison.tokens} tokens of the chat template"
     return f"{sentence}, except with {'; '.join(comparison.limits)}" if comparison.limits else sentence
 

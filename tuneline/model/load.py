@@ -21,7 +21,7 @@ from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import SourceError
 from tuneline.identity import Manifest
 from tuneline.model import adapter_bundle, device, patches, precision, quantize, rope, source, vocabulary
-from tuneline.model.attention import choose, shifted
+from tuneline.model.attention import implementation, shifted
 from tuneline.model.methods import adapter_method, families
 from tuneline.model.precision import Precision
 
@@ -66,7 +66,7 @@ def load_for_training(
     dtypes = precision.choose_precision(config.dtype, trains_all=trains_all, model_dtype=model_config.dtype)
     compute_dtype = dtypes.autocast or dtypes.weights
     s2 = config.s2_group_size_ratio is not None
-    kind, reason = choose.choose_attention(
+    kind, reason = implementation.choose_attention(
         config.attention, config=model_config, dtype=compute_dtype, packed=packed, s2=s2
     )
     decisions = {"dtype": f"{dtypes.weights}: {dtypes.reason}", "attention": f"{kind}: {reason}"}

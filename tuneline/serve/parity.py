@@ -18,7 +18,7 @@ from tuneline.data import corpus, schema
 from tuneline.data.chat_template import render
 from tuneline.data.corpus import Corpus
 from tuneline.errors import DataError, NotFoundError, VerificationError
-from tuneline.export import chat as template_analysis
+from tuneline.export import template_analysis
 from tuneline.serve.answers import prompts
 from tuneline.serve.answers.messages import PromptError
 

@@ -10,7 +10,7 @@ from tuneline.config.sections.export import LocateConfig, RegisteredModel, RunMo
 from tuneline.config.sections.load import AdapterSource, ModelLoadOptions
 from tuneline.data.chat_template import selection
 from tuneline.errors import NotFoundError, RecipeError, TrackingError
-from tuneline.export import hub, place
+from tuneline.export import hub, local_folder
 from tuneline.export.origin import Origin
 from tuneline.identity import Manifest
 from tuneline.model import adapter_bundle, source, value_head
@@ -29,7 +29,7 @@ def locate(config: LocateConfig) -> ModelParts:
         TunelineError: The model does not exist, was changed, is not a complete model, or the destination is not valid.
     """
     if config.to:
-        place.check_folder(config.to)
+        local_folder.check_folder(config.to)
     if config.push:
         hub.check_push(config.push)
     tokenizer, base_model, origin = _find(config)

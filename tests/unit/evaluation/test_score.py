@@ -10,7 +10,7 @@ from tuneline.config.sections.evaluate import EvaluateStepConfig, ExamProtocol
 from tuneline.data import schema
 from tuneline.data.benchmarks.multiple_choice import Exam
 from tuneline.data.corpus import Corpus
-from tuneline.evaluation import model_under_test, score, setting
+from tuneline.evaluation import environment, model_under_test, score
 from tuneline.evaluation.metrics import metric_registry
 from tuneline.evaluation.score_store import Score
 from tuneline.evaluation.tasks import multiple_choice
@@ -95,8 +95,8 @@ def test_another_library_or_device_generates_answers_again(tiny_model, tokenizer
 
     score_model(), score_model()
     assert loads == [1]
-    real = setting.evaluation_setting
-    monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: real(dtype) | {changed: "another"})
+    real = environment.evaluation_setting
+    monkeypatch.setattr(environment, "evaluation_setting", lambda dtype: real(dtype) | {changed: "another"})
     score_model(), score_model()
 
     assert loads == [1, 1]
@@ -115,8 +115,8 @@ def test_another_release_of_a_metric_scores_stored_answers_again(tiny_model, tok
 
     score_model(), score_model()
     for package in ("jieba", "rouge_score", "sacrebleu", "nltk"):
-        monkeypatch.setattr(setting, "_version", lambda name, package=package: f"9 of {package}")
-        monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype})
+        monkeypatch.setattr(environment, "_version", lambda name, package=package: f"9 of {package}")
+        monkeypatch.setattr(environment, "evaluation_setting", lambda dtype: {"dtype": dtype})
         score_model(), score_model()
 
     assert len(computed) == 5
@@ -130,10 +130,10 @@ def test_another_library_scores_an_exam_again(tiny_model, tokenizer, monkeypatch
         multiple_choice, "score_with_cache", lambda model, protocol, items, answer: protocols.append(protocol) or []
     )
     exams = Manifest(kind="benchmarks", items=[tokenizer.only().model_copy(update={"name": "e"})])
-    real = setting.evaluation_setting
+    real = environment.evaluation_setting
     for release in ("1", "1", "2"):
         monkeypatch.setattr(
-            setting, "evaluation_setting", lambda dtype, release=release: real(dtype) | {"transformers": release}
+            environment, "evaluation_setting", lambda dtype, release=release: real(dtype) | {"transformers": release}
         )
         candidate = model_under_test.EvaluatedModel("model", tiny_model, "a" * 64)
         multiple_choice.run_task(candidate, tokenizer, None, exams, ExamProtocol(name="e", num_shots=0))
@@ -142,7 +142,7 @@ def test_another_library_scores_an_exam_again(tiny_model, tokenizer, monkeypatch
 
 
 def test_a_report_names_the_libraries_of_its_scores():
-    description = setting.describe("float32")
+    description = environment.describe("float32")
 
     assert (description["dtype"], description["device"]) == ("float32", "cpu")
     assert f"transformers {version('transformers')}, " in description["libraries"]

@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from tuneline.config.sections.export import ExportRecipe, ExportStepConfig
 from tuneline.errors import DeliveryError, RecipeError, VerificationError
-from tuneline.export import modelfile, place
+from tuneline.export import local_folder, modelfile
 
 CONFIG = ExportStepConfig()
 
@@ -94,15 +94,15 @@ def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
     export.mkdir()
     (export / "SHA256SUMS").write_text("")
     (tmp_path / "new").mkdir()
-    place.copy_export(export, tmp_path / "new")
+    local_folder.copy_export(export, tmp_path / "new")
     assert (tmp_path / "new" / "SHA256SUMS").is_file()
 
     (tmp_path / "file").write_text("x")
     with pytest.raises(DeliveryError, match="is a file. Give a folder"):
-        place.copy_export(export, tmp_path / "file")
+        local_folder.copy_export(export, tmp_path / "file")
     (tmp_path / "new" / "mine.txt").write_text("x")
     with pytest.raises(DeliveryError, match=r"contains mine.txt, which is not part of the export"):
-        place.copy_export(export, tmp_path / "new")
+        local_folder.copy_export(export, tmp_path / "new")
     assert (tmp_path / "new" / "mine.txt").read_text() == "x"
 
 

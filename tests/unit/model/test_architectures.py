@@ -21,7 +21,7 @@ from tuneline.config.sections.load import Bnb4bit, ModelLoadOptions
 from tuneline.config.sections.method import LoraMethod
 from tuneline.errors import RecipeError, VerificationError
 from tuneline.model import attention, quantize, targets
-from tuneline.model.attention import choose, shifted
+from tuneline.model.attention import implementation, shifted
 from tuneline.model.load import load_model
 from tuneline.model.logit_distance import max_relative_diff
 from tuneline.model.methods import families
@@ -154,7 +154,7 @@ def measure(name: str, folder: Path) -> Row:
 def try_packing(model: PreTrainedModel) -> tuple[str, str]:
     """Set the first attention implementation that isolates packed examples."""
     original = str(model.config._attn_implementation)
-    first, _ = choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=True)
+    first, _ = implementation.choose_attention("auto", config=model.config, dtype=torch.float32, packed=True)
     try:
         model.set_attn_implementation(first)
         kind, _ = attention.set_isolating_attention(model, tolerance=ISOLATED)
@@ -170,7 +170,7 @@ def try_s2(model: PreTrainedModel, kind: str) -> str:
     """Compute shifted sparse attention on a row shorter than any window: other logits, without a leak of the future."""
     ids = IDS[:8]
     try:
-        choose.choose_attention("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
+        implementation.choose_attention("auto", config=model.config, dtype=torch.float32, packed=False, s2=True)
         model.set_attn_implementation("s2")
         shifted.enable_shifted_attention(model, 0.5, len(ids))
         sparse, full = logits(model, ids, training=True), logits(model, ids)

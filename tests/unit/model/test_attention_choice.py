@@ -16,7 +16,7 @@ from transformers import (
 
 from tests import architectures
 from tuneline.errors import RecipeError
-from tuneline.model.attention import choose
+from tuneline.model.attention import implementation
 
 LLAMA = LlamaConfig()
 GEMMA = Gemma2Config()
@@ -26,12 +26,14 @@ def simulate_machine(monkeypatch, *, gpu=None, packages=()):
     """Simulate a machine; `gpu` is a compute capability."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
-    for kind, (package, _, capability) in choose.FLASH_REQUIREMENTS.items():
-        monkeypatch.setitem(choose.FLASH_REQUIREMENTS, kind, (package, lambda p=package: p in packages, capability))
+    for kind, (package, _, capability) in implementation.FLASH_REQUIREMENTS.items():
+        monkeypatch.setitem(
+            implementation.FLASH_REQUIREMENTS, kind, (package, lambda p=package: p in packages, capability)
+        )
 
 
 def choose_attention(requested="auto", config=LLAMA, dtype=torch.bfloat16, packed=True, s2=False):
-    return choose.choose_attention(requested, config=config, dtype=dtype, packed=packed, s2=s2)
+    return implementation.choose_attention(requested, config=config, dtype=dtype, packed=packed, s2=s2)
 
 
 def test_auto_selects_flash_attention_if_it_is_supported(monkeypatch):
@@ -173,4 +175,4 @@ def test_the_class_of_a_model_with_custom_code_is_loaded(tmp_path):
 
 
 def test_llama_is_the_class_of_its_config():
-    assert choose.causal_lm_class(LLAMA) is LlamaForCausalLM
+    assert implementation.causal_lm_class(LLAMA) is LlamaForCausalLM

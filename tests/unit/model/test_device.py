@@ -19,7 +19,7 @@ from tuneline.train.monitoring import mfu
 
 KINDS = ["cuda", "npu", "xpu", "mps"]
 QUERIES_DEVICE = re.compile(r"(cuda|xpu|npu|mps)\.is_available|memory_allocated|cuda\.synchronize|current_accelerator")
-CUDA_ONLY = {"model/kernels.py", "model/attention/choose.py", "train/optim/optimizer_factory.py"}
+CUDA_ONLY = {"model/kernels.py", "model/attention/implementation.py", "train/optim/optimizer_factory.py"}
 """Modules for CUDA-only libraries may query the device."""
 
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from tuneline.config.sections.data import TokenizeStepConfig
-from tuneline.data.tokenization import items as items_module
 from tuneline.data.tokenization import preference_rows, row_writer
+from tuneline.data.tokenization import tokenized_examples as items_module
 from tuneline.data.tokenization.html_preview import PreviewSequence
 from tuneline.data.tokenization.sequencer import CompiledTemplateMismatchError, Sequencer
 from tuneline.errors import DataError

@@ -20,7 +20,7 @@ from tuneline.data.corpus import Corpus
 from tuneline.data.ingest import ingest, readers
 from tuneline.data.preview.dry_run import DryRun
 from tuneline.data.tokenization.html_preview import DatasetPreview
-from tuneline.data.tokenization.items import resolve_kind
+from tuneline.data.tokenization.tokenized_examples import resolve_kind
 from tuneline.errors import NotFoundError, TunelineError
 from tuneline.identity import FileEntry, Located
 

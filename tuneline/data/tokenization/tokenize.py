@@ -19,7 +19,7 @@ from tuneline.config.sections.data import TokenizeConfig, TokenizeStepConfig
 from tuneline.data import gc_pause, schema
 from tuneline.data.corpus import Corpus
 from tuneline.data.tokenization import html_preview, preference_rows, row_writer
-from tuneline.data.tokenization import items as items_module
+from tuneline.data.tokenization import tokenized_examples as items_module
 from tuneline.data.tokenization.loss_mask import TokenizedSequence
 from tuneline.data.tokenization.sequencer import CompiledTemplateMismatchError, Sequencer
 from tuneline.data.tokenizer.loader import load_tokenizer

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tuneline.config.sections.evaluate import METRICS_KEY, EvaluateStepConfig, column_name
 from tuneline.data import reward_function
-from tuneline.evaluation import setting
+from tuneline.evaluation import environment
 from tuneline.evaluation.metrics import llamafactory, overlap, rouge, text_tokenizer
 from tuneline.evaluation.metrics.base import Columns
 from tuneline.identity import digest
@@ -17,7 +17,7 @@ Scorer = Callable[[list[str], list[str]], Columns]
 
 def protocol(config: EvaluateStepConfig, cut: text_tokenizer.Cut, extra: list[str]) -> str:
     """Return the id of how answers are scored. A different id scores cached answers again without generating them."""
-    libraries = setting.versions(setting.METRIC_PACKAGES)
+    libraries = environment.versions(environment.METRIC_PACKAGES)
     options = [config.metrics, config.use_stemmer, cut, sorted(config.metric_hashes.items())]
     return digest(["answers", VERSION, libraries, *options, *extra])
 

@@ -20,7 +20,7 @@ from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data import file_check
 from tuneline.data.benchmarks import lm_eval as data
 from tuneline.errors import RecipeError, did_you_mean
-from tuneline.evaluation import setting
+from tuneline.evaluation import environment
 from tuneline.evaluation.model_under_test import EvaluatedModel
 from tuneline.evaluation.score_store import Item, Score, score_answer, score_with_cache
 from tuneline.identity import Manifest, digest
@@ -62,8 +62,8 @@ def run_task(
     for task in tasks:
         chat = config.apply_chat_template
         identity = [VERSION, data.task_identity(task), config.fewshot_random_seed, chat]
-        environment = candidate.setting | setting.versions(setting.METRIC_PACKAGES)
-        protocol = digest(["lm_eval", *identity, tokenizer_manifest.content_hash(), environment])
+        setting = candidate.setting | environment.versions(environment.METRIC_PACKAGES)
+        protocol = digest(["lm_eval", *identity, tokenizer_manifest.content_hash(), setting])
         documents, requests = _requests(task, tokenizer, config)
         group = task.task_name if len(tasks) > 1 else ""
         items = [_item(task, config.name, group, doc, requests[doc.id]) for doc in documents]

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.config.sections.load import ModelLoadOptions
 from tuneline.data.tokenizer.loader import load_tokenizer_from
 from tuneline.errors import DataError, VerificationError
-from tuneline.export import chat as chats
-from tuneline.export import proof as templates
+from tuneline.export import template_analysis as chats
+from tuneline.export import template_comparison as templates
 from tuneline.export.gguf.llama_server import LlamaClient, running_server
 from tuneline.export.gguf.quantize import Kind
 from tuneline.model.load import load_model

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tuneline.errors import VerificationError
-from tuneline.model.attention import choose
+from tuneline.model.attention import implementation
 from tuneline.model.logit_distance import max_relative_diff
 
 REMEDY = "Set tokenize.packing: false and train.per_device_train_batch_size: 1"
@@ -130,7 +130,7 @@ def _set_standard_attention(model: PreTrainedModel) -> str:
 
 def _set_attention(model: PreTrainedModel, kind: str) -> str:
     """Set an attention implementation; returns why it is not supported, or an empty string."""
-    if reason := choose.unsupported_reason(kind, type(model), model.config, model.dtype):
+    if reason := implementation.unsupported_reason(kind, type(model), model.config, model.dtype):
         return reason
     if not model._can_set_attn_implementation():
         return "is not supported: this architecture's attention cannot be replaced"

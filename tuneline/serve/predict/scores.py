@@ -9,7 +9,7 @@ from tuneline import statistics
 from tuneline.config import existence
 from tuneline.config.sections.evaluate import EvaluateStepConfig
 from tuneline.errors import RecipeError
-from tuneline.evaluation import setting
+from tuneline.evaluation import environment
 from tuneline.evaluation.metrics import corpus_level, metric_registry, text_tokenizer
 from tuneline.evaluation.score_store import Score
 from tuneline.metric_tables import HELD_OUT
@@ -41,7 +41,7 @@ class ScoreReport:
             "metrics": {name: asdict(interval) for name, interval in self.metrics.items()},
             "corpus": self.corpus,
             "methods": self.methods,
-            "libraries": setting.versions(setting.METRIC_PACKAGES),
+            "libraries": environment.versions(environment.METRIC_PACKAGES),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

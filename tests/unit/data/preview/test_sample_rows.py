@@ -19,7 +19,7 @@ from tuneline.data.align import align
 from tuneline.data.corpus import Corpus
 from tuneline.data.preview import sample_rows
 from tuneline.data.preview.dry_run import DryRun
-from tuneline.data.tokenization import html_preview, items, preference_rows, tokenize
+from tuneline.data.tokenization import html_preview, preference_rows, tokenize, tokenized_examples
 from tuneline.data.tokenization.template_compiler import CompiledTemplate, RolePattern
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import DataError, RecipeError, TunelineError
@@ -119,7 +119,7 @@ def manifest(request, tiny_model, tmp_path_factory):
     max_length=st.integers(24, 64),
     packing=st.booleans(),
 )
-@pytest.mark.parametrize("stage", items.KINDS_BY_STAGE)
+@pytest.mark.parametrize("stage", tokenized_examples.KINDS_BY_STAGE)
 def test_at_every_stage_the_preview_shows_the_rows_of_a_run(
     manifest, home, stage, rounds, overlong, max_length, packing
 ):

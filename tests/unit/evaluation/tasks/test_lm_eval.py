@@ -11,7 +11,7 @@ from tuneline.config.sections.lm_eval import LmEvalConfig
 from tuneline.data.benchmarks import exam_files
 from tuneline.data.tokenizer.loader import load_tokenizer
 from tuneline.errors import SourceError
-from tuneline.evaluation import model_under_test, setting
+from tuneline.evaluation import environment, model_under_test
 from tuneline.evaluation.tasks import lm_eval
 from tuneline.identity import Located, Manifest, file_entries
 from tuneline.metric_tables import by_metric
@@ -108,7 +108,7 @@ def test_stored_answers_are_reused_and_only_new_items_are_generated(tiny_model, 
     extended, after = run_task(tiny_model, tokenizer, full)
     other, other_metric = run_task(tiny_model, tokenizer, make_config(tasks / "colours.yaml", metrics=["acc"]))
 
-    monkeypatch.setattr(setting, "evaluation_setting", lambda dtype: {"dtype": dtype, "torch": "another"})
+    monkeypatch.setattr(environment, "evaluation_setting", lambda dtype: {"dtype": dtype, "torch": "another"})
     other_library, _ = run_task(tiny_model, tokenizer, few)
 
     assert [first.loads, repeated.loads, extended.loads, other.loads, other_library.loads] == [1, 0, 1, 0, 1]

@@ -1,7 +1,7 @@
 """Deliver an export to a folder and to the Hub."""
 
 from tuneline.config.sections.export import PublishConfig
-from tuneline.export import hub, place
+from tuneline.export import hub, local_folder
 from tuneline.export.origin import Delivery, Origin
 from tuneline.export.write import CARD_FILE
 from tuneline.model.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ def deliver(exported: Checkpoint, origin: Origin, config: PublishConfig) -> Deli
         DeliveryError: The folder contains other files, or the Hub rejects the push.
     """
     if config.to:
-        place.copy_export(exported.path, config.to)
+        local_folder.copy_export(exported.path, config.to)
     commit = url = ""
     if config.push:
         version = f" version {origin.version}" if origin.version else ""

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import chat_templates, ollama_templates
 from tuneline.data.chat_template import selection
-from tuneline.export import chat, go_template, proof
+from tuneline.export import go_interpreter, template_analysis, template_comparison
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -24,13 +24,15 @@ def translate(tiny_model):
 
     def run(text, **options):
         tokenizer = chat_templates.tokenizer_for(text, tiny_model)
-        return *proof.translate_template(tokenizer, **options), tokenizer
+        return *template_comparison.translate_template(tokenizer, **options), tokenizer
 
     return run
 
 
 def render(go, roles, *contents):
-    return go_template.evaluate(go, proof.to_ollama_data(chat.conversation(roles, contents)))
+    return go_interpreter.evaluate(
+        go, template_comparison.to_ollama_data(template_analysis.conversation(roles, contents))
+    )
 
 
 @pytest.mark.parametrize("name", selection.template_names())
@@ -44,8 +46,8 @@ def test_every_template_of_the_catalogue_has_an_equivalent(translate, name):
 def test_a_system_message_inside_the_first_question_is_translated(translate):
     go, _, tokenizer = translate(selection.read_template("llama2"))
 
-    assert render(go, "SUAU", "Be brief.", "One?", "1", "Two?") == chat.render_prompt(
-        tokenizer, chat.conversation("SUAU", ["Be brief.", "One?", "1", "Two?"])
+    assert render(go, "SUAU", "Be brief.", "One?", "1", "Two?") == template_analysis.render_prompt(
+        tokenizer, template_analysis.conversation("SUAU", ["Be brief.", "One?", "1", "Two?"])
     )
     assert "<<SYS>>\nBe brief.\n<</SYS>>\n\nOne? [/INST] 1" in render(go, "SUAU", "Be brief.", "One?", "1", "Two?")
 
@@ -60,7 +62,7 @@ def test_a_truncated_conversation_is_rendered_after_an_empty_question(translate)
     """Ollama drops the first turns of a long conversation one by one, and renders each rest."""
     go, comparison, tokenizer = translate(selection.read_template("gemma"))
 
-    expected = chat.render_prompt(tokenizer, chat.conversation("UAU", ["", "answer", "more"]))
+    expected = template_analysis.render_prompt(tokenizer, template_analysis.conversation("UAU", ["", "answer", "more"]))
     assert render(go, "AU", "answer", "more") == expected
     assert any("after an empty question" in note for note in comparison.notes)
 
@@ -75,18 +77,18 @@ def test_an_unsupported_turn_is_an_error_with_the_reason(translate):
     go, comparison, _ = translate(selection.read_template("vicuna"))
 
     with pytest.raises(
-        go_template.GoTemplateError, match="does not support this turn of the system: vicuna has no turn"
+        go_interpreter.GoTemplateError, match="does not support this turn of the system: vicuna has no turn"
     ):
         render(go, "USU", "a", "b", "c")
-    with pytest.raises(go_template.GoTemplateError, match="only the roles system, user and assistant are supported"):
-        go_template.evaluate(go, {"Messages": [{"Role": "tool", "Content": "4"}]})
+    with pytest.raises(go_interpreter.GoTemplateError, match="only the roles system, user and assistant are supported"):
+        go_interpreter.evaluate(go, {"Messages": [{"Role": "tool", "Content": "4"}]})
     assert any("A turn of system after user is rejected" in note for note in comparison.notes)
 
 
 def test_a_template_with_the_current_date_is_rejected_unless_the_date_is_fixed(translate):
     dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + MESSAGES + HEADER
 
-    with pytest.raises(chat.NotExpressibleError, match="today's date.*date_string"):
+    with pytest.raises(template_analysis.NotExpressibleError, match="today's date.*date_string"):
         translate(dated)
     _, comparison, _ = translate(selection.prepend_arguments(dated, {"date_string": "26 Jul 2024"}))
     assert comparison.exact
@@ -95,14 +97,14 @@ def test_a_template_with_the_current_date_is_rejected_unless_the_date_is_fixed(t
 def test_a_separator_that_depends_on_more_than_two_roles_is_rejected(translate):
     counting = "{% for m in messages %}{{ loop.index ~ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}" + HEADER
 
-    with pytest.raises(chat.NotExpressibleError, match=r"in one place, and '.*' in another"):
+    with pytest.raises(template_analysis.NotExpressibleError, match=r"in one place, and '.*' in another"):
         translate(counting)
 
 
 def test_a_template_that_changes_contents_is_rejected(translate):
-    with pytest.raises(chat.NotExpressibleError, match="changes the content of the user"):
+    with pytest.raises(template_analysis.NotExpressibleError, match="changes the content of the user"):
         translate(MESSAGES.replace("m.content", "(m.content | replace(' ', ''))") + HEADER)
-    with pytest.raises(chat.NotExpressibleError, match="no equivalent in Go's language"):
+    with pytest.raises(template_analysis.NotExpressibleError, match="no equivalent in Go's language"):
         translate(MESSAGES.replace("m.content", "(m.content | replace('2+2', 'two'))") + HEADER)
 
 
@@ -119,21 +121,23 @@ def test_the_bos_token_is_removed_if_ollama_adds_it(translate):
     go, _, tokenizer = translate(selection.read_template("llama3"), bos=True)
 
     assert not render(go, "U", "x").startswith(tokenizer.bos_token)
-    with pytest.raises(chat.NotExpressibleError, match="does not start with '<s>', which Ollama would prepend"):
+    with pytest.raises(
+        template_analysis.NotExpressibleError, match="does not start with '<s>', which Ollama would prepend"
+    ):
         translate(selection.read_template("chatml"), bos=True)
 
 
 def test_the_comparison_detects_a_wrong_go_template(translate, monkeypatch):
-    analyze_template = chat.analyze_template
+    analyze_template = template_analysis.analyze_template
 
     def analyze_wrongly(tokenizer):
         turns = analyze_template(tokenizer)
         turns.pieces["assistant", "user"] = turns.pieces["assistant", "user"].strip()
         return turns
 
-    monkeypatch.setattr(chat, "analyze_template", analyze_wrongly)
+    monkeypatch.setattr(template_analysis, "analyze_template", analyze_wrongly)
 
-    with pytest.raises(chat.NotExpressibleError, match="becomes"):
+    with pytest.raises(template_analysis.NotExpressibleError, match="becomes"):
         translate(selection.read_template("chatml"))
 
 
@@ -150,8 +154,8 @@ def test_the_comparison_detects_a_wrong_go_template(translate, monkeypatch):
     ],
 )
 def test_templates_outside_of_the_supported_subset_are_rejected(template, message):
-    with pytest.raises(go_template.GoTemplateError, match=message):
-        go_template.evaluate(template, {"A": "abc"})
+    with pytest.raises(go_interpreter.GoTemplateError, match=message):
+        go_interpreter.evaluate(template, {"A": "abc"})
 
 
 @pytest.mark.slow
@@ -209,13 +213,15 @@ def test_go_renders_the_same_as_our_interpreter(translate, tmp_path):
     for name in selection.template_names():
         go, _, _ = translate(selection.read_template(name))
         for conversation in [
-            *proof.pattern_conversations(proof.ROLE_PATTERNS + proof.RARE_ROLE_PATTERNS),
+            *template_comparison.pattern_conversations(
+                template_comparison.ROLE_PATTERNS + template_comparison.RARE_ROLE_PATTERNS
+            ),
             [{"role": "tool", "content": "x"}],
         ]:
-            data = proof.to_ollama_data(conversation)
+            data = template_comparison.to_ollama_data(conversation)
             try:
-                output, fails = go_template.evaluate(go, data), False
-            except go_template.GoTemplateError:
+                output, fails = go_interpreter.evaluate(go, data), False
+            except go_interpreter.GoTemplateError:
                 output, fails = "", True
             tasks.append({"Template": go, **data, "Wanted": output, "Fails": fails})
 

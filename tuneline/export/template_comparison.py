@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.chat_template import jinja_ast
 from tuneline.errors import DataError
-from tuneline.export import chat as chats
-from tuneline.export import go_template, go_text
-from tuneline.export.chat import ANSWER, START, TurnFormat
+from tuneline.export import go_interpreter, go_template_writer
+from tuneline.export import template_analysis as chats
+from tuneline.export.template_analysis import ANSWER, START, TurnFormat
 
 CONTENTS = (
     "What is 2+2?",
@@ -142,8 +142,8 @@ class _TemplatePair:
     """A chat template and its Go template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: TurnFormat, *, bos: bool) -> None:
-        self.turns, self.text, self.comparison = turns, go_text.write_template(turns), TemplateComparison()
-        self._template, self._tokenizer, self._bos = go_template.Template(self.text), tokenizer, bos
+        self.turns, self.text, self.comparison = turns, go_template_writer.write_template(turns), TemplateComparison()
+        self._template, self._tokenizer, self._bos = go_interpreter.Template(self.text), tokenizer, bos
 
     def difference(self, chat: list[dict[str, str]]) -> str:
         """Compare one conversation; returns a description of the difference, or an empty string."""
@@ -153,7 +153,7 @@ class _TemplatePair:
             expected = None
         try:
             actual = self._template.execute(to_ollama_data(chat))
-        except go_template.GoTemplateError as error:
+        except go_interpreter.GoTemplateError as error:
             if expected is None or self._is_rejected(chat):
                 return ""
             return f"{error} where the chat template writes {expected!r}"

@@ -9,7 +9,7 @@ import json
 import re
 
 from tuneline.data.tokenization.template_compiler import Strip
-from tuneline.export.chat import ANSWER, START, TurnFormat
+from tuneline.export.template_analysis import ANSWER, START, TurnFormat
 
 ONE_BYTE_SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f"
 TWO_BYTE_SPACES = "\x85\xa0"
