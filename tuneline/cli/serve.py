@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tuneline.serve.deploy.loaded import LoadedVersion
 
 KEY_VARIABLE = "TUNELINE_API_KEY"
+ACCESS_LOGGER = "tuneline.serve.access"
 SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -195,15 +196,16 @@ def run(config: "ServeConfig", keys: "dict[str, KeyEntry]") -> None:
 
 
 def _start_logging() -> None:
-    """Write the log of the server to standard error, with times."""
+    """Write the log of the server to standard error, with times; lines of the access log already have one."""
     import logging
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("tuneline")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
+    for name, layout in (("tuneline", "%(asctime)s %(levelname)s %(message)s"), (ACCESS_LOGGER, "%(message)s")):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(layout))
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 def describe(deployment: "RegistryDeployment", loaded: "LoadedVersion") -> list[str]:
