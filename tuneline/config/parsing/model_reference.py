@@ -12,6 +12,9 @@ from tuneline.config.sections.model import CatalogueModel, DirectoryModel, GgufM
 from tuneline.errors import RecipeError
 
 MODEL_NAME = re.compile(r"^(?P<scheme>models:/)?(?P<name>[\w.-]{1,256})(?:[@/](?P<version>[\w-]{1,255}))?$")
+MAX_CHARACTERS = 256
+"""Maximum length of the name of a registered model."""
+
 REPOSITORY = re.compile(
     r"^(hf:)?(?P<repo_id>(?=.{3,128}$|.{3,128}@)[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$"
 )
@@ -70,9 +73,13 @@ def parse(text: str) -> ModelReference:
     registered = parse_registered(text)
     repository = REPOSITORY.match(text)
     is_number = registered is not None and registered.version.isdecimal()
-    if repository and not (text.startswith("models:/") or is_number):
+    if (
+        repository
+        and len(repository["repo_id"]) <= MAX_REPOSITORY_CHARACTERS
+        and not (text.startswith("models:/") or is_number)
+    ):
         return HubModel(type="hub", repo_id=repository["repo_id"], revision=repository["revision"] or "main")
-    if registered is None:
+    if registered is None or len(text) > MAX_CHARACTERS:
         raise _error(text)
     if text in catalogue():
         return CatalogueModel(type="catalogue", name=text)

@@ -288,7 +288,7 @@ def test_import_writes_a_file_that_reads_back_the_same_from_another_folder(tmp_p
 
     assert result.exit_code == 0, result.output
     assert "skipped: has images" in " ".join(result.stdout.split())
-    assert "Wrote 2 descriptions" in result.stdout
+    assert "Wrote 2 entries" in result.stdout
     assert dataset_registry.read(target).entries == dataset_registry.from_dataset_info(source).entries
     assert yaml.safe_load(target.read_text())["one"]["path"] == "../a.json"
     assert target.read_text().endswith("# Skipped:\n#   pic: has images; only text is supported.\n")

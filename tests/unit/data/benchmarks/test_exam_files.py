@@ -184,7 +184,7 @@ def test_an_exam_without_data_is_reported(tmp_path):
 
     assert "does not contain test/<subject>.csv" in error_of(path=tmp_path / "empty")
     assert "does not contain test/<subject>.csv" in error_of(path=tmp_path / "empty.zip")
-    assert "exams.e.path: there is no " in error_of(path=tmp_path / "nowhere")
+    assert "exams.e.path: file not found: " in error_of(path=tmp_path / "nowhere")
     assert "is not a valid zip file" in error_of(path=tmp_path / "torn.zip")
 
 

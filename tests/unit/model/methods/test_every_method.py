@@ -218,9 +218,9 @@ def test_an_adapter_of_another_base_is_rejected_by_its_shapes(method, tmp_path):
     other = bases.on_meta(hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_key_value_heads=1)
 
     check_fits(bases.on_meta(), tmp_path)
-    with pytest.raises(RecipeError, match="load.adapters: .*(trained on another base|does not fit)"):
+    with pytest.raises(RecipeError, match="load.adapters: .*(trained on a different base|does not fit)"):
         check_fits(other, tmp_path)
-    with pytest.raises(RecipeError, match="load.adapters: .*(trained on another base|does not fit)"):
+    with pytest.raises(RecipeError, match="load.adapters: .*(trained on a different base|does not fit)"):
         families[method.type].attach_saved(llama(hidden_size=64, intermediate_size=32, num_key_value_heads=1), tmp_path)
 
 

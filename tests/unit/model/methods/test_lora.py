@@ -291,7 +291,7 @@ CHANGES = {
     "r": ({"r": 8}, r"method.r: the recipe says 8, but .* was trained with 4.* twice the rank"),
     "lora_alpha": ({"lora_alpha": 9}, "method.lora_alpha: the recipe says 9"),
     "use_dora": ({"use_dora": True}, "method.use_dora: the recipe says True"),
-    "layers": ({"target_modules": ["q_proj"]}, r"method.target_modules: .* other layers .* Set target_modules: \["),
+    "layers": ({"target_modules": ["q_proj"]}, r"method.target_modules: .* different layers .* Set target_modules: \["),
     "modules_to_save": ({"modules_to_save": ["norm"]}, r"method.modules_to_save: the recipe says \['norm'\]"),
     "init": ({"init_lora_weights": "olora"}, "method.init_lora_weights: olora has no effect"),
 }

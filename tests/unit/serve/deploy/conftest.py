@@ -1,7 +1,6 @@
 """A registry with small versions, and deployments with scripted engines."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +19,18 @@ from tuneline.serve.deploy.prepare import Preparation
 from tuneline.tracking import registry
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_id(tmp_path_factory) -> Iterator[str]:
-    """A finished run in an MLflow of our own."""
+    """A finished run in a separate MLflow store for the tests of a module."""
     folder = tmp_path_factory.mktemp("mlflow")
-    uri = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("serving", artifact_location=(folder / "artifacts").as_uri())
-    with mlflow.start_run(experiment_id=experiment) as run:
-        pass
-    yield run.info.run_id
-    mlflow.set_tracking_uri(uri)
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("MLFLOW_TRACKING_URI", raising=False)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        experiment = mlflow.create_experiment("serving", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment) as run:
+            pass
+        yield run.info.run_id
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,6 @@ def name(tmp_path) -> str:
 @pytest.fixture
 def make_version(run_id, home, tmp_path, tiny_model, name):
     """Register a tiny model with other weights per call; returns the version."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
     def make(seed: int, template: str | None = None, model: Path = tiny_model) -> registry.Version:
         folder = tmp_path / "versions" / str(seed)
