@@ -73,11 +73,7 @@ def parse(text: str) -> ModelReference:
     registered = parse_registered(text)
     repository = REPOSITORY.match(text)
     is_number = registered is not None and registered.version.isdecimal()
-    if (
-        repository
-        and len(repository["repo_id"]) <= MAX_REPOSITORY_CHARACTERS
-        and not (text.startswith("models:/") or is_number)
-    ):
+    if repository and not (text.startswith("models:/") or is_number):
         return HubModel(type="hub", repo_id=repository["repo_id"], revision=repository["revision"] or "main")
     if registered is None or len(text) > MAX_CHARACTERS:
         raise _error(text)
