@@ -230,9 +230,11 @@ def test_ctrl_c_stops_an_answer_and_exits_the_second_time(terminal):
         chat.type("Hello\n")
         chat.wait_for("You said: Hello")
         chat.wait_for("> ")
-        time.sleep(0.5)  # the prompt appears a moment before the line editor handles signals
+        time.sleep(2)  # the prompt appears a moment before the line editor handles signals
         chat.type("\x03")
         chat.wait_for("Press Ctrl-C again, or Ctrl-D, to exit.")
+        chat.wait_for("> ")
+        time.sleep(2)
         chat.type("\x03")
         assert chat.ended() == 0
 
