@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -185,6 +185,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int] | None:
     return {bytes(letters[letter] for letter in word): rank for word, rank in words.items()}
 
 
+@cache
 def bytes_of_letters() -> dict[str, int]:
     """Return the byte that each letter of a byte-level vocabulary represents: printable bytes are themselves."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]

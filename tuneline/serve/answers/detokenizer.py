@@ -10,7 +10,6 @@ flushed at the end of an answer, and holds back an answer of invalid bytes forev
 import codecs
 import json
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -50,7 +49,7 @@ def build_detokenizer(tokenizer: PreTrainedTokenizerBase, skipped: Collection[in
         tokenizer: The tokenizer of the model.
         skipped: Ids of tokens without text.
     """
-    if _is_byte_level(tokenizer):
+    if is_byte_level(tokenizer):
         return ByteLevelDetokenizer(tokenizer, skipped)
     return WindowDetokenizer(tokenizer, skipped)
 
@@ -58,18 +57,13 @@ def build_detokenizer(tokenizer: PreTrainedTokenizerBase, skipped: Collection[in
 _BYTE_LEVEL: "WeakKeyDictionary[PreTrainedTokenizerBase, bool]" = WeakKeyDictionary()
 
 
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the tokens are letters that stand for bytes (Radford et al. 2019), and nothing else changes."""
     if tokenizer not in _BYTE_LEVEL:
         backend = getattr(tokenizer, "_tokenizer", None)
         decoder = json.loads(backend.decoder.__getstate__()) if backend is not None and backend.decoder else {}
         _BYTE_LEVEL[tokenizer] = decoder.get("type") == "ByteLevel"
     return _BYTE_LEVEL[tokenizer]
-
-
-@lru_cache(maxsize=1)
-def _letters() -> dict[str, int]:
-    return bytes_of_letters()
 
 
 class ByteLevelDetokenizer:
@@ -84,7 +78,7 @@ class ByteLevelDetokenizer:
         """Return the text that is certain after this token."""
         if token in self._skipped:
             return ""
-        word, letters = self._token(token), _letters()
+        word, letters = self._token(token), bytes_of_letters()
         if word is None:  # the vocabulary of the model is larger than that of the tokenizer
             return ""
         try:

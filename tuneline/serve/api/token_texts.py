@@ -1,20 +1,14 @@
 """Texts and bytes of single tokens, for log-probabilities."""
 
-import json
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.tokenizer.fast_encoder import bytes_of_letters
+from tuneline.serve.answers.detokenizer import is_byte_level
 
 SPACE = "\u2581"
 """Stands for a space in the tokens of SentencePiece."""
-
-
-@lru_cache(maxsize=1)
-def _letters() -> dict[str, int]:
-    return bytes_of_letters()
 
 
 class TokenTexts:
@@ -23,9 +17,7 @@ class TokenTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
-        backend = getattr(tokenizer, "_tokenizer", None)
-        decoder = json.loads(backend.decoder.__getstate__()) if backend is not None and backend.decoder else {}
-        self._is_byte_level = decoder.get("type") == "ByteLevel"
+        self._is_byte_level = is_byte_level(tokenizer)
         self._cache: dict[int, tuple[str, list[int]]] = {}
 
     def get(self, token: int) -> tuple[str, list[int]]:
@@ -42,7 +34,7 @@ class TokenTexts:
         if not isinstance(word, str):  # the vocabulary of the model is larger than that of the tokenizer
             return b""
         if self._is_byte_level:
-            letters = _letters()
+            letters = bytes_of_letters()
             if all(letter in letters for letter in word):
                 return bytes(letters[letter] for letter in word)
             return word.encode()

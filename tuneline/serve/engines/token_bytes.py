@@ -7,9 +7,10 @@ vocabulary.
 
 import codecs
 import re
-from functools import cache
 
 from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.tokenizer.fast_encoder import bytes_of_letters
 
 BYTE_TOKEN = re.compile(r"^<0x([0-9A-F]{2})>$")
 SPACE = "\u2581"
@@ -75,13 +76,5 @@ def _sentencepiece_bytes(token: str) -> bytes:
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    table = _byte_level_table()
-    return bytes(table[letter] for letter in token) if all(letter in table for letter in token) else b""
-
-
-@cache
-def _byte_level_table() -> dict[str, int]:
-    """Return the byte of each letter of byte-level BPE (GPT-2): printable bytes are themselves, others follow 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    letters = bytes_of_letters()
+    return bytes(letters[letter] for letter in token) if all(letter in letters for letter in token) else b""
