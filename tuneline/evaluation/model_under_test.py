@@ -59,9 +59,9 @@ class EvaluatedModel:
     @cached_property
     def head(self) -> ValueHead | None:
         """Load the value head of a reward model; None for other models."""
-        if not (self._folder / value_head.HEAD_FILE).is_file():
+        if not value_head.has_value_head(self._folder):
             return None
-        return value_head.load_value_head(self._folder).to(self.model.device).eval()
+        return value_head.load_for_inference(self._folder, self.model)
 
     def release(self) -> None:
         """Free the weights. They are loaded again on the next use."""

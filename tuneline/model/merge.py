@@ -106,7 +106,7 @@ def _unmergeable_reason(inputs: MergeInputs) -> str:
     """Return why an adapter cannot be merged, or an empty string."""
     if not inputs.family.mergeable:
         return f"{inputs.family.name} cannot be merged"
-    if (inputs.checkpoint.path / value_head.HEAD_FILE).is_file():
+    if value_head.has_value_head(inputs.checkpoint.path):
         return "a reward adapter is used on the base model that it shares with the policy"
     model_config = read_config(manifest_folder(inputs.base_model), inputs.load).to_dict()
     kind = quantize.quantization_kind(model_config)

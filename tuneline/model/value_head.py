@@ -93,13 +93,27 @@ def save_value_head(head: ValueHead, folder: Path) -> None:
     save_file(head.state_dict(), folder / HEAD_FILE)
 
 
+def has_value_head(folder: Path) -> bool:
+    """Return whether a model directory is that of a reward model."""
+    return (folder / HEAD_FILE).is_file()
+
+
+def load_for_inference(folder: Path, model: Any) -> ValueHead:
+    """Load a head onto the device of its model, in evaluation mode.
+
+    Raises:
+        SourceError: The folder has no head.
+    """
+    return load_value_head(folder).to(model.device).eval()
+
+
 def load_value_head(folder: Path, dropout: float = 0.0) -> ValueHead:
     """Load a head written by `save_value_head`.
 
     Raises:
         SourceError: The folder has no head.
     """
-    if not (folder / HEAD_FILE).is_file():
+    if not has_value_head(folder):
         raise SourceError(
             f"{folder} has no value head ({HEAD_FILE}). Give the output folder of a reward model training."
         )

@@ -119,7 +119,7 @@ def _refuse_parts(folder: Path) -> None:
     Raises:
         RecipeError: It is a reward model, or an adapter without a merged form.
     """
-    if (folder / value_head.HEAD_FILE).is_file():
+    if value_head.has_value_head(folder):
         raise RecipeError(f"model: {folder} is a reward model, which cannot generate text. Set a chat model.")
     if adapter_bundle.is_adapter_bundle(folder):
         raise RecipeError(

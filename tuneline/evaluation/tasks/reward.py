@@ -41,7 +41,7 @@ def reward_scorer(config: EvaluateStepConfig, tokenizer: PreTrainedTokenizerBase
 
 def _by_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
     model = load_model(folder).eval()
-    head = value_head.load_value_head(folder).to(model.device).eval()
+    head = value_head.load_for_inference(folder, model)
 
     @torch.inference_mode()
     def reward(prompts: list[str], answers: list[str], references: list[str]) -> list[float]:

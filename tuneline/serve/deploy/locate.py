@@ -81,7 +81,7 @@ def _finish(located: LocatedModel, config: ServeConfig) -> LocatedModel:
             f"engine: llama_cpp needs a GGUF file, and {located.description} has none. Export one with tuneline "
             "export --gguf, or set engine: transformers."
         )
-    is_reward_model = (located.folder / value_head.HEAD_FILE).is_file()
+    is_reward_model = value_head.has_value_head(located.folder)
     if is_reward_model and config.engine != "transformers":
         raise RecipeError(
             f"engine: {config.engine} cannot serve {located.description}, a reward model. Set engine: transformers."

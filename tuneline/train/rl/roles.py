@@ -48,7 +48,7 @@ def attach_reward_model(model: Any, folder: Path) -> RewardModel:
     """Load the adapter and the head of a reward training next to the adapter of the policy."""
     model.load_adapter(str(folder), REWARD_ADAPTER, is_trainable=False)
     model.set_adapter(ADAPTER_NAME)
-    return RewardModel(model, value_head.load_value_head(folder).to(model.device).eval())
+    return RewardModel(model, value_head.load_for_inference(folder, model))
 
 
 def detach_reward_model(model: Any) -> None:

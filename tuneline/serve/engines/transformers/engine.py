@@ -109,7 +109,7 @@ class TransformersEngine:
             max_batch_size=max_batch_size,
             adapters=tuple(adapters or ()),
             make_constraint=compile_grammar,
-            head=_load_head(folder, model),
+            head=value_head.load_for_inference(folder, model) if value_head.has_value_head(folder) else None,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Token]:
@@ -320,12 +320,6 @@ def context_length(model: PreTrainedModel) -> int:
     """Return the number of positions of a model."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 17)
-
-
-def _load_head(folder: Path, model: PreTrainedModel) -> ValueHead | None:
-    if not (folder / value_head.HEAD_FILE).is_file():
-        return None
-    return value_head.load_value_head(folder).to(model.device).eval()
 
 
 def _attach(model: Any, name: str, folder: Path) -> Any:
