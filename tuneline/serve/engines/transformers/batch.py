@@ -59,18 +59,8 @@ class Batch:
 
     def prefill_together(self, slots: list[Slot]) -> None:
         """Compute several short prompts in one forward pass; their requests join the batch, or end."""
-        prompts = [slot.request.prompt_ids for slot in slots]
-        ids, mask = padding.pad_left(prompts, 0, self.model.device)
-        cache = DynamicCache()
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._advance(slots, output.logits[:, -1])
+        cache, logits = compute_prompts(self.model, [slot.request.prompt_ids for slot in slots])
+        self._advance(slots, logits)
         for row, slot in enumerate(slots):
             if not self._has_ended(slot):
                 self._join(slot, cache, row)
@@ -99,17 +89,8 @@ class Batch:
             for slot in self.rows:
                 self._advance([slot], self._forward([slot.last_token], slot))
         else:
-            device, cache = self.model.device, self._cache
-            cache.begin_step()
-            output = self.model(
-                input_ids=torch.tensor([[slot.last_token] for slot in self.rows], device=device),
-                attention_mask=cache.mask(device),
-                position_ids=cache.positions(device),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache.end_step()
-            self._advance(self.rows, output.logits[:, -1])
+            logits = decode_step(self.model, self._cache, [slot.last_token for slot in self.rows])
+            self._advance(self.rows, logits)
         self._drop([slot for slot in self.rows if self._has_ended(slot)])
 
     def _forward(self, ids: list[int], slot: Slot) -> torch.Tensor:
@@ -152,9 +133,7 @@ class Batch:
             logits: [requests, vocabulary].
         """
         greedy = logits.argmax(-1).tolist()
-        needs_logits = any(
-            not slot.sampler.is_plain_greedy() or slot.request.top_logprobs is not None for slot in slots
-        )
+        needs_logits = any(not slot.sampler.is_plain_greedy or slot.request.top_logprobs is not None for slot in slots)
         values = logits.float().cpu() if needs_logits else None
         for i, slot in enumerate(slots):
             try:
@@ -164,7 +143,7 @@ class Batch:
                 slot.emit(error)
 
     def _accept(self, slot: Slot, greedy: int, logits: torch.Tensor | None) -> None:
-        plain = slot.sampler.is_plain_greedy()
+        plain = slot.sampler.is_plain_greedy
         token = greedy if plain or logits is None else slot.sampler.choose(logits)
         slot.sampler.accept(token)
         slot.last_token = token
@@ -185,11 +164,46 @@ class Batch:
         return self._finish(slot) is not None or slot.cancelled
 
 
+def compute_prompts(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[DynamicCache, torch.Tensor]:
+    """Compute prompts in one forward pass, padded on the left.
+
+    Returns:
+        Their states, and the logits of their last tokens [prompts, vocabulary].
+    """
+    ids, mask = padding.pad_left(prompts, 0, model.device)
+    cache = DynamicCache()
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache, output.logits[:, -1]
+
+
+def decode_step(model: PreTrainedModel, cache: BatchCache, tokens: list[int]) -> torch.Tensor:
+    """Compute one more token of each row; return its logits [rows, vocabulary]."""
+    cache.begin_step()
+    output = model(
+        input_ids=torch.tensor(tokens, device=model.device)[:, None],
+        attention_mask=cache.mask(model.device),
+        position_ids=cache.positions(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.end_step()
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
 @torch.inference_mode()
 def verify_batching(model: PreTrainedModel) -> bool:
     """Return whether rows of different lengths can be computed together without changing the output.
 
-    Two prompts are decoded separately and together, and their logits are compared.
+    Two prompts are decoded separately and together, after they were computed one by one and together, and the logits
+    are compared.
     """
     if uses_sparse_attention(model) or not is_batchable(DynamicCache(config=model.config)):
         logger.warning("Requests are decoded one at a time: the cache of this architecture cannot be batched.")
@@ -198,13 +212,14 @@ def verify_batching(model: PreTrainedModel) -> bool:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in PROBE_LENGTHS]
     try:
-        separate = [_probe(model, [prompt]) for prompt in prompts]
-        together = _probe(model, prompts)
+        separate = [_probe(model, [[prompt]]) for prompt in prompts]
+        batches = [_probe(model, groups) for groups in ([[prompt] for prompt in prompts], [prompts])]
     except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
         logger.warning("Requests are decoded one at a time: %s", str(error).splitlines()[0])
         return False
     differences = [
-        max_relative_diff(alone[step][0], together[step][row])
+        max_relative_diff(alone[step][0], batch[step][row])
+        for batch in batches
         for row, alone in enumerate(separate)
         for step in range(PROBE_STEPS)
     ]
@@ -215,25 +230,20 @@ def verify_batching(model: PreTrainedModel) -> bool:
     return True
 
 
-def _probe(model: PreTrainedModel, prompts: list[list[int]]) -> list[torch.Tensor]:
-    """Return the logits [rows, vocabulary] of some steps, with fixed tokens after the prompts."""
+def _probe(model: PreTrainedModel, groups: list[list[list[int]]]) -> list[torch.Tensor]:
+    """Return the logits [rows, vocabulary] of some steps, with fixed tokens after the prompts.
+
+    Args:
+        model: Causal language model.
+        groups: Prompts; those of a group are computed together, and join the batch.
+    """
     cache: BatchCache | None = None
-    for prompt in prompts:
-        prefilled = DynamicCache()
-        model(input_ids=torch.tensor([prompt], device=model.device), past_key_values=prefilled, use_cache=True)
+    for group in groups:
+        prefilled, _ = compute_prompts(model, group)
         cache = cache or BatchCache(len(prefilled.layers))
-        cache.add(prefilled)
+        for row, prompt in enumerate(group):
+            cache.add(prefilled, row, len(prompt))
     assert cache is not None
-    logits = []
-    for step in range(PROBE_STEPS):
-        cache.begin_step()
-        output = model(
-            input_ids=torch.tensor([[prompt[step]] for prompt in prompts], device=model.device),
-            attention_mask=cache.mask(model.device),
-            position_ids=cache.positions(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache.end_step()
-        logits.append(output.logits[:, -1].float().cpu())
-    return logits
+    prompts = [prompt for group in groups for prompt in group]
+    steps = (decode_step(model, cache, [prompt[step] for prompt in prompts]) for step in range(PROBE_STEPS))
+    return [logits.float().cpu() for logits in steps]

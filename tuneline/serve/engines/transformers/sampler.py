@@ -43,9 +43,14 @@ class Sampler:
             self._generator.manual_seed(seed % 2**63)
         self._counts: Counter[int] = Counter()
         self._prompt = set(request.prompt_ids)
+        self._bias = (
+            torch.tensor(list(self._sampling.logit_bias)),
+            torch.tensor(list(self._sampling.logit_bias.values())),
+        )
+        self.is_plain_greedy = self._is_plain_greedy()
+        """Whether the next token is the largest logit, whatever came before."""
 
-    def is_plain_greedy(self) -> bool:
-        """Return whether the next token is the largest logit, whatever came before."""
+    def _is_plain_greedy(self) -> bool:
         sampling = self._sampling
         return (
             sampling.temperature == 0
@@ -89,8 +94,8 @@ class Sampler:
             change = sampling.presence_penalty + sampling.frequency_penalty * counts
             scores = scores.index_put((ids,), scores[ids] - change)
         if sampling.logit_bias:
-            ids = torch.tensor(list(sampling.logit_bias))
-            scores = scores.index_put((ids,), scores[ids] + torch.tensor(list(sampling.logit_bias.values())))
+            ids, bias = self._bias
+            scores = scores.index_put((ids,), scores[ids] + bias)
         if self._constraint is not None:
             scores = scores.masked_fill(~torch.from_numpy(self._constraint.mask()), -torch.inf)
         return scores
