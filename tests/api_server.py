@@ -1,11 +1,14 @@
 """A scripted engine behind the real API on a real server, for tests of the HTTP front."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx2 as httpx
 
 from tuneline.serve.api.app import create_app
 from tuneline.serve.api.server import run_in_thread
@@ -146,3 +149,14 @@ def serve(
     app = create_app(deployment, api_settings)
     with run_in_thread(app, api_settings) as url:
         yield Server(url, engine, deployment, app)
+
+
+def check_refusal(
+    server: Server, path: str, body: Any, status: int, param: str | None, code: str, message: str
+) -> None:
+    """Send a bad request, and check its exact answer; the engine must not see it."""
+    response = httpx.post(server.url + path, content=body if isinstance(body, str) else json.dumps(body))
+
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    assert (response.status_code, response.json()) == (status, {"error": error})
+    assert server.engine.requests == []

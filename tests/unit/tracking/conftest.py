@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests import tiny
+from tests import mlflow_store, tiny
 from tuneline.tracking import registry
 
 
@@ -14,27 +14,16 @@ from tuneline.tracking import registry
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A separate MLflow store for the tests of a module."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as env:
-        env.delenv("MLFLOW_TRACKING_URI", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        artifacts = (folder / "artifacts").as_uri()
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("tests", artifact_location=artifacts))
+    with mlflow_store.separate_store(folder, "tests") as experiment_id:
+        mlflow.set_experiment(experiment_id=experiment_id)
         yield folder
-        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
 def run_id(tmp_path_factory):
     """A finished run in a separate MLflow store for the tests of a module."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as env:
-        env.delenv("MLFLOW_TRACKING_URI", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        experiment = mlflow.create_experiment("promotion", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment) as run:
-            pass
-        yield run.info.run_id
-        mlflow.set_tracking_uri(None)
+    with mlflow_store.finished_run(tmp_path_factory.mktemp("mlflow"), "promotion") as run_id:
+        yield run_id
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Bad requests of completions, embeddings, scores and tokens, and their exact answers."""
 
-import json
-
-import httpx2 as httpx
 import pytest
+
+from tests import api_server
 
 ADD = {"type": "function", "function": {"name": "add"}}
 
@@ -154,9 +153,4 @@ CASES = [
 
 @pytest.mark.parametrize(("request_", "status", "param", "code", "message"), CASES)
 def test_a_bad_request_gets_its_exact_answer(server, request_, status, param, code, message):
-    path, body = request_
-    response = httpx.post(server.url + path, content=body if isinstance(body, str) else json.dumps(body))
-
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    assert (response.status_code, response.json()) == (status, {"error": error})
-    assert server.engine.requests == []
+    api_server.check_refusal(server, *request_, status, param, code, message)

@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from tests import tiny
+from tests import mlflow_store, tiny
 from tests.unit.serve.deploy.scripted import Factory
 from tuneline.config.sections.serve import ServeConfig
 from tuneline.model import device
@@ -22,15 +21,8 @@ from tuneline.tracking import registry
 @pytest.fixture(scope="module")
 def run_id(tmp_path_factory) -> Iterator[str]:
     """A finished run in a separate MLflow store for the tests of a module."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as env:
-        env.delenv("MLFLOW_TRACKING_URI", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        experiment = mlflow.create_experiment("serving", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment) as run:
-            pass
-        yield run.info.run_id
-        mlflow.set_tracking_uri(None)
+    with mlflow_store.finished_run(tmp_path_factory.mktemp("mlflow"), "serving") as run_id:
+        yield run_id
 
 
 @pytest.fixture(autouse=True)
