@@ -60,7 +60,8 @@ async def request(client: httpx2.AsyncClient, model: str, question: str) -> tupl
 async def load(address: str, model: str, num_clients: int, per_client: int) -> dict[str, float]:
     """Measure a server with clients that send requests at the same time."""
     limits = httpx2.Limits(max_connections=num_clients)
-    async with httpx2.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
+    headers = {"Authorization": f"Bearer {servers.KEY}"}
+    async with httpx2.AsyncClient(base_url=address, timeout=600, limits=limits, headers=headers) as client:
 
         async def session(number: int) -> list[tuple[float, float, int]]:
             questions = [QUESTIONS[(number + i) % len(QUESTIONS)] for i in range(per_client)]
