@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.pop("ZENML_ACTIVE_STACK_ID", None)  # it would overwrite the active s
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background jobs like this
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if not hasattr(sys.modules["__main__"], "__file__"):  # a worker of pytest-xdist; ZenML needs the file of the program
+    sys.modules["__main__"].__file__ = str(Path(pytest.__file__).with_name("__main__.py"))
 
 from tests import tiny
 
